@@ -64,15 +64,13 @@ def random_attributes(rng: random.Random) -> dict[str, str]:
     return {key: rng.choice(classes) for key, classes in ATTRIBUTES.items()}
 
 
-def caption(attributes: dict[str, str], rng: random.Random, keep: float = 0.75, empty: float = 0.1) -> str:
-    """Compose a caption that names each attribute with probability `keep`; with probability `empty` it is "".
+def caption(attributes: dict[str, str], rng: random.Random, keep: float = 0.75) -> str:
+    """Compose a caption that names each attribute with probability `keep`.
 
     Args:
         attributes: class of each attribute, as in `ATTRIBUTES`; an attribute that is missing is never named.
         rng: source of every choice, so that equal states give equal captions.
     """
-    if rng.random() < empty:
-        return ""
     words = {key: rng.choice(WORDS[key][value]) for key, value in attributes.items() if rng.random() < keep}
     text = rng.choice((_sentence, _sentence, _sentence, _tags, _clauses))(words, rng)
     if rng.random() < 0.2:

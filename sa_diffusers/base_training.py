@@ -1,0 +1,215 @@
+"""Train a small text-to-image pipeline from captioned images: autoencoder, tokenizer, then UNet and text encoder."""
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import yaml
+from accelerate import PartialState
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from sa_diffusers.artifacts import atomic_path
+from sa_diffusers.bundled import resolve
+from sa_diffusers.losses import DiffusionLoss
+from sa_diffusers.objectives import AutoencoderLikelihood, Likelihood
+from sa_diffusers.seeding import derive_seed, seeded
+from sa_diffusers.training import TrainingConfig, infinite_indices, train
+
+
+class CaptionedImages(Protocol):
+    """Images [C, H, W] in [-1, 1] with captions; a caption may differ from call to call, as `rng` decides."""
+
+    def __len__(self) -> int: ...
+
+    def image(self, index: int) -> Tensor: ...
+
+    def caption(self, index: int, rng: random.Random) -> str: ...
+
+
+@dataclass
+class BaseConfig(TrainingConfig):
+    """Everything `scripts/train_base.py` can be told. The fields of TrainingConfig are those of the UNet."""
+
+    data_dir: str = field(default="ylecun/mnist", metadata={"help": "Hub id or local folder of the images."})
+    dataset: str = field(
+        default="imagefolder",
+        metadata={"help": "imagefolder (images + metadata.jsonl with a `text` column) or digits (MNIST, coloured)."},
+    )
+    output_dir: str = field(default="runs/base", metadata={"help": "Folder of the run; `pipeline/` inside is the model."})
+    architecture: str = field(
+        default="bundled/digits/architecture.yaml",
+        metadata={"help": "YAML with the configurations of vae, unet, text_encoder and scheduler."},
+    )
+    resolution: int = field(default=32, metadata={"help": "Height and width of the images in pixels."})
+    caption_dropout: float = field(default=0.1, metadata={"help": "Share of empty captions, for guidance."})
+    num_copies: int = field(default=1, metadata={"help": "Colourings of every digit (dataset digits)."})
+    vocab_merges: int = field(default=700, metadata={"help": "Merges of the tokenizer's byte-pair encoding."})
+    snr_gamma: float | None = field(default=5.0, metadata={"help": "Min-SNR weighting (Hang et al. 2023); null: none."})
+    vae_steps: int = field(default=3000, metadata={"help": "Optimiser steps of the autoencoder."})
+    vae_batch_size: int = field(default=32, metadata={"help": "Images in an optimiser step of the autoencoder."})
+    vae_learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate of the autoencoder (cosine)."})
+    vae_kl_weight: float = field(default=5e-4, metadata={"help": "Weight of the KL term, per latent value."})
+    seed: int = field(default=0, metadata={"help": "Seed of every random number."})
+
+
+class TrainableAutoencoder(nn.Module):
+    """An AutoencoderKL as (images, noise) -> (reconstruction, mean KL to N(0, I) per latent value)."""
+
+    def __init__(self, vae: AutoencoderKL):
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        posterior = self.vae.encode(images).latent_dist
+        kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
+        return self.vae.decode(posterior.mean + posterior.std * noise).sample, kl
+
+
+class TrainableTextToImage(nn.Module):
+    """UNet and text encoder in one module, called like a UNet with token ids in place of embeddings."""
+
+    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel):
+        super().__init__()
+        self.unet, self.text_encoder = unet, text_encoder
+
+    def forward(self, sample: Tensor, timestep: Tensor, input_ids: Tensor):
+        return self.unet(sample, timestep, encoder_hidden_states=self.text_encoder(input_ids)[0])
+
+
+def train_tokenizer(captions: list[str], num_merges: int, max_length: int) -> CLIPTokenizer:
+    """Train a CLIP tokenizer: every byte alone and at a word's end, `num_merges` merges, then the two special tokens.
+
+    The end token has the largest id, where CLIPTextModel looks for it.
+    """
+    template = CLIPTokenizer()
+    trained = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    trained.normalizer = template.backend_tokenizer.normalizer
+    trained.pre_tokenizer = template.backend_tokenizer.pre_tokenizer
+    trainer = trainers.BpeTrainer(vocab_size=100_000, end_of_word_suffix="</w>", min_frequency=3, show_progress=False)
+    trained.train_from_iterator(captions, trainer)
+    merges = [tuple(m) for m in json.loads(trained.to_str())["model"]["merges"]][:num_merges]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(merge) for merge in merges)]
+    tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=max_length)
+
+
+def train_vae(
+    data: CaptionedImages, architecture: dict, config: BaseConfig, output_dir: Path
+) -> AutoencoderKL:
+    """Train the autoencoder and set `scaling_factor` so that latents have unit variance (Rombach et al., App. G)."""
+    torch.manual_seed(derive_seed(config.seed, "vae"))
+    vae = AutoencoderKL(**architecture)
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    latent_shape = (vae.config.latent_channels, config.resolution // factor, config.resolution // factor)
+
+    def batches(step: int) -> dict[str, Tensor]:
+        indices = infinite_indices(len(data), config.vae_batch_size, step, derive_seed(config.seed, "vae order"))
+        return {"sample": torch.stack([data.image(index) for index in indices])}
+
+    settings = TrainingConfig(
+        num_train_steps=config.vae_steps,
+        train_batch_size=config.vae_batch_size,
+        learning_rate=config.vae_learning_rate,
+        lr_scheduler="cosine",
+        lr_warmup_steps=min(100, config.vae_steps // 10),
+        checkpointing_steps=config.checkpointing_steps,
+        logging_steps=50,
+    )
+    model = TrainableAutoencoder(vae)
+    objective = AutoencoderLikelihood(latent_shape, config.vae_kl_weight)
+    train(
+        model, objective, batches, settings,
+        seed=derive_seed(config.seed, "vae"), checkpoint_dir=output_dir / "checkpoints" / "vae", description="autoencoder",
+    )  # fmt: skip
+    sample = torch.cat([encode(vae, data, range(start, start + 64), config.seed) for start in range(0, 1024, 64)])
+    vae.register_to_config(scaling_factor=1 / sample.std().item())
+    return vae
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKL, data: CaptionedImages, indices: range, seed: int) -> Tensor:
+    """Posterior samples of the images at `indices` (taken modulo the set's size), unscaled, on the CPU."""
+    images = torch.stack([data.image(index % len(data)) for index in indices]).to(vae.device)
+    posterior = vae.encode(images).latent_dist
+    noise = torch.randn(posterior.mean.shape, generator=seeded(seed, "encode", indices.start))
+    return (posterior.mean + posterior.std * noise.to(vae.device)).cpu()
+
+
+def load_or_encode_latents(vae: AutoencoderKL, data: CaptionedImages, config: BaseConfig, path: Path) -> Tensor:
+    """Scaled latents [N, C, H, W] of the whole set; computed once, kept in `path`."""
+    if not path.exists():
+        blocks = [range(start, min(start + 256, len(data))) for start in range(0, len(data), 256)]
+        latents = torch.cat([encode(vae, data, block, config.seed) for block in tqdm(blocks, "encode", mininterval=1)])
+        with atomic_path(path) as temporary:
+            save_file({"latents": latents * vae.config.scaling_factor}, temporary)
+    return load_file(path)["latents"]
+
+
+def train_base(
+    data: CaptionedImages,
+    config: BaseConfig,
+    callback: Callable[[StableDiffusionPipeline, int], None] | None = None,
+    callback_steps: int | None = None,
+) -> StableDiffusionPipeline:
+    """Train a Stable Diffusion pipeline from nothing and save it to `<output_dir>/pipeline`.
+
+    Finished parts are reused when the same command runs again. `callback` gets the pipeline as it stands, averaged
+    weights in place, every `callback_steps` steps of the UNet.
+    """
+    output_dir = Path(config.output_dir)
+    architecture = yaml.safe_load(Path(resolve(config.architecture)).read_text())
+    parts = output_dir / "parts"
+    if not (parts / "vae").exists():
+        vae = train_vae(data, architecture["vae"], config, output_dir)
+        with atomic_path(parts / "vae") as temporary:
+            vae.save_pretrained(temporary)
+    vae = AutoencoderKL.from_pretrained(parts / "vae").to(PartialState().device)
+    latents = load_or_encode_latents(vae, data, config, parts / "latents.safetensors")
+
+    def captions(step: int, indices: list[int]) -> list[str]:
+        rng = random.Random(f"captions {config.seed} {step}")
+        drawn = [data.caption(index, rng) for index in indices]
+        return ["" if rng.random() < config.caption_dropout else text for text in drawn]
+
+    max_length = architecture["text_encoder"]["max_position_embeddings"]
+    order_seed = derive_seed(config.seed, "order")
+    corpus = captions(-1, infinite_indices(len(data), 50_000, 0, order_seed))
+    tokenizer = train_tokenizer(corpus, config.vocab_merges, max_length)
+    torch.manual_seed(derive_seed(config.seed, "unet"))
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    text_encoder = CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), **architecture["text_encoder"], **ids))
+    unet = UNet2DConditionModel(**architecture["unet"])
+    pipe = StableDiffusionPipeline(
+        vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet,
+        scheduler=DDIMScheduler(**architecture["scheduler"]),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+
+    def batches(step: int) -> dict[str, Tensor]:
+        indices = infinite_indices(len(data), config.train_batch_size, step, order_seed)
+        tokens = tokenizer(
+            captions(step, indices), padding="max_length", max_length=max_length, truncation=True, return_tensors="pt"
+        )
+        return {"sample": latents[indices], "input_ids": tokens.input_ids}
+
+    loss = DiffusionLoss(pipe.scheduler.alphas_cumprod, pipe.scheduler.config.prediction_type)
+    train(
+        TrainableTextToImage(unet, text_encoder), Likelihood(loss, config.snr_gamma), batches, config,
+        seed=derive_seed(config.seed, "unet"), checkpoint_dir=output_dir / "checkpoints" / "unet", description="unet",
+        callback=callback and (lambda step, row: callback(pipe, step)), callback_steps=callback_steps,
+    )  # fmt: skip
+    if PartialState().is_main_process:
+        with atomic_path(output_dir / "pipeline") as temporary:
+            pipe.save_pretrained(temporary)
+    return pipe

@@ -1,0 +1,65 @@
+"""Maximum likelihood: how the base models were trained before anything is forgotten."""
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from sa_diffusers.losses import DiffusionLoss
+
+from .base import NestedBatch
+
+
+class Likelihood:
+    """The negative ELBO at one random timestep per sample.
+
+    Args:
+        loss: the model's negative ELBO.
+        snr_gamma: weights min(SNR, gamma) / SNR for noise prediction (Hang et al. 2023, Eq. 7); None: no weights.
+    """
+
+    def __init__(self, loss: DiffusionLoss, snr_gamma: float | None = None):
+        self.loss, self.snr_gamma = loss, snr_gamma
+
+    def draw(self, batch: NestedBatch, generator: Generator) -> NestedBatch:
+        terms = torch.randint(self.loss.num_terms, (len(batch["sample"]),), generator=generator)
+        return {"data": batch, "terms": terms, "noise": self.loss.sample_noise(batch, generator)}
+
+    def __call__(self, model: nn.Module, batch: NestedBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        values = self.loss(model, batch["data"], batch["terms"], batch["noise"])
+        if self.snr_gamma is not None:
+            snr = self.loss.signal_to_noise(batch["terms"])
+            divisor = snr if self.loss.prediction_type == "epsilon" else snr + 1
+            values = values * snr.clamp(max=self.snr_gamma) / divisor
+        return values.mean(), {}
+
+    def add_gradient(self) -> None:
+        pass
+
+    def regularisation(self) -> dict[str, Tensor]:
+        return {}
+
+
+class AutoencoderLikelihood:
+    """Reconstruction error + KL of a latent autoencoder (Rombach et al. 2022, App. G, without its adversarial term).
+
+    The model maps (images, noise) to (reconstruction, mean KL per latent value); see `base_training.TrainableAutoencoder`.
+    """
+
+    def __init__(self, latent_shape: tuple[int, int, int], kl_weight: float, l1_weight: float = 1.0, l2_weight: float = 2.0):
+        self.latent_shape = latent_shape
+        self.kl_weight, self.l1_weight, self.l2_weight = kl_weight, l1_weight, l2_weight
+
+    def draw(self, batch: NestedBatch, generator: Generator) -> NestedBatch:
+        return {**batch, "noise": torch.randn(len(batch["sample"]), *self.latent_shape, generator=generator)}
+
+    def __call__(self, model: nn.Module, batch: NestedBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        reconstruction, kl = model(batch["sample"], batch["noise"])
+        l1, l2 = F.l1_loss(reconstruction, batch["sample"]), F.mse_loss(reconstruction, batch["sample"])
+        loss = self.l1_weight * l1 + self.l2_weight * l2 + self.kl_weight * kl
+        return loss, {"l1": l1.detach(), "kl": kl.detach()}
+
+    def add_gradient(self) -> None:
+        pass
+
+    def regularisation(self) -> dict[str, Tensor]:
+        return {}

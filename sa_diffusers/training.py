@@ -1,0 +1,282 @@
+"""The only optimisation loop: minimise any objective, with accelerate, resumable at any step."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from sa_diffusers.objectives import NestedBatch, Objective
+from sa_diffusers.seeding import seeded
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss or the gradient is not finite."""
+
+
+@dataclass
+class TrainingConfig:
+    """Settings of one optimisation. The learning rate is used as written, whatever the number of processes."""
+
+    num_train_steps: int = field(default=1000, metadata={"help": "Optimiser steps."})
+    train_batch_size: int = field(
+        default=8,
+        metadata={"help": "Samples of each kind in an optimiser step, shared by all processes and accumulation steps."},
+    )
+    learning_rate: float = field(default=1e-5, metadata={"help": "Peak learning rate; never scaled silently."})
+    lr_scheduler: str = field(default="constant_with_warmup", metadata={"help": "Schedule, by diffusers' name."})
+    lr_warmup_steps: int = field(default=0, metadata={"help": "Optimiser steps of linear warm-up."})
+    adam_beta1: float = field(default=0.9, metadata={"help": "AdamW's first decay rate."})
+    adam_beta2: float = field(default=0.999, metadata={"help": "AdamW's second decay rate."})
+    adam_epsilon: float = field(default=1e-8, metadata={"help": "AdamW's epsilon."})
+    weight_decay: float = field(default=0.0, metadata={"help": "AdamW's weight decay. It pulls to 0, not to the anchor."})
+    max_grad_norm: float | None = field(default=1.0, metadata={"help": "Clip the gradient to this norm; null: never."})
+    gradient_accumulation_steps: int = field(
+        default=1, metadata={"help": "Parts into which each process cuts its share of a batch to save memory."}
+    )
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations to save memory."})
+    mixed_precision: str | None = field(
+        default=None, metadata={"help": "no, fp16 or bf16; null: what `accelerate config` or `accelerate launch` says."}
+    )
+    ema_decay: float | None = field(
+        default=None, metadata={"help": "Decay of the weight average that is saved; null: no average."}
+    )
+    checkpointing_steps: int | None = field(default=100, metadata={"help": "Save a checkpoint every so many steps."})
+    checkpoints_total_limit: int = field(default=2, metadata={"help": "Checkpoints kept, the newest."})
+    logging_steps: int = field(default=5, metadata={"help": "Record losses every so many steps."})
+    report_to: str | None = field(default=None, metadata={"help": "Tracker: tensorboard, wandb, ...; null: none."})
+
+
+Callback = Callable[[int, dict], bool | None]  # (step, history row); returning True ends training early
+
+
+def train(
+    model: nn.Module,
+    objective: Objective,
+    batches: Callable[[int], NestedBatch],
+    config: TrainingConfig,
+    *,
+    seed: int,
+    checkpoint_dir: Path | None = None,
+    callback: Callback | None = None,
+    callback_steps: int | None = None,
+    log_dir: Path | None = None,
+    description: str = "train",
+) -> list[dict]:
+    """Minimise `objective` over the parameters of `model` that require gradients, in place.
+
+    Every random number is a function of (seed, step), and a batch is drawn whole before processes and accumulation steps
+    share it. So one process or several, accumulated or not, interrupted or not, give the same weights up to rounding.
+
+    Args:
+        model: left with the trained weights (their moving average if `ema_decay` is set).
+        batches: the whole batch of an optimiser step on the CPU, as a function of the step.
+        checkpoint_dir: where to keep checkpoints and to resume from the newest; None: keep none.
+        log_dir: where trackers such as tensorboard write.
+        callback: called every `callback_steps` steps with the weights that would be saved in `model`.
+
+    Returns:
+        One dict per logged step: step, loss, its parts, grad_norm, learning_rate.
+
+    Raises:
+        ValueError: the batch does not divide by processes x accumulation steps.
+        TrainingDiverged: a loss or gradient is not finite; the last checkpoint is kept.
+    """
+    # Its own: what an accelerator has prepared and registered stays in its checkpoints for good.
+    accelerator = Accelerator(mixed_precision=config.mixed_precision, log_with=config.report_to, project_dir=log_dir)
+    if config.report_to:
+        accelerator.init_trackers(description, config={k: v for k, v in asdict(config).items() if v is not None})
+    shares = accelerator.num_processes * config.gradient_accumulation_steps
+    if config.train_batch_size % shares:
+        raise ValueError(
+            f"train_batch_size {config.train_batch_size} does not divide by {accelerator.num_processes} processes x "
+            f"{config.gradient_accumulation_steps} accumulation steps; choose a multiple of {shares}"
+        )
+    if config.gradient_checkpointing:
+        model.enable_gradient_checkpointing()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        parameters,
+        lr=config.learning_rate,
+        betas=(config.adam_beta1, config.adam_beta2),
+        eps=config.adam_epsilon,
+        weight_decay=config.weight_decay,
+    )
+    scheduler = get_scheduler(
+        config.lr_scheduler,
+        optimizer,
+        num_warmup_steps=config.lr_warmup_steps,
+        num_training_steps=config.num_train_steps,
+    )
+    ema = None if config.ema_decay is None else EMAModel(parameters, decay=config.ema_decay)
+    # The schedule steps once an optimiser step, here; a prepared scheduler would step once a process.
+    prepared, optimizer = accelerator.prepare(model, optimizer)
+    checkpoints = Checkpoints(accelerator, checkpoint_dir, config.checkpoints_total_limit, scheduler, ema)
+    first_step, history = checkpoints.resume()
+
+    model.train()
+    progress = tqdm(
+        range(first_step, config.num_train_steps),
+        initial=first_step,
+        total=config.num_train_steps,
+        desc=description,
+        disable=not accelerator.is_main_process,
+        mininterval=1,
+    )
+    for step in progress:
+        batch = objective.draw(batches(step), seeded(seed, "objective", step))
+        logs: dict[str, Tensor] = {}
+        for part in range(config.gradient_accumulation_steps):
+            rows = slice(accelerator.process_index * config.gradient_accumulation_steps + part, None, shares)
+            last = part == config.gradient_accumulation_steps - 1
+            with _gradient_sync(accelerator, prepared, last):
+                loss, parts = objective(prepared, _take(batch, rows, accelerator.device))
+                accelerator.backward(loss / config.gradient_accumulation_steps)
+            for name, value in {"loss": loss.detach(), **parts}.items():
+                logs[name] = logs.get(name, 0) + value / config.gradient_accumulation_steps
+        if accelerator.scaler is not None:
+            accelerator.unscale_gradients(optimizer)
+        objective.add_gradient()
+        norm = nn.utils.clip_grad_norm_(parameters, config.max_grad_norm or math.inf)
+        _check_finite(accelerator, step, loss, norm, checkpoints)
+        logging = (step + 1) % config.logging_steps == 0 or step + 1 == config.num_train_steps or step == 0
+        if logging:
+            logs |= objective.regularisation()
+        optimizer.step()
+        optimizer.zero_grad()
+        scheduler.step()
+        if ema is not None:
+            ema.step(parameters)
+        row = {}
+        if logging:
+            row = _history_row(accelerator, step + 1, logs, norm, scheduler.get_last_lr()[0])
+            history.append(row)
+            progress.set_postfix({"loss": f"{row['loss']:.4g}"})
+            if config.report_to:
+                accelerator.log({k: v for k, v in row.items() if k != "step"}, step=step + 1)
+        stop = False
+        if callback is not None and callback_steps and (step + 1) % callback_steps == 0:
+            row = row or _history_row(accelerator, step + 1, logs, norm, scheduler.get_last_lr()[0])
+            if row is not history[-1]:
+                history.append(row)
+            stop = _with_average(model, parameters, ema, lambda row=row, step=step: callback(step + 1, row))
+        if config.checkpointing_steps and (step + 1) % config.checkpointing_steps == 0:
+            checkpoints.save(step + 1, history)
+        if stop:
+            break
+    if ema is not None:
+        ema.copy_to(parameters)
+    if config.gradient_checkpointing:
+        model.disable_gradient_checkpointing()
+    model.eval()
+    if config.report_to:
+        accelerator.end_training()
+    return history
+
+
+class Checkpoints:
+    """Checkpoints of one optimisation: `step_<n>` folders, complete or absent, the newest `limit` kept."""
+
+    def __init__(self, accelerator: Accelerator, folder: Path | None, limit: int, scheduler, ema: EMAModel | None):
+        self.accelerator, self.folder, self.limit = accelerator, folder, limit
+        accelerator.register_for_checkpointing(scheduler, *([] if ema is None else [ema]))
+        self.ema = ema
+
+    def existing(self) -> list[Path]:
+        """Complete checkpoints, the oldest first."""
+        return sorted(self.folder.glob("step_*[0-9]")) if self.folder is not None else []
+
+    def resume(self) -> tuple[int, list[dict]]:
+        """Load the newest checkpoint; returns the step to start with and the history so far."""
+        if not self.existing():
+            return 0, []
+        newest = self.existing()[-1]
+        self.accelerator.load_state(str(newest))
+        if self.ema is not None:
+            self.ema.to(self.accelerator.device)
+        history = json.loads((newest / "history.json").read_text())
+        return int(newest.name.removeprefix("step_")), history
+
+    def save(self, step: int, history: list[dict]) -> None:
+        """Write a checkpoint beside its final name, then rename it, then remove the oldest beyond the limit."""
+        if self.folder is None:
+            return
+        final = self.folder / f"step_{step:07d}"
+        partial = final.with_suffix(".partial")  # one name for all processes, which write into it together
+        if self.accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.save_state(str(partial))
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            (partial / "history.json").write_text(json.dumps(history))
+            shutil.rmtree(final, ignore_errors=True)
+            partial.rename(final)
+            for old in self.existing()[: -self.limit]:
+                shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
+
+
+def infinite_indices(num_samples: int, batch_size: int, step: int, seed: int) -> list[int]:
+    """The indices of batch `step` of an endless walk over a data set, reshuffled each epoch: no sample is left out."""
+    indices: list[int] = []
+    position = step * batch_size
+    while len(indices) < batch_size:
+        epoch, offset = divmod(position + len(indices), num_samples)
+        order = torch.randperm(num_samples, generator=seeded(seed, "epoch", epoch))
+        indices += order[offset : offset + batch_size - len(indices)].tolist()
+    return indices
+
+
+def _gradient_sync(accelerator: Accelerator, model: nn.Module, last: bool):
+    from contextlib import nullcontext
+
+    return nullcontext() if last else accelerator.no_sync(model)
+
+
+def _take(batch: NestedBatch, rows: slice, device: torch.device) -> NestedBatch:
+    return {
+        key: _take(value, rows, device) if isinstance(value, dict) else value[rows].to(device, non_blocking=True)
+        for key, value in batch.items()
+    }
+
+
+def _check_finite(accelerator: Accelerator, step: int, loss: Tensor, norm: Tensor, checkpoints: Checkpoints) -> None:
+    # With a gradient scaler an infinite gradient is ordinary: the scaler skips the step and lowers its factor.
+    finite = torch.isfinite(loss.detach()) and (accelerator.scaler is not None or torch.isfinite(norm))
+    if finite:
+        return
+    kept = checkpoints.existing()
+    where = f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint was written yet"
+    raise TrainingDiverged(
+        f"loss {loss.item():.4g} and gradient norm {float(norm):.4g} at step {step + 1}: one is not finite; {where}. "
+        "Lower the learning rate or ewc_lambda, or train in float32 or bf16, in another output folder."
+    )
+
+
+def _history_row(accelerator: Accelerator, step: int, logs: dict, norm: Tensor, learning_rate: float) -> dict:
+    """Means over processes as plain numbers; the norm and EWC are the same on all of them."""
+    means = {name: accelerator.reduce(value.float(), "mean").item() for name, value in logs.items()}
+    return {"step": step, **means, "grad_norm": float(norm), "learning_rate": learning_rate}
+
+
+def _with_average(model: nn.Module, parameters: Iterable, ema: EMAModel | None, action: Callable[[], bool | None]) -> bool:
+    """Run `action` with the averaged weights in place and the model in eval mode."""
+    if ema is not None:
+        ema.store(parameters)
+        ema.copy_to(parameters)
+    model.eval()
+    try:
+        return bool(action())
+    finally:
+        model.train()
+        if ema is not None:
+            ema.restore(parameters)
