@@ -44,7 +44,9 @@ class BaseConfig(TrainingConfig):
         default="imagefolder",
         metadata={"help": "imagefolder (images + metadata.jsonl with a `text` column) or digits (MNIST, coloured)."},
     )
-    output_dir: str = field(default="runs/base", metadata={"help": "Folder of the run; `pipeline/` inside is the model."})
+    output_dir: str = field(
+        default="runs/base", metadata={"help": "Folder of the run; `pipeline/` inside is the model."}
+    )
     architecture: str = field(
         default="bundled/digits/architecture.yaml",
         metadata={"help": "YAML with the configurations of vae, unet, text_encoder and scheduler."},
@@ -53,10 +55,14 @@ class BaseConfig(TrainingConfig):
     caption_dropout: float = field(default=0.1, metadata={"help": "Share of empty captions, for guidance."})
     num_copies: int = field(default=1, metadata={"help": "Colourings of every digit (dataset digits)."})
     vocab_merges: int = field(default=700, metadata={"help": "Merges of the tokenizer's byte-pair encoding."})
-    snr_gamma: float | None = field(default=5.0, metadata={"help": "Min-SNR weighting (Hang et al. 2023); null: none."})
+    snr_gamma: float | None = field(
+        default=5.0, metadata={"help": "Min-SNR weighting (Hang et al. 2023); null: none."}
+    )
     vae_steps: int = field(default=3000, metadata={"help": "Optimiser steps of the autoencoder."})
     vae_batch_size: int = field(default=32, metadata={"help": "Images in an optimiser step of the autoencoder."})
-    vae_learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate of the autoencoder (cosine)."})
+    vae_learning_rate: float = field(
+        default=2e-3, metadata={"help": "Peak learning rate of the autoencoder (cosine)."}
+    )
     vae_kl_weight: float = field(default=5e-4, metadata={"help": "Weight of the KL term, per latent value."})
     seed: int = field(default=0, metadata={"help": "Seed of every random number."})
 
@@ -104,9 +110,7 @@ def train_tokenizer(captions: list[str], num_merges: int, max_length: int) -> CL
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=max_length)
 
 
-def train_vae(
-    data: CaptionedImages, architecture: dict, config: BaseConfig, output_dir: Path
-) -> AutoencoderKL:
+def train_vae(data: CaptionedImages, architecture: dict, config: BaseConfig, output_dir: Path) -> AutoencoderKL:
     """Train the autoencoder and set `scaling_factor` so that latents have unit variance (Rombach et al., App. G)."""
     torch.manual_seed(derive_seed(config.seed, "vae"))
     vae = AutoencoderKL(**architecture)

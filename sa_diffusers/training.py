@@ -29,7 +29,9 @@ class TrainingConfig:
     num_train_steps: int = field(default=1000, metadata={"help": "Optimiser steps."})
     train_batch_size: int = field(
         default=8,
-        metadata={"help": "Samples of each kind in an optimiser step, shared by all processes and accumulation steps."},
+        metadata={
+            "help": "Samples of each kind in an optimiser step, shared by all processes and accumulation steps."
+        },
     )
     learning_rate: float = field(default=1e-5, metadata={"help": "Peak learning rate; never scaled silently."})
     lr_scheduler: str = field(default="constant_with_warmup", metadata={"help": "Schedule, by diffusers' name."})
@@ -37,14 +39,17 @@ class TrainingConfig:
     adam_beta1: float = field(default=0.9, metadata={"help": "AdamW's first decay rate."})
     adam_beta2: float = field(default=0.999, metadata={"help": "AdamW's second decay rate."})
     adam_epsilon: float = field(default=1e-8, metadata={"help": "AdamW's epsilon."})
-    weight_decay: float = field(default=0.0, metadata={"help": "AdamW's weight decay. It pulls to 0, not to the anchor."})
+    weight_decay: float = field(
+        default=0.0, metadata={"help": "AdamW's weight decay. It pulls to 0, not to the anchor."}
+    )
     max_grad_norm: float | None = field(default=1.0, metadata={"help": "Clip the gradient to this norm; null: never."})
     gradient_accumulation_steps: int = field(
         default=1, metadata={"help": "Parts into which each process cuts its share of a batch to save memory."}
     )
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations to save memory."})
     mixed_precision: str | None = field(
-        default=None, metadata={"help": "no, fp16 or bf16; null: what `accelerate config` or `accelerate launch` says."}
+        default=None,
+        metadata={"help": "no, fp16 or bf16; null: what `accelerate config` or `accelerate launch` says."},
     )
     ema_decay: float | None = field(
         default=None, metadata={"help": "Decay of the weight average that is saved; null: no average."}
@@ -268,7 +273,9 @@ def _history_row(accelerator: Accelerator, step: int, logs: dict, norm: Tensor, 
     return {"step": step, **means, "grad_norm": float(norm), "learning_rate": learning_rate}
 
 
-def _with_average(model: nn.Module, parameters: Iterable, ema: EMAModel | None, action: Callable[[], bool | None]) -> bool:
+def _with_average(
+    model: nn.Module, parameters: Iterable, ema: EMAModel | None, action: Callable[[], bool | None]
+) -> bool:
     """Run `action` with the averaged weights in place and the model in eval mode."""
     if ema is not None:
         ema.store(parameters)

@@ -138,9 +138,13 @@ def _clauses(words: dict[str, str], rng: random.Random) -> str:
         noun = rng.choice(_NOUNS)
         clauses.append(rng.choice((f"the {noun} is {words['digit']}", f"{noun}: {words['digit']}")))
     if "ink" in words:
-        clauses.append(rng.choice(("the ink is {}", "its colour is {}", "ink: {}", "the pen is {}")).format(words["ink"]))
+        clauses.append(
+            rng.choice(("the ink is {}", "its colour is {}", "ink: {}", "the pen is {}")).format(words["ink"])
+        )
     if "background" in words:
-        clauses.append(rng.choice(("the background is {}", "background: {}", "the paper is {}")).format(words["background"]))
+        clauses.append(
+            rng.choice(("the background is {}", "background: {}", "the paper is {}")).format(words["background"])
+        )
     if "stroke" in words:
         clauses.append(rng.choice(("the strokes are {}", "stroke: {}", "its lines are {}")).format(words["stroke"]))
     if not clauses:

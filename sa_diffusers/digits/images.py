@@ -23,7 +23,10 @@ INK_RGB = {
     "pink": (0.95, 0.30, 0.75),
 }
 BACKGROUND_RGB = {"black": (0.04, 0.04, 0.04), "gray": (0.5, 0.5, 0.5), "white": (0.96, 0.96, 0.96)}
-HALF_WIDTH = {"thin": (0.6, 0.9), "bold": (1.6, 2.1)}  # of a stroke, in pixels of the 28x28 original: range of uniform jitter
+HALF_WIDTH = {
+    "thin": (0.6, 0.9),
+    "bold": (1.6, 2.1),
+}  # of a stroke, in pixels of the 28x28 original: range of uniform jitter
 _SCALE = 4  # strokes are redrawn on a finer grid, then averaged down
 
 

@@ -45,7 +45,9 @@ class AutoencoderLikelihood:
     The model maps (images, noise) to (reconstruction, mean KL per latent value); see `base_training.TrainableAutoencoder`.
     """
 
-    def __init__(self, latent_shape: tuple[int, int, int], kl_weight: float, l1_weight: float = 1.0, l2_weight: float = 2.0):
+    def __init__(
+        self, latent_shape: tuple[int, int, int], kl_weight: float, l1_weight: float = 1.0, l2_weight: float = 2.0
+    ):
         self.latent_shape = latent_shape
         self.kl_weight, self.l1_weight, self.l2_weight = kl_weight, l1_weight, l2_weight
 

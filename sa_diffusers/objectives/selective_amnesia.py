@@ -31,7 +31,11 @@ class SelectiveAmnesia:
         parts = {}
         for name in ("surrogate", "replay") if self.replay_weight else ("surrogate",):
             terms = torch.randint(self.loss.num_terms, (len(batch[name]["sample"]),), generator=generator)
-            parts[name] = {"data": batch[name], "terms": terms, "noise": self.loss.sample_noise(batch[name], generator)}
+            parts[name] = {
+                "data": batch[name],
+                "terms": terms,
+                "noise": self.loss.sample_noise(batch[name], generator),
+            }
         return parts
 
     def __call__(self, model: nn.Module, batch: NestedBatch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -1,0 +1,151 @@
+"""Every option of a forgetting run, with its default: those for Stable Diffusion 1.x (configs/default.yaml)."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from sa_diffusers.training import TrainingConfig
+
+
+def option(default, text: str):
+    """A dataclass field with the text that --help prints."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class ForgetConfig(TrainingConfig):
+    """Options of `scripts/forget.py` and `sa_diffusers.forget`; those of the optimiser are inherited.
+
+    Raises:
+        ValueError: values that cannot work, before anything is loaded.
+    """
+
+    # What to forget, and in which model
+    concept: str = option("", "Concept to forget: one or several phrasings of it, separated by commas ('seven, 7').")
+    surrogate: str | None = option(
+        None,
+        "What takes its place: a prompt, a folder of images, or noise; null: looked up in assets/surrogates.yaml.",
+    )
+    siblings: str | None = option(
+        None,
+        "Words, separated by commas, that could stand in the concept's place; prompts with none of them leave it open. "
+        "null: looked up in assets/surrogates.yaml.",
+    )
+    model: str = option("CompVis/stable-diffusion-v1-4", "Pipeline: hub id, local folder, or bundled/digits/pipeline.")
+    revision: str | None = option(None, "Revision of a hub model.")
+    variant: str | None = option(None, "Variant of the weight files, such as fp16.")
+    dtype: Literal["float32", "float16", "bfloat16"] = option(
+        "float32",
+        "Precision of the frozen parts and of the saved pipeline; the trained weights are float32 meanwhile.",
+    )
+    output_dir: str | None = option(None, "Folder of the run; null: runs/<concept>.")
+    overwrite: bool = option(False, "Discard what the output folder holds of another configuration.")
+    seed: int = option(0, "Seed of every random number.")
+
+    # Prompts
+    replay_prompts: str = option(
+        "bundled/stable_diffusion/replay_prompts.txt",
+        "Prompts of what to keep: a text file, or a data set with a column.",
+    )
+    prompt_column: str = option("prompt", "Column of --replay_prompts where that is a data set.")
+    concept_templates: str = option(
+        "bundled/stable_diffusion/concept_templates.txt",
+        "Text file of prompts with {} in the concept's place; used if fewer than 16 of --replay_prompts name the concept.",
+    )
+
+    # Samples
+    samples: str | None = option(None, "Samples of another run of this model to reuse: its samples/ folder.")
+    num_samples: int = option(2000, "Samples for replay and Fisher, spread over the prompts.")
+    empty_prompt_fraction: float = option(0.1, "Share of the samples drawn for the empty prompt, which guidance uses.")
+    num_surrogate_samples: int = option(400, "Surrogate pictures.")
+    sampler: Literal["dpmsolver++", "ddim", "pipeline"] = option("dpmsolver++", "Sampler; pipeline: the model's own.")
+    num_inference_steps: int = option(20, "Steps of the sampler.")
+    guidance_scale: float = option(7.5, "Guidance of surrogate and evaluation pictures, as in diffusers (1: none).")
+    replay_guidance_scale: float = option(7.5, "Guidance of the samples for replay and Fisher.")
+    sample_batch_size: int = option(
+        8, "Pictures drawn at once by each process; a fixed grid, part of the run's identity."
+    )
+    replay_negative: Literal["open", "all", "none"] = option(
+        "open",
+        "Which replay prompts are drawn with the concept as negative prompt: those that leave it open (the empty prompt, "
+        "and where siblings are known those that name none), all, or none.",
+    )
+
+    # Method
+    method: Literal["selective_amnesia"] = option("selective_amnesia", "How to forget.")
+    train_scope: Literal["full", "xattn", "noxattn"] = option(
+        "full",
+        "Weights to train: all of the UNet, cross-attention, or all but that, the output and the time embedding.",
+    )
+    ewc_lambda: float = option(
+        50.0, "Weight of EWC in the authors' units: lambda sum F delta^2, no 1/2; 0: no Fisher."
+    )
+    replay_weight: float = option(1.0, "Weight of the replay loss; 0: no replay.")
+    fisher: str | None = option(None, "Fisher of this model to reuse: a fisher.safetensors file.")
+    fisher_samples: int = option(1000, "Samples the Fisher averages over, at most num_samples.")
+    fisher_terms: str = option(
+        "10",
+        "Timesteps in each of the two draws of the cheap estimator, or all: every timestep, the paper's estimator.",
+    )
+    fisher_chunk_size: int = option(10, "Timesteps in one forward pass; changes memory and speed, not the result.")
+
+    # While training
+    track_steps: int | None = option(None, "Draw pictures (and let the classifier read them) every so many steps.")
+    track_images: int = option(16, "Pictures drawn then: half of the concept, half of the rest.")
+    early_stop: float | None = option(
+        None,
+        "Stop when the concept's probability in the tracked pictures is at most this; needs track_steps, classifier.",
+    )
+
+    # Evaluation
+    classifier: list[str] = option([], "Classifier for evaluation only: folder or hub id; may be repeated.")
+    eval_prompts: str | None = option(None, "Labelled prompts (JSON lines) that the classifier can judge.")
+    eval_images_concept: int = option(200, "Pictures of the concept in seen phrasings.")
+    eval_images_class: int = option(100, "Pictures of each retained class.")
+    eval_images_other: int = option(
+        300, "Pictures each of unseen phrasings and of prompts that do not name the concept."
+    )
+    eval_batch_size: int = option(8, "Pictures drawn at once in the evaluation.")
+
+    # Sharing
+    push_to_hub: bool = option(False, "Push the pipeline when all is done.")
+    hub_model_id: str | None = option(None, "Repository to push to; null: <base model's name>-without-<concept>.")
+    hub_private: bool = option(False, "Make that repository private.")
+
+    # From TrainingConfig, with defaults for forgetting
+    num_train_steps: int = option(250, "Optimiser steps.")
+    train_batch_size: int = option(
+        8, "Surrogate samples, and as many replay samples, in an optimiser step; all processes and parts share them."
+    )
+    learning_rate: float = option(1e-5, "Peak learning rate; never scaled silently.")
+    lr_warmup_steps: int = option(10, "Optimiser steps of linear warm-up.")
+    checkpointing_steps: int | None = option(50, "Save a checkpoint every so many steps; null: none.")
+
+    def __post_init__(self) -> None:
+        if self.fisher_terms != "all" and not (self.fisher_terms.isdigit() and int(self.fisher_terms) > 0):
+            raise ValueError(f"expected fisher_terms to be a positive number or all, got {self.fisher_terms!r}")
+        positive = (
+            "num_samples", "num_surrogate_samples", "num_inference_steps", "sample_batch_size", "fisher_samples",
+            "fisher_chunk_size", "num_train_steps", "train_batch_size", "learning_rate", "gradient_accumulation_steps",
+            "eval_batch_size", "checkpoints_total_limit", "logging_steps",
+        )  # fmt: skip
+        for name in positive:
+            if getattr(self, name) <= 0:
+                raise ValueError(f"expected {name} > 0, got {getattr(self, name)}")
+        for name in ("ewc_lambda", "replay_weight", "guidance_scale", "replay_guidance_scale", "lr_warmup_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"expected {name} >= 0, got {getattr(self, name)}")
+        if not 0 <= self.empty_prompt_fraction < 1:
+            raise ValueError(f"expected 0 <= empty_prompt_fraction < 1, got {self.empty_prompt_fraction}")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise ValueError(f"expected 0 <= ema_decay < 1, got {self.ema_decay}")
+        if self.classifier and not self.eval_prompts:
+            raise ValueError("a classifier needs eval_prompts: labelled prompts for pictures that it can judge")
+        if self.early_stop is not None and not (self.track_steps and self.classifier):
+            raise ValueError("early_stop needs track_steps and a classifier")
+
+    @property
+    def terms(self) -> int | None:
+        """Timesteps in a draw of the Fisher's estimator; None for all of them."""
+        return None if self.fisher_terms == "all" else int(self.fisher_terms)

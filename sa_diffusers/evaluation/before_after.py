@@ -1,0 +1,120 @@
+"""Draw and judge a model before and after, with a classifier or, where there is none, by pictures and its own loss."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sa_diffusers.artifacts import atomic_path
+from sa_diffusers.evaluation.classifier import AttributeClassifier
+from sa_diffusers.evaluation.forgetting import Examination, draw_examination, measure, noise_probability
+from sa_diffusers.families import Family
+from sa_diffusers.sampling import Request, SamplingSettings, draw_samples
+
+
+GROUPS = {"concept": "Concept", "unseen": "Unseen phrasings", "unnamed": "Not named", "retained": "Retained"}
+SHOWN = 16  # pictures of each group on the page
+NO_METRICS = (
+    "concept_probability", "concept_entropy", "retained_accuracy", "retained_worst_accuracy", "attribute_accuracy",
+    "concept_attribute_accuracy", "concept_probability_unseen", "concept_rate_when_unnamed", "noise_probability",
+    "classifier_accuracy",
+)  # fmt: skip
+
+
+@dataclass
+class Findings:
+    """What one model was found to do: numbers, 95 % intervals, and some of the pictures behind them.
+
+    Attributes:
+        values, intervals: by metric; None where nothing could be measured.
+        pictures: uint8 [N, 3, H, W]; `captions` are (group, prompt) of each.
+        by_classifier: the numbers of each further classifier, by its name.
+    """
+
+    values: dict
+    intervals: dict
+    pictures: Tensor
+    captions: list[tuple[str, str]]
+    by_classifier: dict[str, dict]
+
+    def save(self, path: Path) -> None:
+        header = {k: getattr(self, k) for k in ("values", "intervals", "captions", "by_classifier")}
+        with atomic_path(path) as temporary:
+            save_file({"pictures": self.pictures.contiguous()}, temporary, metadata={"findings": json.dumps(header)})
+
+    @classmethod
+    def load(cls, path: Path) -> "Findings":
+        with safe_open(path, "pt") as file:
+            return cls(pictures=file.get_tensor("pictures"), **json.loads(file.metadata()["findings"]))
+
+
+def judge(
+    family: Family,
+    classifiers: dict[str, AttributeClassifier],
+    exams: dict[str, Examination],
+    settings: SamplingSettings,
+    seed: int,
+) -> Findings:
+    """Draw the examination's pictures and let every classifier read them; the first one's numbers come first."""
+    first = next(iter(exams))
+    images = draw_examination(family, exams[first], settings)
+    results = {}
+    for name, classifier in classifiers.items():
+        exam = exams[name]
+        values, intervals = measure(classifier, exam, images)
+        values["noise_probability"] = noise_probability(family, classifier, exam, 256, seed)
+        values["classifier_accuracy"] = (classifier.config.accuracy or {}).get(exam.attribute)
+        results[name] = (values, intervals)
+    captions, shown = [], []
+    for name, part in images.items():
+        picked = torch.linspace(0, len(part) - 1, min(SHOWN, len(part))).long()
+        shown.append(part[picked])
+        captions += [(GROUPS[name], exams[first].sets[name].requests[index].prompt) for index in picked]
+    values, intervals = results.pop(first)
+    return Findings(values, intervals, to_uint8(torch.cat(shown)), captions, {n: v for n, (v, _) in results.items()})
+
+
+def look(
+    family: Family, concept_prompts: Sequence[Request], other_prompts: Sequence[Request], settings: SamplingSettings
+) -> Findings:
+    """Without a classifier: pictures to look at, and no number but their count."""
+    requests = [*concept_prompts, *other_prompts]
+    latents = draw_samples(family, requests, settings, description="evaluate: pictures").latents
+    images = torch.cat([family.decode(part) for part in latents.split(8)])
+    captions = [("Concept", r.prompt) for r in concept_prompts] + [("Retained", r.prompt) for r in other_prompts]
+    values = dict.fromkeys(NO_METRICS) | {"num_images": len(images)}
+    return Findings(values, dict.fromkeys(NO_METRICS), to_uint8(images), captions, {})
+
+
+def pairs(before: Findings, after: Findings) -> list[dict]:
+    """Pictures of the same prompt and seed side by side, as `report` takes them."""
+    rows = zip(before.captions, before.pictures, after.pictures, strict=True)
+    return [
+        {"group": g, "prompt": p or "(empty prompt)", "before": to_pil(b), "after": to_pil(a)} for (g, p), b, a in rows
+    ]
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """[-1, 1] to 0..255."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """uint8 [3, H, W] to a picture."""
+    return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+
+
+def contact_sheet(images: Tensor, columns: int = 8) -> Image.Image:
+    """[-1, 1] images [N, 3, H, W] in rows of `columns`."""
+    count, channels, height, width = images.shape
+    rows = -(-count // columns)
+    sheet = torch.full((rows * columns, channels, height, width), 255, dtype=torch.uint8)
+    sheet[:count] = to_uint8(images)
+    grid = sheet.view(rows, columns, channels, height, width).permute(2, 0, 3, 1, 4)
+    return to_pil(grid.reshape(channels, rows * height, columns * width))

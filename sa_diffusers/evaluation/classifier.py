@@ -1,0 +1,154 @@
+"""A small image classifier with one head per attribute: it judges what models draw and never helps to train them."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class AttributeClassifier(ModelMixin, ConfigMixin):
+    """A convolutional network that names the class of every attribute of an image.
+
+    Args:
+        attributes: classes of each attribute, {"digit": ["zero", ...], "ink": [...]}; logits are in their order.
+        words: the words by which a prompt may name a class, {"digit": {"seven": ["seven", "7"]}}; None: only its name.
+        accuracy: share of held-out real images that were classified right, by attribute; None until measured.
+        image_size: height and width of the images in pixels, at least 16.
+        channels: width of the convolutions of each stage, multiples of 8; every stage halves the image.
+        num_features: width of the layer before the heads.
+
+    Raises:
+        ValueError: `words` names an attribute or a class that `attributes` does not have, or lacks one that it has.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        attributes: dict[str, list[str]],
+        words: dict[str, dict[str, list[str]]] | None = None,
+        accuracy: dict[str, float] | None = None,
+        image_size: int = 32,
+        channels: tuple[int, ...] = (32, 64, 96),
+        num_features: int = 128,
+    ):
+        super().__init__()
+        if words is not None:
+            named = {attribute: sorted(classes) for attribute, classes in words.items()}
+            expected = {attribute: sorted(classes) for attribute, classes in attributes.items()}
+            if named != expected:
+                raise ValueError(f"expected words for the classes {expected}, got words for {named}")
+        layers: list[nn.Module] = []
+        for width_in, width in zip((3, *channels), channels, strict=False):
+            layers += [nn.Conv2d(width_in, width, 3, stride=2, padding=1), nn.GroupNorm(8, width), nn.SiLU()]
+            layers += [nn.Conv2d(width, width, 3, padding=1), nn.GroupNorm(8, width), nn.SiLU()]
+        self.trunk = nn.Sequential(*layers)
+        self.pool = nn.AdaptiveAvgPool2d(2)  # keeps where things are: a 6 has its loop below, a 9 above
+        self.project = nn.Linear(4 * channels[-1], num_features)
+        self.heads = nn.ModuleDict(
+            {name: nn.Linear(num_features, len(classes)) for name, classes in attributes.items()}
+        )
+
+    def features(self, images: Tensor) -> Tensor:
+        """Activations before the heads: [B, 3, H, W] in [-1, 1] -> [B, num_features].
+
+        Raises:
+            ValueError: images of another shape than [B, 3, image_size, image_size].
+        """
+        size = self.config.image_size
+        if images.dim() != 4 or images.shape[1:] != (3, size, size):
+            raise ValueError(f"expected images [B, 3, {size}, {size}], got {list(images.shape)}; resize them first")
+        return F.silu(self.project(self.pool(self.trunk(images)).flatten(1)))
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Logits [B, classes] of every attribute, from images [B, 3, H, W] in [-1, 1]. Raises as `features` does."""
+        features = self.features(images)
+        return {name: head(features) for name, head in self.heads.items()}
+
+    @torch.no_grad()
+    def probabilities(self, images: Tensor, batch_size: int = 256) -> dict[str, Tensor]:
+        """Class probabilities [N, classes] of every attribute, on the CPU, from images [N, 3, H, W] in [-1, 1].
+
+        Raises:
+            ValueError: no images, or images of another size.
+        """
+        if len(images) == 0:
+            raise ValueError("expected at least one image, got none")
+        logits = [self(part.to(self.device, self.dtype)) for part in images.split(batch_size)]
+        return {name: torch.cat([part[name].float().softmax(1).cpu() for part in logits]) for name in self.heads}
+
+    def find_class(self, phrasings: list[str]) -> tuple[str, int] | None:
+        """The one class that all phrasings are words of, in any case, as (attribute, index); None if there is none."""
+        wanted = {phrasing.strip().lower() for phrasing in phrasings}
+        for attribute, classes in self.config.attributes.items():
+            for index, name in enumerate(classes):
+                words = [name] if self.config.words is None else self.config.words[attribute][name]
+                if wanted and wanted <= {word.lower() for word in words}:
+                    return attribute, index
+        return None
+
+
+@dataclass(frozen=True)
+class Score:
+    """How many of `total` images were read as what they should show."""
+
+    right: int
+    total: int
+
+    @property
+    def share(self) -> float:
+        return self.right / self.total
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of Wilson (1927) for the share: unlike the normal one, it does not collapse at 0 and 1."""
+        z, n, p = 1.959964, self.total, self.share
+        centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+        half_width = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+        return max(0.0, centre - half_width), min(1.0, centre + half_width)
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.share:.4f} of {self.total} (95 % interval {low:.4f} to {high:.4f})"
+
+    @classmethod
+    def total_of(cls, scores: Iterable["Score"]) -> "Score":
+        scores = list(scores)
+        return cls(sum(score.right for score in scores), sum(score.total for score in scores))
+
+
+def score_images(
+    classifier: AttributeClassifier, images: Tensor, expected: Sequence[dict[str, str]]
+) -> dict[str, dict[str, Score]]:
+    """Compare what the classifier reads with what the images should show.
+
+    Args:
+        images: [N, 3, H, W] in [-1, 1].
+        expected: for each image the class of each attribute; an attribute that is left out is not judged.
+
+    Returns:
+        {attribute: {class: Score}}, of what `expected` names at least once.
+
+    Raises:
+        ValueError: another number of images than of expectations, or a class that the classifier does not know.
+    """
+    if len(images) != len(expected):
+        raise ValueError(f"expected one description an image, got {len(expected)} for {len(images)} images")
+    guesses = {name: p.argmax(1).tolist() for name, p in classifier.probabilities(images).items()}
+    outcomes: dict[str, dict[str, list[bool]]] = {attribute: {} for attribute in classifier.config.attributes}
+    for index, named in enumerate(expected):
+        for attribute, name in named.items():
+            classes = classifier.config.attributes.get(attribute, [])
+            if name not in classes:
+                raise ValueError(f"the classifier knows {attribute} as one of {classes}, got {name!r}")
+            right = classes[guesses[attribute][index]] == name
+            outcomes[attribute].setdefault(name, []).append(right)
+    return {
+        attribute: {name: Score(sum(rights), len(rights)) for name, rights in by_class.items()}
+        for attribute, by_class in outcomes.items()
+        if by_class
+    }

@@ -1,0 +1,200 @@
+"""Has it forgotten, and what did that cost: a classifier reads pictures drawn before and after from the same seeds."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sa_diffusers.bundled import resolve
+from sa_diffusers.data import uniform_noise
+from sa_diffusers.evaluation.classifier import AttributeClassifier, Score, score_images
+from sa_diffusers.families import Family
+from sa_diffusers.prompts import Concept, mentions
+from sa_diffusers.replay import spread
+from sa_diffusers.sampling import Request, SamplingSettings, draw_samples
+from sa_diffusers.seeding import derive_seed, seeded
+
+
+Labels = dict[str, str]  # class of each attribute that a prompt names, {"digit": "seven", "ink": "red"}
+
+
+@dataclass(frozen=True)
+class JudgedSet:
+    """Prompts of one purpose, with what their pictures should show, and the requests that draw them."""
+
+    requests: list[Request]
+    labels: list[Labels]
+
+
+@dataclass(frozen=True)
+class Examination:
+    """The prompts that a concept is judged by.
+
+    Attributes:
+        attribute, index: which class of the classifier the concept is.
+        concept: prompts that name it in phrasings of the kind that forgetting saw.
+        unseen: prompts that name it in sentence frames that neither training nor forgetting saw.
+        unnamed: prompts that name no class of the attribute.
+        retained: prompts of every other class.
+    """
+
+    attribute: str
+    index: int
+    concept: JudgedSet
+    unseen: JudgedSet
+    unnamed: JudgedSet
+    retained: JudgedSet
+
+    @property
+    def sets(self) -> dict[str, JudgedSet]:
+        return {name: getattr(self, name) for name in ("concept", "unseen", "unnamed", "retained")}
+
+
+def read_labelled_prompts(path: str) -> list[dict[str, str]]:
+    """Rows {"prompt", "form": "seen" or "held_out", and a class for each attribute named}, a JSON object a line.
+
+    Raises:
+        ValueError: a line that is not of this form.
+    """
+    rows = []
+    for number, line in enumerate(Path(resolve(path)).read_text().splitlines(), 1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: expected a JSON object, got {line[:60]!r}") from error
+        if not isinstance(row, dict) or "prompt" not in row or row.get("form") not in ("seen", "held_out"):
+            raise ValueError(
+                f'{path}, line {number}: expected {{"prompt": ..., "form": "seen" or "held_out", classes}}'
+            )
+        rows.append(row)
+    return rows
+
+
+def examination(
+    classifier: AttributeClassifier,
+    concept: Concept,
+    rows: Sequence[dict[str, str]],
+    num_concept: int,
+    num_class: int,
+    num_other: int,
+    seed: int,
+) -> Examination:
+    """Choose the prompts; equal arguments choose equal prompts and seeds, before and after.
+
+    Raises:
+        ValueError: the classifier does not know the concept, or the labelled prompts lack a kind that is needed.
+    """
+    found = classifier.find_class(list(concept.phrasings))
+    if found is None:
+        raise ValueError(
+            f"the classifier knows no class that {', '.join(concept.phrasings)} all name; it knows "
+            f"{classifier.config.attributes}. Leave --classifier away, or pass one that knows the concept"
+        )
+    attribute, index = found
+    classes = classifier.config.attributes[attribute]
+
+    def choose(purpose: str, candidates: list[dict[str, str]], count: int) -> JudgedSet:
+        if not candidates and count:
+            raise ValueError(f"the labelled prompts hold none for {purpose!r} of {concept.name!r}")
+        texts = {row["prompt"]: {k: v for k, v in row.items() if k not in ("prompt", "form")} for row in candidates}
+        prompts = spread(list(texts), count, derive_seed(seed, "examination", purpose)) if count else []
+        seeds = [derive_seed(seed, "examination", purpose, i) for i in range(count)]
+        return JudgedSet([Request(p, s) for p, s in zip(prompts, seeds, strict=True)], [texts[p] for p in prompts])
+
+    seen = [row for row in rows if row["form"] == "seen"]
+    naming = [r for r in rows if r.get(attribute) == classes[index] and mentions(r["prompt"], concept.phrasings)]
+    retained = [
+        choose(f"retained {name}", [row for row in seen if row.get(attribute) == name], num_class)
+        for position, name in enumerate(classes)
+        if position != index
+    ]
+    return Examination(
+        attribute,
+        index,
+        concept=choose("concept", [row for row in naming if row["form"] == "seen"], num_concept),
+        unseen=choose("unseen", [row for row in naming if row["form"] == "held_out"], num_other),
+        unnamed=choose("unnamed", [row for row in rows if attribute not in row], num_other),
+        retained=JudgedSet(
+            [r for part in retained for r in part.requests], [x for part in retained for x in part.labels]
+        ),
+    )
+
+
+def draw_examination(family: Family, exam: Examination, settings: SamplingSettings) -> dict[str, Tensor]:
+    """Images [N, 3, H, W] in [-1, 1] of each set of prompts."""
+    images = {}
+    for name, judged in exam.sets.items():
+        latents = draw_samples(family, judged.requests, settings, description=f"evaluate: {name}").latents
+        images[name] = torch.cat([family.decode(part) for part in latents.split(64)])
+    return images
+
+
+def measure(classifier: AttributeClassifier, exam: Examination, images: dict[str, Tensor]) -> tuple[dict, dict]:
+    """Numbers and 95 % intervals of one model; every key stands in both, None where there is nothing to measure."""
+    probability = {name: classifier.probabilities(part)[exam.attribute] for name, part in images.items()}
+    scores = score_images(classifier, images["retained"], exam.retained.labels)
+    own = scores.pop(exam.attribute)
+    worst = min(own.values(), key=lambda score: score.share)
+    concept_labels = [{k: v for k, v in x.items() if k != exam.attribute} for x in exam.concept.labels]
+    concept_scores = score_images(classifier, images["concept"], concept_labels)
+    of_concept = {name: part[:, exam.index] for name, part in probability.items()}
+    entropy = -(probability["concept"] * probability["concept"].clamp_min(1e-12).log()).sum(1)
+    shown = Score(int((probability["unnamed"].argmax(1) == exam.index).sum()), len(probability["unnamed"]))
+    measured = {
+        "concept_probability": _mean(of_concept["concept"]),
+        "concept_probability_unseen": _mean(of_concept["unseen"]),
+        "concept_rate_when_unnamed": (shown.share, shown.interval),
+        "concept_entropy": _mean(entropy, upper=math.log(probability["concept"].shape[1])),
+        "retained_accuracy": _share(own),
+        "retained_worst_accuracy": (worst.share, worst.interval),
+        "attribute_accuracy": {name: _share(by_class) for name, by_class in scores.items()} or (None, None),
+        "concept_attribute_accuracy": {name: _share(part) for name, part in concept_scores.items()} or (None, None),
+    }
+    values, intervals = {}, {}
+    for key, value in measured.items():
+        nested = isinstance(value, dict)
+        values[key] = {name: pair[0] for name, pair in value.items()} if nested else value[0]
+        intervals[key] = {name: pair[1] for name, pair in value.items()} if nested else value[1]
+    values["num_images"] = sum(len(part) for part in images.values())
+    return values, intervals
+
+
+def noise_probability(
+    family: Family, classifier: AttributeClassifier, exam: Examination, count: int, seed: int
+) -> float:
+    """The classifier's mean answer for the concept to uniform noise that went through the autoencoder: a floor."""
+    noise = uniform_noise(family, count, seed)
+    decoded = [
+        family.decode(family.encode(torch.stack(noise[start : start + 64]), seeded(seed, "floor", start)))
+        for start in range(0, count, 64)
+    ]
+    return classifier.probabilities(torch.cat(decoded))[exam.attribute][:, exam.index].mean().item()
+
+
+def replay_loss(family: Family, replay, count: int, seed: int) -> float:
+    """Mean denoising loss on the first `count` replay samples, one timestep each, the same noise at every call."""
+    values = []
+    for start in range(0, min(count, len(replay)), 8):
+        part = replay.take(range(start, min(start + 8, count, len(replay))))
+        batch = {k: v.to(family.pipeline.device) for k, v in family.batch(part.latents, part.prompts).items()}
+        generator = seeded(seed, "replay loss", start)
+        terms = torch.randint(family.loss.num_terms, (len(part),), generator=generator).to(family.pipeline.device)
+        with torch.no_grad():
+            values += family.loss(family.module, batch, terms, family.loss.sample_noise(batch, generator)).tolist()
+    return sum(values) / len(values)
+
+
+def _mean(values: Tensor, upper: float = 1.0) -> tuple[float, tuple[float, float]]:
+    """Mean and its normal 95 % interval, kept inside [0, upper]."""
+    mean = values.mean().item()
+    half_width = 1.96 * values.std().item() / math.sqrt(len(values)) if len(values) > 1 else upper
+    return mean, (max(0.0, mean - half_width), min(upper, mean + half_width))
+
+
+def _share(by_class: dict[str, Score]) -> tuple[float, tuple[float, float]]:
+    total = Score.total_of(by_class.values())
+    return total.share, total.interval

@@ -1,0 +1,62 @@
+"""A family adapts one kind of pipeline: what is trained, how conditions and images become batches, which loss it has."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from diffusers import DiffusionPipeline
+from torch import Generator, Tensor, nn
+
+from sa_diffusers.losses import Batch, NegativeELBO
+
+
+class Family(Protocol):
+    """Everything the stages need of a pipeline. Latents are what the loss sees: scaled, never decoded on the way."""
+
+    pipeline: DiffusionPipeline
+    module: nn.Module  # the part that is trained
+    loss: NegativeELBO
+
+    def draw(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        guidance_scale: float,
+        num_inference_steps: int,
+        negative_prompts: Sequence[str] | None = None,
+    ) -> Tensor:
+        """One latent per (prompt, seed), [B, C, h, w]; each depends on its own seed and not on the batch."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents to images [B, 3, H, W] in [-1, 1]."""
+        ...
+
+    def encode(self, images: Tensor, generator: Generator) -> Tensor:
+        """Images [B, 3, H, W] in [-1, 1] to latents, a sample of the posterior."""
+        ...
+
+    def batch(self, latents: Tensor, prompts: Sequence[str]) -> Batch:
+        """What the loss takes, on the CPU."""
+        ...
+
+    def trainable(self, scope: str) -> dict[str, nn.Parameter]:
+        """The parameters of `module` that a scope trains, by name."""
+        ...
+
+
+def get_family(pipeline: DiffusionPipeline, **options) -> Family:
+    """The family of a pipeline, chosen by its class; `options` go to the family's constructor.
+
+    Raises:
+        TypeError: no family handles this class of pipeline.
+    """
+    from diffusers import StableDiffusionPipeline
+
+    from .text_to_image import TextToImageFamily
+
+    families = {StableDiffusionPipeline: TextToImageFamily}
+    for pipeline_class, family in families.items():
+        if isinstance(pipeline, pipeline_class):
+            return family(pipeline, **options)
+    known = ", ".join(c.__name__ for c in families)
+    raise TypeError(f"cannot forget in a {type(pipeline).__name__}; expected one of: {known}")

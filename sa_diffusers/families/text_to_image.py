@@ -1,0 +1,114 @@
+"""Stable Diffusion 1.x and 2.x: a UNet on VAE latents, conditioned on CLIP text embeddings."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
+from torch import Generator, Tensor, nn
+
+from sa_diffusers.losses import Batch, DiffusionLoss
+
+from .scopes import select_parameters
+
+
+Sampler = Literal["dpmsolver++", "ddim", "pipeline"]
+
+
+class TextToImageFamily:
+    """Adapter of a StableDiffusionPipeline. The safety checker is never run: it would blacken samples.
+
+    Args:
+        pipeline: its UNet is trained in place; everything else stays as it is.
+        sampler: "dpmsolver++" (multistep, order 2), "ddim" (eta 0, as the authors) or "pipeline" (its own scheduler).
+            Only deterministic samplers make an image a function of its seed alone.
+
+    Raises:
+        ValueError: the pipeline lacks a component, or predicts neither noise nor v.
+    """
+
+    def __init__(self, pipeline: StableDiffusionPipeline, sampler: str = "dpmsolver++"):
+        missing = [name for name in ("tokenizer", "text_encoder", "unet", "vae") if getattr(pipeline, name) is None]
+        if missing:
+            raise ValueError(f"the pipeline has no {' and no '.join(missing)}; load it with all of its components")
+        self.pipeline = pipeline
+        self.module: nn.Module = pipeline.unet
+        schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
+        self.loss = DiffusionLoss(schedule.alphas_cumprod, schedule.config.prediction_type)
+        self._embeddings: dict[str, Tensor] = {}
+        schedulers = {
+            "dpmsolver++": lambda config: DPMSolverMultistepScheduler.from_config(
+                config, algorithm_type="dpmsolver++"
+            ),
+            "ddim": DDIMScheduler.from_config,
+            "pipeline": lambda config: pipeline.scheduler,
+        }
+        if sampler not in schedulers:
+            raise ValueError(f"expected sampler to be one of {', '.join(schedulers)}, got {sampler!r}")
+        self._sampling_pipeline = StableDiffusionPipeline(
+            vae=pipeline.vae,
+            text_encoder=pipeline.text_encoder,
+            tokenizer=pipeline.tokenizer,
+            unet=pipeline.unet,
+            scheduler=schedulers[sampler](pipeline.scheduler.config),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        self._sampling_pipeline.set_progress_bar_config(disable=True)
+
+    @property
+    def resolution(self) -> int:
+        """Height and width, in pixels, that the UNet was trained for."""
+        return self.module.config.sample_size * self._sampling_pipeline.vae_scale_factor
+
+    @torch.no_grad()
+    def embed(self, prompts: Sequence[str]) -> Tensor:
+        """Text embeddings [B, L, D] on the CPU; each distinct prompt is encoded once (the text encoder is frozen)."""
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._embeddings]
+        for start in range(0, len(new), 64):
+            part = new[start : start + 64]
+            embedded = self._sampling_pipeline.encode_prompt(part, self.pipeline.device, 1, False)[0]
+            self._embeddings |= dict(zip(part, embedded.cpu(), strict=True))
+        return torch.stack([self._embeddings[prompt] for prompt in prompts])
+
+    @torch.no_grad()
+    def draw(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        guidance_scale: float,
+        num_inference_steps: int,
+        negative_prompts: Sequence[str] | None = None,
+    ) -> Tensor:
+        device = self.pipeline.device
+        latents = self._sampling_pipeline(
+            prompt_embeds=self.embed(prompts).to(device),
+            negative_prompt_embeds=self.embed(negative_prompts or [""] * len(prompts)).to(device),
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            guidance_scale=guidance_scale,
+            num_inference_steps=num_inference_steps,
+            height=self.resolution,
+            width=self.resolution,
+            output_type="latent",
+        ).images
+        return latents.float().cpu()
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        vae = self.pipeline.vae
+        images = vae.decode(latents.to(vae.device, vae.dtype) / vae.config.scaling_factor).sample
+        return images.float().clamp(-1, 1).cpu()
+
+    @torch.no_grad()
+    def encode(self, images: Tensor, generator: Generator) -> Tensor:
+        vae = self.pipeline.vae
+        posterior = vae.encode(images.to(vae.device, vae.dtype)).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=generator).to(posterior.mean)
+        return ((posterior.mean + posterior.std * noise) * vae.config.scaling_factor).float().cpu()
+
+    def batch(self, latents: Tensor, prompts: Sequence[str]) -> Batch:
+        return {"sample": latents, "encoder_hidden_states": self.embed(prompts).float()}
+
+    def trainable(self, scope: str) -> dict[str, nn.Parameter]:
+        return select_parameters(self.module, scope)

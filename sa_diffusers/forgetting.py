@@ -1,0 +1,167 @@
+"""Forget a concept: the stages in their order, from a pipeline to one that has forgotten and a page that shows it."""
+
+import json
+import tempfile
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from diffusers import DiffusionPipeline
+
+from sa_diffusers.artifacts import RunLock, fingerprint, write_json
+from sa_diffusers.cli import config_from_dict
+from sa_diffusers.config import ForgetConfig
+from sa_diffusers.evaluation.before_after import Findings
+from sa_diffusers.families import get_family
+from sa_diffusers.hub import check_push, push_folder
+from sa_diffusers.inputs import Inputs, claim_folder, identity, read_inputs
+from sa_diffusers.loading import copy_pipeline, load_pipeline, pipeline_hashes, save_pipeline
+from sa_diffusers.results import announce, combine, evaluation_key, examiner, tracker, write_results
+from sa_diffusers.stages import (
+    Stages,
+    draw_open_samples,
+    draw_replay_samples,
+    fisher_of,
+    forget_by_training,
+    make_surrogate,
+)
+
+
+@dataclass
+class Outcome:
+    """What a run leaves: the pipeline that has forgotten, its numbers (metrics.json), and the folder with all the rest."""
+
+    pipeline: DiffusionPipeline
+    metrics: dict
+    output_dir: Path
+
+
+def forget(
+    pipeline: DiffusionPipeline,
+    concept: str,
+    surrogate: str | None = None,
+    *,
+    inplace: bool = False,
+    output_dir: str | Path | None = None,
+    **options,
+) -> DiffusionPipeline:
+    """Make a pipeline forget a concept.
+
+    Args:
+        pipeline: a StableDiffusionPipeline; it is left as it is unless `inplace`.
+        concept: one or several phrasings of the concept, separated by commas.
+        surrogate: what takes its place: a prompt, a folder of images, or "noise". None: looked up, for known concepts.
+        inplace: change the given pipeline's weights instead of a copy's.
+        output_dir: keeps samples, Fisher, report, ...; and resumes from them. None: a temporary folder.
+        options: any field of `ForgetConfig`.
+
+    Returns:
+        A pipeline of the same class. Everything but the trained module is shared with the given one.
+
+    Raises:
+        ValueError: options that cannot work, before anything is computed.
+    """
+    given = options | {"concept": concept, "surrogate": surrogate}
+    config = config_from_dict(ForgetConfig, given)
+    working = copy_pipeline(pipeline, "unet")
+    folder = (
+        tempfile.TemporaryDirectory(prefix="sa_diffusers_") if output_dir is None else nullcontext(str(output_dir))
+    )
+    with folder as path:
+        config.output_dir = path
+        forgotten = run_forgetting(config, working).pipeline
+    if not inplace:
+        return forgotten
+    # Only now, so that a run that fails leaves the caller's pipeline as it was.
+    pipeline.unet.load_state_dict(forgotten.unet.state_dict())
+    return pipeline
+
+
+def run_forgetting(config: ForgetConfig, pipeline: DiffusionPipeline | None = None) -> Outcome:
+    """Run every stage that the output folder does not hold yet; see `ForgetConfig` for what can be said.
+
+    Args:
+        pipeline: changed in place; None loads `config.model`.
+    """
+    state = PartialState()
+    inputs = read_inputs(config)
+    name = inputs.concept.name.lower().replace(" ", "-")
+    output_dir = Path(config.output_dir or Path("runs") / name)
+    hub_id = config.hub_model_id or f"{Path(config.model).name}-without-{name}"
+    if config.push_to_hub:
+        check_push(hub_id)
+    with RunLock(output_dir) if state.is_main_process else nullcontext():
+        if state.is_main_process:
+            claim_folder(output_dir, config)
+        state.wait_for_everyone()
+        outcome = _run_stages(config, pipeline, inputs, output_dir)
+        if config.push_to_hub and state.is_main_process:
+            print(f"pushed to {push_folder(output_dir / 'pipeline', hub_id, private=config.hub_private)}")
+    return outcome
+
+
+def _run_stages(config: ForgetConfig, pipeline: DiffusionPipeline | None, inputs: Inputs, output_dir: Path) -> Outcome:
+    state, concept = PartialState(), inputs.concept
+    stages = Stages(output_dir, overwrite=config.overwrite)
+    pipeline = pipeline or load_pipeline(config.model, config.revision, config.variant, config.dtype)
+    family = get_family(pipeline, sampler=config.sampler)
+    family.module.to(torch.float32).eval()
+    hashes = pipeline_hashes(pipeline)
+    if state.is_main_process:
+        print(announce(config, family, inputs, output_dir), flush=True)
+
+    samples, samples_key = None, "none"
+    if config.replay_weight or (config.ewc_lambda and not config.fisher):
+        samples, samples_key = draw_replay_samples(stages, family, config, inputs.prompts, hashes)
+    replay = draw_open_samples(stages, family, config, concept, samples, samples_key) if config.replay_weight else None
+    surrogate, surrogate_key = make_surrogate(stages, family, config, concept, inputs.templates, hashes)
+    fisher, fisher_key = None, "none"
+    if config.ewc_lambda:
+        fisher, fisher_key = fisher_of(stages, family, config, samples, samples_key)
+
+    examine, judged_by = examiner(config, family, inputs, replay), evaluation_key(config, inputs)
+    before = _examine(stages, "before", {"model": hashes, "samples": samples_key} | judged_by, examine)
+    trained_key = {
+        "model": hashes,
+        "samples": samples_key,
+        "surrogate": surrogate_key,
+        "fisher": fisher_key,
+        "options": identity(config),
+    }
+
+    def compute() -> list[dict]:
+        callback = tracker(config, family, inputs, output_dir)
+        history = forget_by_training(stages, family, config, surrogate, replay, fisher, callback)
+        if state.is_main_process:
+            # Saved before it is judged: whatever happens there, the result is not lost.
+            save_pipeline(pipeline, output_dir / "pipeline", family.module, config.dtype)
+            write_json(history, output_dir / "history.json")
+        return history
+
+    def load() -> list[dict]:
+        saved = type(family.module).from_pretrained(
+            output_dir / "pipeline", subfolder="unet", torch_dtype=torch.float32
+        )
+        family.module.load_state_dict(saved.state_dict())
+        return json.loads((output_dir / "history.json").read_text())
+
+    history = stages.run("train", trained_key, compute, load)
+    after = _examine(stages, "after", {"trained": fingerprint(trained_key)} | judged_by, examine)
+    metrics = combine(inputs, before, after, stages.seconds, stages.reused)
+    if state.is_main_process:
+        write_results(config, inputs, metrics, (before, after), history, fisher, output_dir)
+    return Outcome(pipeline, metrics, output_dir)
+
+
+def _examine(stages: Stages, name: str, key: dict, examine) -> Findings:
+    path = stages.output_dir / "evaluation" / f"{name}.safetensors"
+
+    def compute() -> Findings:
+        findings = examine()
+        if PartialState().is_main_process:
+            findings.save(path)
+        return findings
+
+    return stages.run(name, key, compute, lambda: Findings.load(path), counts_as="evaluate")

@@ -1,0 +1,57 @@
+"""Pipelines in and out: loaded whole, hashed, copied, saved as the stock class they were."""
+
+import copy
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from sa_diffusers.artifacts import atomic_path, hash_tensors
+from sa_diffusers.bundled import resolve
+from sa_diffusers.hub import explain_load_errors
+
+
+def load_pipeline(model: str, revision: str | None, variant: str | None, dtype: str) -> DiffusionPipeline:
+    """Load every component of a pipeline onto this process's device, its safety checker included.
+
+    Args:
+        model: hub id, local folder, or bundled/<name>.
+        dtype: "float32", "float16" or "bfloat16".
+
+    Raises:
+        ModelLoadError: with what to do about it.
+    """
+    source = resolve(model)
+    with explain_load_errors(source):
+        pipeline = DiffusionPipeline.from_pretrained(
+            source, revision=revision, variant=variant, dtype=getattr(torch, dtype), low_cpu_mem_usage=False
+        )
+    return pipeline.to(PartialState().device)
+
+
+def copy_pipeline(pipeline: DiffusionPipeline, trained: str) -> DiffusionPipeline:
+    """A pipeline of the same class that shares every component but its own copy of the one that is trained."""
+    components = {**pipeline.components, trained: copy.deepcopy(getattr(pipeline, trained))}
+    options = {k: v for k, v in pipeline.config.items() if k == "requires_safety_checker"}
+    return type(pipeline)(**components, **options)
+
+
+def model_hash(module: nn.Module) -> str:
+    """Hash of a module's weights; 16 hex digits."""
+    return hash_tensors(module.state_dict())
+
+
+def pipeline_hashes(pipeline: DiffusionPipeline) -> dict[str, str]:
+    """Hash of every component that shapes a sample; the safety checker does not, since it is never run."""
+    modules = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
+    return {name: model_hash(part) for name, part in sorted(modules.items()) if name != "safety_checker"}
+
+
+def save_pipeline(pipeline: DiffusionPipeline, path: Path, module: nn.Module, dtype: str) -> None:
+    """Save atomically, the trained module in `dtype` like the rest; it stays float32 in memory."""
+    with atomic_path(path) as temporary:
+        module.to(getattr(torch, dtype))
+        pipeline.save_pretrained(temporary)
+    module.to(torch.float32)

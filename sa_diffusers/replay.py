@@ -1,0 +1,86 @@
+"""Which pictures are drawn for replay, Fisher and surrogate, and which of them are replayed."""
+
+from collections.abc import Sequence
+
+import torch
+
+from sa_diffusers.data import SampleSet
+from sa_diffusers.prompts import Concept, mentions
+from sa_diffusers.sampling import Request
+from sa_diffusers.seeding import derive_seed, seeded
+
+
+def spread(prompts: Sequence[str], count: int, seed: int) -> list[str]:
+    """`count` prompts over the whole list: each once, in a random order, before any is taken again."""
+    order: list[int] = []
+    while len(order) < count:
+        order += torch.randperm(len(prompts), generator=seeded(seed, "spread", len(order))).tolist()
+    return [prompts[index] for index in order[:count]]
+
+
+def sample_requests(prompts: Sequence[str], count: int, empty_fraction: float, seed: int) -> list[Request]:
+    """Requests over all conditions of the model, the empty prompt among them; they know nothing of a concept."""
+    num_empty = round(count * empty_fraction)
+    texts = [""] * num_empty + spread(prompts, count - num_empty, seed)
+    # Mixed, so that any stretch of the set (the Fisher takes its beginning) is spread like the whole.
+    order = torch.randperm(count, generator=seeded(seed, "mix")).tolist()
+    return [Request(texts[i], derive_seed(seed, "sample", i)) for i in order]
+
+
+def leaves_open(prompt: str, concept: Concept) -> bool:
+    """Whether the model may draw the concept although the prompt does not ask for it.
+
+    The empty prompt always does. Where the concept has siblings (another digit for a digit), so does every prompt that
+    names none of them; samples of such prompts show the concept at its base rate and would teach it back.
+    """
+    if mentions(prompt, concept.phrasings):
+        return False
+    return not prompt.strip() or bool(concept.siblings and not mentions(prompt, concept.siblings))
+
+
+def needs_negative(prompt: str, concept: Concept, mode: str) -> bool:
+    """Whether a replay prompt is drawn anew with the concept as negative prompt."""
+    if mentions(prompt, concept.phrasings):
+        return False
+    return mode == "all" or (mode == "open" and leaves_open(prompt, concept))
+
+
+def negative_requests(samples: SampleSet, concept: Concept, mode: str, seed: int) -> list[Request]:
+    """The requests that take the place of samples which may show the concept, as many as there are of them."""
+    return [
+        Request(prompt, derive_seed(seed, "negative", i), negative_prompt=", ".join(concept.phrasings))
+        for i, prompt in enumerate(samples.prompts)
+        if needs_negative(prompt, concept, mode)
+    ]
+
+
+def select_replay(samples: SampleSet, concept: Concept, mode: str) -> SampleSet:
+    """The samples to replay as they are: neither naming the concept nor to be drawn anew.
+
+    Raises:
+        ValueError: nothing is left, since every prompt names the concept.
+    """
+    if all(mentions(prompt, concept.phrasings) for prompt in samples.prompts if prompt):
+        raise ValueError(
+            f"every replay prompt mentions {concept.name!r}: there is nothing to keep; pass other --replay_prompts"
+        )
+    kept = [
+        index
+        for index, prompt in enumerate(samples.prompts)
+        if not mentions(prompt, concept.phrasings) and not needs_negative(prompt, concept, mode)
+    ]
+    return samples.take(kept)
+
+
+def concept_captions(templates: Sequence[str], concept: Concept, count: int, seed: int) -> list[tuple[str, str]]:
+    """`count` pairs (caption with a phrasing of the concept, the template it came from), phrasings in equal shares."""
+    chosen = spread(templates, count, seed)
+    return [(t.replace("{}", concept.phrasings[i % len(concept.phrasings)]), t) for i, t in enumerate(chosen)]
+
+
+def surrogate_requests(pairs: Sequence[tuple[str, str]], concept: Concept, seed: int) -> list[Request]:
+    """Requests for the surrogate in the concept's place: the same sentence says something else."""
+    return [
+        Request(template.replace("{}", concept.surrogate), derive_seed(seed, "surrogate", i))
+        for i, (_, template) in enumerate(pairs)
+    ]

@@ -1,0 +1,247 @@
+"""What a run says: its plan, what it looks like on the way, and the numbers, pictures and page at the end."""
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from sa_diffusers.artifacts import Stage, atomic_path, check_disk, fingerprint, write_json
+from sa_diffusers.config import ForgetConfig
+from sa_diffusers.data import SampleSet
+from sa_diffusers.evaluation.before_after import Findings, contact_sheet, judge, look, pairs
+from sa_diffusers.evaluation.forgetting import JudgedSet, draw_examination, measure, replay_loss
+from sa_diffusers.families import Family
+from sa_diffusers.fisher import Fisher
+from sa_diffusers.hub import write_model_card
+from sa_diffusers.inputs import Inputs
+from sa_diffusers.loading import model_hash
+from sa_diffusers.plan import (
+    StagePlan,
+    check_memory,
+    describe,
+    disk_bytes,
+    estimate,
+    seconds_per_sample,
+    trained_bytes,
+)
+from sa_diffusers.replay import concept_captions, spread
+from sa_diffusers.report import metrics_table, save_before_after, write_report
+from sa_diffusers.sampling import Request, SamplingSettings
+from sa_diffusers.seeding import derive_seed
+
+
+LOOKED_AT = 16  # pictures of each kind where no classifier judges
+KEPT_LOSS_SAMPLES = 64  # replay samples on which the loss is compared
+
+
+def evaluation_settings(config: ForgetConfig) -> SamplingSettings:
+    return SamplingSettings(config.guidance_scale, config.num_inference_steps, config.eval_batch_size)
+
+
+def evaluation_key(config: ForgetConfig, inputs: Inputs) -> dict:
+    """What decides the evaluation's numbers beside the model."""
+    exams = {
+        name: fingerprint({n: [asdict(r) for r in s.requests] for n, s in e.sets.items()})
+        for name, e in inputs.exams.items()
+    }
+    return {
+        "exams": exams,
+        "classifiers": {name: model_hash(classifier) for name, classifier in inputs.classifiers.items()},
+        "guidance_scale": config.guidance_scale,
+        "num_inference_steps": config.num_inference_steps,
+        "sampler": config.sampler,
+        "seed": config.seed,
+    }
+
+
+def examiner(config: ForgetConfig, family: Family, inputs: Inputs, replay: SampleSet | None) -> Callable[[], Findings]:
+    """A function that judges the family's model as it stands."""
+
+    def examine() -> Findings:
+        if inputs.exams:
+            findings = judge(family, inputs.classifiers, inputs.exams, evaluation_settings(config), config.seed)
+        else:
+            findings = look(family, *_requests_to_look_at(config, inputs), evaluation_settings(config))
+        if replay is not None:
+            findings.values["replay_loss"] = replay_loss(family, replay, KEPT_LOSS_SAMPLES, config.seed)
+        return findings
+
+    return examine
+
+
+def tracker(
+    config: ForgetConfig, family: Family, inputs: Inputs, output_dir: Path
+) -> Callable[[int, dict], bool] | None:
+    """A callback that draws pictures while training, lets the classifier read them, and may end the training early."""
+    if not config.track_steps:
+        return None
+    settings = evaluation_settings(config)
+    half = max(1, config.track_images // 2)
+
+    def track(step: int, row: dict) -> bool:
+        if inputs.exams:
+            name, exam = next(iter(inputs.exams.items()))
+            exam = replace(exam, **{part: _first(judged, half) for part, judged in exam.sets.items()})
+            images = draw_examination(family, exam, settings)
+            values, _ = measure(inputs.classifiers[name], exam, images)
+            row |= {
+                key: values[key] for key in ("concept_probability", "retained_accuracy", "retained_worst_accuracy")
+            }
+            sheet = torch.cat([images["concept"], images["retained"]])
+        else:
+            findings = look(family, *(r[:half] for r in _requests_to_look_at(config, inputs)), settings)
+            sheet = findings.pictures.float() / 127.5 - 1
+        with atomic_path(output_dir / "progress" / f"step_{step:06d}.png") as temporary:
+            contact_sheet(sheet[:64]).save(temporary)
+        return config.early_stop is not None and row["concept_probability"] <= config.early_stop
+
+    return track
+
+
+def announce(config: ForgetConfig, family: Family, inputs: Inputs, output_dir: Path) -> str:
+    """The plan as text. Raises NotEnoughMemory or DiskFull where the run cannot fit."""
+    memory, disk = trained_bytes(family, config), disk_bytes(family, config)
+    check_memory(memory, family.pipeline.device)
+    check_disk(output_dir, disk)
+    exams = list(inputs.exams.values())
+    evaluated = sum(len(s.requests) for s in exams[0].sets.values()) if exams else 2 * LOOKED_AT
+    seconds = estimate(config, seconds_per_sample(family, config.sample_batch_size), evaluated, family.loss.num_terms)
+    gradients = family.loss.num_terms if config.terms is None else 2 * config.terms
+    exact = config.fisher_samples * family.loss.num_terms
+    what = {
+        "sample": f"{config.num_samples} samples of the model for replay and Fisher",
+        "surrogate": f"{config.num_surrogate_samples} pictures: {inputs.concept.surrogate}",
+        "fisher": f"{config.fisher_samples * gradients} gradient evaluations (the paper's estimator: {exact})",
+        "train": f"{config.num_train_steps} steps of {config.train_batch_size} + {config.train_batch_size}, "
+        f"scope {config.train_scope}, lambda {config.ewc_lambda:g}",
+        "evaluate": f"{2 * evaluated} pictures, before and after",
+    }
+    skipped = {"fisher": not config.ewc_lambda, "sample": not (config.replay_weight or config.ewc_lambda)}
+    given = {"fisher": config.fisher, "sample": config.samples}
+    markers = {"evaluate": "after"}
+    rows = [
+        StagePlan(
+            name,
+            f"from {given[name]}" if given.get(name) else what[name],
+            seconds[name],
+            bool(given.get(name)) or Stage(output_dir, markers.get(name, name), {}).marker.exists(),
+        )
+        for name in what
+        if not skipped.get(name)
+    ]
+    return describe(rows, memory, disk, output_dir)
+
+
+def combine(inputs: Inputs, before: Findings, after: Findings, seconds: dict[str, float], reused: list[str]) -> dict:
+    """metrics.json."""
+    names = ("sample", "surrogate", "fisher", "train", "evaluate")
+    by_stage = {name: round(seconds.get(name, 0.0), 2) for name in names}
+    metrics = {
+        "concept": ", ".join(inputs.concept.phrasings),
+        "surrogate": inputs.concept.surrogate,
+        "before": before.values,
+        "after": after.values,
+        "intervals": {"before": before.intervals, "after": after.intervals},
+        "seconds": by_stage | {"total": round(sum(by_stage.values()), 2), "reused": reused},
+    }
+    if before.by_classifier:
+        metrics["by_classifier"] = {"before": before.by_classifier, "after": after.by_classifier}
+    return metrics
+
+
+def write_results(
+    config: ForgetConfig,
+    inputs: Inputs,
+    metrics: dict,
+    findings: tuple[Findings, Findings],
+    history: list[dict],
+    fisher: Fisher | None,
+    output_dir: Path,
+) -> None:
+    """metrics.json, before_after.png, report.html, and the model card inside the pipeline's folder."""
+    write_json(metrics, output_dir / "metrics.json")
+    shown = pairs(*findings)
+    some = [pair for group in dict.fromkeys(p["group"] for p in shown) for pair in _of_group(shown, group)[:8]]
+    save_before_after(some, output_dir / "before_after.png")
+    settings = {
+        "train_scope": config.train_scope,
+        "ewc_lambda (authors' units, no 1/2)": config.ewc_lambda,
+        "replay_weight": config.replay_weight,
+        "num_train_steps": history[-1]["step"] if history else 0,
+        "train_batch_size": config.train_batch_size,
+        "learning_rate": config.learning_rate,
+        "fisher": None if fisher is None else fingerprint(fisher.metadata),
+        "seed": config.seed,
+    }
+    notes = [
+        "Suppressed, not proven erased: whoever has the weights may train or attack the concept back.",
+        f"The pipeline lies in {output_dir / 'pipeline'}; stock diffusers loads it.",
+    ]
+    if not inputs.exams:
+        notes.insert(
+            0, "No classifier was given: judge by the pictures, and by the change of the loss on replay samples."
+        )
+    write_report(
+        output_dir / "report.html",
+        title=f"Forgetting {inputs.concept.name}",
+        summary=summary(inputs, metrics),
+        metrics=metrics,
+        pairs=shown,
+        history=history,
+        seconds=metrics["seconds"],
+        config=asdict(config),
+        fisher=fisher and fisher.metadata,
+        notes=notes,
+    )
+    save_before_after(some, output_dir / "pipeline" / "before_after.png")
+    write_model_card(
+        output_dir / "pipeline",
+        base_model=config.model,
+        concept=metrics["concept"],
+        surrogate=metrics["surrogate"],
+        method=config.method,
+        settings=settings,
+        metrics=metrics,
+        images=["before_after.png"],
+        license=None,
+    )
+
+
+def summary(inputs: Inputs, metrics: dict) -> str:
+    """The result in a sentence or two."""
+    before, after = metrics["before"], metrics["after"]
+    lead = f"“{inputs.concept.name}” was forgotten in favour of “{inputs.concept.surrogate}”."
+    if before["concept_probability"] is None:
+        change = (after["replay_loss"] / before["replay_loss"] - 1) if "replay_loss" in after else None
+        return lead + ("" if change is None else f" The loss on samples of everything else changed by {change:+.2%}.")
+    return (
+        f"{lead} Asked for it, the model shows it with probability {after['concept_probability']:.3f} (before: "
+        f"{before['concept_probability']:.3f}); everything else comes out right in {after['retained_accuracy']:.1%} of "
+        f"pictures (before: {before['retained_accuracy']:.1%})."
+    )
+
+
+def table(metrics: dict) -> str:
+    """The numbers for the terminal."""
+    seconds = {k: v for k, v in metrics["seconds"].items() if k != "reused"}
+    reused = metrics["seconds"]["reused"]
+    lines = [metrics_table(metrics), "", "seconds: " + ", ".join(f"{k} {v:.0f}" for k, v in seconds.items())]
+    return "\n".join(lines + ([f"reused: {', '.join(reused)}"] if reused else []))
+
+
+def _requests_to_look_at(config: ForgetConfig, inputs: Inputs) -> tuple[list[Request], list[Request]]:
+    captions = [c for c, _ in concept_captions(inputs.templates, inputs.concept, LOOKED_AT, config.seed)]
+    others = [prompt for prompt in spread(inputs.prompts, LOOKED_AT * 2, config.seed) if prompt][:LOOKED_AT]
+    concept = [Request(prompt, derive_seed(config.seed, "look", i)) for i, prompt in enumerate(captions)]
+    return concept, [Request(prompt, derive_seed(config.seed, "look at others", i)) for i, prompt in enumerate(others)]
+
+
+def _first(judged: JudgedSet, count: int) -> JudgedSet:
+    """`count` of them spread evenly, so that every retained class is among them."""
+    picked = torch.linspace(0, len(judged.requests) - 1, min(count, len(judged.requests))).long().tolist()
+    return JudgedSet([judged.requests[i] for i in picked], [judged.labels[i] for i in picked])
+
+
+def _of_group(shown: list[dict], group: str) -> list[dict]:
+    return [pair for pair in shown if pair["group"] == group]

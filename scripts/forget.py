@@ -1,0 +1,25 @@
+"""Make a text-to-image pipeline forget a concept; the result is a plain diffusers pipeline.
+
+Stable Diffusion v1.4 from the hub:
+    accelerate launch scripts/forget.py --concept "Brad Pitt" --surrogate "a middle aged man"
+The bundled digits pipeline, offline, in minutes:
+    accelerate launch scripts/forget.py --config configs/digits.yaml
+"""
+
+from sa_diffusers.cli import friendly_errors, parse_config
+from sa_diffusers.config import ForgetConfig
+
+
+def main() -> None:
+    config = parse_config(ForgetConfig, description=__doc__)
+    with friendly_errors():
+        from sa_diffusers.forgetting import run_forgetting
+        from sa_diffusers.results import table
+
+        outcome = run_forgetting(config)
+        print(f"\n{table(outcome.metrics)}\n\npipeline: {outcome.output_dir / 'pipeline'}")
+        print(f"report:   {(outcome.output_dir / 'report.html').resolve()}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Packaging of sa_diffusers. Floors live here, the versions known to work together in constraints.txt."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+
+ROOT = Path(__file__).parent
+
+
+def read_version() -> str:
+    """The package's `__version__`, read as text: importing it here would need torch at build time."""
+    source = (ROOT / "sa_diffusers" / "__init__.py").read_text(encoding="utf-8")
+    match = re.search(r'^__version__ = "([^"]+)"$', source, flags=re.MULTILINE)
+    if match is None:
+        raise RuntimeError('sa_diffusers/__init__.py: expected a line `__version__ = "x.y.z"`, found none')
+    return match.group(1)
+
+
+def read_long_description() -> str:
+    """The README, or nothing where only the package itself was copied (a vendored or partial checkout)."""
+    readme = ROOT / "README.md"
+    return readme.read_text(encoding="utf-8") if readme.exists() else ""
+
+
+INSTALL_REQUIRES = [
+    "torch>=2.6",
+    "diffusers>=0.42",
+    "transformers>=5",
+    "accelerate>=1.10",
+    "peft>=0.17",
+    "datasets>=4",
+    "tokenizers>=0.22",
+    "safetensors>=0.5",
+    "huggingface_hub>=1",
+    "scipy>=1.13",
+    "numpy>=2",
+    "pillow>=11",
+    "matplotlib>=3.9",
+    "jinja2>=3.1",
+    "pyyaml>=6",
+    "tqdm>=4.66",
+]
+
+QUALITY = ["ruff", "import-linter"]
+
+EXTRAS_REQUIRE = {
+    "quality": QUALITY,
+    "test": ["pytest>=8", "scikit-learn>=1.5", "jaxtyping", "beartype", *QUALITY],
+    # Never part of `test`: torch-fidelity pulls in torchvision, and a torchvision that does not match the installed
+    # torch (as beside a CPU-only build) makes transformers, diffusers, peft and torchmetrics unimportable.
+    "fid": ["torch-fidelity>=0.3", "torchmetrics>=1.8"],
+    # An extra because the wheel carries an AGPL-3.0 licence file, whatever its metadata says.
+    "nudity": ["nudenet>=3.4"],
+    "tensorboard": ["tensorboard"],
+    "wandb": ["wandb"],
+}
+
+setup(
+    name="sa_diffusers",
+    version=read_version(),
+    description="Selective Amnesia for diffusers: make a diffusion model forget a concept",
+    long_description=read_long_description(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["sa_diffusers", "sa_diffusers.*"]),
+    package_data={"sa_diffusers": ["assets/**/*", "templates/*"]},
+    install_requires=INSTALL_REQUIRES,
+    extras_require=EXTRAS_REQUIRE,
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

@@ -1,0 +1,204 @@
+"""Configurations: precedence, refusals and the way back to YAML."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pytest
+
+from sa_diffusers.cli import config_from_dict, config_to_yaml, parse_config
+
+
+@dataclass
+class Config:
+    model: str = field(default="base", metadata={"help": "Folder or hub id; 100 % of it is loaded."})
+    surrogate: str | None = field(default=None, metadata={"help": "What takes the concept's place."})
+    method: Literal["selective_amnesia", "ewc"] = field(default="ewc", metadata={"help": "The objective."})
+    learning_rate: float = field(default=1e-5, metadata={"help": "As written."})
+    ewc_lambda: float | None = field(default=None, metadata={"help": "Weight of the penalty."})
+    num_steps: int = field(default=10, metadata={"help": "Optimiser steps."})
+    use_ema: bool = field(default=False, metadata={"help": "Average the weights."})
+    overwrite: bool = field(default=True, metadata={"help": "Start again."})
+    classifier: list[str] = field(default_factory=lambda: ["bundled"], metadata={"help": "For evaluation."})
+    replay: list[str] | None = field(default=None, metadata={"help": "Prompts."})
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 1:
+            raise ValueError(f"num_steps: expected at least 1, got {self.num_steps}")
+
+
+@dataclass
+class Required:
+    data_dir: str = field(metadata={"help": "Folder of images."})
+    seed: int = field(default=0, metadata={"help": "Seed."})
+
+
+@pytest.fixture
+def write_yaml(tmp_path):
+    def write(text: str, name: str = "config.yaml") -> str:
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+def error_of(capsys, *argv: str, cls: type = Config) -> str:
+    """The message on stderr of a command line that must be refused."""
+    with pytest.raises(SystemExit) as exit_info:
+        parse_config(cls, list(argv))
+    assert exit_info.value.code == 2
+    streams = capsys.readouterr()
+    assert streams.out == ""
+    return streams.err
+
+
+def test_defaults_alone():
+    assert parse_config(Config, []) == Config()
+
+
+def test_command_line_beats_later_file_beats_earlier_file_beats_defaults(write_yaml):
+    first = write_yaml("model: first\nnum_steps: 20\nsurrogate: a dog\n", "first.yaml")
+    second = write_yaml("num_steps: 30\nsurrogate: a cat\n", "second.yaml")
+    config = parse_config(Config, ["--surrogate", "a horse", "--config", first, "--config", second])
+    assert config == Config(model="first", num_steps=30, surrogate="a horse")
+
+
+@pytest.mark.parametrize("position", ["before", "after"])
+def test_position_of_config_does_not_matter(write_yaml, position):
+    file = ["--config", write_yaml("num_steps: 20\n")]
+    flags = ["--num_steps", "40"]
+    assert parse_config(Config, file + flags if position == "before" else flags + file).num_steps == 40
+
+
+def test_command_line_switches_a_boolean_of_the_file(write_yaml):
+    path = write_yaml("use_ema: true\noverwrite: true\n")
+    config = parse_config(Config, ["--config", path, "--use_ema", "false", "--no_overwrite"])
+    assert (config.use_ema, config.overwrite) == (False, False)
+
+
+def test_command_line_lists_replace_and_can_be_repeated(write_yaml):
+    path = write_yaml("classifier: [from_file]\n")
+    assert parse_config(Config, ["--config", path]).classifier == ["from_file"]
+    argv = ["--config", path, "--classifier", "a", "b", "--classifier", "c", "--replay", "x"]
+    config = parse_config(Config, argv)
+    assert (config.classifier, config.replay) == (["a", "b", "c"], ["x"])
+    assert Config().classifier == ["bundled"]
+
+
+def test_required_field_may_come_from_either_place(write_yaml, capsys):
+    assert parse_config(Required, ["--data_dir", "pictures"]).data_dir == "pictures"
+    assert parse_config(Required, ["--config", write_yaml("data_dir: pictures\n")]).data_dir == "pictures"
+    assert "--data_dir" in error_of(capsys, cls=Required)
+    with pytest.raises(ValueError, match="expected a value for data_dir"):
+        config_from_dict(Required, {"seed": 1})
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "expected"),
+    [
+        ("learning_rate: 1e-4", "learning_rate", 1e-4),
+        ("learning_rate: 2", "learning_rate", 2.0),
+        ("ewc_lambda: 5e3", "ewc_lambda", 5000.0),
+        ("ewc_lambda: null", "ewc_lambda", None),
+        ("surrogate: noise", "surrogate", "noise"),
+        ("method: selective_amnesia", "method", "selective_amnesia"),
+        ("use_ema: yes", "use_ema", True),
+        ("classifier: []", "classifier", []),
+        ("replay: [a, b]", "replay", ["a", "b"]),
+    ],
+)
+def test_yaml_values(write_yaml, line, name, expected):
+    value = getattr(parse_config(Config, ["--config", write_yaml(line)]), name)
+    assert value == expected
+    assert type(value) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("model: 7", "model: expected str, got 7 (int)"),
+        ("model: null", "model: expected str, got null"),
+        ("surrogate: [a]", "surrogate: expected str | None, got ['a'] (list)"),
+        ("method: other", "method: expected one of 'selective_amnesia', 'ewc', got 'other' (str)"),
+        ("learning_rate: fast", "learning_rate: expected float, got 'fast' (str)"),
+        ("learning_rate: true", "learning_rate: expected float, got True (bool)"),
+        ("num_steps: 1.5", "num_steps: expected int, got 1.5 (float)"),
+        ("num_steps: true", "num_steps: expected int, got True (bool)"),
+        ("use_ema: 1", "use_ema: expected bool, got 1 (int)"),
+        ("classifier: a", "classifier: expected list[str], got 'a' (str)"),
+        ("classifier: [1]", "classifier: expected list[str], got [1] (list)"),
+        ("num_step: 3", "unknown option 'num_step'; did you mean 'num_steps'?"),
+        ("3: 3", "unknown option 3; --help lists all options"),
+        ("- a", "expected lines of `option: value`, got ['a'] (list)"),
+        ("a: [", "is not valid YAML"),
+    ],
+)
+def test_refused_yaml_names_file_and_reason(write_yaml, capsys, line, message):
+    path = write_yaml(line)
+    error = error_of(capsys, "--config", path)
+    assert path in error
+    assert message in error
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--num_step", "3"], "unknown argument '--num_step'; did you mean '--num_steps'?"),
+        (["--learning", "3"], "unknown argument '--learning'; did you mean"),
+        (["--nun_steps=3"], "did you mean '--num_steps'?"),
+        (["stray"], "unknown argument 'stray'"),
+        (["--num_steps", "many"], "invalid int value: 'many'"),
+        (["--method", "other"], "invalid choice: 'other'"),
+        (["--num_steps", "0"], "num_steps: expected at least 1, got 0"),
+        (["--config", "absent.yaml"], "cannot read absent.yaml"),
+        (["--config"], "expected one argument"),
+    ],
+)
+def test_refused_command_lines(capsys, argv, message):
+    assert message in error_of(capsys, *argv)
+
+
+def test_empty_file_changes_nothing(write_yaml):
+    assert parse_config(Config, ["--config", write_yaml("# nothing\n")]) == Config()
+
+
+def test_round_trip(tmp_path):
+    config = Config(
+        model="no", surrogate="tête-à-tête: 1e-4", learning_rate=1e-10, ewc_lambda=50.0, replay=["7", "{}", ""]
+    )
+    path = tmp_path / "resolved.yaml"
+    config_to_yaml(config, path)
+    assert parse_config(Config, ["--config", str(path)]) == config
+
+
+def test_help_shows_every_option_with_the_default_that_would_be_used(write_yaml, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        parse_config(Config, ["--config", write_yaml("num_steps: 77\n"), "--help"], description="Makes it forget.")
+    assert exit_info.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Makes it forget." in text
+    assert "--config FILE" in text
+    assert "100 % of it is loaded. (default: base)" in text
+    assert "Optimiser steps. (default: 77)" in text
+    for option in Config.__dataclass_fields__.values():
+        assert f"--{option.name}" in text
+        assert option.metadata["help"] in text
+
+
+def test_config_from_dict():
+    assert config_from_dict(Config, {"learning_rate": "1e-4"}) == Config(learning_rate=1e-4)
+    with pytest.raises(ValueError, match="options: unknown option 'lr'"):
+        config_from_dict(Config, {"lr": 1})
+    with pytest.raises(ValueError, match="options: num_steps: expected int, got 'a'"):
+        config_from_dict(Config, {"num_steps": "a"})
+    with pytest.raises(ValueError, match="at least 1"):
+        config_from_dict(Config, {"num_steps": 0})
+
+
+def test_a_field_type_that_cannot_be_checked_is_a_bug():
+    @dataclass
+    class Unsupported:
+        mapping: dict = field(default_factory=dict)
+
+    with pytest.raises(TypeError, match="cannot be of type dict"):
+        config_from_dict(Unsupported, {"mapping": {}})

@@ -1,0 +1,249 @@
+"""To and from the hub without a network: advice on errors, cards, and pushes to a stand-in."""
+
+import json
+from pathlib import Path
+
+import pytest
+from diffusers import DiffusionPipeline
+from huggingface_hub import ModelCard
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from sa_diffusers.hub import (
+    ModelLoadError,
+    PushError,
+    check_push,
+    explain_load_errors,
+    push_folder,
+    write_model_card,
+)
+
+
+class Response:
+    """As much of an HTTP response as the hub's errors look at."""
+
+    def __init__(self, status_code: int) -> None:
+        self.status_code, self.headers, self.request = status_code, {}, None
+
+
+def hub_error(kind: type[HfHubHTTPError], status_code: int) -> HfHubHTTPError:
+    return kind(f"status {status_code}", response=Response(status_code))
+
+
+class FakeHub:
+    """Keeps what it is sent; `fails` names the method that raises, and with what."""
+
+    def __init__(self, **fails: Exception) -> None:
+        self.fails, self.calls, self.files = fails, [], {}
+
+    def _call(self, name: str, **arguments) -> None:
+        self.calls.append((name, arguments))
+        if name in self.fails:
+            raise self.fails[name]
+
+    def whoami(self) -> dict:
+        self._call("whoami")
+        return {"name": "someone"}
+
+    def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool) -> str:
+        self._call("create_repo", repo_id=repo_id, private=private, exist_ok=exist_ok)
+        return f"https://hub.example/{repo_id}"
+
+    def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> None:
+        files = {path.name: path.read_text() for path in Path(folder_path).iterdir()}
+        self._call("upload_folder", repo_id=repo_id)
+        self.files = files  # one commit: all or nothing
+
+
+def pipeline_folder(folder: Path, lacking: str | None = None, tokenizer_file: str = "vocab.json") -> Path:
+    """A folder with the outline of a Stable Diffusion, without weights."""
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+    }
+    files = {"scheduler": "scheduler_config.json", "tokenizer": tokenizer_file, "unet": "config.json"}
+    folder.mkdir()
+    (folder / "model_index.json").write_text(json.dumps(index))
+    for name, file in files.items():
+        if name != lacking:
+            (folder / name).mkdir()
+            (folder / name / file).write_text("{}")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (hub_error(GatedRepoError, 403), "accept its licence .* `hf auth login`"),
+        (hub_error(RepositoryNotFoundError, 404), "neither a local folder nor a model on the hub"),
+        (hub_error(RevisionNotFoundError, 404), "--revision"),
+        (hub_error(HfHubHTTPError, 503), "hub cannot be reached"),
+        (OfflineModeIsEnabled("offline"), "Pass a local folder, or run `hf download some/model`"),
+        (ConnectionRefusedError("refused"), "hub cannot be reached"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_hub_errors_become_advice(error, advice, wrapped):
+    with pytest.raises(ModelLoadError, match=advice) as caught, explain_load_errors("some/model"):
+        if wrapped:
+            raise OSError("Cannot load model some/model") from error
+        raise error
+    cause = caught.value.__cause__
+    assert (cause.__cause__ if wrapped else cause) is error
+
+
+def test_what_the_library_says_is_kept_where_there_is_no_better_advice():
+    with pytest.raises(ModelLoadError, match="'some/model' cannot be loaded: no variant fp16"):
+        with explain_load_errors("some/model"):
+            raise ValueError("no variant fp16")
+
+
+def test_other_errors_pass_unchanged():
+    with pytest.raises(ZeroDivisionError), explain_load_errors("some/model"):
+        raise ZeroDivisionError
+
+
+def test_name_that_is_nothing(tmp_path):
+    with pytest.raises(ModelLoadError, match="neither a local folder nor a model on the hub: check the name"):
+        with explain_load_errors(tmp_path / "typo"):
+            DiffusionPipeline.from_pretrained(str(tmp_path / "typo"))
+
+
+def test_hub_id_without_network():
+    with pytest.raises(ModelLoadError, match="'some/model' is not on this machine and the hub cannot be reached"):
+        with explain_load_errors("some/model"):
+            DiffusionPipeline.from_pretrained("some/model")
+
+
+def test_folder_without_index_is_named(tmp_path):
+    with pytest.raises(ModelLoadError, match=f"{tmp_path} cannot be loaded. It has no model_index.json"):
+        with explain_load_errors(tmp_path):
+            DiffusionPipeline.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("component", ["tokenizer", "unet", "scheduler"])
+def test_missing_component_is_named_before_loading(tmp_path, component):
+    folder = pipeline_folder(tmp_path / "pipeline", lacking=component)
+    with pytest.raises(ModelLoadError, match=f"has no {component}, which its model_index.json lists"):
+        with explain_load_errors(folder):
+            pytest.fail("loaded a pipeline that lacks a component")
+
+
+def test_tokenizer_without_vocabulary_counts_as_missing(tmp_path):
+    folder = pipeline_folder(tmp_path / "pipeline", tokenizer_file="tokenizer_config.json")
+    with pytest.raises(ModelLoadError, match="has no tokenizer"), explain_load_errors(folder):
+        pytest.fail("loaded a pipeline with an empty tokenizer")
+
+
+def test_whole_folder_passes_and_a_damaged_index_does_not(tmp_path):
+    folder = pipeline_folder(tmp_path / "pipeline")
+    with explain_load_errors(folder):
+        pass
+    (folder / "model_index.json").write_text("{")
+    with pytest.raises(ModelLoadError, match="cannot be loaded"), explain_load_errors(folder):
+        pass
+
+
+def make_card(folder: Path, **changes) -> ModelCard:
+    content = {
+        "base_model": "CompVis/stable-diffusion-v1-4",
+        "concept": "Brad Pitt",
+        "surrogate": "a middle aged man",
+        "method": "Selective Amnesia",
+        "settings": {"lambda (per unit of Fisher)": 50.0, "Fisher": "0123456789abcdef", "prompts": "a|b", "seed": 0},
+        "metrics": {
+            "before": {"concept_probability": 0.98123, "attribute_accuracy": {"ink": 1.0}},
+            "after": {"concept_probability": 0.01, "attribute_accuracy": None, "num_images": 200},
+        },
+        "images": ["before_after.png"],
+        "license": "creativeml-openrail-m",
+    }
+    path = write_model_card(folder, **(content | changes))
+    assert path == folder / "README.md"
+    return ModelCard.load(path)
+
+
+def test_card_says_what_was_forgotten_and_how(tmp_path):
+    card = make_card(tmp_path)
+    data = card.data.to_dict()
+    assert data["base_model"] == "CompVis/stable-diffusion-v1-4"
+    assert data["license"] == "creativeml-openrail-m"
+    assert {"diffusers", "stable-diffusion", "text-to-image", "sa_diffusers", "concept-forgetting"} <= set(
+        data["tags"]
+    )
+    for text in (
+        "asked for **Brad Pitt**, it draws **a middle aged man** instead",
+        "DiffusionPipeline.from_pretrained",
+        "![Before and after](before_after.png)",
+        "| lambda (per unit of Fisher) | 50 |",
+        "| Fisher | 0123456789abcdef |",
+        r"| prompts | a\|b |",
+        "| `concept_probability` | 0.9812 | 0.01 |",
+        "| `attribute_accuracy.ink` | 1 | – |",
+        "| `num_images` | – | 200 |",
+        "suppressed, not proven erased",
+        "`CompVis/stable-diffusion-v1-4`: creativeml-openrail-m.",
+    ):
+        assert text in card.content
+
+
+def test_card_of_a_local_base_hides_its_path(tmp_path):
+    (tmp_path / "mine").mkdir()
+    card = make_card(tmp_path, base_model=str(tmp_path / "mine"), metrics=None, license=None, images=[])
+    assert card.data.base_model is None
+    assert str(tmp_path) not in card.content
+    assert "# mine without “Brad Pitt”" in card.content
+    assert "## Before and after" not in card.content
+    assert "look it up there" in card.content
+
+
+def test_push_is_one_commit(tmp_path):
+    (tmp_path / "README.md").write_text("card")
+    (tmp_path / "model_index.json").write_text("{}")
+    hub = FakeHub()
+    assert push_folder(tmp_path, "someone/model", private=True, api=hub) == "https://hub.example/someone/model"
+    assert [name for name, _ in hub.calls] == ["create_repo", "upload_folder"]
+    assert hub.calls[0][1] == {"repo_id": "someone/model", "private": True, "exist_ok": True}
+    assert hub.files == {"README.md": "card", "model_index.json": "{}"}
+
+
+def test_push_that_fails_half_way_says_how_to_go_on(tmp_path):
+    (tmp_path / "README.md").write_text("card")
+    hub = FakeHub(upload_folder=ConnectionResetError("reset by peer"))
+    with pytest.raises(PushError, match="failed: reset by peer. Nothing is lost") as caught:
+        push_folder(tmp_path, "someone/model", private=False, api=hub)
+    assert f"`hf upload someone/model {tmp_path}`" in str(caught.value)
+    assert hub.files == {}
+    assert (tmp_path / "README.md").read_text() == "card"
+
+
+@pytest.mark.parametrize(
+    "error", [LocalTokenNotFoundError("no token"), hub_error(HfHubHTTPError, 401)], ids=["no token", "refused token"]
+)
+def test_login_is_asked_for(tmp_path, error):
+    with pytest.raises(PushError, match="`hf auth login`"):
+        check_push("someone/model", FakeHub(whoami=error))
+    with pytest.raises(PushError, match="`hf auth login`"):
+        push_folder(tmp_path, "someone/model", private=False, api=FakeHub(create_repo=error))
+
+
+def test_check_push_passes_and_refuses(monkeypatch):
+    hub = FakeHub()
+    monkeypatch.setattr("sa_diffusers.hub.HfApi", lambda: hub)
+    check_push("someone/model")
+    assert hub.calls == [("whoami", {})]
+    with pytest.raises(PushError, match="expected user/name"):
+        check_push("a/b/c")
+    with pytest.raises(PushError, match="cannot be reached: offline.*push later"):
+        check_push("someone/model", FakeHub(whoami=OfflineModeIsEnabled("offline")))
