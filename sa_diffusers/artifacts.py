@@ -45,6 +45,13 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _umask() -> int:
+    """The process's umask, which can only be read by setting it."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
 def _swap_folders(new: Path, path: Path, old: Path) -> None:
     """Put the folder `new` in the place of the folder `path`, which is kept as `old` until that is done.
 
@@ -84,6 +91,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         if not new.exists():
             raise ArtifactError(f"Nothing was written for {path}: write to the path that atomic_path yields.")
         for written in new.rglob("*") if new.is_dir() else [new]:
+            if written.is_file():
+                written.chmod(0o666 & ~_umask())  # safetensors writes files that nobody else may read
             _sync(written)
         if path.is_dir() and new.is_dir():
             _swap_folders(new, path, old)

@@ -90,6 +90,10 @@ class ForgetConfig(TrainingConfig):
     )
     fisher_chunk_size: int = option(10, "Timesteps in one forward pass; changes memory and speed, not the result.")
 
+    before: str | None = option(
+        None, "Evaluation of the unforgotten model by another run to reuse: its evaluation/before.safetensors."
+    )
+
     # While training
     track_steps: int | None = option(None, "Draw pictures (and let the classifier read them) every so many steps.")
     track_images: int = option(16, "Pictures drawn then: half of the concept, half of the rest.")
@@ -113,12 +117,12 @@ class ForgetConfig(TrainingConfig):
     hub_model_id: str | None = option(None, "Repository to push to; null: <base model's name>-without-<concept>.")
     hub_private: bool = option(False, "Make that repository private.")
 
-    # From TrainingConfig, with defaults for forgetting
+    # Training
     num_train_steps: int = option(250, "Optimiser steps.")
     train_batch_size: int = option(
         8, "Surrogate samples, and as many replay samples, in an optimiser step; all processes and parts share them."
     )
-    learning_rate: float = option(1e-5, "Peak learning rate; never scaled silently.")
+    learning_rate: float = option(5e-5, "Peak learning rate; never scaled silently.")
     lr_warmup_steps: int = option(10, "Optimiser steps of linear warm-up.")
     checkpointing_steps: int | None = option(50, "Save a checkpoint every so many steps; null: none.")
 

@@ -122,7 +122,12 @@ def _run_stages(config: ForgetConfig, pipeline: DiffusionPipeline | None, inputs
         fisher, fisher_key = fisher_of(stages, family, config, samples, samples_key)
 
     examine, judged_by = examiner(config, family, inputs, replay), evaluation_key(config, inputs)
-    before = _examine(stages, "before", {"model": hashes, "samples": samples_key} | judged_by, examine)
+    before_key = {"model": hashes, "samples": samples_key} | judged_by
+    if config.before:
+        before = Findings.load(Path(config.before)).check(before_key)
+        stages.reused.append("before")
+    else:
+        before = _examine(stages, "before", before_key, examine)
     trained_key = {
         "model": hashes,
         "samples": samples_key,
@@ -160,6 +165,7 @@ def _examine(stages: Stages, name: str, key: dict, examine) -> Findings:
 
     def compute() -> Findings:
         findings = examine()
+        findings.key = key
         if PartialState().is_main_process:
             findings.save(path)
         return findings

@@ -31,6 +31,12 @@ METRICS = {
     "retained_accuracy": ("Retained concepts", ".1%", "Share of pictures of other concepts that show what was asked."),
     "retained_worst_accuracy": ("Worst retained concept", ".1%", "The same for the concept that fares worst."),
     "attribute_accuracy": ("Attributes", ".1%", "Share of pictures with the attribute that was asked for."),
+    "concept_attribute_accuracy": (
+        "Attributes, concept asked for",
+        ".1%",
+        "The same where the forgotten word is asked for.",
+    ),
+    "replay_loss": ("Loss on replay samples", ".4f", "Denoising error on the model's own samples of everything else."),
     "classifier_accuracy": ("Classifier", ".1%", "Its accuracy on real pictures: how far to trust the rest."),
     "num_images": ("Pictures judged", ",.0f", "Generated pictures behind these numbers."),
 }

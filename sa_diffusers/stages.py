@@ -98,6 +98,7 @@ def draw_replay_samples(
         "seed": config.seed,
     }
     if config.samples:
+        stages.reused.append("sample")
         return load_shared_samples(Path(config.samples), hashes)
     folder = stages.output_dir / "samples"
 
@@ -207,6 +208,7 @@ def fisher_of(
     if config.fisher:
         fisher = Fisher.load(config.fisher)
         fisher.check(**identity)
+        stages.reused.append("fisher")
         return fisher, fingerprint(fisher.metadata)
     path = stages.output_dir / "fisher.safetensors"
     count = min(config.fisher_samples, len(samples))

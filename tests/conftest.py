@@ -1,4 +1,4 @@
-"""Set-up shared by all tests: offline, with an empty hub cache, seeded."""
+"""Set-up shared by all tests: offline, with an empty hub cache, seeded; and a Stable Diffusion in miniature."""
 
 import os
 import tempfile
@@ -10,10 +10,15 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = _hub_cache.name
 
 import random  # noqa: E402
+from collections.abc import Callable  # noqa: E402
+from pathlib import Path  # noqa: E402
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+
+
+WORDS = "zero one two three four five six seven eight nine a red green blue digit on black white 7 9".split()
 
 
 @pytest.fixture(autouse=True)
@@ -22,3 +27,58 @@ def seeded() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    from sa_diffusers.base_training import train_tokenizer
+
+    return train_tokenizer([" ".join(WORDS)] * 3, num_merges=60, max_length=12)
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline(tiny_tokenizer) -> Callable:
+    """A factory of real Stable Diffusion pipelines: 16x16 images, 8x8x4 latents, 20 timesteps, random weights."""
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    def make_tiny_pipeline(
+        prediction_type: str = "epsilon", seed: int = 0, **components: object
+    ) -> StableDiffusionPipeline:
+        torch.manual_seed(seed)
+        ids = {f"{name}_token_id": getattr(tiny_tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+        text_config = CLIPTextConfig(
+            vocab_size=len(tiny_tokenizer), hidden_size=8, intermediate_size=16, num_hidden_layers=1,
+            num_attention_heads=2, max_position_embeddings=12, projection_dim=8, **ids,
+        )  # fmt: skip
+        vae = AutoencoderKL(
+            block_out_channels=(4, 8), down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=2, mid_block_add_attention=False, sample_size=16,
+        )  # fmt: skip
+        unet = UNet2DConditionModel(
+            sample_size=8, block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=2, attention_head_dim=2,
+            cross_attention_dim=8, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        )  # fmt: skip
+        scheduler = DDIMScheduler(
+            num_train_timesteps=20, clip_sample=False, steps_offset=1, prediction_type=prediction_type
+        )
+        parts = {"safety_checker": None, "feature_extractor": None} | components
+        pipeline = StableDiffusionPipeline(
+            vae=vae, text_encoder=CLIPTextModel(text_config), tokenizer=tiny_tokenizer, unet=unet, scheduler=scheduler,
+            requires_safety_checker=parts["safety_checker"] is not None, **parts,
+        )  # fmt: skip
+        for module in (vae, pipeline.text_encoder, unet):
+            module.eval()
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    return make_tiny_pipeline
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline_dir(tiny_pipeline, tmp_path_factory) -> Path:
+    """The pipeline of seed 0, saved; do not write into it."""
+    folder = tmp_path_factory.mktemp("tiny") / "pipeline"
+    tiny_pipeline().save_pretrained(folder)
+    return folder

@@ -51,6 +51,11 @@ def test_swapping_the_sets_swaps_precision_and_recall():
     assert forward.precision != forward.recall
 
 
+def test_the_surface_of_a_ball_is_inside():
+    real, generated = torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([[-1.0], [3.0], [10.0]])
+    assert manifold_metrics(real=real, generated=generated, k=1).precision == pytest.approx(2 / 3)
+
+
 def test_one_mode_of_two_is_precise_but_neither_recalled_nor_covered():
     modes = torch.cat([torch.randn(50, 3), torch.randn(50, 3) + 100])
     result = manifold_metrics(real=modes, generated=modes[:50])

@@ -176,6 +176,6 @@ def save_grid(examples: Sequence[tuple[Tensor, Prompt]], path: Path, columns: in
         axes.axis("off")
     for axes, (image, prompt) in zip(panels, examples, strict=False):  # the last row may not be full
         axes.imshow(image.add(1).div(2).clamp(0, 1).permute(1, 2, 0).numpy(), interpolation="nearest")
-        axes.set_title(textwrap.fill(prompt.text, width=36) or "(empty)", fontsize=7)
+        axes.set_title(textwrap.fill(prompt.text, width=30) or "(empty)", fontsize=7)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=100)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -35,6 +35,7 @@ class Findings:
         values, intervals: by metric; None where nothing could be measured.
         pictures: uint8 [N, 3, H, W]; `captions` are (group, prompt) of each.
         by_classifier: the numbers of each further classifier, by its name.
+        key: what decided all this: the model's hashes, prompts, seeds, sampler, classifiers.
     """
 
     values: dict
@@ -42,9 +43,19 @@ class Findings:
     pictures: Tensor
     captions: list[tuple[str, str]]
     by_classifier: dict[str, dict]
+    key: dict = field(default_factory=dict)
+
+    def check(self, key: dict) -> "Findings":
+        """Itself. Raises ValueError, naming what differs, when it was found under another key."""
+        differing = sorted(name for name in self.key | key if self.key.get(name) != key.get(name))
+        if differing:
+            raise ValueError(
+                f"the evaluation to reuse was made with other {', '.join(differing)}; leave --before away"
+            )
+        return self
 
     def save(self, path: Path) -> None:
-        header = {k: getattr(self, k) for k in ("values", "intervals", "captions", "by_classifier")}
+        header = {k: getattr(self, k) for k in ("values", "intervals", "captions", "by_classifier", "key")}
         with atomic_path(path) as temporary:
             save_file({"pictures": self.pictures.contiguous()}, temporary, metadata={"findings": json.dumps(header)})
 

@@ -1,0 +1,168 @@
+"""Measure forgetting on the bundled pipeline: seeds, every digit, a colour, and what each part of the method brings.
+
+    python scripts/digits_study.py --output_dir runs/digits_study
+    python scripts/digits_study.py --output_dir runs/digits_study --only default,noise
+
+Every row is a run of scripts/forget.py with configs/digits.yaml and the overrides of the row; its folder holds the page.
+Samples, Fisher and the evaluation of the unforgotten model are computed once and shared by path. To resume, run the
+same command again. Writes study.json, study.md and curves.png.
+"""
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from sa_diffusers.artifacts import atomic_path, write_json
+from sa_diffusers.cli import friendly_errors, parse_config
+from sa_diffusers.config import ForgetConfig
+
+
+NOISE = {"surrogate": "noise"}
+NO_REPLAY = NOISE | {"replay_weight": 0.0}
+DIGITS = {
+    "zero, 0": "six", "one, 1": "seven", "two, 2": "three", "three, 3": "eight", "four, 4": "nine", "five, 5": "three",
+    "six, 6": "zero", "seven, 7": "nine", "eight, 8": "three", "nine, 9": "four", "red": "green",
+}  # fmt: skip
+# part: {row: overrides of configs/digits.yaml}
+PARTS: dict[str, dict[str, dict]] = {
+    "default": {f"default, seed {seed}": {"seed": seed} for seed in range(3)},
+    "noise": {f"noise, seed {seed}": NOISE | {"seed": seed} for seed in range(3)},
+    "concepts": {f"{c} → {s}": {"concept": c, "surrogate": s} for c, s in DIGITS.items()},
+    "ablations": {
+        "noise: replay, lambda x1": NOISE,
+        "no replay, lambda 0": NO_REPLAY | {"ewc_lambda": 0.0},
+        "no replay, lambda x1": NO_REPLAY,
+        "no replay, lambda x10": NO_REPLAY | {"ewc_lambda": 10.0},
+        "no replay, lambda x100": NO_REPLAY | {"ewc_lambda": 100.0},
+        "replay, lambda 0": NOISE | {"ewc_lambda": 0.0},
+        "replay, lambda x10": NOISE | {"ewc_lambda": 10.0},
+        "replay, lambda x100": NOISE | {"ewc_lambda": 100.0},
+        "no replay of the empty prompt": NOISE | {"empty_prompt_fraction": 0.0},
+        "replay drawn at the sampling guidance": NOISE | {"replay_guidance_scale": 2.0},
+        "replay that may show the concept": NOISE | {"replay_negative": "none"},
+        "noise, xattn": NOISE | {"train_scope": "xattn"},
+        "noise, noxattn": NOISE | {"train_scope": "noxattn"},
+        "nine, xattn": {"train_scope": "xattn"},
+        "nine, noxattn": {"train_scope": "noxattn"},
+    },
+}
+# Overrides that change the samples, so that those of the reference run cannot be shared.
+OWN_SAMPLES = ("seed", "empty_prompt_fraction", "replay_guidance_scale")
+COLUMNS = {
+    "concept_probability": "P(concept)",
+    "concept_probability_unseen": "unseen words",
+    "concept_rate_when_unnamed": "not named",
+    "concept_entropy": "entropy",
+    "noise_probability": "P(noise)",
+    "retained_accuracy": "others",
+    "retained_worst_accuracy": "worst",
+    "attribute_accuracy": "their attributes",
+    "concept_attribute_accuracy": "its attributes",
+}
+
+
+def configure(base: ForgetConfig, overrides: dict, output_dir: Path, reference: Path) -> ForgetConfig:
+    """The row's configuration, sharing what it can with the reference run (the first row of all)."""
+    config = replace(base, **overrides, output_dir=str(output_dir))
+    if output_dir == reference or any(
+        key in overrides and overrides[key] != getattr(base, key) for key in OWN_SAMPLES
+    ):
+        return config
+    fisher = str(reference / "fisher.safetensors") if config.ewc_lambda else None
+    same_exam = config.concept == base.concept and config.replay_weight > 0 and config.ewc_lambda > 0
+    before = str(reference / "evaluation" / "before.safetensors") if same_exam else None
+    return replace(config, samples=str(reference / "samples"), fisher=fisher, before=before)
+
+
+def cell(value: float | dict | None) -> str:
+    """A number of metrics.json; of several attributes the worst."""
+    if isinstance(value, dict):
+        return f"{min(value.values()):.3f}" if value else "–"
+    return "–" if value is None else f"{value:.3f}"
+
+
+def markdown(results: dict[str, dict[str, dict]]) -> str:
+    """One table a part; each row is a run after forgetting, with the original's numbers in the first."""
+    lines = []
+    for part, rows in results.items():
+        lines += [f"\n### {part}\n", "| run | " + " | ".join(COLUMNS.values()) + " | train s | total s |"]
+        lines.append("|---" * (len(COLUMNS) + 3) + "|")
+        for row, metrics in rows.items():
+            seconds = metrics["seconds"]
+            for when in ("before", "after") if part == "concepts" or row == next(iter(rows)) else ("after",):
+                label = f"{row}: before" if when == "before" else row
+                numbers = [cell(metrics[when].get(key)) for key in COLUMNS]
+                times = ["", ""] if when == "before" else [f"{seconds['train']:.0f}", f"{seconds['total']:.0f}"]
+                lines.append(f"| {label} | " + " | ".join(numbers + times) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(histories: dict[str, list[dict]], path: Path) -> None:
+    """P of the concept and retained accuracy over steps, a line a run."""
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    panels = zip(figure.subplots(1, 2), ("concept_probability", "retained_accuracy"), strict=True)
+    for axis, key in panels:
+        for name, history in histories.items():
+            rows = [row for row in history if key in row]
+            axis.plot([row["step"] for row in rows], [row[key] for row in rows], marker=".", label=name)
+        axis.set(xlabel="training step", ylabel=key.replace("_", " "), ylim=(-0.03, 1.03))
+        axis.grid(alpha=0.3)
+    axis.legend(fontsize=7, loc="lower left")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=130)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/digits_study"), help="default: %(default)s")
+    parser.add_argument("--config", default="configs/digits.yaml", help="default: %(default)s")
+    parser.add_argument("--only", default=",".join(PARTS), help="parts to run, of: %(default)s")
+    args = parser.parse_args()
+    wanted = args.only.split(",")
+    unknown = set(wanted) - set(PARTS)
+    if unknown:
+        parser.error(f"unknown part {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}")
+    base = parse_config(ForgetConfig, ["--config", args.config])
+    reference = args.output_dir / "default-seed-0"
+    with friendly_errors():
+        from sa_diffusers.forgetting import run_forgetting
+
+        if not (reference / "metrics.json").exists():
+            run_forgetting(configure(base, {"seed": 0}, reference, reference))
+        for part in wanted:
+            for row, overrides in PARTS[part].items():
+                folder = run_folder(args.output_dir, part, row)
+                print(f"\n=== {row} -> {folder}", flush=True)
+                if not (folder / "metrics.json").exists():
+                    run_forgetting(configure(base, overrides, folder, reference))
+        write_study(args.output_dir)
+
+
+def run_folder(output_dir: Path, part: str, row: str) -> Path:
+    """The folder of a row: "noise, seed 0" -> noise-seed-0."""
+    text = row if row.startswith(part) else f"{part} {row}"
+    return output_dir / "-".join("".join(c if c.isalnum() else " " for c in text).split()).lower()
+
+
+def write_study(output_dir: Path) -> None:
+    """Collect what is finished of every part."""
+    results, histories = {}, {}
+    for part, rows in PARTS.items():
+        for row in rows:
+            folder = run_folder(output_dir, part, row)
+            if (folder / "metrics.json").exists():
+                results.setdefault(part, {})[row] = json.loads((folder / "metrics.json").read_text())
+                if part in ("default", "ablations") and "seed 1" not in row and "seed 2" not in row:
+                    histories[row] = json.loads((folder / "history.json").read_text())
+    write_json(results, output_dir / "study.json")
+    with atomic_path(output_dir / "study.md") as temporary:
+        temporary.write_text(markdown(results))
+    plot(histories, output_dir / "curves.png")
+    print(markdown(results) + f"\n{output_dir / 'study.md'}, {output_dir / 'curves.png'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""The diffusion loss against its formula, written out one sample and one number at a time in float64."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from sa_diffusers.losses import DiffusionLoss
+
+
+T = 10
+ALPHAS = torch.linspace(0.99, 0.02, T, dtype=torch.float64)
+
+
+def model(noisy, timesteps, scale):
+    """A denoiser whose answer depends on everything it is given, and on each sample alone."""
+    return SimpleNamespace(sample=torch.sin(noisy) * scale[:, None, None, None] + timesteps[:, None, None, None] / T)
+
+
+@pytest.fixture
+def batch() -> dict:
+    return {"sample": torch.randn(5, 2, 3, 4, dtype=torch.float64), "scale": torch.rand(5, dtype=torch.float64)}
+
+
+TERMS = torch.tensor([0, 9, 4, 4, 7])
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_equals_the_written_out_formula(batch, prediction_type, reduction):
+    noise = torch.randn_like(batch["sample"])
+    expected = []
+    for x, scale, t, eps in zip(batch["sample"], batch["scale"], TERMS.tolist(), noise, strict=True):
+        alpha, sigma = math.sqrt(ALPHAS[t]), math.sqrt(1 - ALPHAS[t])
+        errors = []
+        for pixel, e in zip(x.flatten().tolist(), eps.flatten().tolist(), strict=True):
+            target = e if prediction_type == "epsilon" else alpha * e - sigma * pixel
+            errors.append((math.sin(alpha * pixel + sigma * e) * scale.item() + t / T - target) ** 2)
+        expected.append(sum(errors) / (len(errors) if reduction == "mean" else 1))
+    values = DiffusionLoss(ALPHAS, prediction_type, reduction)(model, batch, TERMS, noise)
+    torch.testing.assert_close(values, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_a_perfect_v_prediction_costs_nothing(batch):
+    """v = alpha eps - sigma x is what recovers x = alpha x_t - sigma v, so the loss of that v must be 0."""
+    noise = torch.randn_like(batch["sample"])
+    alpha, sigma = (a.sqrt()[TERMS].view(-1, 1, 1, 1) for a in (ALPHAS, 1 - ALPHAS))
+
+    def knows_the_sample(noisy, timesteps, scale):
+        return SimpleNamespace(sample=(alpha * noisy - batch["sample"]) / sigma)
+
+    values = DiffusionLoss(ALPHAS, "v_prediction")(knows_the_sample, batch, TERMS, noise)
+    torch.testing.assert_close(values, torch.zeros(5, dtype=torch.float64))
+
+
+def test_each_value_depends_on_its_own_sample_only(batch):
+    loss, noise = DiffusionLoss(ALPHAS), torch.randn_like(batch["sample"])
+    whole = loss(model, batch, TERMS, noise)
+    for row in range(5):
+        alone = {key: value[row : row + 1] for key, value in batch.items()}
+        torch.testing.assert_close(
+            loss(model, alone, TERMS[row : row + 1], noise[row : row + 1]), whole[row : row + 1]
+        )
+
+
+def test_agrees_with_the_noise_and_velocity_of_diffusers(batch):
+    from diffusers import DDPMScheduler
+
+    scheduler = DDPMScheduler(num_train_timesteps=T)
+    sample, noise = batch["sample"].float(), torch.randn(5, 2, 3, 4)
+    seen = {}
+
+    def remember(noisy, timesteps, scale):
+        seen["noisy"] = noisy
+        return SimpleNamespace(sample=torch.zeros_like(noisy))
+
+    values = DiffusionLoss(scheduler.alphas_cumprod, "v_prediction", "sum")(
+        remember, {"sample": sample, "scale": batch["scale"]}, TERMS, noise
+    )
+    torch.testing.assert_close(seen["noisy"], scheduler.add_noise(sample, noise, TERMS))
+    torch.testing.assert_close(values, scheduler.get_velocity(sample, noise, TERMS).square().flatten(1).sum(1))
+
+
+def test_signal_to_noise():
+    expected = [ALPHAS[t].item() / (1 - ALPHAS[t].item()) for t in TERMS.tolist()]
+    torch.testing.assert_close(
+        DiffusionLoss(ALPHAS).signal_to_noise(TERMS), torch.tensor(expected, dtype=torch.float64)
+    )
+
+
+def test_noise_is_a_function_of_the_generator(batch):
+    loss = DiffusionLoss(ALPHAS)
+    first, again, other = (loss.sample_noise(batch, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    torch.testing.assert_close(first, again, rtol=0, atol=0)
+    assert first.shape == batch["sample"].shape
+    assert first.dtype == torch.float64
+    assert (first != other).all()
+
+
+@pytest.mark.parametrize("arguments", [{"prediction_type": "sample"}, {"reduction": "none"}])
+def test_other_types_are_refused(arguments):
+    with pytest.raises(ValueError, match=f"got '{next(iter(arguments.values()))}'"):
+        DiffusionLoss(ALPHAS, **arguments)

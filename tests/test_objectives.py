@@ -1,0 +1,152 @@
+"""What is minimised: EWC against autograd, Selective Amnesia against its terms taken apart, min-SNR weights."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from sa_diffusers.losses import DiffusionLoss
+from sa_diffusers.objectives import ElasticWeightConsolidation, Likelihood, SelectiveAmnesia
+
+
+T = 10
+ALPHAS = torch.linspace(0.99, 0.05, T, dtype=torch.float64)
+
+
+class Denoiser(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 6).double()
+        self.norm = nn.LayerNorm(6).double()
+        self.calls = 0
+
+    def forward(self, noisy, timesteps, condition):
+        self.calls += 1
+        return SimpleNamespace(sample=self.norm(self.layer(noisy) + condition + timesteps[:, None] / T))
+
+
+@pytest.fixture
+def model() -> Denoiser:
+    return Denoiser()
+
+
+def data(size: int) -> dict:
+    return {"sample": torch.randn(size, 6).double(), "condition": torch.randn(size, 6).double()}
+
+
+def fisher_of(model: nn.Module) -> dict:
+    return {name: torch.rand_like(p) for name, p in model.named_parameters()} | {"not trained": torch.ones(2)}
+
+
+def moved_ewc(model: nn.Module, ewc_lambda: float) -> ElasticWeightConsolidation:
+    ewc = ElasticWeightConsolidation(dict(model.named_parameters()), fisher_of(model), ewc_lambda)
+    ewc.fisher = [f.double() for f in ewc.fisher]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += torch.randn_like(parameter)
+    return ewc
+
+
+def test_ewc_gradient_equals_autograd_of_its_value(model):
+    ewc = moved_ewc(model, 3.0)
+    with torch.enable_grad():
+        # `value` itself is computed without a graph, so the formula stands here once more.
+        deltas = [p - a for p, a in zip(model.parameters(), ewc.anchor, strict=True)]
+        value = 3.0 * sum((f * d.square()).sum() for f, d in zip(ewc.fisher, deltas, strict=True))
+    torch.testing.assert_close(ewc.value(), value.detach())
+    ewc.add_gradient()
+    expected = torch.autograd.grad(value, list(model.parameters()))
+    torch.testing.assert_close([p.grad for p in model.parameters()], list(expected))
+
+
+def test_ewc_adds_to_the_gradient_that_is_there(model):
+    ewc = moved_ewc(model, 3.0)
+    ewc.add_gradient()
+    once = [p.grad.clone() for p in model.parameters()]
+    ewc.add_gradient()
+    torch.testing.assert_close([p.grad for p in model.parameters()], [2 * g for g in once])
+
+
+def test_ewc_is_exactly_zero_at_the_anchor(model):
+    ewc = ElasticWeightConsolidation(dict(model.named_parameters()), fisher_of(model), 1e6)
+    ewc.add_gradient()
+    assert ewc.value().item() == 0
+    assert all(p.grad.eq(0).all() for p in model.parameters())
+
+
+def test_ewc_of_lambda_zero_leaves_no_gradient(model):
+    moved_ewc(model, 0.0).add_gradient()
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_fisher_that_does_not_fit_is_refused(model):
+    parameters, fisher = dict(model.named_parameters()), fisher_of(model)
+    with pytest.raises(ValueError, match="1 of 4 trained parameters .* the first is layer.bias"):
+        ElasticWeightConsolidation(parameters, {k: v for k, v in fisher.items() if k != "layer.bias"}, 1.0)
+    with pytest.raises(ValueError, match="the first is norm.weight"):
+        ElasticWeightConsolidation(parameters, fisher | {"norm.weight": torch.ones(6, 1)}, 1.0)
+    with pytest.raises(ValueError, match="ewc_lambda >= 0, got -1"):
+        ElasticWeightConsolidation(parameters, fisher, -1.0)
+
+
+@pytest.mark.parametrize("replay_weight", [1.0, 0.25])
+def test_selective_amnesia_is_the_sum_of_its_terms(model, replay_weight):
+    loss = DiffusionLoss(ALPHAS)
+    objective = SelectiveAmnesia(loss, None, replay_weight)
+    batch = objective.draw({"surrogate": data(3), "replay": data(5)}, torch.Generator().manual_seed(1))
+    total, logs = objective(model, batch)
+    assert model.calls == 1
+    parts = {
+        name: loss(model, part["data"], part["terms"], part["noise"]).mean().detach() for name, part in batch.items()
+    }
+    torch.testing.assert_close(total.detach(), parts["surrogate"] + replay_weight * parts["replay"])
+    torch.testing.assert_close(logs, {"surrogate_loss": parts["surrogate"], "replay_loss": parts["replay"]})
+
+
+def test_surrogate_and_replay_have_timesteps_of_their_own():
+    objective = SelectiveAmnesia(DiffusionLoss(ALPHAS), None)
+    batch = objective.draw({"surrogate": data(64), "replay": data(64)}, torch.Generator().manual_seed(1))
+    terms = [part["terms"] for part in batch.values()]
+    assert all(set(part.tolist()) == set(range(T)) for part in terms)
+    assert not terms[0].equal(terms[1])
+
+
+def test_no_replay_weight_leaves_replay_out_of_the_pass(model):
+    objective = SelectiveAmnesia(DiffusionLoss(ALPHAS), None, replay_weight=0)
+    sizes = []
+    model.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    batch = objective.draw({"surrogate": data(3), "replay": data(5)}, torch.Generator().manual_seed(1))
+    total, logs = objective(model, batch)
+    assert sizes == [3]
+    torch.testing.assert_close(logs, {"surrogate_loss": total.detach()})
+    with pytest.raises(ValueError, match="replay_weight >= 0, got -1"):
+        SelectiveAmnesia(DiffusionLoss(ALPHAS), None, replay_weight=-1)
+
+
+def test_selective_amnesia_hands_ewc_on(model):
+    ewc = moved_ewc(model, 2.0)
+    objective = SelectiveAmnesia(DiffusionLoss(ALPHAS), ewc)
+    objective.add_gradient()
+    expected = [4.0 * f * (p.detach() - a) for p, f, a in zip(model.parameters(), ewc.fisher, ewc.anchor, strict=True)]
+    torch.testing.assert_close([p.grad for p in model.parameters()], expected)
+    torch.testing.assert_close(objective.regularisation(), {"ewc": ewc.value()})
+    assert SelectiveAmnesia(DiffusionLoss(ALPHAS), None).regularisation() == {}
+
+
+@pytest.mark.parametrize(
+    ("prediction_type", "weight"),
+    [
+        ("epsilon", lambda snr: min(snr, 5.0) / snr),  # Hang et al. 2023, Eq. 7
+        ("v_prediction", lambda snr: min(snr, 5.0) / (snr + 1)),
+    ],
+)
+def test_min_snr_weights(model, prediction_type, weight):
+    loss = DiffusionLoss(ALPHAS, prediction_type)
+    objective = Likelihood(loss, snr_gamma=5.0)
+    batch = objective.draw(data(T), torch.Generator().manual_seed(1)) | {"terms": torch.arange(T)}
+    values = loss(model, batch["data"], batch["terms"], batch["noise"]).tolist()
+    expected = [weight(a / (1 - a)) * value for a, value in zip(ALPHAS.tolist(), values, strict=True)]
+    torch.testing.assert_close(objective(model, batch)[0].item(), sum(expected) / T)
+    unweighted = Likelihood(loss)(model, batch)[0]
+    torch.testing.assert_close(unweighted.item(), sum(values) / T)

@@ -1,0 +1,215 @@
+"""What prompts say, which of them are drawn, and which are replayed."""
+
+from collections import Counter
+
+import pytest
+import torch
+
+from sa_diffusers.data import SampleSet
+from sa_diffusers.prompts import (
+    Concept,
+    concept_templates,
+    find_concept,
+    mentions,
+    read_prompts,
+    split_phrasings,
+    substitute,
+)
+from sa_diffusers.replay import (
+    concept_captions,
+    leaves_open,
+    needs_negative,
+    negative_requests,
+    sample_requests,
+    select_replay,
+    spread,
+    surrogate_requests,
+)
+
+
+SEVEN = Concept(("seven", "7"), "nine", ("six", "8"))
+PITT = Concept(("Brad Pitt",), "a middle aged man")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("a red seven", True),
+        ("SEVEN, thin", True),
+        ("digit 7.", True),
+        ("(7)", True),
+        ("seventeen", False),
+        ("a seven-sided die", True),  # a hyphen ends a word
+        ("17", False),
+        ("7th", False),
+        ("", False),
+    ],
+)
+def test_mentions_whole_words_in_any_case(prompt, expected):
+    assert mentions(prompt, ("seven", "7")) is expected
+
+
+def test_mentions_phrases_and_takes_them_literally():
+    assert mentions("a photo of brad pitt at sea", ["Brad Pitt"])
+    assert not mentions("brad and his pit", ["Brad Pitt"])
+    assert mentions("mr. t smiles", ["Mr. T"])
+    assert not mentions("mrs t smiles", ["Mr. T"])
+    assert mentions("learn C++ now", ["c++"])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("a Seven and a 7", "a nine and a nine"),
+        ("seventeen", "seventeen"),
+        ("", ""),
+    ],
+)
+def test_substitute(prompt, expected):
+    assert substitute(prompt, ("seven", "7"), "nine") == expected
+
+
+def test_substitute_prefers_the_longer_phrase_and_takes_the_replacement_literally():
+    assert substitute("brad pitt and brad", ("brad", "brad pitt"), "{}") == "{} and {}"
+    assert substitute("a seven", ("seven",), r"\1 \g<0>") == r"a \1 \g<0>"
+
+
+def test_split_phrasings():
+    assert split_phrasings(" seven, 7 ,,seven") == ("seven", "7")
+    for empty in ("", " , "):
+        with pytest.raises(ValueError, match="expected a concept"):
+            split_phrasings(empty)
+
+
+def test_a_known_concept_is_completed():
+    found = find_concept("seven, 7", None)
+    assert found.surrogate == "nine"
+    assert found.phrasings == ("seven", "7")
+    assert {"six", "6", "zero", "9"} <= set(found.siblings)
+    assert not {"seven", "7"} & set(found.siblings)
+    assert find_concept("brad pitt", None) == Concept(("brad pitt",), "a middle aged man", ())
+
+
+def test_what_the_user_says_comes_first():
+    found = find_concept("seven", "a drawing of a tree", siblings="three, seven, oak")
+    assert found == Concept(("seven",), "a drawing of a tree", ("three", "oak"))
+    assert find_concept("a teapot", "a cup") == Concept(("a teapot",), "a cup", ())
+
+
+def test_an_unknown_concept_shows_how_to_pass_a_surrogate():
+    with pytest.raises(ValueError, match="no surrogate is known for 'a teapot'.*--surrogate.*a folder of images"):
+        find_concept("a teapot", None)
+
+
+def test_a_surrogate_that_names_the_concept_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"names the concept \('7'\)"):
+        find_concept("seven, 7", "a big 7")
+    folder = tmp_path / "seven"
+    folder.mkdir()
+    assert find_concept("seven", str(folder)).surrogate == str(folder)
+
+
+def test_read_prompts_from_text(tmp_path):
+    (tmp_path / "prompts.txt").write_text("# a comment\na red six\n\n  a 9  \n#hash\n")
+    assert read_prompts(str(tmp_path / "prompts.txt")) == ["a red six", "a 9"]
+    (tmp_path / "empty.txt").write_text("# nothing\n\n")
+    with pytest.raises(ValueError, match="no prompt in"):
+        read_prompts(str(tmp_path / "empty.txt"))
+
+
+def test_read_prompts_from_a_column(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text('{"caption": "a red six"}\n{"caption": ""}\n{"caption": "a 9"}\n')
+    assert read_prompts(str(folder), "caption") == ["a red six", "a 9"]
+    with pytest.raises(ValueError, match=r"columns \['caption'\], none is 'prompt'; pass --prompt_column"):
+        read_prompts(str(folder))
+
+
+def test_templates_come_from_the_prompts_that_name_the_concept(tmp_path):
+    prompts = [f"a seven, number {{{i}}}, not 7" for i in range(16)] + ["a six"]
+    expected = [f"a {{}}, number {i}, not {{}}" for i in range(6)]
+    assert concept_templates(SEVEN, prompts, "absent.txt")[:6] == expected
+    assert len(concept_templates(SEVEN, prompts, "absent.txt")) == 16
+
+
+def test_too_few_such_prompts_fall_back_on_a_file(tmp_path):
+    (tmp_path / "templates.txt").write_text("a photo of {}\n{} at sea\n")
+    templates = concept_templates(PITT, ["Brad Pitt"] * 15, str(tmp_path / "templates.txt"))
+    assert templates == ["a photo of {}", "{} at sea"]
+    (tmp_path / "wrong.txt").write_text("a photo of {}\na photo\n")
+    with pytest.raises(ValueError, match="does not: a photo"):
+        concept_templates(PITT, [], str(tmp_path / "wrong.txt"))
+
+
+def test_spread_takes_every_prompt_before_it_repeats_one():
+    prompts = [str(i) for i in range(100)]
+    assert sorted(spread(prompts, 100, seed=1)) == sorted(prompts)
+    drawn = spread(prompts, 250, seed=1)
+    assert sorted(drawn[:100]) == sorted(drawn[100:200]) == sorted(prompts)
+    assert drawn[:100] != drawn[100:200]
+    assert len(set(drawn[200:])) == 50
+    assert spread(prompts, 250, seed=1) == drawn != spread(prompts, 250, seed=2)
+    assert drawn[:100] != prompts
+
+
+def test_sample_requests_draw_the_whole_list_and_a_share_of_empty_prompts():
+    prompts = [f"prompt {i}" for i in range(45)]
+    requests = sample_requests(prompts, 100, 0.1, seed=3)
+    counts = Counter(request.prompt for request in requests)
+    assert counts.pop("") == 10
+    assert set(counts.values()) == {2}
+    assert len({request.seed for request in requests}) == 100
+    # Mixed, so that a stretch of it is spread as the whole is.
+    assert 0 < sum(not request.prompt for request in requests[:50]) < 10
+    assert sample_requests(prompts, 100, 0.1, seed=3) == requests
+    assert not any(request.prompt == "" for request in sample_requests(prompts, 10, 0.0, seed=3))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "of_seven", "of_pitt"),
+    [
+        ("", True, True),
+        ("  ", True, True),
+        ("a red digit", True, False),
+        ("a red six", False, False),
+        ("an 8", False, False),
+        ("a red seven", False, False),
+        ("brad pitt", True, False),
+    ],
+)
+def test_prompts_that_leave_the_concept_open(prompt, of_seven, of_pitt):
+    assert leaves_open(prompt, SEVEN) is of_seven
+    assert leaves_open(prompt, PITT) is of_pitt
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [("open", ["", "a digit"]), ("all", ["", "a digit", "a six"]), ("none", [])],
+)
+def test_which_prompts_are_drawn_with_the_concept_as_negative(mode, expected):
+    prompts = ["", "a digit", "a six", "a seven"]
+    assert [p for p in prompts if needs_negative(p, SEVEN, mode)] == expected
+    samples = SampleSet(torch.arange(4.0), prompts)
+    requests = negative_requests(samples, SEVEN, mode, seed=0)
+    assert [request.prompt for request in requests] == expected
+    assert {request.negative_prompt for request in requests} <= {"seven, 7"}
+    kept = select_replay(samples, SEVEN, mode)
+    assert sorted(kept.prompts + expected) == ["", "a digit", "a six"]
+    assert kept.latents.tolist() == [float(prompts.index(p)) for p in kept.prompts]
+
+
+def test_nothing_to_keep():
+    with pytest.raises(ValueError, match="every replay prompt mentions 'seven'"):
+        select_replay(SampleSet(torch.zeros(3), ["a seven", "", "a 7"]), SEVEN, "open")
+
+
+def test_captions_use_every_phrasing_and_the_surrogate_the_same_sentences():
+    templates = [f"a {{}} of kind k{i}" for i in range(10)]
+    pairs = concept_captions(templates, SEVEN, 30, seed=0)
+    assert sum("seven" in caption for caption, _ in pairs) == 15
+    assert all(substitute(caption, SEVEN.phrasings, "{}") == template for caption, template in pairs)
+    assert Counter(template for _, template in pairs) == dict.fromkeys(templates, 3)
+    requests = surrogate_requests(pairs, SEVEN, seed=0)
+    assert [r.prompt for r in requests] == [template.replace("{}", "nine") for _, template in pairs]
+    assert len({r.seed for r in requests}) == 30

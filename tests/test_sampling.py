@@ -1,0 +1,142 @@
+"""Drawing samples: a picture depends on its own request alone, and an interrupted drawing goes on where it stopped."""
+
+import pytest
+import torch
+
+from sa_diffusers.families import get_family
+from sa_diffusers.families.text_to_image import TextToImageFamily
+from sa_diffusers.sampling import Request, SamplingSettings, draw_samples, remove_parts
+
+
+SETTINGS = SamplingSettings(guidance_scale=2.0, num_inference_steps=3, batch_size=2)
+REQUESTS = [Request(f"a {word}", seed) for seed, word in enumerate("red green blue seven nine".split())]
+
+
+@pytest.fixture(params=["dpmsolver++", "ddim"])
+def family(request, tiny_pipeline) -> TextToImageFamily:
+    return get_family(tiny_pipeline(), sampler=request.param)
+
+
+def with_batch_size(size: int) -> SamplingSettings:
+    return SamplingSettings(SETTINGS.guidance_scale, SETTINGS.num_inference_steps, size)
+
+
+def test_the_order_of_the_requests_is_kept_for_any_batch_size(family):
+    alone = [draw_samples(family, [request], SETTINGS).latents for request in REQUESTS]
+    for size in (1, 2, 5, 8):
+        drawn = draw_samples(family, REQUESTS, with_batch_size(size))
+        assert drawn.prompts == [request.prompt for request in REQUESTS]
+        torch.testing.assert_close(drawn.latents, torch.cat(alone), rtol=1e-4, atol=1e-5)
+    assert (alone[0] - alone[1]).abs().max() > 0.1
+
+
+def test_prompt_seed_and_negative_prompt_each_matter(family):
+    def draw(*fields):
+        return draw_samples(family, [Request(*fields)], SETTINGS).latents
+
+    base = draw("a seven", 1)
+    torch.testing.assert_close(draw("a seven", 1), base, rtol=0, atol=0)
+    torch.testing.assert_close(draw("a seven", 1, ""), base, rtol=0, atol=0)
+    for other in (draw("a nine", 1), draw("a seven", 2), draw("a seven", 1, "red")):
+        assert (other - base).abs().max() > 1e-4
+
+
+def test_equals_the_stock_pipeline(tiny_pipeline):
+    """Our embeddings, seeds and scales are those that diffusers itself would use."""
+    pipeline = tiny_pipeline()
+    drawn = draw_samples(get_family(pipeline, sampler="ddim"), REQUESTS[:1], SETTINGS)
+    stock = pipeline(
+        REQUESTS[0].prompt, num_inference_steps=3, guidance_scale=2.0, output_type="latent",
+        generator=torch.Generator().manual_seed(REQUESTS[0].seed),
+    )  # fmt: skip
+    torch.testing.assert_close(drawn.latents, stock.images, rtol=1e-5, atol=1e-6)
+
+
+def interrupt_after(family, count: int, monkeypatch) -> list[list[str]]:
+    """Let `family.draw` fail like Ctrl-C after `count` calls; returns the prompts of each call so far."""
+    calls, draw = [], family.draw
+
+    def counted(prompts, *arguments, **options):
+        if len(calls) == count:
+            raise KeyboardInterrupt
+        calls.append(list(prompts))
+        return draw(prompts, *arguments, **options)
+
+    monkeypatch.setattr(family, "draw", counted)
+    return calls
+
+
+def test_an_interrupted_drawing_goes_on_and_draws_nothing_twice(family, tmp_path, monkeypatch):
+    whole = draw_samples(family, REQUESTS, SETTINGS)
+    parts = tmp_path / "parts"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        first = interrupt_after(family, 2, patch)
+        draw_samples(family, REQUESTS, SETTINGS, parts)
+    with monkeypatch.context() as patch:
+        second = interrupt_after(family, 9, patch)
+        resumed = draw_samples(family, REQUESTS, SETTINGS, parts)
+    assert [prompt for call in first + second for prompt in call] == [request.prompt for request in REQUESTS]
+    assert resumed.prompts == whole.prompts
+    torch.testing.assert_close(resumed.latents, whole.latents, rtol=0, atol=0)
+    remove_parts(parts)
+    assert not parts.exists()
+
+
+def test_values_that_are_not_finite_are_refused(tiny_pipeline, tmp_path):
+    pipeline = tiny_pipeline()
+    with torch.no_grad():
+        pipeline.unet.conv_out.bias.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="not finite for 'a red'; use float32"):
+        draw_samples(get_family(pipeline), REQUESTS, SETTINGS, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_pipelines_samplers_and_missing_parts_are_refused(tiny_pipeline):
+    from diffusers import DDIMPipeline
+
+    pipeline = tiny_pipeline()
+    with pytest.raises(TypeError, match="cannot forget in a DDIMPipeline; expected one of: StableDiffusionPipeline"):
+        get_family(DDIMPipeline(pipeline.unet, pipeline.scheduler))
+    with pytest.raises(ValueError, match="one of dpmsolver.*, got 'euler'"):
+        get_family(pipeline, sampler="euler")
+    pipeline.tokenizer = None
+    with pytest.raises(ValueError, match="has no tokenizer"):
+        get_family(pipeline)
+
+
+def test_the_safety_checker_is_never_run(tiny_pipeline):
+    """It would blacken samples: here a checker that fails when it is called."""
+
+    class Forbidden(torch.nn.Module):
+        def forward(self, *arguments, **options):
+            raise AssertionError("the safety checker was run")
+
+    pipeline = tiny_pipeline()
+    pipeline.safety_checker = Forbidden()
+    family = get_family(pipeline)
+    assert draw_samples(family, REQUESTS[:2], SETTINGS).latents.shape == (2, 4, 8, 8)
+    assert isinstance(pipeline.safety_checker, Forbidden)
+
+
+def test_decode_and_encode_are_scaled_alike(tiny_pipeline):
+    family = get_family(tiny_pipeline())
+    vae = family.pipeline.vae
+    latents = torch.randn(2, 4, 8, 8)
+    images = family.decode(latents)
+    assert images.shape == (2, 3, 16, 16)
+    torch.testing.assert_close(
+        images, vae.decode(latents / vae.config.scaling_factor).sample.detach().clamp(-1, 1), rtol=0, atol=0
+    )
+    draws = torch.stack([family.encode(images, torch.Generator().manual_seed(seed)) for seed in range(200)])
+    mean = vae.encode(images).latent_dist.mean.detach() * vae.config.scaling_factor
+    spread = draws.std(0)
+    assert ((draws.mean(0) - mean).abs() < 5 * spread / 200**0.5 + 1e-6).all()
+    torch.testing.assert_close(
+        spread.mean(), (vae.encode(images).latent_dist.std.detach() * vae.config.scaling_factor).mean(), rtol=0.05, atol=0
+    )
+
+
+def test_v_prediction_is_taken_from_the_scheduler(tiny_pipeline):
+    assert get_family(tiny_pipeline("v_prediction")).loss.prediction_type == "v_prediction"
+    with pytest.raises(ValueError, match="expected prediction_type 'epsilon' or 'v_prediction', got 'sample'"):
+        get_family(tiny_pipeline("sample"))
