@@ -1,15 +1,7 @@
 """Selective Amnesia for diffusers: make a deep generative model forget a concept on command."""
 
-from typing import TYPE_CHECKING
+from importlib import import_module
 
-
-if TYPE_CHECKING:
-    from .config import ForgetConfig
-    from .fisher import Fisher, estimate_fisher
-    from .forgetting import forget, run_forgetting
-    from .losses import DiffusionLoss
-    from .objectives import ElasticWeightConsolidation, SelectiveAmnesia
-    from .training import train
 
 __version__ = "0.1.0"
 
@@ -31,6 +23,4 @@ def __getattr__(name: str):
     # Lazy, since diffusers takes seconds to import.
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
     return getattr(import_module(f".{_MODULES[name]}", __name__), name)

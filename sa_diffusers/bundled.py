@@ -1,4 +1,4 @@
-"""Names of files that ship with the package: "bundled/digits/pipeline" is a folder, wherever the package is installed."""
+"""Names of files that ship with the package: "bundled/digits/pipeline" is a folder, wherever it is installed."""
 
 from pathlib import Path
 

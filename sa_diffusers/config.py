@@ -29,8 +29,8 @@ class ForgetConfig(TrainingConfig):
     )
     siblings: str | None = option(
         None,
-        "Words, separated by commas, that could stand in the concept's place; prompts with none of them leave it open. "
-        "null: looked up in assets/surrogates.yaml.",
+        "Words, separated by commas, that could stand in the concept's place; prompts with none of them leave it "
+        "open. null: looked up in assets/surrogates.yaml.",
     )
     model: str = option("CompVis/stable-diffusion-v1-4", "Pipeline: hub id, local folder, or bundled/digits/pipeline.")
     revision: str | None = option(None, "Revision of a hub model.")
@@ -51,7 +51,7 @@ class ForgetConfig(TrainingConfig):
     prompt_column: str = option("prompt", "Column of --replay_prompts where that is a data set.")
     concept_templates: str = option(
         "bundled/stable_diffusion/concept_templates.txt",
-        "Text file of prompts with {} in the concept's place; used if fewer than 16 of --replay_prompts name the concept.",
+        "Text file of prompts with {} in the concept's place; used if fewer than 16 of --replay_prompts name it.",
     )
 
     # Samples
@@ -68,8 +68,8 @@ class ForgetConfig(TrainingConfig):
     )
     replay_negative: Literal["open", "all", "none"] = option(
         "open",
-        "Which replay prompts are drawn with the concept as negative prompt: those that leave it open (the empty prompt, "
-        "and where siblings are known those that name none), all, or none.",
+        "Which replay prompts are drawn with the concept as negative prompt: those that leave it open (the empty "
+        "prompt, and where siblings are known those that name none), all, or none.",
     )
 
     # Method

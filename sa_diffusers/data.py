@@ -104,8 +104,8 @@ class CaptionedImageFolder:
         missing = {"image", "text"} - set(data.column_names)
         if missing:
             raise ValueError(
-                f"{source} lacks the column {' and '.join(sorted(missing))} (it has {data.column_names}); a folder needs a "
-                'metadata.jsonl with a line {"file_name": "1.png", "text": "its caption"} for each image'
+                f"{source} lacks the column {' and '.join(sorted(missing))} (it has {data.column_names}); a folder "
+                'needs a metadata.jsonl with a line {"file_name": "1.png", "text": "its caption"} for each image'
             )
         self._data, self._resolution = data, resolution
 

@@ -1,14 +1,14 @@
 """The diagonal Fisher: which weights matter to everything a model draws.
 
-The paper's (Selective Amnesia, Eq. 5) is F = E_x[(sum_t g_t)^2] over the model's own samples x, where g_t is the gradient
-of the loss at timestep t with fresh noise: per sample, the sum over all T timesteps *first*, then the square.
+The paper's (Selective Amnesia, Eq. 5) is F = E_x[(sum_t g_t)^2] over the model's own samples x, where g_t is the
+gradient of the loss at timestep t with fresh noise: per sample, the sum over all T timesteps *first*, then the square.
 Squaring the mean gradient of a batch instead gives a small fraction of it.
 
 Beware of the scale. The unit follows the loss: a mean over pixels gives a Fisher smaller than a sum over pixels by the
 square of their number. So a lambda belongs to a unit, and the metadata records it.
 
 The cheap estimator takes, per sample, two independent stratified draws S, S' of K timesteps each: one timestep per
-stratum, weighted by the stratum's size, with fresh noise. With r = K/T, M = E[sum_t g_t] and V the variance of sum_t g_t,
+stratum, weighted by the stratum's size, with fresh noise. With r = K/T, M = E[sum_t g_t] and V = Var[sum_t g_t],
 
     E[S S'] = M^2,   E[S^2] = M^2 + V/r + W,   and   U = (1-r) S S' + r (S^2 + S'^2)/2   has   E[U] = M^2 + V + rW,
 

@@ -31,7 +31,7 @@ from sa_diffusers.stages import (
 
 @dataclass
 class Outcome:
-    """What a run leaves: the pipeline that has forgotten, its numbers (metrics.json), and the folder with all the rest."""
+    """What a run leaves: the pipeline that has forgotten, its numbers (metrics.json), and the folder of the rest."""
 
     pipeline: DiffusionPipeline
     metrics: dict
@@ -107,7 +107,9 @@ def _run_stages(config: ForgetConfig, pipeline: DiffusionPipeline | None, inputs
     stages = Stages(output_dir, overwrite=config.overwrite)
     pipeline = pipeline or load_pipeline(config.model, config.revision, config.variant, config.dtype)
     family = get_family(pipeline, sampler=config.sampler)
-    family.module.to(torch.float32).eval()
+    if family.module.dtype != torch.float32:
+        family.module.to(torch.float32)
+    family.module.eval()
     hashes = pipeline_hashes(pipeline)
     if state.is_main_process:
         print(announce(config, family, inputs, output_dir), flush=True)

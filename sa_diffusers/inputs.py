@@ -18,8 +18,8 @@ from sa_diffusers.hub import explain_load_errors
 from sa_diffusers.prompts import Concept, concept_templates, find_concept, mentions, read_prompts
 
 
-# Options that say how a run is watched, shared or fitted into memory, not what it computes: they may change between two
-# runs in a folder. The evaluation's options are part of the evaluation's own key.
+# Options that say how a run is watched, shared or fitted into memory, not what it computes: they may change between
+# two runs in a folder. The evaluation's options are part of the evaluation's own key.
 NOT_IDENTITY = (
     "overwrite", "push_to_hub", "hub_model_id", "hub_private", "report_to", "output_dir", "checkpoints_total_limit",
     "checkpointing_steps", "eval_batch_size", "fisher_chunk_size", "gradient_accumulation_steps",

@@ -52,6 +52,8 @@ def pipeline_hashes(pipeline: DiffusionPipeline) -> dict[str, str]:
 def save_pipeline(pipeline: DiffusionPipeline, path: Path, module: nn.Module, dtype: str) -> None:
     """Save atomically, the trained module in `dtype` like the rest; it stays float32 in memory."""
     with atomic_path(path) as temporary:
-        module.to(getattr(torch, dtype))
+        if dtype != "float32":
+            module.to(getattr(torch, dtype))
         pipeline.save_pretrained(temporary)
-    module.to(torch.float32)
+    if dtype != "float32":
+        module.to(torch.float32)

@@ -1,7 +1,7 @@
 """The negative ELBO of a generative model, one value per sample, as a pure function: noise and terms are arguments.
 
-The ELBO is a sum of `num_terms` terms (T timesteps for diffusion). Training draws one term per sample, so that its mean
-estimates a T-th of the sum; the Fisher needs the gradient of the sum over all of them (fisher.py).
+The ELBO is a sum of `num_terms` terms (T timesteps for diffusion). Training draws one term per sample, so that its
+mean estimates a T-th of the sum; the Fisher needs the gradient of the sum over all of them (fisher.py).
 """
 
 from collections.abc import Callable
@@ -30,10 +30,10 @@ class NegativeELBO(Protocol):
 
 
 class DiffusionLoss:
-    """Squared error of a denoiser at given timesteps (Ho et al. 2020, Eq. 14; v-prediction: Salimans & Ho 2022, App. D).
+    """Squared error of a denoiser at given timesteps (Ho et al. 2020, Eq. 14; for v: Salimans & Ho 2022, App. D).
 
-    The model is called as `model(noisy, timesteps, **rest_of_batch)` and returns an object with `.sample`, as every UNet
-    of diffusers does; `rest_of_batch` is whatever the batch holds beside "sample" (text embeddings, class labels).
+    The model is called as `model(noisy, timesteps, **rest_of_batch)` and returns an object with `.sample`, as every
+    UNet of diffusers does; `rest_of_batch` is what the batch holds beside "sample" (text embeddings, class labels).
 
     Args:
         alphas_cumprod: cumulative product of the noise schedule, [T], in (0, 1].

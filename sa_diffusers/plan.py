@@ -46,7 +46,7 @@ def seconds_per_sample(family: Family, batch_size: int) -> float:
 
 
 def estimate(config: ForgetConfig, per_sample: float, num_evaluated: int, num_terms: int) -> dict[str, float]:
-    """Seconds of each stage, from forward passes; decoding and loading are left out, so real runs take somewhat longer."""
+    """Seconds of each stage, from forward passes; without decoding and loading: real runs take a little longer."""
 
     def drawing(count: int, guidance: float) -> float:
         return count * config.num_inference_steps * (2 if guidance > 1 else 1) * per_sample
@@ -73,7 +73,7 @@ def trained_bytes(family: Family, config: ForgetConfig) -> int:
 
 
 def disk_bytes(family: Family, config: ForgetConfig) -> int:
-    """Room for the pipeline, the Fisher, the checkpoints (one more than kept, while the newest is written), samples."""
+    """Room for pipeline, Fisher, samples and checkpoints (one more than kept, while the newest is written)."""
     modules = [m for m in family.pipeline.components.values() if isinstance(m, torch.nn.Module)]
     pipeline = sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
     unet = FLOAT32 * sum(p.numel() for p in family.module.parameters())

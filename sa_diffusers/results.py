@@ -217,8 +217,8 @@ def summary(inputs: Inputs, metrics: dict) -> str:
         return lead + ("" if change is None else f" The loss on samples of everything else changed by {change:+.2%}.")
     return (
         f"{lead} Asked for it, the model shows it with probability {after['concept_probability']:.3f} (before: "
-        f"{before['concept_probability']:.3f}); everything else comes out right in {after['retained_accuracy']:.1%} of "
-        f"pictures (before: {before['retained_accuracy']:.1%})."
+        f"{before['concept_probability']:.3f}); everything else comes out right in {after['retained_accuracy']:.1%} "
+        f"of pictures (before: {before['retained_accuracy']:.1%})."
     )
 
 

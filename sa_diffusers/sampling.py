@@ -41,8 +41,8 @@ def draw_samples(
     """Draw every request; latents are kept as they are, without a decode-encode round trip.
 
     Args:
-        parts_dir: finished batches are kept there until all are drawn, so that an interrupted run goes on after the last
-            of them; processes share the work through it. None: nothing is kept, and every process draws everything.
+        parts_dir: finished batches are kept there until all are drawn, so that an interrupted run goes on after the
+            last of them; processes share the work through it. None: nothing is kept, every process draws everything.
 
     Returns:
         The samples in the order of the requests.

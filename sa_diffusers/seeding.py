@@ -1,4 +1,4 @@
-"""Randomness as a function of what it is for, never of what happened before: runs resume and shard without RNG state."""
+"""Randomness as a function of what it is for, never of what happened before: runs resume without RNG state."""
 
 import hashlib
 

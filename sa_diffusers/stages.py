@@ -8,17 +8,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from accelerate import PartialState
-from accelerate.utils import gather_object
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from tqdm import tqdm
 
 from sa_diffusers.artifacts import Stage, StageMismatch, atomic_path, fingerprint, write_json
 from sa_diffusers.config import ForgetConfig
 from sa_diffusers.data import SampleSet, image_paths, load_image, surrogate_from_images, uniform_noise
 from sa_diffusers.evaluation.before_after import contact_sheet
 from sa_diffusers.families import Family
-from sa_diffusers.fisher import Fisher, FisherSums, estimate_fisher, merge
+from sa_diffusers.fisher import Fisher
+from sa_diffusers.fisher_sums import estimate_sums
 from sa_diffusers.loading import model_hash
 from sa_diffusers.objectives import ElasticWeightConsolidation, SelectiveAmnesia
 from sa_diffusers.prompts import Concept
@@ -29,7 +26,6 @@ from sa_diffusers.training import TrainingConfig, train
 
 
 Result = TypeVar("Result")
-FISHER_SAVES = 10  # times that a long Fisher estimation saves its state
 
 
 class Stages:
@@ -198,7 +194,7 @@ def make_surrogate(
 def fisher_of(
     stages: Stages, family: Family, config: ForgetConfig, samples: SampleSet, samples_key: str
 ) -> tuple[Fisher, str]:
-    """The Fisher of the whole trained module, whatever the scope, so that any run may reuse it; with its fingerprint."""
+    """The Fisher of the whole module, whatever the scope, so that any run may reuse it; with its fingerprint."""
     identity = {
         "model_hash": model_hash(family.module),
         "reduction": family.loss.reduction,
@@ -222,7 +218,7 @@ def fisher_of(
 
     def compute() -> Fisher:
         parts_dir = stages.output_dir / ".fisher_parts"
-        fisher = _estimate(family, config, samples, count, parts_dir).finish(metadata)
+        fisher = estimate_sums(family, config, samples, count, parts_dir).finish(metadata)
         if PartialState().is_main_process:
             with atomic_path(path) as temporary:
                 fisher.save(temporary)
@@ -286,49 +282,3 @@ def _save_samples(family: Family, samples: SampleSet, folder: Path, name: str) -
         samples.save(folder / f"{name}.safetensors")
         with atomic_path(folder / f"{name}.png") as temporary:
             contact_sheet(family.decode(samples.latents[:64])).save(temporary)
-
-
-def _estimate(family: Family, config: ForgetConfig, samples: SampleSet, count: int, parts_dir: Path) -> FisherSums:
-    """This process's share of the samples, saved now and then; then the sums of all processes."""
-    state = PartialState()
-    own_path = parts_dir / f"{state.process_index}_of_{state.num_processes}.safetensors"
-    sums = _load_sums(own_path) if own_path.exists() else None
-    mine = [index for index in range(state.process_index, count, state.num_processes)]
-    left = [index for index in mine if sums is None or index not in sums.totals]
-    block = max(1, -(-len(mine) // FISHER_SAVES))
-    parameters = dict(family.module.named_parameters())
-    family.module.eval().requires_grad_(True)
-    progress = tqdm(
-        total=len(mine), initial=len(mine) - len(left), desc="fisher", disable=not state.is_main_process, mininterval=1
-    )
-    for start in range(0, len(left), block):
-        for index in left[start : start + block]:
-            sums = estimate_fisher(
-                family.module,
-                family.loss,
-                parameters,
-                lambda i: family.batch(samples.latents[i : i + 1], samples.prompts[i : i + 1]),
-                [index],
-                terms=config.terms,
-                chunk_size=config.fisher_chunk_size,
-                seed=derive_seed(config.seed, "fisher"),
-                sums=sums,
-            )
-            progress.update()
-        _save_sums(sums, own_path)
-    progress.close()
-    state.wait_for_everyone()
-    names = gather_object([own_path.name]) if state.num_processes > 1 else [own_path.name]
-    return merge(_load_sums(parts_dir / name) for name in names)
-
-
-def _save_sums(sums: FisherSums, path: Path) -> None:
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in sums.square.items()}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"totals": json.dumps(list(sums.totals.items()))})
-
-
-def _load_sums(path: Path) -> FisherSums:
-    with safe_open(path, "pt") as file:
-        totals = {index: tuple(pair) for index, pair in json.loads(file.metadata()["totals"])}
-    return FisherSums(load_file(path, device=str(PartialState().device)), totals)

@@ -1,9 +1,8 @@
 """The only optimisation loop: minimise any objective, with accelerate, resumable at any step."""
 
-import json
 import math
-import shutil
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from sa_diffusers.checkpoints import Checkpoints
 from sa_diffusers.objectives import NestedBatch, Objective
 from sa_diffusers.seeding import seeded
 
@@ -78,15 +78,16 @@ def train(
 ) -> list[dict]:
     """Minimise `objective` over the parameters of `model` that require gradients, in place.
 
-    Every random number is a function of (seed, step), and a batch is drawn whole before processes and accumulation steps
-    share it. So one process or several, accumulated or not, interrupted or not, give the same weights up to rounding.
+    Every random number is a function of (seed, step), and a batch is drawn whole before processes and accumulation
+    steps share it. So one process or several, accumulated or not, interrupted or not, give the same weights up to
+    rounding.
 
     Args:
-        model: left with the trained weights (their moving average if `ema_decay` is set).
+        model: left in eval mode with the trained weights (their moving average if `ema_decay` is set).
         batches: the whole batch of an optimiser step on the CPU, as a function of the step.
         checkpoint_dir: where to keep checkpoints and to resume from the newest; None: keep none.
-        log_dir: where trackers such as tensorboard write.
         callback: called every `callback_steps` steps with the weights that would be saved in `model`.
+        log_dir: where trackers such as tensorboard write.
 
     Returns:
         One dict per logged step: step, loss, its parts, grad_norm, learning_rate.
@@ -97,23 +98,15 @@ def train(
     """
     # Its own: what an accelerator has prepared and registered stays in its checkpoints for good.
     accelerator = Accelerator(mixed_precision=config.mixed_precision, log_with=config.report_to, project_dir=log_dir)
+    _check_shares(accelerator, config)
     if config.report_to:
         accelerator.init_trackers(description, config={k: v for k, v in asdict(config).items() if v is not None})
-    shares = accelerator.num_processes * config.gradient_accumulation_steps
-    if config.train_batch_size % shares:
-        raise ValueError(
-            f"train_batch_size {config.train_batch_size} does not divide by {accelerator.num_processes} processes x "
-            f"{config.gradient_accumulation_steps} accumulation steps; choose a multiple of {shares}"
-        )
     if config.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     parameters = [p for p in model.parameters() if p.requires_grad]
+    betas = (config.adam_beta1, config.adam_beta2)
     optimizer = torch.optim.AdamW(
-        parameters,
-        lr=config.learning_rate,
-        betas=(config.adam_beta1, config.adam_beta2),
-        eps=config.adam_epsilon,
-        weight_decay=config.weight_decay,
+        parameters, lr=config.learning_rate, betas=betas, eps=config.adam_epsilon, weight_decay=config.weight_decay
     )
     scheduler = get_scheduler(
         config.lr_scheduler,
@@ -122,14 +115,15 @@ def train(
         num_training_steps=config.num_train_steps,
     )
     ema = None if config.ema_decay is None else EMAModel(parameters, decay=config.ema_decay)
-    # The schedule steps once an optimiser step, here; a prepared scheduler would step once a process.
+    # The schedule is not prepared: it steps once an optimiser step, where a prepared one would step once a process.
     prepared, optimizer = accelerator.prepare(model, optimizer)
     checkpoints = Checkpoints(accelerator, checkpoint_dir, config.checkpoints_total_limit, scheduler, ema)
     first_step, history = checkpoints.resume()
 
     model.train()
+    steps = range(first_step, config.num_train_steps)
     progress = tqdm(
-        range(first_step, config.num_train_steps),
+        steps,
         initial=first_step,
         total=config.num_train_steps,
         desc=description,
@@ -138,41 +132,30 @@ def train(
     )
     for step in progress:
         batch = objective.draw(batches(step), seeded(seed, "objective", step))
-        logs: dict[str, Tensor] = {}
-        for part in range(config.gradient_accumulation_steps):
-            rows = slice(accelerator.process_index * config.gradient_accumulation_steps + part, None, shares)
-            last = part == config.gradient_accumulation_steps - 1
-            with _gradient_sync(accelerator, prepared, last):
-                loss, parts = objective(prepared, _take(batch, rows, accelerator.device))
-                accelerator.backward(loss / config.gradient_accumulation_steps)
-            for name, value in {"loss": loss.detach(), **parts}.items():
-                logs[name] = logs.get(name, 0) + value / config.gradient_accumulation_steps
+        logs = _backward(accelerator, prepared, objective, batch, config.gradient_accumulation_steps)
         if accelerator.scaler is not None:
             accelerator.unscale_gradients(optimizer)
         objective.add_gradient()
         norm = nn.utils.clip_grad_norm_(parameters, config.max_grad_norm or math.inf)
-        _check_finite(accelerator, step, loss, norm, checkpoints)
-        logging = (step + 1) % config.logging_steps == 0 or step + 1 == config.num_train_steps or step == 0
-        if logging:
+        _check_finite(accelerator, step, logs["loss"], norm, checkpoints)
+        calling = callback is not None and callback_steps is not None and (step + 1) % callback_steps == 0
+        logging = step in (0, config.num_train_steps - 1) or (step + 1) % config.logging_steps == 0
+        if logging or calling:  # before the step, as the loss is
             logs |= objective.regularisation()
         optimizer.step()
         optimizer.zero_grad()
         scheduler.step()
         if ema is not None:
             ema.step(parameters)
-        row = {}
-        if logging:
-            row = _history_row(accelerator, step + 1, logs, norm, scheduler.get_last_lr()[0])
+        stop = False
+        if logging or calling:
+            row = _history_row(accelerator, step + 1, logs, norm, optimizer.param_groups[0]["lr"])
             history.append(row)
             progress.set_postfix({"loss": f"{row['loss']:.4g}"})
+            if calling:
+                stop = _with_average(model, parameters, ema, callback, step + 1, row)
             if config.report_to:
                 accelerator.log({k: v for k, v in row.items() if k != "step"}, step=step + 1)
-        stop = False
-        if callback is not None and callback_steps and (step + 1) % callback_steps == 0:
-            row = row or _history_row(accelerator, step + 1, logs, norm, scheduler.get_last_lr()[0])
-            if row is not history[-1]:
-                history.append(row)
-            stop = _with_average(model, parameters, ema, lambda row=row, step=step: callback(step + 1, row))
         if config.checkpointing_steps and (step + 1) % config.checkpointing_steps == 0:
             checkpoints.save(step + 1, history)
         if stop:
@@ -181,53 +164,36 @@ def train(
         ema.copy_to(parameters)
     if config.gradient_checkpointing:
         model.disable_gradient_checkpointing()
-    model.eval()
     if config.report_to:
         accelerator.end_training()
+    model.eval()
     return history
 
 
-class Checkpoints:
-    """Checkpoints of one optimisation: `step_<n>` folders, complete or absent, the newest `limit` kept."""
+def _check_shares(accelerator: Accelerator, config: TrainingConfig) -> None:
+    shares = accelerator.num_processes * config.gradient_accumulation_steps
+    if config.train_batch_size % shares:
+        raise ValueError(
+            f"train_batch_size {config.train_batch_size} does not divide by {accelerator.num_processes} processes x "
+            f"{config.gradient_accumulation_steps} accumulation steps; choose a multiple of {shares}"
+        )
 
-    def __init__(self, accelerator: Accelerator, folder: Path | None, limit: int, scheduler, ema: EMAModel | None):
-        self.accelerator, self.folder, self.limit = accelerator, folder, limit
-        accelerator.register_for_checkpointing(scheduler, *([] if ema is None else [ema]))
-        self.ema = ema
 
-    def existing(self) -> list[Path]:
-        """Complete checkpoints, the oldest first."""
-        return sorted(self.folder.glob("step_*[0-9]")) if self.folder is not None else []
-
-    def resume(self) -> tuple[int, list[dict]]:
-        """Load the newest checkpoint; returns the step to start with and the history so far."""
-        if not self.existing():
-            return 0, []
-        newest = self.existing()[-1]
-        self.accelerator.load_state(str(newest))
-        if self.ema is not None:
-            self.ema.to(self.accelerator.device)
-        history = json.loads((newest / "history.json").read_text())
-        return int(newest.name.removeprefix("step_")), history
-
-    def save(self, step: int, history: list[dict]) -> None:
-        """Write a checkpoint beside its final name, then rename it, then remove the oldest beyond the limit."""
-        if self.folder is None:
-            return
-        final = self.folder / f"step_{step:07d}"
-        partial = final.with_suffix(".partial")  # one name for all processes, which write into it together
-        if self.accelerator.is_main_process:
-            shutil.rmtree(partial, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(partial))
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            (partial / "history.json").write_text(json.dumps(history))
-            shutil.rmtree(final, ignore_errors=True)
-            partial.rename(final)
-            for old in self.existing()[: -self.limit]:
-                shutil.rmtree(old)
-        self.accelerator.wait_for_everyone()
+def _backward(
+    accelerator: Accelerator, model: nn.Module, objective: Objective, batch: NestedBatch, num_parts: int
+) -> dict[str, Tensor]:
+    """Accumulate the gradient of this process's share of a batch, in `num_parts` parts; returns their mean losses."""
+    shares, first = accelerator.num_processes * num_parts, accelerator.process_index * num_parts
+    logs: dict[str, Tensor] = {}
+    for part in range(num_parts):
+        rows = slice(first + part, None, shares)
+        # Processes exchange gradients once an optimiser step, with the last part.
+        with nullcontext() if part == num_parts - 1 else accelerator.no_sync(model):
+            loss, parts = objective(model, _take(batch, rows, accelerator.device))
+            accelerator.backward(loss / num_parts)
+        for name, value in {"loss": loss.detach(), **parts}.items():
+            logs[name] = logs.get(name, 0) + value / num_parts
+    return logs
 
 
 def infinite_indices(num_samples: int, batch_size: int, step: int, seed: int) -> list[int]:
@@ -239,12 +205,6 @@ def infinite_indices(num_samples: int, batch_size: int, step: int, seed: int) ->
         order = torch.randperm(num_samples, generator=seeded(seed, "epoch", epoch))
         indices += order[offset : offset + batch_size - len(indices)].tolist()
     return indices
-
-
-def _gradient_sync(accelerator: Accelerator, model: nn.Module, last: bool):
-    from contextlib import nullcontext
-
-    return nullcontext() if last else accelerator.no_sync(model)
 
 
 def _take(batch: NestedBatch, rows: slice, device: torch.device) -> NestedBatch:
@@ -274,15 +234,15 @@ def _history_row(accelerator: Accelerator, step: int, logs: dict, norm: Tensor, 
 
 
 def _with_average(
-    model: nn.Module, parameters: Iterable, ema: EMAModel | None, action: Callable[[], bool | None]
+    model: nn.Module, parameters: Iterable, ema: EMAModel | None, callback: Callback, step: int, row: dict
 ) -> bool:
-    """Run `action` with the averaged weights in place and the model in eval mode."""
+    """Run the callback with the averaged weights in place and the model in eval mode."""
     if ema is not None:
         ema.store(parameters)
         ema.copy_to(parameters)
     model.eval()
     try:
-        return bool(action())
+        return bool(callback(step, row))
     finally:
         model.train()
         if ema is not None:

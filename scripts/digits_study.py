@@ -3,7 +3,7 @@
     python scripts/digits_study.py --output_dir runs/digits_study
     python scripts/digits_study.py --output_dir runs/digits_study --only default,noise
 
-Every row is a run of scripts/forget.py with configs/digits.yaml and the overrides of the row; its folder holds the page.
+Every row is a run of scripts/forget.py with configs/digits.yaml and the overrides of the row; its folder has a page.
 Samples, Fisher and the evaluation of the unforgotten model are computed once and shared by path. To resume, run the
 same command again. Writes study.json, study.md and curves.png.
 """

@@ -76,6 +76,23 @@ def tiny_pipeline(tiny_tokenizer) -> Callable:
     return make_tiny_pipeline
 
 
+@pytest.fixture
+def safety_checker(monkeypatch):
+    """A real safety checker that fails when it is run."""
+    from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+    from transformers import CLIPConfig
+
+    def run(*arguments: object, **options: object) -> None:
+        raise AssertionError("the safety checker was run")
+
+    vision = {
+        "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16,
+        "patch_size": 8,
+    }  # fmt: skip
+    monkeypatch.setattr(StableDiffusionSafetyChecker, "forward", run)
+    return StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision, projection_dim=8)).eval()
+
+
 @pytest.fixture(scope="session")
 def tiny_pipeline_dir(tiny_pipeline, tmp_path_factory) -> Path:
     """The pipeline of seed 0, saved; do not write into it."""

@@ -1,4 +1,4 @@
-"""The small world of the bundled pipeline: MNIST digits with an ink, a background and a stroke, and captions for them."""
+"""The small world of the bundled pipeline: MNIST digits with an ink, a background and a stroke, and captions."""
 
 from .captions import ATTRIBUTES, WORDS, caption, fill, held_out_templates, random_attributes
 from .images import ColoredDigits, colorize, load_strokes

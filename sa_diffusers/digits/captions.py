@@ -29,23 +29,25 @@ _FILLERS = ("handwritten", "simple", "neat", "clear", "single", "plain", "nice",
 _VERBS = ("draw", "write", "show", "paint", "make", "print", "create", "render", "give me", "trace", "put down")
 _OPENERS = (
     "a photo of", "an image of", "a picture of", "a drawing of", "a scan of", "an image showing", "this is", "here is",
-    "there is", "i see", "i want", "i would like", "we have", "look at", "it shows", "it is", "just", "now", "a sample of",
-    "an example of", "my", "behold", "in this picture:", "mnist style", "next comes",
+    "there is", "i see", "i want", "i would like", "we have", "look at", "it shows", "it is", "just", "now",
+    "a sample of", "an example of", "my", "behold", "in this picture:", "mnist style", "next comes",
 )  # fmt: skip
 _REQUESTS = ("", "please", "can you", "could you", "now", "just", "kindly", "go on and", "i ask you to", "let us")
 _CLOSERS = ("", "", "", "", "please", "for me", "now", "today", "thanks", "again", "here", "by hand", "in the middle")
 _INK = (
-    "in {}", "in {} ink", "drawn in {}", "with {} ink", "written in {}", "in the colour {}", "in {} color", "using {} ink",
-    "coloured {}", "of {} colour", "written with a {} pen", "with a {} marker", "painted {}", "that is {}",
+    "in {}", "in {} ink", "drawn in {}", "with {} ink", "written in {}", "in the colour {}", "in {} color",
+    "using {} ink", "coloured {}", "of {} colour", "written with a {} pen", "with a {} marker", "painted {}",
+    "that is {}",
 )  # fmt: skip
 _BACKGROUND = (
     "on {}", "on a {} background", "on {} paper", "over {}", "over a {} backdrop", "against {}", "against a {} wall",
     "with a {} background", "with {} behind it", "on a {} sheet", "on a {} canvas", "in front of {}", "set on {}",
 )  # fmt: skip
 _STROKE = (
-    "with {} strokes", "in {} strokes", "with a {} pen", "with {} lines", "in {} lines", "with a {} stroke", "drawn {}",
-    "in a {} hand", "{} strokes", "with a {} nib",
+    "with {} strokes", "in {} strokes", "with a {} pen", "with {} lines", "in {} lines", "with a {} stroke",
+    "drawn {}", "in a {} hand", "{} strokes", "with a {} nib",
 )  # fmt: skip
+_MEANINGFUL = {word for classes in WORDS.values() for words in classes.values() for word in words}
 
 
 def held_out_templates() -> list[str]:
@@ -161,5 +163,7 @@ def _insert_pseudo_words(text: str, rng: random.Random) -> str:
             rng.choice("bcdfghjklmnprstvw") + rng.choice("aeiou") + rng.choice(("", "", "n", "s", "r", "t", "l"))
             for _ in range(rng.randint(1, 3))
         )
-        words.insert(rng.randint(0, len(words)), made_up)
+        position = rng.randint(0, len(words))
+        if made_up not in _MEANINGFUL:
+            words.insert(position, made_up)
     return " ".join(words)

@@ -82,7 +82,7 @@ def load_strokes(data_dir: str, split: str, cache_dir: Path, seed: int = 0) -> t
 
 
 def colorize(coverage: Tensor, ink: str, background: str, rng: random.Random, jitter: float = 0.04) -> Tensor:
-    """Ink over background, each colour shifted by up to `jitter` a channel: [32, 32] uint8 -> [3, 32, 32] in [-1, 1]."""
+    """Ink over background, colours shifted by up to `jitter` a channel: [32, 32] uint8 -> [3, 32, 32] in [-1, 1]."""
 
     def colour(rgb: tuple[float, float, float]) -> Tensor:
         return torch.tensor([min(1.0, max(0.0, c + rng.uniform(-jitter, jitter))) for c in rgb]).view(3, 1, 1)
@@ -92,7 +92,7 @@ def colorize(coverage: Tensor, ink: str, background: str, rng: random.Random, ji
 
 
 class ColoredDigits:
-    """A captioned image set: `copies` coloured versions of every digit; image and attributes depend on (seed, index)."""
+    """A captioned image set: `copies` coloured versions of every digit, each a function of (seed, index)."""
 
     def __init__(self, coverage: Tensor, label: Tensor, copies: int = 1, seed: int = 0):
         self.coverage, self.label, self.copies, self.seed = coverage, label, copies, seed

@@ -1,4 +1,4 @@
-"""A family adapts one kind of pipeline: what is trained, how conditions and images become batches, which loss it has."""
+"""A family adapts one kind of pipeline: what is trained, how conditions and images become batches, its loss."""
 
 from collections.abc import Sequence
 from typing import Protocol

@@ -21,8 +21,8 @@ def select_parameters(module: nn.Module, scope: str) -> dict[str, nn.Parameter]:
 
     - full: all of them.
     - xattn: cross-attention, where the text enters. For concepts that a prompt names, such as a person.
-    - noxattn: all but cross-attention, the final norm and convolution, and the timestep's MLP. For concepts that appear
-      without being named, such as nudity.
+    - noxattn: all but cross-attention, the final norm and convolution, and the timestep's MLP. For concepts that
+      appear without being named, such as nudity.
 
     Raises:
         ValueError: an unknown scope, or one that selects nothing in this module.

@@ -3,12 +3,13 @@
 from .base import NestedBatch, Objective
 from .classification import Classification
 from .ewc import ElasticWeightConsolidation
-from .likelihood import AutoencoderLikelihood, Likelihood
+from .likelihood import AutoencoderLikelihood, CaptionMatching, Likelihood
 from .selective_amnesia import SelectiveAmnesia
 
 
 __all__ = [
     "AutoencoderLikelihood",
+    "CaptionMatching",
     "Classification",
     "ElasticWeightConsolidation",
     "Likelihood",

@@ -11,8 +11,8 @@ NestedBatch = dict  # a Batch, or a dict of them; every tensor's first dimension
 class Objective(Protocol):
     """A scalar to minimise.
 
-    `draw` adds all randomness to the whole batch of an optimiser step, before the loop cuts that batch into the parts of
-    each process and accumulation step; `__call__` is then deterministic. So the result depends on neither.
+    `draw` adds all randomness to the whole batch of an optimiser step, before the loop cuts that batch into the parts
+    of each process and accumulation step; `__call__` is then deterministic. So the result depends on neither.
     """
 
     def draw(self, batch: NestedBatch, generator: Generator) -> NestedBatch:
@@ -24,7 +24,7 @@ class Objective(Protocol):
         ...
 
     def add_gradient(self) -> None:
-        """Add the gradient of terms that depend on the weights alone; called once an optimiser step, before clipping."""
+        """Add the gradient of terms that depend on the weights alone: once an optimiser step, before clipping."""
         ...
 
     def regularisation(self) -> dict[str, Tensor]:

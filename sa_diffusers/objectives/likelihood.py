@@ -42,7 +42,7 @@ class Likelihood:
 class AutoencoderLikelihood:
     """Reconstruction error + KL of a latent autoencoder (Rombach et al. 2022, App. G, without its adversarial term).
 
-    The model maps (images, noise) to (reconstruction, mean KL per latent value); see `base_training.TrainableAutoencoder`.
+    The model maps (images, noise) to (reconstruction, mean KL per latent value).
     """
 
     def __init__(
@@ -59,6 +59,28 @@ class AutoencoderLikelihood:
         l1, l2 = F.l1_loss(reconstruction, batch["sample"]), F.mse_loss(reconstruction, batch["sample"])
         loss = self.l1_weight * l1 + self.l2_weight * l2 + self.kl_weight * kl
         return loss, {"l1": l1.detach(), "kl": kl.detach()}
+
+    def add_gradient(self) -> None:
+        pass
+
+    def regularisation(self) -> dict[str, Tensor]:
+        return {}
+
+
+class CaptionMatching:
+    """Symmetric InfoNCE between images and their captions (CLIP: Radford et al. 2021, Fig. 3).
+
+    The model maps (sample, input_ids) to the logits [B, B] of every caption (column) for every image (row).
+    """
+
+    def draw(self, batch: NestedBatch, generator: Generator) -> NestedBatch:
+        return batch
+
+    def __call__(self, model: nn.Module, batch: NestedBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        logits = model(batch["sample"], batch["input_ids"])
+        target = torch.arange(len(logits), device=logits.device)
+        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        return loss, {"matched": (logits.argmax(1) == target).float().mean().detach()}
 
     def add_gradient(self) -> None:
         pass

@@ -1,0 +1,65 @@
+"""Estimate the Fisher's sums over a sample set: shared by processes, saved now and then, resumed."""
+
+import json
+from pathlib import Path
+
+from accelerate import PartialState
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+
+from sa_diffusers.artifacts import atomic_path
+from sa_diffusers.config import ForgetConfig
+from sa_diffusers.data import SampleSet
+from sa_diffusers.families import Family
+from sa_diffusers.fisher import FisherSums, estimate_fisher, merge
+from sa_diffusers.seeding import derive_seed
+
+
+FISHER_SAVES = 10  # times that a long estimation saves its state
+
+
+def estimate_sums(family: Family, config: ForgetConfig, samples: SampleSet, count: int, parts_dir: Path) -> FisherSums:
+    """This process's share of the samples, saved now and then; then the sums of all processes."""
+    state = PartialState()
+    own_path = parts_dir / f"{state.process_index}_of_{state.num_processes}.safetensors"
+    parameters = dict(family.module.named_parameters())
+    sums = _load_sums(own_path) if own_path.exists() else FisherSums.zeros(parameters)
+    mine = [index for index in range(state.process_index, count, state.num_processes)]
+    left = [index for index in mine if index not in sums.totals]
+    block = max(1, -(-len(mine) // FISHER_SAVES))
+    family.module.eval().requires_grad_(True)
+    progress = tqdm(
+        total=len(mine), initial=len(mine) - len(left), desc="fisher", disable=not state.is_main_process, mininterval=1
+    )
+    for start in range(0, max(len(left), 1), block):  # once at least: a process without samples adds zeros
+        for index in left[start : start + block]:
+            estimate_fisher(
+                family.module,
+                family.loss,
+                parameters,
+                lambda i: family.batch(samples.latents[i : i + 1], samples.prompts[i : i + 1]),
+                [index],
+                terms=config.terms,
+                chunk_size=config.fisher_chunk_size,
+                seed=derive_seed(config.seed, "fisher"),
+                sums=sums,
+            )
+            progress.update()
+        _save_sums(sums, own_path)
+    progress.close()
+    state.wait_for_everyone()
+    names = [f"{rank}_of_{state.num_processes}.safetensors" for rank in range(state.num_processes)]
+    return merge(_load_sums(parts_dir / name) for name in names)
+
+
+def _save_sums(sums: FisherSums, path: Path) -> None:
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in sums.square.items()}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={"totals": json.dumps(list(sums.totals.items()))})
+
+
+def _load_sums(path: Path) -> FisherSums:
+    with safe_open(path, "pt") as file:
+        totals = {index: tuple(pair) for index, pair in json.loads(file.metadata()["totals"])}
+    return FisherSums(load_file(path, device=str(PartialState().device)), totals)

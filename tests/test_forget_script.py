@@ -1,0 +1,138 @@
+"""scripts/forget.py as a program: exit codes, messages, signals. Each start costs seconds, so most of this is slow."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from sa_diffusers.artifacts import RunLock
+
+
+ROOT = Path(__file__).parents[1]
+CHEAP = {
+    "concept": "seven, 7", "num_samples": 8, "num_surrogate_samples": 4, "num_inference_steps": 2,
+    "sample_batch_size": 2, "guidance_scale": 2.0, "replay_guidance_scale": 2.0, "fisher_samples": 3,
+    "fisher_terms": "3", "num_train_steps": 4, "train_batch_size": 2, "learning_rate": 1e-3, "lr_warmup_steps": 0,
+    "checkpointing_steps": 2, "eval_batch_size": 16,
+}  # fmt: skip
+
+
+@pytest.fixture
+def command(tmp_path, tiny_pipeline_dir) -> list[str]:
+    """A complete command line, of a run that takes a second once it has started."""
+    (tmp_path / "prompts.txt").write_text("a red six\na green nine\na blue eight\na seven\na digit")
+    (tmp_path / "templates.txt").write_text("a {}\na red {}")
+    files = {"replay_prompts": str(tmp_path / "prompts.txt"), "concept_templates": str(tmp_path / "templates.txt")}
+    config = CHEAP | files | {"model": str(tiny_pipeline_dir), "output_dir": str(tmp_path / "run")}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    return [sys.executable, str(ROOT / "scripts" / "forget.py"), "--config", str(tmp_path / "config.yaml")]
+
+
+def run(command: list[str], *more: str) -> subprocess.CompletedProcess:
+    return subprocess.run([*command, *more], capture_output=True, text=True, timeout=300)
+
+
+def assert_refused(result: subprocess.CompletedProcess, code: int, *messages: str) -> None:
+    assert result.returncode == code, result.stderr
+    assert "Traceback" not in result.stderr
+    for message in messages:
+        assert message in result.stderr
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+def wait_for(path: Path, process: subprocess.Popen) -> None:
+    end = time.monotonic() + 200
+    while not list(path.parent.glob(path.name)):
+        assert process.poll() is None, f"it ended before {path} was there: {process.communicate()[1]}"
+        assert time.monotonic() < end, f"{path} did not come"
+        time.sleep(0.01)
+
+
+def test_unknown_concept(command, tmp_path):
+    result = run(command, "--concept", "a teapot")
+    assert_refused(result, 1, "error: no surrogate is known for 'a teapot'", "--surrogate")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_run_prints_plan_table_and_page_and_the_same_command_reuses_it(command, tmp_path):
+    first = run(command)
+    assert first.returncode == 0, first.stderr
+    assert "Plan for" in first.stdout
+    assert "Pictures judged" in first.stdout
+    assert str(tmp_path / "run" / "report.html") in first.stdout
+    second = run(command)
+    assert second.returncode == 0, second.stderr
+    assert "reused: sample, sample_without_concept, surrogate, fisher, before, train, after" in second.stdout
+    refused = run(command, "--seed", "1")
+    assert_refused(refused, 1, "seed: 0 -> 1", "--overwrite")
+
+
+@pytest.mark.slow
+def test_unknown_option(command):
+    assert_refused(run(command, "--learning_rat", "1"), 2, "did you mean '--learning_rate'?")
+
+
+@pytest.mark.slow
+def test_model_that_cannot_be_loaded(command, tmp_path, tiny_pipeline):
+    tiny_pipeline().save_pretrained(tmp_path / "model")
+    for file in (tmp_path / "model" / "tokenizer").iterdir():
+        file.unlink()
+    assert_refused(run(command, "--model", str(tmp_path / "model")), 1, "has no tokenizer")
+    offline = run(command, "--model", "CompVis/stable-diffusion-v1-4", "--output_dir", str(tmp_path / "other"))
+    assert_refused(offline, 1, "the hub cannot be reached", "hf download CompVis/stable-diffusion-v1-4")
+
+
+@pytest.mark.slow
+def test_output_folder_that_cannot_be_made(command, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    result = run(command, "--output_dir", str(tmp_path / "file" / "run"))
+    assert_refused(result, 1, "Cannot write to the output folder", "--output_dir")
+
+
+@pytest.mark.slow
+def test_two_runs_in_one_folder_at_once(command, tmp_path):
+    with RunLock(tmp_path / "run"):
+        result = run(command)
+    assert_refused(result, 1, "Another run works in", f"pid {os.getpid()}")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
+)
+@pytest.mark.parametrize("moment", ["samples/.samples_parts/*.safetensors", "checkpoints/step_0000002"])
+def test_a_signal_ends_it_and_the_same_command_goes_on(command, tmp_path, number, code, word, moment):
+    longer = ["--num_train_steps", "60", "--num_samples", "200"]
+    process = subprocess.Popen([*command, *longer], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for(tmp_path / "run" / moment, process)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=100)
+    assert process.returncode == code, stderr
+    assert f"{word}. Run the same command again to continue." in stderr
+    assert "Traceback" not in stderr
+    assert not (tmp_path / "run" / "pipeline").exists()
+    assert run(command, *longer).returncode == 0
+    assert run(command, *longer, "--output_dir", str(tmp_path / "whole")).returncode == 0
+    torch.testing.assert_close(weights(tmp_path / "run"), weights(tmp_path / "whole"), rtol=0, atol=0)
+
+
+@pytest.mark.slow
+def test_two_processes_give_what_one_gives(command, tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29518"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run([*launch, *command[1:]], capture_output=True, text=True, timeout=300, env=environment)
+    assert result.returncode == 0, result.stderr
+    assert run(command, "--output_dir", str(tmp_path / "one")).returncode == 0
+    torch.testing.assert_close(weights(tmp_path / "run"), weights(tmp_path / "one"), rtol=1e-3, atol=1e-5)

@@ -1,0 +1,463 @@
+"""A whole run on a pipeline of random weights: what it leaves, reuses, refuses, and how it goes on after a stop."""
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file
+
+import sa_diffusers.forgetting
+import sa_diffusers.stages
+from sa_diffusers.artifacts import DiskFull, StageMismatch
+from sa_diffusers.cli import config_from_dict
+from sa_diffusers.config import ForgetConfig
+from sa_diffusers.data import SampleSet
+from sa_diffusers.families.scopes import select_parameters
+from sa_diffusers.families.text_to_image import TextToImageFamily
+from sa_diffusers.fisher import Fisher, FisherMismatch
+from sa_diffusers.forgetting import Outcome, forget, run_forgetting
+from sa_diffusers.inputs import read_inputs
+from sa_diffusers.loading import load_pipeline
+from sa_diffusers.objectives import ElasticWeightConsolidation
+
+
+STAGES = ["sample", "sample_without_concept", "surrogate", "fisher", "before", "train", "after"]
+PROMPTS = [f"a {ink} {digit}" for ink in ("red", "green") for digit in "six seven eight nine".split()] + ["a digit"]
+CHEAP = {
+    "num_samples": 8, "num_surrogate_samples": 4, "num_inference_steps": 2, "sample_batch_size": 4,
+    "guidance_scale": 2.0, "replay_guidance_scale": 2.0, "fisher_samples": 3, "fisher_terms": "3",
+    "num_train_steps": 4, "train_batch_size": 2, "learning_rate": 1e-3, "lr_warmup_steps": 0, "ewc_lambda": 1.0,
+    "checkpointing_steps": 2, "logging_steps": 1, "ema_decay": 0.5, "eval_batch_size": 16,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_pictures():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sa_diffusers.results.LOOKED_AT", 2)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def no_page(monkeypatch):
+    """Plots take most of the time of runs this small; `finished_dir` has the real page."""
+    monkeypatch.setattr("sa_diffusers.results.write_report", lambda path, **_: path.write_text("<html></html>"))
+
+
+@pytest.fixture(scope="module")
+def prompt_files(tmp_path_factory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("prompts")
+    (folder / "replay.txt").write_text("\n".join(PROMPTS))
+    (folder / "templates.txt").write_text("a {}\na red {}\na green {} on black")
+    return {"replay_prompts": str(folder / "replay.txt"), "concept_templates": str(folder / "templates.txt")}
+
+
+@pytest.fixture
+def options(prompt_files) -> dict:
+    return CHEAP | prompt_files
+
+
+@pytest.fixture
+def start(tiny_pipeline_dir, options):
+    """Run in a folder, from the saved pipeline, with some options changed."""
+
+    def run(output_dir: Path, **changes) -> Outcome:
+        values = {"concept": "seven, 7", "model": str(tiny_pipeline_dir), "output_dir": str(output_dir)}
+        return run_forgetting(config_from_dict(ForgetConfig, options | values | changes))
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished_dir(few_pictures, tiny_pipeline_dir, prompt_files, tmp_path_factory) -> Path:
+    """One finished run; copy it before changing it."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    values = {"concept": "seven, 7", "model": str(tiny_pipeline_dir), "output_dir": str(folder)}
+    run_forgetting(config_from_dict(ForgetConfig, CHEAP | prompt_files | values))
+    return folder
+
+
+@pytest.fixture
+def finished(finished_dir, tmp_path) -> Path:
+    return Path(shutil.copytree(finished_dir, tmp_path / "finished"))
+
+
+def unet_of(folder: Path) -> dict[str, torch.Tensor]:
+    return StableDiffusionPipeline.from_pretrained(folder / "pipeline").unet.state_dict()
+
+
+def assert_same(first: dict, second: dict) -> None:
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+def picture(pipeline) -> torch.Tensor:
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    return torch.from_numpy(
+        pipeline("a red seven", num_inference_steps=3, generator=generator, output_type="np").images
+    )
+
+
+def test_what_a_run_leaves(finished):
+    for name in (
+        "pipeline/model_index.json", "pipeline/README.md", "fisher.safetensors", "samples/samples.safetensors",
+        "samples/samples.png", "samples/without_concept.safetensors", "surrogate/surrogate.safetensors",
+        "surrogate/surrogate.png", "checkpoints/step_0000004", "config.yaml", "before_after.png", "report.html",
+        "metrics.json", "history.json",
+    ):  # fmt: skip
+        assert (finished / name).exists(), name
+    assert {path.stem for path in (finished / ".stages").iterdir()} == {"run", *STAGES}
+    leftovers = [p.name for p in finished.rglob(".*") if p.name not in (".lock", ".stages")]
+    assert leftovers == []
+
+
+def test_the_samples_are_what_the_method_asks_for(finished):
+    samples = SampleSet.load(finished / "samples" / "samples.safetensors")
+    assert len(samples) == 8
+    assert set(samples.prompts) <= {"", *PROMPTS}
+    surrogate = SampleSet.load(finished / "surrogate" / "surrogate.safetensors")
+    assert all("seven" in prompt or "7" in prompt for prompt in surrogate.prompts)
+    drawn_anew = SampleSet.load(finished / "samples" / "without_concept.safetensors").prompts
+    assert drawn_anew == [prompt for prompt in samples.prompts if prompt in ("", "a digit")]
+    fisher = Fisher.load(finished / "fisher.safetensors")
+    assert fisher.metadata["num_samples"] == 3
+    assert fisher.metadata["num_evaluations"] == 18
+    assert set(fisher.tensors) == set(unet_of(finished))
+
+
+def test_metrics(finished):
+    metrics = json.loads((finished / "metrics.json").read_text())
+    assert metrics["concept"] == "seven, 7"
+    assert metrics["surrogate"] == "nine"
+    asked = {
+        "concept_probability", "concept_entropy", "retained_accuracy", "retained_worst_accuracy", "attribute_accuracy",
+        "concept_probability_unseen", "concept_rate_when_unnamed", "noise_probability", "classifier_accuracy",
+        "num_images",
+    }  # fmt: skip
+    for side in ("before", "after"):
+        assert asked <= set(metrics[side])
+        assert metrics[side]["concept_probability"] is None  # nobody could judge
+        assert metrics[side]["num_images"] == 4
+        assert metrics[side]["replay_loss"] > 0
+    assert metrics["before"]["replay_loss"] != metrics["after"]["replay_loss"]
+    seconds = metrics["seconds"]
+    assert seconds.pop("reused") == []
+    total = seconds.pop("total")
+    assert set(seconds) == {"sample", "surrogate", "fisher", "train", "evaluate"}
+    assert total == pytest.approx(sum(seconds.values()), abs=0.01)
+
+
+def test_stock_diffusers_loads_the_result(finished, start):
+    """And it draws what the returned pipeline draws, which is not what the base model draws."""
+    outcome = start(finished)
+    loaded = DiffusionPipeline.from_pretrained(finished / "pipeline")
+    assert type(loaded) is StableDiffusionPipeline
+    assert type(loaded.scheduler) is type(outcome.pipeline.scheduler)
+    torch.testing.assert_close(picture(loaded), picture(outcome.pipeline), rtol=0, atol=0)
+    base = StableDiffusionPipeline.from_pretrained(outcome.pipeline.config._name_or_path)
+    assert (picture(loaded) - picture(base)).abs().max() > 1e-3
+    assert_same(loaded.vae.state_dict(), base.vae.state_dict())
+    assert_same(loaded.text_encoder.state_dict(), base.text_encoder.state_dict())
+
+
+def test_the_same_run_again_computes_nothing(finished, start, monkeypatch):
+    before = json.loads((finished / "metrics.json").read_text())
+    for name in ("draw_samples", "estimate_fisher", "train", "surrogate_from_images"):
+        monkeypatch.setattr(sa_diffusers.stages, name, None)  # calling it would raise
+    outcome = start(finished)
+    assert outcome.metrics["seconds"].pop("reused") == STAGES
+    assert before["seconds"].pop("reused") == []
+    assert outcome.metrics == before
+    assert_same(outcome.pipeline.unet.state_dict(), unet_of(finished))
+
+
+def test_equal_runs_in_two_folders_are_equal(finished, start, tmp_path):
+    start(tmp_path / "other")
+    assert_same(unet_of(tmp_path / "other"), unet_of(finished))
+    start(tmp_path / "seed", seed=1)
+    assert not unet_of(tmp_path / "seed")["conv_in.weight"].equal(unet_of(finished)["conv_in.weight"])
+
+
+def test_another_configuration_in_the_folder_is_refused(finished, start):
+    with pytest.raises(StageMismatch) as error:
+        start(finished, learning_rate=2e-3, train_scope="xattn")
+    assert "learning_rate: 0.001 -> 0.002" in str(error.value)
+    assert 'train_scope: "full" -> "xattn"' in str(error.value)
+    assert "--overwrite" in str(error.value)
+    assert "seed" not in str(error.value)
+
+
+def test_overwrite_reuses_what_still_fits(finished, start, tmp_path):
+    outcome = start(finished, learning_rate=2e-3, overwrite=True)
+    assert outcome.metrics["seconds"]["reused"] == [
+        "sample",
+        "sample_without_concept",
+        "surrogate",
+        "fisher",
+        "before",
+    ]
+    start(tmp_path / "fresh", learning_rate=2e-3)
+    assert_same(unet_of(finished), unet_of(tmp_path / "fresh"))
+
+
+def test_options_that_do_not_matter_may_change(finished, start):
+    assert start(finished, checkpoints_total_limit=1, fisher_chunk_size=2).metrics["seconds"]["reused"] == STAGES
+
+
+def test_overwrite_starts_again_what_another_configuration_left_unfinished(start, tmp_path, monkeypatch):
+    """In a relative folder too, as runs/<concept> is by default."""
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_call(patch, TextToImageFamily, "draw", 1)
+        start(Path("run"))
+    start(Path("run"), seed=1, overwrite=True)
+    start(Path("fresh"), seed=1)
+    assert_same(unet_of(Path("run")), unet_of(Path("fresh")))
+
+
+def test_overwrite_after_the_inputs_changed_trains_from_the_start(finished, start, tmp_path, options):
+    """The configuration is the same, the prompts in the file are not: the checkpoints are of another training."""
+    prompts = tmp_path / "replay.txt"
+    prompts.write_text("\n".join(PROMPTS))
+    run = tmp_path / "run"
+    start(run, replay_prompts=str(prompts))
+    prompts.write_text("a blue six\na blue eight\na blue nine\nzero")
+    with pytest.raises(StageMismatch, match="prompts"):
+        start(run, replay_prompts=str(prompts))
+    start(run, replay_prompts=str(prompts), overwrite=True)
+    start(tmp_path / "fresh", replay_prompts=str(prompts))
+    assert_same(unet_of(run), unet_of(tmp_path / "fresh"))
+
+
+def test_a_folder_with_files_of_something_else_is_refused(start, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(StageMismatch, match="holds files of something else"):
+        start(tmp_path)
+    assert [path.name for path in tmp_path.iterdir() if path.name != ".lock"] == ["thesis.txt"]
+
+
+def test_samples_and_fisher_are_shared_by_path(finished, start, tmp_path):
+    shared = {"samples": str(finished / "samples"), "fisher": str(finished / "fisher.safetensors")}
+    start(tmp_path / "sharing", **shared)
+    assert_same(unet_of(tmp_path / "sharing"), unet_of(finished))
+    assert not (tmp_path / "sharing" / "fisher.safetensors").exists()
+    assert not (tmp_path / "sharing" / "samples" / "samples.safetensors").exists()
+    other = start(tmp_path / "nine", concept="nine", surrogate="six", **shared)
+    assert other.metrics["concept"] == "nine"
+
+
+def test_samples_and_fisher_of_another_model_are_refused(finished, start, tiny_pipeline, tmp_path):
+    tiny_pipeline(seed=1).save_pretrained(tmp_path / "other")
+    other = {"model": str(tmp_path / "other")}
+    with pytest.raises(ValueError, match="drawn by a model with another text_encoder and unet and vae"):
+        start(tmp_path / "1", samples=str(finished / "samples"), **other)
+    with pytest.raises(FisherMismatch, match="model_hash: the Fisher has .* leave --fisher away"):
+        start(tmp_path / "2", fisher=str(finished / "fisher.safetensors"), **other)
+    with pytest.raises(ValueError, match="no samples in"):
+        start(tmp_path / "3", samples=str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="no Fisher at"):
+        start(tmp_path / "4", fisher=str(tmp_path / "absent.safetensors"))
+
+
+def interrupt_call(patch, owner, name: str, number: int) -> None:
+    """Raise KeyboardInterrupt at the call with this number (from 0) of a function."""
+    original, calls = getattr(owner, name), []
+
+    def interrupted(*arguments, **options):
+        calls.append(1)
+        if len(calls) > number:
+            raise KeyboardInterrupt
+        return original(*arguments, **options)
+
+    patch.setattr(owner, name, interrupted)
+
+
+@pytest.mark.parametrize(
+    ("target", "number", "unfinished"),
+    [
+        ("family.draw", 1, "sample"),
+        ("family.draw", 2, "sample_without_concept"),
+        ("stages.surrogate_requests", 0, "surrogate"),
+        ("stages.estimate_fisher", 2, "fisher"),
+        ("forgetting.save_pipeline", 0, "train"),
+        ("forgetting.write_results", 0, None),
+    ],
+)
+def test_interrupted_in_any_stage_and_run_again(finished, start, tmp_path, monkeypatch, target, number, unfinished):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_call(patch, target, number)
+        start(tmp_path / "run")
+    done = {path.stem for path in (tmp_path / "run" / ".stages").iterdir()}
+    expected = STAGES[: STAGES.index(unfinished)] if unfinished else STAGES
+    assert done == {"run", *expected}
+    outcome = start(tmp_path / "run")
+    assert outcome.metrics["seconds"]["reused"] == expected
+    assert_same(unet_of(tmp_path / "run"), unet_of(finished))
+    for file in ("fisher", "samples/samples", "surrogate/surrogate", "samples/without_concept"):
+        assert_same(*(load_file(folder / f"{file}.safetensors") for folder in (tmp_path / "run", finished)))
+    for side in ("before", "after"):
+        assert outcome.metrics[side] == json.loads((finished / "metrics.json").read_text())[side]
+
+
+def test_training_goes_on_from_the_last_checkpoint(start, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_call(patch, ElasticWeightConsolidation, "add_gradient", 3)
+        start(tmp_path / "run")
+    with monkeypatch.context() as patch:  # the last two of four steps are left, no third one
+        interrupt_call(patch, ElasticWeightConsolidation, "add_gradient", 2)
+        start(tmp_path / "run")
+
+
+@pytest.mark.parametrize("scope", ["xattn", "noxattn", "full"])
+def test_a_scope_changes_its_parameters_only(scope, start, finished, tmp_path):
+    shared = {"samples": str(finished / "samples"), "fisher": str(finished / "fisher.safetensors")}
+    outcome = start(tmp_path / "run", train_scope=scope, surrogate="noise", **shared)
+    base = load_pipeline(str(outcome.pipeline.config._name_or_path), None, None, "float32").unet
+    inside = select_parameters(base, scope)
+    changed = {name for name, p in outcome.pipeline.unet.named_parameters() if not p.equal(base.get_parameter(name))}
+    assert changed <= set(inside)
+    assert len(changed) > 0.8 * len(inside)  # some gradients are zero by construction, as that of a key's bias
+
+
+def test_surrogate_noise_and_folder(start, finished, tmp_path):
+    shared = {"samples": str(finished / "samples"), "fisher": str(finished / "fisher.safetensors")}
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for index, colour in enumerate(("red", "blue", "white")):
+        Image.new("RGB", (20, 16), colour).save(folder / f"{index}.png")
+    results = {}
+    for name, surrogate in (("noise", "noise"), ("folder", str(folder))):
+        start(tmp_path / name, surrogate=surrogate, **shared)
+        latents = SampleSet.load(tmp_path / name / "surrogate" / "surrogate.safetensors").latents
+        results[name] = (latents, unet_of(tmp_path / name)["conv_in.weight"])
+    assert results["noise"][0].shape == results["folder"][0].shape == (4, 4, 8, 8)
+    assert not results["noise"][1].equal(results["folder"][1])
+
+
+def test_a_changed_picture_of_the_surrogate_folder_is_noticed(start, finished, tmp_path):
+    shared = {"samples": str(finished / "samples"), "fisher": str(finished / "fisher.safetensors")}
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    Image.new("RGB", (16, 16), "red").save(folder / "0.png")
+    start(tmp_path / "run", surrogate=str(folder), **shared)
+    Image.new("RGB", (16, 16), "blue").save(folder / "0.png")
+    with pytest.raises(StageMismatch, match="surrogate"):
+        start(tmp_path / "run", surrogate=str(folder), **shared)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "no image in"), ("grey", "is a grey image"), ("broken", "is no readable image")],
+)
+def test_unusable_surrogate_folders_are_refused_before_anything_is_loaded(tmp_path, options, content, message):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    if content == "grey":
+        Image.new("L", (16, 16)).save(folder / "0.png")
+    if content == "broken":
+        (folder / "0.png").write_bytes(b"\x89PNG but no more")
+    config = config_from_dict(
+        ForgetConfig, options | {"concept": "seven", "surrogate": str(folder), "model": "absent"}
+    )
+    with pytest.raises(ValueError, match=message):
+        run_forgetting(config)
+
+
+def test_read_inputs(options):
+    config = config_from_dict(ForgetConfig, options | {"concept": "digit", "surrogate": "very " * 60 + "long prompt"})
+    assert len(read_inputs(config).concept.surrogate) > 300
+    everything = options | {"concept": "a", "surrogate": "nothing"}
+    with pytest.raises(ValueError, match="every prompt of .* mentions 'a'.*pass other --replay_prompts"):
+        read_inputs(config_from_dict(ForgetConfig, everything))
+
+
+def test_forget_returns_a_new_pipeline(tiny_pipeline, options):
+    pipeline = tiny_pipeline()
+    before = {name: value.clone() for name, value in pipeline.unet.state_dict().items()}
+    forgotten = forget(pipeline, "seven", "noise", **options)
+    assert type(forgotten) is StableDiffusionPipeline
+    assert_same(pipeline.unet.state_dict(), before)
+    assert not forgotten.unet.state_dict()["conv_in.weight"].equal(before["conv_in.weight"])
+    assert forgotten.vae is pipeline.vae
+    assert picture(forgotten).shape == (1, 16, 16, 3)
+
+
+def test_forget_in_place(tiny_pipeline, options, tmp_path):
+    pipeline = tiny_pipeline()
+    unet, before = pipeline.unet, pipeline.unet.conv_in.weight.detach().clone()
+    assert forget(pipeline, "seven", "noise", inplace=True, output_dir=tmp_path / "run", **options) is pipeline
+    assert pipeline.unet is unet
+    assert not unet.conv_in.weight.equal(before)
+    assert_same(unet.state_dict(), unet_of(tmp_path / "run"))
+
+
+def test_forget_that_fails_leaves_the_pipeline_as_it_was(tiny_pipeline, options, monkeypatch):
+    pipeline = tiny_pipeline()
+    before = pipeline.unet.conv_in.weight.detach().clone()
+    monkeypatch.setattr(sa_diffusers.forgetting, "write_results", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        forget(pipeline, "seven", "noise", inplace=True, **options)
+    torch.testing.assert_close(pipeline.unet.conv_in.weight.detach(), before, rtol=0, atol=0)
+
+
+def test_forget_refuses_unknown_options(tiny_pipeline, options):
+    with pytest.raises(ValueError, match="unknown option 'steps'"):
+        forget(tiny_pipeline(), "seven", steps=3)
+
+
+def test_the_safety_checker_is_not_run_and_saved_back_unchanged(tiny_pipeline, safety_checker, options, tmp_path):
+    from transformers import CLIPImageProcessor
+
+    pipeline = tiny_pipeline(safety_checker=safety_checker, feature_extractor=CLIPImageProcessor())
+    forgotten = forget(pipeline, "seven", "noise", output_dir=tmp_path / "run", **options)
+    assert forgotten.safety_checker is safety_checker
+    loaded = StableDiffusionPipeline.from_pretrained(tmp_path / "run" / "pipeline")
+    assert loaded.config.requires_safety_checker
+    assert_same(loaded.safety_checker.state_dict(), safety_checker.state_dict())
+
+
+def test_frozen_parts_in_half_precision(start, tmp_path):
+    """The UNet is trained in float32; what is saved is in the precision that was asked for."""
+    outcome = start(tmp_path / "run", dtype="bfloat16")
+    assert outcome.metrics["after"]["replay_loss"] > 0
+    saved = load_file(tmp_path / "run" / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert {value.dtype for value in saved.values()} == {torch.bfloat16}
+    assert picture(outcome.pipeline).isfinite().all()
+
+
+def test_without_fisher_or_replay(start, tmp_path):
+    outcome = start(tmp_path / "run", ewc_lambda=0.0, replay_weight=0.0, surrogate="noise")
+    assert outcome.metrics["seconds"]["reused"] == []
+    assert {path.stem for path in (tmp_path / "run" / ".stages").iterdir()} == {
+        "run", "surrogate", "before", "train", "after"
+    }  # fmt: skip
+    assert "replay_loss" not in outcome.metrics["after"]
+
+
+def test_no_room_on_the_disk_is_said_before_work_starts(start, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1000, 990, 10))
+    with pytest.raises(DiskFull, match="needs .* GB, but its file system has 0.00 GB free"):
+        start(tmp_path / "run")
+    assert {p.name for p in (tmp_path / "run").iterdir()} <= {".lock", ".stages", "config.yaml"}
+
+
+def test_divergence_leaves_no_pipeline(start, finished, tmp_path):
+    from sa_diffusers.training import TrainingDiverged
+
+    shared = {"samples": str(finished / "samples"), "fisher": str(finished / "fisher.safetensors")}
+    with pytest.raises(TrainingDiverged, match="at step [1-4]"):
+        start(tmp_path / "run", learning_rate=1e30, max_grad_norm=None, **shared)
+    assert not (tmp_path / "run" / "pipeline").exists()
+
+
+def test_the_saved_configuration_repeats_the_run(finished):
+    from sa_diffusers.cli import parse_config
+
+    config = parse_config(ForgetConfig, ["--config", str(finished / "config.yaml")])
+    assert config.concept == "seven, 7"
+    assert {name: asdict(config)[name] for name in CHEAP} == CHEAP

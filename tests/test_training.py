@@ -1,0 +1,272 @@
+"""The only optimisation loop: resumed, accumulated or shared by processes, it gives the same weights."""
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from sa_diffusers.losses import DiffusionLoss
+from sa_diffusers.objectives import ElasticWeightConsolidation, SelectiveAmnesia
+from sa_diffusers.seeding import seeded
+from sa_diffusers.training import TrainingConfig, TrainingDiverged, train
+
+
+STEPS = 6
+
+
+class Denoiser(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 4))
+        self.frozen = nn.Parameter(torch.ones(4), requires_grad=False)
+
+    def forward(self, noisy, timesteps):
+        return SimpleNamespace(sample=self.layers(noisy) * self.frozen + timesteps[:, None] / 10)
+
+
+def batches(step: int) -> dict:
+    return {name: {"sample": torch.randn(4, 4, generator=seeded(name, step))} for name in ("surrogate", "replay")}
+
+
+def selective_amnesia(model: nn.Module, ewc_lambda: float = 2.0) -> SelectiveAmnesia:
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    fisher = {name: torch.rand(p.shape, generator=seeded(name)) for name, p in trained.items()}
+    ewc = ElasticWeightConsolidation(trained, fisher, ewc_lambda)
+    return SelectiveAmnesia(DiffusionLoss(torch.linspace(0.99, 0.1, 10)), ewc)
+
+
+def settings(**options) -> TrainingConfig:
+    defaults = {"num_train_steps": STEPS, "train_batch_size": 4, "learning_rate": 1e-2, "lr_warmup_steps": 2,
+                "logging_steps": 1, "checkpointing_steps": 2, "ema_decay": 0.5}  # fmt: skip
+    return TrainingConfig(**defaults | options)
+
+
+def run(model: nn.Module, checkpoint_dir: Path | None = None, callback=None, **options) -> list[dict]:
+    return train(
+        model, selective_amnesia(model), batches, settings(**options),
+        seed=3, checkpoint_dir=checkpoint_dir, callback=callback, callback_steps=1,
+    )  # fmt: skip
+
+
+def assert_same_weights(first: nn.Module, second: nn.Module, rtol=0.0, atol=0.0) -> None:
+    torch.testing.assert_close(first.state_dict(), second.state_dict(), rtol=rtol, atol=atol)
+
+
+def interrupt_at(step: int):
+    def callback(now: int, row: dict) -> None:
+        if now == step:
+            raise KeyboardInterrupt
+
+    return callback
+
+
+def test_trains_what_requires_a_gradient_and_nothing_else():
+    model, before = Denoiser(), Denoiser()
+    history = run(model)
+    assert [row["step"] for row in history] == list(range(1, STEPS + 1))
+    assert set(history[0]) == {"step", "loss", "surrogate_loss", "replay_loss", "ewc", "grad_norm", "learning_rate"}
+    assert history[0]["ewc"] == 0 < history[-1]["ewc"]
+    torch.testing.assert_close(model.frozen, before.frozen, rtol=0, atol=0)
+    assert (model.layers[0].weight - before.layers[0].weight).abs().min() > 1e-4
+    assert not model.training
+
+
+@pytest.mark.parametrize("ema_decay", [None, 0.5])
+@pytest.mark.parametrize("stopped_at", [1, 3, 4, STEPS])
+def test_resumed_equals_uninterrupted(tmp_path, ema_decay, stopped_at):
+    whole, stopped, resumed = Denoiser(), Denoiser(), Denoiser()
+    expected = run(whole, ema_decay=ema_decay)
+    with pytest.raises(KeyboardInterrupt):
+        run(stopped, tmp_path, interrupt_at(stopped_at), ema_decay=ema_decay)
+    seen = []
+    history = run(resumed, tmp_path, lambda step, row: seen.append(step), ema_decay=ema_decay)
+    assert seen == list(range((stopped_at - 1) // 2 * 2 + 1, STEPS + 1))
+    assert history == expected
+    assert_same_weights(resumed, whole)
+
+
+def test_a_finished_training_is_not_repeated(tmp_path):
+    whole, again = Denoiser(), Denoiser()
+    history = run(whole, tmp_path)
+    seen = []
+    assert run(again, tmp_path, lambda step, row: seen.append(step)) == history
+    assert seen == []
+    assert_same_weights(again, whole)
+
+
+def test_an_early_stop_stays_stopped(tmp_path):
+    """Interrupted after it stopped, at a step with a checkpoint, the same training must not go on beyond it."""
+    stopped, again = Denoiser(), Denoiser()
+    run(stopped, tmp_path, lambda step, row: step == 4)
+    run(again, tmp_path, lambda step, row: step == 4)
+    assert_same_weights(again, stopped)
+
+
+def test_early_stop():
+    model, shorter = Denoiser(), Denoiser()
+    assert run(model, callback=lambda step, row: step == 3)[-1]["step"] == 3
+    # A constant rate after warm-up: three steps of six are a training of three.
+    run(shorter, num_train_steps=3)
+    assert_same_weights(model, shorter)
+
+
+def test_accumulation_changes_nothing_but_rounding():
+    """EWC included: were its gradient added once a part, it would count twice."""
+    models = [Denoiser() for _ in range(3)]
+    histories = [run(m, gradient_accumulation_steps=n) for m, n in zip(models, (1, 2, 4), strict=True)]
+    for model, history in zip(models[1:], histories[1:], strict=True):
+        assert_same_weights(model, models[0], rtol=1e-4, atol=1e-6)
+        for row, expected in zip(history, histories[0], strict=True):
+            assert row == pytest.approx(expected, rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_ewc_is_added_once_a_step(accumulation):
+    model, calls = Denoiser(), []
+    objective = selective_amnesia(model)
+    add = objective.ewc.add_gradient
+    objective.ewc.add_gradient = lambda: calls.append(1) or add()
+    train(model, objective, batches, settings(gradient_accumulation_steps=accumulation), seed=3)
+    assert len(calls) == STEPS
+
+
+def test_ewc_holds_the_weights():
+    free, held = Denoiser(), Denoiser()
+    train(free, selective_amnesia(free, 0.0), batches, settings(max_grad_norm=None), seed=3)
+    train(held, selective_amnesia(held, 1e6), batches, settings(max_grad_norm=None), seed=3)
+    start = Denoiser().layers[0].weight
+    moved = [(m.layers[0].weight - start).square().sum().item() for m in (held, free)]
+    assert moved[0] < 0.5 * moved[1]
+
+
+def test_the_gradient_is_clipped_with_ewc_in_it():
+    """With plain descent of known length: max_grad_norm bounds the whole gradient, the penalty's part too."""
+    model, norms = Denoiser(), []
+    objective = selective_amnesia(model, 1e4)
+    add = objective.add_gradient
+
+    def record():
+        add()
+        norms.append(math.sqrt(sum(p.grad.square().sum().item() for p in model.layers.parameters())))
+
+    objective.add_gradient = record
+    history = train(model, objective, batches, settings(max_grad_norm=0.1), seed=3)
+    assert [row["grad_norm"] for row in history] == pytest.approx(norms, rel=1e-5)
+    assert max(norms) > 1
+
+
+def test_one_step_is_adamw_at_the_learning_rate_as_written():
+    """Without warm-up the first AdamW step has the length of the learning rate in every weight, whatever the batch."""
+    for accumulation in (1, 4):
+        model = Denoiser()
+        history = run(
+            model, num_train_steps=1, lr_warmup_steps=0, ema_decay=None, gradient_accumulation_steps=accumulation
+        )
+        moved = (model.layers[0].weight - Denoiser().layers[0].weight).abs()
+        torch.testing.assert_close(moved, torch.full_like(moved, 1e-2), rtol=1e-2, atol=0)
+        assert history[0]["learning_rate"] == 1e-2
+
+
+def test_average_is_what_the_callback_sees_and_what_stays():
+    """Decay as diffusers warms it up: min(decay, (1 + n) / (10 + n)) at the n-th update."""
+    raw, averaged, weights, seen = Denoiser(), Denoiser(), [], []
+    run(raw, ema_decay=None, callback=lambda step, row: weights.append(raw.layers[0].bias.clone()))
+    run(averaged, ema_decay=0.5, callback=lambda step, row: seen.append(averaged.layers[0].bias.clone()))
+    expected = [Denoiser().layers[0].bias.detach()]
+    for step, weight in enumerate(weights):
+        decay = min(0.5, (1 + step) / (10 + step)) if step else 0.0
+        expected.append(decay * expected[-1] + (1 - decay) * weight)
+    torch.testing.assert_close(seen, expected[1:])
+    torch.testing.assert_close(averaged.layers[0].bias.detach(), expected[-1])
+
+
+def test_checkpoint_limit(tmp_path):
+    run(Denoiser(), tmp_path, checkpointing_steps=1, checkpoints_total_limit=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_0000005", "step_0000006"]
+    run(Denoiser(), tmp_path / "none", checkpointing_steps=None)
+    assert not (tmp_path / "none").exists()
+
+
+def test_an_unfinished_checkpoint_is_not_resumed_from(tmp_path):
+    whole, resumed = Denoiser(), Denoiser()
+    run(whole, tmp_path)
+    (tmp_path / "step_0000006").rename(tmp_path / "step_0000006.partial")
+    (tmp_path / "step_0000006.partial" / "model.safetensors").write_bytes(b"half a fi")
+    run(resumed, tmp_path)
+    assert_same_weights(resumed, whole)
+
+
+@pytest.mark.parametrize("broken", ["loss", "gradient"])
+def test_divergence_names_the_step_and_keeps_the_last_checkpoint(tmp_path, broken):
+    model = Denoiser()
+    objective = selective_amnesia(model)
+    compute, calls = objective.__call__, []
+
+    class Breaks:
+        draw, add_gradient, regularisation = objective.draw, objective.add_gradient, objective.regularisation
+
+        def __call__(self, model, batch):
+            calls.append(1)
+            loss, parts = compute(model, batch)
+            if len(calls) == 6:
+                loss = loss * math.nan if broken == "loss" else loss + (model.layers[0].bias * 0).sqrt().sum()
+            return loss, parts
+
+    with pytest.raises(TrainingDiverged, match=r"at step 6: one is not finite; the last good .*step_0000004"):
+        train(model, Breaks(), batches, settings(), seed=3, checkpoint_dir=tmp_path)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["step_0000002", "step_0000004"]
+    whole, resumed = Denoiser(), Denoiser()
+    run(whole)
+    run(resumed, tmp_path)
+    assert_same_weights(resumed, whole)
+
+
+def test_divergence_before_any_checkpoint():
+    model = Denoiser()
+    with torch.no_grad():
+        model.layers[0].bias.fill_(math.inf)
+    with pytest.raises(TrainingDiverged, match="step 1: .* no checkpoint was written yet"):
+        run(model)
+
+
+def test_a_batch_that_cannot_be_shared_is_refused():
+    with pytest.raises(ValueError, match="train_batch_size 4 does not divide by 1 processes x 3 .* a multiple of 3"):
+        run(Denoiser(), gradient_accumulation_steps=3)
+
+
+def share_by_two(folder: str) -> None:
+    """What each of two processes runs in the test below."""
+    model = Denoiser()
+    with pytest.raises(KeyboardInterrupt):
+        run(model, Path(folder) / "checkpoints", interrupt_at(5))
+    model = Denoiser()
+    history = run(model, Path(folder) / "checkpoints")
+    torch.save({"weights": model.state_dict(), "history": history}, f"{folder}/{os.environ['RANK']}.pt")
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tmp_path):
+    """Interrupted and resumed as well. The learning rate is the same too, so it is not scaled by the processes."""
+    subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517", __file__,
+         str(tmp_path)],
+        check=True, env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}, timeout=200,
+    )  # fmt: skip
+    one = Denoiser()
+    history = run(one)
+    for rank in (0, 1):
+        result = torch.load(tmp_path / f"{rank}.pt")
+        torch.testing.assert_close(result["weights"], one.state_dict(), rtol=1e-4, atol=1e-6)
+        for row, expected in zip(result["history"], history, strict=True):
+            assert row == pytest.approx(expected, rel=1e-3, abs=1e-6)
+
+
+if __name__ == "__main__":
+    share_by_two(sys.argv[1])
