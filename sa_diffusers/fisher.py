@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -76,7 +76,7 @@ class Fisher:
                 if header.get("format") != FORMAT:
                     raise FisherMismatch(f"{path} is no Fisher of this format; its header says {header.get('format')}")
                 return cls({name: file.get_tensor(name) for name in file.keys()}, json.loads(header["fisher"]))
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise FisherMismatch(f"{path} is no readable safetensors file: {error}") from error
 
     def check(self, **expected: object) -> None:

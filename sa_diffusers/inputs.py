@@ -90,8 +90,9 @@ def claim_folder(output_dir: Path, config: ForgetConfig) -> None:
             raise
         done = False
         # What was interrupted under the other configuration cannot be told from this one's: start that again.
-        for unfinished in ("checkpoints", ".fisher_parts", *(p for p in output_dir.glob("s*/.*parts"))):
-            shutil.rmtree(output_dir / unfinished, ignore_errors=True)
+        folders = (output_dir / "checkpoints", output_dir / ".fisher_parts", *output_dir.glob("s*/.*parts"))
+        for unfinished in folders:
+            shutil.rmtree(unfinished, ignore_errors=True)
     if not done:
         claim.finish(0.0)
     with atomic_path(output_dir / "config.yaml") as temporary:

@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
+import sa_diffusers.fisher_sums
 import sa_diffusers.forgetting
 import sa_diffusers.stages
 from sa_diffusers.artifacts import DiskFull, StageMismatch
@@ -167,8 +168,13 @@ def test_stock_diffusers_loads_the_result(finished, start):
 
 def test_the_same_run_again_computes_nothing(finished, start, monkeypatch):
     before = json.loads((finished / "metrics.json").read_text())
-    for name in ("draw_samples", "estimate_fisher", "train", "surrogate_from_images"):
-        monkeypatch.setattr(sa_diffusers.stages, name, None)  # calling it would raise
+    for owner, name in (
+        (TextToImageFamily, "draw"),
+        (TextToImageFamily, "encode"),
+        (sa_diffusers.fisher_sums, "estimate_fisher"),
+        (sa_diffusers.stages, "train"),
+    ):
+        monkeypatch.setattr(owner, name, None)  # calling it would raise
     outcome = start(finished)
     assert outcome.metrics["seconds"].pop("reused") == STAGES
     assert before["seconds"].pop("reused") == []
@@ -278,19 +284,24 @@ def interrupt_call(patch, owner, name: str, number: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "number", "unfinished"),
+    ("owner", "name", "number", "unfinished"),
     [
-        ("family.draw", 1, "sample"),
-        ("family.draw", 2, "sample_without_concept"),
-        ("stages.surrogate_requests", 0, "surrogate"),
-        ("stages.estimate_fisher", 2, "fisher"),
-        ("forgetting.save_pipeline", 0, "train"),
-        ("forgetting.write_results", 0, None),
+        (TextToImageFamily, "draw", 1, "sample"),
+        (TextToImageFamily, "draw", 2, "sample_without_concept"),
+        (TextToImageFamily, "draw", 3, "surrogate"),
+        (sa_diffusers.fisher_sums, "estimate_fisher", 2, "fisher"),
+        (TextToImageFamily, "draw", 4, "before"),
+        (ElasticWeightConsolidation, "add_gradient", 3, "train"),
+        (sa_diffusers.forgetting, "save_pipeline", 0, "train"),
+        (TextToImageFamily, "draw", 5, "after"),
+        (sa_diffusers.forgetting, "write_results", 0, None),
     ],
 )
-def test_interrupted_in_any_stage_and_run_again(finished, start, tmp_path, monkeypatch, target, number, unfinished):
+def test_interrupted_in_any_stage_and_run_again(
+    finished, start, tmp_path, monkeypatch, owner, name, number, unfinished
+):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        interrupt_call(patch, target, number)
+        interrupt_call(patch, owner, name, number)
         start(tmp_path / "run")
     done = {path.stem for path in (tmp_path / "run" / ".stages").iterdir()}
     expected = STAGES[: STAGES.index(unfinished)] if unfinished else STAGES
