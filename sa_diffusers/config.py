@@ -144,6 +144,11 @@ class ForgetConfig(TrainingConfig):
             raise ValueError(f"expected 0 <= empty_prompt_fraction < 1, got {self.empty_prompt_fraction}")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ValueError(f"expected 0 <= ema_decay < 1, got {self.ema_decay}")
+        if self.replay_weight and self.replay_negative != "none" and self.replay_guidance_scale <= 1:
+            raise ValueError(
+                f"a negative prompt works through guidance: expected replay_guidance_scale > 1, got "
+                f"{self.replay_guidance_scale}; or pass --replay_negative none"
+            )
         if self.classifier and not self.eval_prompts:
             raise ValueError("a classifier needs eval_prompts: labelled prompts for pictures that it can judge")
         if self.early_stop is not None and not (self.track_steps and self.classifier):

@@ -149,7 +149,7 @@ def _run_stages(config: ForgetConfig, pipeline: DiffusionPipeline | None, inputs
 
     def load() -> list[dict]:
         saved = type(family.module).from_pretrained(
-            output_dir / "pipeline", subfolder="unet", torch_dtype=torch.float32
+            output_dir / "pipeline", subfolder="unet", dtype=torch.float32
         )
         family.module.load_state_dict(saved.state_dict())
         return json.loads((output_dir / "history.json").read_text())

@@ -61,7 +61,7 @@ def read_inputs(config: ForgetConfig) -> Inputs:
     for name in config.classifier:
         source = resolve(name)
         with explain_load_errors(source):
-            classifiers[name] = AttributeClassifier.from_pretrained(source, torch_dtype=torch.float32)
+            classifiers[name] = AttributeClassifier.from_pretrained(source, dtype=torch.float32)
         classifiers[name].eval().to(PartialState().device)
         counts = (config.eval_images_concept, config.eval_images_class, config.eval_images_other)
         exams[name] = examination(classifiers[name], concept, rows, *counts, seed=config.seed)

@@ -134,5 +134,6 @@ def test_two_processes_give_what_one_gives(command, tmp_path):
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     result = subprocess.run([*launch, *command[1:]], capture_output=True, text=True, timeout=300, env=environment)
     assert result.returncode == 0, result.stderr
+    assert result.stdout.count("Plan for") == 1  # two that know nothing of each other would print two
     assert run(command, "--output_dir", str(tmp_path / "one")).returncode == 0
     torch.testing.assert_close(weights(tmp_path / "run"), weights(tmp_path / "one"), rtol=1e-3, atol=1e-5)

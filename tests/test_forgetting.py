@@ -18,13 +18,17 @@ from sa_diffusers.artifacts import DiskFull, StageMismatch
 from sa_diffusers.cli import config_from_dict
 from sa_diffusers.config import ForgetConfig
 from sa_diffusers.data import SampleSet
+from sa_diffusers.families import get_family
 from sa_diffusers.families.scopes import select_parameters
 from sa_diffusers.families.text_to_image import TextToImageFamily
 from sa_diffusers.fisher import Fisher, FisherMismatch
 from sa_diffusers.forgetting import Outcome, forget, run_forgetting
 from sa_diffusers.inputs import read_inputs
 from sa_diffusers.loading import load_pipeline
-from sa_diffusers.objectives import ElasticWeightConsolidation
+from sa_diffusers.objectives import ElasticWeightConsolidation, SelectiveAmnesia
+from sa_diffusers.prompts import find_concept, mentions
+from sa_diffusers.replay import negative_requests, select_replay
+from sa_diffusers.sampling import SamplingSettings, draw_samples
 
 
 STAGES = ["sample", "sample_without_concept", "surrogate", "fisher", "before", "train", "after"]
@@ -129,6 +133,42 @@ def test_the_samples_are_what_the_method_asks_for(finished):
     assert fisher.metadata["num_samples"] == 3
     assert fisher.metadata["num_evaluations"] == 18
     assert set(fisher.tensors) == set(unet_of(finished))
+
+
+def test_open_prompts_are_drawn_with_the_concept_as_negative_prompt(finished, tiny_pipeline_dir):
+    drawn = SampleSet.load(finished / "samples" / "without_concept.safetensors")
+    samples = SampleSet.load(finished / "samples" / "samples.safetensors")
+    requests = negative_requests(samples, find_concept("seven, 7", None), "open", seed=0)
+    assert {request.negative_prompt for request in requests} == {"seven, 7"}
+    family = get_family(load_pipeline(str(tiny_pipeline_dir), None, None, "float32"))
+    again = draw_samples(family, requests, SamplingSettings(2.0, 2, 4))
+    assert again.prompts == drawn.prompts
+    torch.testing.assert_close(again.latents, drawn.latents, rtol=0, atol=0)
+
+
+def test_what_training_sees(start, finished, tmp_path, monkeypatch):
+    """Surrogate pictures under captions of the concept; replay of everything but the concept, the empty prompt too."""
+    seen, draw = [], SelectiveAmnesia.draw
+    monkeypatch.setattr(
+        SelectiveAmnesia, "draw", lambda self, batch, rng: seen.append(batch) or draw(self, batch, rng)
+    )
+    start(tmp_path / "run", num_train_steps=8)
+    family = get_family(start(tmp_path / "run", num_train_steps=8).pipeline)
+    samples, drawn_anew, surrogate = (
+        SampleSet.load(tmp_path / "run" / f"{name}.safetensors")
+        for name in ("samples/samples", "samples/without_concept", "surrogate/surrogate")
+    )
+    concept = find_concept("seven, 7", None)
+    for name, allowed in (("surrogate", surrogate), ("replay", select_replay(samples, concept, "open") + drawn_anew)):
+        expected = family.batch(allowed.latents, allowed.prompts)
+        used = set()
+        for batch in seen:
+            for latent, text in zip(batch[name]["sample"], batch[name]["encoder_hidden_states"], strict=True):
+                index = next(i for i, known in enumerate(expected["sample"]) if known.equal(latent))
+                torch.testing.assert_close(text, expected["encoder_hidden_states"][index], rtol=0, atol=0)
+                used.add(index)
+        assert used == set(range(len(allowed)))
+        assert all(mentions(prompt, concept.phrasings) is (name == "surrogate") for prompt in allowed.prompts)
 
 
 def test_metrics(finished):
