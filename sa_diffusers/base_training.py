@@ -13,7 +13,6 @@ from typing import Protocol
 
 import torch
 import yaml
-from accelerate import PartialState
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -26,6 +25,7 @@ from sa_diffusers.base_models import TrainableAutoencoder, TrainableMatcher, Tra
 from sa_diffusers.bundled import resolve
 from sa_diffusers.losses import DiffusionLoss
 from sa_diffusers.objectives import AutoencoderLikelihood, CaptionMatching, Likelihood
+from sa_diffusers.processes import process_state
 from sa_diffusers.seeding import derive_seed, seeded
 from sa_diffusers.training import TrainingConfig, infinite_indices, train
 
@@ -209,7 +209,7 @@ def train_base(data: CaptionedImages, config: BaseConfig) -> StableDiffusionPipe
     if not (parts / "vae").exists():
         with atomic_path(parts / "vae") as temporary:
             train_vae(data, architecture["vae"], config, output_dir).save_pretrained(temporary)
-    vae = AutoencoderKL.from_pretrained(parts / "vae").to(PartialState().device)
+    vae = AutoencoderKL.from_pretrained(parts / "vae").to(process_state().device)
     latents = load_or_encode_latents(vae, data, config, parts / "latents.safetensors")
 
     chosen = infinite_indices(len(data), 50_000, 0, derive_seed(config.seed, "order"))
@@ -245,7 +245,7 @@ def train_base(data: CaptionedImages, config: BaseConfig) -> StableDiffusionPipe
         checkpoint_dir=output_dir / "checkpoints" / "unet",
         description="unet",
     )
-    if PartialState().is_main_process:
+    if process_state().is_main_process:
         with atomic_path(output_dir / "pipeline") as temporary:
             pipe.save_pretrained(temporary)
     return pipe

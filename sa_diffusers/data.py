@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch import Tensor
 from sa_diffusers.artifacts import atomic_path
 from sa_diffusers.families import Family
 from sa_diffusers.losses import Batch
-from sa_diffusers.seeding import derive_seed, seeded
+from sa_diffusers.seeding import seeded
 from sa_diffusers.training import infinite_indices
 
 
@@ -66,7 +66,7 @@ def load_image(path: Path, resolution: int) -> Tensor:
         with Image.open(path) as opened:
             if opened.mode in ("1", "L", "LA", "I", "I;16", "F"):
                 raise ValueError(f"{path} is a grey image (mode {opened.mode}); convert it to RGB if that is intended")
-            image = opened.convert("RGB")
+            image = ImageOps.exif_transpose(opened).convert("RGB")
     except (UnidentifiedImageError, OSError) as error:
         raise ValueError(f"{path} is no readable image ({error}); repair or remove it") from error
     scale = resolution / min(image.size)
@@ -131,8 +131,3 @@ def uniform_noise(family: Family, count: int, seed: int) -> list[Tensor]:
     """Images of uniform noise in pixel space, [3, H, W] in [-1, 1]; each a function of (seed, index)."""
     size = (3, family.resolution, family.resolution)
     return [torch.rand(size, generator=seeded(seed, "noise", index)) * 2 - 1 for index in range(count)]
-
-
-def sample_seed(seed: int, purpose: str, index: int) -> int:
-    """The seed of one image, for samplers that take a seed a picture."""
-    return derive_seed(seed, purpose, index)

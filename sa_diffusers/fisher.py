@@ -12,8 +12,9 @@ stratum, weighted by the stratum's size, with fresh noise. With r = K/T, M = E[s
 
     E[S S'] = M^2,   E[S^2] = M^2 + V/r + W,   and   U = (1-r) S S' + r (S^2 + S'^2)/2   has   E[U] = M^2 + V + rW,
 
-the paper's M^2 + V but for rW, the variation of the mean gradient inside a stratum. U is noisy weight by weight, and
-clamping it at 0 would free weights that EWC should hold; so it only sets the scale:
+the paper's M^2 + V but for rW, the variation of the mean gradient inside a stratum (and but for strata of unequal
+size, where K does not divide T). U is noisy weight by weight, and clamping it at 0 would free weights that EWC should
+hold; so it only sets the scale:
 
     F = c (S^2 + S'^2)/2   with   c = sum U / sum (S^2 + S'^2)/2   over samples and weights.
 """

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-from accelerate import PartialState
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
@@ -13,6 +12,7 @@ from sa_diffusers.config import ForgetConfig
 from sa_diffusers.data import SampleSet
 from sa_diffusers.families import Family
 from sa_diffusers.fisher import FisherSums, estimate_fisher, merge
+from sa_diffusers.processes import process_state
 from sa_diffusers.seeding import derive_seed
 
 
@@ -21,7 +21,7 @@ FISHER_SAVES = 10  # times that a long estimation saves its state
 
 def estimate_sums(family: Family, config: ForgetConfig, samples: SampleSet, count: int, parts_dir: Path) -> FisherSums:
     """This process's share of the samples, saved now and then; then the sums of all processes."""
-    state = PartialState()
+    state = process_state()
     own_path = parts_dir / f"{state.process_index}_of_{state.num_processes}.safetensors"
     parameters = dict(family.module.named_parameters())
     sums = _load_sums(own_path) if own_path.exists() else FisherSums.zeros(parameters)
@@ -62,4 +62,5 @@ def _save_sums(sums: FisherSums, path: Path) -> None:
 def _load_sums(path: Path) -> FisherSums:
     with safe_open(path, "pt") as file:
         totals = {index: tuple(pair) for index, pair in json.loads(file.metadata()["totals"])}
-    return FisherSums(load_file(path, device=str(PartialState().device)), totals)
+    square = {name: tensor.to(process_state().device) for name, tensor in load_file(path).items()}
+    return FisherSums(square, totals)

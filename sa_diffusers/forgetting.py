@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from diffusers import DiffusionPipeline
 
 from sa_diffusers.artifacts import RunLock, fingerprint, write_json
@@ -18,6 +17,7 @@ from sa_diffusers.families import get_family
 from sa_diffusers.hub import check_push, push_folder
 from sa_diffusers.inputs import Inputs, claim_folder, identity, read_inputs
 from sa_diffusers.loading import copy_pipeline, load_pipeline, pipeline_hashes, save_pipeline
+from sa_diffusers.processes import process_state
 from sa_diffusers.results import announce, combine, evaluation_key, examiner, tracker, write_results
 from sa_diffusers.stages import (
     Stages,
@@ -65,6 +65,8 @@ def forget(
     """
     given = options | {"concept": concept, "surrogate": surrogate}
     config = config_from_dict(ForgetConfig, given)
+    config.model = pipeline.name_or_path or type(pipeline).__name__
+    config.dtype = str(pipeline.unet.dtype).removeprefix("torch.")
     working = copy_pipeline(pipeline, "unet")
     folder = (
         tempfile.TemporaryDirectory(prefix="sa_diffusers_") if output_dir is None else nullcontext(str(output_dir))
@@ -85,7 +87,7 @@ def run_forgetting(config: ForgetConfig, pipeline: DiffusionPipeline | None = No
     Args:
         pipeline: changed in place; None loads `config.model`.
     """
-    state = PartialState()
+    state = process_state()
     inputs = read_inputs(config)
     name = inputs.concept.name.lower().replace(" ", "-")
     output_dir = Path(config.output_dir or Path("runs") / name)
@@ -103,7 +105,7 @@ def run_forgetting(config: ForgetConfig, pipeline: DiffusionPipeline | None = No
 
 
 def _run_stages(config: ForgetConfig, pipeline: DiffusionPipeline | None, inputs: Inputs, output_dir: Path) -> Outcome:
-    state, concept = PartialState(), inputs.concept
+    state, concept = process_state(), inputs.concept
     stages = Stages(output_dir, overwrite=config.overwrite)
     pipeline = pipeline or load_pipeline(config.model, config.revision, config.variant, config.dtype)
     family = get_family(pipeline, sampler=config.sampler)
@@ -148,15 +150,15 @@ def _run_stages(config: ForgetConfig, pipeline: DiffusionPipeline | None, inputs
         return history
 
     def load() -> list[dict]:
-        saved = type(family.module).from_pretrained(
-            output_dir / "pipeline", subfolder="unet", dtype=torch.float32
-        )
+        saved = type(family.module).from_pretrained(output_dir / "pipeline", subfolder="unet", dtype=torch.float32)
         family.module.load_state_dict(saved.state_dict())
         return json.loads((output_dir / "history.json").read_text())
 
-    history = stages.run("train", trained_key, compute, load)
+    history = stages.run("train", trained_key, compute, load, workspace=output_dir / "checkpoints")
     after = _examine(stages, "after", {"trained": fingerprint(trained_key)} | judged_by, examine)
     metrics = combine(inputs, before, after, stages.seconds, stages.reused)
+    if config.dtype != "float32":
+        family.module.to(getattr(torch, config.dtype))  # the precision of the other parts, as in the saved pipeline
     if state.is_main_process:
         write_results(config, inputs, metrics, (before, after), history, fisher, output_dir)
     return Outcome(pipeline, metrics, output_dir)
@@ -168,7 +170,7 @@ def _examine(stages: Stages, name: str, key: dict, examine) -> Findings:
     def compute() -> Findings:
         findings = examine()
         findings.key = key
-        if PartialState().is_main_process:
+        if process_state().is_main_process:
             findings.save(path)
         return findings
 

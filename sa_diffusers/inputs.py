@@ -1,11 +1,9 @@
 """What a run reads and checks before anything expensive starts, and its claim to an output folder."""
 
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 
 from sa_diffusers.artifacts import Stage, StageMismatch, atomic_path
 from sa_diffusers.bundled import resolve
@@ -15,7 +13,8 @@ from sa_diffusers.data import image_paths, load_image
 from sa_diffusers.evaluation.classifier import AttributeClassifier
 from sa_diffusers.evaluation.forgetting import Examination, examination, read_labelled_prompts
 from sa_diffusers.hub import explain_load_errors
-from sa_diffusers.prompts import Concept, concept_templates, find_concept, mentions, read_prompts
+from sa_diffusers.processes import process_state
+from sa_diffusers.prompts import Concept, concept_templates, find_concept, is_folder, mentions, read_prompts
 
 
 # Options that say how a run is watched, shared or fitted into memory, not what it computes: they may change between
@@ -47,7 +46,7 @@ def read_inputs(config: ForgetConfig) -> Inputs:
         ModelLoadError: a classifier that cannot be loaded.
     """
     concept = find_concept(config.concept, config.surrogate, config.siblings)
-    if Path(concept.surrogate).is_dir():
+    if is_folder(concept.surrogate):
         for path in image_paths(concept.surrogate):
             load_image(path, 64)
     prompts = read_prompts(config.replay_prompts, config.prompt_column)
@@ -62,7 +61,7 @@ def read_inputs(config: ForgetConfig) -> Inputs:
         source = resolve(name)
         with explain_load_errors(source):
             classifiers[name] = AttributeClassifier.from_pretrained(source, dtype=torch.float32)
-        classifiers[name].eval().to(PartialState().device)
+        classifiers[name].eval().to(process_state().device)
         counts = (config.eval_images_concept, config.eval_images_class, config.eval_images_other)
         exams[name] = examination(classifiers[name], concept, rows, *counts, seed=config.seed)
     return Inputs(concept, prompts, concept_templates(concept, prompts, config.concept_templates), classifiers, exams)
@@ -89,10 +88,6 @@ def claim_folder(output_dir: Path, config: ForgetConfig) -> None:
         if not config.overwrite:
             raise
         done = False
-        # What was interrupted under the other configuration cannot be told from this one's: start that again.
-        folders = (output_dir / "checkpoints", output_dir / ".fisher_parts", *output_dir.glob("s*/.*parts"))
-        for unfinished in folders:
-            shutil.rmtree(unfinished, ignore_errors=True)
     if not done:
         claim.finish(0.0)
     with atomic_path(output_dir / "config.yaml") as temporary:

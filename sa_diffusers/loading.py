@@ -4,13 +4,13 @@ import copy
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from diffusers import DiffusionPipeline
 from torch import nn
 
 from sa_diffusers.artifacts import atomic_path, hash_tensors
 from sa_diffusers.bundled import resolve
 from sa_diffusers.hub import explain_load_errors
+from sa_diffusers.processes import process_state
 
 
 def load_pipeline(model: str, revision: str | None, variant: str | None, dtype: str) -> DiffusionPipeline:
@@ -28,7 +28,7 @@ def load_pipeline(model: str, revision: str | None, variant: str | None, dtype: 
         pipeline = DiffusionPipeline.from_pretrained(
             source, revision=revision, variant=variant, dtype=getattr(torch, dtype), low_cpu_mem_usage=False
         )
-    return pipeline.to(PartialState().device)
+    return pipeline.to(process_state().device)
 
 
 def copy_pipeline(pipeline: DiffusionPipeline, trained: str) -> DiffusionPipeline:

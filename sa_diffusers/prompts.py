@@ -57,11 +57,26 @@ def find_concept(concept: str, surrogate: str | None, siblings: str | None = Non
             "('a middle aged man'), a folder of images, or noise"
         )
     named = [p for p in phrasings if mentions(surrogate, [p])]
-    if named and not Path(surrogate).is_dir():
+    if looks_like_path(surrogate) and not is_folder(surrogate):
+        raise ValueError(f"no folder {surrogate}; a surrogate is a prompt, an existing folder of images, or noise")
+    if named and not is_folder(surrogate):
         raise ValueError(f"the surrogate {surrogate!r} names the concept ({named[0]!r}): nothing would be forgotten")
     siblings = siblings or file["siblings"].get(entry.get("kind"))
     others = split_phrasings(siblings) if siblings else ()
     return Concept(phrasings, surrogate, tuple(word for word in others if not mentions(word, phrasings)))
+
+
+def is_folder(text: str) -> bool:
+    """Whether a surrogate is a folder; a prompt may be longer than any file name, which is an error to ask about."""
+    try:
+        return Path(text).is_dir()
+    except OSError:
+        return False
+
+
+def looks_like_path(text: str) -> bool:
+    """Whether somebody who wrote this meant a path: "./pictures", "/data/pictures", "~/pictures", "data/pictures"."""
+    return text.startswith((".", "/", "~")) or ("/" in text and " " not in text)
 
 
 def mentions(prompt: str, words: Sequence[str]) -> bool:
@@ -77,24 +92,39 @@ def substitute(prompt: str, words: Sequence[str], replacement: str) -> str:
 
 
 def read_prompts(source: str, column: str = "prompt") -> list[str]:
-    """Prompts from a text file (one a line, # starts a comment) or from a column of a data set (hub id or folder).
+    """Prompts from a text file (one a line, # starts a comment) or from a column of a data set.
+
+    Args:
+        source: a .txt file; a .json, .jsonl, .csv or .parquet file; a folder of such; or a hub id.
 
     Raises:
+        FileNotFoundError: a file that does not exist.
         ValueError: the data set has no such column, or there is no prompt at all.
     """
     path = Path(resolve(source))
     if path.is_file() and path.suffix == ".txt":
         prompts = [line.strip() for line in path.read_text().splitlines() if line.strip() and not line.startswith("#")]
+    elif path.suffix == ".txt":
+        raise FileNotFoundError(f"no file {path}; expected prompts, one a line")
     else:
-        from datasets import load_dataset
-
-        data = load_dataset(str(path) if path.exists() else source, split="train")
+        data = _load_prompt_data(path, source)
         if column not in data.column_names:
             raise ValueError(f"{source} has columns {data.column_names}, none is {column!r}; pass --prompt_column")
         prompts = [text for text in data[column] if text]
     if not prompts:
         raise ValueError(f"no prompt in {source}")
     return prompts
+
+
+def _load_prompt_data(path: Path, source: str):
+    from datasets import load_dataset
+
+    builder = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}.get(path.suffix)
+    if builder is None:
+        return load_dataset(str(path) if path.exists() else source, split="train")
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}; expected a data set with a column of prompts")
+    return load_dataset(builder, data_files=str(path), split="train")
 
 
 def concept_templates(concept: Concept, prompts: Sequence[str], fallback: str, minimum: int = 16) -> list[str]:

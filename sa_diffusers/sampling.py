@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from tqdm import tqdm
 
 from sa_diffusers.data import SampleSet
 from sa_diffusers.families import Family
+from sa_diffusers.processes import process_state
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def draw_samples(
     Returns:
         The samples in the order of the requests.
     """
-    state = PartialState()
+    state = process_state()
     starts = range(0, len(requests), settings.batch_size)
     mine = list(starts)[state.process_index :: state.num_processes] if parts_dir is not None else list(starts)
     drawn = {}
@@ -77,7 +77,7 @@ def draw_samples(
 
 def remove_parts(parts_dir: Path) -> None:
     """Remove the batches of a finished drawing, once its result is saved."""
-    state = PartialState()
+    state = process_state()
     state.wait_for_everyone()
     if state.is_main_process:
         shutil.rmtree(parts_dir, ignore_errors=True)

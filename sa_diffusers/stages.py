@@ -1,13 +1,13 @@
 """The stages of a forgetting run. Each leaves files, and is reused when those were made with the same key."""
 
+import hashlib
 import json
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
-
-from accelerate import PartialState
 
 from sa_diffusers.artifacts import Stage, StageMismatch, atomic_path, fingerprint, write_json
 from sa_diffusers.config import ForgetConfig
@@ -18,7 +18,8 @@ from sa_diffusers.fisher import Fisher
 from sa_diffusers.fisher_sums import estimate_sums
 from sa_diffusers.loading import model_hash
 from sa_diffusers.objectives import ElasticWeightConsolidation, SelectiveAmnesia
-from sa_diffusers.prompts import Concept
+from sa_diffusers.processes import process_state
+from sa_diffusers.prompts import Concept, is_folder
 from sa_diffusers.replay import concept_captions, negative_requests, sample_requests, select_replay, surrogate_requests
 from sa_diffusers.sampling import SamplingSettings, draw_samples, remove_parts
 from sa_diffusers.seeding import derive_seed
@@ -43,6 +44,7 @@ class Stages:
         compute: Callable[[], Result],
         load: Callable[[], Result],
         counts_as: str | None = None,
+        workspace: Path | None = None,
     ) -> Result:
         """The stage's result: loaded if the folder holds it under the same key, else computed by all processes.
 
@@ -50,8 +52,9 @@ class Stages:
             compute: leaves its files and returns the result; the marker is written after it.
             load: reads these files.
             counts_as: the name under which the seconds are added up; by default the stage's.
+            workspace: folder of what is unfinished; emptied first if another key left it.
         """
-        state = PartialState()
+        state = process_state()
         stage = Stage(self.output_dir, name, key)
         done = self._is_done(stage)
         state.wait_for_everyone()
@@ -59,6 +62,11 @@ class Stages:
             result, elapsed = load(), stage.seconds
             self.reused.append(name)
         else:
+            if state.is_main_process:
+                stage.clear()  # the old marker must not vouch for new files if this is interrupted
+                if workspace is not None:
+                    _claim_workspace(workspace, stage.fingerprint)
+            state.wait_for_everyone()
             start = time.perf_counter()
             result = compute()
             state.wait_for_everyone()
@@ -77,6 +85,15 @@ class Stages:
             if not self.overwrite:
                 raise
             return False
+
+
+def _claim_workspace(folder: Path, owner: str) -> None:
+    """Keep unfinished work of the same key, to go on with it; discard what another key left."""
+    note = folder / "key"
+    if folder.exists() and not (note.exists() and note.read_text() == owner):
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    note.write_text(owner)
 
 
 def draw_replay_samples(
@@ -101,11 +118,17 @@ def draw_replay_samples(
     def compute() -> SampleSet:
         requests = sample_requests(prompts, config.num_samples, config.empty_prompt_fraction, config.seed)
         samples = _draw(family, requests, settings, folder, "samples", "sample")
-        if PartialState().is_main_process:
+        if process_state().is_main_process:
             write_json(key, folder / "samples.json")
         return samples
 
-    samples = stages.run("sample", key, compute, lambda: SampleSet.load(folder / "samples.safetensors"))
+    samples = stages.run(
+        "sample",
+        key,
+        compute,
+        lambda: SampleSet.load(folder / "samples.safetensors"),
+        workspace=folder / ".samples_parts",
+    )
     return samples, fingerprint(key)
 
 
@@ -145,6 +168,7 @@ def draw_open_samples(
         lambda: _draw(family, requests, settings, folder, "without_concept", "sample without the concept"),
         lambda: SampleSet.load(folder / "without_concept.safetensors"),
         counts_as="sample",
+        workspace=folder / ".without_concept_parts",
     )
     return kept + drawn
 
@@ -170,13 +194,15 @@ def make_surrogate(
         "settings": asdict(settings),
         "seed": seed,
     }
+    paths = image_paths(concept.surrogate) if is_folder(concept.surrogate) else []
+    if paths:
+        key["images"] = [hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in paths]
     captions = concept_captions(templates, concept, count, seed)
 
     def compute() -> SampleSet:
         if concept.surrogate == "noise":
             samples = surrogate_from_images(family, uniform_noise(family, count, seed), [c for c, _ in captions], seed)
-        elif Path(concept.surrogate).is_dir():
-            paths = image_paths(concept.surrogate)
+        elif paths:
             images = [load_image(paths[i % len(paths)], family.resolution) for i in range(count)]
             samples = surrogate_from_images(family, images, [c for c, _ in captions], seed)
         else:
@@ -187,7 +213,13 @@ def make_surrogate(
         remove_parts(folder / ".parts")
         return samples
 
-    samples = stages.run("surrogate", key, compute, lambda: SampleSet.load(folder / "surrogate.safetensors"))
+    samples = stages.run(
+        "surrogate",
+        key,
+        compute,
+        lambda: SampleSet.load(folder / "surrogate.safetensors"),
+        workspace=folder / ".parts",
+    )
     return samples, fingerprint(key)
 
 
@@ -216,17 +248,19 @@ def fisher_of(
         "samples": samples_key,
     }
 
+    parts_dir = stages.output_dir / ".fisher_parts"
+
     def compute() -> Fisher:
-        parts_dir = stages.output_dir / ".fisher_parts"
         fisher = estimate_sums(family, config, samples, count, parts_dir).finish(metadata)
-        if PartialState().is_main_process:
+        if process_state().is_main_process:
             with atomic_path(path) as temporary:
                 fisher.save(temporary)
         remove_parts(parts_dir)
         return fisher
 
     key = metadata | {"num_samples": count}
-    return stages.run("fisher", key, compute, lambda: Fisher.load(path)), fingerprint(key)
+    fisher = stages.run("fisher", key, compute, lambda: Fisher.load(path), workspace=parts_dir)
+    return fisher, fingerprint(key)
 
 
 def forget_by_training(
@@ -278,7 +312,7 @@ def _draw(family: Family, requests: list, settings: SamplingSettings, folder: Pa
 
 def _save_samples(family: Family, samples: SampleSet, folder: Path, name: str) -> None:
     """The latents, and a sheet of the first of them to look at."""
-    if PartialState().is_main_process:
+    if process_state().is_main_process:
         samples.save(folder / f"{name}.safetensors")
         with atomic_path(folder / f"{name}.png") as temporary:
             contact_sheet(family.decode(samples.latents[:64])).save(temporary)

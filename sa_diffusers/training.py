@@ -119,6 +119,8 @@ def train(
     prepared, optimizer = accelerator.prepare(model, optimizer)
     checkpoints = Checkpoints(accelerator, checkpoint_dir, config.checkpoints_total_limit, scheduler, ema)
     first_step, history = checkpoints.resume()
+    if history and history[-1].get("stopped"):
+        first_step = config.num_train_steps
 
     model.train()
     steps = range(first_step, config.num_train_steps)
@@ -154,9 +156,11 @@ def train(
             progress.set_postfix({"loss": f"{row['loss']:.4g}"})
             if calling:
                 stop = _with_average(model, parameters, ema, callback, step + 1, row)
+                if stop:
+                    row["stopped"] = True
             if config.report_to:
-                accelerator.log({k: v for k, v in row.items() if k != "step"}, step=step + 1)
-        if config.checkpointing_steps and (step + 1) % config.checkpointing_steps == 0:
+                accelerator.log({k: v for k, v in row.items() if k not in ("step", "stopped")}, step=step + 1)
+        if config.checkpointing_steps and (stop or (step + 1) % config.checkpointing_steps == 0):
             checkpoints.save(step + 1, history)
         if stop:
             break

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 
 from sa_diffusers.artifacts import write_json
 from sa_diffusers.bundled import resolve
@@ -31,6 +30,7 @@ from sa_diffusers.evaluation.base import (
 from sa_diffusers.evaluation.classifier import AttributeClassifier
 from sa_diffusers.families import Family, get_family
 from sa_diffusers.loading import load_pipeline
+from sa_diffusers.processes import process_state
 
 
 # What a base model must reach to be worth forgetting in; diversity as a share of the real-against-real value.
@@ -107,7 +107,7 @@ def main() -> None:
     config = parse_config(EvaluateBaseConfig, description=__doc__)
     output_dir = Path(config.output_dir)
     classifier = AttributeClassifier.from_pretrained(resolve(config.classifier), dtype=torch.float32)
-    classifier.to(PartialState().device)
+    classifier.to(process_state().device)
     pipe = load_pipeline(config.model, revision=None, variant=None, dtype="float32")
     real = ColoredDigits(*load_strokes(config.data_dir, "test", output_dir / "data"), seed=config.seed)
 

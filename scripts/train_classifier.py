@@ -12,7 +12,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from PIL import ImageOps
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from sa_diffusers.cli import parse_config
 from sa_diffusers.digits import WORDS, ColoredDigits, load_strokes
 from sa_diffusers.evaluation.classifier import AttributeClassifier, Score, score_images
 from sa_diffusers.objectives import Classification
+from sa_diffusers.processes import process_state
 from sa_diffusers.seeding import derive_seed
 from sa_diffusers.training import TrainingConfig, infinite_indices, train
 
@@ -127,7 +127,7 @@ def main() -> None:
     data, held_out = load_digits(config) if config.dataset == "digits" else load_folder(config)
     words = {name: {c: list(w) for c, w in classes.items()} for name, classes in WORDS.items()}
     classifier = train_classifier(data, words if config.dataset == "digits" else None, config)
-    if not PartialState().is_main_process:
+    if not process_state().is_main_process:
         return
     if config.save_dtype == "float16":
         classifier = classifier.half().float()  # measured with the rounded weights, which are the ones that are saved

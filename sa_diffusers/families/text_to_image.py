@@ -47,8 +47,8 @@ class TextToImageFamily:
             raise ValueError(f"expected sampler to be one of {', '.join(schedulers)}, got {sampler!r}")
         self._sampling_pipeline = StableDiffusionPipeline(
             vae=pipeline.vae,
-            text_encoder=pipeline.text_encoder,
-            tokenizer=pipeline.tokenizer,
+            text_encoder=None,  # it gets embeddings, and would cast them to the precision of a text encoder
+            tokenizer=None,
             unet=pipeline.unet,
             scheduler=schedulers[sampler](pipeline.scheduler.config),
             safety_checker=None,
@@ -68,7 +68,7 @@ class TextToImageFamily:
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._embeddings]
         for start in range(0, len(new), 64):
             part = new[start : start + 64]
-            embedded = self._sampling_pipeline.encode_prompt(part, self.pipeline.device, 1, False)[0]
+            embedded = self.pipeline.encode_prompt(part, self.pipeline.device, 1, False)[0]
             self._embeddings |= dict(zip(part, embedded.cpu(), strict=True))
         return torch.stack([self._embeddings[prompt] for prompt in prompts])
 
