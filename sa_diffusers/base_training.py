@@ -9,7 +9,7 @@ import json
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 import yaml
@@ -72,6 +72,7 @@ class BaseConfig(TrainingConfig):
     text_steps: int = field(default=2000, metadata={"help": "Optimiser steps of the text encoder."})
     text_batch_size: int = field(default=256, metadata={"help": "Pairs of image and caption in such a step."})
     text_learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of that (cosine)."})
+    save_dtype: Literal["float32", "float16"] = field(default="float32", metadata={"help": "Precision of the files."})
     seed: int = field(default=0, metadata={"help": "Seed of every random number."})
 
 
@@ -247,5 +248,6 @@ def train_base(data: CaptionedImages, config: BaseConfig) -> StableDiffusionPipe
     )
     if process_state().is_main_process:
         with atomic_path(output_dir / "pipeline") as temporary:
-            pipe.save_pretrained(temporary)
+            pipe.to(getattr(torch, config.save_dtype)).save_pretrained(temporary)
+        pipe.to(torch.float32)
     return pipe

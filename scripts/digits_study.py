@@ -23,8 +23,8 @@ from sa_diffusers.config import ForgetConfig
 NOISE = {"surrogate": "noise"}
 NO_REPLAY = NOISE | {"replay_weight": 0.0}
 DIGITS = {
-    "zero, 0": "six", "one, 1": "seven", "two, 2": "three", "three, 3": "eight", "four, 4": "nine", "five, 5": "three",
-    "six, 6": "zero", "seven, 7": "nine", "eight, 8": "three", "nine, 9": "four", "red": "green",
+    "zero, 0": "one", "one, 1": "three", "two, 2": "six", "three, 3": "six", "four, 4": "three", "five, 5": "two",
+    "six, 6": "three", "seven, 7": "three", "eight, 8": "four", "nine, 9": "two", "red": "green",
 }  # fmt: skip
 # part: {row: overrides of configs/digits.yaml}
 PARTS: dict[str, dict[str, dict]] = {
@@ -45,8 +45,9 @@ PARTS: dict[str, dict[str, dict]] = {
         "replay that may show the concept": NOISE | {"replay_negative": "none"},
         "noise, xattn": NOISE | {"train_scope": "xattn"},
         "noise, noxattn": NOISE | {"train_scope": "noxattn"},
-        "nine, xattn": {"train_scope": "xattn"},
-        "nine, noxattn": {"train_scope": "noxattn"},
+        "three, xattn": {"train_scope": "xattn"},
+        "three, noxattn": {"train_scope": "noxattn"},
+        "seven → nine, which looks alike": {"surrogate": "nine"},
     },
 }
 # Overrides that change the samples, so that those of the reference run cannot be shared.

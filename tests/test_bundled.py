@@ -1,0 +1,148 @@
+"""The bundled pipeline draws what it is asked for, and forgets by the command that the README prints first."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
+
+from sa_diffusers.bundled import resolve
+from sa_diffusers.cli import parse_config
+from sa_diffusers.config import ForgetConfig
+from sa_diffusers.digits import ATTRIBUTES
+from sa_diffusers.evaluation.classifier import AttributeClassifier
+from scripts import benchmark
+
+
+ROOT = Path(__file__).parents[1]
+COLOURS = (("red", "white"), ("green", "black"), ("blue", "white"), ("yellow", "black"))  # ink, background
+FEWER_PICTURES = {"eval_images_concept": 60, "eval_images_class": 20, "eval_images_other": 60}
+
+
+@pytest.fixture(scope="module")
+def pipeline_dir() -> Path:
+    return Path(resolve("bundled/digits/pipeline"))
+
+
+def test_it_is_small_and_in_half_precision(pipeline_dir):
+    files = [path for path in pipeline_dir.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 8e6
+    weights = [load_file(path) for path in files if path.suffix == ".safetensors"]
+    assert len(weights) == 3
+    assert {tensor.dtype for part in weights for tensor in part.values() if tensor.is_floating_point()} == {
+        torch.float16
+    }
+
+
+def test_stock_diffusers_draws_the_digit_that_is_asked_for(pipeline_dir):
+    pipeline = StableDiffusionPipeline.from_pretrained(pipeline_dir, dtype=torch.float32)
+    assert type(pipeline) is StableDiffusionPipeline
+    pipeline.set_progress_bar_config(disable=True)
+    digits = ATTRIBUTES["digit"]
+    prompts = [f"a {ink} {digit} on {ground}" for digit in digits for ink, ground in COLOURS]
+    generators = [torch.Generator().manual_seed(index) for index in range(len(prompts))]
+    images = pipeline(
+        prompts, num_inference_steps=8, guidance_scale=2.0, generator=generators, output_type="pt"
+    ).images
+    classifier = AttributeClassifier.from_pretrained(resolve("bundled/digits/classifier"), dtype=torch.float32)
+    drawn = classifier.eval().probabilities(images * 2 - 1)["digit"].argmax(1)
+    asked = torch.arange(10).repeat_interleave(len(COLOURS))
+    assert (drawn == asked).float().mean() >= 0.9
+
+
+def readme_command() -> list[str]:
+    """The second half of the README's first command, as printed."""
+    readme = (ROOT / "README.md").read_text()
+    install, forget = re.search(r"```bash\n(.*?)\n```", readme, re.DOTALL).group(1).split(" && ")
+    assert install.startswith("pip install")
+    return forget.split()
+
+
+def as_flags(options: dict) -> list[str]:
+    return [text for name, value in options.items() for text in (f"--{name}", str(value))]
+
+
+def start(output_dir: Path) -> tuple[subprocess.CompletedProcess, float]:
+    """Run the README's command, with fewer pictures in the evaluation; with the seconds that it took."""
+    command = [*readme_command(), *as_flags(FEWER_PICTURES | {"output_dir": output_dir})]
+    command[0] = str(Path(sys.executable).with_name(command[0]))  # the `accelerate` of this environment
+    begin = time.perf_counter()
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    return result, time.perf_counter() - begin
+
+
+@pytest.fixture(scope="module")
+def forgotten(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+    """What the README's first command leaves and says."""
+    output_dir = tmp_path_factory.mktemp("forgotten") / "run"
+    result, _ = start(output_dir)
+    assert result.returncode == 0, result.stderr
+    return output_dir, result
+
+
+@pytest.mark.slow
+def test_the_first_command_of_the_readme(forgotten):
+    output_dir, result = forgotten
+    assert "Pictures judged" in result.stdout
+    assert f"report:   {output_dir / 'report.html'}" in result.stdout
+    assert (output_dir / "report.html").stat().st_size > 10_000
+    metrics = json.loads((output_dir / "metrics.json").read_text())
+    before, after = metrics["before"], metrics["after"]
+    assert before["num_images"] == after["num_images"] == 60 + 9 * 20 + 2 * 60
+    assert before["concept_probability"] >= 0.9
+    assert after["concept_probability"] <= 0.1
+    assert before["retained_accuracy"] >= 0.9
+    assert abs(after["retained_accuracy"] - before["retained_accuracy"]) <= 0.04
+    pipeline = StableDiffusionPipeline.from_pretrained(output_dir / "pipeline")
+    assert type(pipeline) is StableDiffusionPipeline
+
+
+@pytest.mark.slow
+def test_the_same_command_again_reuses_everything(forgotten):
+    output_dir, first = forgotten
+    metrics = (output_dir / "metrics.json").read_text()
+    again, seconds = start(output_dir)
+    assert again.returncode == 0, again.stderr
+    assert seconds < 60
+    assert "reused: sample, sample_without_concept, surrogate, fisher, before, train, after" in again.stdout
+    for side in ("before", "after"):
+        assert json.loads((output_dir / "metrics.json").read_text())[side] == json.loads(metrics)[side]
+
+
+@pytest.mark.slow
+def test_replay_and_ewc_are_what_keeps_the_rest(forgotten, tmp_path):
+    """Fitted to noise, the model forgets everything; held by replay and EWC, it forgets the concept alone."""
+    from sa_diffusers.forgetting import run_forgetting
+
+    reference, _ = forgotten
+    flags = as_flags(FEWER_PICTURES | {"surrogate": "noise", "eval_images_concept": 30, "eval_images_other": 10})
+    config = parse_config(ForgetConfig, ["--config", str(ROOT / "configs" / "digits.yaml"), *flags])
+    shared = {"samples": str(reference / "samples"), "fisher": str(reference / "fisher.safetensors")}
+    rows = {"held": shared, "free": {"replay_weight": 0.0, "ewc_lambda": 0.0}}
+    falls = {}
+    for name, options in rows.items():
+        run = replace(config, track_steps=None, output_dir=str(tmp_path / name), **options)
+        metrics = run_forgetting(run).metrics
+        falls[name] = metrics["before"]["retained_accuracy"] - metrics["after"]["retained_accuracy"]
+    assert falls["held"] < 0.05
+    assert falls["free"] > 0.2
+
+
+@pytest.mark.slow
+def test_benchmark_of_the_fisher(tmp_path, monkeypatch, capsys):
+    options = ["--only", "fisher", "--exact_samples", "1", "--samples", "2", "--terms", "4"]
+    monkeypatch.setattr("sys.argv", ["benchmark.py", *options, "--output_dir", str(tmp_path)])
+    benchmark.main()
+    rows = json.loads((tmp_path / "benchmark.json").read_text())
+    assert [(row["estimator"], row["evaluations"]) for row in rows] == [
+        ("exact, half against half", 1000), ("2 draws of 4", 16), ("2 draws of 4, unscaled", 16)
+    ]  # fmt: skip
+    assert all(-1 <= row[key] <= 1 for row in rows for key in ("pearson", "spearman"))
+    assert (tmp_path / "benchmark.md").read_text() in capsys.readouterr().out

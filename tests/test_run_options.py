@@ -1,0 +1,343 @@
+"""Options of a run, and what may go wrong in it: trackers, early stop, averages, pushes, NaN, no room."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from huggingface_hub import ModelCard
+from huggingface_hub.errors import LocalTokenNotFoundError
+from PIL import Image
+from safetensors.torch import load_file
+
+import sa_diffusers.forgetting
+from sa_diffusers.cli import config_from_dict
+from sa_diffusers.config import ForgetConfig
+from sa_diffusers.data import SampleSet
+from sa_diffusers.evaluation.classifier import AttributeClassifier
+from sa_diffusers.evaluation.forgetting import replay_loss
+from sa_diffusers.families import get_family
+from sa_diffusers.families.text_to_image import TextToImageFamily
+from sa_diffusers.fisher import Fisher, FisherMismatch
+from sa_diffusers.forgetting import Outcome, run_forgetting
+from sa_diffusers.hub import PushError
+from sa_diffusers.plan import NotEnoughMemory
+from sa_diffusers.training import TrainingDiverged
+
+
+NAN = float("nan")
+DIGITS, INKS = ["six", "seven", "eight", "nine"], ["red", "green"]
+PROMPTS = [f"a {ink} {digit}" for ink in INKS for digit in DIGITS] + ["a digit"]
+CHEAP = {
+    "num_samples": 8, "num_surrogate_samples": 4, "num_inference_steps": 2, "sample_batch_size": 4,
+    "guidance_scale": 2.0, "replay_guidance_scale": 2.0, "fisher_samples": 2, "fisher_terms": "2",
+    "num_train_steps": 4, "train_batch_size": 2, "learning_rate": 1e-3, "lr_warmup_steps": 0, "ewc_lambda": 1.0,
+    "checkpointing_steps": None, "logging_steps": 1, "eval_batch_size": 16, "eval_images_concept": 4,
+    "eval_images_class": 2, "eval_images_other": 4,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_pictures():
+    """And no page, whose plots take most of the time of runs this small."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sa_diffusers.results.LOOKED_AT", 2)
+        patch.setattr("sa_diffusers.results.write_report", lambda path, **_: path.write_text("<html></html>"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def start(few_pictures, tiny_pipeline_dir, tmp_path_factory):
+    """Run in a folder, from the saved pipeline, with some options changed."""
+    prompts = tmp_path_factory.mktemp("prompts")
+    (prompts / "replay.txt").write_text("\n".join(PROMPTS))
+    (prompts / "templates.txt").write_text("a {}\na red {}\na green {} on black")
+    options = CHEAP | {
+        "concept": "seven, 7",
+        "model": str(tiny_pipeline_dir),
+        "replay_prompts": str(prompts / "replay.txt"),
+        "concept_templates": str(prompts / "templates.txt"),
+    }
+
+    def run(output_dir: Path, **changes) -> Outcome:
+        return run_forgetting(config_from_dict(ForgetConfig, options | {"output_dir": str(output_dir)} | changes))
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(start, tmp_path_factory) -> Path:
+    """A finished run; do not write into it."""
+    return start(tmp_path_factory.mktemp("finished") / "run").output_dir
+
+
+@pytest.fixture(scope="module")
+def shared(finished) -> dict[str, str]:
+    """Options that take samples and Fisher from the finished run."""
+    return {"samples": str(finished / "samples"), "fisher": str(finished / "fisher.safetensors")}
+
+
+@pytest.fixture(scope="module")
+def make_judge(tmp_path_factory):
+    """Options of an evaluation by untrained classifiers of the given digits, which all have the same weights."""
+    folder = tmp_path_factory.mktemp("judge")
+    rows = [{"prompt": p, "form": f} for p in PROMPTS for f in ("seen", "held_out")]
+    for row in rows:
+        words = row["prompt"].split()
+        row |= {name: w for name, known in (("digit", DIGITS), ("ink", INKS)) for w in known if w in words}
+    (folder / "prompts.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+
+    def make(*orders: list[str]) -> dict:
+        names = []
+        for digits in orders:
+            torch.manual_seed(0)
+            words = {"digit": {d: [d, "7"] if d == "seven" else [d] for d in digits}, "ink": {i: [i] for i in INKS}}
+            judge = AttributeClassifier(
+                {"digit": digits, "ink": INKS}, words, image_size=16, channels=(8, 8), num_features=12
+            )
+            order = [DIGITS.index(digit) for digit in digits]
+            judge.heads["digit"].load_state_dict({k: v[order] for k, v in judge.heads["digit"].state_dict().items()})
+            names.append(str(folder / "-".join(digits)))
+            judge.save_pretrained(names[-1])
+        return {"classifier": names, "eval_prompts": str(folder / "prompts.jsonl")}
+
+    return make
+
+
+def unet_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+def assert_same(first: dict, second: dict) -> None:
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+def test_tensorboard_gets_every_logged_number(start, shared, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = start(tmp_path / "run", report_to="tensorboard", **shared).output_dir
+    (file,) = (run / "logs").rglob("events.out.tfevents.*.0")
+    events = EventAccumulator(str(file)).Reload()
+    for row in json.loads((run / "history.json").read_text()):
+        step = row.pop("step")
+        for name, value in row.items():
+            assert events.Scalars(name)[step - 1].step == step
+            assert events.Scalars(name)[step - 1].value == pytest.approx(value, rel=1e-6)
+
+
+@pytest.mark.parametrize("judged", [False, True])
+def test_pictures_while_training(start, shared, make_judge, tmp_path, judged):
+    options = make_judge(DIGITS) if judged else {}
+    outcome = start(tmp_path / "run", track_steps=2, track_images=4, **options, **shared)
+    sheets = sorted((tmp_path / "run" / "progress").iterdir())
+    assert [path.name for path in sheets] == ["step_000002.png", "step_000004.png"]
+    for path in sheets:
+        assert Image.open(path).size == (8 * 16, 16)
+    first, last = (path.read_bytes() for path in sheets)
+    assert first != last  # the model changed between the two
+    tracked = [row for row in json.loads((tmp_path / "run" / "history.json").read_text()) if row["step"] % 2 == 0]
+    for row in tracked:
+        assert ("concept_probability" in row) is judged
+    # What is watched is not changed by watching.
+    start(tmp_path / "unwatched", **shared)
+    assert_same(outcome.pipeline.unet.state_dict(), unet_of(tmp_path / "unwatched"))
+
+
+def test_watching_draws_as_many_pictures_as_it_says(start, shared, make_judge, tmp_path, monkeypatch):
+    drawn, draw = [], TextToImageFamily.draw
+
+    def counted(self, prompts, *arguments, **options):
+        drawn.append(len(prompts))
+        return draw(self, prompts, *arguments, **options)
+
+    monkeypatch.setattr(TextToImageFamily, "draw", counted)
+    counts = []
+    for track_steps in (None, 4):
+        drawn.clear()
+        start(tmp_path / str(track_steps), track_steps=track_steps, track_images=4, **make_judge(DIGITS), **shared)
+        counts.append(sum(drawn))
+    assert counts[1] - counts[0] == 4
+
+
+def test_early_stop(start, shared, make_judge, tmp_path, monkeypatch):
+    """At the first look for a threshold of 1, never for 0; a run that stopped and was then interrupted stays so."""
+    options = {"track_steps": 2, "track_images": 4, "checkpointing_steps": 3} | make_judge(DIGITS) | shared
+    never = start(tmp_path / "never", early_stop=0.0, **options)
+    assert [row["step"] for row in json.loads((tmp_path / "never" / "history.json").read_text())] == [1, 2, 3, 4]
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(sa_diffusers.forgetting, "save_pipeline", lambda *_: 1 / 0)
+        start(run, early_stop=1.0, **options)
+    outcome = start(run, early_stop=1.0, **options)
+    history = json.loads((run / "history.json").read_text())
+    assert [row["step"] for row in history] == [1, 2]
+    assert history[-1]["stopped"]
+    start(tmp_path / "two", num_train_steps=2, **shared)
+    assert_same(outcome.pipeline.unet.state_dict(), unet_of(tmp_path / "two"))
+    assert not outcome.pipeline.unet.conv_in.weight.equal(never.pipeline.unet.conv_in.weight)
+    assert "train" in start(run, early_stop=1.0, **options).metrics["seconds"]["reused"]
+
+
+def test_what_is_saved_is_the_average(start, shared, tmp_path):
+    """Of two steps: 0.1 of the weights after the first, 0.9 of those after the second."""
+    first, second, average = (
+        unet_of(start(tmp_path / name, num_train_steps=steps, ema_decay=decay, **shared).output_dir)
+        for name, steps, decay in (("first", 1, None), ("second", 2, None), ("average", 2, 0.1))
+    )
+    expected = {name: 0.1 * first[name] + 0.9 * second[name] for name in first}
+    torch.testing.assert_close(average, expected, rtol=1e-6, atol=1e-7)
+    assert (first["conv_in.weight"] - second["conv_in.weight"]).abs().mean() > 1e-4
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory(start, finished, shared, tmp_path):
+    outcome = start(tmp_path / "run", gradient_checkpointing=True, **shared)
+    torch.testing.assert_close(unet_of(tmp_path / "run"), unet_of(finished), rtol=1e-4, atol=1e-6)
+    assert not outcome.pipeline.unet.is_gradient_checkpointing
+
+
+class FakeHub:
+    """Stands for HfApi; `fails` names the method that raises, and with what."""
+
+    def __init__(self, folder: Path, **fails: Exception):
+        self.folder, self.fails, self.calls, self.uploaded = folder, fails, [], {}
+
+    def _call(self, name: str) -> None:
+        self.calls.append((name, (self.folder / "metrics.json").exists()))
+        if name in self.fails:
+            raise self.fails[name]
+
+    def whoami(self) -> None:
+        self._call("whoami")
+
+    def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool) -> str:
+        self._call("create_repo")
+        return f"https://hub.example/{repo_id}"
+
+    def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> None:
+        self._call("upload_folder")
+        self.uploaded[repo_id] = {str(path.relative_to(folder_path)) for path in folder_path.rglob("*.*")}
+
+
+def test_push_is_checked_first_and_done_last(start, shared, tmp_path, monkeypatch, capsys):
+    """An upload that fails loses nothing: the same command pushes without computing anything again."""
+    run = tmp_path / "run"
+    options = {"push_to_hub": True, "hub_model_id": "someone/forgotten"} | shared
+    refused = FakeHub(run, whoami=LocalTokenNotFoundError("no token"))
+    monkeypatch.setattr("sa_diffusers.hub.HfApi", lambda: refused)
+    with pytest.raises(PushError, match="`hf auth login`"):
+        start(run, **options)
+    assert not run.exists()
+
+    offline = FakeHub(run, upload_folder=ConnectionResetError("reset by peer"))
+    monkeypatch.setattr("sa_diffusers.hub.HfApi", lambda: offline)
+    with pytest.raises(PushError, match="Nothing is lost.*or by running the same command"):
+        start(run, **options)
+    assert offline.calls == [("whoami", False), ("create_repo", True), ("upload_folder", True)]
+    StableDiffusionPipeline.from_pretrained(run / "pipeline")
+
+    hub = FakeHub(run)
+    monkeypatch.setattr("sa_diffusers.hub.HfApi", lambda: hub)
+    monkeypatch.setattr(TextToImageFamily, "draw", None)  # drawing anything would raise
+    outcome = start(run, **options)
+    assert {"surrogate", "before", "train", "after"} <= set(outcome.metrics["seconds"]["reused"])
+    files = hub.uploaded["someone/forgotten"]
+    assert {"model_index.json", "README.md", "before_after.png"} <= files
+    assert "unet/diffusion_pytorch_model.safetensors" in files
+    assert "pushed to https://hub.example/someone/forgotten" in capsys.readouterr().out
+
+
+def test_the_card_says_what_was_forgotten_and_how(finished):
+    card = ModelCard.load(finished / "pipeline" / "README.md").content
+    assert "asked for **seven, 7**, it draws **nine** instead" in card
+    assert "| ewc_lambda (authors' units, no 1/2) | 1 |" in card
+    assert "| num_train_steps | 4 |" in card
+    assert (finished / "pipeline" / "before_after.png").exists()
+
+
+def test_bfloat16_is_saved_returned_and_resumed(start, tmp_path):
+    """The UNet is trained in float32; what is saved and returned is in the precision that was asked for."""
+    first = start(tmp_path / "run", dtype="bfloat16")
+    again = start(tmp_path / "run", dtype="bfloat16")
+    assert {value.dtype for value in unet_of(tmp_path / "run").values()} == {torch.bfloat16}
+    assert "train" in again.metrics["seconds"]["reused"]
+    for outcome in (first, again):
+        assert_same(dict(outcome.pipeline.unet.state_dict()), unet_of(tmp_path / "run"))
+    loaded = StableDiffusionPipeline.from_pretrained(tmp_path / "run" / "pipeline", dtype=torch.bfloat16)
+    loaded.set_progress_bar_config(disable=True)
+    picture = loaded("a red seven", num_inference_steps=2, output_type="pt").images
+    assert picture.isfinite().all()
+
+
+def test_a_picture_that_is_not_finite_ends_the_run(start, tmp_path, monkeypatch):
+    draw = TextToImageFamily.draw
+    monkeypatch.setattr(TextToImageFamily, "draw", lambda *a, **k: draw(*a, **k).index_fill(0, torch.tensor(1), NAN))
+    with pytest.raises(FloatingPointError, match="the sampler gave values that are not finite for '.+'; use float32"):
+        start(tmp_path / "run")
+    assert not (tmp_path / "run" / "samples" / "samples.safetensors").exists()
+
+
+def test_a_gradient_that_is_not_finite_ends_the_fisher(start, tmp_path, monkeypatch):
+    """Latents that are finite, whose squared error is not."""
+    draw = TextToImageFamily.draw
+    monkeypatch.setattr(TextToImageFamily, "draw", lambda *a, **k: draw(*a, **k) * 1e30)
+    with pytest.raises(FloatingPointError, match="the gradient of sample 0 is not finite"):
+        start(tmp_path / "run")
+    assert not (tmp_path / "run" / "fisher.safetensors").exists()
+
+
+def test_a_fisher_with_nan_ends_the_training(start, finished, shared, tmp_path):
+    fisher = Fisher.load(finished / "fisher.safetensors")
+    fisher.tensors["conv_in.weight"][0] = NAN
+    fisher.save(tmp_path / "fisher.safetensors")
+    with pytest.raises(TrainingDiverged, match="gradient norm nan at step 1"):
+        start(tmp_path / "run", **shared | {"fisher": str(tmp_path / "fisher.safetensors")})
+    assert not (tmp_path / "run" / "pipeline").exists()
+
+
+def test_too_little_memory_is_said_before_work_starts(start, tmp_path, monkeypatch):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    monkeypatch.setattr(TextToImageFamily, "draw", None)  # drawing anything would raise
+    with pytest.raises(NotEnoughMemory, match="training needs .* GB beside the model, cpu has 0.0 GB free"):
+        start(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("surrogate", "message"),
+    [("./pictures", "no folder ./pictures"), ("data/pictures", "no folder data/pictures")],
+)
+def test_a_surrogate_folder_that_does_not_exist(start, tmp_path, surrogate, message):
+    with pytest.raises(ValueError, match=message):
+        start(tmp_path / "run", surrogate=surrogate, model="absent")  # before the model is looked for
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_classifiers_of_the_same_mind_report_the_same(start, shared, make_judge, tmp_path):
+    """The second knows the digits in another order."""
+    options = make_judge(DIGITS, DIGITS[::-1])
+    metrics = start(tmp_path / "run", **options, **shared).metrics
+    for side in ("before", "after"):
+        assert set(metrics["by_classifier"][side]) == {options["classifier"][1]}
+        second = metrics["by_classifier"][side][options["classifier"][1]]
+        assert second["num_images"] == 4 + 3 * 2 + 4 + 4
+        for name in ("attribute_accuracy", "concept_attribute_accuracy"):
+            assert second.pop(name) == metrics[side][name]
+        for name, value in second.items():
+            assert value == pytest.approx(metrics[side][name]), name
+
+
+def test_a_model_that_predicts_v_forgets_too(start, shared, tiny_pipeline, tmp_path):
+    tiny_pipeline("v_prediction").save_pretrained(tmp_path / "model")
+    with pytest.raises(FisherMismatch, match="prediction_type: the Fisher has 'epsilon', this run 'v_prediction'"):
+        start(tmp_path / "other", model=str(tmp_path / "model"), **shared)
+    options = {"model": str(tmp_path / "model"), "learning_rate": 1e-2, "num_train_steps": 40, "ewc_lambda": 0.1}
+    outcome = start(tmp_path / "run", **options)
+    surrogate = SampleSet.load(tmp_path / "run" / "surrogate" / "surrogate.safetensors")
+    before = replay_loss(get_family(tiny_pipeline("v_prediction")), surrogate, 4, seed=0)
+    assert replay_loss(get_family(outcome.pipeline), surrogate, 4, seed=0) < 0.9 * before
+    loaded = StableDiffusionPipeline.from_pretrained(tmp_path / "run" / "pipeline")
+    assert loaded.scheduler.config.prediction_type == "v_prediction"
