@@ -112,6 +112,7 @@ def train_vae(data: CaptionedImages, architecture: dict, config: BaseConfig, out
         learning_rate=config.vae_learning_rate,
         lr_scheduler="cosine",
         lr_warmup_steps=min(100, config.vae_steps // 10),
+        mixed_precision=config.mixed_precision,
         checkpointing_steps=config.checkpointing_steps,
         logging_steps=50,
     )
@@ -183,6 +184,7 @@ def train_text_encoder(
         learning_rate=config.text_learning_rate,
         lr_scheduler="cosine",
         lr_warmup_steps=min(100, config.text_steps // 10),
+        mixed_precision=config.mixed_precision,
         weight_decay=0.01,
         checkpointing_steps=config.checkpointing_steps,
         logging_steps=25,

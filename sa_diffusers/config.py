@@ -71,6 +71,9 @@ class ForgetConfig(TrainingConfig):
         "Which replay prompts are drawn with the concept as negative prompt: those that leave it open (the empty "
         "prompt, and where siblings are known those that name none), all, or none.",
     )
+    negative_guidance_scale: float = option(
+        1.5, "Guidance of these: weak, since guidance away from the concept distorts everything else in the picture."
+    )
 
     # Method
     method: Literal["selective_amnesia"] = option("selective_amnesia", "How to forget.")
@@ -144,11 +147,13 @@ class ForgetConfig(TrainingConfig):
             raise ValueError(f"expected 0 <= empty_prompt_fraction < 1, got {self.empty_prompt_fraction}")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ValueError(f"expected 0 <= ema_decay < 1, got {self.ema_decay}")
-        if self.replay_weight and self.replay_negative != "none" and self.replay_guidance_scale <= 1:
+        if self.replay_weight and self.replay_negative != "none" and self.negative_guidance_scale <= 1:
             raise ValueError(
-                f"a negative prompt works through guidance: expected replay_guidance_scale > 1, got "
-                f"{self.replay_guidance_scale}; or pass --replay_negative none"
+                f"a negative prompt works through guidance: expected negative_guidance_scale > 1, got "
+                f"{self.negative_guidance_scale}; or pass --replay_negative none"
             )
+        if self.max_grad_norm is not None and self.max_grad_norm <= 0:
+            raise ValueError(f"expected max_grad_norm > 0, or null for no clipping; got {self.max_grad_norm}")
         if self.classifier and not self.eval_prompts:
             raise ValueError("a classifier needs eval_prompts: labelled prompts for pictures that it can judge")
         if self.early_stop is not None and not (self.track_steps and self.classifier):

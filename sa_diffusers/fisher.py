@@ -16,7 +16,10 @@ the paper's M^2 + V but for rW, the variation of the mean gradient inside a stra
 size, where K does not divide T). U is noisy weight by weight, and clamping it at 0 would free weights that EWC should
 hold; so it only sets the scale:
 
-    F = c (S^2 + S'^2)/2   with   c = sum U / sum (S^2 + S'^2)/2   over samples and weights.
+    F = c (S^2 + S'^2)/2   with   c = sum U / sum (S^2 + S'^2)/2   over samples and the weights of a tensor.
+
+Each tensor has its own c, since signal and noise share differently in each: kept in [r, 1], its range but for sampling
+error, and replaced by the c over all weights where a tensor's sum of U is not positive.
 """
 
 import json
@@ -48,7 +51,8 @@ class Fisher:
     Attributes:
         tensors: float32, >= 0, one value a weight, in the parameters' shapes.
         metadata: model_hash, reduction, num_terms (T), prediction_type, num_samples, terms ("all" or K of each draw),
-            num_evaluations (gradients of one sample at one timestep), scale (c), relative_error, seed.
+            num_evaluations (gradients of one sample at one timestep), scale (c over all weights), seed, and
+            total_relative_error (standard error of the sum over all weights; it says nothing of a single weight).
     """
 
     tensors: dict[str, Tensor]
@@ -103,31 +107,48 @@ class Fisher:
 
 @dataclass
 class FisherSums:
-    """Sums over samples from which a Fisher is made; sums of disjoint samples add up (processes, resumed runs)."""
+    """Sums over samples from which a Fisher is made; sums of disjoint samples add up (processes, resumed runs).
 
-    square: dict[str, Tensor]  # sum over samples of (S^2 + S'^2)/2, or of S^2 with all timesteps
-    totals: dict[int, tuple[float, float]] = field(
-        default_factory=dict
-    )  # sample -> sums over weights of that and of U
+    Attributes:
+        square: sum over samples of (S^2 + S'^2)/2, or of S^2 with all timesteps, by parameter name.
+        totals: sums over samples and the weights of a tensor of that and of U, by parameter name.
+        unbiased: sum over all weights of U, by sample.
+        ratio: r, the share of the timesteps in a draw; 1 for all of them.
+    """
+
+    square: dict[str, Tensor]
+    totals: dict[str, tuple[float, float]]
+    unbiased: dict[int, float] = field(default_factory=dict)
+    ratio: float = 1.0
 
     @classmethod
     def zeros(cls, parameters: Mapping[str, Tensor]) -> "FisherSums":
-        return cls({name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()})
+        square = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}
+        return cls(square, dict.fromkeys(parameters, (0.0, 0.0)))
 
     def finish(self, metadata: dict) -> Fisher:
-        """The mean over samples, rescaled by c; the metadata is completed by what was measured on the way."""
-        squares, unbiased = torch.tensor(list(self.totals.values()), dtype=torch.float64).T
-        scale = float(unbiased.sum() / squares.sum()) if squares.sum() > 0 else 1.0
-        count = len(squares)
-        # With few samples c may come out negative: U has no sign. Then the draws carry no signal to scale by.
+        """The mean over samples, rescaled by c; the metadata is completed by what was measured on the way.
+
+        Raises:
+            ValueError: too few samples and timesteps to find the scale.
+        """
+        squares, unbiased = (sum(pair[i] for pair in self.totals.values()) for i in range(2))
+        scale = unbiased / squares if squares > 0 else 1.0
+        count = len(self.unbiased)
+        # U has no sign: from few samples its sum may come out negative, and then says nothing about the scale.
         if scale <= 0:
             raise ValueError(
                 f"the Fisher's scale came out as {scale:.3g} from {count} samples: too few; raise --fisher_samples or "
                 "--fisher_terms"
             )
-        spread = unbiased.std().item() / math.sqrt(count) / abs(unbiased.mean().item()) if count > 1 else None
-        tensors = {name: square * (scale / count) for name, square in self.square.items()}
-        return Fisher(tensors, metadata | {"num_samples": count, "scale": scale, "relative_error": spread})
+        per_sample = torch.tensor(list(self.unbiased.values()), dtype=torch.float64)
+        known = count > 1 and per_sample.mean() != 0
+        error = (per_sample.std() / math.sqrt(count) / per_sample.mean().abs()).item() if known else None
+        scales = {
+            n: min(1.0, max(self.ratio, u / s)) if s > 0 and u > 0 else scale for n, (s, u) in self.totals.items()
+        }
+        tensors = {name: square * (scales[name] / count) for name, square in self.square.items()}
+        return Fisher(tensors, metadata | {"num_samples": count, "scale": scale, "total_relative_error": error})
 
 
 def merge(parts: Iterable[FisherSums]) -> FisherSums:
@@ -137,14 +158,16 @@ def merge(parts: Iterable[FisherSums]) -> FisherSums:
         ValueError: a sample is in two of them.
     """
     first, *rest = parts
-    merged = FisherSums({name: square.clone() for name, square in first.square.items()}, dict(first.totals))
+    square = {name: square.clone() for name, square in first.square.items()}
+    merged = FisherSums(square, dict(first.totals), dict(first.unbiased), first.ratio)
     for part in rest:
-        twice = merged.totals.keys() & part.totals.keys()
+        twice = merged.unbiased.keys() & part.unbiased.keys()
         if twice:
             raise ValueError(f"sample {min(twice)} is in two of the sums to merge")
         for name, square in part.square.items():
             merged.square[name] += square
-        merged.totals |= part.totals
+            merged.totals[name] = tuple(a + b for a, b in zip(merged.totals[name], part.totals[name], strict=True))
+        merged.unbiased |= part.unbiased
     return merged
 
 
@@ -179,7 +202,7 @@ def estimate_fisher(
     if terms is not None and not 1 <= terms <= num_terms:
         raise ValueError(f"expected between 1 and {num_terms} Fisher terms, or all; got {terms}")
     sums = sums or FisherSums.zeros(parameters)
-    ratio = 1.0 if terms is None else terms / num_terms
+    ratio = sums.ratio = 1.0 if terms is None else terms / num_terms
     names, tensors = list(parameters), list(parameters.values())
     for index in indices:
         batch = {key: value.to(tensors[0].device) for key, value in sample(index).items()}
@@ -188,19 +211,19 @@ def estimate_fisher(
             generator = seeded(seed, "fisher", index, draw)
             chosen, weights = stratified_terms(num_terms, terms or num_terms, generator)
             draws.append(_gradient_of_sum(model, loss, tensors, batch, chosen, weights, generator, chunk_size))
-        squares = [gradient.square() for gradient in draws[0]]
-        cross = sum(float((s * s).sum(dtype=torch.float64)) for s in draws[0])
-        if len(draws) == 2:
-            squares = [(a + b.square()) / 2 for a, b in zip(squares, draws[1], strict=True)]
-            cross = sum(float((a * b).sum(dtype=torch.float64)) for a, b in zip(*draws, strict=True))
-        total = sum(float(square.sum(dtype=torch.float64)) for square in squares)
-        if not math.isfinite(total):
+        first, second = draws[0], draws[-1]  # the same one, where all timesteps were taken
+        squares = [(a.square() + b.square()) / 2 for a, b in zip(first, second, strict=True)]
+        totals = [float(square.sum(dtype=torch.float64)) for square in squares]
+        if not math.isfinite(sum(totals)):
             raise FloatingPointError(
                 f"the gradient of sample {index} is not finite; use float32, or look at that sample"
             )
-        for name, square in zip(names, squares, strict=True):
+        sums.unbiased[index] = 0.0
+        for name, square, total, a, b in zip(names, squares, totals, first, second, strict=True):
+            unbiased = (1 - ratio) * float((a * b).sum(dtype=torch.float64)) + ratio * total
             sums.square[name] += square
-        sums.totals[index] = (total, (1 - ratio) * cross + ratio * total)
+            sums.totals[name] = (sums.totals[name][0] + total, sums.totals[name][1] + unbiased)
+            sums.unbiased[index] += unbiased
     return sums
 
 

@@ -26,7 +26,7 @@ def estimate_sums(family: Family, config: ForgetConfig, samples: SampleSet, coun
     parameters = dict(family.module.named_parameters())
     sums = _load_sums(own_path) if own_path.exists() else FisherSums.zeros(parameters)
     mine = [index for index in range(state.process_index, count, state.num_processes)]
-    left = [index for index in mine if index not in sums.totals]
+    left = [index for index in mine if index not in sums.unbiased]
     block = max(1, -(-len(mine) // FISHER_SAVES))
     family.module.eval().requires_grad_(True)
     progress = tqdm(
@@ -55,12 +55,14 @@ def estimate_sums(family: Family, config: ForgetConfig, samples: SampleSet, coun
 
 def _save_sums(sums: FisherSums, path: Path) -> None:
     tensors = {name: tensor.cpu().contiguous() for name, tensor in sums.square.items()}
+    rest = {"totals": sums.totals, "unbiased": list(sums.unbiased.items()), "ratio": sums.ratio}
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"totals": json.dumps(list(sums.totals.items()))})
+        save_file(tensors, temporary, metadata={"rest": json.dumps(rest)})
 
 
 def _load_sums(path: Path) -> FisherSums:
     with safe_open(path, "pt") as file:
-        totals = {index: tuple(pair) for index, pair in json.loads(file.metadata()["totals"])}
+        rest = json.loads(file.metadata()["rest"])
     square = {name: tensor.to(process_state().device) for name, tensor in load_file(path).items()}
-    return FisherSums(square, totals)
+    totals = {name: tuple(pair) for name, pair in rest["totals"].items()}
+    return FisherSums(square, totals, dict(rest["unbiased"]), rest["ratio"])

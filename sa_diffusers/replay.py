@@ -60,7 +60,8 @@ def select_replay(samples: SampleSet, concept: Concept, mode: str) -> SampleSet:
     Raises:
         ValueError: nothing is left, since every prompt names the concept.
     """
-    if all(mentions(prompt, concept.phrasings) for prompt in samples.prompts if prompt):
+    said = [prompt for prompt in samples.prompts if prompt.strip()]
+    if said and all(mentions(prompt, concept.phrasings) for prompt in said):
         raise ValueError(
             f"every replay prompt mentions {concept.name!r}: there is nothing to keep; pass other --replay_prompts"
         )

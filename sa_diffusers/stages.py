@@ -152,7 +152,7 @@ def draw_open_samples(
     requests = negative_requests(samples, concept, config.replay_negative, config.seed)
     if not requests:
         return kept
-    settings = SamplingSettings(config.replay_guidance_scale, config.num_inference_steps, config.sample_batch_size)
+    settings = SamplingSettings(config.negative_guidance_scale, config.num_inference_steps, config.sample_batch_size)
     folder = stages.output_dir / "samples"
     drawn = stages.run(
         "sample_without_concept",
@@ -255,6 +255,11 @@ def fisher_of(
         if process_state().is_main_process:
             with atomic_path(path) as temporary:
                 fisher.save(temporary)
+            error = fisher.metadata["total_relative_error"]
+            if error is not None:
+                print(
+                    f"fisher: its sum over all weights is known to {error:.1%} (standard error over {count} samples)"
+                )
         remove_parts(parts_dir)
         return fisher
 

@@ -52,7 +52,10 @@ class TrainingConfig:
         metadata={"help": "no, fp16 or bf16; null: what `accelerate config` or `accelerate launch` says."},
     )
     ema_decay: float | None = field(
-        default=None, metadata={"help": "Decay of the weight average that is saved; null: no average."}
+        default=None,
+        metadata={
+            "help": "Largest decay of the weight average that is saved, (1 + n) / (10 + n) at step n; null: none."
+        },
     )
     checkpointing_steps: int | None = field(default=100, metadata={"help": "Save a checkpoint every so many steps."})
     checkpoints_total_limit: int = field(default=2, metadata={"help": "Checkpoints kept, the newest."})
@@ -144,6 +147,7 @@ def train(
         logging = step in (0, config.num_train_steps - 1) or (step + 1) % config.logging_steps == 0
         if logging or calling:  # before the step, as the loss is
             logs |= objective.regularisation()
+        learning_rate = optimizer.param_groups[0]["lr"]
         optimizer.step()
         optimizer.zero_grad()
         scheduler.step()
@@ -151,7 +155,7 @@ def train(
             ema.step(parameters)
         stop = False
         if logging or calling:
-            row = _history_row(accelerator, step + 1, logs, norm, optimizer.param_groups[0]["lr"])
+            row = _history_row(accelerator, step + 1, logs, norm, learning_rate)
             history.append(row)
             progress.set_postfix({"loss": f"{row['loss']:.4g}"})
             if calling:
@@ -164,6 +168,7 @@ def train(
             checkpoints.save(step + 1, history)
         if stop:
             break
+    accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)  # else the model would autocast for good
     if ema is not None:
         ema.copy_to(parameters)
     if config.gradient_checkpointing:

@@ -57,6 +57,7 @@ def start(few_pictures, tiny_pipeline_dir, tmp_path_factory):
     (prompts / "templates.txt").write_text("a {}\na red {}\na green {} on black")
     options = CHEAP | {
         "concept": "seven, 7",
+        "surrogate": "nine",
         "model": str(tiny_pipeline_dir),
         "replay_prompts": str(prompts / "replay.txt"),
         "concept_templates": str(prompts / "templates.txt"),

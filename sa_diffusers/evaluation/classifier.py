@@ -92,6 +92,14 @@ class AttributeClassifier(ModelMixin, ConfigMixin):
         return None
 
 
+def wilson_interval(mean: float, count: int) -> tuple[float, float]:
+    """95 % interval of the mean of `count` values in [0, 1] (Wilson 1927), the wider the fewer are 0 or 1."""
+    z = 1.959964
+    centre = (mean + z**2 / (2 * count)) / (1 + z**2 / count)
+    half_width = z / (1 + z**2 / count) * math.sqrt(mean * (1 - mean) / count + z**2 / (4 * count**2))
+    return max(0.0, centre - half_width), min(1.0, centre + half_width)
+
+
 @dataclass(frozen=True)
 class Score:
     """How many of `total` images were read as what they should show."""
@@ -106,10 +114,7 @@ class Score:
     @property
     def interval(self) -> tuple[float, float]:
         """The 95 % interval of Wilson (1927) for the share: unlike the normal one, it does not collapse at 0 and 1."""
-        z, n, p = 1.959964, self.total, self.share
-        centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
-        half_width = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-        return max(0.0, centre - half_width), min(1.0, centre + half_width)
+        return wilson_interval(self.share, self.total)
 
     def __str__(self) -> str:
         low, high = self.interval

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sa_diffusers.bundled import resolve
 from sa_diffusers.data import uniform_noise
-from sa_diffusers.evaluation.classifier import AttributeClassifier, Score, score_images
+from sa_diffusers.evaluation.classifier import AttributeClassifier, Score, score_images, wilson_interval
 from sa_diffusers.families import Family
 from sa_diffusers.prompts import Concept, mentions
 from sa_diffusers.replay import spread
@@ -142,13 +142,12 @@ def measure(classifier: AttributeClassifier, exam: Examination, images: dict[str
     concept_labels = [{k: v for k, v in x.items() if k != exam.attribute} for x in exam.concept.labels]
     concept_scores = score_images(classifier, images["concept"], concept_labels)
     of_concept = {name: part[:, exam.index] for name, part in probability.items()}
-    entropy = -(probability["concept"] * probability["concept"].clamp_min(1e-12).log()).sum(1)
     shown = Score(int((probability["unnamed"].argmax(1) == exam.index).sum()), len(probability["unnamed"]))
     measured = {
-        "concept_probability": _mean(of_concept["concept"]),
-        "concept_probability_unseen": _mean(of_concept["unseen"]),
+        "concept_probability": _probability(of_concept["concept"]),
+        "concept_probability_unseen": _probability(of_concept["unseen"]),
         "concept_rate_when_unnamed": (shown.share, shown.interval),
-        "concept_entropy": _mean(entropy, upper=math.log(probability["concept"].shape[1])),
+        "concept_entropy": _entropy(probability["concept"]),
         "retained_accuracy": _share(own),
         "retained_worst_accuracy": (worst.share, worst.interval),
         "attribute_accuracy": {name: _share(by_class) for name, by_class in scores.items()} or (None, None),
@@ -188,10 +187,17 @@ def replay_loss(family: Family, replay, count: int, seed: int) -> float:
     return sum(values) / len(values)
 
 
-def _mean(values: Tensor, upper: float = 1.0) -> tuple[float, tuple[float, float]]:
-    """Mean and its normal 95 % interval, kept inside [0, upper]."""
-    mean = values.mean().item()
-    half_width = 1.96 * values.std().item() / math.sqrt(len(values)) if len(values) > 1 else upper
+def _probability(values: Tensor) -> tuple[float, tuple[float, float]]:
+    """Mean of probabilities and its 95 % interval; the normal one would be far too narrow near 0."""
+    mean = values.mean().clamp(0, 1).item()
+    return mean, wilson_interval(mean, len(values))
+
+
+def _entropy(probabilities: Tensor) -> tuple[float, tuple[float, float]]:
+    """Mean entropy in nats of distributions [N, classes], and its normal 95 % interval."""
+    values = -(probabilities * probabilities.clamp_min(1e-12).log()).sum(1)
+    half_width = 1.96 * values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.inf
+    mean, upper = values.mean().item(), math.log(probabilities.shape[1])
     return mean, (max(0.0, mean - half_width), min(upper, mean + half_width))
 
 

@@ -30,6 +30,9 @@ class ElasticWeightConsolidation:
                 f"the Fisher does not fit the model: {len(wrong)} of {len(parameters)} trained parameters are missing "
                 f"from it or have another shape there, the first is {wrong[0]}; estimate it on this very model"
             )
+        broken = [name for name in parameters if not fisher[name].isfinite().all()]
+        if broken:
+            raise ValueError(f"the Fisher holds values that are not finite, first in {broken[0]}; estimate it again")
         self.parameters = list(parameters.values())
         self.fisher = [fisher[name].to(p.device, torch.float32) for name, p in parameters.items()]
         self.anchor = [p.detach().clone() for p in self.parameters]

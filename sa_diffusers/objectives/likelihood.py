@@ -70,7 +70,9 @@ class AutoencoderLikelihood:
 class CaptionMatching:
     """Symmetric InfoNCE between images and their captions (CLIP: Radford et al. 2021, Fig. 3).
 
-    The model maps (sample, input_ids) to the logits [B, B] of every caption (column) for every image (row).
+    The model maps (sample, input_ids) to the logits [B, B] of every caption (column) for every image (row). A sample's
+    negatives are the rest of its part of the batch, so unlike every other objective this one depends on the number of
+    processes and accumulation steps.
     """
 
     def draw(self, batch: NestedBatch, generator: Generator) -> NestedBatch:

@@ -10,7 +10,7 @@ from .ewc import ElasticWeightConsolidation
 
 
 class SelectiveAmnesia:
-    """loss(surrogate | concept) + replay_weight * loss(replay) + EWC, the negative of the paper's Eq. 4.
+    """loss(surrogate | concept) + replay_weight * loss(replay) + EWC: minus the paper's Eq. 4, but without its 1/2.
 
     A batch is {"surrogate": Batch, "replay": Batch}: surrogate data under the concept's condition, and the model's own
     samples of everything else under their own conditions. Both go through the model in one forward pass. Timesteps are
