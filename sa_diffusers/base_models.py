@@ -54,6 +54,8 @@ class TrainableTextToImage(nn.Module):
     def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel):
         super().__init__()
         self.unet, self.text_encoder = unet, text_encoder.requires_grad_(False)
+        self.enable_gradient_checkpointing = unet.enable_gradient_checkpointing
+        self.disable_gradient_checkpointing = unet.disable_gradient_checkpointing
 
     def forward(self, sample: Tensor, timestep: Tensor, input_ids: Tensor):
         with torch.no_grad():

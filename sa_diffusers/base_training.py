@@ -7,7 +7,8 @@ as those of the digits, hardly a digit in 4,000 steps.
 
 import json
 import random
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -20,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from sa_diffusers.artifacts import atomic_path
+from sa_diffusers.artifacts import RunLock, Stage, atomic_path
 from sa_diffusers.base_models import TrainableAutoencoder, TrainableMatcher, TrainableTextToImage
 from sa_diffusers.bundled import resolve
 from sa_diffusers.losses import DiffusionLoss
@@ -28,6 +29,17 @@ from sa_diffusers.objectives import AutoencoderLikelihood, CaptionMatching, Like
 from sa_diffusers.processes import process_state
 from sa_diffusers.seeding import derive_seed, seeded
 from sa_diffusers.training import TrainingConfig, infinite_indices, train
+
+
+# Options that say how a run is watched, not what it computes.
+NOT_IDENTITY = (
+    "output_dir",
+    "report_to",
+    "checkpointing_steps",
+    "checkpoints_total_limit",
+    "logging_steps",
+    "data_dir",
+)
 
 
 class CaptionedImages(Protocol):
@@ -207,6 +219,14 @@ def train_base(data: CaptionedImages, config: BaseConfig) -> StableDiffusionPipe
     Finished parts lie in `<output_dir>/parts` and are reused when the same command runs again.
     """
     output_dir = Path(config.output_dir)
+    with RunLock(output_dir) if process_state().is_main_process else nullcontext():
+        return _train_parts(data, config, output_dir)
+
+
+def _train_parts(data: CaptionedImages, config: BaseConfig, output_dir: Path) -> StableDiffusionPipeline:
+    claim = Stage(output_dir, "base", {k: v for k, v in asdict(config).items() if k not in NOT_IDENTITY})
+    if not claim.done:
+        claim.finish(0.0)
     architecture = yaml.safe_load(Path(resolve(config.architecture)).read_text())
     parts = output_dir / "parts"
     if not (parts / "vae").exists():

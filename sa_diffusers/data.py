@@ -69,6 +69,11 @@ def load_image(path: Path, resolution: int) -> Tensor:
             image = ImageOps.exif_transpose(opened).convert("RGB")
     except (UnidentifiedImageError, OSError) as error:
         raise ValueError(f"{path} is no readable image ({error}); repair or remove it") from error
+    return crop_to_square(image, resolution)
+
+
+def crop_to_square(image: Image.Image, resolution: int) -> Tensor:
+    """An RGB picture as [3, resolution, resolution] in [-1, 1]: short side resized, centre cropped."""
     scale = resolution / min(image.size)
     image = image.resize([max(resolution, round(side * scale)) for side in image.size], Image.Resampling.LANCZOS)
     left, top = (image.width - resolution) // 2, (image.height - resolution) // 2
@@ -108,17 +113,16 @@ class CaptionedImageFolder:
                 'needs a metadata.jsonl with a line {"file_name": "1.png", "text": "its caption"} for each image'
             )
         self._data, self._resolution = data, resolution
+        self._texts = list(data["text"])  # a row of the data set would decode its image too
 
     def __len__(self) -> int:
         return len(self._data)
 
     def image(self, index: int) -> Tensor:
-        image = self._data[index]["image"].convert("RGB").resize((self._resolution, self._resolution))
-        pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-        return pixels.view(self._resolution, self._resolution, 3).permute(2, 0, 1).float() / 127.5 - 1
+        return crop_to_square(self._data[index]["image"].convert("RGB"), self._resolution)
 
     def caption(self, index: int, rng: random.Random) -> str:
-        return self._data[index]["text"]
+        return self._texts[index]
 
 
 def surrogate_from_images(family: Family, images: Sequence[Tensor], captions: Sequence[str], seed: int) -> SampleSet:

@@ -1,6 +1,7 @@
 """Forget a concept: the stages in their order, from a pipeline to one that has forgotten and a page that shows it."""
 
 import json
+import re
 import tempfile
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -89,7 +90,7 @@ def run_forgetting(config: ForgetConfig, pipeline: DiffusionPipeline | None = No
     """
     state = process_state()
     inputs = read_inputs(config)
-    name = inputs.concept.name.lower().replace(" ", "-")
+    name = "-".join(re.findall(r"\w+", inputs.concept.name.lower()))
     output_dir = Path(config.output_dir or Path("runs") / name)
     hub_id = config.hub_model_id or f"{Path(config.model).name}-without-{name}"
     if config.push_to_hub:

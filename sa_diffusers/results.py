@@ -82,7 +82,14 @@ def tracker(
     def track(step: int, row: dict) -> bool:
         if inputs.exams:
             name, exam = next(iter(inputs.exams.items()))
-            exam = replace(exam, **{part: _first(judged, half) for part, judged in exam.sets.items()})
+            nothing = JudgedSet([], [])
+            exam = replace(
+                exam,
+                concept=_first(exam.concept, half),
+                retained=_first(exam.retained, half),
+                unseen=nothing,
+                unnamed=nothing,
+            )
             images = draw_examination(family, exam, settings)
             values, _ = measure(inputs.classifiers[name], exam, images)
             row |= {

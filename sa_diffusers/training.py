@@ -164,7 +164,8 @@ def train(
                     row["stopped"] = True
             if config.report_to:
                 accelerator.log({k: v for k, v in row.items() if k not in ("step", "stopped")}, step=step + 1)
-        if config.checkpointing_steps and (stop or (step + 1) % config.checkpointing_steps == 0):
+        last = stop or step + 1 == config.num_train_steps
+        if config.checkpointing_steps and (last or (step + 1) % config.checkpointing_steps == 0):
             checkpoints.save(step + 1, history)
         if stop:
             break

@@ -141,7 +141,7 @@ def test_open_prompts_are_drawn_with_the_concept_as_negative_prompt(finished, ti
     requests = negative_requests(samples, find_concept("seven, 7", None), "open", seed=0)
     assert {request.negative_prompt for request in requests} == {"seven, 7"}
     family = get_family(load_pipeline(str(tiny_pipeline_dir), None, None, "float32"))
-    again = draw_samples(family, requests, SamplingSettings(2.0, 2, 4))
+    again = draw_samples(family, requests, SamplingSettings(1.5, 2, 4))
     assert again.prompts == drawn.prompts
     torch.testing.assert_close(again.latents, drawn.latents, rtol=0, atol=0)
 
@@ -174,7 +174,7 @@ def test_what_training_sees(start, finished, tmp_path, monkeypatch):
 def test_metrics(finished):
     metrics = json.loads((finished / "metrics.json").read_text())
     assert metrics["concept"] == "seven, 7"
-    assert metrics["surrogate"] == "nine"
+    assert metrics["surrogate"] == "three"
     asked = {
         "concept_probability", "concept_entropy", "retained_accuracy", "retained_worst_accuracy", "attribute_accuracy",
         "concept_probability_unseen", "concept_rate_when_unnamed", "noise_probability", "classifier_accuracy",

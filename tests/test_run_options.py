@@ -291,11 +291,11 @@ def test_a_gradient_that_is_not_finite_ends_the_fisher(start, tmp_path, monkeypa
     assert not (tmp_path / "run" / "fisher.safetensors").exists()
 
 
-def test_a_fisher_with_nan_ends_the_training(start, finished, shared, tmp_path):
+def test_a_fisher_with_nan_is_refused(start, finished, shared, tmp_path):
     fisher = Fisher.load(finished / "fisher.safetensors")
     fisher.tensors["conv_in.weight"][0] = NAN
     fisher.save(tmp_path / "fisher.safetensors")
-    with pytest.raises(TrainingDiverged, match="gradient norm nan at step 1"):
+    with pytest.raises(ValueError, match="values that are not finite, first in conv_in.weight"):
         start(tmp_path / "run", **shared | {"fisher": str(tmp_path / "fisher.safetensors")})
     assert not (tmp_path / "run" / "pipeline").exists()
 

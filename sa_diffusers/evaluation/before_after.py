@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -13,18 +13,14 @@ from torch import Tensor
 
 from sa_diffusers.artifacts import atomic_path
 from sa_diffusers.evaluation.classifier import AttributeClassifier
-from sa_diffusers.evaluation.forgetting import Examination, draw_examination, measure, noise_probability
+from sa_diffusers.evaluation.forgetting import METRICS, Examination, draw_examination, measure, noise_probability
 from sa_diffusers.families import Family
 from sa_diffusers.sampling import Request, SamplingSettings, draw_samples
 
 
 GROUPS = {"concept": "Concept", "unseen": "Unseen phrasings", "unnamed": "Not named", "retained": "Retained"}
 SHOWN = 16  # pictures of each group on the page
-NO_METRICS = (
-    "concept_probability", "concept_entropy", "retained_accuracy", "retained_worst_accuracy", "attribute_accuracy",
-    "concept_attribute_accuracy", "concept_probability_unseen", "concept_rate_when_unnamed", "noise_probability",
-    "classifier_accuracy",
-)  # fmt: skip
+NO_METRICS = (*METRICS, "noise_probability", "classifier_accuracy")
 
 
 @dataclass
@@ -77,7 +73,8 @@ def judge(
     images = draw_examination(family, exams[first], settings)
     results = {}
     for name, classifier in classifiers.items():
-        exam = exams[name]
+        # The pictures were drawn for the first examination; a further classifier differs in how it names the concept.
+        exam = replace(exams[first], attribute=exams[name].attribute, index=exams[name].index)
         values, intervals = measure(classifier, exam, images)
         values["noise_probability"] = noise_probability(family, classifier, exam, 256, seed)
         values["classifier_accuracy"] = (classifier.config.accuracy or {}).get(exam.attribute)

@@ -19,6 +19,16 @@ from sa_diffusers.sampling import Request, SamplingSettings, draw_samples
 from sa_diffusers.seeding import derive_seed, seeded
 
 
+METRICS = (
+    "concept_probability",
+    "concept_entropy",
+    "concept_probability_unseen",
+    "concept_rate_when_unnamed",
+    "concept_attribute_accuracy",
+    "retained_accuracy",
+    "retained_worst_accuracy",
+    "attribute_accuracy",
+)
 Labels = dict[str, str]  # class of each attribute that a prompt names, {"digit": "seven", "ink": "red"}
 
 
@@ -100,7 +110,8 @@ def examination(
     def choose(purpose: str, candidates: list[dict[str, str]], count: int) -> JudgedSet:
         if not candidates and count:
             raise ValueError(f"the labelled prompts hold none for {purpose!r} of {concept.name!r}")
-        texts = {row["prompt"]: {k: v for k, v in row.items() if k not in ("prompt", "form")} for row in candidates}
+        known = classifier.config.attributes
+        texts = {row["prompt"]: {k: v for k, v in row.items() if k in known} for row in candidates}
         prompts = spread(list(texts), count, derive_seed(seed, "examination", purpose)) if count else []
         seeds = [derive_seed(seed, "examination", purpose, i) for i in range(count)]
         return JudgedSet([Request(p, s) for p, s in zip(prompts, seeds, strict=True)], [texts[p] for p in prompts])
@@ -128,6 +139,9 @@ def draw_examination(family: Family, exam: Examination, settings: SamplingSettin
     """Images [N, 3, H, W] in [-1, 1] of each set of prompts."""
     images = {}
     for name, judged in exam.sets.items():
+        if not judged.requests:
+            images[name] = torch.empty(0, 3, family.resolution, family.resolution)
+            continue
         latents = draw_samples(family, judged.requests, settings, description=f"evaluate: {name}").latents
         images[name] = torch.cat([family.decode(part) for part in latents.split(64)])
     return images
@@ -135,26 +149,32 @@ def draw_examination(family: Family, exam: Examination, settings: SamplingSettin
 
 def measure(classifier: AttributeClassifier, exam: Examination, images: dict[str, Tensor]) -> tuple[dict, dict]:
     """Numbers and 95 % intervals of one model; every key stands in both, None where there is nothing to measure."""
-    probability = {name: classifier.probabilities(part)[exam.attribute] for name, part in images.items()}
-    scores = score_images(classifier, images["retained"], exam.retained.labels)
-    own = scores.pop(exam.attribute)
-    worst = min(own.values(), key=lambda score: score.share)
-    concept_labels = [{k: v for k, v in x.items() if k != exam.attribute} for x in exam.concept.labels]
-    concept_scores = score_images(classifier, images["concept"], concept_labels)
-    of_concept = {name: part[:, exam.index] for name, part in probability.items()}
-    shown = Score(int((probability["unnamed"].argmax(1) == exam.index).sum()), len(probability["unnamed"]))
-    measured = {
-        "concept_probability": _probability(of_concept["concept"]),
-        "concept_probability_unseen": _probability(of_concept["unseen"]),
-        "concept_rate_when_unnamed": (shown.share, shown.interval),
-        "concept_entropy": _entropy(probability["concept"]),
-        "retained_accuracy": _share(own),
-        "retained_worst_accuracy": (worst.share, worst.interval),
-        "attribute_accuracy": {name: _share(by_class) for name, by_class in scores.items()} or (None, None),
-        "concept_attribute_accuracy": {name: _share(part) for name, part in concept_scores.items()} or (None, None),
-    }
+    measured: dict[str, object] = {}
+    if len(images["concept"]):
+        probability = classifier.probabilities(images["concept"])[exam.attribute]
+        labels = [{k: v for k, v in label.items() if k != exam.attribute} for label in exam.concept.labels]
+        scores = score_images(classifier, images["concept"], labels)
+        measured["concept_probability"] = _probability(probability[:, exam.index])
+        measured["concept_entropy"] = _entropy(probability)
+        measured["concept_attribute_accuracy"] = {name: _share(part) for name, part in scores.items()}
+    if len(images["unseen"]):
+        probability = classifier.probabilities(images["unseen"])[exam.attribute]
+        measured["concept_probability_unseen"] = _probability(probability[:, exam.index])
+    if len(images["unnamed"]):
+        read = classifier.probabilities(images["unnamed"])[exam.attribute].argmax(1)
+        shown = Score(int((read == exam.index).sum()), len(read))
+        measured["concept_rate_when_unnamed"] = (shown.share, shown.interval)
+    if len(images["retained"]):
+        scores = score_images(classifier, images["retained"], exam.retained.labels)
+        own = scores.pop(exam.attribute)
+        worst = min(own.values(), key=lambda score: score.share)
+        measured["retained_accuracy"] = _share(own)
+        # The interval of this class alone: that it was chosen for being the worst is not accounted for.
+        measured["retained_worst_accuracy"] = (worst.share, worst.interval)
+        measured["attribute_accuracy"] = {name: _share(part) for name, part in scores.items()}
     values, intervals = {}, {}
-    for key, value in measured.items():
+    for key in METRICS:
+        value = measured.get(key) or (None, None)  # no attribute beside the concept's: null, as for nothing measured
         nested = isinstance(value, dict)
         values[key] = {name: pair[0] for name, pair in value.items()} if nested else value[0]
         intervals[key] = {name: pair[1] for name, pair in value.items()} if nested else value[1]
