@@ -48,7 +48,7 @@ PARTS: dict[str, dict[str, dict]] = {
     },
 }
 # Overrides that change the samples, so that those of the reference run cannot be shared.
-OWN_SAMPLES = ("seed", "empty_prompt_fraction", "replay_guidance_scale")
+OWN_SAMPLES = ("empty_prompt_fraction", "replay_guidance_scale")
 COLUMNS = {
     "concept_probability": "P(concept)",
     "concept_probability_unseen": "unseen words",
@@ -62,15 +62,16 @@ COLUMNS = {
 }
 
 
-def configure(base: ForgetConfig, overrides: dict, output_dir: Path, reference: Path) -> ForgetConfig:
-    """The row's configuration, sharing what it can with the reference run (the first row of all)."""
+def configure(base: ForgetConfig, overrides: dict, output_dir: Path, study_dir: Path) -> ForgetConfig:
+    """The row's configuration, sharing what it can with the default run of its seed."""
     config = replace(base, **overrides, output_dir=str(output_dir))
+    reference = study_dir / f"default-seed-{config.seed}"
     if output_dir == reference or any(
-        key in overrides and overrides[key] != getattr(base, key) for key in OWN_SAMPLES
+        overrides.get(key, getattr(base, key)) != getattr(base, key) for key in OWN_SAMPLES
     ):
         return config
     fisher = str(reference / "fisher.safetensors") if config.ewc_lambda else None
-    same_exam = config.concept == base.concept and config.replay_weight > 0 and config.ewc_lambda > 0
+    same_exam = config.concept == base.concept and config.replay_weight > 0
     before = str(reference / "evaluation" / "before.safetensors") if same_exam else None
     return replace(config, samples=str(reference / "samples"), fisher=fisher, before=before)
 
@@ -124,18 +125,16 @@ def main() -> None:
     if unknown:
         parser.error(f"unknown part {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}")
     base = parse_config(ForgetConfig, ["--config", args.config])
-    reference = args.output_dir / "default-seed-0"
     with friendly_errors():
         from sa_diffusers.forgetting import run_forgetting
 
-        if not (reference / "metrics.json").exists():
-            run_forgetting(configure(base, {"seed": 0}, reference, reference))
-        for part in wanted:
+        for part in ["default", *(part for part in wanted if part != "default")]:
             for row, overrides in PARTS[part].items():
                 folder = run_folder(args.output_dir, part, row)
-                print(f"\n=== {row} -> {folder}", flush=True)
-                if not (folder / "metrics.json").exists():
-                    run_forgetting(configure(base, overrides, folder, reference))
+                needed = part in wanted or overrides["seed"] == 0
+                if needed and not (folder / "metrics.json").exists():
+                    print(f"\n=== {row} -> {folder}", flush=True)
+                    run_forgetting(configure(base, overrides, folder, args.output_dir))
         write_study(args.output_dir)
 
 

@@ -37,10 +37,11 @@ def test_bundled_prompts_are_what_the_script_composes() -> None:
 
 def test_study_shares_only_what_a_row_leaves_as_it_is(tmp_path: Path) -> None:
     base = parse_config(ForgetConfig, ["--config", str(CONFIGS / "digits.yaml")])
-    reference = tmp_path / "default-seed-0"
-    rows = {row: configure(base, PARTS[part][row], tmp_path / row, reference) for part in PARTS for row in PARTS[part]}
-    assert rows["default, seed 1"].samples is None and rows["default, seed 1"].fisher is None
+    rows = {row: configure(base, PARTS[part][row], tmp_path / row, tmp_path) for part in PARTS for row in PARTS[part]}
+    reference = configure(base, {"seed": 1}, tmp_path / "default-seed-1", tmp_path)
+    assert reference.samples is None and reference.fisher is None and reference.before is None
+    assert rows["noise, seed 1"].samples == str(tmp_path / "default-seed-1" / "samples")
     assert rows["no replay of the empty prompt"].samples is None
     assert rows["no replay, lambda 0"].fisher is None and rows["no replay, lambda 0"].samples is not None
     assert rows["red → green"].fisher is not None and rows["red → green"].before is None
-    assert rows["replay, lambda x10"].before == str(reference / "evaluation" / "before.safetensors")
+    assert rows["replay, lambda x10"].before == str(tmp_path / "default-seed-0" / "evaluation" / "before.safetensors")

@@ -25,7 +25,6 @@ from sa_diffusers.fisher import Fisher, FisherMismatch
 from sa_diffusers.forgetting import Outcome, run_forgetting
 from sa_diffusers.hub import PushError
 from sa_diffusers.plan import NotEnoughMemory
-from sa_diffusers.training import TrainingDiverged
 
 
 NAN = float("nan")
