@@ -46,7 +46,7 @@ class EvaluateBaseConfig:
     num_images: int = field(default=2000, metadata={"help": "Images of composed prompts, and as many for diversity."})
     num_held_out_images: int = field(default=1026, metadata={"help": "Images of held-out sentence frames."})
     num_inference_steps: int = field(default=20, metadata={"help": "Steps of the sampler (DPM-Solver++)."})
-    guidance_scale: float = field(default=2.0, metadata={"help": "Classifier-free guidance; 1: none."})
+    guidance_scale: float = field(default=2.5, metadata={"help": "Classifier-free guidance; 1: none."})
     batch_size: int = field(default=64, metadata={"help": "Images drawn at once; changes no image."})
     seed: int = field(default=0, metadata={"help": "Seed of prompts and images."})
 
