@@ -16,7 +16,7 @@ from sa_diffusers.config import ForgetConfig
 from sa_diffusers.evaluation.before_after import Findings
 from sa_diffusers.families import get_family
 from sa_diffusers.hub import check_push, push_folder
-from sa_diffusers.inputs import Inputs, claim_folder, identity, read_inputs
+from sa_diffusers.inputs import Inputs, check_resolution, claim_folder, identity, read_inputs
 from sa_diffusers.loading import copy_pipeline, load_pipeline, pipeline_hashes, save_pipeline
 from sa_diffusers.processes import process_state
 from sa_diffusers.results import announce, combine, evaluation_key, examiner, tracker, write_results
@@ -113,6 +113,7 @@ def _run_stages(config: ForgetConfig, pipeline: DiffusionPipeline | None, inputs
     if family.module.dtype != torch.float32:
         family.module.to(torch.float32)
     family.module.eval()
+    check_resolution(inputs, family.resolution)
     hashes = pipeline_hashes(pipeline)
     if state.is_main_process:
         print(announce(config, family, inputs, output_dir), flush=True)

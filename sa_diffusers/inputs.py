@@ -67,6 +67,16 @@ def read_inputs(config: ForgetConfig) -> Inputs:
     return Inputs(concept, prompts, concept_templates(concept, prompts, config.concept_templates), classifiers, exams)
 
 
+def check_resolution(inputs: Inputs, resolution: int) -> None:
+    """Raise ValueError where a classifier cannot read pictures of the model's size (pixels a side)."""
+    for name, classifier in inputs.classifiers.items():
+        if classifier.config.image_size != resolution:
+            raise ValueError(
+                f"the classifier {name} reads pictures of {classifier.config.image_size} pixels, the model draws "
+                f"{resolution}; pass another --classifier or none"
+            )
+
+
 def identity(config: ForgetConfig) -> dict:
     """The options that decide what a run computes."""
     return {name: value for name, value in asdict(config).items() if name not in NOT_IDENTITY}

@@ -18,6 +18,9 @@ from sa_diffusers.objectives import NestedBatch, Objective
 from sa_diffusers.seeding import seeded
 
 
+MAX_SKIPPED = 20  # a gradient scaler skips a step now and then; this many in a row mean that it finds no scale
+
+
 class TrainingDiverged(RuntimeError):
     """The loss or the gradient is not finite."""
 
@@ -126,6 +129,7 @@ def train(
         first_step = config.num_train_steps
 
     model.train()
+    skipped = 0
     steps = range(first_step, config.num_train_steps)
     progress = tqdm(
         steps,
@@ -149,6 +153,9 @@ def train(
             logs |= objective.regularisation()
         learning_rate = optimizer.param_groups[0]["lr"]
         optimizer.step()
+        skipped = skipped + 1 if accelerator.optimizer_step_was_skipped else 0
+        if skipped == MAX_SKIPPED:
+            raise TrainingDiverged(f"{skipped} steps in a row overflowed in float16 up to step {step + 1}; use bf16")
         optimizer.zero_grad()
         scheduler.step()
         if ema is not None:
