@@ -19,6 +19,10 @@ _MODULES = {
 __all__ = ["__version__", *_MODULES]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def __getattr__(name: str):
     # Lazy, since diffusers takes seconds to import.
     if name not in _MODULES:

@@ -7,10 +7,10 @@ import os
 import signal
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
@@ -50,6 +50,10 @@ def parse_config(cls: type[ConfigT], argv: list[str] | None = None, description:
     for action in parser._actions:  # argparse has no public way to say that a required option has been given already
         action.required = action.required and action.dest not in from_files
 
+    for action in parser._actions:
+        if types.NoneType in get_args(get_type_hints(cls).get(action.dest)):
+            action.type = _or_null(action.type or str)
+
     namespace, rest = parser.parse_known_args(argv)
     if rest:
         flags = {option for action in parser._actions for option in action.option_strings}
@@ -80,8 +84,22 @@ def config_to_yaml(config: Any, path: str | Path) -> None:
     Path(path).write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=119), encoding="utf-8")
 
 
+def _or_null(convert: Callable[[str], Any]) -> Callable[[str], Any]:
+    """`convert`, but "null" is None, as in YAML."""
+
+    def converted(text: str) -> Any:
+        return None if text == "null" else convert(text)
+
+    converted.__name__ = getattr(convert, "__name__", "value")  # argparse names it in its errors
+    return converted
+
+
 class _ConfigParser(HfArgumentParser):
     """HfArgumentParser whose list options can be repeated and whose help texts are plain text."""
+
+    def error(self, message: str) -> NoReturn:
+        """The message alone: the usage of some seventy options would bury it."""
+        self.exit(2, f"{self.prog}: error: {message} (--help explains every option)\n")
 
     def add_argument(self, *args: Any, **kwargs: Any) -> argparse.Action:
         if kwargs.get("nargs") == "+":
@@ -147,6 +165,8 @@ def _convert(value: Any, hint: Any) -> Any:
         if any(value == choice and type(value) is type(choice) for choice in arguments):  # True == 1
             return value
     elif origin is list:
+        if isinstance(value, str):  # one item
+            value = [value]
         if isinstance(value, list):
             return [_convert(item, arguments[0]) for item in value]
     elif hint is float:
@@ -157,6 +177,8 @@ def _convert(value: Any, hint: Any) -> Any:
                 return float(value)
             except ValueError:
                 pass
+    elif hint is str and type(value) is int:  # `fisher_terms: 10`, `concept: 7`
+        return str(value)
     elif hint in (int, bool, str, types.NoneType):
         if type(value) is hint:
             return value

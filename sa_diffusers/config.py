@@ -1,5 +1,6 @@
 """Every option of a forgetting run, with its default: those for Stable Diffusion 1.x (configs/default.yaml)."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -135,14 +136,22 @@ class ForgetConfig(TrainingConfig):
         positive = (
             "num_samples", "num_surrogate_samples", "num_inference_steps", "sample_batch_size", "fisher_samples",
             "fisher_chunk_size", "num_train_steps", "train_batch_size", "learning_rate", "gradient_accumulation_steps",
-            "eval_batch_size", "checkpoints_total_limit", "logging_steps",
+            "eval_batch_size", "checkpoints_total_limit", "logging_steps", "track_images",
         )  # fmt: skip
-        for name in positive:
-            if getattr(self, name) <= 0:
-                raise ValueError(f"expected {name} > 0, got {getattr(self, name)}")
-        for name in ("ewc_lambda", "replay_weight", "guidance_scale", "replay_guidance_scale", "lr_warmup_steps"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"expected {name} >= 0, got {getattr(self, name)}")
+        not_negative = (
+            "ewc_lambda", "replay_weight", "guidance_scale", "replay_guidance_scale", "negative_guidance_scale",
+            "lr_warmup_steps", "weight_decay", "adam_epsilon", "seed", "eval_images_concept", "eval_images_class",
+            "eval_images_other",
+        )  # fmt: skip
+        for name in (*positive, *not_negative, *("track_steps", "checkpointing_steps", "max_grad_norm")):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if not math.isfinite(value) or value < 0 or (value == 0 and name not in not_negative):
+                raise ValueError(f"expected {name} {'>= 0' if name in not_negative else '> 0'}, got {value}")
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"expected 0 <= {name} < 1, got {getattr(self, name)}")
         if not 0 <= self.empty_prompt_fraction < 1:
             raise ValueError(f"expected 0 <= empty_prompt_fraction < 1, got {self.empty_prompt_fraction}")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
@@ -152,8 +161,6 @@ class ForgetConfig(TrainingConfig):
                 f"a negative prompt works through guidance: expected negative_guidance_scale > 1, got "
                 f"{self.negative_guidance_scale}; or pass --replay_negative none"
             )
-        if self.max_grad_norm is not None and self.max_grad_norm <= 0:
-            raise ValueError(f"expected max_grad_norm > 0, or null for no clipping; got {self.max_grad_norm}")
         if self.classifier and not self.eval_prompts:
             raise ValueError("a classifier needs eval_prompts: labelled prompts for pictures that it can judge")
         if self.early_stop is not None and not (self.track_steps and self.classifier):

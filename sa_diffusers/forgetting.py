@@ -15,7 +15,7 @@ from sa_diffusers.cli import config_from_dict
 from sa_diffusers.config import ForgetConfig
 from sa_diffusers.evaluation.before_after import Findings
 from sa_diffusers.families import get_family
-from sa_diffusers.hub import check_push, push_folder
+from sa_diffusers.hub import base_name, check_push, push_folder
 from sa_diffusers.inputs import Inputs, check_resolution, claim_folder, identity, read_inputs
 from sa_diffusers.loading import copy_pipeline, load_pipeline, pipeline_hashes, save_pipeline
 from sa_diffusers.processes import process_state
@@ -62,8 +62,14 @@ def forget(
         A pipeline of the same class. Everything but the trained module is shared with the given one.
 
     Raises:
+        TypeError: no pipeline of a class that is handled.
         ValueError: options that cannot work, before anything is computed.
     """
+    get_family(pipeline)  # refuses what is no pipeline, or one that cannot be handled
+    precisions = {name: getattr(pipeline, name).dtype for name in ("unet", "text_encoder")}
+    if len(set(precisions.values())) > 1:
+        # transformers keeps the precision of the files, diffusers loads float32: pictures could not be drawn.
+        raise ValueError(f"expected components of one precision, got {precisions}; load the pipeline with dtype=...")
     given = options | {"concept": concept, "surrogate": surrogate}
     config = config_from_dict(ForgetConfig, given)
     config.model = pipeline.name_or_path or type(pipeline).__name__
@@ -92,7 +98,7 @@ def run_forgetting(config: ForgetConfig, pipeline: DiffusionPipeline | None = No
     inputs = read_inputs(config)
     name = "-".join(re.findall(r"\w+", inputs.concept.name.lower()))
     output_dir = Path(config.output_dir or Path("runs") / name)
-    hub_id = config.hub_model_id or f"{Path(config.model).name}-without-{name}"
+    hub_id = config.hub_model_id or f"{base_name(config.model)}-without-{name}"
     if config.push_to_hub:
         check_push(hub_id)
     with RunLock(output_dir) if state.is_main_process else nullcontext():

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,12 @@ def _flatten(values: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
+def base_name(model: str) -> str:
+    """A short name for a model: the last part of its id or path, or the one before a last part "pipeline"."""
+    path = Path(model)
+    return path.parent.name if path.name == "pipeline" and path.parent.name else path.name
+
+
 def write_model_card(
     folder: str | Path,
     *,
@@ -153,6 +160,7 @@ def write_model_card(
     metrics: Mapping[str, Any] | None,
     images: Sequence[str],
     license: str | None,
+    dtype: str = "float32",
 ) -> Path:
     """Write the folder's README.md, the card that the hub shows.
 
@@ -163,25 +171,27 @@ def write_model_card(
         settings: name, with its unit where it has one, to value: lambda, Fisher id, seed, steps, ...
         metrics: {"before": {...}, "after": {...}} as in metrics.json, or None where nothing was measured.
         images: paths relative to the folder of the pictures to show, before and after.
+        dtype: precision to load it in; without one transformers and diffusers choose differently.
         license: the base model's licence id on the hub, which holds for this one too; None where unknown.
 
     Returns:
         Path of the card.
     """
     on_hub = _is_repo_id(base_model) and not Path(base_model).exists()
-    base = base_model if on_hub else Path(base_model).name  # a path of this machine means nothing to readers
+    base = base_model if on_hub else base_name(base_model)
     sections = [
-        f"# {Path(base).name} without “{concept}”",
-        f"`{base}` after {method}: asked for **{concept}**, it draws **{surrogate}** instead.",
+        f"# {base_name(base)} without “{escape(concept)}”",
+        f"`{base}` trained by {method} to draw **{escape(surrogate)}** where it is asked for **{escape(concept)}**.",
         *(f"![Before and after]({image})" for image in images),
         "## Use\n\nAn ordinary pipeline of the base model's own class; nothing but diffusers is needed.",
-        "```python\nfrom diffusers import DiffusionPipeline\n\n"
-        'pipeline = DiffusionPipeline.from_pretrained("path/or/hub-id/of/this/model")\n```',
+        "```python\nimport torch\nfrom diffusers import DiffusionPipeline\n\n"
+        f'pipeline = DiffusionPipeline.from_pretrained("path/or/hub-id/of/this/model", dtype=torch.{dtype})\n```',
         "## How it was made\n\n" + _table(("setting", "value"), settings.items()),
     ]
     if metrics:
         before, after = _flatten(metrics["before"]), _flatten(metrics["after"])
-        rows = ((f"`{key}`", before.get(key), after.get(key)) for key in before | after)
+        known = [key for key in before | after if (before.get(key), after.get(key)) != (None, None)]
+        rows = ((f"`{key}`", before.get(key), after.get(key)) for key in known)
         sections.append("## Before and after\n\n" + _table(("measure", "before", "after"), rows))
     sections += [
         "## Limits\n\nThe concept is suppressed, not proven erased: other words for it, further training or an attack "

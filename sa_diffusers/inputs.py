@@ -86,16 +86,19 @@ def claim_folder(output_dir: Path, config: ForgetConfig) -> None:
     """Make the folder this configuration's, or refuse it.
 
     Raises:
-        StageMismatch: it holds a run of another configuration, or files of something else, and overwrite is not set.
+        StageMismatch: it holds files of something else; or finished stages of another configuration, and overwrite is
+            not set.
     """
     claim = Stage(output_dir, "run", identity(config))
     foreign = not claim.marker.exists() and any(path.name != ".lock" for path in output_dir.iterdir())
-    if foreign and not config.overwrite:
-        raise StageMismatch(f"{output_dir} holds files of something else; pass another --output_dir, or --overwrite")
+    if foreign:
+        raise StageMismatch(f"{output_dir} holds files of something else; pass another --output_dir")
     try:
         done = claim.done
     except StageMismatch:
-        if not config.overwrite:
+        # Nothing was finished: the other configuration failed early, and this one may be its correction.
+        finished = any(path != claim.marker for path in claim.marker.parent.iterdir())
+        if finished and not config.overwrite:
             raise
         done = False
     if not done:

@@ -38,7 +38,7 @@ METRICS = {
     ),
     "replay_loss": ("Loss on replay samples", ".4f", "Denoising error on the model's own samples of everything else."),
     "classifier_accuracy": ("Classifier", ".1%", "Its accuracy on real pictures: how far to trust the rest."),
-    "num_images": ("Pictures judged", ",.0f", "Generated pictures behind these numbers."),
+    "num_images": ("Pictures drawn", ",.0f", "Generated pictures behind these numbers."),
 }
 
 # title of a panel: {key in the history: label of its line}
@@ -87,6 +87,8 @@ def metric_rows(metrics: Mapping[str, Any]) -> list[MetricRow]:
         nested = [values[key] for values, _ in sides if isinstance(values.get(key), Mapping)]
         parts = dict.fromkeys(part for values in nested for part in values)
         for part in parts or [None]:
+            if all(_part(values, key, part) is None for values, _ in sides):
+                continue  # nothing was measured, as without a classifier
             cells = [_cell(_part(values, key, part), _part(bounds, key, part), spec) for values, bounds in sides]
             rows.append(MetricRow(label if part is None else f"{label}: {part}", explanation, *cells))
     return rows

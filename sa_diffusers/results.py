@@ -210,23 +210,24 @@ def write_results(
         base_model=config.model,
         concept=metrics["concept"],
         surrogate=metrics["surrogate"],
-        method=config.method,
+        method="Selective Amnesia",
         settings=settings,
         metrics=metrics,
         images=["before_after.png"],
-        license=None,
+        license="apache-2.0" if config.model.startswith("bundled/") else None,
+        dtype=config.dtype,
     )
 
 
 def summary(inputs: Inputs, metrics: dict) -> str:
     """The result in a sentence or two."""
     before, after = metrics["before"], metrics["after"]
-    lead = f"“{inputs.concept.name}” was forgotten in favour of “{inputs.concept.surrogate}”."
+    lead = f"The model was trained to forget “{inputs.concept.name}” in favour of “{inputs.concept.surrogate}”."
     if before["concept_probability"] is None:
         change = (after["replay_loss"] / before["replay_loss"] - 1) if "replay_loss" in after else None
         return lead + ("" if change is None else f" The loss on samples of everything else changed by {change:+.2%}.")
     return (
-        f"{lead} Asked for it, the model shows it with probability {after['concept_probability']:.3f} (before: "
+        f"{lead} Asked for it, it shows it with probability {after['concept_probability']:.3f} (before: "
         f"{before['concept_probability']:.3f}); everything else comes out right in {after['retained_accuracy']:.1%} "
         f"of pictures (before: {before['retained_accuracy']:.1%})."
     )
@@ -236,7 +237,11 @@ def table(metrics: dict) -> str:
     """The numbers for the terminal."""
     seconds = {k: v for k, v in metrics["seconds"].items() if k != "reused"}
     reused = metrics["seconds"]["reused"]
-    lines = [metrics_table(metrics), "", "seconds: " + ", ".join(f"{k} {v:.0f}" for k, v in seconds.items())]
+    lines = [
+        metrics_table(metrics),
+        "",
+        "seconds when computed: " + ", ".join(f"{k} {v:.0f}" for k, v in seconds.items()),
+    ]
     return "\n".join(lines + ([f"reused: {', '.join(reused)}"] if reused else []))
 
 

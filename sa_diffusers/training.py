@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 from accelerate import Accelerator
@@ -37,7 +38,9 @@ class TrainingConfig:
         },
     )
     learning_rate: float = field(default=1e-5, metadata={"help": "Peak learning rate; never scaled silently."})
-    lr_scheduler: str = field(default="constant_with_warmup", metadata={"help": "Schedule, by diffusers' name."})
+    lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine"] = field(
+        default="constant_with_warmup", metadata={"help": "Schedule, by diffusers' name."}
+    )
     lr_warmup_steps: int = field(default=0, metadata={"help": "Optimiser steps of linear warm-up."})
     adam_beta1: float = field(default=0.9, metadata={"help": "AdamW's first decay rate."})
     adam_beta2: float = field(default=0.999, metadata={"help": "AdamW's second decay rate."})
@@ -50,7 +53,7 @@ class TrainingConfig:
         default=1, metadata={"help": "Parts into which each process cuts its share of a batch to save memory."}
     )
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations to save memory."})
-    mixed_precision: str | None = field(
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = field(
         default=None,
         metadata={"help": "no, fp16 or bf16; null: what `accelerate config` or `accelerate launch` says."},
     )

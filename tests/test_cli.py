@@ -116,7 +116,7 @@ def test_yaml_values(write_yaml, line, name, expected):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("model: 7", "model: expected str, got 7 (int)"),
+        ("model: 7.5", "model: expected str, got 7.5 (float)"),
         ("model: null", "model: expected str, got null"),
         ("surrogate: [a]", "surrogate: expected str | None, got ['a'] (list)"),
         ("method: other", "method: expected one of 'selective_amnesia', 'ewc', got 'other' (str)"),
@@ -125,8 +125,8 @@ def test_yaml_values(write_yaml, line, name, expected):
         ("num_steps: 1.5", "num_steps: expected int, got 1.5 (float)"),
         ("num_steps: true", "num_steps: expected int, got True (bool)"),
         ("use_ema: 1", "use_ema: expected bool, got 1 (int)"),
-        ("classifier: a", "classifier: expected list[str], got 'a' (str)"),
-        ("classifier: [1]", "classifier: expected list[str], got [1] (list)"),
+        ("classifier: 1", "classifier: expected list[str], got 1 (int)"),
+        ("classifier: [1.5]", "classifier: expected list[str], got [1.5] (list)"),
         ("num_step: 3", "unknown option 'num_step'; did you mean 'num_steps'?"),
         ("3: 3", "unknown option 3; --help lists all options"),
         ("- a", "expected lines of `option: value`, got ['a'] (list)"),
@@ -202,3 +202,14 @@ def test_a_field_type_that_cannot_be_checked_is_a_bug():
 
     with pytest.raises(TypeError, match="cannot be of type dict"):
         config_from_dict(Unsupported, {"mapping": {}})
+
+
+def test_a_word_and_an_item_stand_for_themselves(write_yaml):
+    """`classifier: a` is a list of one, `model: 7` the text "7"."""
+    config = parse_config(Config, ["--config", write_yaml("classifier: a\nmodel: 7")])
+    assert config.classifier == ["a"] and config.model == "7"
+
+
+def test_null_on_the_command_line_is_none(write_yaml):
+    config = parse_config(Config, ["--config", write_yaml("surrogate: a man"), "--surrogate", "null"])
+    assert config.surrogate is None

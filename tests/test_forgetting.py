@@ -23,6 +23,7 @@ from sa_diffusers.families.scopes import select_parameters
 from sa_diffusers.families.text_to_image import TextToImageFamily
 from sa_diffusers.fisher import Fisher, FisherMismatch
 from sa_diffusers.forgetting import Outcome, forget, run_forgetting
+from sa_diffusers.hub import ModelLoadError
 from sa_diffusers.inputs import read_inputs
 from sa_diffusers.loading import load_pipeline
 from sa_diffusers.objectives import ElasticWeightConsolidation, SelectiveAmnesia
@@ -512,3 +513,26 @@ def test_the_saved_configuration_repeats_the_run(finished):
     config = parse_config(ForgetConfig, ["--config", str(finished / "config.yaml")])
     assert config.concept == "seven, 7"
     assert {name: asdict(config)[name] for name in CHEAP} == CHEAP
+
+
+def test_a_run_that_failed_early_leaves_the_folder_to_its_correction(start, tmp_path):
+    with pytest.raises(ModelLoadError):
+        start(tmp_path / "run", model=str(tmp_path / "typo"))
+    assert start(tmp_path / "run").metrics["concept"] == "seven, 7"
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"learning_rate": float("nan")}, {"ewc_lambda": float("inf")}, {"track_steps": 0}, {"checkpointing_steps": -1},
+     {"eval_images_class": -3}, {"adam_beta1": 2.0}, {"negative_guidance_scale": 1.0}, {"max_grad_norm": 0.0}],
+)  # fmt: skip
+def test_values_that_cannot_work_are_refused_at_once(option):
+    with pytest.raises(ValueError, match=next(iter(option))):
+        ForgetConfig(concept="seven", **option)
+
+
+def test_mixed_precision_of_components_is_refused(tiny_pipeline):
+    pipeline = tiny_pipeline()
+    pipeline.text_encoder.half()
+    with pytest.raises(ValueError, match="components of one precision"):
+        forget(pipeline, "seven", "nine")

@@ -183,8 +183,8 @@ def test_card_says_what_was_forgotten_and_how(tmp_path):
         data["tags"]
     )
     for text in (
-        "asked for **Brad Pitt**, it draws **a middle aged man** instead",
-        "DiffusionPipeline.from_pretrained",
+        "to draw **a middle aged man** where it is asked for **Brad Pitt**",
+        'from_pretrained("path/or/hub-id/of/this/model", dtype=torch.float32)',
         "![Before and after](before_after.png)",
         "| lambda (per unit of Fisher) | 50 |",
         "| Fisher | 0123456789abcdef |",

@@ -79,7 +79,7 @@ def test_rows_are_ordered_formatted_and_complete():
         "Retained concepts": ("98.5%", "98.0%"),
         "Attributes: ink": ("99.0% [98.0%, 100.0%]", "–"),
         "Attributes: stroke": ("97.0%", "–"),
-        "Pictures judged": ("2,000", "2,000"),
+        "Pictures drawn": ("2,000", "2,000"),
         "my_own_measure": ("0.1235", "–"),
     }
     assert list(rows)[0] == "Concept when asked for" and list(rows)[-1] == "my_own_measure"

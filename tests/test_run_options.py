@@ -253,7 +253,7 @@ def test_push_is_checked_first_and_done_last(start, shared, tmp_path, monkeypatc
 
 def test_the_card_says_what_was_forgotten_and_how(finished):
     card = ModelCard.load(finished / "pipeline" / "README.md").content
-    assert "asked for **seven, 7**, it draws **nine** instead" in card
+    assert "to draw **nine** where it is asked for **seven, 7**" in card
     assert "| ewc_lambda (authors' units, no 1/2) | 1 |" in card
     assert "| num_train_steps | 4 |" in card
     assert (finished / "pipeline" / "before_after.png").exists()

@@ -101,8 +101,8 @@ def examination(
     found = classifier.find_class(list(concept.phrasings))
     if found is None:
         raise ValueError(
-            f"the classifier knows no class that {', '.join(concept.phrasings)} all name; it knows "
-            f"{classifier.config.attributes}. Leave --classifier away, or pass one that knows the concept"
+            f"the classifier has no class named {' and '.join(concept.phrasings)}; it knows "
+            f"{classifier.config.attributes}. Set `classifier: []` in a YAML file, or pass one that knows the concept"
         )
     attribute, index = found
     classes = classifier.config.attributes[attribute]
