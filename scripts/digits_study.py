@@ -53,12 +53,11 @@ COLUMNS = {
     "concept_probability": "P(concept)",
     "concept_probability_unseen": "unseen words",
     "concept_rate_when_unnamed": "not named",
-    "concept_entropy": "entropy",
-    "noise_probability": "P(noise)",
     "retained_accuracy": "others",
-    "retained_worst_accuracy": "worst",
+    "retained_worst_accuracy": "worst other",
     "attribute_accuracy": "their attributes",
     "concept_attribute_accuracy": "its attributes",
+    "noise_probability": "P(noise)",
 }
 
 
@@ -76,26 +75,26 @@ def configure(base: ForgetConfig, overrides: dict, output_dir: Path, study_dir: 
     return replace(config, samples=str(reference / "samples"), fisher=fisher, before=before)
 
 
-def cell(value: float | dict | None) -> str:
-    """A number of metrics.json; of several attributes the worst."""
-    if isinstance(value, dict):
-        return f"{min(value.values()):.3f}" if value else "–"
-    return "–" if value is None else f"{value:.3f}"
+def cell(metrics: dict, key: str) -> str:
+    """A measure before → after; of several attributes the one that lost most."""
+    before, after = metrics["before"].get(key), metrics["after"].get(key)
+    if isinstance(after, dict):
+        worst = min(after, key=lambda name: after[name] - before[name], default=None)
+        before, after = (None, None) if worst is None else (before[worst], after[worst])
+    if after is None:
+        return "–"
+    return f"{after:.3f}" if key == "noise_probability" else f"{before:.3f} → {after:.3f}"
 
 
 def markdown(results: dict[str, dict[str, dict]]) -> str:
-    """One table a part; each row is a run after forgetting, with the original's numbers in the first."""
+    """One table a part, a row a run, each cell before → after."""
     lines = []
     for part, rows in results.items():
-        lines += [f"\n### {part}\n", "| run | " + " | ".join(COLUMNS.values()) + " | train s | total s |"]
-        lines.append("|---" * (len(COLUMNS) + 3) + "|")
+        lines += [f"\n### {part}\n", "| run | " + " | ".join(COLUMNS.values()) + " | train s |"]
+        lines.append("|---" * (len(COLUMNS) + 2) + "|")
         for row, metrics in rows.items():
-            seconds = metrics["seconds"]
-            for when in ("before", "after") if part == "concepts" or row == next(iter(rows)) else ("after",):
-                label = f"{row}: before" if when == "before" else row
-                numbers = [cell(metrics[when].get(key)) for key in COLUMNS]
-                times = ["", ""] if when == "before" else [f"{seconds['train']:.0f}", f"{seconds['total']:.0f}"]
-                lines.append(f"| {label} | " + " | ".join(numbers + times) + " |")
+            cells = [cell(metrics, key) for key in COLUMNS]
+            lines.append(f"| {row} | " + " | ".join([*cells, f"{metrics['seconds']['train']:.0f}"]) + " |")
     return "\n".join(lines) + "\n"
 
 
