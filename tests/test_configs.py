@@ -44,4 +44,4 @@ def test_study_shares_only_what_a_row_leaves_as_it_is(tmp_path: Path) -> None:
     assert rows["no replay of the empty prompt"].samples is None
     assert rows["no replay, lambda 0"].fisher is None and rows["no replay, lambda 0"].samples is not None
     assert rows["red → green"].fisher is not None and rows["red → green"].before is None
-    assert rows["replay, lambda x10"].before == str(tmp_path / "default-seed-0" / "evaluation" / "before.safetensors")
+    assert rows["replay, lambda x100"].before == str(tmp_path / "default-seed-0" / "evaluation" / "before.safetensors")
