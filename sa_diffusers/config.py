@@ -41,6 +41,9 @@ class ForgetConfig(TrainingConfig):
         "Precision of the frozen parts and of the saved pipeline; the trained weights are float32 meanwhile.",
     )
     output_dir: str | None = option(None, "Folder of the run; null: runs/<concept>.")
+    num_threads: int | None = option(
+        None, "CPU threads of each process; null: as the environment says (`accelerate launch` says 1)."
+    )
     overwrite: bool = option(False, "Discard what the output folder holds of another configuration.")
     seed: int = option(0, "Seed of every random number.")
 
@@ -143,7 +146,11 @@ class ForgetConfig(TrainingConfig):
             "lr_warmup_steps", "weight_decay", "adam_epsilon", "seed", "eval_images_concept", "eval_images_class",
             "eval_images_other",
         )  # fmt: skip
-        for name in (*positive, *not_negative, *("track_steps", "checkpointing_steps", "max_grad_norm")):
+        for name in (
+            *positive,
+            *not_negative,
+            *("track_steps", "checkpointing_steps", "max_grad_norm", "num_threads"),
+        ):
             value = getattr(self, name)
             if value is None:
                 continue

@@ -95,6 +95,8 @@ def run_forgetting(config: ForgetConfig, pipeline: DiffusionPipeline | None = No
         pipeline: changed in place; None loads `config.model`.
     """
     state = process_state()
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
     inputs = read_inputs(config)
     name = "-".join(re.findall(r"\w+", inputs.concept.name.lower()))
     output_dir = Path(config.output_dir or Path("runs") / name)
