@@ -20,10 +20,10 @@ from sa_diffusers.prompts import Concept, concept_templates, find_concept, is_fo
 # Options that say how a run is watched, shared or fitted into memory, not what it computes: they may change between
 # two runs in a folder. The evaluation's options are part of the evaluation's own key.
 NOT_IDENTITY = (
-    "overwrite", "num_threads", "push_to_hub", "hub_model_id", "hub_private", "report_to", "output_dir", "checkpoints_total_limit",
-    "checkpointing_steps", "eval_batch_size", "fisher_chunk_size", "gradient_accumulation_steps",
-    "gradient_checkpointing", "classifier", "eval_prompts", "eval_images_concept", "eval_images_class",
-    "eval_images_other",
+    "overwrite", "num_threads", "push_to_hub", "hub_model_id", "hub_private", "report_to", "output_dir",
+    "checkpoints_total_limit", "checkpointing_steps", "eval_batch_size", "fisher_chunk_size",
+    "gradient_accumulation_steps", "gradient_checkpointing", "classifier", "eval_prompts", "eval_images_concept",
+    "eval_images_class", "eval_images_other",
 )  # fmt: skip
 
 
