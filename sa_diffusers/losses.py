@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 
 import torch
 from torch import Generator, Tensor
+from torch.nn import functional as F
 
 
 Batch = dict[str, Tensor]  # tensors that share their first dimension, the batch; "sample" holds the data
@@ -19,6 +20,7 @@ class NegativeELBO(Protocol):
 
     num_terms: int
     reduction: Literal["sum", "mean"]  # over data dimensions only, never over the batch
+    prediction_type: str  # what the model predicts; with the reduction it decides the unit
 
     def sample_noise(self, batch: Batch, generator: Generator) -> Tensor:
         """Draw the noise that a call needs, on the device of the batch."""
@@ -63,17 +65,63 @@ class DiffusionLoss:
         sample = batch["sample"]
         return torch.randn(sample.shape, generator=generator, dtype=sample.dtype).to(sample.device)
 
-    def __call__(self, model: Callable, batch: Batch, terms: Tensor, noise: Tensor) -> Tensor:
-        conditions = {key: value for key, value in batch.items() if key != "sample"}
-        sample = batch["sample"]  #                                                           [B, C, H, W]
-        alpha_bar = self.alphas_cumprod.to(sample)[terms].view(-1, *[1] * (sample.dim() - 1))  # [B, 1, 1, 1]
-        signal_scale, noise_scale = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
-        prediction = model(signal_scale * sample + noise_scale * noise, terms, **conditions).sample
-        target = noise if self.prediction_type == "epsilon" else signal_scale * noise - noise_scale * sample
-        squared_error = (prediction - target).square().flatten(1)  #                          [B, C*H*W]
+    def __call__(
+        self, model: Callable, batch: Batch, terms: Tensor, noise: Tensor, target: Tensor | None = None
+    ) -> Tensor:
+        """One value per sample [B]. `target` [B, ...] is what should be predicted, by default what was drawn."""
+        target = self.target(batch, terms, noise) if target is None else target
+        squared_error = (self.predict(model, batch, terms, noise) - target).square().flatten(1)  # [B, C*H*W]
         return squared_error.mean(1) if self.reduction == "mean" else squared_error.sum(1)
+
+    def predict(self, model: Callable, batch: Batch, terms: Tensor, noise: Tensor) -> Tensor:
+        """What a model makes of the noisy samples, [B, C, H, W]."""
+        sample = batch["sample"]
+        conditions = {key: value for key, value in batch.items() if key != "sample"}
+        signal_scale, noise_scale = self._scales(sample, terms)
+        return model(signal_scale * sample + noise_scale * noise, terms, **conditions).sample
+
+    def target(self, batch: Batch, terms: Tensor, noise: Tensor) -> Tensor:
+        """The noise that was drawn, or its combination v with the samples, [B, C, H, W]."""
+        if self.prediction_type == "epsilon":
+            return noise
+        signal_scale, noise_scale = self._scales(batch["sample"], terms)
+        return signal_scale * noise - noise_scale * batch["sample"]
+
+    def _scales(self, sample: Tensor, terms: Tensor) -> tuple[Tensor, Tensor]:
+        """sqrt(alpha_bar) and sqrt(1 - alpha_bar) at the given timesteps, [B, 1, 1, 1]."""
+        alpha_bar = self.alphas_cumprod.to(sample)[terms].view(-1, *[1] * (sample.dim() - 1))
+        return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
 
     def signal_to_noise(self, terms: Tensor) -> Tensor:
         """alpha_bar / (1 - alpha_bar) at the given timesteps, [B]."""
         alpha_bar = self.alphas_cumprod.to(terms.device)[terms]
         return alpha_bar / (1 - alpha_bar)
+
+
+class VAELoss:
+    """Cross-entropy of Bernoulli pixels + KL(q(z | x, c) || N(0, I)), one draw of z (Kingma & Welling 2014, Eq. 10).
+
+    The model is called as `model(sample, noise=noise, **rest_of_batch)`, samples in [0, 1], and returns an object with
+    `.logits` [B, ...], `.mean` and `.log_variance` [B, latent_dim]. The ELBO is a single term.
+
+    Args:
+        latent_dim: dimension of z.
+    """
+
+    num_terms = 1
+    reduction: Literal["sum", "mean"] = "sum"
+    prediction_type = "bernoulli"
+
+    def __init__(self, latent_dim: int):
+        self.latent_dim = latent_dim
+
+    def sample_noise(self, batch: Batch, generator: Generator) -> Tensor:
+        sample = batch["sample"]
+        return torch.randn(len(sample), self.latent_dim, generator=generator, dtype=sample.dtype).to(sample.device)
+
+    def __call__(self, model: Callable, batch: Batch, terms: Tensor, noise: Tensor) -> Tensor:
+        conditions = {key: value for key, value in batch.items() if key != "sample"}
+        output = model(batch["sample"], noise=noise, **conditions)
+        errors = F.binary_cross_entropy_with_logits(output.logits, batch["sample"], reduction="none")
+        kl = 0.5 * (output.mean.square() + output.log_variance.exp() - 1 - output.log_variance)
+        return errors.flatten(1).sum(1) + kl.sum(1)

@@ -1,4 +1,4 @@
-"""The diffusion loss against its formula, written out one sample and one number at a time in float64."""
+"""The losses against their formulas, written out one sample and one number at a time in float64."""
 
 import math
 from types import SimpleNamespace
@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sa_diffusers.losses import DiffusionLoss
+from sa_diffusers.losses import DiffusionLoss, VAELoss
+from sa_diffusers.models import ConditionalVAE
 
 
 T = 10
@@ -102,3 +103,63 @@ def test_noise_is_a_function_of_the_generator(batch):
 def test_other_types_are_refused(arguments):
     with pytest.raises(ValueError, match=f"got '{next(iter(arguments.values()))}'"):
         DiffusionLoss(ALPHAS, **arguments)
+
+
+@pytest.fixture
+def vae() -> ConditionalVAE:
+    return ConditionalVAE(image_size=3, num_channels=2, num_classes=4, hidden_sizes=(6,), latent_dim=3).double().eval()
+
+
+@pytest.fixture
+def images() -> dict:
+    return {"sample": torch.rand(5, 2, 3, 3, dtype=torch.float64), "labels": torch.tensor([0, 3, 1, 1, 2])}
+
+
+def vae_terms(size: int) -> torch.Tensor:
+    return torch.zeros(size, dtype=torch.long)
+
+
+def test_vae_loss_equals_the_written_out_formula(vae, images):
+    noise = torch.randn(5, 3, dtype=torch.float64)
+    expected = []
+    for x, label, eps in zip(images["sample"], images["labels"], noise, strict=True):
+        mean, log_variance = (part[0] for part in vae.encode(x[None], label[None]))
+        latents, kl = [], 0.0
+        for m, v, e in zip(mean.tolist(), log_variance.tolist(), eps.tolist(), strict=True):
+            deviation = math.exp(v / 2)
+            latents.append(m + deviation * e)
+            # KL between two Gaussians (Kingma & Welling 2014, App. B)
+            kl += math.log(1 / deviation) + (deviation**2 + m**2) / 2 - 0.5
+        decoded = vae.decode(torch.tensor([latents], dtype=torch.float64), label[None])[0]
+        pixels = zip(x.flatten().tolist(), decoded.flatten().tolist(), strict=True)
+        expected.append(kl - sum(p * math.log(q) + (1 - p) * math.log(1 - q) for p, q in pixels))
+    values = VAELoss(3)(vae, images, vae_terms(5), noise)
+    torch.testing.assert_close(values.detach(), torch.tensor(expected, dtype=torch.float64))
+
+
+def test_each_vae_value_depends_on_its_own_sample_only(vae, images):
+    loss, noise = VAELoss(3), torch.randn(5, 3, dtype=torch.float64)
+    whole = loss(vae, images, vae_terms(5), noise)
+    for row in range(5):
+        alone = {key: value[row : row + 1] for key, value in images.items()}
+        torch.testing.assert_close(loss(vae, alone, vae_terms(1), noise[row : row + 1]), whole[row : row + 1])
+
+
+def test_vae_gradient_equals_finite_differences(vae, images):
+    """Through the posterior's noise as well: the gradient with respect to the encoder, not the decoder's alone."""
+    noise = torch.randn(5, 3, dtype=torch.float64)
+    parameters = dict(vae.named_parameters())
+
+    def value(*tensors: torch.Tensor) -> torch.Tensor:
+        chosen = dict(zip(parameters, tensors, strict=True))
+        return VAELoss(3)(lambda *a, **k: torch.func.functional_call(vae, chosen, a, k), images, vae_terms(5), noise)
+
+    assert torch.autograd.gradcheck(value, tuple(p.detach().requires_grad_() for p in parameters.values()))
+
+
+def test_vae_noise_is_a_function_of_the_generator(images):
+    first, again, other = (VAELoss(3).sample_noise(images, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    torch.testing.assert_close(first, again, rtol=0, atol=0)
+    assert first.shape == (5, 3)
+    assert first.dtype == torch.float64
+    assert (first != other).all()

@@ -13,8 +13,13 @@ class Family(Protocol):
     """Everything the stages need of a pipeline. Latents are what the loss sees: scaled, never decoded on the way."""
 
     pipeline: DiffusionPipeline
-    module: nn.Module  # the part that is trained
+    component: str  # name of the pipeline's part that is trained
+    module: nn.Module  # that part
     loss: NegativeELBO
+    resolution: int  # height and width of its images in pixels
+    image_channels: int  # 3, or 1 for a grey model, whose images still have three equal channels below
+    latent_shape: tuple[int, ...]  # of one sample
+    labels: list[str] | None  # names of its classes, which are its only prompts; None: prompts are free text
 
     def draw(
         self,
@@ -52,9 +57,12 @@ def get_family(pipeline: DiffusionPipeline, **options) -> Family:
     """
     from diffusers import StableDiffusionPipeline
 
+    from sa_diffusers.pipelines import ConditionalVAEPipeline
+
+    from .conditional_vae import ConditionalVAEFamily
     from .text_to_image import TextToImageFamily
 
-    families = {StableDiffusionPipeline: TextToImageFamily}
+    families = {StableDiffusionPipeline: TextToImageFamily, ConditionalVAEPipeline: ConditionalVAEFamily}
     for pipeline_class, family in families.items():
         if isinstance(pipeline, pipeline_class):
             return family(pipeline, **options)

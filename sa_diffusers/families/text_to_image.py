@@ -27,6 +27,10 @@ class TextToImageFamily:
         ValueError: the pipeline lacks a component, or predicts neither noise nor v.
     """
 
+    component = "unet"
+    labels = None
+    image_channels = 3
+
     def __init__(self, pipeline: StableDiffusionPipeline, sampler: str = "dpmsolver++"):
         missing = [name for name in ("tokenizer", "text_encoder", "unet", "vae") if getattr(pipeline, name) is None]
         if missing:
@@ -61,6 +65,11 @@ class TextToImageFamily:
     def resolution(self) -> int:
         """Height and width, in pixels, that the UNet was trained for."""
         return self.module.config.sample_size * self._sampling_pipeline.vae_scale_factor
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        size = self.module.config.sample_size
+        return self.module.config.in_channels, size, size
 
     @torch.no_grad()
     def embed(self, prompts: Sequence[str]) -> Tensor:

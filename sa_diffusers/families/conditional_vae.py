@@ -1,0 +1,66 @@
+"""The conditional VAE: prompts are the names of its classes, and its latents are the images themselves."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Generator, Tensor, nn
+
+from sa_diffusers.losses import Batch, VAELoss
+from sa_diffusers.pipelines import ConditionalVAEPipeline
+
+
+class ConditionalVAEFamily:
+    """Adapter of a ConditionalVAEPipeline. What the loss sees are images [B, C, H, W] in [0, 1].
+
+    Args:
+        pipeline: encoder and decoder are trained in place.
+        sampler: ignored: an image is one pass through the decoder.
+    """
+
+    component = "vae"
+
+    def __init__(self, pipeline: ConditionalVAEPipeline, sampler: str = "pipeline"):
+        self.pipeline = pipeline
+        self.module: nn.Module = pipeline.vae
+        self.loss = VAELoss(pipeline.vae.config.latent_dim)
+        self.labels = pipeline.labels
+        self.resolution = pipeline.vae.config.image_size
+        self.latent_shape = pipeline.vae.sample_shape
+        self.image_channels = self.latent_shape[0]
+
+    @torch.no_grad()
+    def draw(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        guidance_scale: float = 1.0,
+        num_inference_steps: int = 1,
+        negative_prompts: Sequence[str] | None = None,
+    ) -> Tensor:
+        """The decoder's mean images [B, C, H, W] in [0, 1]. Raises ValueError where guidance is asked for."""
+        if guidance_scale not in (0, 1) or any(negative_prompts or ()):
+            raise ValueError(f"a conditional VAE knows no guidance: expected guidance_scale 1, got {guidance_scale}")
+        condition, device = self.pipeline.class_indices(prompts), self.pipeline.device
+        return self.module.decode(self.prior(seeds).to(device), condition.to(device)).float().cpu()
+
+    def prior(self, seeds: Sequence[int]) -> Tensor:
+        """The z [B, latent_dim] ~ N(0, I) that `draw` decodes for these seeds."""
+        size = self.loss.latent_dim
+        return torch.stack([torch.randn(size, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """[B, C, H, W] in [0, 1] to [B, 3, H, W] in [-1, 1]; grey images get three equal channels."""
+        return (2 * latents - 1).expand(-1, 3, -1, -1)
+
+    def encode(self, images: Tensor, generator: Generator) -> Tensor:
+        """[B, 3, H, W] in [-1, 1] to [B, C, H, W] in [0, 1]; for a grey model the mean of the channels."""
+        images = (images + 1) / 2
+        return images.mean(1, keepdim=True) if self.image_channels == 1 else images
+
+    def batch(self, latents: Tensor, prompts: Sequence[str]) -> Batch:
+        return {"sample": latents, "labels": self.pipeline.class_indices(prompts)}
+
+    def trainable(self, scope: str) -> dict[str, nn.Parameter]:
+        if scope != "full":
+            raise ValueError(f"a conditional VAE has no cross-attention: expected train_scope 'full', got {scope!r}")
+        return dict(self.module.named_parameters())

@@ -1,0 +1,7 @@
+"""Pipelines that diffusers does not have; saved ones are loaded by their own class."""
+
+from .conditional_vae import ConditionalVAEPipeline
+
+
+OWN_PIPELINES = {cls.__name__: cls for cls in (ConditionalVAEPipeline,)}
+__all__ = ["OWN_PIPELINES", "ConditionalVAEPipeline"]
