@@ -12,6 +12,8 @@ from sa_diffusers.config import ForgetConfig
 from sa_diffusers.data import SampleSet
 from sa_diffusers.families import Family
 from sa_diffusers.fisher import FisherSums, estimate_fisher, merge
+from sa_diffusers.fisher_linear import estimate_linear_fisher, is_linear
+from sa_diffusers.losses import Batch
 from sa_diffusers.processes import process_state
 from sa_diffusers.seeding import derive_seed
 
@@ -32,20 +34,32 @@ def estimate_sums(family: Family, config: ForgetConfig, samples: SampleSet, coun
     progress = tqdm(
         total=len(mine), initial=len(mine) - len(left), desc="fisher", disable=not state.is_main_process, mininterval=1
     )
+    seed = derive_seed(config.seed, "fisher")
+    linear = is_linear(family.module, family.loss)
+
+    def batch(indices: list[int]) -> Batch:
+        chosen = samples.take(indices)
+        return family.batch(chosen.latents, chosen.prompts)
+
     for start in range(0, max(len(left), 1), block):  # once at least: a process without samples adds zeros
-        for index in left[start : start + block]:
-            estimate_fisher(
-                family.module,
-                family.loss,
-                parameters,
-                lambda i: family.batch(samples.latents[i : i + 1], samples.prompts[i : i + 1]),
-                [index],
-                terms=config.terms,
-                chunk_size=config.fisher_chunk_size,
-                seed=derive_seed(config.seed, "fisher"),
-                sums=sums,
-            )
-            progress.update()
+        indices = left[start : start + block]
+        if linear:
+            estimate_linear_fisher(family.module, family.loss, batch, indices, seed=seed, sums=sums)
+            progress.update(len(indices))
+        else:
+            for index in indices:
+                estimate_fisher(
+                    family.module,
+                    family.loss,
+                    parameters,
+                    lambda i: batch([i]),
+                    [index],
+                    terms=None if family.loss.num_terms == 1 else config.terms,  # of one term there is no choice
+                    chunk_size=config.fisher_chunk_size,
+                    seed=seed,
+                    sums=sums,
+                )
+                progress.update()
         _save_sums(sums, own_path)
     progress.close()
     state.wait_for_everyone()
