@@ -1,13 +1,15 @@
 """What is minimised: EWC against autograd, Selective Amnesia against its terms taken apart, min-SNR weights."""
 
+import copy
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
+from torch.testing import assert_close
 
 from sa_diffusers.losses import DiffusionLoss
-from sa_diffusers.objectives import ElasticWeightConsolidation, Likelihood, SelectiveAmnesia
+from sa_diffusers.objectives import ElasticWeightConsolidation, Likelihood, NaiveForgetting, SelectiveAmnesia
 
 
 T = 10
@@ -134,6 +136,24 @@ def test_selective_amnesia_hands_ewc_on(model):
     assert SelectiveAmnesia(DiffusionLoss(ALPHAS), None).regularisation() == {}
 
 
+@pytest.mark.parametrize("replay_weight", [1.0, 0.25, 0.0])
+def test_naive_forgetting_climbs_where_selective_amnesia_descends(model, replay_weight):
+    loss, ewc = DiffusionLoss(ALPHAS), moved_ewc(model, 2.0)
+    objective = NaiveForgetting(loss, ewc, replay_weight)
+    batch = objective.draw({"surrogate": data(3), "replay": data(5)}, torch.Generator().manual_seed(1))
+    total, logs = objective(model, batch)
+    means = {n: loss(model, part["data"], part["terms"], part["noise"]).mean() for n, part in batch.items()}
+    parameters = list(model.parameters())
+    parts = {name: torch.autograd.grad(value, parameters) for name, value in means.items()}
+    replay = parts.get("replay", [torch.zeros_like(p) for p in parameters])
+    expected = [replay_weight * g - surrogate for surrogate, g in zip(parts["surrogate"], replay, strict=True)]
+    torch.testing.assert_close(list(torch.autograd.grad(total, parameters)), expected)
+    torch.testing.assert_close(logs, {f"{name}_loss": value.detach() for name, value in means.items()})
+    objective.add_gradient()  # EWC keeps its sign
+    pull = [4.0 * f * (p.detach() - a) for p, f, a in zip(parameters, ewc.fisher, ewc.anchor, strict=True)]
+    torch.testing.assert_close([p.grad for p in parameters], pull)
+
+
 @pytest.mark.parametrize(
     ("prediction_type", "weight"),
     [
@@ -150,3 +170,34 @@ def test_min_snr_weights(model, prediction_type, weight):
     torch.testing.assert_close(objective(model, batch)[0].item(), sum(expected) / T)
     unweighted = Likelihood(loss)(model, batch)[0]
     torch.testing.assert_close(unweighted.item(), sum(values) / T)
+
+
+def test_distilled_replay_is_compared_with_the_frozen_model(model):
+    """Marked rows take the frozen model's prediction as their target; the others the noise that was drawn."""
+    loss, frozen = DiffusionLoss(ALPHAS), copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    marked = torch.tensor([True, False, True, False])
+    objective = SelectiveAmnesia(loss, None, replay_weight=2.0, frozen=frozen)
+    batch = {"surrogate": data(4), "replay": data(4) | {"distilled": marked}}
+    drawn = objective.draw(batch, torch.Generator().manual_seed(1))
+    total, logs = objective(model, drawn)
+
+    expected, replay = [], drawn["replay"]
+    for index in range(4):
+        row = {key: value[index : index + 1] for key, value in replay["data"].items()}
+        term, noise = replay["terms"][index : index + 1], replay["noise"][index : index + 1]
+        target = loss.predict(frozen, row, term, noise) if marked[index] else noise
+        expected.append((loss.predict(model, row, term, noise) - target).square().mean())
+    assert_close(logs["replay_loss"], torch.stack(expected).mean().detach())
+    assert_close(total.detach(), logs["surrogate_loss"] + 2 * logs["replay_loss"])
+    assert logs["replay_loss"] != SelectiveAmnesia(loss, None)(model, drawn)[1]["replay_loss"]
+
+
+def test_distilled_replay_says_nothing_as_long_as_nothing_has_changed(model):
+    objective = SelectiveAmnesia(DiffusionLoss(ALPHAS), None, frozen=copy.deepcopy(model))
+    batch = {"surrogate": data(3), "replay": data(3) | {"distilled": torch.ones(3, dtype=torch.bool)}}
+    _, logs = objective(model, objective.draw(batch, torch.Generator()))
+    assert logs["replay_loss"] == 0
+    assert logs["surrogate_loss"] > 0

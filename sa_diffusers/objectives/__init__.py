@@ -1,10 +1,11 @@
-"""What is minimised: Selective Amnesia, and the likelihoods that base models are trained with."""
+"""What is minimised: Selective Amnesia, its rivals, and the likelihoods that base models are trained with."""
 
 from .base import NestedBatch, Objective
 from .classification import Classification
 from .ewc import ElasticWeightConsolidation
 from .likelihood import AutoencoderLikelihood, CaptionMatching, Likelihood
-from .selective_amnesia import SelectiveAmnesia
+from .projection import GradientProjection
+from .selective_amnesia import NaiveForgetting, SelectiveAmnesia
 
 
 __all__ = [
@@ -12,7 +13,9 @@ __all__ = [
     "CaptionMatching",
     "Classification",
     "ElasticWeightConsolidation",
+    "GradientProjection",
     "Likelihood",
+    "NaiveForgetting",
     "NestedBatch",
     "Objective",
     "SelectiveAmnesia",
