@@ -28,18 +28,7 @@ from sa_diffusers.losses import DiffusionLoss
 from sa_diffusers.objectives import AutoencoderLikelihood, CaptionMatching, Likelihood
 from sa_diffusers.processes import process_state
 from sa_diffusers.seeding import derive_seed, seeded
-from sa_diffusers.training import TrainingConfig, infinite_indices, train
-
-
-# Options that say how a run is watched, not what it computes.
-NOT_IDENTITY = (
-    "output_dir",
-    "report_to",
-    "checkpointing_steps",
-    "checkpoints_total_limit",
-    "logging_steps",
-    "data_dir",
-)
+from sa_diffusers.training import NOT_IDENTITY, TrainingConfig, infinite_indices, train
 
 
 class CaptionedImages(Protocol):
@@ -56,6 +45,7 @@ class CaptionedImages(Protocol):
 class BaseConfig(TrainingConfig):
     """Everything `scripts/train_base.py` can be told. The fields of TrainingConfig are those of the UNet."""
 
+    family: Literal["text_to_image"] = field(default="text_to_image", metadata={"help": "What to train."})
     data_dir: str = field(default="ylecun/mnist", metadata={"help": "Hub id or local folder of the images."})
     dataset: str = field(
         default="imagefolder",

@@ -1,19 +1,39 @@
-"""Train a small Stable Diffusion pipeline from captioned images, to forget concepts of afterwards.
+"""Train a base model, to forget concepts of afterwards.
 
-The bundled pipeline (MNIST from the hub, or a local folder in its layout):
+The bundled text-to-image pipeline (MNIST from the hub, or a local folder in its layout):
     accelerate launch scripts/train_base.py --config configs/digits_base.yaml --data_dir ylecun/mnist
 Your own images, a folder with metadata.jsonl ({"file_name": ..., "text": ...} a line):
     accelerate launch scripts/train_base.py --data_dir my_images --output_dir runs/my_base --num_train_steps 20000
+The conditional VAE of the MNIST experiments; with configs/digits8x8_cvae.yaml in seconds, offline:
+    accelerate launch scripts/train_base.py --config configs/mnist_cvae.yaml
 """
 
+import argparse
+import sys
 from pathlib import Path
 
+import yaml
+
 from sa_diffusers.base_training import BaseConfig, train_base
-from sa_diffusers.cli import parse_config
+from sa_diffusers.cli import friendly_errors, parse_config
+from sa_diffusers.labelled_training import LabelledBaseConfig, train_conditional_vae
 
 
-def main() -> None:
-    config = parse_config(BaseConfig, description=__doc__)
+CONFIGS = {"text_to_image": BaseConfig, "conditional_vae": LabelledBaseConfig}
+
+
+def config_class(argv: list[str]) -> type[BaseConfig | LabelledBaseConfig]:
+    """The options that belong to `--family`, given on the command line or in a YAML file; errors are left to them."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", action="append", default=[])
+    parser.add_argument("--family")
+    given = parser.parse_known_args(argv)[0]
+    files = [yaml.safe_load(Path(path).read_text()) for path in given.config if Path(path).is_file()]
+    families = [given.family, *(values.get("family") for values in reversed(files) if isinstance(values, dict))]
+    return CONFIGS.get(next((name for name in families if name), "text_to_image"), BaseConfig)
+
+
+def train_text_to_image(config: BaseConfig) -> None:
     if config.dataset == "digits":
         from sa_diffusers.digits import ColoredDigits, load_strokes
 
@@ -23,8 +43,24 @@ def main() -> None:
         from sa_diffusers.data import CaptionedImageFolder
 
         data = CaptionedImageFolder(config.data_dir, config.resolution)
-    pipe = train_base(data, config)
-    print(f"saved {Path(config.output_dir) / 'pipeline'}: {type(pipe).__name__}")
+    train_base(data, config)
+
+
+def train_labelled(config: LabelledBaseConfig) -> None:
+    from sa_diffusers.labelled_images import load_labelled_images
+    from sa_diffusers.labelled_training import negative_elbo
+
+    data = {split: load_labelled_images(config.dataset, config.data_dir, split) for split in ("train", "test")}
+    pipeline = train_conditional_vae(data["train"], config)
+    for split, images in data.items():
+        print(f"negative ELBO, {split}: {negative_elbo(pipeline, images).mean():.2f} nats an image")
+
+
+def main() -> None:
+    config = parse_config(config_class(sys.argv[1:]), description=__doc__)
+    with friendly_errors():
+        train_labelled(config) if isinstance(config, LabelledBaseConfig) else train_text_to_image(config)
+        print(f"saved {Path(config.output_dir) / 'pipeline'}")
 
 
 if __name__ == "__main__":

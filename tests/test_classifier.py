@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from sa_diffusers.bundled import resolve
+from sa_diffusers.classifier_training import ClassifierConfig, load_folder
 from sa_diffusers.digits import ATTRIBUTES, WORDS, colorize
 from sa_diffusers.evaluation.classifier import AttributeClassifier, Score, score_images
 from sa_diffusers.objectives import Classification
@@ -200,6 +201,6 @@ def test_script_trains_on_an_image_folder(tmp_path, monkeypatch, capsys):
 
 def test_script_names_a_missing_column(tmp_path):
     write_image_folder(tmp_path / "images", {"red": (255, 0, 0)}, count=10)
-    config = train_classifier.ClassifierConfig(data_dir=str(tmp_path / "images"), attributes="colour,shape")
+    config = ClassifierConfig(data_dir=str(tmp_path / "images"), attributes="colour,shape")
     with pytest.raises(ValueError, match=r"no column \['shape'\]"):
-        train_classifier.load_folder(config)
+        load_folder(config)

@@ -13,14 +13,21 @@ from torch import Tensor
 
 from sa_diffusers.artifacts import atomic_path
 from sa_diffusers.evaluation.classifier import AttributeClassifier
-from sa_diffusers.evaluation.forgetting import METRICS, Examination, draw_examination, measure, noise_probability
+from sa_diffusers.evaluation.forgetting import METRICS, Examination, draw_examination, floors, measure
 from sa_diffusers.families import Family
 from sa_diffusers.sampling import Request, SamplingSettings, draw_samples
 
 
 GROUPS = {"concept": "Concept", "unseen": "Unseen phrasings", "unnamed": "Not named", "retained": "Retained"}
 SHOWN = 16  # pictures of each group on the page
-NO_METRICS = (*METRICS, "noise_probability", "classifier_accuracy")
+NO_METRICS = (
+    *METRICS,
+    "noise_probability",
+    "noise_entropy",
+    "grey_probability",
+    "grey_entropy",
+    "classifier_accuracy",
+)
 
 
 @dataclass
@@ -76,7 +83,7 @@ def judge(
         # The pictures were drawn for the first examination; a further classifier differs in how it names the concept.
         exam = replace(exams[first], attribute=exams[name].attribute, index=exams[name].index)
         values, intervals = measure(classifier, exam, images)
-        values["noise_probability"] = noise_probability(family, classifier, exam, 256, seed)
+        values |= floors(family, classifier, exam, 256, seed)
         values["classifier_accuracy"] = (classifier.config.accuracy or {}).get(exam.attribute)
         results[name] = (values, intervals)
     captions, shown = [], []

@@ -1,4 +1,4 @@
-"""A small image classifier with one head per attribute: it judges what models draw and never helps to train them."""
+"""Image classifiers with one head per attribute: they judge what models draw and never help to train them."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -11,7 +11,61 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class AttributeClassifier(ModelMixin, ConfigMixin):
+class ImageClassifier:
+    """What every classifier of images can do; mixed into a model that names the class of each attribute of an image.
+
+    Its configuration holds `attributes`, `words`, `accuracy` and `image_size`, as `AttributeClassifier`'s does.
+    The model is called with images [B, 3, H, W] in [-1, 1] and returns logits [B, classes] of every attribute.
+    """
+
+    @torch.no_grad()
+    def probabilities(self, images: Tensor, batch_size: int = 256) -> dict[str, Tensor]:
+        """Class probabilities [N, classes] of every attribute, on the CPU, from images [N, 3, H, W] in [-1, 1].
+
+        Always those of eval mode: in training mode an image's class would depend on dropout and on its batch.
+
+        Raises:
+            ValueError: no images, or images of another size.
+        """
+        if len(images) == 0:
+            raise ValueError("expected at least one image, got none")
+        training = self.training
+        self.eval()
+        try:
+            logits = [self(part.to(self.device, self.dtype)) for part in images.split(batch_size)]
+        finally:
+            self.train(training)
+        names = self.config.attributes
+        return {name: torch.cat([part[name].float().softmax(1).cpu() for part in logits]) for name in names}
+
+    def find_class(self, phrasings: list[str]) -> tuple[str, int] | None:
+        """The one class that all phrasings are words of, in any case, as (attribute, index); None if there is none."""
+        wanted = {phrasing.strip().lower() for phrasing in phrasings}
+        for attribute, classes in self.config.attributes.items():
+            for index, name in enumerate(classes):
+                words = [name] if self.config.words is None else self.config.words[attribute][name]
+                if wanted and wanted <= {word.lower() for word in words}:
+                    return attribute, index
+        return None
+
+    def _check_images(self, images: Tensor) -> None:
+        """Raise ValueError for images of another shape than [B, 3, image_size, image_size]."""
+        size = self.config.image_size
+        if images.dim() != 4 or images.shape[1:] != (3, size, size):
+            raise ValueError(f"expected images [B, 3, {size}, {size}], got {list(images.shape)}; resize them first")
+
+
+def check_words(attributes: dict[str, list[str]], words: dict[str, dict[str, list[str]]] | None) -> None:
+    """Raise ValueError where `words` names an attribute or class that `attributes` lacks, or lacks one that it has."""
+    if words is None:
+        return
+    named = {attribute: sorted(classes) for attribute, classes in words.items()}
+    expected = {attribute: sorted(classes) for attribute, classes in attributes.items()}
+    if named != expected:
+        raise ValueError(f"expected words for the classes {expected}, got words for {named}")
+
+
+class AttributeClassifier(ImageClassifier, ModelMixin, ConfigMixin):
     """A convolutional network that names the class of every attribute of an image.
 
     Args:
@@ -37,11 +91,7 @@ class AttributeClassifier(ModelMixin, ConfigMixin):
         num_features: int = 128,
     ):
         super().__init__()
-        if words is not None:
-            named = {attribute: sorted(classes) for attribute, classes in words.items()}
-            expected = {attribute: sorted(classes) for attribute, classes in attributes.items()}
-            if named != expected:
-                raise ValueError(f"expected words for the classes {expected}, got words for {named}")
+        check_words(attributes, words)
         layers: list[nn.Module] = []
         for width_in, width in zip((3, *channels), channels, strict=False):
             layers += [nn.Conv2d(width_in, width, 3, stride=2, padding=1), nn.GroupNorm(8, width), nn.SiLU()]
@@ -59,37 +109,13 @@ class AttributeClassifier(ModelMixin, ConfigMixin):
         Raises:
             ValueError: images of another shape than [B, 3, image_size, image_size].
         """
-        size = self.config.image_size
-        if images.dim() != 4 or images.shape[1:] != (3, size, size):
-            raise ValueError(f"expected images [B, 3, {size}, {size}], got {list(images.shape)}; resize them first")
+        self._check_images(images)
         return F.silu(self.project(self.pool(self.trunk(images)).flatten(1)))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Logits [B, classes] of every attribute, from images [B, 3, H, W] in [-1, 1]. Raises as `features` does."""
         features = self.features(images)
         return {name: head(features) for name, head in self.heads.items()}
-
-    @torch.no_grad()
-    def probabilities(self, images: Tensor, batch_size: int = 256) -> dict[str, Tensor]:
-        """Class probabilities [N, classes] of every attribute, on the CPU, from images [N, 3, H, W] in [-1, 1].
-
-        Raises:
-            ValueError: no images, or images of another size.
-        """
-        if len(images) == 0:
-            raise ValueError("expected at least one image, got none")
-        logits = [self(part.to(self.device, self.dtype)) for part in images.split(batch_size)]
-        return {name: torch.cat([part[name].float().softmax(1).cpu() for part in logits]) for name in self.heads}
-
-    def find_class(self, phrasings: list[str]) -> tuple[str, int] | None:
-        """The one class that all phrasings are words of, in any case, as (attribute, index); None if there is none."""
-        wanted = {phrasing.strip().lower() for phrasing in phrasings}
-        for attribute, classes in self.config.attributes.items():
-            for index, name in enumerate(classes):
-                words = [name] if self.config.words is None else self.config.words[attribute][name]
-                if wanted and wanted <= {word.lower() for word in words}:
-                    return attribute, index
-        return None
 
 
 def wilson_interval(mean: float, count: int) -> tuple[float, float]:
@@ -127,7 +153,7 @@ class Score:
 
 
 def score_images(
-    classifier: AttributeClassifier, images: Tensor, expected: Sequence[dict[str, str]]
+    classifier: ImageClassifier, images: Tensor, expected: Sequence[dict[str, str]]
 ) -> dict[str, dict[str, Score]]:
     """Compare what the classifier reads with what the images should show.
 

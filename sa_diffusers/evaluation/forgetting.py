@@ -27,6 +27,8 @@ METRICS = (
     "concept_attribute_accuracy",
     "retained_accuracy",
     "retained_worst_accuracy",
+    "retained_probability",
+    "retained_worst_probability",
     "attribute_accuracy",
 )
 Labels = dict[str, str]  # class of each attribute that a prompt names, {"digit": "seven", "ink": "red"}
@@ -81,6 +83,23 @@ def read_labelled_prompts(path: str) -> list[dict[str, str]]:
                 f'{path}, line {number}: expected {{"prompt": ..., "form": "seen" or "held_out", classes}}'
             )
         rows.append(row)
+    return rows
+
+
+def labelled_classes(classifier: AttributeClassifier, labels: Sequence[str]) -> list[dict[str, str]]:
+    """Rows as of `read_labelled_prompts` for a model whose prompts are the names of its classes.
+
+    Raises:
+        ValueError: a class that the classifier does not know.
+    """
+    rows = []
+    for label in labels:
+        found = classifier.find_class([label])
+        if found is None:
+            known = classifier.config.attributes
+            raise ValueError(f"the classifier has no class named {label!r}; it knows {known}. Pass one of this model")
+        attribute, index = found
+        rows.append({"prompt": label, "form": "seen", attribute: classifier.config.attributes[attribute][index]})
     return rows
 
 
@@ -171,6 +190,7 @@ def measure(classifier: AttributeClassifier, exam: Examination, images: dict[str
         measured["retained_accuracy"] = _share(own)
         # The interval of this class alone: that it was chosen for being the worst is not accounted for.
         measured["retained_worst_accuracy"] = (worst.share, worst.interval)
+        measured |= _retained_probabilities(classifier, exam, images["retained"])
         measured["attribute_accuracy"] = {name: _share(part) for name, part in scores.items()}
     values, intervals = {}, {}
     for key in METRICS:
@@ -182,16 +202,25 @@ def measure(classifier: AttributeClassifier, exam: Examination, images: dict[str
     return values, intervals
 
 
-def noise_probability(
+def floors(
     family: Family, classifier: AttributeClassifier, exam: Examination, count: int, seed: int
-) -> float:
-    """The classifier's mean answer for the concept to uniform noise that went through the autoencoder: a floor."""
-    noise = uniform_noise(family, count, seed)
-    decoded = [
-        family.decode(family.encode(torch.stack(noise[start : start + 64]), seeded(seed, "floor", start)))
-        for start in range(0, count, 64)
-    ]
-    return classifier.probabilities(torch.cat(decoded))[exam.attribute][:, exam.index].mean().item()
+) -> dict[str, float]:
+    """What the classifier says of pictures with nothing in them: what a concept forgotten to noise should come to.
+
+    Uniform noise and flat grey, through the autoencoder of latents where the family has one. Returns the mean
+    probability of the concept and the mean entropy (nats) for each.
+    """
+    found = {}
+    grey = torch.zeros(1, 3, family.resolution, family.resolution)
+    for name, images in (("noise", torch.stack(uniform_noise(family, count, seed))), ("grey", grey)):
+        parts = [
+            family.decode(family.encode(part, seeded(seed, "floor", 64 * i)))
+            for i, part in enumerate(images.split(64))
+        ]
+        probabilities = classifier.probabilities(torch.cat(parts))[exam.attribute]
+        found[f"{name}_probability"] = probabilities[:, exam.index].mean().item()
+        found[f"{name}_entropy"] = _entropy(probabilities)[0]
+    return found
 
 
 def replay_loss(family: Family, replay, count: int, seed: int) -> float:
@@ -205,6 +234,15 @@ def replay_loss(family: Family, replay, count: int, seed: int) -> float:
         with torch.no_grad():
             values += family.loss(family.module, batch, terms, family.loss.sample_noise(batch, generator)).tolist()
     return sum(values) / len(values)
+
+
+def _retained_probabilities(classifier: AttributeClassifier, exam: Examination, images: Tensor) -> dict:
+    """The mean probability of the class that was asked for, over all retained classes and in the worst of them."""
+    classes = classifier.config.attributes[exam.attribute]
+    asked = torch.tensor([classes.index(label[exam.attribute]) for label in exam.retained.labels])
+    values = classifier.probabilities(images)[exam.attribute].gather(1, asked[:, None])[:, 0]
+    worst = min((values[asked == index] for index in asked.unique()), key=lambda part: part.mean().item())
+    return {"retained_probability": _probability(values), "retained_worst_probability": _probability(worst)}
 
 
 def _probability(values: Tensor) -> tuple[float, tuple[float, float]]:
