@@ -1,0 +1,125 @@
+"""The attack with a gradient: search the decoder's inputs for an image that a reader takes for the class."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from sa_diffusers.attacks.base import Attempt, Decoder, Reader, check_class, check_pairs, one_hot
+
+
+ConditionMode = Literal["free", "simplex", "fixed"]
+
+
+@dataclass(frozen=True)
+class OptimisedAttempt(Attempt):
+    """An attempt after its last step, and how it got there.
+
+    Attributes:
+        steps: optimiser steps taken when each of the S records was made; the first is 0.
+        target_probability: P(target) by the reader that was climbed, [S, B]. It says little about the image: any
+            reader has inputs that fool it. `recovered` asks others.
+        frames: images [S, B, C, H, W] in [0, 1]; the last are `images`.
+    """
+
+    steps: tuple[int, ...]
+    target_probability: Tensor
+    frames: Tensor
+
+
+def optimise_input(
+    decode: Decoder,
+    classify: Reader,
+    target: int,
+    start_latents: Tensor,
+    start_condition: Tensor,
+    condition_mode: ConditionMode = "simplex",
+    latent_free: bool = True,
+    steps: int = 1000,
+    learning_rate: float = 0.1,
+    keep_every: int = 100,
+    description: str = "optimise input",
+) -> OptimisedAttempt:
+    """Minimise -log P(target | decode(z, c)) over z and c with Adam, from B starts at once.
+
+    The starts do not touch each other: the loss is their sum and Adam works on each number by itself. No regulariser
+    holds z near the prior. The weights behind both callables get no gradient, and nothing about them is changed.
+
+    Args:
+        target: index of the class, the reader's and (for "fixed") the condition's.
+        start_latents: z [B, L].
+        start_condition: [B, K]. "free": c itself, any real numbers. "simplex": its logits, c = softmax of them, so
+            that a one-hot row starts nearly flat. "fixed": c is the one-hot row of `target` throughout, and this gives
+            its shape only; so the three modes can be compared from one start.
+        latent_free: whether z moves.
+        steps, learning_rate: of Adam.
+        keep_every: record every so many steps, and the last one.
+        description: of the progress bar.
+
+    Raises:
+        ValueError: other shapes, an unknown mode or class, nothing to optimise, a number out of range, or callables
+            that pass no gradient.
+    """
+    _check(target, start_latents, start_condition, condition_mode, latent_free)
+    if steps < 1 or keep_every < 1 or not learning_rate > 0:
+        given = f"steps {steps}, keep_every {keep_every}, learning_rate {learning_rate}"
+        raise ValueError(f"expected steps and keep_every of at least 1 and a learning rate above 0, got {given}")
+
+    latents, weights = start_latents.detach().clone(), start_condition.detach().clone()
+    if condition_mode == "fixed":
+        weights = one_hot(torch.full((len(weights),), target), weights.shape[1]).to(weights)
+    moving = [latents] if latent_free else []
+    if condition_mode != "fixed":
+        moving.append(weights)
+    for tensor in moving:
+        tensor.requires_grad_(True)
+    optimizer = torch.optim.Adam(moving, lr=learning_rate)
+
+    kept, probabilities, frames = [], [], []
+    with torch.enable_grad():  # whatever the caller's setting is
+        for step in tqdm(range(steps + 1), desc=description, mininterval=1):
+            condition = weights.softmax(1) if condition_mode == "simplex" else weights
+            images = decode(latents, condition)
+            log_probability = _log_probability(classify(images), target, len(latents))
+            if step % keep_every == 0 or step == steps:
+                kept.append(step)
+                probabilities.append(log_probability.detach().exp())
+                frames.append(images.detach().clone())  # a decoder may hand back z itself, which moves on
+            if step < steps:
+                # By autograd.grad, since backward() would leave gradients in the weights of both models. An input that
+                # the decoder makes no use of has the gradient 0.
+                gradients = torch.autograd.grad(-log_probability.sum(), moving, materialize_grads=True)
+                for tensor, gradient in zip(moving, gradients, strict=True):
+                    tensor.grad = gradient
+                optimizer.step()
+    return OptimisedAttempt(
+        images=frames[-1],
+        latents=latents.detach(),
+        conditions=condition.detach(),
+        steps=tuple(kept),
+        target_probability=torch.stack(probabilities),
+        frames=torch.stack(frames),
+    )
+
+
+def _check(target: int, latents: Tensor, condition: Tensor, condition_mode: str, latent_free: bool) -> None:
+    """Raise ValueError for inputs that do not fit together, before anything is drawn."""
+    check_pairs(latents, condition, "a start condition")
+    if condition_mode not in get_args(ConditionMode):
+        raise ValueError(f"expected condition_mode 'free', 'simplex' or 'fixed', got {condition_mode!r}")
+    if condition_mode == "fixed":
+        check_class(target, condition.shape[1])
+        if not latent_free:
+            raise ValueError("nothing to optimise: with condition_mode 'fixed' expected latent_free=True")
+
+
+def _log_probability(logits: Tensor, target: int, count: int) -> Tensor:
+    """log P(target) [B] from logits [B, classes]."""
+    if logits.dim() != 2 or len(logits) != count:
+        raise ValueError(f"expected logits [{count}, classes] of the reader, got {list(logits.shape)}")
+    check_class(target, logits.shape[1])
+    if not logits.requires_grad:
+        raise ValueError("expected a decoder and a reader that pass gradients; these run without (torch.no_grad?)")
+    return logits.log_softmax(1)[:, target]
