@@ -9,6 +9,8 @@ _MODULES = {
     "forget": "forgetting",
     "run_forgetting": "forgetting",
     "ForgetConfig": "config",
+    "ConditionalVAE": "models",
+    "ConditionalVAEPipeline": "pipelines",
     "Fisher": "fisher",
     "estimate_fisher": "fisher",
     "DiffusionLoss": "losses",

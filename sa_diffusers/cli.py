@@ -19,14 +19,20 @@ from transformers import HfArgumentParser
 ConfigT = TypeVar("ConfigT")
 
 
-def parse_config(cls: type[ConfigT], argv: list[str] | None = None, description: str = "") -> ConfigT:
-    """Build `cls` from its defaults < the YAML files of `--config`, in their order < the command line.
+def parse_config(
+    cls: type[ConfigT],
+    argv: list[str] | None = None,
+    description: str = "",
+    defaults: dict[str, Any] | None = None,
+) -> ConfigT:
+    """Build `cls` from its defaults < `defaults` < the YAML files of `--config`, in their order < the command line.
 
     Args:
         cls: a dataclass whose fields are int, float, bool, str, Literal, list of these, or one of these or None. Each
             field's metadata may hold "help" and any other keyword of `ArgumentParser.add_argument`.
         argv: the arguments after the program's name; None for this process's own.
         description: printed above the options by `--help`.
+        defaults: values in place of the class's own.
 
     Exits with code 2 and a message on stderr for an unknown or abbreviated flag, a YAML file that cannot be read, an
     unknown key in it, a value of another type than its field's, and a ValueError of the class's own checks.
@@ -43,7 +49,8 @@ def parse_config(cls: type[ConfigT], argv: list[str] | None = None, description:
     parser = _ConfigParser(cls, parents=[files], description=description, allow_abbrev=False)
     paths = getattr(files.parse_known_args(argv)[0], "config", [])
     try:
-        from_files = {key: value for path in paths for key, value in _read_yaml(cls, Path(path)).items()}
+        from_files = _check_values(cls, defaults or {}, source="defaults")
+        from_files |= {key: value for path in paths for key, value in _read_yaml(cls, Path(path)).items()}
     except ValueError as error:
         parser.error(str(error))
     parser.set_defaults(**from_files)

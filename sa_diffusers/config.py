@@ -50,7 +50,8 @@ class ForgetConfig(TrainingConfig):
     # Prompts
     replay_prompts: str = option(
         "bundled/stable_diffusion/replay_prompts.txt",
-        "Prompts of what to keep: a text file, or a data set with a column.",
+        "Prompts of what to keep: a text file, or a data set with a column; labels: the classes of a model that has "
+        "them.",
     )
     prompt_column: str = option("prompt", "Column of --replay_prompts where that is a data set.")
     concept_templates: str = option(
@@ -63,6 +64,15 @@ class ForgetConfig(TrainingConfig):
     num_samples: int = option(2000, "Samples for replay and Fisher, spread over the prompts.")
     empty_prompt_fraction: float = option(0.1, "Share of the samples drawn for the empty prompt, which guidance uses.")
     num_surrogate_samples: int = option(400, "Surrogate pictures.")
+    fresh_samples: bool = option(
+        False,
+        "Draw replay and surrogate samples anew every step from a frozen copy of the model (VAEs only).",
+    )
+    latents: Literal["encoder", "drawn"] = option(
+        "encoder",
+        "Latents of a VAE's samples in training: from its encoder, as in the paper, or those that fresh samples were "
+        "drawn with, which is faster and spares the encoder.",
+    )
     sampler: Literal["dpmsolver++", "ddim", "pipeline"] = option("dpmsolver++", "Sampler; pipeline: the model's own.")
     num_inference_steps: int = option(20, "Steps of the sampler.")
     guidance_scale: float = option(7.5, "Guidance of surrogate and evaluation pictures, as in diffusers (1: none).")
@@ -80,7 +90,18 @@ class ForgetConfig(TrainingConfig):
     )
 
     # Method
-    method: Literal["selective_amnesia"] = option("selective_amnesia", "How to forget.")
+    method: Literal[
+        "selective_amnesia",
+        "naive",
+        "projection-symmetric",
+        "projection-alternating",
+        "pcgrad-symmetric",
+        "pcgrad-alternating",
+    ] = option(
+        "selective_amnesia",
+        "How to forget. naive: make the concept unlikely, with nothing in its place; projection-*: no EWC, the "
+        "gradients of surrogate and replay are made orthogonal, always or (pcgrad-*) where they conflict.",
+    )
     train_scope: Literal["full", "xattn", "noxattn"] = option(
         "full",
         "Weights to train: all of the UNet, cross-attention, or all but that, the output and the time embedding.",
@@ -89,6 +110,12 @@ class ForgetConfig(TrainingConfig):
         50.0, "Weight of EWC in the authors' units: lambda sum F delta^2, no 1/2; 0: no Fisher."
     )
     replay_weight: float = option(1.0, "Weight of the replay loss; 0: no replay.")
+    replay_target: Literal["noise", "model"] = option(
+        "model",
+        "What replay samples are denoised towards: the noise that was drawn, each under its own prompt, as in the "
+        "paper; or what the model before forgetting predicts, under any prompt. The latter takes a copy of it in "
+        "memory and a sixth more time, and kept more on the bundled digits.",
+    )
     fisher: str | None = option(None, "Fisher of this model to reuse: a fisher.safetensors file.")
     fisher_samples: int = option(1000, "Samples the Fisher averages over, at most num_samples.")
     fisher_terms: str = option(
@@ -134,6 +161,7 @@ class ForgetConfig(TrainingConfig):
     checkpointing_steps: int | None = option(50, "Save a checkpoint every so many steps; null: none.")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.fisher_terms != "all" and not (self.fisher_terms.isdigit() and int(self.fisher_terms) > 0):
             raise ValueError(f"expected fisher_terms to be a positive number or all, got {self.fisher_terms!r}")
         positive = (
@@ -161,6 +189,18 @@ class ForgetConfig(TrainingConfig):
                 raise ValueError(f"expected 0 <= {name} < 1, got {getattr(self, name)}")
         if not 0 <= self.empty_prompt_fraction < 1:
             raise ValueError(f"expected 0 <= empty_prompt_fraction < 1, got {self.empty_prompt_fraction}")
+        if self.latents == "drawn" and not self.fresh_samples:
+            raise ValueError("latents: drawn needs fresh_samples; samples that were kept have lost theirs")
+        if self.latents == "drawn" and self.method == "naive":
+            raise ValueError(
+                "naive: with the latents that they were drawn with, a model's own samples have no gradient; pass "
+                "latents 'encoder'"
+            )
+        if "-" in self.method and (self.ewc_lambda or self.replay_weight != 1 or self.replay_target == "model"):
+            raise ValueError(
+                f"{self.method} works without EWC, on the paper's replay: expected ewc_lambda 0, replay_weight 1, "
+                "replay_target noise"
+            )
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ValueError(f"expected 0 <= ema_decay < 1, got {self.ema_decay}")
         if self.replay_weight and self.replay_negative != "none" and self.negative_guidance_scale <= 1:
@@ -168,8 +208,6 @@ class ForgetConfig(TrainingConfig):
                 f"a negative prompt works through guidance: expected negative_guidance_scale > 1, got "
                 f"{self.negative_guidance_scale}; or pass --replay_negative none"
             )
-        if self.classifier and not self.eval_prompts:
-            raise ValueError("a classifier needs eval_prompts: labelled prompts for pictures that it can judge")
         if self.early_stop is not None and not (self.track_steps and self.classifier):
             raise ValueError("early_stop needs track_steps and a classifier")
 

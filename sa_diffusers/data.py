@@ -133,5 +133,6 @@ def surrogate_from_images(family: Family, images: Sequence[Tensor], captions: Se
 
 def uniform_noise(family: Family, count: int, seed: int) -> list[Tensor]:
     """Images of uniform noise in pixel space, [3, H, W] in [-1, 1]; each a function of (seed, index)."""
-    size = (3, family.resolution, family.resolution)
-    return [torch.rand(size, generator=seeded(seed, "noise", index)) * 2 - 1 for index in range(count)]
+    size = (family.image_channels, family.resolution, family.resolution)
+    noise = (torch.rand(size, generator=seeded(seed, "noise", index)) * 2 - 1 for index in range(count))
+    return [image.expand(3, -1, -1) for image in noise]

@@ -17,17 +17,19 @@ from sa_diffusers.evaluation.before_after import Findings
 from sa_diffusers.families import get_family
 from sa_diffusers.hub import base_name, check_push, push_folder
 from sa_diffusers.inputs import Inputs, check_resolution, claim_folder, identity, read_inputs
-from sa_diffusers.loading import copy_pipeline, load_pipeline, pipeline_hashes, save_pipeline
+from sa_diffusers.loading import (
+    copy_pipeline,
+    family_defaults,
+    load_pipeline,
+    pipeline_hashes,
+    read_model_index,
+    save_pipeline,
+)
 from sa_diffusers.processes import process_state
 from sa_diffusers.results import announce, combine, evaluation_key, examiner, tracker, write_results
-from sa_diffusers.stages import (
-    Stages,
-    draw_open_samples,
-    draw_replay_samples,
-    fisher_of,
-    forget_by_training,
-    make_surrogate,
-)
+from sa_diffusers.sample_stages import draw_open_samples, draw_replay_samples, make_surrogate
+from sa_diffusers.stages import Stages
+from sa_diffusers.train_stages import fisher_of, forget_by_training
 
 
 @dataclass
@@ -65,16 +67,17 @@ def forget(
         TypeError: no pipeline of a class that is handled.
         ValueError: options that cannot work, before anything is computed.
     """
-    get_family(pipeline)  # refuses what is no pipeline, or one that cannot be handled
-    precisions = {name: getattr(pipeline, name).dtype for name in ("unet", "text_encoder")}
+    component = get_family(pipeline).component  # refuses what is no pipeline, or one that cannot be handled
+    modules = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
+    precisions = {n: modules[n].dtype for n in (component, "text_encoder") if n in modules}
     if len(set(precisions.values())) > 1:
         # transformers keeps the precision of the files, diffusers loads float32: pictures could not be drawn.
         raise ValueError(f"expected components of one precision, got {precisions}; load the pipeline with dtype=...")
-    given = options | {"concept": concept, "surrogate": surrogate}
+    given = family_defaults(type(pipeline).__name__) | options | {"concept": concept, "surrogate": surrogate}
     config = config_from_dict(ForgetConfig, given)
     config.model = pipeline.name_or_path or type(pipeline).__name__
-    config.dtype = str(pipeline.unet.dtype).removeprefix("torch.")
-    working = copy_pipeline(pipeline, "unet")
+    config.dtype = str(modules[component].dtype).removeprefix("torch.")
+    working = copy_pipeline(pipeline, component)
     folder = (
         tempfile.TemporaryDirectory(prefix="sa_diffusers_") if output_dir is None else nullcontext(str(output_dir))
     )
@@ -84,7 +87,7 @@ def forget(
     if not inplace:
         return forgotten
     # Only now, so that a run that fails leaves the caller's pipeline as it was.
-    pipeline.unet.load_state_dict(forgotten.unet.state_dict())
+    modules[component].load_state_dict(getattr(forgotten, component).state_dict())
     return pipeline
 
 
@@ -97,7 +100,12 @@ def run_forgetting(config: ForgetConfig, pipeline: DiffusionPipeline | None = No
     state = process_state()
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
-    inputs = read_inputs(config)
+
+    def find_labels() -> list[str] | None:
+        known = read_model_index(config.model, config.revision) if pipeline is None else pipeline.config
+        return list(known["id2label"].values()) if known.get("id2label") else None
+
+    inputs = read_inputs(config, find_labels)
     name = "-".join(re.findall(r"\w+", inputs.concept.name.lower()))
     output_dir = Path(config.output_dir or Path("runs") / name)
     hub_id = config.hub_model_id or f"{base_name(config.model)}-without-{name}"
@@ -122,6 +130,10 @@ def _run_stages(config: ForgetConfig, pipeline: DiffusionPipeline | None, inputs
         family.module.to(torch.float32)
     family.module.eval()
     check_resolution(inputs, family.resolution)
+    if config.fresh_samples and family.loss.num_terms > 1:
+        raise ValueError("fresh_samples: a diffusion model would sample for minutes every step; leave it away")
+    if config.replay_target == "model" and config.replay_weight and family.loss.num_terms == 1:
+        raise ValueError("replay_target: a VAE predicts no noise; expected 'noise', got 'model'")
     hashes = pipeline_hashes(pipeline)
     if state.is_main_process:
         print(announce(config, family, inputs, output_dir), flush=True)
@@ -152,7 +164,9 @@ def _run_stages(config: ForgetConfig, pipeline: DiffusionPipeline | None, inputs
 
     def compute() -> list[dict]:
         callback = tracker(config, family, inputs, output_dir)
-        history = forget_by_training(stages, family, config, surrogate, replay, fisher, callback)
+        history = forget_by_training(
+            stages, family, config, concept, surrogate, replay, inputs.prompts, fisher, callback
+        )
         if state.is_main_process:
             # Saved before it is judged: whatever happens there, the result is not lost.
             save_pipeline(pipeline, output_dir / "pipeline", family.module, config.dtype)
@@ -160,7 +174,8 @@ def _run_stages(config: ForgetConfig, pipeline: DiffusionPipeline | None, inputs
         return history
 
     def load() -> list[dict]:
-        saved = type(family.module).from_pretrained(output_dir / "pipeline", subfolder="unet", dtype=torch.float32)
+        part = family.component
+        saved = type(family.module).from_pretrained(output_dir / "pipeline", subfolder=part, dtype=torch.float32)
         family.module.load_state_dict(saved.state_dict())
         return json.loads((output_dir / "history.json").read_text())
 
@@ -170,7 +185,7 @@ def _run_stages(config: ForgetConfig, pipeline: DiffusionPipeline | None, inputs
     if config.dtype != "float32":
         family.module.to(getattr(torch, config.dtype))  # the precision of the other parts, as in the saved pipeline
     if state.is_main_process:
-        write_results(config, inputs, metrics, (before, after), history, fisher, output_dir)
+        write_results(config, inputs, metrics, (before, after), history, fisher, type(pipeline).__name__, output_dir)
     return Outcome(pipeline, metrics, output_dir)
 
 

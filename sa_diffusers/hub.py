@@ -21,6 +21,8 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
+from sa_diffusers.pipelines import OWN_PIPELINES
+
 
 # What makes a tokenizer: without any of these files transformers builds an empty one and says nothing.
 VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model")
@@ -161,6 +163,7 @@ def write_model_card(
     images: Sequence[str],
     license: str | None,
     dtype: str = "float32",
+    pipeline_class: str = "StableDiffusionPipeline",
 ) -> Path:
     """Write the folder's README.md, the card that the hub shows.
 
@@ -172,20 +175,23 @@ def write_model_card(
         metrics: {"before": {...}, "after": {...}} as in metrics.json, or None where nothing was measured.
         images: paths relative to the folder of the pictures to show, before and after.
         dtype: precision to load it in; without one transformers and diffusers choose differently.
+        pipeline_class: the class that loads it: a stock one of diffusers, or one of this package.
         license: the base model's licence id on the hub, which holds for this one too; None where unknown.
 
     Returns:
         Path of the card.
     """
+    stock = pipeline_class not in OWN_PIPELINES
+    library, loader = ("diffusers", "DiffusionPipeline") if stock else ("sa_diffusers", pipeline_class)
     on_hub = _is_repo_id(base_model) and not Path(base_model).exists()
     base = base_model if on_hub else base_name(base_model)
     sections = [
         f"# {base_name(base)} without “{escape(concept)}”",
         f"`{base}` trained by {method} to draw **{escape(surrogate)}** where it is asked for **{escape(concept)}**.",
         *(f"![Before and after]({image})" for image in images),
-        "## Use\n\nAn ordinary pipeline of the base model's own class; nothing but diffusers is needed.",
-        "```python\nimport torch\nfrom diffusers import DiffusionPipeline\n\n"
-        f'pipeline = DiffusionPipeline.from_pretrained("path/or/hub-id/of/this/model", dtype=torch.{dtype})\n```',
+        f"## Use\n\nA pipeline of the base model's own class; nothing but {library} is needed.",
+        f"```python\nimport torch\nfrom {library} import {loader}\n\n"
+        f'pipeline = {loader}.from_pretrained("path/or/hub-id/of/this/model", dtype=torch.{dtype})\n```',
         "## How it was made\n\n" + _table(("setting", "value"), settings.items()),
     ]
     if metrics:
@@ -198,11 +204,12 @@ def write_model_card(
         "on the weights may bring it back, and what is close to it may have changed as well.",
         f"## Licence\n\nThat of the base model, `{base}`" + (f": {license}." if license else "; look it up there."),
     ]
+    text_to_image = ["stable-diffusion", "text-to-image"] if stock else []
     data = ModelCardData(
         base_model=base_model if on_hub else None,
         library_name="diffusers",
-        pipeline_tag="text-to-image",
-        tags=["diffusers", "stable-diffusion", "text-to-image", "sa_diffusers", "concept-forgetting"],
+        pipeline_tag="text-to-image" if stock else "unconditional-image-generation",
+        tags=["diffusers", *text_to_image, "sa_diffusers", "concept-forgetting"],
         license=license,
     )
     path = Path(folder) / "README.md"

@@ -1,17 +1,17 @@
 """What a run reads and checks before anything expensive starts, and its claim to an output folder."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-import torch
 
 from sa_diffusers.artifacts import Stage, StageMismatch, atomic_path
 from sa_diffusers.bundled import resolve
 from sa_diffusers.cli import config_to_yaml
 from sa_diffusers.config import ForgetConfig
 from sa_diffusers.data import image_paths, load_image
-from sa_diffusers.evaluation.classifier import AttributeClassifier
-from sa_diffusers.evaluation.forgetting import Examination, examination, read_labelled_prompts
+from sa_diffusers.evaluation.classifier import ImageClassifier
+from sa_diffusers.evaluation.forgetting import Examination, examination, labelled_classes, read_labelled_prompts
+from sa_diffusers.evaluation.load_classifier import load_classifier
 from sa_diffusers.hub import explain_load_errors
 from sa_diffusers.processes import process_state
 from sa_diffusers.prompts import Concept, concept_templates, find_concept, is_folder, mentions, read_prompts
@@ -34,22 +34,42 @@ class Inputs:
     concept: Concept
     prompts: list[str]
     templates: list[str]
-    classifiers: dict[str, AttributeClassifier]
+    classifiers: dict[str, ImageClassifier]
     exams: dict[str, Examination]
 
 
-def read_inputs(config: ForgetConfig) -> Inputs:
-    """Read and check everything but the pipeline.
+def read_concept(config: ForgetConfig) -> Concept:
+    """The concept, once its surrogate has been looked at.
 
     Raises:
-        ValueError: a concept without surrogate, a folder without images, prompts that all name the concept, ...
-        ModelLoadError: a classifier that cannot be loaded.
+        ValueError: a concept without surrogate, or a folder without usable images.
     """
     concept = find_concept(config.concept, config.surrogate, config.siblings)
     if is_folder(concept.surrogate):
         for path in image_paths(concept.surrogate):
             load_image(path, 64)
-    prompts = read_prompts(config.replay_prompts, config.prompt_column)
+    return concept
+
+
+def read_inputs(config: ForgetConfig, find_labels: Callable[[], list[str] | None] = lambda: None) -> Inputs:
+    """Read and check everything but the pipeline.
+
+    Args:
+        find_labels: gives the classes of a class-conditional model, which are its only prompts, or None where prompts
+            are free text. Called once the concept has been checked, since it may have to ask the hub.
+
+    Raises:
+        ValueError: as `read_concept`; prompts that all name the concept; a class that the model does not have; ...
+        ModelLoadError: a classifier that cannot be loaded.
+    """
+    concept, labels = read_concept(config), find_labels()
+    prompts = (
+        labels if config.replay_prompts == "labels" else read_prompts(config.replay_prompts, config.prompt_column)
+    )
+    if prompts is None:
+        raise ValueError("replay_prompts: labels is for models with classes, and this one takes free text")
+    if labels is not None:
+        _check_labels(config, concept, prompts, labels)
     if all(mentions(prompt, concept.phrasings) for prompt in prompts):
         raise ValueError(
             f"every prompt of {config.replay_prompts} mentions {concept.name!r}: there is nothing to keep; pass other "
@@ -57,14 +77,35 @@ def read_inputs(config: ForgetConfig) -> Inputs:
         )
     classifiers, exams = {}, {}
     rows = read_labelled_prompts(config.eval_prompts) if config.eval_prompts else []
+    if config.classifier and not config.eval_prompts and labels is None:
+        raise ValueError("a classifier needs eval_prompts: labelled prompts for pictures that it can judge")
     for name in config.classifier:
         source = resolve(name)
         with explain_load_errors(source):
-            classifiers[name] = AttributeClassifier.from_pretrained(source, dtype=torch.float32)
+            classifiers[name] = load_classifier(source)
         classifiers[name].eval().to(process_state().device)
         counts = (config.eval_images_concept, config.eval_images_class, config.eval_images_other)
+        if labels is not None:  # every prompt has been seen, and names a class
+            rows, counts = labelled_classes(classifiers[name], labels), (*counts[:2], 0)
         exams[name] = examination(classifiers[name], concept, rows, *counts, seed=config.seed)
-    return Inputs(concept, prompts, concept_templates(concept, prompts, config.concept_templates), classifiers, exams)
+    templates = ["{}"] if labels else concept_templates(concept, prompts, config.concept_templates)
+    return Inputs(concept, prompts, templates, classifiers, exams)
+
+
+def _check_labels(config: ForgetConfig, concept: Concept, prompts: list[str], labels: list[str]) -> None:
+    """Raise ValueError where something that stands for a class of the model is none."""
+    free = concept.surrogate == "noise" or is_folder(concept.surrogate)
+    said = [("concept", [config.concept]), ("surrogate", [] if free else [concept.surrogate])]
+    for what, names in [*said, ("replay prompt", prompts)]:
+        unknown = [name for name in names if name not in labels]
+        if unknown:
+            raise ValueError(f"the model has no class for the {what} {unknown[0]!r}; it has {', '.join(labels)}")
+    if config.latents == "drawn" and is_folder(concept.surrogate):
+        raise ValueError("a folder of images has no latents of its own: expected latents 'encoder', got 'drawn'")
+    if config.empty_prompt_fraction:
+        raise ValueError(
+            f"expected empty_prompt_fraction 0 for a model of classes, got {config.empty_prompt_fraction}"
+        )
 
 
 def check_resolution(inputs: Inputs, resolution: int) -> None:

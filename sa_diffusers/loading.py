@@ -2,15 +2,35 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
 from diffusers import DiffusionPipeline
 from torch import nn
 
 from sa_diffusers.artifacts import atomic_path, hash_tensors
 from sa_diffusers.bundled import resolve
 from sa_diffusers.hub import explain_load_errors
+from sa_diffusers.pipelines import OWN_PIPELINES
 from sa_diffusers.processes import process_state
+
+
+def read_model_index(model: str, revision: str | None = None) -> dict[str, Any]:
+    """The pipeline's model_index.json: its class, components and options, without any weights.
+
+    Raises:
+        ModelLoadError: with what to do about it.
+    """
+    source = resolve(model)
+    with explain_load_errors(source):
+        return dict(DiffusionPipeline.load_config(source, revision=revision))
+
+
+def family_defaults(pipeline_class: str) -> dict[str, Any]:
+    """Options of a forgetting run that differ from ForgetConfig's defaults, which are those of Stable Diffusion."""
+    path = Path(resolve("bundled/defaults")) / f"{pipeline_class}.yaml"
+    return yaml.safe_load(path.read_text()) if path.exists() else {}
 
 
 def load_pipeline(model: str, revision: str | None, variant: str | None, dtype: str) -> DiffusionPipeline:
@@ -24,8 +44,9 @@ def load_pipeline(model: str, revision: str | None, variant: str | None, dtype: 
         ModelLoadError: with what to do about it.
     """
     source = resolve(model)
+    cls = OWN_PIPELINES.get(read_model_index(model, revision)["_class_name"], DiffusionPipeline)
     with explain_load_errors(source):
-        pipeline = DiffusionPipeline.from_pretrained(
+        pipeline = cls.from_pretrained(
             source, revision=revision, variant=variant, dtype=getattr(torch, dtype), low_cpu_mem_usage=False
         )
     return pipeline.to(process_state().device)
@@ -34,7 +55,7 @@ def load_pipeline(model: str, revision: str | None, variant: str | None, dtype: 
 def copy_pipeline(pipeline: DiffusionPipeline, trained: str) -> DiffusionPipeline:
     """A pipeline of the same class that shares every component but its own copy of the one that is trained."""
     components = {**pipeline.components, trained: copy.deepcopy(getattr(pipeline, trained))}
-    options = {k: v for k, v in pipeline.config.items() if k == "requires_safety_checker"}
+    options = {k: v for k, v in pipeline.config.items() if k in ("requires_safety_checker", "id2label")}
     return type(pipeline)(**components, **options)
 
 

@@ -1,5 +1,6 @@
 """What a run is about to do and what it will cost, from one timed forward pass; what cannot fit is refused."""
 
+import math
 import shutil
 import time
 from dataclasses import dataclass
@@ -32,15 +33,16 @@ class NotEnoughMemory(RuntimeError):
 
 def seconds_per_sample(family: Family, batch_size: int) -> float:
     """Seconds of one UNet forward pass per sample, timed on zeros after one pass that warms up."""
-    config = family.module.config
-    latents = torch.zeros(batch_size, config.in_channels, config.sample_size, config.sample_size)
-    batch = {k: v.to(family.pipeline.device) for k, v in family.batch(latents, [""] * batch_size).items()}
+    latents = torch.zeros(batch_size, *family.latent_shape)
+    prompt = family.labels[0] if family.labels else ""
+    batch = {k: v.to(family.pipeline.device) for k, v in family.batch(latents, [prompt] * batch_size).items()}
     terms = torch.zeros(batch_size, dtype=torch.long, device=family.pipeline.device)
+    noise = family.loss.sample_noise(batch, torch.Generator())
     elapsed = 0.0
     for _ in range(2):
         start = time.perf_counter()
         with torch.no_grad():
-            float(family.loss(family.module, batch, terms, batch["sample"]).sum())  # float() waits for the device
+            float(family.loss(family.module, batch, terms, noise).sum())  # float() waits for the device
         elapsed = time.perf_counter() - start
     return elapsed / batch_size
 
@@ -66,10 +68,12 @@ def estimate(config: ForgetConfig, per_sample: float, num_evaluated: int, num_te
 
 
 def trained_bytes(family: Family, config: ForgetConfig) -> int:
-    """Memory that training takes beside the pipeline: gradients, two Adam moments, anchor, Fisher, average."""
+    """Memory that training takes beside the pipeline: gradients, Adam moments, anchor, Fisher, average, frozen."""
     count = sum(p.numel() for p in family.trainable(config.train_scope).values())
     copies = 1 + 2 + (2 if config.ewc_lambda else 0) + (1 if config.ema_decay is not None else 0)
-    return copies * FLOAT32 * count
+    frozen = config.replay_target == "model" and config.replay_weight
+    whole = sum(p.numel() for p in family.module.parameters()) if frozen else 0
+    return FLOAT32 * (copies * count + whole)
 
 
 def disk_bytes(family: Family, config: ForgetConfig) -> int:
@@ -78,8 +82,7 @@ def disk_bytes(family: Family, config: ForgetConfig) -> int:
     pipeline = sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
     unet = FLOAT32 * sum(p.numel() for p in family.module.parameters())
     kept = config.checkpoints_total_limit + 1 if config.checkpointing_steps else 0
-    c = family.module.config
-    latents = (config.num_samples * 2 + config.num_surrogate_samples) * c.in_channels * c.sample_size**2 * FLOAT32
+    latents = (config.num_samples * 2 + config.num_surrogate_samples) * math.prod(family.latent_shape) * FLOAT32
     return int(pipeline + (unet if config.ewc_lambda else 0) + kept * 4 * unet + latents)
 
 

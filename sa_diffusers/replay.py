@@ -5,9 +5,12 @@ from collections.abc import Sequence
 import torch
 
 from sa_diffusers.data import SampleSet
+from sa_diffusers.families import Family
+from sa_diffusers.losses import Batch
 from sa_diffusers.prompts import Concept, mentions
 from sa_diffusers.sampling import Request
 from sa_diffusers.seeding import derive_seed, seeded
+from sa_diffusers.training import infinite_indices
 
 
 def spread(prompts: Sequence[str], count: int, seed: int) -> list[str]:
@@ -73,15 +76,54 @@ def select_replay(samples: SampleSet, concept: Concept, mode: str) -> SampleSet:
     return samples.take(kept)
 
 
+class DistilledReplay:
+    """Replay against the frozen model: its samples, noised, under any prompt that keeps the concept out.
+
+    Prompts that leave the concept open, and all that were drawn anew without it, are an exception: what the frozen
+    model predicts under them would teach the concept back at its base rate. They keep their own samples, drawn without
+    it, and the noise as the target.
+
+    Args:
+        samples: what `select_replay` kept, and the samples drawn anew without the concept.
+        prompts: to choose from.
+        mode: which prompts were drawn anew, as in `needs_negative`.
+    """
+
+    def __init__(self, samples: SampleSet, prompts: Sequence[str], concept: Concept, mode: str):
+        def own(prompt: str) -> bool:
+            return leaves_open(prompt, concept) or needs_negative(prompt, concept, mode)
+
+        self.samples = samples
+        self.prompts = [prompt for prompt in prompts if not mentions(prompt, concept.phrasings) and not own(prompt)]
+        self.distilled = torch.tensor([not own(prompt) for prompt in samples.prompts])
+        if not self.prompts:
+            self.distilled[:] = False
+
+    def batch(self, family: Family, batch_size: int, step: int, seed: int) -> Batch:
+        """Batch `step` of an endless walk over the samples; "distilled" [B] marks those with the frozen target."""
+        indices = infinite_indices(len(self.samples), batch_size, step, seed)
+        chosen, distilled = self.samples.take(indices), self.distilled[indices]
+        drawn = torch.randint(max(1, len(self.prompts)), (batch_size,), generator=seeded(seed, "prompts", step))
+        prompts = [
+            self.prompts[index] if other else own
+            for own, other, index in zip(chosen.prompts, distilled.tolist(), drawn.tolist(), strict=True)
+        ]
+        return family.batch(chosen.latents, prompts) | {"distilled": distilled}
+
+
 def concept_captions(templates: Sequence[str], concept: Concept, count: int, seed: int) -> list[tuple[str, str]]:
     """`count` pairs (caption with a phrasing of the concept, the template it came from), phrasings in equal shares."""
     chosen = spread(templates, count, seed)
     return [(t.replace("{}", concept.phrasings[i % len(concept.phrasings)]), t) for i, t in enumerate(chosen)]
 
 
-def surrogate_requests(pairs: Sequence[tuple[str, str]], concept: Concept, seed: int) -> list[Request]:
-    """Requests for the surrogate in the concept's place: the same sentence says something else."""
+def surrogate_requests(
+    pairs: Sequence[tuple[str, str]], concept: Concept, seed: int, keep_concept: bool = False
+) -> list[Request]:
+    """Requests for the surrogate in the concept's place: the same sentence says something else, unless it is kept."""
     return [
-        Request(template.replace("{}", concept.surrogate), derive_seed(seed, "surrogate", i))
-        for i, (_, template) in enumerate(pairs)
+        Request(
+            caption if keep_concept else template.replace("{}", concept.surrogate), derive_seed(seed, "surrogate", i)
+        )
+        for i, (caption, template) in enumerate(pairs)
     ]

@@ -167,6 +167,7 @@ def write_results(
     findings: tuple[Findings, Findings],
     history: list[dict],
     fisher: Fisher | None,
+    pipeline_class: str,
     output_dir: Path,
 ) -> None:
     """metrics.json, before_after.png, report.html, and the model card inside the pipeline's folder."""
@@ -186,7 +187,7 @@ def write_results(
     }
     notes = [
         "Suppressed, not proven erased: whoever has the weights may train or attack the concept back.",
-        f"The pipeline lies in {output_dir / 'pipeline'}; stock diffusers loads it.",
+        f"The pipeline lies in {output_dir / 'pipeline'}, a {pipeline_class}.",
     ]
     if not inputs.exams:
         notes.insert(
@@ -216,6 +217,7 @@ def write_results(
         images=["before_after.png"],
         license="apache-2.0" if config.model.startswith("bundled/") else None,
         dtype=config.dtype,
+        pipeline_class=pipeline_class,
     )
 
 

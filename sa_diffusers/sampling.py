@@ -9,8 +9,11 @@ import torch
 from tqdm import tqdm
 
 from sa_diffusers.data import SampleSet
-from sa_diffusers.families import Family
+from sa_diffusers.families import Family, get_family
+from sa_diffusers.loading import copy_pipeline
+from sa_diffusers.losses import Batch
 from sa_diffusers.processes import process_state
+from sa_diffusers.seeding import derive_seed, seeded
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,59 @@ def draw_samples(
     state.wait_for_everyone()
     parts = [SampleSet.load(parts_dir / f"{s:07d}.safetensors") if parts_dir is not None else drawn[s] for s in starts]
     return SampleSet(torch.cat([p.latents for p in parts]), [prompt for p in parts for prompt in p.prompts])
+
+
+def frozen_family(family: Family) -> Family:
+    """The adapter of a copy of the pipeline as it is now."""
+    return get_family(copy_pipeline(family.pipeline, family.component))
+
+
+class FreshSamples:
+    """Samples of random prompts drawn anew for every batch, by a model that stays as it is.
+
+    Args:
+        family: the adapter of a frozen copy of the pipeline.
+        prompts: what to draw, each with the same probability.
+        shown_as: the prompt to show all of them under; None: each under its own.
+        with_latents: whether batches hold the "latents" that the samples were decoded from.
+    """
+
+    def __init__(
+        self, family: Family, prompts: Sequence[str], shown_as: str | None = None, with_latents: bool = False
+    ):
+        self.family, self.prompts = family, list(prompts)
+        self.shown_as, self.with_latents = shown_as, with_latents
+
+    def batch(self, family: Family, batch_size: int, step: int, seed: int) -> Batch:
+        """Batch `step`; equal arguments give equal batches."""
+        chosen = torch.randint(len(self.prompts), (batch_size,), generator=seeded(seed, "fresh prompts", step))
+        prompts = [self.prompts[index] for index in chosen.tolist()]
+        seeds = [derive_seed(seed, "fresh", step, index) for index in range(batch_size)]
+        shown = prompts if self.shown_as is None else [self.shown_as] * batch_size
+        batch = family.batch(self.family.draw(prompts, seeds, 1.0, 1), shown)
+        return batch | {"latents": self.family.prior(seeds)} if self.with_latents else batch
+
+
+class FreshNoise:
+    """Uniform noise in pixel space, drawn anew for every batch, under one prompt.
+
+    Args:
+        shown_as: the prompt.
+        with_latents: whether batches hold "latents" drawn from the prior: noise tells nothing of its latents.
+    """
+
+    def __init__(self, shown_as: str, with_latents: bool = False):
+        self.shown_as, self.with_latents = shown_as, with_latents
+
+    def batch(self, family: Family, batch_size: int, step: int, seed: int) -> Batch:
+        """Batch `step`; equal arguments give equal batches."""
+        generator = seeded(seed, "fresh noise", step)
+        size = (batch_size, family.image_channels, family.resolution, family.resolution)
+        images = (2 * torch.rand(size, generator=generator) - 1).expand(-1, 3, -1, -1)
+        batch = family.batch(family.encode(images, generator), [self.shown_as] * batch_size)
+        if self.with_latents:
+            batch["latents"] = torch.randn(batch_size, family.loss.latent_dim, generator=generator)
+        return batch
 
 
 def remove_parts(parts_dir: Path) -> None:

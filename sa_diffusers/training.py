@@ -1,9 +1,11 @@
 """The only optimisation loop: minimise any objective, with accelerate, resumable at any step."""
 
 import math
+import re
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -16,9 +18,15 @@ from tqdm import tqdm
 
 from sa_diffusers.checkpoints import Checkpoints
 from sa_diffusers.objectives import NestedBatch, Objective
-from sa_diffusers.seeding import seeded
+from sa_diffusers.seeding import derive_seed, seeded
 
 
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+# Options of training a base model that say how the run is watched, not what it computes.
+NOT_IDENTITY = (
+    "output_dir", "report_to", "checkpointing_steps", "checkpoints_total_limit", "logging_steps", "data_dir",
+    "num_threads",
+)  # fmt: skip
 MAX_SKIPPED = 20  # a gradient scaler skips a step now and then; this many in a row mean that it finds no scale
 
 
@@ -28,7 +36,11 @@ class TrainingDiverged(RuntimeError):
 
 @dataclass
 class TrainingConfig:
-    """Settings of one optimisation. The learning rate is used as written, whatever the number of processes."""
+    """Settings of one optimisation. The learning rate is used as written, whatever the number of processes.
+
+    Raises:
+        ValueError: step rules without their schedule, the schedule without step rules, or rules of another form.
+    """
 
     num_train_steps: int = field(default=1000, metadata={"help": "Optimiser steps."})
     train_batch_size: int = field(
@@ -38,10 +50,19 @@ class TrainingConfig:
         },
     )
     learning_rate: float = field(default=1e-5, metadata={"help": "Peak learning rate; never scaled silently."})
-    lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine"] = field(
+    lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine", "piecewise_constant"] = field(
         default="constant_with_warmup", metadata={"help": "Schedule, by diffusers' name."}
     )
-    lr_warmup_steps: int = field(default=0, metadata={"help": "Optimiser steps of linear warm-up."})
+    lr_warmup_steps: int = field(
+        default=0, metadata={"help": "Optimiser steps of linear warm-up; constant and piecewise_constant have none."}
+    )
+    lr_step_rules: str | None = field(
+        default=None,
+        metadata={
+            "help": "For piecewise_constant: factors of the learning rate, each with the step before which it holds, "
+            "and the last one alone. 1:1000,0.1:2000,0.01 is 1 for 1000 steps, 0.1 up to step 2000, then 0.01."
+        },
+    )
     adam_beta1: float = field(default=0.9, metadata={"help": "AdamW's first decay rate."})
     adam_beta2: float = field(default=0.999, metadata={"help": "AdamW's second decay rate."})
     adam_epsilon: float = field(default=1e-8, metadata={"help": "AdamW's epsilon."})
@@ -68,6 +89,16 @@ class TrainingConfig:
     logging_steps: int = field(default=5, metadata={"help": "Record losses every so many steps."})
     report_to: str | None = field(default=None, metadata={"help": "Tracker: tensorboard, wandb, ...; null: none."})
 
+    def __post_init__(self) -> None:
+        if (self.lr_scheduler == "piecewise_constant") != (self.lr_step_rules is not None):
+            raise ValueError(
+                f"lr_scheduler piecewise_constant and lr_step_rules need each other, got {self.lr_scheduler} and "
+                f"{self.lr_step_rules!r}; set both or neither"
+            )
+        number = r"[0-9]*\.?[0-9]+(e-?[0-9]+)?"
+        if self.lr_step_rules is not None and not re.fullmatch(rf"({number}:[0-9]+,)*{number}", self.lr_step_rules):
+            raise ValueError(f"expected lr_step_rules such as 1:1000,0.1:2000,0.01, got {self.lr_step_rules!r}")
+
 
 Callback = Callable[[int, dict], bool | None]  # (step, history row); returning True ends training early
 
@@ -89,7 +120,8 @@ def train(
 
     Every random number is a function of (seed, step), and a batch is drawn whole before processes and accumulation
     steps share it. So one process or several, accumulated or not, interrupted or not, give the same weights up to
-    rounding.
+    rounding. A model with dropout draws for itself and one with batch norm looks at its part of the batch: those give
+    the same weights, interrupted or not, only while processes and accumulation stay as they are.
 
     Args:
         model: left in eval mode with the trained weights (their moving average if `ema_decay` is set).
@@ -120,6 +152,7 @@ def train(
     scheduler = get_scheduler(
         config.lr_scheduler,
         optimizer,
+        step_rules=config.lr_step_rules,
         num_warmup_steps=config.lr_warmup_steps,
         num_training_steps=config.num_train_steps,
     )
@@ -132,6 +165,7 @@ def train(
         first_step = config.num_train_steps
 
     model.train()
+    drops = any(isinstance(module, DROPOUTS) and module.p > 0 for module in model.modules())
     skipped = 0
     steps = range(first_step, config.num_train_steps)
     progress = tqdm(
@@ -144,6 +178,8 @@ def train(
     )
     for step in progress:
         batch = objective.draw(batches(step), seeded(seed, "objective", step))
+        if drops:  # dropout takes no generator; each process drops for its own share of the batch
+            torch.manual_seed(derive_seed(seed, "model", step, accelerator.process_index))
         logs = _backward(accelerator, prepared, objective, batch, config.gradient_accumulation_steps)
         if accelerator.scaler is not None:
             accelerator.unscale_gradients(optimizer)
@@ -222,9 +258,13 @@ def infinite_indices(num_samples: int, batch_size: int, step: int, seed: int) ->
     position = step * batch_size
     while len(indices) < batch_size:
         epoch, offset = divmod(position + len(indices), num_samples)
-        order = torch.randperm(num_samples, generator=seeded(seed, "epoch", epoch))
-        indices += order[offset : offset + batch_size - len(indices)].tolist()
+        indices += _epoch_order(num_samples, epoch, seed)[offset : offset + batch_size - len(indices)].tolist()
     return indices
+
+
+@lru_cache(maxsize=8)  # a permutation of a large set takes longer than a step of a small model
+def _epoch_order(num_samples: int, epoch: int, seed: int) -> Tensor:
+    return torch.randperm(num_samples, generator=seeded(seed, "epoch", epoch))
 
 
 def _take(batch: NestedBatch, rows: slice, device: torch.device) -> NestedBatch:

@@ -1,9 +1,11 @@
-"""Make a text-to-image pipeline forget a concept; the result is a plain diffusers pipeline.
+"""Make a pipeline forget a concept; the result is a pipeline of the same class.
 
 Stable Diffusion v1.4 from the hub:
     accelerate launch scripts/forget.py --concept "Brad Pitt" --surrogate "a middle aged man"
 The bundled digits pipeline, offline, in minutes:
     accelerate launch scripts/forget.py --config configs/digits.yaml
+A conditional VAE that scripts/train_base.py has trained:
+    accelerate launch scripts/forget.py --model runs/mnist_cvae/pipeline --concept 0 --surrogate noise
 """
 
 from sa_diffusers.cli import friendly_errors, parse_config
@@ -14,8 +16,12 @@ def main() -> None:
     config = parse_config(ForgetConfig, description=__doc__)
     with friendly_errors():
         from sa_diffusers.forgetting import run_forgetting
+        from sa_diffusers.loading import family_defaults, read_model_index
         from sa_diffusers.results import table
 
+        own = family_defaults(read_model_index(config.model, config.revision)["_class_name"])
+        if own:
+            config = parse_config(ForgetConfig, description=__doc__, defaults=own)
         outcome = run_forgetting(config)
         print(f"\n{table(outcome.metrics)}\n\npipeline: {outcome.output_dir / 'pipeline'}")
         print(f"report:   {(outcome.output_dir / 'report.html').resolve()}")

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 import sa_diffusers.fisher_sums
 import sa_diffusers.forgetting
-import sa_diffusers.stages
+import sa_diffusers.train_stages
 from sa_diffusers.artifacts import DiskFull, StageMismatch
 from sa_diffusers.cli import config_from_dict
 from sa_diffusers.config import ForgetConfig
@@ -153,8 +153,8 @@ def test_what_training_sees(start, finished, tmp_path, monkeypatch):
     monkeypatch.setattr(
         SelectiveAmnesia, "draw", lambda self, batch, rng: seen.append(batch) or draw(self, batch, rng)
     )
-    start(tmp_path / "run", num_train_steps=8)
-    family = get_family(start(tmp_path / "run", num_train_steps=8).pipeline)
+    start(tmp_path / "run", num_train_steps=8, replay_target="noise")
+    family = get_family(start(tmp_path / "run", num_train_steps=8, replay_target="noise").pipeline)
     samples, drawn_anew, surrogate = (
         SampleSet.load(tmp_path / "run" / f"{name}.safetensors")
         for name in ("samples/samples", "samples/without_concept", "surrogate/surrogate")
@@ -213,7 +213,7 @@ def test_the_same_run_again_computes_nothing(finished, start, monkeypatch):
         (TextToImageFamily, "draw"),
         (TextToImageFamily, "encode"),
         (sa_diffusers.fisher_sums, "estimate_fisher"),
-        (sa_diffusers.stages, "train"),
+        (sa_diffusers.train_stages, "train"),
     ):
         monkeypatch.setattr(owner, name, None)  # calling it would raise
     outcome = start(finished)

@@ -16,6 +16,7 @@ from sa_diffusers.prompts import (
     substitute,
 )
 from sa_diffusers.replay import (
+    DistilledReplay,
     concept_captions,
     leaves_open,
     needs_negative,
@@ -213,3 +214,25 @@ def test_captions_use_every_phrasing_and_the_surrogate_the_same_sentences():
     requests = surrogate_requests(pairs, SEVEN, seed=0)
     assert [r.prompt for r in requests] == [template.replace("{}", "nine") for _, template in pairs]
     assert len({r.seed for r in requests}) == 30
+
+
+def test_distilled_replay_shows_samples_under_other_prompts_but_open_ones_under_their_own():
+    class Family:
+        def batch(self, latents, prompts):
+            return {"sample": latents, "prompts": prompts}
+
+    samples = SampleSet(torch.arange(4.0), ["a six", "", "a red digit", "an 8"])
+    prompts = ["a six", "an 8", "one six", "a seven", "a red digit", ""]
+    replay = DistilledReplay(samples, prompts, SEVEN, "open")
+    assert replay.prompts == ["a six", "an 8", "one six"]  # neither the concept nor what leaves it open
+    assert not DistilledReplay(samples, prompts, SEVEN, "all").distilled.any()  # all were drawn away from the concept
+    shown = set()
+    for step in range(30):
+        batch = replay.batch(Family(), 4, step, seed=0)
+        for latent, prompt, distilled in zip(batch["sample"], batch["prompts"], batch["distilled"], strict=True):
+            assert distilled == (int(latent) in (0, 3))
+            if distilled:
+                shown.add((int(latent), prompt))
+            else:
+                assert prompt == samples.prompts[int(latent)]
+    assert shown == {(index, prompt) for index in (0, 3) for prompt in replay.prompts}

@@ -94,6 +94,59 @@ def test_resumed_equals_uninterrupted(tmp_path, ema_decay, stopped_at):
     assert_same_weights(resumed, whole)
 
 
+class Dropping(Denoiser):
+    def __init__(self, p: float = 0.5):
+        super().__init__()
+        self.layers.insert(2, nn.Dropout(p))
+
+
+@pytest.mark.parametrize("stopped_at", [3, 4])
+def test_dropout_depends_on_the_step_alone(tmp_path, stopped_at):
+    """Not on what else draws from the global generator, whose state a checkpoint restores."""
+    whole, stopped, resumed = Dropping(), Dropping(), Dropping()
+    expected = run(whole, callback=lambda step, row: torch.rand(step).sum() < 0)
+    with pytest.raises(KeyboardInterrupt):
+        run(stopped, tmp_path, interrupt_at(stopped_at))
+    assert run(resumed, tmp_path) == expected
+    assert_same_weights(resumed, whole)
+
+
+def test_every_step_drops_something_else():
+    model, dropped = Dropping(), []
+    model.layers[2].register_forward_hook(lambda module, inputs, output: dropped.append((output == 0).flatten()))
+    run(model)
+    assert len(dropped) == len({tuple(mask.tolist()) for mask in dropped}) == STEPS
+
+
+@pytest.mark.parametrize("model", [Denoiser(), Dropping(0.0)])
+def test_without_dropout_the_global_generator_is_left_alone(model):
+    before = torch.get_rng_state()
+    run(model)
+    torch.testing.assert_close(torch.get_rng_state(), before, rtol=0, atol=0)
+
+
+def test_piecewise_constant_learning_rate():
+    history = run(Denoiser(), lr_scheduler="piecewise_constant", lr_step_rules="1:2,0.1:5,0.01", lr_warmup_steps=0)
+    assert [row["learning_rate"] for row in history] == pytest.approx([1e-2, 1e-2, 1e-3, 1e-3, 1e-3, 1e-4])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr_scheduler": "piecewise_constant"}, "need each other, got piecewise_constant and None"),
+        ({"lr_step_rules": "1:10,0.1"}, "need each other, got constant_with_warmup and '1:10,0.1'"),
+        (
+            {"lr_scheduler": "piecewise_constant", "lr_step_rules": "10:1,"},
+            "such as 1:1000,0.1:2000,0.01, got '10:1,'",
+        ),
+        ({"lr_scheduler": "piecewise_constant", "lr_step_rules": "1:0.5,2"}, "such as 1:1000,.* got '1:0.5,2'"),
+    ],
+)
+def test_step_rules_and_their_schedule_need_each_other(options, message):
+    with pytest.raises(ValueError, match=message):
+        TrainingConfig(**options)
+
+
 def test_a_finished_training_is_not_repeated(tmp_path):
     whole, again = Denoiser(), Denoiser()
     history = run(whole, tmp_path)
