@@ -1,0 +1,145 @@
+"""Part 1 of the study: the paper's MNIST results."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from sa_diffusers.mnist_study.classifier_spread import (
+    CONCEPT,
+    FLOORS,
+    RETAINED,
+    Values,
+    cells,
+    mean,
+    of_authors_kind,
+    pick,
+    readings,
+    spread,
+)
+from sa_diffusers.mnist_study.paper_comparisons import compare_ablations, compare_digits, compare_with_study
+from sa_diffusers.mnist_study.paper_figures import save_classifier_points
+from sa_diffusers.mnist_study.paper_runs import AUTHORS_LAMBDA, Run, ablation_runs, default_run, faithful_run, fast_run
+from sa_diffusers.mnist_study.study import Study
+
+
+BARS = {  # the largest difference that counts as met
+    "mean entropy, distance from that of flat grey (nats)": 0.1,
+    "mean P(0), above that of flat grey": 0.02,
+    "mean retained probability, below the original's": 0.01,
+    "probability of the worst retained class, below the original's": 0.03,
+}
+PAPER_ROWS = [  # Heng & Soh (2023), section 4; the entropy is the one that the README of their code prints
+    ["paper, original", 0.967, "–", "–", "–", "–", "–", "–"],
+    ["paper, after (λ 100)", 0.058, 2.19, "–", "–", 10000, "–", "–"],
+]
+
+
+def run(study: Study) -> dict:
+    """The part's numbers, text, tables and figures; see `Study.part`."""
+    return study.part("paper", lambda folder: _compute(study, folder))
+
+
+def _compute(study: Study, folder: Path) -> dict:
+    fast, faithful = fast_run(study), faithful_run(study)
+    digits = {digit: default_run(study, digit) for digit in range(len(study.load(study.base()).labels))}
+    sections = {
+        "forget_0": _forget_zero(study, fast, faithful, folder),
+        "ablations": compare_ablations(study, [fast, faithful, *ablation_runs(study)], folder),
+        "ten_digits": compare_digits(study, digits, folder),
+        "digit_1": compare_with_study(study, digits),
+    }
+    joined = {key: [x for part in sections.values() for x in part[key]] for key in ("text", "tables", "figures")}
+    numbers = {name: part["numbers"] for name, part in sections.items()}
+    return {"title": "The paper's MNIST results", **joined, "numbers": numbers}
+
+
+def bars(before: Values, after: Values) -> dict[str, float]:
+    """What BARS limits: how far the means over the classifiers are from what they should be, under the same names."""
+    differences = (
+        abs(mean(after, "concept_entropy") - mean(after, "grey_entropy")),
+        mean(after, "concept_probability") - mean(after, "grey_probability"),
+        mean(before, "retained_probability") - mean(after, "retained_probability"),
+        mean(before, "retained_worst_probability") - mean(after, "retained_worst_probability"),
+    )
+    return dict(zip(BARS, differences, strict=True))
+
+
+def _forget_zero(study: Study, fast: Run, faithful: Run, folder: Path) -> dict:
+    """Forget 0 with noise: the original and both runs beside the paper, and what nothing at all is read as."""
+    runs = (fast, faithful)
+    original = readings(study, fast.metrics, "before")
+    every = {"original": original} | {run.title: readings(study, run.metrics, "after") for run in runs}
+    judges = of_authors_kind(study)
+    found = {
+        run.title: bars(*({name: every[side][name] for name in judges} for side in ("original", run.title)))
+        for run in runs
+    }
+    rows = [["original", *cells(original, CONCEPT + RETAINED), "–", "–", "–"]]
+    for run in runs:
+        seconds = run.metrics["seconds"]
+        values = cells(every[run.title], CONCEPT + RETAINED)
+        rows.append([run.title, *values, run.steps, seconds["train"], seconds["total"]])
+    floors = [[title, *cells(original, keys), *["–"] * 5] for title, keys in FLOORS.items()]
+    columns = ["model", "P(0)", "entropy (nats)", "retained P", "worst retained P", "steps", "training s", "run s"]
+    title = "Forget 0 with noise: mean ± standard deviation over the classifiers"
+    tables = [
+        {"title": title, "columns": columns, "rows": rows + PAPER_ROWS + floors},
+        _bar_table(found),
+        _classifier_table(every),
+    ]
+    text = [*_classifier_text(original), *_bar_text(found, len(judges)), _cost_text(study, fast, faithful)]
+    figures = [save_classifier_points(folder / "paper_classifiers.png", every)]
+    numbers = {"readings": every, "bars": found, "seconds": {run.title: run.metrics["seconds"] for run in runs}}
+    return {"text": text, "tables": tables, "figures": figures, "numbers": numbers}
+
+
+def _bar_table(found: Mapping[str, Mapping[str, float]]) -> dict:
+    rows = []
+    for name, limit in BARS.items():
+        values = [own[name] for own in found.values()]
+        rows.append([name, limit, *(f"{v:.4f} ({'met' if v <= limit else 'missed'})" for v in values)])
+    return {"title": "What forgetting 0 should reach", "columns": ["difference", "at most", *found], "rows": rows}
+
+
+def _classifier_table(every: Mapping[str, Values]) -> dict:
+    """Each classifier's own rows: of every model, and of pictures with nothing in them."""
+    rows = []
+    for name, some in next(iter(every.values())).items():
+        own = {title: values[name] for title, values in every.items()}
+        read = [(title, [values[key] for key in CONCEPT + RETAINED]) for title, values in own.items()]
+        read += [(title, [some[key] for key in keys] + ["–", "–"]) for title, keys in FLOORS.items()]
+        accuracy = "–" if some["classifier_accuracy"] is None else some["classifier_accuracy"]
+        rows += [[name, accuracy, title, *values] for title, values in read]
+    columns = ["classifier", "its accuracy", "reads", "P(0)", "entropy (nats)", "retained P", "worst retained P"]
+    return {"title": "Forget 0 with noise, every classifier", "columns": columns, "rows": rows}
+
+
+def _classifier_text(original: Values) -> list[str]:
+    grey = [spread(pick(original, key)) for key in FLOORS["flat grey"]]
+    return [
+        f"Classifiers that read the pictures: {len(original)}; their accuracy on real test images: "
+        f"{spread(pick(original, 'classifier_accuracy'))}. A decoder that is taught uniform noise by cross-entropy "
+        "learns its mean, flat grey. So P and entropy of a forgotten digit measure how a classifier reads grey: "
+        f"P(0) of flat grey is {grey[0]}, its entropy {grey[1]} nats.",
+        "The paper reports P(0) .967 before and .058 after, with an entropy of almost 2.30 nats (at most 2.3026); the "
+        "README of its code prints .0581 and 2.1946. Both are of one classifier.",
+    ]
+
+
+def _bar_text(found: Mapping[str, Mapping[str, float]], judges: int) -> list[str]:
+    """For each run in a sentence what it reaches and what not."""
+    sentences = []
+    for title, values in found.items():
+        missed = [f"{bar}: {values[bar]:.4f} (at most {limit})" for bar, limit in BARS.items() if values[bar] > limit]
+        verdict = f"misses {len(missed)} of the {len(BARS)} bars: {'; '.join(missed)}" if missed else "meets every bar"
+        sentences.append(f"On {judges} classifier(s) of the authors' architecture, the {title} run {verdict}.")
+    return sentences
+
+
+def _cost_text(study: Study, fast: Run, faithful: Run) -> str:
+    times = [run.metrics["seconds"]["train"] for run in (fast, faithful)]
+    return (
+        f"The fast default trains for {fast.steps:,} steps in {times[0]:.0f} s, the faithful run (Adam at a constant "
+        f"1e-4, λ {AUTHORS_LAMBDA}, latents of the encoder, a Fisher of 50,000 samples) for {faithful.steps:,} steps "
+        f"in {times[1]:.0f} s: {fast.steps / faithful.steps:.1%} of the steps. CPU threads: "
+        f"{study.config.num_threads}."
+    )

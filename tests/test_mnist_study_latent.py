@@ -1,0 +1,216 @@
+"""Part 4 of the MNIST study: the quarantine, the dead zone and the centroids, against hand computations."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from sa_diffusers.evaluation.digit_classifier import DigitClassifier
+from sa_diffusers.labelled_images import load_labelled_images
+from sa_diffusers.mnist_study import latent
+from sa_diffusers.mnist_study.dead_zone import Plane, decode_plane, plane_latents
+from sa_diffusers.mnist_study.latent_measures import (
+    Quarantine,
+    centroid_distances,
+    distance_ratio,
+    neighbour_purity,
+    quarantine,
+)
+from sa_diffusers.mnist_study.readings import DIGIT, Readings, forget_one, forget_one_by_encoder, read_digit
+from sa_diffusers.mnist_study.study import Study, StudyConfig, encode_means, entropy, read
+from sa_diffusers.models import ConditionalVAE
+from sa_diffusers.pipelines import ConditionalVAEPipeline
+
+
+# Three classes of two points each: the digit 1 stands to the right, with twice the spread of the others.
+POINTS = torch.tensor([[0.0, 0], [0, 2], [10, 0], [10, 4], [0, 10], [0, 12]])
+LABELS = torch.tensor([0, 0, 1, 1, 2, 2])
+
+
+def tiny_vae(seed: int, latent_dim: int = 3) -> ConditionalVAEPipeline:
+    torch.manual_seed(seed)
+    return ConditionalVAEPipeline(ConditionalVAE(8, hidden_sizes=(16,), latent_dim=latent_dim))
+
+
+@pytest.fixture
+def classifiers() -> dict[str, DigitClassifier]:
+    torch.manual_seed(1)
+    names = {"digit": [str(digit) for digit in range(10)]}
+    return {
+        name: DigitClassifier(names, image_size=8, kernel_size=3, padding=1, channels=(4, 4), num_features=8).eval()
+        for name in ("a", "b")
+    }
+
+
+@pytest.fixture
+def study(tmp_path, classifiers) -> Study:
+    """On 100 real images; what it forgets is a model of other weights."""
+    study = Study(StudyConfig(base_config="configs/digits8x8_cvae.yaml", output_dir=str(tmp_path), num_threads=1))
+    data = load_labelled_images("digits8x8", "", "test")
+    study.__dict__["classifiers"] = classifiers
+    study.__dict__["test_images"] = type(data)(data.images[:100], data.labels[:100], data.names)
+
+    def save(name: str, seed: int, latent_dim: int | None):
+        folder = tmp_path / f"{name}_{latent_dim}"
+        if not folder.exists():
+            tiny_vae(seed, latent_dim or 3).save_pretrained(folder)
+        return folder
+
+    def forget(name: str, concept: int, *, model=None, **options):
+        return save(name, 3 if "encoder" in name else 2, 2 if name.endswith("_2") else None), {}
+
+    study.base = lambda latent_dim=None: save("base", 1, latent_dim)
+    study.forget = forget
+    return study
+
+
+def test_quarantine_is_what_the_hand_finds() -> None:
+    found = quarantine(POINTS, LABELS, digit=1, k=1)
+    assert found.centroid_distance == pytest.approx(math.hypot(10, 4) / 10)  # (10, 2) from (0, 6); others 10 apart
+    assert found.spread == pytest.approx(2.0)
+    silhouettes = []
+    for point, mate in (((10, 0), (10, 4)), ((10, 4), (10, 0))):
+        within = math.dist(point, mate)
+        outside = np.mean(
+            [math.dist(point, p.tolist()) for p, label in zip(POINTS, LABELS, strict=True) if label != 1]
+        )
+        silhouettes.append((outside - within) / max(outside, within))
+    assert found.silhouette == pytest.approx(np.mean(silhouettes))
+
+
+def test_neighbours_are_counted_without_the_point_itself() -> None:
+    torch.testing.assert_close(neighbour_purity(POINTS, LABELS, k=1), torch.ones(3, dtype=torch.float64))
+    torch.testing.assert_close(neighbour_purity(POINTS, LABELS, k=2), torch.full((3,), 0.5, dtype=torch.float64))
+    mixed = torch.tensor([0, 1, 1, 1, 2, 2])  # (0, 2) lies beside (0, 0)
+    found = quarantine(POINTS, mixed, digit=1, k=1)
+    assert found.purity == pytest.approx(2 / 3)
+    assert found.others_purity == pytest.approx((0 + 1) / 2)
+
+
+def test_purity_equals_a_loop_over_all_pairs() -> None:
+    points, labels = torch.randn(60, 4), torch.arange(60) % 3
+    expected = torch.zeros(3, dtype=torch.float64)
+    for i in range(60):
+        distances = sorted((math.dist(points[i].tolist(), points[j].tolist()), j) for j in range(60) if j != i)
+        expected[labels[i]] += sum(bool(labels[j] == labels[i]) for _, j in distances[:5]) / 5 / 20
+    torch.testing.assert_close(neighbour_purity(points, labels, k=5), expected)
+
+
+def test_centroid_distances_and_their_ratio() -> None:
+    distances = centroid_distances(POINTS, LABELS)
+    near, far = math.hypot(10, 1), math.hypot(10, 9)  # (10, 2) from (0, 1) and (0, 11)
+    expected = torch.tensor([[0, near, 10], [near, 0, far], [10, far, 0]], dtype=torch.float64)
+    torch.testing.assert_close(distances, expected)
+    assert distance_ratio(distances, 1) == pytest.approx((near + far) / 2 / 10)
+    four = torch.tensor([[0.0, 1, 2, 3], [1, 0, 4, 5], [2, 4, 0, 6], [3, 5, 6, 0]])
+    assert distance_ratio(four, 0) == pytest.approx((1 + 2 + 3) / 3 / ((4 + 5 + 6) / 3))
+
+
+def test_plane_lies_as_a_plot_does() -> None:
+    latents = plane_latents(4).view(20, 20, 4)
+    steps = torch.linspace(-3, 3, 20)
+    torch.testing.assert_close(latents[7, :, 0], steps)  # rightwards
+    torch.testing.assert_close(latents[:, 7, 1], steps.flip(0))  # upwards: row 0 is drawn on top
+    assert not latents[..., 2:].any()
+
+
+def test_readings_are_means_over_the_classifiers(classifiers) -> None:
+    images = torch.rand(5, 1, 8, 8)
+    found = read_digit(classifiers.values(), images, digit=3)
+    each = [read(classifier, images) for classifier in classifiers.values()]
+    torch.testing.assert_close(found.probability, (each[0][:, 3] + each[1][:, 3]) / 2)
+    torch.testing.assert_close(found.entropy, (entropy(each[0]) + entropy(each[1])) / 2)
+    torch.testing.assert_close(found.read_as, torch.stack([p.argmax(1) == 3 for p in each]))
+    assert found.shares == [float((p.argmax(1) == 3).double().mean()) for p in each]
+    flat = torch.tensor([0.0, 0.5, 0.75])[:, None, None, None].expand(3, 1, 8, 8)
+    torch.testing.assert_close(read_digit(classifiers.values(), flat, 3).deviation, torch.tensor([0.5, 0, 0.25]))
+
+
+def test_decoded_plane_is_each_code_decoded_as_the_digit(classifiers) -> None:
+    pipeline = tiny_vae(0)
+    plane = decode_plane(pipeline, 4, classifiers.values())
+    for index in (0, 25, 399):
+        alone = pipeline(4, latents=plane_latents(3)[index : index + 1], output_type="pt").images[0]
+        torch.testing.assert_close(plane.images[index], alone)
+    torch.testing.assert_close(
+        plane.readings.probability, read_digit(classifiers.values(), plane.images, 4).probability
+    )
+
+
+def test_numbers_of_a_plane_split_it_at_the_radius() -> None:
+    radius = plane_latents(2).norm(dim=1)
+    readings = Readings(torch.rand(400), torch.rand(400), torch.rand(2, 400) > 0.5, radius / 10)
+    numbers = Plane(torch.zeros(400, 1, 8, 8), readings).numbers()
+    inside = [r / 10 for r in radius.tolist() if r <= 2]
+    outside = [r / 10 for r in radius.tolist() if r > 2]
+    assert numbers["inside"] == pytest.approx(np.mean(inside))
+    assert numbers["outside"] == pytest.approx(np.mean(outside))
+    assert numbers["nearly_grey"] == pytest.approx(sum(r < 1 for r in radius.tolist()) / 400)
+    assert numbers["read_as"] == pytest.approx(float(readings.read_as.double().mean()))
+    assert len(numbers["read_as_by_classifier"]) == 2
+
+
+def test_runs_have_a_name_for_each_model_and_objective(study) -> None:
+    asked = []
+
+    def forget(name: str, concept: int, *, model=None, **options):
+        asked.append((name, concept, options.get("latents")))
+        return model or study.base(), {}
+
+    study.forget = forget
+    assert forget_one(study).before.vae.config.latent_dim == 3
+    assert forget_one_by_encoder(study).after.vae.config.latent_dim == 3
+    assert forget_one_by_encoder(study, latent_dim=2).after.vae.config.latent_dim == 2
+    assert asked == [
+        ("forget_0", 0, None),  # whose samples and Fisher the next one shares
+        ("forget_1", DIGIT, None),
+        ("forget_1_by_encoder", DIGIT, "encoder"),
+        ("forget_1_by_encoder_latent_2", DIGIT, "encoder"),
+    ]
+
+
+def test_run_writes_what_it_names(study, tmp_path) -> None:
+    found = latent.run(study)
+    assert found == json.loads((tmp_path / "latent" / "latent.json").read_text())
+    for figure in found["figures"]:
+        assert (tmp_path / "latent" / figure["file"]).stat().st_size > 10_000
+    assert all(len(row) == len(table["columns"]) for table in found["tables"] for row in table["rows"])
+    numbers = found["numbers"]
+    assert [row[1] for row in found["tables"][-1]["rows"]] == [
+        numbers["centroids"][when]["ratio"] for when in ("before", "after")
+    ]
+    assert min(numbers["centroids"]["moved"]) > 0
+    assert numbers["default"]["plane"] != numbers["dead_zone"]["labels"]["1"]["after"]  # of another run
+    moved = [
+        encode_means(study.load(path), study.test_images, range(100))
+        for path in (tmp_path / "base_None", tmp_path / "forget_1_None")
+    ]
+    assert numbers["default"]["moved"] == pytest.approx(float((moved[0] - moved[1]).abs().max()))
+    assert f"{numbers['latent_2d']['after']['silhouette']:.3f}" in found["text"][6]
+    study.__dict__["test_images"] = None  # nothing is computed again
+    assert latent.run(study) == found
+
+
+def test_sentence_counts_what_moved_apart_and_reads_the_silhouette() -> None:
+    before, after = Quarantine(0.1, 1.0, 0.2, 0.3, 1.0), Quarantine(0.3, 0.9, 0.4, 0.3, 1.0)
+    said = latent._say(before, after, "9 images")
+    assert said.startswith("Over 9 images, 2 of 3 measures") and ": a cluster of their own" in said
+    assert "0 of 3" in latent._say(before, before, "9 images")
+    said = latent._say(after, before, "9 images")
+    assert said.startswith("Over 9 images, 1 of 3 measures") and ": no cluster of their own" in said
+
+
+def test_codes_that_did_not_change_did_not_move(study, tmp_path) -> None:
+    codes = torch.randn(100, 3)
+    found = latent._centroids(study, {"before": codes, "after": codes.clone()}, tmp_path)
+    assert found["numbers"]["moved"] == [0.0] * 10
+    assert found["tables"][0]["rows"][0][1:] == found["tables"][0]["rows"][1][1:]
+
+
+def test_summary_separates_the_digit_from_the_others() -> None:
+    distances = torch.tensor([[0.0, 4, 2, 3], [4, 0, 5, 6], [2, 5, 0, 1], [3, 6, 1, 0]])
+    assert latent._summary(distances) == pytest.approx(
+        {"ratio": 5 / 2, "least_of_digit": 4, "largest_of_digit": 6, "largest_of_others": 3, "largest": 6}
+    )
