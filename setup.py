@@ -35,6 +35,7 @@ INSTALL_REQUIRES = [
     "safetensors>=0.5",
     "huggingface_hub>=1",
     "scipy>=1.13",
+    "scikit-learn>=1.5",
     "numpy>=2",
     "pillow>=11",
     "matplotlib>=3.9",
@@ -50,7 +51,7 @@ DIGITS = ["scikit-image>=0.25"]
 EXTRAS_REQUIRE = {
     "quality": QUALITY,
     "digits": DIGITS,  # to redraw MNIST: only for who trains the bundled pipeline or its classifier again
-    "test": ["pytest>=8", "setuptools>=77", "scikit-learn>=1.5", "jaxtyping", "beartype", *DIGITS, *QUALITY],
+    "test": ["pytest>=8", "setuptools>=77", "jaxtyping", "beartype", *DIGITS, *QUALITY],
     # Never part of `test`: torch-fidelity pulls in torchvision, and a torchvision that does not match the installed
     # torch (as beside a CPU-only build) makes transformers, diffusers, peft and torchmetrics unimportable.
     "fid": ["torch-fidelity>=0.3", "torchmetrics>=1.8"],
