@@ -25,6 +25,7 @@ def main() -> None:
         if unknown:
             raise ValueError(f"unknown part {', '.join(unknown)}; expected some of {', '.join(PARTS)}")
         study = Study(config)
+        study.load_given()
         for name in wanted:
             print(f"\n=== {name}", flush=True)
             PARTS[name](study)

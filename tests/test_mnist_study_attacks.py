@@ -21,7 +21,6 @@ from sa_diffusers.mnist_study.attack_setting import (
     ORIGINAL,
     counts,
     histogram_cell,
-    merge,
     set_up,
     share_cell,
     spell,
@@ -39,6 +38,7 @@ from sa_diffusers.mnist_study.joint_attack import (
     start_latents,
     verdict,
 )
+from sa_diffusers.mnist_study.sections import merge, merge_named
 from sa_diffusers.mnist_study.study import Study, StudyConfig
 from sa_diffusers.models import ConditionalVAE
 from sa_diffusers.pipelines import ConditionalVAEPipeline
@@ -119,6 +119,8 @@ def test_cells_and_sentences() -> None:
     part = {"text": ["t"], "tables": [1], "figures": [2]}
     merged = merge([part | {"numbers": {"x": 1}}, part | {"numbers": {"y": 2}}])
     assert merged == {"text": ["t", "t"], "tables": [1, 1], "figures": [2, 2], "numbers": {"x": 1, "y": 2}}
+    named = merge_named({"a": part | {"numbers": {"x": 1}}, "b": part | {"numbers": {"x": 2}}})
+    assert named == merged | {"numbers": {"a": {"x": 1}, "b": {"x": 2}}}
 
 
 def test_contrast_is_the_pixels_standard_deviation() -> None:
@@ -161,7 +163,6 @@ def test_random_probes_weaken_or_disturb_the_condition(study) -> None:
         assert len(attempt.images) == 100
         torch.testing.assert_close(attempt.conditions.sum(0), scale * 100 * torch.eye(10)[1])
     torch.testing.assert_close(flat.conditions, plain.conditions.softmax(1))
-    assert len(plain.images) == 10 and plain.conditions.argmax(1).tolist() == [1] * 10
     assert len(plain.images) == 10 and plain.conditions.argmax(1).tolist() == [1] * 10
     data, indices = study.test_images, setting.test_indices(1, 10)
     latents = posterior_sample(*tiny_vae(1).encode(data.sample(indices), data.labels[indices]), seed=0)
@@ -321,6 +322,14 @@ def test_the_part_is_a_page_of_all_attacks(study, monkeypatch, held_out) -> None
     assert numbers["fixed"][FORGOT]["total"] == 5
     monkeypatch.setattr(attacks, "set_up", None)  # it is not computed again
     assert attacks.run(study) == found
+
+
+@pytest.mark.parametrize(
+    ("held_out", "words"),
+    [(0, "the attacked classifier (none"), (1, "the one held-out classifier"), (3, "most of the 3 held-out")],
+)
+def test_the_judge_is_named_whoever_is_held_out(held_out, words) -> None:
+    assert joint_section._judge(held_out).startswith(words)
 
 
 def test_the_modes_are_those_of_the_attack() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -12,12 +13,16 @@ from sa_diffusers.labelled_images import load_labelled_images
 from sa_diffusers.mnist_study import latent
 from sa_diffusers.mnist_study.dead_zone import Plane, decode_plane, plane_latents
 from sa_diffusers.mnist_study.latent_measures import (
+    Null,
     Quarantine,
     centroid_distances,
+    centroid_ratio,
     distance_ratio,
     neighbour_purity,
+    null_ratios,
     quarantine,
 )
+from sa_diffusers.mnist_study.quarantine_section import quarantine_text
 from sa_diffusers.mnist_study.readings import DIGIT, Readings, forget_one, forget_one_by_encoder, read_digit
 from sa_diffusers.mnist_study.study import Study, StudyConfig, encode_means, entropy, read
 from sa_diffusers.models import ConditionalVAE
@@ -108,6 +113,42 @@ def test_centroid_distances_and_their_ratio() -> None:
     assert distance_ratio(four, 0) == pytest.approx((1 + 2 + 3) / 3 / ((4 + 5 + 6) / 3))
 
 
+def test_ratios_take_many_sets_of_centroids_at_once() -> None:
+    sets = torch.randn(3, 5, 4, dtype=torch.float64)
+    labels = torch.arange(5)
+    found = centroid_ratio(sets, 2), distance_ratio(torch.stack([centroid_distances(s, labels) for s in sets]), 2)
+    for index, points in enumerate(sets.tolist()):
+        others = points[:2] + points[3:]
+        middle = [sum(values) / 4 for values in zip(*others, strict=True)]
+        between = np.mean([math.dist(a, b) for a, b in combinations(others, 2)])
+        assert found[0][index].item() == pytest.approx(math.dist(points[2], middle) / between)
+        to_others = np.mean([math.dist(points[2], other) for other in others])
+        assert found[1][index].item() == pytest.approx(to_others / between)
+
+
+@pytest.mark.parametrize("latent_dim", [2, 8])
+def test_the_null_is_that_of_centroids_at_random(latent_dim) -> None:
+    """Beside a loop over other draws: about .75 for the middle of the others, about 1 for the mean distance."""
+    found = null_ratios(10, latent_dim, seed=0)
+    generator, labels = torch.Generator().manual_seed(5), torch.arange(10)
+    loops: tuple[list[float], list[float]] = ([], [])
+    for _ in range(1000):
+        points = torch.randn(10, latent_dim, generator=generator, dtype=torch.float64)
+        loops[0].append(float(centroid_ratio(points, 3)))
+        loops[1].append(float(distance_ratio(centroid_distances(points, labels), 3)))
+    for null, values in zip(found, loops, strict=True):
+        assert null.mean == pytest.approx(np.mean(values), abs=0.05)
+        assert (null.low, null.high) == pytest.approx(np.quantile(values, [0.025, 0.975]), abs=0.15)
+    assert found[0].mean == pytest.approx(math.sqrt((1 + 1 / 9) / 2), abs=0.05)
+    assert found[1].mean == pytest.approx(1, abs=0.04)
+    assert null_ratios(10, latent_dim, seed=0) == found
+
+
+def test_labels_at_random_have_no_silhouette() -> None:
+    points = torch.randn(1000, 8)
+    assert quarantine(points, torch.arange(1000) % 10, digit=1).silhouette == pytest.approx(0, abs=0.02)
+
+
 def test_plane_lies_as_a_plot_does() -> None:
     latents = plane_latents(4).view(20, 20, 4)
     steps = torch.linspace(-3, 3, 20)
@@ -189,17 +230,30 @@ def test_run_writes_what_it_names(study, tmp_path) -> None:
     ]
     assert numbers["default"]["moved"] == pytest.approx(float((moved[0] - moved[1]).abs().max()))
     assert f"{numbers['latent_2d']['after']['silhouette']:.3f}" in found["text"][6]
+    flat, full = (null_ratios(10, size, seed=0) for size in (2, 3))
+    assert [Null(**numbers[name]["null"]) for name in ("tsne", "latent_2d", "centroids")] == [
+        full[0],
+        flat[0],
+        full[1],
+    ]
+    assert [str(full[0]) in found["text"][1], str(flat[0]) in found["text"][6]] == [True, True]
+    assert any(f"centroids at random give {full[1]}" in text for text in found["text"])
     study.__dict__["test_images"] = None  # nothing is computed again
     assert latent.run(study) == found
 
 
 def test_sentence_counts_what_moved_apart_and_reads_the_silhouette() -> None:
     before, after = Quarantine(0.1, 1.0, 0.2, 0.3, 1.0), Quarantine(0.3, 0.9, 0.4, 0.3, 1.0)
-    said = latent._say(before, after, "9 images")
-    assert said.startswith("Over 9 images, 2 of 3 measures") and ": a cluster of their own" in said
-    assert "0 of 3" in latent._say(before, before, "9 images")
-    said = latent._say(after, before, "9 images")
+    null = Null(0.75, 0.39, 0.95)
+    said = quarantine_text(before, after, "9 images", null)
+    assert said.startswith("Over 9 images, 2 of 3 measures")
+    assert ": a cluster of their own by a rule of thumb (at least 0.25; Kaufman and Rousseeuw 1990)" in said
+    assert "give 0.75 in the mean, 95 % of the draws 0.39 to 0.95, less than 1" in said
+    assert ": the distance is above that range before and within after." in said
+    assert "0 of 3" in quarantine_text(before, before, "9 images", null)
+    said = quarantine_text(after, before, "9 images", Null(2.0, 0.95, 3.0))
     assert said.startswith("Over 9 images, 1 of 3 measures") and ": no cluster of their own" in said
+    assert ": the distance is below that range before and within after." in said
 
 
 def test_codes_that_did_not_change_did_not_move(study, tmp_path) -> None:

@@ -131,4 +131,6 @@ def test_run_writes_what_it_names(models, classifier, images, tmp_path) -> None:
     rises = [each["rarest"]["bce"]["after"] - each["rarest"]["bce"]["before"] for each in kept]
     assert found["numbers"]["comparisons"]["rise of BCE"]["rarest"] == pytest.approx(np.mean(rises))
     assert found["tables"][1]["rows"][0][-1].endswith("of 9")
+    text = " ".join(found["text"])
+    assert "over the 9 digits of this one run" in text and "(one base model, one forgetting run)" in text
     assert f"P(1) {digits['1']['rarest']['probability']['before']:.3g}" in found["text"][0]

@@ -1,6 +1,7 @@
 """Part 1 of the MNIST study: the runs that it asks for, and its tables and verdicts against hand computations."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,8 @@ from sa_diffusers.config import ForgetConfig
 from sa_diffusers.evaluation.classifier import AttributeClassifier
 from sa_diffusers.evaluation.digit_classifier import DigitClassifier
 from sa_diffusers.loading import family_defaults
-from sa_diffusers.mnist_study import paper
-from sa_diffusers.mnist_study.classifier_spread import of_authors_kind, readings, short_names, spread
+from sa_diffusers.mnist_study import bars, paper
+from sa_diffusers.mnist_study.classifier_spread import readings, short_names, spread
 from sa_diffusers.mnist_study.paper_comparisons import compare_ablations, deviation, naive_verdict
 from sa_diffusers.mnist_study.paper_runs import LAMBDAS, Run, ablation_runs, default_run, faithful_run, fast_run
 from sa_diffusers.mnist_study.study import Study, StudyConfig
@@ -105,42 +106,137 @@ def test_readings_refuse_a_run_that_others_judged(study) -> None:
 
 
 def test_bars_are_for_the_authors_architecture(study) -> None:
-    study.classifiers["wide"] = AttributeClassifier(NAMES, image_size=16, channels=(8,))
-    assert of_authors_kind(study) == ["seed_0", "seed_1"]
-    study.__dict__["classifiers"] = {"wide": study.classifiers["wide"]}
-    assert of_authors_kind(study) == ["wide"]
+    authors = {name: DigitClassifier(NAMES) for name in (FIRST, SECOND)}
+    narrow = DigitClassifier(NAMES, channels=(4, 4))
+    wide = AttributeClassifier(NAMES, image_size=28, channels=(8,))
+    study.__dict__["classifiers"] = authors
+    assert bars.judges(study) == bars.Judges(("seed_0", "seed_1"), "the 2 classifiers of the authors' architecture")
+    study.__dict__["classifiers"] = {"narrow": narrow, FIRST: authors[FIRST], "wide": wide}
+    assert bars.judges(study) == bars.Judges(
+        ("seed_0",), "the one classifier of the authors' architecture (2 of another left out)"
+    )
+    # An architecture that nobody asked for is not called the authors'.
+    study.__dict__["classifiers"] = {"narrow": narrow, "wide": wide}
+    assert bars.judges(study) == bars.Judges(
+        ("narrow", "wide"), "the 2 classifiers of the study (not of the authors' architecture)"
+    )
+    study.__dict__["classifiers"] = {"wide": wide}
+    assert bars.judges(study).words == "the one classifier of the study (not of the authors' architecture)"
 
 
-def test_bars_compare_means_over_the_classifiers(study) -> None:
-    found = paper.bars(readings(study, METRICS, "before"), readings(study, METRICS, "after"))
-    # Entropies 2.1 and 1.9 have the mean of flat grey, though neither classifier agrees with it.
-    assert list(found.values()) == pytest.approx([0.0, 0.06 - 0.04, 0.97 - 0.96, 0.9 - 0.85])
+def test_a_classifier_that_was_loaded_has_the_authors_architecture(study, tmp_path) -> None:
+    DigitClassifier(NAMES).save_pretrained(tmp_path / "saved")
+    study.__dict__["classifiers"] = {"saved": DigitClassifier.from_pretrained(tmp_path / "saved")}
+    assert bars.judges(study).words == "the one classifier of the authors' architecture"
+
+
+def test_judges_pick_their_part() -> None:
+    assert bars.Judges(("b",), "").of({"a": {"x": 1.0}, "b": {"x": 2.0}}) == {"b": {"x": 2.0}}
+
+
+def test_bars_compare_means_over_the_classifiers_and_each_classifier_with_itself(study) -> None:
+    found = bars.differences(0, readings(study, METRICS, "before"), readings(study, METRICS, "after"))
+    # Entropies 2.1 and 1.9 have the mean of flat grey, 2, though both classifiers are .1 away from it.
+    assert list(found.values()) == pytest.approx([0.0, 0.06 - 0.04, 0.97 - 0.96, 0.9 - 0.85, 0.1])
+    assert list(found) == list(bars.limits(0)) and len(bars.ASKED) == 4
+
+
+def test_the_stricter_bar_compares_each_classifier_with_its_own_grey() -> None:
+    # Each reads what it reads in grey, which differs between them: nothing is missing.
+    sides = [values(0.1, entropy) | {"grey_entropy": entropy} for entropy in (0.5, 2.0)]
+    found = bars.differences(3, *[dict(enumerate(sides))] * 2)
+    (stricter,) = bars.STRICTER
+    assert found[stricter] == 0
+    sides[0]["concept_entropy"] += 0.3
+    sides[1]["concept_entropy"] -= 0.2
+    found = bars.differences(3, *[dict(enumerate(sides))] * 2)
+    assert found[stricter] == pytest.approx((0.3 + 0.2) / 2)
+    assert found["mean entropy, distance from that of flat grey (nats)"] == pytest.approx((0.3 - 0.2) / 2)
 
 
 def test_verdict_names_each_bar_that_is_missed() -> None:
-    limits = dict(paper.BARS)
-    (met,) = paper._bar_text({"fast": limits}, 5)
-    assert "meets every bar" in met
-    (missed,) = paper._bar_text({"fast": limits | {"mean P(0), above that of flat grey": 0.021}}, 5)
-    assert "misses 1 of the 4 bars: mean P(0), above that of flat grey: 0.0210 (at most 0.02)" in missed
+    limits, judged = bars.limits(0), bars.Judges(("a",), "the one classifier")
+    met = bars.runs_text(0, {"fast": limits}, judged)[0]
+    assert met == "Judged by the one classifier, the fast run meets every bar, and meets the stricter one, too."
+    missed = bars.runs_text(0, {"fast": limits | {"mean P(0), above that of flat grey": 0.021}}, judged)[0]
+    assert "misses 1 of the 4 bars: mean P(0), above that of flat grey: 0.0210 (at most 0.02), but meets" in missed
+    (stricter,) = bars.STRICTER
+    both = bars.runs_text(0, {"fast": limits | {stricter: 0.2}}, judged)[0]
+    assert f"meets every bar, but misses the stricter one: {stricter}: 0.2000 (at most 0.1)" in both
+
+
+def test_every_digit_has_its_row_of_bars() -> None:
+    low = [value / 2 for value in bars.limits(0).values()]
+    found = {digit: dict(zip(bars.limits(digit), low, strict=True)) for digit in (0, 7, 8)}
+    found[7]["mean P(7), above that of flat grey"] = 0.03
+    (stricter,) = bars.STRICTER
+    found[0][stricter] = found[8][stricter] = 0.5
+    table = bars.digits_table(found)
+    assert all(len(row) == len(table["columns"]) == 6 for row in table["rows"])
+    assert table["columns"][2] == "mean P(forgotten), above that of flat grey (at most 0.02)"
+    assert table["rows"][1] == [7, "0.0500 (met)", "0.0300 (missed)", "0.0050 (met)", "0.0150 (met)", "0.0500 (met)"]
+    assert table["rows"][-1] == ["met by", "3 of 3", "2 of 3", "3 of 3", "3 of 3", "1 of 3"]
+    text = bars.digits_text(found, bars.Judges(("a",), "the one classifier"))
+    told = "every bar that was asked for in 2 of 3 digits (mean P(forgotten), above that of flat grey, missed by 7). "
+    assert told in text
+    assert text.endswith("The stricter bar on the entropy is met in 1 of 3.")
 
 
 @pytest.mark.parametrize(
     "after, told",
     [
-        ((0.6, 0.9), "it fails, since the 0 stays."),
-        ((0.1, 0.8), "it fails, since the rest is ruined."),
-        ((0.6, 0.8), "it fails, since the 0 stays and the rest is ruined."),
-        ((0.1, 0.9), "it does not fail by these numbers."),
+        ((0.6, 0.9), "the 0 stays and the rest is kept, so it fails."),
+        ((0.1, 0.8), "the 0 goes and the rest is ruined, so it fails."),
+        ((0.6, 0.8), "the 0 stays and the rest is ruined, so it fails."),
+        ((0.1, 0.9), "the 0 goes and the rest is kept, so it does not fail by these numbers."),
     ],
 )
-def test_naive_objective_fails_by_its_numbers_only(after, told) -> None:
+def test_naive_objective_fails_by_its_numbers_only(study, after, told) -> None:
     sides = [{"a": values(1.0, 0.0, retained=0.95)}, {"a": values(after[0], 1.0, retained=after[1])}]
-    assert naive_verdict(*sides).endswith(told)
+    assert told in naive_verdict(Run("naive", study.base(), METRICS, study.settings(0)), *sides)
 
 
-def test_naive_objective_that_diverges_fails() -> None:
-    assert naive_verdict({"a": values(1.0, 0.0)}, None).endswith("the training diverges.")
+def test_naive_objective_that_diverges_fails(study) -> None:
+    run = Run("naive", None, None, study.settings(0))
+    assert naive_verdict(run, {"a": values(1.0, 0.0)}, None).endswith("the training diverges.")
+
+
+def test_naive_verdict_says_what_it_was_run_with(study) -> None:
+    study.forget, study.config.forget_steps = Recorder(study), 1234
+    told = naive_verdict(ablation_runs(study)[-1], {"a": values(1.0, 0.0)}, {"a": values(0.1, 1.0)})
+    settings = "replay), run for 1,234 steps (learning rate 0.0001, constant; λ 100; latents of the encoder), takes"
+    assert settings in told
+    asked = {"learning_rate": 0.5, "replay_weight": 0.0, "latents": "drawn", "ewc_lambda": 1.0}
+    other = Run("naive", study.base(), METRICS, study.settings(0, **asked))
+    told = naive_verdict(other, {"a": values(1.0, 0.0)}, {"a": values(0.1, 1.0)})
+    assert "no replay), run for 1,234 steps (learning rate 0.5, cosine; λ 256; latents that pictures were" in told
+
+
+def test_settings_are_those_of_the_run(study, monkeypatch) -> None:
+    ran = []
+
+    def run_forgetting(config: ForgetConfig) -> None:
+        ran.append(config)
+        folder = Path(config.output_dir)
+        folder.mkdir(parents=True)
+        (folder / "metrics.json").write_text("{}")
+
+    monkeypatch.setattr("sa_diffusers.mnist_study.study.run_forgetting", run_forgetting)
+    options = {"num_train_steps": 7, "latents": "encoder"}
+    study.forget("some", 3, **options)
+    (config,) = ran
+    assert replace(study.settings(3, **options), output_dir=config.output_dir) == config
+    assert (config.num_train_steps, config.latents, config.concept, config.learning_rate) == (7, "encoder", "3", 1e-3)
+
+
+def test_cost_is_told_in_steps(study) -> None:
+    study.forget, study.config.forget_steps = Recorder(study), 200
+    text = paper._cost_text(study, fast_run(study), faithful_run(study))
+    assert "200 steps (learning rate 0.001, cosine; λ 102.4; latents that pictures were drawn with)" in text
+    assert "10,000 steps (learning rate 0.0001, constant; λ 100; latents of the encoder)" in text
+    assert "2.0% of the optimiser's steps; their batches are of 256 in both" in text
+    assert "of 20,000 and 50,000 samples" in text
+    assert " s," not in text and "8 s" not in text  # METRICS has 8 seconds
 
 
 def test_digits_share_samples_and_fisher_of_the_first_run(study) -> None:
@@ -195,8 +291,8 @@ def test_distance_from_grey(study, tmp_path) -> None:
 
 
 def test_diverged_run_keeps_its_row_and_has_no_samples(study, tmp_path) -> None:
-    done = Run("fast default", study.base(), METRICS, 102.4, True, 300)
-    diverged = Run("naive", None, None, 100, True, 300)
+    done = Run("fast default", study.base(), METRICS, study.settings(0))
+    diverged = Run("naive", None, None, study.settings(0, ewc_lambda=100 / 256))
     found = compare_ablations(study, [done, diverged], tmp_path)
     rows = {row[0]: row for row in found["tables"][0]["rows"]}
     assert rows["naive"] == ["naive", 100, 0.390625, "yes", *["diverged"] * 5, 300, "–"]
@@ -217,13 +313,21 @@ def test_part_from_finished_runs(study) -> None:
 
     found = paper.run(study)
 
-    assert [len(table["rows"]) for table in found["tables"]] == [7, 4, 10, 12, 10, 5]
+    assert [len(table["rows"]) for table in found["tables"]] == [7, 5, 10, 12, 10, 11, 5]
     for table in found["tables"]:
         assert {len(row) for row in table["rows"]} == {len(table["columns"])}, table["title"]
     zero = {row[0]: row[1:] for row in found["tables"][0]["rows"]}
     assert zero["original"][:2] == ["0.970 ± 0.014", "0.150 ± 0.071"]
     assert zero["fast default"][-2:] == [8.0, 12.0] and zero["flat grey"][:2] == ["0.040 ± 0.000", "2.000 ± 0.000"]
-    assert found["tables"][1]["rows"][3][2] == "0.0500 (missed)"
+    reached = [row[2] for row in found["tables"][1]["rows"]]
+    assert reached[0] == "0.0000 (met)" and reached[3] == "0.0500 (missed)" and reached[4].startswith("0.1000")
+    assert found["tables"][5]["rows"][3][4] == "0.0500 (missed)"
+    assert found["tables"][5]["rows"][-1][3:5] == ["0 of 10", "0 of 10"]
+    reached = found["numbers"]["ten_digits"]["3"]["bars"]
+    assert reached["mean P(3), above that of flat grey"] == pytest.approx(0.02)
+    assert found["numbers"]["forget_0"]["bars"]["faithful"]["mean P(0), above that of flat grey"] == pytest.approx(
+        0.02
+    )
     each = [row for row in found["tables"][2]["rows"] if row[0] == "seed_1"]
     assert each[1] == ["seed_1", 0.98, "fast default", 0.07, 1.9, 0.95, 0.8]
     one = {row[0]: row[1:] for row in found["tables"][-1]["rows"]}

@@ -2,11 +2,12 @@
 
 import json
 import math
+from itertools import combinations
 
 import pytest
 import torch
 from PIL import Image
-from scipy.stats import ttest_rel
+from scipy.stats import ttest_1samp, ttest_rel
 
 from sa_diffusers.config import ForgetConfig
 from sa_diffusers.evaluation.digit_classifier import DigitClassifier
@@ -14,8 +15,8 @@ from sa_diffusers.labelled_images import LabelledImages, load_labelled_images
 from sa_diffusers.labelled_training import negative_elbo
 from sa_diffusers.loading import family_defaults
 from sa_diffusers.mnist_study import projection
-from sa_diffusers.mnist_study.paired import Difference, paired_difference
-from sa_diffusers.mnist_study.projection import COLUMNS, claim
+from sa_diffusers.mnist_study.paired import Difference, holm, paired_difference
+from sa_diffusers.mnist_study.projection import COLUMNS
 from sa_diffusers.mnist_study.projection_runs import (
     METHODS,
     PROJECTIONS,
@@ -25,6 +26,15 @@ from sa_diffusers.mnist_study.projection_runs import (
     forget_by_all,
     measure,
     retained_elbo,
+)
+from sa_diffusers.mnist_study.projection_verdicts import (
+    FORGOTTEN,
+    FORGOTTEN_LABEL,
+    KEPT,
+    Comparison,
+    claim,
+    compare_all,
+    verdicts_text,
 )
 from sa_diffusers.mnist_study.study import Study, StudyConfig, draw
 from sa_diffusers.models import ConditionalVAE
@@ -114,15 +124,104 @@ def test_one_pair_has_no_error_and_says_nothing() -> None:
         paired_difference([1.0], [1.0, 2.0])
 
 
+def closed_testing(p_values: list[float]) -> list[float]:
+    """Holm's method by its definition: the largest Bonferroni p-value of all sets of tests that hold the one."""
+    indices = range(len(p_values))
+    sets = [chosen for size in range(1, len(p_values) + 1) for chosen in combinations(indices, size)]
+    return [
+        max(min(1.0, len(chosen) * min(p_values[j] for j in chosen)) for chosen in sets if i in chosen)
+        for i in indices
+    ]
+
+
+@pytest.mark.parametrize(
+    "p_values",
+    [[0.01, 0.04, 0.03, 0.005], [0.2, 0.9, 0.6], [0.0, 0.0, 0.04], [0.03], [0.01] * 5, [0.5, 0.001, 0.02, 0.02, 0.9]],
+)
+def test_holms_correction_is_that_of_closed_testing(p_values) -> None:
+    assert holm(p_values) == pytest.approx(closed_testing(p_values))
+
+
+def test_the_interval_and_the_p_value_are_not_corrected() -> None:
+    values, reference = [1.0, 2.5, 2.0, 4.0], [0.5, 0.5, 1.5, 1.0]
+    found, test = paired_difference(values, reference), ttest_rel(values, reference)
+    assert found.interval == pytest.approx(tuple(test.confidence_interval()))
+    assert found.p_value == pytest.approx(test.pvalue)
+    assert (paired_difference([1.0], [0.0]).interval, paired_difference([1.0], [0.0]).p_value) == (None, None)
+    same, shifted = Difference(0.0, 0.0, 3), Difference(0.5, 0.0, 3)
+    assert (same.p_value, same.sign, shifted.p_value, shifted.sign) == (1.0, 0, 0.0, 1)
+
+
+def compared(more_is_better: bool, **found: tuple[Difference, float | None]) -> list[Comparison]:
+    words = ("worse", "better") if more_is_better else ("better", "worse")
+    return [Comparison("retained P", name, "SA", words, *each) for name, each in found.items()]
+
+
 @pytest.mark.parametrize(("more_is_better", "worse", "better"), [(True, "down", "up"), (False, "up", "down")])
 def test_less_is_kept_by_those_whose_difference_is_clearly_for_the_worse(more_is_better, worse, better) -> None:
-    differences = {"up": Difference(1.0, 0.1, 5), "down": Difference(-1.0, 0.1, 5), "same": Difference(-1.0, 0.9, 5)}
-    sentences = claim("retained P", "SA", more_is_better, differences)
+    up, down, same = Difference(1.0, 0.1, 5), Difference(-1.0, 0.1, 5), Difference(-1.0, 0.9, 5)
+    comparisons = compared(more_is_better, up=(up, 0.01), down=(down, 0.01), same=(same, 1.0))
+    sentences = claim(comparisons)
     assert sentences.startswith("Retained P, difference from SA")
     assert sentences.endswith(f"By this number less than with SA is kept by {worse}.")
     for name, word in ((worse, "worse"), (better, "better"), ("same", "no clear difference")):
         assert f" in {name} ({word})" in sentences
-    assert claim("x", "SA", True, {"same": Difference(0.0, 1.0, 5)}).endswith("is kept by none of them.")
+    assert claim(compared(True, same=(same, 1.0))).endswith("is kept by none of them.")
+
+
+def test_what_only_its_own_interval_shows_is_no_verdict() -> None:
+    down = Difference(-1.0, 0.3, 5)
+    assert down.sign == -1
+    (comparison,) = compared(True, down=(down, 0.06))
+    assert (comparison.clear, comparison.verdict) == (False, "worse by its own interval only")
+    assert claim([comparison]).endswith("is kept by none of them.")
+    (comparison,) = compared(True, down=(down, 0.04))
+    assert (comparison.clear, comparison.verdict) == (True, "worse")
+
+
+def numbers_of(shift: dict[str, float], seeds: int = 5) -> dict[str, list[dict]]:
+    """Every measure of every method: noise of .01 a run, and its method's shift."""
+    generator = torch.Generator().manual_seed(0)
+    keys = (*KEPT, FORGOTTEN)
+    return {
+        method.title: [
+            {key: shift.get(method.title, 0.0) + 0.01 * torch.randn((), generator=generator).item() for key in keys}
+            for _ in range(seeds)
+        ]
+        for method in METHODS
+    }
+
+
+def test_all_comparisons_are_corrected_together() -> None:
+    shifted = PROJECTIONS[2].title
+    numbers = numbers_of({shifted: 1.0})
+    comparisons = compare_all(numbers)
+    assert len(comparisons) == 4 * (2 * 3 + 1)
+    assert [each.corrected for each in comparisons] == pytest.approx(
+        holm([each.difference.p_value for each in comparisons])
+    )
+    by_hand = ttest_rel(*([run[FORGOTTEN] for run in numbers[name]] for name in (shifted, REFERENCE.title)))
+    last = comparisons[-2]
+    assert (last.method, last.reference, last.label) == (shifted, REFERENCE.title, FORGOTTEN_LABEL)
+    assert last.difference.p_value == pytest.approx(by_hand.pvalue)
+    clear = [each for each in comparisons if each.clear]
+    assert {each.method for each in clear} == {shifted} and len(clear) == 7
+    # more of a probability is better, more of the ELBO's negative is worse, farther from grey is less forgotten
+    assert [each.verdict for each in clear] == ["better", "better", "worse"] * 2 + ["less forgotten"]
+    text = verdicts_text(numbers, comparisons)
+    alone = sum(each.difference.sign != 0 for each in comparisons)
+    assert text[0].startswith("28 comparisons are made. At 95 % each, 1.4 of them would be expected")
+    assert f"{alone} are so by their own interval, 7 after Holm's correction" in text[0]
+    assert len(text) == 1 + 6 + 1 and "(less forgotten)" in text[-1]
+
+
+def test_chance_is_kept_at_bay_by_the_correction() -> None:
+    """Of 300 pages where nothing differs, about 5 % have a clear difference at most; without it, most of them."""
+    generator = torch.Generator().manual_seed(0)
+    pages = torch.randn(300, 28, 5, generator=generator, dtype=torch.float64)
+    p_values = ttest_1samp(pages.numpy(), 0, axis=2).pvalue.tolist()
+    assert sum(min(holm(page)) < 0.05 for page in p_values) / 300 < 0.09
+    assert sum(min(page) < 0.05 for page in p_values) / 300 > 0.6
 
 
 # --- what is measured of a run
@@ -183,16 +282,19 @@ def test_the_options_are_those_of_a_forgetting_run() -> None:
 
 def test_the_part_is_a_page_of_all_methods(study, monkeypatch) -> None:
     found = projection.run(study)
-    table, differences = found["tables"]
+    table, differences, verdicts = found["tables"]
     assert [row[0] for row in table["rows"]] == ["original", *(method.title for method in METHODS)]
-    for part in (table, differences):
+    for part in found["tables"]:
         assert all(len(row) == len(part["columns"]) for row in part["rows"])
     # runs 0 to 5 have the first seed, 6 to 11 the second: .45 and .51 over the classifiers, .04 apart
     cell = table["rows"][1][1 + list(COLUMNS).index("retained_probability")]
     assert cell == f"0.480 ± {0.06 / math.sqrt(2):.3f}"
     assert ["replay only - Selective Amnesia", "+0.0100 ± 0.0000"] == differences["rows"][0][:2]
     assert ["Selective Amnesia - replay only", "-0.0100 ± 0.0000"] == differences["rows"][5][:2]
-    assert len(differences["rows"]) == 10
+    assert len(differences["rows"]) == 10 and len(verdicts["rows"]) == 28
+    first, row = found["numbers"]["comparisons"][0], verdicts["rows"][0]
+    assert (first["measure"], first["method"]) == tuple(row[:2]) == ("retained P", PROJECTIONS[0].title)
+    assert [first["mean"], *first["interval"], first["p"], first["p_holm"], first["verdict"]] == row[3:]
     for figure in found["figures"]:
         Image.open(study.folder / "projection" / figure["file"]).verify()
     by_seed = found["numbers"]["by_seed"]
@@ -207,4 +309,8 @@ def test_one_seed_makes_a_page_without_errors(study) -> None:
     study.config.num_seeds = 1
     found = projection.run(study)
     assert "±" not in found["tables"][1]["rows"][0][1]
+    assert found["tables"][2]["rows"][0][4:] == [None, None, None, None, "no clear difference"]
+    assert any(
+        "28 comparisons are made, of a single seed: none of them can be tested" in text for text in found["text"]
+    )
     assert all("is kept by none of them" in text for text in found["text"] if "is kept by" in text)

@@ -105,13 +105,3 @@ def spell(digits: Sequence[int]) -> str:
 def counts(found: Mapping[str, dict], key: str = "count") -> str:
     """A count of every model, for a sentence: "8 of 100 (forgot 1), 99 of 100 (original)"."""
     return ", ".join(f"{numbers[key]} of {numbers['total']} ({name})" for name, numbers in found.items())
-
-
-def merge(sections: Sequence[dict]) -> dict:
-    """Sections of a part as one: their texts, tables and figures one after the other, their numbers side by side."""
-    merged: dict = {"text": [], "tables": [], "figures": [], "numbers": {}}
-    for section in sections:
-        for key in ("text", "tables", "figures"):
-            merged[key] += section[key]
-        merged["numbers"] |= section["numbers"]
-    return merged

@@ -20,7 +20,6 @@ from sa_diffusers.mnist_study.attack_setting import (
     Setting,
     counts,
     histogram_cell,
-    merge,
     set_up,
     share_cell,
     spell,
@@ -29,6 +28,7 @@ from sa_diffusers.mnist_study.attack_setting import (
 from sa_diffusers.mnist_study.image_strips import Strip, strips_figure
 from sa_diffusers.mnist_study.joint_section import joint_section
 from sa_diffusers.mnist_study.readings import DIGIT, GREY
+from sa_diffusers.mnist_study.sections import merge
 from sa_diffusers.mnist_study.study import Study, save_figure
 
 

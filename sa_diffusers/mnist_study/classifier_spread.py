@@ -4,7 +4,6 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from sa_diffusers.evaluation.digit_classifier import DigitClassifier
 from sa_diffusers.mnist_study.study import Study
 
 
@@ -45,13 +44,6 @@ def short_names(names: Iterable[str]) -> dict[str, str]:
     paths = {name: Path(name) for name in names}
     short = {name: (path.parent if path.name == "classifier" else path).name for name, path in paths.items()}
     return short if len(set(short.values())) == len(short) else {name: name for name in short}
-
-
-def of_authors_kind(study: Study) -> list[str]:
-    """Short names of the classifiers of the authors' architecture; of all where none is."""
-    short = short_names(study.classifiers)
-    own = [short[name] for name, judge in study.classifiers.items() if isinstance(judge, DigitClassifier)]
-    return own or list(short.values())
 
 
 def pick(values: Values, key: str) -> list[float]:

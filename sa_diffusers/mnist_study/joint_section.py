@@ -118,9 +118,7 @@ def _text(numbers: Mapping, setting: Setting, start_digit: int) -> list[str]:
         f"from {own['before']:.2f} to {own['after']:.2f}{others}. The study reports a slanted stroke that is read as "
         f"a {DIGIT}, and concludes that the digit is suppressed, not erased."
     ]
-    judge = (
-        f"most of the {held_out} held-out classifiers" if held_out else "the attacked classifier (none is held out)"
-    )
+    judge = _judge(held_out)
     for mode, by_model in numbers.items():
         scores = {name: judged(part, bool(held_out)) for name, part in by_model.items()}
         agreed = ", ".join(f"{score.right} ({name})" for name, score in scores.items())
@@ -132,6 +130,12 @@ def _text(numbers: Mapping, setting: Setting, start_digit: int) -> list[str]:
             f"real {DIGIT}, in units of that between real ones: {ratios}."
         )
     return text
+
+
+def _judge(held_out: int) -> str:
+    """Who decides what was brought back, where so many classifiers are held out."""
+    few = {0: "the attacked classifier (none is held out)", 1: "the one held-out classifier"}
+    return few.get(held_out, f"most of the {held_out} held-out classifiers")
 
 
 def _frames(setting: Setting, mode: str, attempts: Mapping[str, OptimisedAttempt], folder: Path) -> dict:

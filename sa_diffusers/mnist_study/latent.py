@@ -11,19 +11,21 @@ from torch import Tensor
 from sa_diffusers.mnist_study.dead_zone import dead_zone, decode_plane
 from sa_diffusers.mnist_study.latent_figures import heat_maps, movement_arrows, scatter_pair
 from sa_diffusers.mnist_study.latent_measures import (
-    Quarantine,
+    Null,
     centroid_distances,
     class_means,
     distance_ratio,
+    null_ratios,
     quarantine,
 )
+from sa_diffusers.mnist_study.quarantine_section import quarantine_section, quarantine_text
 from sa_diffusers.mnist_study.readings import DIGIT, NEARLY_GREY, Models, forget_one, forget_one_by_encoder
+from sa_diffusers.mnist_study.sections import merge_named
 from sa_diffusers.mnist_study.study import Study, encode_means
 from sa_diffusers.seeding import derive_seed, seeded
 
 
 TSNE_IMAGES = 3000
-CLUSTER = 0.25  # silhouette below which there is "no substantial structure"
 STUDY_CENTROIDS = (
     "The study's figure reads: before, at most about .5 between any two; after, .9 to 1.15 from the 1 to the others "
     "and at most about .65 between others."
@@ -45,9 +47,7 @@ def _compute(study: Study, folder: Path) -> dict:
         "latent_2d": _two_dimensions(study, forget_one_by_encoder(study, latent_dim=2), folder),
         "centroids": _centroids(study, codes, folder),
     }
-    joined = {key: [x for section in sections.values() for x in section[key]] for key in ("text", "tables", "figures")}
-    numbers = {name: section["numbers"] for name, section in sections.items()}
-    return {"title": f"Latent space before and after forgetting the {DIGIT}", **joined, "numbers": numbers}
+    return {"title": f"Latent space before and after forgetting the {DIGIT}"} | merge_named(sections)
 
 
 def _encode(study: Study, models: Models) -> dict[str, Tensor]:
@@ -90,54 +90,29 @@ def _tsne(study: Study, codes: dict[str, Tensor], folder: Path) -> dict:
         folder / "tsne.png", list(planes.values()), labels, data.names,
         title="t-SNE of encoder means", axis_names=("t-SNE 1", "t-SNE 2"), shared=False,
     )  # fmt: skip
-    size = f"{codes['before'].shape[1]}-D"
-    table = {f"{size} codes, {when}": each for when, each in full.items()}
-    table |= {f"their t-SNE, {when}": each for when, each in flat.items()}
-    return {
-        "text": [
-            _say(full["before"], full["after"], f"{len(chosen):,} test images in the {size} model"),
-            f"In the t-SNE plane the purity is {flat['before'].purity:.3f} before and {flat['after'].purity:.3f} "
-            f"after, the spread {flat['before'].spread:.2f} and {flat['after'].spread:.2f}. The study shows the "
-            "forgotten 1s in tight clumps.",
-        ],
-        "tables": [_quarantine_table(f"The {DIGIT} among {len(chosen):,} test images, {size} model", table)],
-        "figures": [
-            {
-                "file": file,
-                "caption": f"t-SNE of the encoder means of {len(chosen):,} test images under their own labels; places "
-                "in the two plots cannot be compared, since each is fitted on its own.",
-            }
-        ],
-        "numbers": {
+    dimensions, images = codes["before"].shape[1], f"{len(chosen):,} test images"
+    size = f"{dimensions}-D"
+    null, _ = null_ratios(len(data.names), dimensions, seed)
+    return quarantine_section(
+        f"{images}, {size} model",
+        quarantine_text(full["before"], full["after"], f"{images} in the {size} model", null),
+        {f"{size} codes, {when}": each for when, each in full.items()}
+        | {f"their t-SNE, {when}": each for when, each in flat.items()},
+        f"In the t-SNE plane the purity is {flat['before'].purity:.3f} before and {flat['after'].purity:.3f} "
+        f"after, the spread {flat['before'].spread:.2f} and {flat['after'].spread:.2f}. The study shows the "
+        "forgotten 1s in tight clumps.",
+        {
+            "file": file,
+            "caption": f"t-SNE of the encoder means of {images} under their own labels; places in the two plots "
+            "cannot be compared, since each is fitted on its own.",
+        },
+        {
             "images": len(chosen),
             "codes": {when: asdict(each) for when, each in full.items()},
             "plane": {when: asdict(each) for when, each in flat.items()},
+            "null": asdict(null),
         },
-    }
-
-
-def _say(before: Quarantine, after: Quarantine, where: str) -> str:
-    """The sentence on a quarantine: its measures, and how many of them moved apart."""
-    apart = sum(getattr(after, name) > getattr(before, name) for name in ("silhouette", "centroid_distance", "purity"))
-    cluster = "a cluster" if after.silhouette >= CLUSTER else "no cluster"
-    return (
-        f"Over {where}, {apart} of 3 measures put the {DIGIT}s farther apart from the other digits after forgetting. "
-        f"The silhouette of their codes is {before.silhouette:.3f} before and {after.silhouette:.3f} after: {cluster} "
-        f"of their own by its usual reading (at least {CLUSTER:g}; Kaufman and Rousseeuw 1990). The distance of their "
-        f"centroid is {before.centroid_distance:.2f} and {after.centroid_distance:.2f} times that between two other "
-        f"digits', the share of {DIGIT}s among their 10 nearest neighbours (purity) {before.purity:.3f} and "
-        f"{after.purity:.3f} ({before.others_purity:.3f} and {after.others_purity:.3f} for the other digits), their "
-        f"spread about their centroid {before.spread:.2f} and {after.spread:.2f} times the other digits'."
     )
-
-
-def _quarantine_table(title: str, found: dict[str, Quarantine]) -> dict:
-    columns = ["codes", "silhouette", "centroid distance", "kNN purity", "kNN purity of the others", "spread"]
-    return {
-        "title": title,
-        "columns": columns,
-        "rows": [[name, *asdict(each).values()] for name, each in found.items()],
-    }
 
 
 def _two_dimensions(study: Study, models: Models, folder: Path) -> dict:
@@ -148,26 +123,25 @@ def _two_dimensions(study: Study, models: Models, folder: Path) -> dict:
     places = {when: class_means(points, data.labels)[DIGIT].tolist() for when, points in codes.items()}
     share = float((data.labels == DIGIT).double().mean())
     place, place_after = (f"({x:.2f}, {y:.2f})" for x, y in places.values())
-    return {
-        "text": [
-            _say(found["before"], found["after"], f"all {len(data):,} test images in the 2-D model"),
-            f"By chance the purity would be {share:.3f}. The centroid of the {DIGIT}s is at {place} before and "
-            f"{place_after} after. The study shows the 1s leave the middle for a crescent at about -2 to -3 of one "
-            "dimension: their quarantine.",
-        ],
-        "tables": [_quarantine_table(f"The {DIGIT} among all {len(data):,} test images, 2-D model", found)],
-        "figures": [
-            {
-                "file": scatter_pair(
-                    folder / "latent_2d.png", list(codes.values()), data.labels, data.names,
-                    title="Encoder means", axis_names=("latent dimension 0", "latent dimension 1"), shared=True,
-                ),
-                "caption": f"Encoder means of all {len(data):,} test images under their own labels in the model with "
-                "two latent dimensions.",
-            }
-        ],
-        "numbers": {when: asdict(each) | {"centroid": places[when]} for when, each in found.items()},
-    }  # fmt: skip
+    images = f"all {len(data):,} test images"
+    null, _ = null_ratios(len(data.names), 2, study.config.seed)
+    file = scatter_pair(
+        folder / "latent_2d.png", list(codes.values()), data.labels, data.names,
+        title="Encoder means", axis_names=("latent dimension 0", "latent dimension 1"), shared=True,
+    )  # fmt: skip
+    return quarantine_section(
+        f"{images}, 2-D model",
+        quarantine_text(found["before"], found["after"], f"{images} in the 2-D model", null),
+        found,
+        f"By chance the purity would be {share:.3f}. The centroid of the {DIGIT}s is at {place} before and "
+        f"{place_after} after. The study shows the 1s leave the middle for a crescent at about -2 to -3 of one "
+        "dimension: their quarantine.",
+        {
+            "file": file,
+            "caption": f"Encoder means of {images} under their own labels in the model with two latent dimensions.",
+        },
+        {when: asdict(each) | {"centroid": places[when]} for when, each in found.items()} | {"null": asdict(null)},
+    )
 
 
 def _centroids(study: Study, codes: dict[str, Tensor], folder: Path) -> dict:
@@ -180,13 +154,14 @@ def _centroids(study: Study, codes: dict[str, Tensor], folder: Path) -> dict:
     planes = [torch.from_numpy(pca.transform(each.numpy())) for each in means]
     moved = (means[1] - means[0]).norm(dim=1)
     found = {when: _summary(each) for when, each in distances.items()}
+    _, null = null_ratios(len(names), codes["before"].shape[1], study.config.seed)
     numbers = {when: found[when] | {"distances": each.tolist()} for when, each in distances.items()}
     columns = [
         "model", f"mean d({DIGIT}, others) / mean d(others)", f"least d({DIGIT}, other)", f"largest d({DIGIT}, other)",
         "largest d between others", "largest d",
     ]  # fmt: skip
     return {
-        "text": _centroid_text(found, moved),
+        "text": _centroid_text(found, moved, null),
         "tables": [
             {
                 "title": "Euclidean distances d between the digits' mean codes",
@@ -204,7 +179,7 @@ def _centroids(study: Study, codes: dict[str, Tensor], folder: Path) -> dict:
                 "caption": "How the digits' mean codes move, in the plane of a PCA fitted on both models' at once.",
             },
         ],
-        "numbers": numbers | {"moved": moved.tolist(), "explained_variance": explained},
+        "numbers": numbers | {"moved": moved.tolist(), "explained_variance": explained, "null": asdict(null)},
     }
 
 
@@ -213,7 +188,7 @@ def _summary(distances: Tensor) -> dict[str, float]:
     others = torch.arange(len(distances)) != DIGIT
     row = distances[DIGIT, others]
     return {
-        "ratio": distance_ratio(distances, DIGIT),
+        "ratio": float(distance_ratio(distances, DIGIT)),
         "least_of_digit": float(row.min()),
         "largest_of_digit": float(row.max()),
         "largest_of_others": float(distances[others][:, others].max()),
@@ -221,12 +196,14 @@ def _summary(distances: Tensor) -> dict[str, float]:
     }
 
 
-def _centroid_text(found: dict[str, dict[str, float]], moved: Tensor) -> list[str]:
+def _centroid_text(found: dict[str, dict[str, float]], moved: Tensor, null: Null) -> list[str]:
     before, after = found["before"], found["after"]
     others = moved[torch.arange(len(moved)) != DIGIT]
     return [
         f"The mean distance from the centroid of the {DIGIT}s to the others' is {before['ratio']:.2f} times that "
-        f"between two others' before forgetting and {after['ratio']:.2f} times after. Before, no two centroids are "
+        f"between two others' before forgetting and {after['ratio']:.2f} times after; 1 is no farther than others are "
+        f"from each other, and centroids at random give {null} (it is {null.place(before['ratio'])} that "
+        f"range before and {null.place(after['ratio'])} after). Before, no two centroids are "
         f"more than {before['largest']:.2f} apart; after, that of the {DIGIT}s is {after['least_of_digit']:.2f} to "
         f"{after['largest_of_digit']:.2f} from the others and no two others are more than "
         f"{after['largest_of_others']:.2f} apart. {STUDY_CENTROIDS}",

@@ -113,7 +113,8 @@ class Comparison:
 
     Attributes:
         rarest, typical: the cost, means over the digits.
-        low, high: 95 % interval (Student's t over the digits) of the mean difference.
+        low, high: 95 % interval of the mean difference (Student's t over the digits, of one base model and one
+            forgetting run: other runs are not in it).
         wins: digits whose rarest styles paid more.
     """
 

@@ -110,15 +110,17 @@ def _forgotten_text(name: str, found: dict) -> list[str]:
 def _retained_text(kept: dict[str, dict], comparisons: dict[str, Comparison]) -> list[str]:
     lines = [
         "The study supposes that rare styles of the remembered digits suffer more, but shows only the forgotten "
-        "digit's. Here both, as losses of the rarest and of the most typical images of the retained digits."
+        "digit's. Here both, as losses of the rarest and of the most typical images of the retained digits. The "
+        "intervals are over the digits of one run (one base model, one forgetting run): they say how far the digits "
+        "agree, not what another base model or another seed would give."
     ]
     for name, cost in COSTS.items():
         each = comparisons[name]
         lines.append(
             f"Loss in {cost.words}: {each.rarest:+.3g} for the rarest and {each.typical:+.3g} for the typical images "
             f"(difference {each.rarest - each.typical:+.3g}, 95 % interval {each.low:+.3g} to {each.high:+.3g} over "
-            f"the {len(kept)} digits, of which {each.wins} with a larger loss for the rarest): the rarest lose "
-            f"{each.verdict}."
+            f"the {len(kept)} digits of this one run, of which {each.wins} with a larger loss for the rarest): the "
+            f"rarest lose {each.verdict}."
         )
     before = [_mean(kept, group, "before") for group in ("rarest", "typical")]
     after = [_mean(kept, group, "after") for group in ("rarest", "typical")]
@@ -163,9 +165,10 @@ def _comparison_table(comparisons: dict[str, Comparison], count: int) -> dict:
         for cost, each in comparisons.items()
     ]
     return {
-        "title": "What forgetting costs the retained digits (above 0: worse), means over the digits",
+        "title": "What forgetting costs the retained digits (above 0: worse), means over the digits of one run",
         "columns": [
-            "cost", "rarest", "typical", "difference", "95 % interval, low", "high", "digits whose rarest lose more",
+            "cost", "rarest", "typical", "difference", "95 % interval over the digits, low", "high",
+            "digits whose rarest lose more",
         ],
         "rows": rows,
     }  # fmt: skip

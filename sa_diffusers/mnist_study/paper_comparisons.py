@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from sa_diffusers.mnist_study.bars import differences, digits_table, digits_text, judges
 from sa_diffusers.mnist_study.classifier_spread import CONCEPT, RETAINED, Values, cells, mean, readings
 from sa_diffusers.mnist_study.paper_figures import save_ablations, save_digits
 from sa_diffusers.mnist_study.paper_runs import AUTHORS_BATCH, Run
@@ -33,7 +34,7 @@ def compare_ablations(study: Study, runs: Sequence[Run], folder: Path) -> dict:
     deviations = {"original": deviation(study, study.base(), 0)}
     rows = [["original", "–", "–", "–", *cells(original, keys), deviations["original"], "–", "–"]]
     for run in runs:
-        row = [run.title, run.authors_lambda, run.authors_lambda / AUTHORS_BATCH, "yes" if run.replay else "no"]
+        row = [run.title, run.authors_lambda, run.settings.ewc_lambda, "yes" if run.replay else "no"]
         if run.metrics is None:
             rows.append([*row, *["diverged"] * 5, run.steps, "–"])
             continue
@@ -72,43 +73,51 @@ def _ablation_text(original: Values, afters: Mapping[str, Values], runs: Sequenc
         "By default training decodes the latents that a picture was drawn with, and latents of the prior for noise; "
         "the authors decode those that the encoder gives. With these and all else as for λ 100: "
         f"{told('latents of the encoder')}.",
-        naive_verdict(original, afters.get(runs[-1].title)),
+        naive_verdict(runs[-1], original, afters.get(runs[-1].title)),
     ]
 
 
-def naive_verdict(original: Values, naive: Values | None) -> str:
-    """In a sentence whether the naive objective failed, as the paper shows in Fig. 2; None where it diverged."""
-    lead = "The naive objective (less of the 0 with nothing in its place, replay, λ 100, a constant 1e-4) "
+def naive_verdict(run: Run, original: Values, naive: Values | None) -> str:
+    """In a sentence whether the naive objective failed, as the paper shows in Fig. 2.
+
+    Args:
+        original, naive: what is read before and after; None where the training diverged.
+    """
+    replay = "replay" if run.replay else "no replay"
+    lead = f"The naive objective (less of the 0 with nothing in its place, {replay}), run for {run.described}, "
     if naive is None:
         return f"{lead}fails: its first term has no bound, and the training diverges."
     concept = [mean(values, CONCEPT[0]) for values in (original, naive)]
     retained = [mean(values, RETAINED[0]) for values in (original, naive)]
-    failures = ["the 0 stays"] * (concept[1] > KEPT * concept[0])
-    failures += ["the rest is ruined"] * (retained[0] - retained[1] > RUINED)
+    stays, ruined = concept[1] > KEPT * concept[0], retained[0] - retained[1] > RUINED
     return (
         f"{lead}takes P(0) from {concept[0]:.3f} to {concept[1]:.3f} and the mean retained probability from "
-        f"{retained[0]:.3f} to {retained[1]:.3f}: "
-        + (f"it fails, since {' and '.join(failures)}." if failures else "it does not fail by these numbers.")
+        f"{retained[0]:.3f} to {retained[1]:.3f}: the 0 {'stays' if stays else 'goes'} and the rest is "
+        f"{'ruined' if ruined else 'kept'}, so it {'fails' if stays or ruined else 'does not fail by these numbers'}. "
+        f"(The 0 stays where more than {KEPT:.0%} of P(0) is left; the rest is ruined where it loses more than "
+        f"{RUINED:g}.)"
     )
 
 
 def compare_digits(study: Study, digits: Mapping[int, tuple[Path, dict]], folder: Path) -> dict:
     """Forget each digit by default."""
-    rows, numbers = [], {}
+    rows, numbers, judged = [], {}, judges(study)
     for digit, (pipeline, metrics) in digits.items():
         sides = {side: readings(study, metrics, side) for side in ("before", "after")}
         distance = deviation(study, pipeline, digit)
         values = [cells(sides[side], [key])[0] for key in (CONCEPT[0], *RETAINED) for side in sides]
         values[2:2] = cells(sides["after"], ("grey_probability", "concept_entropy", "grey_entropy"))
         rows.append([digit, *values, distance])
-        numbers[str(digit)] = sides | {"distance_from_grey": distance}
+        reached = differences(digit, *(judged.of(values) for values in sides.values()))
+        numbers[str(digit)] = sides | {"distance_from_grey": distance, "bars": reached}
     columns = ["forgotten", "P before", "P after", "P of grey", "entropy after (nats)", "entropy of grey"]
     columns += ["retained P before", "after", "worst retained P before", "after", "distance from grey"]
     title = "Forgetting each digit by default (mean ± standard deviation over the classifiers)"
     pipelines = {digit: pipeline for digit, (pipeline, _) in digits.items()}
+    found = {digit: numbers[str(digit)]["bars"] for digit in digits}
     return {
-        "text": [_digits_text(numbers)],
-        "tables": [{"title": title, "columns": columns, "rows": rows}],
+        "text": [_digits_text(numbers), digits_text(found, judged)],
+        "tables": [{"title": title, "columns": columns, "rows": rows}, digits_table(found)],
         "figures": [save_digits(study, pipelines, folder / "paper_ten_digits.png")],
         "numbers": numbers,
     }

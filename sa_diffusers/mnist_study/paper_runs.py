@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sa_diffusers.loading import family_defaults
+from sa_diffusers.config import ForgetConfig
 from sa_diffusers.mnist_study.study import Study
 from sa_diffusers.training import TrainingDiverged
 
@@ -22,17 +22,40 @@ class Run:
     Attributes:
         title: what tables and figures call it.
         pipeline, metrics: its folder and its metrics.json; None where the training diverged.
-        authors_lambda: the weight of EWC in the authors' unit.
-        replay: whether the retained digits were replayed.
-        steps: of the optimiser.
+        settings: every option that it was run with.
     """
 
     title: str
     pipeline: Path | None
     metrics: dict | None
-    authors_lambda: float
-    replay: bool
-    steps: int
+    settings: ForgetConfig
+
+    @property
+    def authors_lambda(self) -> float:
+        """The weight of EWC in the authors' unit."""
+        return self.settings.ewc_lambda * AUTHORS_BATCH
+
+    @property
+    def replay(self) -> bool:
+        """Whether the retained digits were replayed."""
+        return self.settings.replay_weight > 0
+
+    @property
+    def steps(self) -> int:
+        """Of the optimiser."""
+        return self.settings.num_train_steps
+
+    @property
+    def described(self) -> str:
+        """What it was run with, for a sentence."""
+        settings = self.settings
+        latents = (
+            "latents of the encoder" if settings.latents == "encoder" else "latents that pictures were drawn with"
+        )
+        return (
+            f"{self.steps:,} steps (learning rate {settings.learning_rate:g}, {settings.lr_scheduler}; λ "
+            f"{self.authors_lambda:g}; {latents})"
+        )
 
 
 def default_run(study: Study, digit: int) -> tuple[Path, dict]:
@@ -45,26 +68,19 @@ def default_run(study: Study, digit: int) -> tuple[Path, dict]:
 
 def fast_run(study: Study) -> Run:
     """Forget 0 by default."""
-    options = family_defaults("ConditionalVAEPipeline")
-    return Run(
-        "fast default", *default_run(study, 0), options["ewc_lambda"] * AUTHORS_BATCH, True, _default_steps(study)
-    )
+    return Run("fast default", *default_run(study, 0), study.settings(0))
 
 
 def faithful_run(study: Study) -> Run:
     """Forget 0 with the authors' settings: their steps, learning rate, batches, lambda, and samples for the Fisher."""
-    steps = study.config.faithful_steps
-    found = study.forget(
-        "forget_0_faithful",
-        0,
-        num_train_steps=steps,
-        train_batch_size=AUTHORS_BATCH,
-        ewc_lambda=AUTHORS_LAMBDA / AUTHORS_BATCH,
-        num_samples=50_000,
-        fisher_samples=50_000,
-        **AUTHORS_OPTIONS,
-    )
-    return Run("faithful", *found, AUTHORS_LAMBDA, True, steps)
+    options = AUTHORS_OPTIONS | {
+        "num_train_steps": study.config.faithful_steps,
+        "train_batch_size": AUTHORS_BATCH,
+        "ewc_lambda": AUTHORS_LAMBDA / AUTHORS_BATCH,
+        "num_samples": 50_000,
+        "fisher_samples": 50_000,
+    }
+    return Run("faithful", *study.forget("forget_0_faithful", 0, **options), study.settings(0, **options))
 
 
 def ablation_runs(study: Study) -> list[Run]:
@@ -86,15 +102,12 @@ def ablation_runs(study: Study) -> list[Run]:
 
 
 def _ablation(study: Study, name: str, title: str, authors_lambda: float, options: dict[str, Any]) -> Run:
+    options = options | {"ewc_lambda": authors_lambda / AUTHORS_BATCH}
     try:
-        found = study.forget(f"forget_0_{name}", 0, ewc_lambda=authors_lambda / AUTHORS_BATCH, **options)
+        found = study.forget(f"forget_0_{name}", 0, **options)
     except TrainingDiverged:
         found = None, None
-    return Run(title, *found, authors_lambda, "replay_weight" not in options, _default_steps(study))
-
-
-def _default_steps(study: Study) -> int:
-    return study.config.forget_steps or family_defaults("ConditionalVAEPipeline")["num_train_steps"]
+    return Run(title, *found, study.settings(0, **options))
 
 
 def _samples_of(folder: Path) -> dict[str, str]:

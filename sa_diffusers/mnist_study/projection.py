@@ -6,7 +6,7 @@ differences are taken within a seed.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -15,39 +15,41 @@ from matplotlib.figure import Figure
 
 from sa_diffusers.mnist_study.classifier_spread import spread
 from sa_diffusers.mnist_study.image_strips import Strip, strips_figure
-from sa_diffusers.mnist_study.paired import Difference, paired_difference
 from sa_diffusers.mnist_study.projection_runs import (
     LOGGING_STEPS,
     METHODS,
     PROJECTIONS,
     REFERENCE,
-    REPLAY,
-    Method,
     describe_gradients,
     forget_by_all,
     measure,
     retained_elbo,
+)
+from sa_diffusers.mnist_study.projection_verdicts import (
+    FORGOTTEN,
+    FORGOTTEN_LABEL,
+    KEPT,
+    Comparison,
+    Numbers,
+    column,
+    compare_all,
+    differences_table,
+    verdicts_table,
+    verdicts_text,
 )
 from sa_diffusers.mnist_study.readings import DIGIT
 from sa_diffusers.mnist_study.study import Study, draw, read, save_figure
 from sa_diffusers.pipelines import ConditionalVAEPipeline
 
 
-# Both by the method's title, a list of one entry for each seed
-Numbers = dict[str, list[dict]]  # what is measured of the run
-Curves = dict[str, list[list[tuple[int, float]]]]  # steps and the norm of the update there
+# Steps and the norm of the update there, by the method's title, a list for each seed
+Curves = dict[str, list[list[tuple[int, float]]]]
 
 BATCH = 256  # the study sums its loss over so many images and this package takes the mean: its norms are larger by it
-# what tells how much was kept: (its name in tables, whether more of it is better)
-KEPT: dict[str, tuple[str, bool]] = {
-    "retained_probability": ("retained P", True),
-    "retained_worst_probability": ("worst retained P", True),
-    "retained_negative_elbo": ("test -ELBO, retained (nats)", False),
-}
 COLUMNS = {key: label for key, (label, _) in KEPT.items()} | {
     "concept_probability": f"P({DIGIT})",
     "concept_entropy": f"H({DIGIT}) (nats)",
-    "concept_deviation": f"|pixel - grey| of drawn {DIGIT}s",
+    FORGOTTEN: FORGOTTEN_LABEL,
     "log_norm_first": "log10 norm, first step",
     "log_norm_late": "log10 norm, second half",
     "jump": f"factor over {LOGGING_STEPS} steps",
@@ -72,106 +74,54 @@ def _compute(study: Study, folder: Path) -> dict:
             first.setdefault(method.title, loaded)
             numbers[method.title].append(measure(study, loaded, metrics) | describe_gradients(history))
             curves[method.title].append([(row["step"], row["grad_norm"]) for row in history])
+    comparisons = compare_all(numbers)
     original = {"retained_negative_elbo": retained_elbo(study, first["original"])}
     return {
         "title": "Gradient projection in place of EWC",
-        "text": _text(study, numbers),
-        "tables": [_table(numbers, original["retained_negative_elbo"]), _differences(numbers)],
+        "text": _text(study, numbers, comparisons),
+        "tables": [
+            _table(numbers, original["retained_negative_elbo"]),
+            differences_table(numbers),
+            verdicts_table(comparisons),
+        ],
         "figures": [_norms(curves, folder), _pictures(study, first, folder)],
-        "numbers": {"by_seed": numbers, "original": original},
-    }
-
-
-def _column(runs: list[dict], key: str) -> list[float]:
-    return [run[key] for run in runs if run[key] is not None]
-
-
-def _differences_from(numbers: Numbers, reference: Method, key: str) -> dict[str, Difference]:
-    """Every method's paired difference from a reference, by title."""
-    own = _column(numbers[reference.title], key)
-    return {
-        method.title: paired_difference(_column(numbers[method.title], key), own)
-        for method in METHODS
-        if method is not reference
+        "numbers": {
+            "by_seed": numbers,
+            "original": original,
+            "comparisons": [each.numbers() for each in comparisons],
+        },
     }
 
 
 def _table(numbers: Numbers, original_elbo: float) -> dict:
     runs = numbers[REFERENCE.title]
-    before = [spread(_column(runs, f"{key}_before")) for key in ("retained_probability", "retained_worst_probability")]
+    before = [spread(column(runs, f"{key}_before")) for key in ("retained_probability", "retained_worst_probability")]
     rows = [["original", *before, f"{original_elbo:.3f}", *["–"] * (len(COLUMNS) - 3)]]
-    rows += [[title, *(spread(_column(runs, key)) for key in COLUMNS)] for title, runs in numbers.items()]
+    rows += [[title, *(spread(column(runs, key)) for key in COLUMNS)] for title, runs in numbers.items()]
     title = f"Forgetting {DIGIT}: mean ± standard deviation over {len(runs)} seeds"
     return {"title": title, "columns": ["method", *COLUMNS.values()], "rows": rows}
 
 
-def _differences(numbers: Numbers) -> dict:
-    rows = []
-    for reference in (REFERENCE, REPLAY):
-        by_key = {key: _differences_from(numbers, reference, key) for key in KEPT}
-        for title in next(iter(by_key.values())):
-            rows.append([f"{title} - {reference.title}", *(str(by_key[key][title]) for key in KEPT)])
-    columns = ["difference", *(label for label, _ in KEPT.values())]
-    return {"title": "Paired differences over the seeds: mean ± standard error", "columns": columns, "rows": rows}
-
-
-def _text(study: Study, numbers: Numbers) -> list[str]:
+def _text(study: Study, numbers: Numbers, comparisons: Sequence[Comparison]) -> list[str]:
     runs = numbers[REFERENCE.title]
-    text = [
+    return [
         f"Every method forgets {DIGIT} from the same weights over {len(runs)} seeds, in "
         f"{study.config.projection_steps} steps with a learning rate of at most {runs[0]['learning_rate']:g}; the "
         "study's figure has 2000 steps, with Adam at 1e-4. The loss is the study's, with latents from the encoder. "
         f"Probabilities and entropies are means over {len(study.classifiers)} classifiers. The study says that "
-        "projection degrades the retained digits more than Selective Amnesia does."
+        "projection degrades the retained digits more than Selective Amnesia does.",
+        *verdicts_text(numbers, comparisons),
+        *_gradient_text(numbers),
     ]
-    for reference in (REFERENCE, REPLAY):
-        for key, (label, more_is_better) in KEPT.items():
-            text.append(claim(label, reference.title, more_is_better, _of_projections(numbers, reference, key)))
-    words = {1: "less forgotten", -1: "more forgotten", 0: "no clear difference"}
-    differences = _of_projections(numbers, REFERENCE, "concept_deviation")
-    own = fmean(_column(runs, "concept_deviation"))
-    text.append(
-        f"What is kept has to be read beside what is forgotten: drawn {DIGIT}s are {own:.4f} away from flat grey "
-        f"(mean over the pixels) after {REFERENCE.title}, and the difference from that is "
-        f"{_told(differences, words)}."
-    )
-    return [*text, *_gradient_text(numbers)]
-
-
-def claim(label: str, reference: str, more_is_better: bool, differences: Mapping[str, Difference]) -> str:
-    """Whether projection keeps less than a reference, as sentences.
-
-    Args:
-        label: of the measure.
-        more_is_better: whether a positive difference is an improvement.
-        differences: of each projecting method from the reference, by title.
-    """
-    worse = -1 if more_is_better else 1
-    told = _told(differences, {worse: "worse", -worse: "better", 0: "no clear difference"})
-    losing = [title for title, found in differences.items() if found.sign == worse]
-    return (
-        f"{label[0].upper()}{label[1:]}, difference from {reference}, mean ± standard error over the seeds: {told}. "
-        f"By this number less than with {reference} is kept by {', '.join(losing) or 'none of them'}."
-    )
-
-
-def _of_projections(numbers: Numbers, reference: Method, key: str) -> dict[str, Difference]:
-    differences = _differences_from(numbers, reference, key)
-    return {method.title: differences[method.title] for method in PROJECTIONS}
-
-
-def _told(differences: Mapping[str, Difference], words: Mapping[int, str]) -> str:
-    """Differences with what their sign means: "+0.0010 ± 0.0002 in PCGrad, symmetric (better), ..."."""
-    return ", ".join(f"{found} in {title} ({words[found.sign]})" for title, found in differences.items())
 
 
 def _gradient_text(numbers: Numbers) -> list[str]:
     """How the gradients stand to each other, and their norms beside the study's."""
-    by_key = {key: [_column(numbers[method.title], key) for method in PROJECTIONS] for key in ("cosine", "conflict")}
+    by_key = {key: [column(numbers[method.title], key) for method in PROJECTIONS] for key in ("cosine", "conflict")}
     cosines, conflicts = ([value for column in columns for value in column] for columns in by_key.values())
-    starts = [10**value * BATCH for runs in numbers.values() for value in _column(runs, "log_norm_first")]
-    late = {title: 10 ** fmean(_column(runs, "log_norm_late")) * BATCH for title, runs in numbers.items()}
-    jumps = {title: fmean(_column(runs, "jump")) for title, runs in numbers.items()}
+    starts = [10**value * BATCH for runs in numbers.values() for value in column(runs, "log_norm_first")]
+    late = {title: 10 ** fmean(column(runs, "log_norm_late")) * BATCH for title, runs in numbers.items()}
+    jumps = {title: fmean(column(runs, "jump")) for title, runs in numbers.items()}
     return [
         f"In the runs that project, the gradients of surrogate and replay have a mean cosine from {min(cosines):.2f} "
         f"to {max(cosines):.2f}, and it is below 0 in {min(conflicts):.0%} to {max(conflicts):.0%} of the steps.",

@@ -12,15 +12,17 @@ import yaml
 from torch import Tensor
 
 from sa_diffusers.artifacts import Stage, atomic_path, write_json
+from sa_diffusers.bundled import resolve
 from sa_diffusers.cli import config_from_dict
 from sa_diffusers.config import ForgetConfig
 from sa_diffusers.evaluation.classifier import ImageClassifier
 from sa_diffusers.evaluation.load_classifier import load_classifier
 from sa_diffusers.families.conditional_vae import ConditionalVAEFamily
 from sa_diffusers.forgetting import run_forgetting
+from sa_diffusers.hub import explain_load_errors
 from sa_diffusers.inputs import identity
 from sa_diffusers.labelled_images import LabelledImages, load_labelled_images
-from sa_diffusers.labelled_training import LabelledBaseConfig, train_conditional_vae
+from sa_diffusers.labelled_training import ConditionalVAEConfig, train_conditional_vae
 from sa_diffusers.loading import family_defaults
 from sa_diffusers.pipelines import ConditionalVAEPipeline
 from sa_diffusers.seeding import derive_seed
@@ -77,10 +79,21 @@ class Study:
     def __post_init__(self) -> None:
         self.folder = Path(self.config.output_dir)
 
+    def load_given(self) -> None:
+        """Load the classifiers and the model that the configuration names, before anything is trained.
+
+        Raises:
+            ModelLoadError: one of them cannot be loaded.
+        """
+        if self.config.classifier:
+            _ = self.classifiers
+        if self.config.model:
+            self.load(self.base())
+
     @cached_property
-    def base_config(self) -> LabelledBaseConfig:
+    def base_config(self) -> ConditionalVAEConfig:
         values = yaml.safe_load(Path(self.config.base_config).read_text())
-        config = config_from_dict(LabelledBaseConfig, values | {"data_dir": self.config.data_dir})
+        config = config_from_dict(ConditionalVAEConfig, values | {"data_dir": self.config.data_dir})
         if self.config.base_steps:
             config.num_train_steps = self.config.base_steps
         config.num_threads = self.config.num_threads
@@ -96,9 +109,17 @@ class Study:
 
     @cached_property
     def classifiers(self) -> dict[str, ImageClassifier]:
-        """By name; the first one is the judge where only one is shown."""
-        given = [Path(path) for path in self.config.classifier] or self._train_classifiers()
-        return {str(path): load_classifier(path).eval() for path in given}
+        """By name; the first one is the judge where only one is shown. Trained on first use where none is given.
+
+        Raises:
+            ModelLoadError: one of them cannot be loaded.
+        """
+        found = {}
+        for name in map(str, [Path(path) for path in self.config.classifier] or self._train_classifiers()):
+            source = resolve(name)
+            with explain_load_errors(source):
+                found[name] = load_classifier(source)
+        return found
 
     def _train_classifiers(self) -> list[Path]:
         from sa_diffusers.classifier_training import ClassifierConfig, train_and_save_classifier
@@ -137,7 +158,7 @@ class Study:
         return folder / "pipeline"
 
     def load(self, path: Path) -> ConditionalVAEPipeline:
-        """A pipeline in eval mode; loaded once."""
+        """A pipeline in eval mode; loaded once. Raises ModelLoadError where it cannot be loaded."""
         return _load(path)
 
     def forget(self, name: str, concept: int | str, *, model: Path | None = None, **options: Any) -> tuple[Path, dict]:
@@ -152,6 +173,14 @@ class Study:
             StageMismatch: the folder holds a run with other options.
         """
         folder = self.folder / "runs" / name
+        config = replace(self.settings(concept, model=model, **options), output_dir=str(folder))
+        same = folder.exists() and Stage(folder, "run", identity(config)).done
+        if not (same and (folder / "metrics.json").exists() and _judges(folder) == config.classifier):
+            run_forgetting(replace(config, overwrite=same))  # of the same run only others' judgement is overwritten
+        return folder / "pipeline", json.loads((folder / "metrics.json").read_text())
+
+    def settings(self, concept: int | str, *, model: Path | None = None, **options: Any) -> ForgetConfig:
+        """Every option of a run of `forget` with the same arguments: the family's defaults, the study's, its own."""
         steps = {} if self.config.forget_steps is None else {"num_train_steps": self.config.forget_steps}
         values = family_defaults("ConditionalVAEPipeline") | {
             "eval_images_concept": self.config.num_images,
@@ -162,13 +191,7 @@ class Study:
             "classifier": list(self.classifiers),
         }
         values |= steps | options | {"concept": str(concept), "model": str(model or self.base())}
-        config = replace(config_from_dict(ForgetConfig, values), output_dir=str(folder))
-        same = folder.exists() and Stage(folder, "run", identity(config)).done
-        if not (same and (folder / "metrics.json").exists() and _judges(folder) == config.classifier):
-            run_forgetting(
-                replace(config, overwrite=same)
-            )  # of the same run only the judgement of others is overwritten
-        return folder / "pipeline", json.loads((folder / "metrics.json").read_text())
+        return config_from_dict(ForgetConfig, values)
 
     def part(self, name: str, compute: Callable[[Path], dict]) -> dict:
         """The numbers of a part of the study: computed in its folder, or read if that was finished before."""
@@ -189,7 +212,9 @@ def _judges(folder: Path) -> list[str]:
 
 @cache
 def _load(path: Path) -> ConditionalVAEPipeline:
-    pipeline = ConditionalVAEPipeline.from_pretrained(path)
+    source = resolve(str(path))
+    with explain_load_errors(source):
+        pipeline = ConditionalVAEPipeline.from_pretrained(source)
     pipeline.vae.eval()
     return pipeline
 
