@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from sa_diffusers.paper_quirks import QUIRKS
 from sa_diffusers.training import TrainingConfig
 
 
@@ -110,6 +111,11 @@ class ForgetConfig(TrainingConfig):
         50.0, "Weight of EWC in the authors' units: lambda sum F delta^2, no 1/2; 0: no Fisher."
     )
     replay_weight: float = option(1.0, "Weight of the replay loss; 0: no replay.")
+    replay_prompt_dropout: float = option(
+        0.0,
+        "Share of the replay samples shown under the empty prompt, or the null class of a class-conditional model, so "
+        "that what guidance leads away from is replayed, too.",
+    )
     replay_target: Literal["noise", "model"] = option(
         "model",
         "What replay samples are denoised towards: the noise that was drawn, each under its own prompt, as in the "
@@ -134,6 +140,12 @@ class ForgetConfig(TrainingConfig):
     early_stop: float | None = option(
         None,
         "Stop when the concept's probability in the tracked pictures is at most this; needs track_steps, classifier.",
+    )
+
+    paper_quirks: list[str] = option(
+        [],
+        "What the authors' code for class-conditional diffusion does differently from the paper: stretched_samples, "
+        "fisher_unit_range, fisher_label_dropout.",
     )
 
     # Evaluation
@@ -189,6 +201,13 @@ class ForgetConfig(TrainingConfig):
                 raise ValueError(f"expected 0 <= {name} < 1, got {getattr(self, name)}")
         if not 0 <= self.empty_prompt_fraction < 1:
             raise ValueError(f"expected 0 <= empty_prompt_fraction < 1, got {self.empty_prompt_fraction}")
+        if not 0 <= self.replay_prompt_dropout < 1:
+            raise ValueError(f"expected 0 <= replay_prompt_dropout < 1, got {self.replay_prompt_dropout}")
+        if self.replay_prompt_dropout and self.fresh_samples:
+            raise ValueError("replay_prompt_dropout: a model that draws fresh samples has no guidance; expected 0")
+        unknown = [quirk for quirk in self.paper_quirks if quirk not in QUIRKS]
+        if unknown:
+            raise ValueError(f"expected paper_quirks to be of {', '.join(QUIRKS)}; got {unknown[0]!r}")
         if self.latents == "drawn" and not self.fresh_samples:
             raise ValueError("latents: drawn needs fresh_samples; samples that were kept have lost theirs")
         if self.latents == "drawn" and self.method == "naive":

@@ -14,6 +14,7 @@ from sa_diffusers.families import Family
 from sa_diffusers.fisher import FisherSums, estimate_fisher, merge
 from sa_diffusers.fisher_linear import estimate_linear_fisher, is_linear
 from sa_diffusers.losses import Batch
+from sa_diffusers.paper_quirks import FisherLabelDropout, quirky_fisher_batch
 from sa_diffusers.processes import process_state
 from sa_diffusers.seeding import derive_seed
 
@@ -37,9 +38,14 @@ def estimate_sums(family: Family, config: ForgetConfig, samples: SampleSet, coun
     seed = derive_seed(config.seed, "fisher")
     linear = is_linear(family.module, family.loss)
 
+    loss, quirks = family.loss, config.paper_quirks
+    if "fisher_label_dropout" in quirks:
+        loss = FisherLabelDropout(loss, family.pipeline.null_class)
+
     def batch(indices: list[int]) -> Batch:
         chosen = samples.take(indices)
-        return family.batch(chosen.latents, chosen.prompts)
+        found = family.batch(chosen.latents, chosen.prompts)
+        return quirky_fisher_batch(found, quirks, loss.num_terms, indices[0], seed) if quirks else found
 
     for start in range(0, max(len(left), 1), block):  # once at least: a process without samples adds zeros
         indices = left[start : start + block]
@@ -50,7 +56,7 @@ def estimate_sums(family: Family, config: ForgetConfig, samples: SampleSet, coun
             for index in indices:
                 estimate_fisher(
                     family.module,
-                    family.loss,
+                    loss,
                     parameters,
                     lambda i: batch([i]),
                     [index],

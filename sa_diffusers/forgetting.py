@@ -14,7 +14,7 @@ from sa_diffusers.artifacts import RunLock, fingerprint, write_json
 from sa_diffusers.cli import config_from_dict
 from sa_diffusers.config import ForgetConfig
 from sa_diffusers.evaluation.before_after import Findings
-from sa_diffusers.families import get_family
+from sa_diffusers.families import Family, get_family
 from sa_diffusers.hub import base_name, check_push, push_folder
 from sa_diffusers.inputs import Inputs, check_resolution, claim_folder, identity, read_inputs
 from sa_diffusers.loading import (
@@ -121,6 +121,20 @@ def run_forgetting(config: ForgetConfig, pipeline: DiffusionPipeline | None = No
     return outcome
 
 
+def check_family(config: ForgetConfig, family: Family) -> None:
+    """Raise ValueError for options that make no sense with this kind of model."""
+    diffusion = family.loss.num_terms > 1
+    if config.fresh_samples and diffusion:
+        raise ValueError("fresh_samples: a diffusion model would sample for minutes every step; leave it away")
+    if config.replay_target == "model" and config.replay_weight and not diffusion:
+        raise ValueError("replay_target: a VAE predicts no noise; expected 'noise', got 'model'")
+    for name in ("empty_prompt_fraction", "replay_prompt_dropout"):
+        if getattr(config, name) and not family.unconditional:
+            raise ValueError(f"{name}: this model always needs a class; expected 0, got {getattr(config, name)}")
+    if config.paper_quirks and not (diffusion and family.labels):
+        raise ValueError("paper_quirks are those of class-conditional diffusion; leave them away for other models")
+
+
 def _run_stages(config: ForgetConfig, pipeline: DiffusionPipeline | None, inputs: Inputs, output_dir: Path) -> Outcome:
     state, concept = process_state(), inputs.concept
     stages = Stages(output_dir, overwrite=config.overwrite)
@@ -130,10 +144,7 @@ def _run_stages(config: ForgetConfig, pipeline: DiffusionPipeline | None, inputs
         family.module.to(torch.float32)
     family.module.eval()
     check_resolution(inputs, family.resolution)
-    if config.fresh_samples and family.loss.num_terms > 1:
-        raise ValueError("fresh_samples: a diffusion model would sample for minutes every step; leave it away")
-    if config.replay_target == "model" and config.replay_weight and family.loss.num_terms == 1:
-        raise ValueError("replay_target: a VAE predicts no noise; expected 'noise', got 'model'")
+    check_family(config, family)
     hashes = pipeline_hashes(pipeline)
     if state.is_main_process:
         print(announce(config, family, inputs, output_dir), flush=True)

@@ -102,10 +102,6 @@ def _check_labels(config: ForgetConfig, concept: Concept, prompts: list[str], la
             raise ValueError(f"the model has no class for the {what} {unknown[0]!r}; it has {', '.join(labels)}")
     if config.latents == "drawn" and is_folder(concept.surrogate):
         raise ValueError("a folder of images has no latents of its own: expected latents 'encoder', got 'drawn'")
-    if config.empty_prompt_fraction:
-        raise ValueError(
-            f"expected empty_prompt_fraction 0 for a model of classes, got {config.empty_prompt_fraction}"
-        )
 
 
 def check_resolution(inputs: Inputs, resolution: int) -> None:

@@ -1,14 +1,17 @@
-"""Train a class-conditional base model from labelled images: the conditional VAE of the MNIST experiments."""
+"""Train class-conditional base models from labelled images; here what all have in common, and the conditional VAE."""
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import torch
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from sa_diffusers.artifacts import RunLock, Stage, atomic_path
-from sa_diffusers.labelled_images import LabelledImages
+from sa_diffusers.labelled_images import DatasetName, LabelledImages
 from sa_diffusers.losses import VAELoss
 from sa_diffusers.models import ConditionalVAE
 from sa_diffusers.objectives import Likelihood
@@ -20,40 +23,86 @@ from sa_diffusers.training import NOT_IDENTITY, TrainingConfig, infinite_indices
 
 @dataclass
 class LabelledBaseConfig(TrainingConfig):
-    """Everything `scripts/train_base.py` can be told of a class-conditional model."""
+    """What `scripts/train_base.py` can be told of any class-conditional model."""
 
-    family: Literal["conditional_vae"] = field(default="conditional_vae", metadata={"help": "What to train."})
-    dataset: Literal["mnist", "digits8x8"] = field(
+    dataset: DatasetName = field(
         default="digits8x8",
-        metadata={"help": "mnist (hub id or local folder), or digits8x8: scikit-learn's bundled digits, offline."},
+        metadata={
+            "help": "mnist, cifar10, stl10 (hub id or local folder), or digits8x8: scikit-learn's bundled digits."
+        },
     )
-    data_dir: str = field(default="ylecun/mnist", metadata={"help": "Hub id or local folder (dataset mnist)."})
+    data_dir: str | None = field(
+        default=None, metadata={"help": "Local folder or hub id of the data set; null: its usual hub id."}
+    )
+    split: Literal["train", "all"] = field(
+        default="train", metadata={"help": "Images to train on; all: the test images, too, as the authors for STL10."}
+    )
+    exclude_classes: list[str] = field(
+        default_factory=list, metadata={"help": "Classes whose images are left out; the model keeps their labels."}
+    )
     output_dir: str = field(
         default="runs/base", metadata={"help": "Folder of the run; `pipeline/` inside is the model."}
     )
-    hidden_sizes: list[int] = field(
-        default_factory=lambda: [512, 256], metadata={"help": "Widths of the encoder's hidden layers."}
-    )
-    latent_dim: int = field(default=8, metadata={"help": "Dimension of the latent code."})
     num_threads: int | None = field(
         default=None, metadata={"help": "CPU threads; null: as the environment says (`accelerate launch` says 1)."}
     )
     seed: int = field(default=0, metadata={"help": "Seed of every random number."})
 
 
-def train_conditional_vae(data: LabelledImages, config: LabelledBaseConfig) -> ConditionalVAEPipeline:
+@dataclass
+class ConditionalVAEConfig(LabelledBaseConfig):
+    """Everything `scripts/train_base.py` can be told of a conditional VAE."""
+
+    family: Literal["conditional_vae"] = field(default="conditional_vae", metadata={"help": "What to train."})
+    hidden_sizes: list[int] = field(
+        default_factory=lambda: [512, 256], metadata={"help": "Widths of the encoder's hidden layers."}
+    )
+    latent_dim: int = field(default=8, metadata={"help": "Dimension of the latent code."})
+
+
+def train_labelled(
+    config: LabelledBaseConfig, make: Callable[[Path], DiffusionPipeline], dtype: str = "float32"
+) -> DiffusionPipeline:
+    """Claim the folder, train, and save what `make` returns to `<output_dir>/pipeline`.
+
+    Args:
+        make: trains the model; told the folder, where it keeps its checkpoints.
+        dtype: precision of the files.
+
+    Raises:
+        StageMismatch: the folder holds a run of another configuration.
+    """
+    output_dir, main = Path(config.output_dir), process_state().is_main_process
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    with RunLock(output_dir) if main else nullcontext():
+        claim = Stage(output_dir, "run", {k: v for k, v in asdict(config).items() if k not in NOT_IDENTITY})
+        if main and not claim.done:
+            claim.finish(0.0)
+        pipeline = make(output_dir)
+        if main:
+            if dtype != "float32":
+                pipeline.to(getattr(torch, dtype))
+            with atomic_path(output_dir / "pipeline") as temporary:
+                pipeline.save_pretrained(temporary)
+            if dtype != "float32":
+                pipeline.to(torch.float32)
+    return pipeline
+
+
+def id2label(data: LabelledImages) -> dict[str, str]:
+    """The names of the classes as pipelines store them."""
+    return {str(index): name for index, name in enumerate(data.names)}
+
+
+def train_conditional_vae(data: LabelledImages, config: ConditionalVAEConfig) -> ConditionalVAEPipeline:
     """Train the model that `<output_dir>/pipeline` then holds; an interrupted run goes on from its last checkpoint.
 
     Raises:
         StageMismatch: the folder holds a run of another configuration.
     """
-    output_dir = Path(config.output_dir)
-    if config.num_threads is not None:
-        torch.set_num_threads(config.num_threads)
-    with RunLock(output_dir):
-        claim = Stage(output_dir, "run", {k: v for k, v in asdict(config).items() if k not in NOT_IDENTITY})
-        if not claim.done:
-            claim.finish(0.0)
+
+    def make(output_dir: Path) -> ConditionalVAEPipeline:
         torch.manual_seed(derive_seed(config.seed, "vae"))
         channels, size = data.images.shape[1:3]
         vae = ConditionalVAE(size, channels, len(data.names), tuple(config.hidden_sizes), config.latent_dim)
@@ -72,11 +121,9 @@ def train_conditional_vae(data: LabelledImages, config: LabelledBaseConfig) -> C
             checkpoint_dir=output_dir / "checkpoints",
             description="conditional VAE",
         )
-        pipeline = ConditionalVAEPipeline(vae, {str(index): name for index, name in enumerate(data.names)})
-        if process_state().is_main_process:
-            with atomic_path(output_dir / "pipeline") as temporary:
-                pipeline.save_pretrained(temporary)
-    return pipeline
+        return ConditionalVAEPipeline(vae, id2label(data))
+
+    return train_labelled(config, make)
 
 
 @torch.no_grad()

@@ -24,7 +24,10 @@ def read_model_index(model: str, revision: str | None = None) -> dict[str, Any]:
     """
     source = resolve(model)
     with explain_load_errors(source):
-        return dict(DiffusionPipeline.load_config(source, revision=revision))
+        index = dict(DiffusionPipeline.load_config(source, revision=revision))
+    if isinstance(index["_class_name"], list):  # [the file beside the weights that has the class, its name]
+        index["_class_name"] = index["_class_name"][1]
+    return index
 
 
 def family_defaults(pipeline_class: str) -> dict[str, Any]:

@@ -76,38 +76,53 @@ def select_replay(samples: SampleSet, concept: Concept, mode: str) -> SampleSet:
     return samples.take(kept)
 
 
-class DistilledReplay:
-    """Replay against the frozen model: its samples, noised, under any prompt that keeps the concept out.
+class Replay:
+    """Batches of replay samples, each under its own prompt, or shown to the model under others.
 
-    Prompts that leave the concept open, and all that were drawn anew without it, are an exception: what the frozen
-    model predicts under them would teach the concept back at its base rate. They keep their own samples, drawn without
-    it, and the noise as the target.
+    Distilled, they are noised and denoised as the frozen model denoises them, under any prompt that keeps the concept
+    out. Prompts that leave the concept open, and all that were drawn anew without it, are an exception: what the
+    frozen model predicts under them would teach the concept back at its base rate. They keep their own samples, drawn
+    without it, and the noise as the target.
 
     Args:
         samples: what `select_replay` kept, and the samples drawn anew without the concept.
         prompts: to choose from.
         mode: which prompts were drawn anew, as in `needs_negative`.
+        distil: take the frozen model's predictions as targets; else all samples are as those of the exception.
+        dropout: share of the samples, with the noise as their target, that are shown under the empty prompt or null
+            class: what guidance leads away from then is everything but the concept.
     """
 
-    def __init__(self, samples: SampleSet, prompts: Sequence[str], concept: Concept, mode: str):
+    def __init__(
+        self,
+        samples: SampleSet,
+        prompts: Sequence[str],
+        concept: Concept,
+        mode: str,
+        distil: bool = True,
+        dropout: float = 0.0,
+    ):
         def own(prompt: str) -> bool:
             return leaves_open(prompt, concept) or needs_negative(prompt, concept, mode)
 
-        self.samples = samples
+        self.samples, self.dropout = samples, dropout
         self.prompts = [prompt for prompt in prompts if not mentions(prompt, concept.phrasings) and not own(prompt)]
         self.distilled = torch.tensor([not own(prompt) for prompt in samples.prompts])
-        if not self.prompts:
+        if not (distil and self.prompts):
             self.distilled[:] = False
 
     def batch(self, family: Family, batch_size: int, step: int, seed: int) -> Batch:
         """Batch `step` of an endless walk over the samples; "distilled" [B] marks those with the frozen target."""
         indices = infinite_indices(len(self.samples), batch_size, step, seed)
         chosen, distilled = self.samples.take(indices), self.distilled[indices]
+        dropped = torch.rand(batch_size, generator=seeded(seed, "dropout", step)) < self.dropout
+        distilled = distilled & ~dropped
         drawn = torch.randint(max(1, len(self.prompts)), (batch_size,), generator=seeded(seed, "prompts", step))
         prompts = [
             self.prompts[index] if other else own
             for own, other, index in zip(chosen.prompts, distilled.tolist(), drawn.tolist(), strict=True)
         ]
+        prompts = ["" if drop else prompt for prompt, drop in zip(prompts, dropped.tolist(), strict=True)]
         return family.batch(chosen.latents, prompts) | {"distilled": distilled}
 
 

@@ -10,6 +10,7 @@ from sa_diffusers.config import ForgetConfig
 from sa_diffusers.data import SampleSet, image_paths, load_image, surrogate_from_images, uniform_noise
 from sa_diffusers.evaluation.before_after import contact_sheet
 from sa_diffusers.families import Family
+from sa_diffusers.paper_quirks import stretch
 from sa_diffusers.processes import process_state
 from sa_diffusers.prompts import Concept, is_folder
 from sa_diffusers.replay import concept_captions, negative_requests, sample_requests, select_replay, surrogate_requests
@@ -31,6 +32,8 @@ def draw_replay_samples(
         "settings": asdict(settings),
         "seed": config.seed,
     }
+    if "stretched_samples" in config.paper_quirks:
+        key["stretched"] = True
     if config.samples:
         stages.reused.append("sample")
         return load_shared_samples(Path(config.samples), hashes)
@@ -38,7 +41,8 @@ def draw_replay_samples(
 
     def compute() -> SampleSet:
         requests = sample_requests(prompts, config.num_samples, config.empty_prompt_fraction, config.seed)
-        samples = _draw(family, requests, settings, folder, "samples", "sample")
+        stretched = "stretched_samples" in config.paper_quirks
+        samples = _draw(family, requests, settings, folder, "samples", "sample", stretched)
         if process_state().is_main_process:
             write_json(key, folder / "samples.json")
         return samples
@@ -147,9 +151,19 @@ def make_surrogate(
     return samples, fingerprint(key)
 
 
-def _draw(family: Family, requests: list, settings: SamplingSettings, folder: Path, name: str, what: str) -> SampleSet:
+def _draw(
+    family: Family,
+    requests: list,
+    settings: SamplingSettings,
+    folder: Path,
+    name: str,
+    what: str,
+    stretched: bool = False,
+) -> SampleSet:
     parts_dir = folder / f".{name}_parts"
     samples = draw_samples(family, requests, settings, parts_dir, what)
+    if stretched:
+        samples.latents = stretch(samples.latents)
     _save_samples(family, samples, folder, name)
     remove_parts(parts_dir)
     return samples

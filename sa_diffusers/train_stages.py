@@ -21,7 +21,7 @@ from sa_diffusers.objectives import (
 )
 from sa_diffusers.processes import process_state
 from sa_diffusers.prompts import Concept, is_folder
-from sa_diffusers.replay import DistilledReplay
+from sa_diffusers.replay import Replay
 from sa_diffusers.sampling import FreshNoise, FreshSamples, frozen_family, remove_parts
 from sa_diffusers.seeding import derive_seed
 from sa_diffusers.stages import Stages
@@ -52,6 +52,8 @@ def fisher_of(
         "seed": config.seed,
         "samples": samples_key,
     }
+    if config.paper_quirks:
+        metadata["paper_quirks"] = ", ".join(config.paper_quirks)
 
     parts_dir = stages.output_dir / ".fisher_parts"
 
@@ -89,10 +91,11 @@ def forget_by_training(
     trained = family.trainable(config.train_scope)
     for parameter in trained.values():
         parameter.requires_grad_(True)
-    frozen = None
-    if config.replay_weight and config.replay_target == "model" and "-" not in config.method:
-        frozen = copy.deepcopy(family.module).eval().requires_grad_(False)
-        replay = DistilledReplay(replay, prompts, concept, config.replay_negative)
+    frozen, dropout = None, config.replay_prompt_dropout
+    distil = config.replay_target == "model" and "-" not in config.method
+    if config.replay_weight and (distil or dropout):
+        frozen = copy.deepcopy(family.module).eval().requires_grad_(False) if distil else None
+        replay = Replay(replay, prompts, concept, config.replay_negative, distil, dropout)
     objective = _objective(family, config, trained, fisher, frozen)
     size, seed = config.train_batch_size, config.seed
 

@@ -14,7 +14,7 @@ from sa_diffusers.evaluation.digit_classifier import DigitClassifier
 from sa_diffusers.families import get_family
 from sa_diffusers.forgetting import run_forgetting
 from sa_diffusers.labelled_images import LabelledImages
-from sa_diffusers.labelled_training import LabelledBaseConfig, negative_elbo, train_conditional_vae
+from sa_diffusers.labelled_training import ConditionalVAEConfig, negative_elbo, train_conditional_vae
 from sa_diffusers.loading import family_defaults, load_pipeline
 from sa_diffusers.mnist_study.study import Study, StudyConfig
 from sa_diffusers.sampling import FreshNoise, FreshSamples, frozen_family
@@ -145,7 +145,7 @@ def test_naive_forgetting_raises_the_concept_s_own_loss(start):
     [
         ({"concept": "7"}, "no class for the concept '7'; it has 0, 1, 2"),
         ({"surrogate": "a dog"}, "no class for the surrogate 'a dog'"),
-        ({"empty_prompt_fraction": 0.1}, "empty_prompt_fraction 0 for a model of classes"),
+        ({"empty_prompt_fraction": 0.1}, "empty_prompt_fraction: this model always needs a class"),
         ({"method": "projection-symmetric", "ewc_lambda": 1.0}, "without EWC"),
         ({"method": "naive"}, "have no gradient"),
         ({"replay_target": "model"}, "a VAE predicts no noise"),
@@ -175,7 +175,7 @@ def test_base_training_lowers_the_loss_and_resumes_exactly(tmp_path):
     data = LabelledImages(images, labels, ["0", "1", "2"])
 
     def train(name: str, steps: int) -> ConditionalVAEPipeline:
-        config = LabelledBaseConfig(
+        config = ConditionalVAEConfig(
             num_train_steps=60, train_batch_size=10, learning_rate=1e-2, hidden_sizes=[12], latent_dim=2,
             checkpointing_steps=steps, output_dir=str(tmp_path / name),
         )  # fmt: skip

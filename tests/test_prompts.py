@@ -16,7 +16,7 @@ from sa_diffusers.prompts import (
     substitute,
 )
 from sa_diffusers.replay import (
-    DistilledReplay,
+    Replay,
     concept_captions,
     leaves_open,
     needs_negative,
@@ -223,9 +223,9 @@ def test_distilled_replay_shows_samples_under_other_prompts_but_open_ones_under_
 
     samples = SampleSet(torch.arange(4.0), ["a six", "", "a red digit", "an 8"])
     prompts = ["a six", "an 8", "one six", "a seven", "a red digit", ""]
-    replay = DistilledReplay(samples, prompts, SEVEN, "open")
+    replay = Replay(samples, prompts, SEVEN, "open")
     assert replay.prompts == ["a six", "an 8", "one six"]  # neither the concept nor what leaves it open
-    assert not DistilledReplay(samples, prompts, SEVEN, "all").distilled.any()  # all were drawn away from the concept
+    assert not Replay(samples, prompts, SEVEN, "all").distilled.any()  # all were drawn away from the concept
     shown = set()
     for step in range(30):
         batch = replay.batch(Family(), 4, step, seed=0)

@@ -19,6 +19,7 @@ class Family(Protocol):
     resolution: int  # height and width of its images in pixels
     image_channels: int  # 3, or 1 for a grey model, whose images still have three equal channels below
     latent_shape: tuple[int, ...]  # of one sample
+    unconditional: bool  # whether the empty prompt asks for anything at all, as guidance needs it
     labels: list[str] | None  # names of its classes, which are its only prompts; None: prompts are free text
 
     def draw(
@@ -55,16 +56,17 @@ def get_family(pipeline: DiffusionPipeline, **options) -> Family:
     Raises:
         TypeError: no family handles this class of pipeline.
     """
-    from diffusers import StableDiffusionPipeline
-
-    from sa_diffusers.pipelines import ConditionalVAEPipeline
-
+    from .class_conditional import ClassConditionalFamily
     from .conditional_vae import ConditionalVAEFamily
     from .text_to_image import TextToImageFamily
 
-    families = {StableDiffusionPipeline: TextToImageFamily, ConditionalVAEPipeline: ConditionalVAEFamily}
-    for pipeline_class, family in families.items():
-        if isinstance(pipeline, pipeline_class):
-            return family(pipeline, **options)
-    known = ", ".join(c.__name__ for c in families)
-    raise TypeError(f"cannot forget in a {type(pipeline).__name__}; expected one of: {known}")
+    families = {
+        "StableDiffusionPipeline": TextToImageFamily,
+        "ConditionalVAEPipeline": ConditionalVAEFamily,
+        "ClassConditionalPipeline": ClassConditionalFamily,
+    }
+    # By name: a pipeline that diffusers loaded by the file beside its weights has a class of its own.
+    for name in (cls.__name__ for cls in type(pipeline).__mro__):
+        if name in families:
+            return families[name](pipeline, **options)
+    raise TypeError(f"cannot forget in a {type(pipeline).__name__}; expected one of: {', '.join(families)}")

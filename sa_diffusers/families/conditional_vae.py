@@ -18,6 +18,7 @@ class ConditionalVAEFamily:
     """
 
     component = "vae"
+    unconditional = False
 
     def __init__(self, pipeline: ConditionalVAEPipeline, sampler: str = "pipeline"):
         self.pipeline = pipeline

@@ -1,18 +1,15 @@
 """Stable Diffusion 1.x and 2.x: a UNet on VAE latents, conditioned on CLIP text embeddings."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
+from diffusers import DDPMScheduler, StableDiffusionPipeline
 from torch import Generator, Tensor, nn
 
 from sa_diffusers.losses import Batch, DiffusionLoss
 
+from .samplers import make_scheduler
 from .scopes import select_parameters
-
-
-Sampler = Literal["dpmsolver++", "ddim", "pipeline"]
 
 
 class TextToImageFamily:
@@ -28,6 +25,7 @@ class TextToImageFamily:
     """
 
     component = "unet"
+    unconditional = True
     labels = None
     image_channels = 3
 
@@ -40,21 +38,13 @@ class TextToImageFamily:
         schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
         self.loss = DiffusionLoss(schedule.alphas_cumprod, schedule.config.prediction_type)
         self._embeddings: dict[str, Tensor] = {}
-        schedulers = {
-            "dpmsolver++": lambda config: DPMSolverMultistepScheduler.from_config(
-                config, algorithm_type="dpmsolver++"
-            ),
-            "ddim": DDIMScheduler.from_config,
-            "pipeline": lambda config: pipeline.scheduler,
-        }
-        if sampler not in schedulers:
-            raise ValueError(f"expected sampler to be one of {', '.join(schedulers)}, got {sampler!r}")
+        scheduler = make_scheduler(sampler, pipeline.scheduler)
         self._sampling_pipeline = StableDiffusionPipeline(
             vae=pipeline.vae,
             text_encoder=None,  # it gets embeddings, and would cast them to the precision of a text encoder
             tokenizer=None,
             unet=pipeline.unet,
-            scheduler=schedulers[sampler](pipeline.scheduler.config),
+            scheduler=scheduler,
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,

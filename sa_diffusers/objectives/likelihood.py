@@ -15,13 +15,20 @@ class Likelihood:
     Args:
         loss: the model's negative ELBO.
         snr_gamma: weights min(SNR, gamma) / SNR for noise prediction (Hang et al. 2023, Eq. 7); None: no weights.
+        antithetic: the second half of a batch takes the timesteps T - 1 - t of the first half, so that every batch has
+            easy and hard ones in equal shares.
     """
 
-    def __init__(self, loss: DiffusionLoss, snr_gamma: float | None = None):
-        self.loss, self.snr_gamma = loss, snr_gamma
+    def __init__(self, loss: DiffusionLoss, snr_gamma: float | None = None, antithetic: bool = False):
+        self.loss, self.snr_gamma, self.antithetic = loss, snr_gamma, antithetic
 
     def draw(self, batch: NestedBatch, generator: Generator) -> NestedBatch:
-        terms = torch.randint(self.loss.num_terms, (len(batch["sample"]),), generator=generator)
+        size = len(batch["sample"])
+        if self.antithetic:
+            terms = torch.randint(self.loss.num_terms, (-(-size // 2),), generator=generator)
+            terms = torch.cat([terms, self.loss.num_terms - 1 - terms])[:size]
+        else:
+            terms = torch.randint(self.loss.num_terms, (size,), generator=generator)
         return {"data": batch, "terms": terms, "noise": self.loss.sample_noise(batch, generator)}
 
     def __call__(self, model: nn.Module, batch: NestedBatch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -1,7 +1,8 @@
 """Pipelines that diffusers does not have; saved ones are loaded by their own class."""
 
+from .class_conditional import ClassConditionalPipeline
 from .conditional_vae import ConditionalVAEPipeline
 
 
-OWN_PIPELINES = {cls.__name__: cls for cls in (ConditionalVAEPipeline,)}
-__all__ = ["OWN_PIPELINES", "ConditionalVAEPipeline"]
+OWN_PIPELINES = {cls.__name__: cls for cls in (ConditionalVAEPipeline, ClassConditionalPipeline)}
+__all__ = ["OWN_PIPELINES", "ClassConditionalPipeline", "ConditionalVAEPipeline"]

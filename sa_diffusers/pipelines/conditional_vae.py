@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
-from PIL import Image
 from torch import Tensor
 
 from sa_diffusers.models import ConditionalVAE
+
+from .class_conditional import check_output_type, find_classes, name_classes, to_output
 
 
 class ConditionalVAEPipeline(DiffusionPipeline):
@@ -24,12 +25,8 @@ class ConditionalVAEPipeline(DiffusionPipeline):
 
     def __init__(self, vae: ConditionalVAE, id2label: dict[str, str] | None = None):
         super().__init__()
-        classes = range(vae.config.num_classes)
-        names = id2label or {str(index): str(index) for index in classes}
-        if set(names) != {str(index) for index in classes}:
-            raise ValueError(f"expected a name for each class from '0' to '{classes[-1]}', got {names}")
         self.register_modules(vae=vae)
-        self.register_to_config(id2label={str(index): names[str(index)] for index in classes})
+        self.register_to_config(id2label=name_classes(vae.config.num_classes, id2label))
 
     @property
     def labels(self) -> list[str]:
@@ -42,13 +39,7 @@ class ConditionalVAEPipeline(DiffusionPipeline):
         Raises:
             ValueError: a label that the model does not have.
         """
-        known = self.labels
-        given = [labels] if isinstance(labels, int | str) else list(labels)
-        indices = [known.index(x) if x in known else x for x in given]
-        unknown = [x for x in indices if not isinstance(x, int) or not 0 <= x < len(known)]
-        if unknown:
-            raise ValueError(f"the model has no class {unknown[0]!r}; it has {', '.join(known)}")
-        return torch.tensor(indices, dtype=torch.long)
+        return find_classes(labels, self.labels)
 
     @torch.no_grad()
     def __call__(
@@ -70,8 +61,7 @@ class ConditionalVAEPipeline(DiffusionPipeline):
         Raises:
             ValueError: an unknown label or output type, or latents of another shape.
         """
-        if output_type not in ("pil", "np", "pt"):
-            raise ValueError(f"expected output_type 'pil', 'np' or 'pt', got {output_type!r}")
+        check_output_type(output_type)
         condition = self.class_indices(labels).to(self.device)
         shape = (len(condition), self.vae.config.latent_dim)
         if latents is None:
@@ -79,8 +69,5 @@ class ConditionalVAEPipeline(DiffusionPipeline):
         elif tuple(latents.shape) != shape:
             raise ValueError(f"expected latents {list(shape)}, got {list(latents.shape)}")
         images = self.vae.decode(latents.to(self.device, self.vae.dtype), condition).float().cpu()
-        if output_type != "pt":
-            images = images.permute(0, 2, 3, 1).numpy()
-        if output_type == "pil":
-            images = [Image.fromarray((image * 255).round().astype("uint8").squeeze()) for image in images]
-        return ImagePipelineOutput(images) if return_dict else (images,)
+        output = to_output(images, output_type)
+        return ImagePipelineOutput(output) if return_dict else (output,)

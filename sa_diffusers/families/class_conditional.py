@@ -1,0 +1,79 @@
+"""Class-conditional diffusion on pixels: prompts are the names of the classes, and "" is the null class of guidance."""
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import DDPMScheduler
+from torch import Generator, Tensor, nn
+
+from sa_diffusers.losses import Batch, DiffusionLoss
+from sa_diffusers.pipelines import ClassConditionalPipeline
+
+from .samplers import make_scheduler
+
+
+class ClassConditionalFamily:
+    """Adapter of a ClassConditionalPipeline. Its latents are the images themselves, [B, C, H, W] in [-1, 1].
+
+    The loss is summed over pixels, as in the authors' code for these models, so that lambda is in their unit.
+
+    Args:
+        pipeline: its UNet is trained in place.
+        sampler: "dpmsolver++" (multistep, order 2), "ddim" (eta 0) or "pipeline" (its own scheduler).
+
+    Raises:
+        ValueError: an unknown sampler, or a model that predicts neither noise nor v.
+    """
+
+    component = "unet"
+    unconditional = True
+
+    def __init__(self, pipeline: ClassConditionalPipeline, sampler: str = "dpmsolver++"):
+        self.pipeline = pipeline
+        self.module: nn.Module = pipeline.unet
+        schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
+        self.loss = DiffusionLoss(schedule.alphas_cumprod, schedule.config.prediction_type, reduction="sum")
+        self.labels = pipeline.labels
+        self.image_channels = pipeline.unet.config.in_channels
+        self.resolution = pipeline.unet.config.sample_size
+        self.latent_shape = self.image_channels, self.resolution, self.resolution
+        scheduler = make_scheduler(sampler, pipeline.scheduler)
+        self._sampling_pipeline = type(pipeline)(pipeline.unet, scheduler, pipeline.config.id2label)
+        self._sampling_pipeline.set_progress_bar_config(disable=True)
+
+    @torch.no_grad()
+    def draw(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        guidance_scale: float,
+        num_inference_steps: int,
+        negative_prompts: Sequence[str] | None = None,
+    ) -> Tensor:
+        images = self._sampling_pipeline(
+            list(prompts),
+            guidance_scale,
+            num_inference_steps,
+            negative_labels=list(negative_prompts) if negative_prompts else None,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            output_type="pt",
+        ).images
+        return 2 * images - 1
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """[B, C, H, W] to [B, 3, H, W]; grey images get three equal channels."""
+        return latents.clamp(-1, 1).expand(-1, 3, -1, -1)
+
+    def encode(self, images: Tensor, generator: Generator) -> Tensor:
+        """[B, 3, H, W] to [B, C, H, W]; for a grey model the mean of the channels."""
+        return images.mean(1, keepdim=True) if self.image_channels == 1 else images
+
+    def batch(self, latents: Tensor, prompts: Sequence[str]) -> Batch:
+        return {"sample": latents, "class_labels": self.pipeline.class_indices(list(prompts))}
+
+    def trainable(self, scope: str) -> dict[str, nn.Parameter]:
+        if scope != "full":
+            raise ValueError(
+                f"a class-conditional model has no cross-attention: expected train_scope 'full', got {scope!r}"
+            )
+        return dict(self.module.named_parameters())
