@@ -1,0 +1,279 @@
+"""Table 1 of Selective Amnesia and its ablations: every row is a run, judged by the same classifiers and images."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+import yaml
+from matplotlib.figure import Figure
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sa_diffusers.artifacts import atomic_path, fingerprint, write_json
+from sa_diffusers.class_conditional_training import ClassConditionalConfig, train_class_conditional
+from sa_diffusers.cli import config_from_dict
+from sa_diffusers.config import ForgetConfig
+from sa_diffusers.evaluation.before_after import contact_sheet, to_uint8
+from sa_diffusers.evaluation.classifier import ImageClassifier
+from sa_diffusers.evaluation.distribution import frechet_distance, manifold_metrics
+from sa_diffusers.evaluation.forgetting import draw_examination, examination, floors, labelled_classes, measure
+from sa_diffusers.evaluation.load_classifier import load_classifier
+from sa_diffusers.families import Family, get_family
+from sa_diffusers.forgetting import run_forgetting
+from sa_diffusers.labelled_images import LabelledImages, load_labelled_images
+from sa_diffusers.loading import family_defaults, load_pipeline
+from sa_diffusers.prompts import find_concept
+from sa_diffusers.sampling import SamplingSettings
+from sa_diffusers.seeding import seeded
+
+
+TITLES = {
+    "original": "original",
+    "nine_classes": "never saw the class",
+    "lambda_1": "SA, λ = 1",
+    "lambda_10": "SA, λ = 10",
+    "lambda_50": "SA, λ = 50",
+    "lambda_100": "SA, λ = 100",
+    "no_replay": "no replay, λ = 10",
+    "no_ewc": "replay alone, λ = 0",
+    "null_replay": "SA, λ = 10, null class replayed",
+}
+REFERENCE = "lambda_10"  # the row whose samples and Fisher the others share
+SHOWN = 8  # pictures of the forgotten class, and as many of the others, in the figure
+MEASURES = {  # by classifier; the table shows their mean and spread over classifiers
+    "concept_probability": "P(forgotten)",
+    "concept_entropy": "entropy (nats)",
+    "retained_accuracy": "others right",
+    "retained_worst_accuracy": "worst other",
+    "retained_probability": "P(others)",
+}
+
+
+@dataclass
+class Table:
+    """One data set's rows.
+
+    Attributes:
+        rows: the configuration of each row, as `configs/paper/table1/<name>/*.yaml` hold them.
+        folder: where its runs go.
+        classifiers: folders of trained classifiers; the first one's features serve the Frechet distance and k-NN.
+        images_per_class: drawn of each retained class; `images_concept` of the forgotten one.
+    """
+
+    rows: dict[str, dict[str, Any]]
+    folder: Path
+    classifiers: list[str]
+    images_concept: int = 500
+    images_per_class: int = 200
+    data_dir: str | None = None
+    seed: int = 0
+
+    @property
+    def concept(self) -> str:
+        return str(self.rows[REFERENCE]["concept"])
+
+    @cached_property
+    def judges(self) -> dict[str, ImageClassifier]:
+        return {source: load_classifier(source) for source in self.classifiers}
+
+    def data(self, **options) -> LabelledImages:
+        base = self.rows["original"]
+        return load_labelled_images(base["dataset"], self.data_dir, options.get("split", base.get("split", "train")))
+
+    @cached_property
+    def real_features(self) -> Tensor:
+        """Features of real images of the retained classes, in equal shares, at most as many as are generated."""
+        data, judge = self.data(), next(iter(self.judges.values()))
+        features = []
+        for index, name in enumerate(data.names):
+            if name != self.concept:
+                own = (data.labels == index).nonzero()[:, 0]
+                own = own[torch.randperm(len(own), generator=seeded(self.seed, "real", index))]
+                images = 2 * data.sample(own[: self.images_per_class]) - 1
+                features.append(features_of(judge, images.expand(-1, 3, -1, -1)))
+        return torch.cat(features)
+
+
+def read_rows(folder: Path) -> dict[str, dict[str, Any]]:
+    """The rows of one data set, in the order of the paper's table, those that it does not have last."""
+    rows = {path.stem: yaml.safe_load(path.read_text()) for path in sorted(folder.glob("*.yaml"))}
+    missing = {"original", REFERENCE} - set(rows)
+    if missing:
+        raise ValueError(f"expected the rows original.yaml and {REFERENCE}.yaml in {folder}, got {sorted(rows)}")
+    known = list(TITLES)
+    return dict(sorted(rows.items(), key=lambda row: known.index(row[0]) if row[0] in known else len(known)))
+
+
+@torch.no_grad()
+def features_of(classifier: ImageClassifier, images: Tensor) -> Tensor:
+    """Features [N, D] of images [N, 3, H, W] in [-1, 1], on the CPU."""
+    parts = [classifier.features(part.to(classifier.device, classifier.dtype)) for part in images.split(256)]
+    return torch.cat([part.float().cpu() for part in parts])
+
+
+def run_row(table: Table, name: str) -> Path:
+    """Train or forget as the row says, unless that is done; returns the folder of its pipeline."""
+    values, folder = table.rows[name], table.folder / name
+    if "family" in values:
+        config = config_from_dict(
+            ClassConditionalConfig, values | {"output_dir": str(folder), "data_dir": table.data_dir}
+        )
+        if not (folder / "pipeline").exists():
+            train_class_conditional(table.data().without(config.exclude_classes), config)
+        return folder / "pipeline"
+    options = family_defaults("ClassConditionalPipeline") | values
+    options |= {
+        "model": str(table.folder / "original" / "pipeline"),
+        "output_dir": str(folder),
+        "classifier": table.classifiers[:1],
+        "eval_images_concept": 100,  # for the run's own page and curve; the table judges more
+        "eval_images_class": 30,
+        "track_images": 200,
+    }
+    options.setdefault("track_steps", max(1, options["num_train_steps"] // 10))
+    config = config_from_dict(ForgetConfig, options)
+    reference = table.folder / REFERENCE
+    if name != REFERENCE and not config.paper_quirks:
+        config.samples = str(reference / "samples")
+        config.fisher = str(reference / "fisher.safetensors") if config.ewc_lambda else None
+    run_forgetting(config)
+    return folder / "pipeline"
+
+
+def judge_row(table: Table, name: str, pipeline_dir: Path) -> dict[str, Any]:
+    """The row's numbers, kept with some of its pictures in `<row>/table1.safetensors`."""
+    path = table.folder / name / "table1.safetensors"
+    forgets = family_defaults("ClassConditionalPipeline") | table.rows[REFERENCE]
+    key = fingerprint(
+        {
+            "row": {k: v for k, v in table.rows[name].items() if k != "output_dir"},
+            "original": {k: v for k, v in table.rows["original"].items() if k != "output_dir"},
+            "classifiers": table.classifiers,
+            "images": [table.images_concept, table.images_per_class],
+            "settings": [forgets["guidance_scale"], forgets["num_inference_steps"]],
+            "seed": table.seed,
+        }
+    )
+    if path.exists():
+        with safe_open(path, "pt") as file:
+            found = json.loads(file.metadata()["row"])
+        if found["key"] == key:
+            return found
+    family = get_family(load_pipeline(str(pipeline_dir), None, None, "float32"))
+    settings = SamplingSettings(forgets["guidance_scale"], forgets["num_inference_steps"], forgets["eval_batch_size"])
+    values, pictures = _judge(table, family, settings)
+    found = {"row": name, "key": key, **values, **_cost(table.folder / name, table.rows[name])}
+    with atomic_path(path) as temporary:
+        save_file(pictures, temporary, metadata={"row": json.dumps(found)})
+    return found
+
+
+def _judge(table: Table, family: Family, settings: SamplingSettings) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    concept, images, by_classifier = find_concept(table.concept, "noise"), None, {}
+    for source, classifier in table.judges.items():
+        rows = labelled_classes(classifier, family.labels)
+        exam = examination(classifier, concept, rows, table.images_concept, table.images_per_class, 0, table.seed)
+        images = draw_examination(family, exam, settings) if images is None else images  # the same requests for all
+        values, _ = measure(classifier, exam, images)
+        values |= floors(family, classifier, exam, 256, table.seed)
+        values["classifier_accuracy"] = next(iter((classifier.config.accuracy or {}).values()), None)
+        by_classifier[source] = {key: values[key] for key in (*MEASURES, *FLOORS, "classifier_accuracy")}
+    generated = features_of(next(iter(table.judges.values())), images["retained"])
+    manifold = manifold_metrics(real=table.real_features, generated=generated)
+    spread = torch.linspace(0, len(images["retained"]) - 1, SHOWN).long()
+    pictures = {"concept": to_uint8(images["concept"][:SHOWN]), "retained": to_uint8(images["retained"][spread])}
+    return {
+        "by_classifier": by_classifier,
+        "frechet_distance": frechet_distance(real=table.real_features, generated=generated),
+        **{key: getattr(manifold, key) for key in ("precision", "recall", "density", "coverage")},
+        "num_images": {
+            "concept": len(images["concept"]),
+            "retained": len(generated),
+            "real": len(table.real_features),
+        },
+    }, pictures
+
+
+FLOORS = ("noise_probability", "noise_entropy")
+
+
+def _cost(folder: Path, row: dict[str, Any]) -> dict[str, Any]:
+    """Optimiser steps, and what the stages of a forgetting run took."""
+    metrics = folder / "metrics.json"
+    if not metrics.exists():
+        return {"steps": row["num_train_steps"], "seconds": None}
+    history = json.loads((folder / "history.json").read_text())
+    return {"steps": history[-1]["step"], "seconds": json.loads(metrics.read_text())["seconds"]}
+
+
+def mean_and_spread(found: dict[str, Any], key: str) -> str:
+    """Over the classifiers; a single one has no spread."""
+    values = [judged[key] for judged in found["by_classifier"].values()]
+    return f"{fmean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
+
+
+def markdown(table: Table, found: dict[str, dict[str, Any]]) -> str:
+    """One line a row, mean ± standard deviation over classifiers; the floor that noise should come to last."""
+    titles = [*MEASURES.values(), "Frechet distance", "precision", "recall", "coverage", "steps", "training s"]
+    lines = ["| row | " + " | ".join(titles) + " |", "| --- " * (len(titles) + 1) + "|"]
+    for name, row in found.items():
+        cells = [mean_and_spread(row, key) for key in MEASURES]
+        cells += [f"{row[key]:.3f}" for key in ("frechet_distance", "precision", "recall", "coverage")]
+        cells += [str(row["steps"]), f"{row['seconds']['train']:.0f}" if row["seconds"] else "–"]
+        lines.append(f"| {TITLES.get(name, name)} | " + " | ".join(cells) + " |")
+    first = next(iter(found.values()))
+    floor = [mean_and_spread(first, key) for key in FLOORS]
+    lines.append("| pure noise | " + " | ".join([*floor, *["–"] * (len(titles) - 2)]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def draw_figures(table: Table, names: list[str]) -> None:
+    """samples.png: each row's pictures, the forgotten class first; curves.png: how forgetting went."""
+    figure = Figure(figsize=(12, 0.75 * len(names) + 0.6), layout="constrained")
+    grid = figure.subplots(len(names), 2, squeeze=False)
+    for axes, name in zip(grid, names, strict=True):
+        with safe_open(table.folder / name / "table1.safetensors", "pt") as file:
+            for axis, part in zip(axes, ("concept", "retained"), strict=True):
+                pictures = file.get_tensor(part).float() / 127.5 - 1
+                axis.imshow(contact_sheet(pictures, SHOWN), interpolation="nearest", aspect="equal")
+                axis.set(xticks=[], yticks=[])
+        axes[0].set_ylabel(TITLES.get(name, name), rotation=0, ha="right", va="center", fontsize=9)
+    grid[0, 0].set_title(f"“{table.concept}”, to be forgotten", fontsize=10)
+    grid[0, 1].set_title("other classes", fontsize=10)
+    with atomic_path(table.folder / "samples.png") as temporary:
+        figure.savefig(temporary, dpi=150)
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    panels = {"concept_probability": "P(forgotten)", "retained_accuracy": "others right"}
+    for axis, (key, title) in zip(figure.subplots(1, 2), panels.items(), strict=True):
+        for name in names:
+            history = table.folder / name / "history.json"
+            if history.exists():
+                rows = [row for row in json.loads(history.read_text()) if key in row]
+                axis.plot([row["step"] for row in rows], [row[key] for row in rows], marker=".", label=TITLES[name])
+        axis.set(xlabel="optimiser step", ylabel=title, ylim=(-0.03, 1.03))
+        axis.grid(alpha=0.3)
+    axis.legend(fontsize=8, loc="lower left")
+    with atomic_path(table.folder / "curves.png") as temporary:
+        figure.savefig(temporary, dpi=130)
+
+
+def make_table(table: Table) -> str:
+    """Run and judge every row that is not done; writes table1.json, table1.md, samples.png and curves.png.
+
+    Returns:
+        The table as Markdown.
+    """
+    order = sorted(table.rows, key=lambda name: (name != "original", name != REFERENCE))  # others share its files
+    found = {name: judge_row(table, name, run_row(table, name)) for name in order}
+    found = {name: found[name] for name in table.rows}
+    write_json(found, table.folder / "table1.json")
+    text = markdown(table, found)
+    with atomic_path(table.folder / "table1.md") as temporary:
+        temporary.write_text(text)
+    draw_figures(table, list(found))
+    return text
