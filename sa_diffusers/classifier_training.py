@@ -1,9 +1,8 @@
-"""Train and measure the classifiers that judge generated images: on a folder, on MNIST, on scikit-learn's digits."""
+"""Train and measure the classifiers that judge generated images: on a folder, coloured digits, labelled images."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -12,54 +11,16 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from sa_diffusers.artifacts import atomic_path
+from sa_diffusers.classifier_config import ClassifierConfig
 from sa_diffusers.digits import ATTRIBUTES, WORDS, ColoredDigits, load_strokes
 from sa_diffusers.evaluation.classifier import AttributeClassifier, ImageClassifier, Score, score_images
 from sa_diffusers.evaluation.digit_classifier import DigitClassifier
-from sa_diffusers.labelled_images import LabelledImages, load_labelled_images
+from sa_diffusers.evaluation.resnet_classifier import ResNetClassifier, saved_sizes
+from sa_diffusers.labelled_images import HUB_IDS, LabelledImages, load_labelled_images
 from sa_diffusers.objectives import Classification, NestedBatch
 from sa_diffusers.processes import process_state
-from sa_diffusers.seeding import derive_seed
-from sa_diffusers.training import TrainingConfig, infinite_indices, train
-
-
-@dataclass
-class ClassifierConfig(TrainingConfig):
-    """Everything `scripts/train_classifier.py` can be told."""
-
-    data_dir: str = field(
-        default="ylecun/mnist", metadata={"help": "Hub id or local folder of the images; digits8x8 needs none."}
-    )
-    dataset: Literal["imagefolder", "digits", "mnist", "digits8x8"] = field(
-        default="imagefolder",
-        metadata={
-            "help": "imagefolder (images + metadata.jsonl), digits (MNIST, coloured), mnist (as it is), or digits8x8 "
-            "(1,797 small ones that come with scikit-learn)."
-        },
-    )
-    architecture: Literal["attributes", "digit"] | None = field(
-        default=None,
-        metadata={
-            "help": "attributes (any images of 16 pixels or more) or digit (the small network of the MNIST "
-            "experiments, which sees no colour); null: digit for mnist and digits8x8, attributes for the others."
-        },
-    )
-    attributes: str = field(
-        default="label", metadata={"help": "Columns with the class names, separated by commas (imagefolder only)."}
-    )
-    output_dir: str = field(
-        default="runs/classifier", metadata={"help": "Run folder; `classifier/` in it is the model."}
-    )
-    resolution: int = field(
-        default=32, metadata={"help": "Height and width in pixels that folder images are fitted to."}
-    )
-    num_copies: int = field(default=1, metadata={"help": "Colourings of every digit (dataset digits)."})
-    disturb: bool = field(
-        default=True, metadata={"help": "Warp all training images; blur half of them and add noise to those."}
-    )
-    save_dtype: Literal["float32", "float16"] = field(
-        default="float32", metadata={"help": "Type of the saved weights, which are the ones that are measured."}
-    )
-    seed: int = field(default=0, metadata={"help": "Seed of every random number."})
+from sa_diffusers.seeding import derive_seed, seeded
+from sa_diffusers.training import infinite_indices, train
 
 
 @dataclass
@@ -114,10 +75,13 @@ def load_folder(config: ClassifierConfig) -> tuple[LabelledFolder, LabelledFolde
     """Training and held-out images: the folder's own test split, or a tenth of the images if it has none.
 
     Raises:
-        ValueError: a column of `--attributes` is missing, or a class occurs in held-out images only.
+        ValueError: no folder is given, a column of `--attributes` is missing, or a class occurs in held-out images
+            only.
     """
     from datasets import load_dataset
 
+    if config.data_dir is None:
+        raise ValueError("expected a folder of images, got none; pass --data_dir, or another --dataset")
     splits = load_dataset("imagefolder", data_dir=config.data_dir)
     if "test" not in splits:
         splits = splits["train"].train_test_split(test_size=0.1, seed=config.seed)
@@ -138,7 +102,7 @@ def load_examples(config: ClassifierConfig) -> tuple[Examples, Examples, dict[st
     """Examples for training, held-out ones, and the words for their classes as in AttributeClassifier.
 
     Raises:
-        ValueError: as `load_folder` and `load_labelled_images`.
+        ValueError: as `load_folder` and `load_labelled_images`; as many held-out images as there are, or more.
     """
     if config.dataset == "imagefolder":
         folders = load_folder(config)
@@ -147,13 +111,32 @@ def load_examples(config: ClassifierConfig) -> tuple[Examples, Examples, dict[st
         return *(_one_by_one(folder, classes) for folder in folders), None
     if config.dataset == "digits":
         cache = Path(config.output_dir) / "data"
-        strokes, held_out = (load_strokes(config.data_dir, split, cache) for split in ("train", "test"))
+        source = config.data_dir or HUB_IDS["mnist"]
+        strokes, held_out = (load_strokes(source, split, cache) for split in ("train", "test"))
         words = {name: {c: list(w) for c, w in by_class.items()} for name, by_class in WORDS.items()}
         classes = {name: list(by_class) for name, by_class in words.items()}
         data = ColoredDigits(*strokes, config.num_copies, config.seed), ColoredDigits(*held_out, seed=config.seed)
         return *(_one_by_one(digits, classes) for digits in data), words
-    sets = [load_labelled_images(config.dataset, config.data_dir, split) for split in ("train", "test")]
-    return *map(_all_at_once, sets), {"digit": digit_words(sets[0].names)}
+    if config.num_held_out is None:
+        sets = [load_labelled_images(config.dataset, config.data_dir, split) for split in ("train", "test")]
+    else:
+        sets = hold_out(load_labelled_images(config.dataset, config.data_dir, "all"), config.num_held_out, config.seed)
+    attribute = "digit" if config.dataset in ("mnist", "digits8x8") else "class"
+    words = {"digit": digit_words(sets[0].names)} if attribute == "digit" else None
+    return *(_all_at_once(data, attribute) for data in sets), words
+
+
+def hold_out(data: LabelledImages, count: int, seed: int) -> tuple[LabelledImages, LabelledImages]:
+    """All images but `count` of them, and those, drawn at random; equal seeds draw equal ones.
+
+    Raises:
+        ValueError: nothing would be held out, or nothing left.
+    """
+    if not 0 < count < len(data):
+        raise ValueError(f"expected num_held_out from 1 to {len(data) - 1}, fewer than there are images, got {count}")
+    order = torch.randperm(len(data), generator=seeded(seed, "held out"))
+    parts = (order[count:], order[:count])
+    return tuple(LabelledImages(data.images[part], data.labels[part], data.names) for part in parts)
 
 
 def digit_words(names: Sequence[str]) -> dict[str, list[str]]:
@@ -168,11 +151,17 @@ def _one_by_one(data: LabelledFolder | ColoredDigits, classes: dict[str, list[st
     return Examples(lambda indices: torch.stack([data.image(index) for index in indices]), labels, classes)
 
 
-def _all_at_once(data: LabelledImages) -> Examples:
+def _all_at_once(data: LabelledImages, attribute: str) -> Examples:
     def images(indices: list[int]) -> Tensor:
         return (data.sample(indices) * 2 - 1).expand(-1, 3, -1, -1)  # grey: three equal channels
 
-    return Examples(images, {"digit": data.labels}, {"digit": data.names})
+    return Examples(images, {attribute: data.labels}, {attribute: data.names})
+
+
+def flip_half(images: Tensor, generator: Generator) -> Tensor:
+    """Mirror each image of [B, C, H, W] from left to right with probability 1/2."""
+    mirrored = torch.rand(len(images), generator=generator) < 0.5
+    return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images)
 
 
 class Undisturbed(Classification):
@@ -191,12 +180,18 @@ def make_classifier(examples: Examples, words: dict | None, config: ClassifierCo
     """An untrained classifier for images of this size.
 
     Raises:
-        ValueError: the architecture is not for images as small.
+        OSError: the ResNet to start from cannot be read.
+        ValueError: the architecture is not for images as small; as ResNetClassifier.
     """
     size = examples.images([0]).shape[-1]
-    architecture = config.architecture or ("digit" if config.dataset in ("mnist", "digits8x8") else "attributes")
     torch.manual_seed(derive_seed(config.seed, "classifier"))
-    if architecture == "digit":
+    if config.architecture == "resnet":
+        sizes = {"image_size": size, "input_size": config.input_size}
+        if config.pretrained is not None:
+            return ResNetClassifier.from_resnet(config.pretrained, examples.classes, words=words, **sizes)
+        sizes |= {"depths": config.depths, "hidden_sizes": config.hidden_sizes, "stem": config.stem}
+        return ResNetClassifier(examples.classes, words, embedding_size=config.hidden_sizes[0], **sizes)
+    if config.architecture == "digit":
         # A kernel of 5 without padding, the authors' for 28 pixels, leaves nothing of 8.
         convolutions = {"kernel_size": 5, "padding": 0} if size >= 16 else {"kernel_size": 3, "padding": 1}
         return DigitClassifier(examples.classes, words, image_size=size, **convolutions)
@@ -205,14 +200,22 @@ def make_classifier(examples: Examples, words: dict | None, config: ClassifierCo
     return AttributeClassifier(examples.classes, words, image_size=size)
 
 
+def training_batch(examples: Examples, config: ClassifierConfig, step: int) -> NestedBatch:
+    """The batch of optimiser step `step`, as `Examples.batch`, with the flips of the configuration."""
+    order_seed = derive_seed(config.seed, "order")
+    batch = examples.batch(infinite_indices(len(examples), config.train_batch_size, step, order_seed))
+    if config.flip:
+        batch["sample"] = flip_half(batch["sample"], seeded(config.seed, "flip", step))
+    return batch
+
+
 def train_classifier(examples: Examples, words: dict | None, config: ClassifierConfig) -> ImageClassifier:
     """Train a classifier of every attribute that the images have; `words` as in AttributeClassifier."""
     classifier = make_classifier(examples, words, config)
-    order_seed = derive_seed(config.seed, "order")
     train(
         classifier,
         Classification() if config.disturb else Undisturbed(),
-        lambda step: examples.batch(infinite_indices(len(examples), config.train_batch_size, step, order_seed)),
+        lambda step: training_batch(examples, config, step),
         config,
         seed=derive_seed(config.seed, "classifier"),
         checkpoint_dir=Path(config.output_dir) / "checkpoints",
@@ -229,6 +232,8 @@ def measure_classifier(classifier: ImageClassifier, held_out: Examples) -> dict[
 
 def train_and_save_classifier(config: ClassifierConfig) -> dict[str, dict[str, Score]]:
     """Train a classifier, measure it on held-out images, save it in `<output_dir>/classifier` with its accuracy."""
+    if config.pretrained is not None:
+        saved_sizes(config.pretrained)  # fails where there is no such model, before the images are read
     examples, held_out, words = load_examples(config)
     classifier = train_classifier(examples, words, config)
     if config.save_dtype == "float16":

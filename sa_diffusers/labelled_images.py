@@ -1,4 +1,4 @@
-"""Small labelled image sets held whole in memory: MNIST, and the 8x8 digits that come with scikit-learn."""
+"""Small labelled image sets held whole in memory: MNIST, CIFAR10, STL10, and the 8x8 digits of scikit-learn."""
 
 import io
 from collections.abc import Sequence
@@ -11,9 +11,28 @@ from PIL import Image
 from torch import Tensor
 
 
-DatasetName = Literal["mnist", "digits8x8"]
-SplitName = Literal["train", "test"]
+DatasetName = Literal["mnist", "digits8x8", "cifar10", "stl10"]
+SplitName = Literal["train", "test", "all"]
+# Where `data_dir=None` reads a data set from; digits8x8 comes with scikit-learn.
+HUB_IDS = {"mnist": "ylecun/mnist", "cifar10": "uoft-cs/cifar10", "stl10": "tanganke/stl10"}
 _SPLIT_SEED = 0  # of digits8x8, which has no split of its own: one for everyone, so that no model sees test images
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How the files of a data set hold an image, and the height and width in pixels that it is given here."""
+
+    title: str
+    mode: Literal["L", "RGB"]
+    stored_size: int
+    size: int
+
+
+_LAYOUTS = {
+    "mnist": _Layout("MNIST", "L", 28, 28),
+    "cifar10": _Layout("CIFAR10", "RGB", 32, 32),
+    "stl10": _Layout("STL10", "RGB", 96, 64),  # the size at which Selective Amnesia models it
+}
 
 
 @dataclass
@@ -21,7 +40,7 @@ class LabelledImages:
     """Images with one label each.
 
     Attributes:
-        images: uint8 [N, C, H, W].
+        images: uint8 [N, C, H, W]; C is 1 (grey) or 3 (RGB).
         labels: [N] of int64, indices into `names`.
         names: the name of each class.
     """
@@ -37,26 +56,44 @@ class LabelledImages:
         """Chosen images, [B, C, H, W] in [0, 1]."""
         return self.images[torch.as_tensor(indices, dtype=torch.long)].float() / 255
 
+    def without(self, names: Sequence[str]) -> "LabelledImages":
+        """The images of all classes but `names`, in the same order; labels and names stay numbered as they are.
 
-def load_labelled_images(dataset: DatasetName, data_dir: str, split: SplitName) -> LabelledImages:
-    """Read one split of a data set.
+        Raises:
+            ValueError: a name that is none of the classes, or no image is left.
+        """
+        unknown = [name for name in names if name not in self.names]
+        if unknown:
+            raise ValueError(f"expected names of {', '.join(self.names)}, got {unknown}; check the spelling")
+        left_out = torch.tensor([self.names.index(name) for name in names], dtype=torch.long)
+        kept = ~torch.isin(self.labels, left_out)
+        if not kept.any():
+            raise ValueError(f"expected some images to be left, got none without {', '.join(names)}; leave out fewer")
+        return LabelledImages(self.images[kept], self.labels[kept], self.names)
+
+
+def load_labelled_images(dataset: DatasetName, data_dir: str | None, split: SplitName) -> LabelledImages:
+    """Read one split of a data set, or both as one.
 
     Args:
-        dataset: mnist ([N, 1, 28, 28], from `data_dir`) or digits8x8 ([N, 1, 8, 8], comes with scikit-learn).
-        data_dir: hub id or local folder in the layout of `ylecun/mnist` (columns `image`, `label`); digits8x8 needs
-            none.
+        dataset: mnist ([N, 1, 28, 28]), cifar10 ([N, 3, 32, 32]), stl10 ([N, 3, 64, 64], scaled down from 96 pixels
+            with antialiasing) or digits8x8 ([N, 1, 8, 8], comes with scikit-learn).
+        data_dir: hub id or local folder in the layout of the data set's own hub id (columns `image` or `img`, and
+            `label`); None: that hub id, as `HUB_IDS` has it. digits8x8 needs none.
+        split: train, test, or all: the images of train, then those of test.
 
     Raises:
-        ValueError: an unknown data set or split, nothing at `data_dir`, no such column, no images, or images that are
-            not 28x28 and grey.
+        ValueError: an unknown data set or split, nothing at `data_dir`, no such column, no images, images without a
+            class, or images of another size or mode than the data set's.
     """
     if split not in get_args(SplitName):
-        raise ValueError(f"expected the split train or test, got {split!r}")
+        raise ValueError(f"expected the split train, test or all, got {split!r}")
     if dataset == "digits8x8":
         return _load_digits8x8(split)
-    if dataset == "mnist":
-        return _load_mnist(data_dir, split)
-    raise ValueError(f"expected one of the data sets {', '.join(get_args(DatasetName))}, got {dataset!r}")
+    if dataset not in _LAYOUTS:
+        raise ValueError(f"expected one of the data sets {', '.join(get_args(DatasetName))}, got {dataset!r}")
+    source = HUB_IDS[dataset] if data_dir is None else data_dir
+    return _load_files(dataset, source, ("train", "test") if split == "all" else (split,))
 
 
 def _load_digits8x8(split: SplitName) -> LabelledImages:
@@ -68,41 +105,41 @@ def _load_digits8x8(split: SplitName) -> LabelledImages:
     train, test = train_test_split(
         np.arange(len(data.target)), test_size=360, stratify=data.target, random_state=_SPLIT_SEED
     )
-    chosen = train if split == "train" else test
+    chosen = {"train": train, "test": test, "all": np.concatenate([train, test])}[split]
     images = np.rint(data.images[chosen] * (255 / 16)).astype(np.uint8)  # counts of dark pixels in blocks of 16
     names = [str(name) for name in data.target_names]
     return LabelledImages(torch.from_numpy(images)[:, None], torch.from_numpy(data.target[chosen]).long(), names)
 
 
-def _load_mnist(data_dir: str, split: SplitName) -> LabelledImages:
-    from datasets import ClassLabel
-    from datasets import Image as ImageColumn
-
-    data = _load_split(data_dir, split)
-    missing = {"image", "label"} - set(data.column_names)
-    if missing:
+def _load_files(dataset: DatasetName, data_dir: str, splits: Sequence[str]) -> LabelledImages:
+    """The images of some splits of a local folder or hub data set, one split after the other."""
+    tables = _load_splits(data_dir, splits)
+    columns = {split: _image_column(dataset, table, data_dir) for split, table in tables.items()}
+    labels = torch.tensor([label for split in splits for label in tables[split].select_columns("label")[:]["label"]])
+    if (labels < 0).any():
         raise ValueError(
-            f"expected the columns image and label, as in ylecun/mnist, got {data.column_names} from {data_dir}; "
-            "rename them or pass another folder"
+            f"expected a class for every image of {data_dir}, got {int((labels < 0).sum())} images of no class (label "
+            "-1); leave them out of the folder"
         )
-    if not isinstance(data.features["label"], ClassLabel):
-        raise ValueError(
-            f"expected the names of the classes with the column label (a ClassLabel), got {data.features['label']} "
-            f"from {data_dir}; save it again after `data.class_encode_column('label')`"
-        )
-    # Decoded here: datasets takes twice as long, row by row.
-    files = data.cast_column("image", ImageColumn(decode=False))[:]["image"]
-    images = np.stack([_read_digit(file, index, data_dir) for index, file in enumerate(files)])
-    labels = torch.tensor(data.select_columns("label")[:]["label"])
-    return LabelledImages(torch.from_numpy(images)[:, None], labels, list(data.features["label"].names))
+    layout = _LAYOUTS[dataset]
+    bands = () if layout.mode == "L" else (3,)
+    images = np.empty((len(labels), layout.size, layout.size, *bands), dtype=np.uint8)
+    row = 0
+    for split in splits:
+        for index, file in enumerate(_files(tables[split], columns[split])):
+            images[row] = _read_image(file, layout, f"image {index} of {split} of {data_dir}")
+            row += 1
+    pixels = torch.from_numpy(images)
+    pixels = pixels[:, None] if layout.mode == "L" else pixels.permute(0, 3, 1, 2).contiguous()
+    return LabelledImages(pixels, labels, list(tables[splits[0]].features["label"].names))
 
 
-def _load_split(data_dir: str, split: SplitName):
-    """One split of a local folder or hub data set; ValueError where there is none."""
+def _load_splits(data_dir: str, splits: Sequence[str]) -> dict:
+    """{split: table} of a local folder or hub data set; ValueError where there is none."""
     from datasets import load_dataset
 
     try:
-        splits = load_dataset(data_dir)
+        found = load_dataset(data_dir)
     except (FileNotFoundError, ConnectionError) as error:
         raise ValueError(
             f"expected a local folder or a data set of the hub, got {data_dir!r}, where there is nothing to read "
@@ -110,17 +147,51 @@ def _load_split(data_dir: str, split: SplitName):
         ) from error
     except ValueError as error:  # of datasets, which names no file: 'Instruction "train" corresponds to no data!'
         raise ValueError(f"expected images in {data_dir}, got none ({error}); download the data set again") from error
-    if split not in splits:
-        raise ValueError(f"expected a {split} split in {data_dir}, got {list(splits)}; add one or pass another folder")
-    return splits[split]
-
-
-def _read_digit(file: dict, index: int, data_dir: str) -> np.ndarray:
-    """Decode one image file, {"bytes": its content, or None, "path": where it is then}, as uint8 [28, 28]."""
-    with Image.open(io.BytesIO(file["bytes"]) if file["bytes"] is not None else file["path"]) as image:
-        if image.mode != "L" or image.size != (28, 28):
+    for split in splits:
+        if split not in found:
             raise ValueError(
-                f"expected grey images of 28x28 pixels as in MNIST, got image {index} of {data_dir} with "
+                f"expected a {split} split in {data_dir}, got {list(found)}; add one or pass another folder"
+            )
+    return {split: found[split] for split in splits}
+
+
+def _image_column(dataset: DatasetName, table, data_dir: str) -> str:
+    """The column of the images; ValueError without one, or without labels that have names."""
+    from datasets import ClassLabel
+
+    known = [name for name in ("image", "img") if name in table.column_names]
+    if not known or "label" not in table.column_names:
+        raise ValueError(
+            f"expected the columns image (or img) and label, as in {HUB_IDS[dataset]}, got {table.column_names} from "
+            f"{data_dir}; rename them or pass another folder"
+        )
+    if not isinstance(table.features["label"], ClassLabel):
+        raise ValueError(
+            f"expected the names of the classes with the column label (a ClassLabel), got {table.features['label']} "
+            f"from {data_dir}; save it again after `data.class_encode_column('label')`"
+        )
+    return known[0]
+
+
+def _files(table, column: str) -> list[dict]:
+    """The encoded image files. They are decoded here: datasets takes twice as long, row by row."""
+    from datasets import Image as ImageColumn
+
+    return table.select_columns(column).cast_column(column, ImageColumn(decode=False))[:][column]
+
+
+def _read_image(file: dict, layout: _Layout, which: str) -> np.ndarray:
+    """Decode one image file, {"bytes": its content, or None, "path": where it is then}, as uint8 [H, W] or [H, W, 3].
+
+    A larger one is scaled down with antialiasing (PIL's bilinear filter, whose support grows with the factor).
+    """
+    with Image.open(io.BytesIO(file["bytes"]) if file["bytes"] is not None else file["path"]) as image:
+        side, kind = layout.stored_size, {"L": "grey", "RGB": "RGB"}[layout.mode]
+        if image.mode != layout.mode or image.size != (side, side):
+            raise ValueError(
+                f"expected {kind} images of {side}x{side} pixels as in {layout.title}, got {which} with "
                 f"{image.width}x{image.height} pixels and mode {image.mode}; convert the images or pass another folder"
             )
+        if layout.size != side:
+            image = image.resize((layout.size, layout.size), Image.Resampling.BILINEAR)
         return np.asarray(image)

@@ -127,7 +127,9 @@ def test_a_saved_classifier_is_loaded_as_what_it_is(tmp_path, kind, half):
 
 def test_another_model_is_not_loaded_as_a_classifier(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKL"}))
-    with pytest.raises(ValueError, match=r"\(AttributeClassifier or DigitClassifier\), got AutoencoderKL in"):
+    with pytest.raises(
+        ValueError, match=r"\(AttributeClassifier or DigitClassifier or ResNetClassifier\), got AutoencoderKL in"
+    ):
         load_classifier(tmp_path)
 
 

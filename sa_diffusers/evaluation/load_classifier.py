@@ -6,9 +6,10 @@ import torch
 
 from sa_diffusers.evaluation.classifier import AttributeClassifier, ImageClassifier
 from sa_diffusers.evaluation.digit_classifier import DigitClassifier
+from sa_diffusers.evaluation.resnet_classifier import ResNetClassifier
 
 
-CLASSES = {cls.__name__: cls for cls in (AttributeClassifier, DigitClassifier)}
+CLASSES = {cls.__name__: cls for cls in (AttributeClassifier, DigitClassifier, ResNetClassifier)}
 
 
 def load_classifier(source: str | Path) -> ImageClassifier:
