@@ -42,6 +42,7 @@ INSTALL_REQUIRES = [
     "jinja2>=3.1",
     "psutil>=5.9",
     "pyyaml>=6",
+    "torchmetrics>=1.8",
     "tqdm>=4.66",
 ]
 

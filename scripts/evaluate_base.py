@@ -27,7 +27,8 @@ from sa_diffusers.evaluation.base import (
     save_grid,
     template_accuracy,
 )
-from sa_diffusers.evaluation.classifier import AttributeClassifier
+from sa_diffusers.evaluation.classifier import ImageClassifier
+from sa_diffusers.evaluation.load_classifier import load_classifier
 from sa_diffusers.families import Family, get_family
 from sa_diffusers.loading import load_pipeline
 from sa_diffusers.processes import process_state
@@ -52,7 +53,7 @@ class EvaluateBaseConfig:
 
 
 def evaluate(
-    family: Family, classifier: AttributeClassifier, real: ColoredDigits, config: EvaluateBaseConfig
+    family: Family, classifier: ImageClassifier, real: ColoredDigits, config: EvaluateBaseConfig
 ) -> tuple[dict, list[tuple[torch.Tensor, Prompt]]]:
     """Measure everything; returns the metrics, and a dozen images with their prompts of each part."""
     reference = diversity_reference(real, config.num_images, config.seed)
@@ -106,8 +107,7 @@ def _interval(interval: tuple[float, float], num_images: int) -> str:
 def main() -> None:
     config = parse_config(EvaluateBaseConfig, description=__doc__)
     output_dir = Path(config.output_dir)
-    classifier = AttributeClassifier.from_pretrained(resolve(config.classifier), dtype=torch.float32)
-    classifier.to(process_state().device)
+    classifier = load_classifier(resolve(config.classifier)).to(process_state().device)
     pipe = load_pipeline(config.model, revision=None, variant=None, dtype="float32")
     real = ColoredDigits(*load_strokes(config.data_dir, "test", output_dir / "data"), seed=config.seed)
 

@@ -18,7 +18,7 @@ from sa_diffusers.digits import ColoredDigits, caption, fill, held_out_templates
 from sa_diffusers.families import Family
 from sa_diffusers.seeding import derive_seed, seeded
 
-from .classifier import AttributeClassifier, Score, score_images
+from .classifier import ImageClassifier, Score, score_images
 from .distribution import manifold_metrics
 
 
@@ -77,7 +77,7 @@ def draw_images(
 
 
 def attribute_accuracy(
-    classifier: AttributeClassifier, images: Tensor, prompts: Sequence[Prompt]
+    classifier: ImageClassifier, images: Tensor, prompts: Sequence[Prompt]
 ) -> dict[str, dict[str, Any]]:
     """For each attribute the share of images that show it as named, with its 95 % interval and its worst class.
 
@@ -101,7 +101,7 @@ def attribute_accuracy(
 
 
 def template_accuracy(
-    classifier: AttributeClassifier, images: Tensor, prompts: Sequence[Prompt]
+    classifier: ImageClassifier, images: Tensor, prompts: Sequence[Prompt]
 ) -> dict[str, dict[str, float]]:
     """For each held-out frame the accuracy of each attribute that it names."""
     accuracy = {}
@@ -146,7 +146,7 @@ def diversity_reference(data: ColoredDigits, num_images: int, seed: int) -> Dive
 
 @torch.no_grad()
 def diversity(
-    classifier: AttributeClassifier, reference: DiversityReference, generated: Tensor, k: int = 5
+    classifier: ImageClassifier, reference: DiversityReference, generated: Tensor, k: int = 5
 ) -> dict[str, dict[str, float]]:
     """Overlap of generated with real images on the classifier's features, beside that of real with real images.
 

@@ -12,13 +12,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sa_diffusers.artifacts import atomic_path
-from sa_diffusers.evaluation.classifier import AttributeClassifier
+from sa_diffusers.evaluation.classifier import ImageClassifier
 from sa_diffusers.evaluation.forgetting import METRICS, Examination, draw_examination, floors, measure
 from sa_diffusers.families import Family
 from sa_diffusers.sampling import Request, SamplingSettings, draw_samples
 
 
 GROUPS = {"concept": "Concept", "unseen": "Unseen phrasings", "unnamed": "Not named", "retained": "Retained"}
+SMALLEST = 32  # pixels a side of a picture on a contact sheet
 SHOWN = 16  # pictures of each group on the page
 NO_METRICS = (
     *METRICS,
@@ -70,7 +71,7 @@ class Findings:
 
 def judge(
     family: Family,
-    classifiers: dict[str, AttributeClassifier],
+    classifiers: dict[str, ImageClassifier],
     exams: dict[str, Examination],
     settings: SamplingSettings,
     seed: int,
@@ -126,7 +127,9 @@ def to_pil(image: Tensor) -> Image.Image:
 
 
 def contact_sheet(images: Tensor, columns: int = 8) -> Image.Image:
-    """[-1, 1] images [N, 3, H, W] in rows of `columns`."""
+    """[-1, 1] images [N, 3, H, W] in rows of `columns`; small ones are enlarged by a whole factor, for the eye."""
+    factor = max(1, SMALLEST // images.shape[-1])
+    images = images.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
     count, channels, height, width = images.shape
     rows = -(-count // columns)
     sheet = torch.full((rows * columns, channels, height, width), 255, dtype=torch.uint8)

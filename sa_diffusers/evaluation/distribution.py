@@ -1,7 +1,7 @@
 """How a set of generated images compares with a set of real ones, from a feature vector of each image.
 
-Any features serve: here those of `AttributeClassifier`. For the FID that papers report, which means the features of
-one Inception network, use torchmetrics' FrechetInceptionDistance (extra `fid`).
+Any features serve; `extractors.py` has some. The FID that papers report means those of one Inception network:
+`image_metrics.py` takes it.
 """
 
 from dataclasses import dataclass

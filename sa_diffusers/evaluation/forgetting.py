@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sa_diffusers.bundled import resolve
 from sa_diffusers.data import uniform_noise
-from sa_diffusers.evaluation.classifier import AttributeClassifier, Score, score_images, wilson_interval
+from sa_diffusers.evaluation.classifier import ImageClassifier, Score, score_images, wilson_interval
 from sa_diffusers.families import Family
 from sa_diffusers.prompts import Concept, mentions
 from sa_diffusers.replay import spread
@@ -86,7 +86,7 @@ def read_labelled_prompts(path: str) -> list[dict[str, str]]:
     return rows
 
 
-def labelled_classes(classifier: AttributeClassifier, labels: Sequence[str]) -> list[dict[str, str]]:
+def labelled_classes(classifier: ImageClassifier, labels: Sequence[str]) -> list[dict[str, str]]:
     """Rows as of `read_labelled_prompts` for a model whose prompts are the names of its classes.
 
     Raises:
@@ -104,7 +104,7 @@ def labelled_classes(classifier: AttributeClassifier, labels: Sequence[str]) -> 
 
 
 def examination(
-    classifier: AttributeClassifier,
+    classifier: ImageClassifier,
     concept: Concept,
     rows: Sequence[dict[str, str]],
     num_concept: int,
@@ -166,7 +166,7 @@ def draw_examination(family: Family, exam: Examination, settings: SamplingSettin
     return images
 
 
-def measure(classifier: AttributeClassifier, exam: Examination, images: dict[str, Tensor]) -> tuple[dict, dict]:
+def measure(classifier: ImageClassifier, exam: Examination, images: dict[str, Tensor]) -> tuple[dict, dict]:
     """Numbers and 95 % intervals of one model; every key stands in both, None where there is nothing to measure."""
     measured: dict[str, object] = {}
     if len(images["concept"]):
@@ -202,9 +202,7 @@ def measure(classifier: AttributeClassifier, exam: Examination, images: dict[str
     return values, intervals
 
 
-def floors(
-    family: Family, classifier: AttributeClassifier, exam: Examination, count: int, seed: int
-) -> dict[str, float]:
+def floors(family: Family, classifier: ImageClassifier, exam: Examination, count: int, seed: int) -> dict[str, float]:
     """What the classifier says of pictures with nothing in them: what a concept forgotten to noise should come to.
 
     Uniform noise and flat grey, through the autoencoder of latents where the family has one. Returns the mean
@@ -236,7 +234,7 @@ def replay_loss(family: Family, replay, count: int, seed: int) -> float:
     return sum(values) / len(values)
 
 
-def _retained_probabilities(classifier: AttributeClassifier, exam: Examination, images: Tensor) -> dict:
+def _retained_probabilities(classifier: ImageClassifier, exam: Examination, images: Tensor) -> dict:
     """The mean probability of the class that was asked for, over all retained classes and in the worst of them."""
     classes = classifier.config.attributes[exam.attribute]
     asked = torch.tensor([classes.index(label[exam.attribute]) for label in exam.retained.labels])

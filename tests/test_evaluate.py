@@ -1,0 +1,309 @@
+"""scripts/evaluate.py: sets of images, runs that are drawn and judged, and the whole script on both."""
+
+import json
+import math
+import sys
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from torch.testing import assert_close
+
+from sa_diffusers import ConditionalVAE, ConditionalVAEPipeline
+from sa_diffusers.cli import config_from_dict
+from sa_diffusers.evaluation.before_after import to_pil
+from sa_diffusers.evaluation.digit_classifier import DigitClassifier
+from sa_diffusers.evaluation.distribution import frechet_distance, manifold_metrics
+from sa_diffusers.evaluation.evaluate_config import EvaluateConfig
+from sa_diffusers.evaluation.image_evaluation import evaluate
+from sa_diffusers.evaluation.image_sets import ImageFolder, RandomSubset, read_image, save_images
+from sa_diffusers.evaluation.run_images import forgotten_label, read_run
+from sa_diffusers.families import get_family
+from sa_diffusers.labelled_images import load_labelled_images
+from sa_diffusers.seeding import derive_seed
+from scripts import evaluate as script
+
+
+NAMES = [str(digit) for digit in range(10)]
+
+
+@pytest.fixture
+def classifier(tmp_path) -> str:
+    judge = DigitClassifier({"digit": NAMES}, accuracy={"digit": 0.9}, image_size=8, kernel_size=3, padding=1)
+    judge.save_pretrained(tmp_path / "judge")
+    return str(tmp_path / "judge")
+
+
+@pytest.fixture
+def pipeline() -> ConditionalVAEPipeline:
+    return ConditionalVAEPipeline(ConditionalVAE(image_size=8, num_classes=10, hidden_sizes=(12, 8), latent_dim=2))
+
+
+@pytest.fixture
+def run(tmp_path, pipeline) -> str:
+    """A run that forgot the 3."""
+    pipeline.save_pretrained(tmp_path / "run" / "pipeline")
+    (tmp_path / "run" / "metrics.json").write_text(json.dumps({"concept": "3", "after": {}}))
+    return str(tmp_path / "run")
+
+
+def pictures(folder, pixels: torch.Tensor, suffix: str = "png") -> str:
+    """uint8 [N, 3, H, W] as files of a new folder."""
+    folder.mkdir()
+    for index, image in enumerate(pixels):
+        to_pil(image).save(folder / f"{index:03d}.{suffix}")
+    return str(folder)
+
+
+def noise(count: int, size: int = 8, highest: int = 256) -> torch.Tensor:
+    return torch.randint(0, highest, (count, 3, size, size)).byte()
+
+
+def run_script(monkeypatch, capsys, *arguments: str) -> str:
+    monkeypatch.setattr("sys.argv", ["evaluate.py", *arguments])
+    script.main()
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "LA", "P"])
+def test_images_are_read_as_they_are(tmp_path, mode):
+    image = to_pil(noise(1, 6)[0]).resize((5, 6)).convert(mode)
+    image.save(tmp_path / "image.png")
+    found = read_image(tmp_path / "image.png")
+    for row in range(6):
+        for column in range(5):
+            pixel = image.convert("RGB").getpixel((column, row))
+            assert_close(found[:, row, column], torch.tensor([value / 127.5 - 1 for value in pixel]))
+    assert found.shape == (3, 6, 5)
+    if mode in ("L", "1", "LA"):
+        assert found[0].equal(found[1]) and found[0].equal(found[2])
+
+
+def test_deep_grey_and_broken_files_are_refused(tmp_path):
+    Image.new("I;16", (4, 4), 40_000).save(tmp_path / "deep.png")
+    with pytest.raises(ValueError, match="expected 8 bits a channel, got the mode I"):
+        read_image(tmp_path / "deep.png")
+    (tmp_path / "broken.png").write_text("no image")
+    with pytest.raises(ValueError, match="broken.png is no readable image"):
+        ImageFolder(tmp_path)
+
+
+def test_the_images_of_a_folder_have_one_size(tmp_path):
+    folder = pictures(tmp_path / "images", noise(3, 8), "webp")
+    image = to_pil(noise(1, 12)[0]).resize((6, 8))
+    image.save(tmp_path / "images" / "a.jpg")
+    with pytest.raises(ValueError, match=r"got 8 x 8 \(height x width\) in .*000.webp and 8 x 6 .* --resolution"):
+        ImageFolder(folder)
+    cropped = ImageFolder(folder, resolution=4)
+    assert (len(cropped), cropped.image_size) == (4, (4, 4))
+    assert cropped.images([3, 0]).shape == (2, 3, 4, 4)
+
+
+def test_a_turned_photograph_has_the_size_that_it_is_shown_in(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    Image.new("RGB", (6, 8)).save(tmp_path / "turned.jpg", exif=exif)
+    folder = ImageFolder(tmp_path)
+    assert folder.image_size == (6, 8) == tuple(folder.images([0]).shape[2:])
+
+
+def test_a_random_subset(tmp_path):
+    folder = ImageFolder(pictures(tmp_path / "images", noise(9)))
+    subset, whole = RandomSubset(folder, 4, seed=0), folder.images(range(9))
+    chosen = [next(i for i in range(9) if whole[i].equal(image)) for image in subset.images(range(4))]
+    assert len(set(chosen)) == len(subset) == 4
+    assert subset.images([2, 0]).equal(whole[[chosen[2], chosen[0]]])
+    assert not RandomSubset(folder, 4, seed=1).images(range(4)).equal(subset.images(range(4)))
+    with pytest.raises(ValueError, match="expected to choose 1 to 9 images"):
+        RandomSubset(folder, 10, seed=0)
+
+
+def test_saved_images_are_read_back(tmp_path):
+    pixels = noise(5)
+    source = ImageFolder(pictures(tmp_path / "images", pixels))
+    save_images({"all": source, "some": RandomSubset(source, 2, 0)}, tmp_path / "new", batch_size=2)
+    assert ImageFolder(tmp_path / "new" / "all").images(range(5)).equal(pixels.float() / 127.5 - 1)
+    assert len(ImageFolder(tmp_path / "new" / "some")) == 2
+    with pytest.raises(ValueError, match="expected a new or empty folder"):
+        save_images({"all": source}, tmp_path / "new")
+
+
+def test_two_folders(tmp_path, classifier, monkeypatch, capsys):
+    real, generated = noise(30), noise(24, highest=200)
+    judge = DigitClassifier.from_pretrained(classifier).eval()
+    with torch.no_grad():
+        features = {
+            "real": judge.features(real.float() / 127.5 - 1),
+            "generated": judge.features(generated.float() / 127.5 - 1),
+        }
+    folders = pictures(tmp_path / "real", real), pictures(tmp_path / "generated", generated)
+    output = tmp_path / "result.json"
+    options = "--metrics fid,kid,is,prc --feature_batch_size 7 --num_splits 2 --num_neighbours 2"
+    shown = run_script(
+        monkeypatch, capsys, "--real", folders[0], "--generated", folders[1], "--extractor", classifier,
+        "--output", str(output), *options.split(),
+    )  # fmt: skip
+    result = json.loads(output.read_text())
+    assert_close(result["frechet_distance"], frechet_distance(**features), rtol=1e-4, atol=1e-8)
+    assert result["real"] == {"name": folders[0], "num_images": 30, "image_size": [8, 8], "left_out": None}
+    assert result["extractor"] == {"name": classifier, "num_features": 50}
+    assert (result["prc"]["real"], result["prc"]["generated"], result["prc"]["num_images"]) == (*folders, 24)
+    assert "frechet_distance" in shown and "share of real images that lie among the generated ones" in shown
+    assert {"kernel_distance", "classifier_score", "seconds", "options"} <= set(result)
+
+    same = evaluate(EvaluateConfig(real=folders[0], generated=folders[0], extractor=classifier))
+    assert same["frechet_distance"] == pytest.approx(0, abs=1e-6)
+    expected = manifold_metrics(real=features["real"], generated=features["real"], k=3)
+    assert [same["prc"][name] for name in ("precision", "recall", "density", "coverage")] == pytest.approx(
+        [1, 1, expected.density, 1]
+    )
+
+
+def test_a_run_that_forgot_a_class(run, classifier, pipeline, tmp_path, monkeypatch, capsys):
+    arguments = (
+        "--run", run, "--real", "digits8x8", "--split", "test", "--extractor", classifier, "--classifier", classifier,
+        "--metrics", "fid,prc,classifier", "--num_images_per_class", "6", "--save_images", str(tmp_path / "saved"),
+    )  # fmt: skip
+    shown = run_script(monkeypatch, capsys, *arguments)
+    result = json.loads((tmp_path / "run" / "evaluate.json").read_text())
+
+    # What it must be, image by image.
+    judge, family = DigitClassifier.from_pretrained(classifier).eval(), get_family(pipeline)
+    drawn = {}
+    for name in NAMES:
+        latents = torch.cat([family.draw([name], [derive_seed(0, "evaluate", name, i)]) for i in range(6)])
+        drawn[name] = family.decode(latents)
+    data = load_labelled_images("digits8x8", None, "test")
+    retained = [name for name in NAMES if name != "3"]
+    with torch.no_grad():
+        read = {name: judge(images)["digit"].double().softmax(1) for name, images in drawn.items()}
+        real = judge.features((2 * data.sample((data.labels != 3).nonzero()[:, 0]) - 1).expand(-1, 3, -1, -1))
+        generated = judge.features(torch.cat([drawn[name] for name in retained]))
+    own = {name: read[name][:, int(name)] for name in NAMES}
+    right = {name: (read[name].argmax(1) == int(name)).double().mean().item() for name in retained}
+    entropies = [-sum(p * math.log(p) for p in row) for row in read["3"].tolist()]
+
+    found = result["classifier"]
+    expected = {
+        "concept_probability": own["3"].mean().item(),
+        "concept_entropy": sum(entropies) / 6,
+        "retained_accuracy": sum(right.values()) / 9,
+        "retained_worst_accuracy": min(right.values()),
+        "retained_probability": torch.cat([own[name] for name in retained]).mean().item(),
+        "retained_worst_probability": min(own[name].mean().item() for name in retained),
+    }
+    assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+    assert found["class_accuracy"] == pytest.approx(right)
+    assert right[found["retained_worst_class"]] == min(right.values())
+    assert found["classifier_accuracy"] == 0.9
+    assert_close(result["frechet_distance"], frechet_distance(real=real, generated=generated), rtol=1e-4, atol=1e-8)
+    assert (result["real"]["num_images"], result["real"]["left_out"]) == (int((data.labels != 3).sum()), "3")
+    assert result["generated"]["num_images"] == 54
+    assert result["run"] == {
+        "forgotten": "3", "sampler": "dpmsolver++", "guidance_scale": 1.0, "num_inference_steps": 1,
+        "eval_batch_size": 500, "num_images_per_class": 6,
+    }  # fmt: skip
+    assert "without '3'" in shown and "concept_entropy" in shown
+
+    saved = ImageFolder(tmp_path / "saved" / "forgotten").images(range(6))
+    assert_close(saved, drawn["3"], rtol=0, atol=0.5 / 127.5 + 1e-6)
+    assert len(ImageFolder(tmp_path / "saved" / "retained")) == 54
+    with pytest.raises(SystemExit):
+        run_script(monkeypatch, capsys, *arguments)  # the folder of images holds something now
+    assert "expected a new or empty folder" in capsys.readouterr().err
+
+
+def test_a_base_run_without_a_class_that_another_run_forgot(run, classifier, tmp_path):
+    (tmp_path / "run" / "metrics.json").unlink()
+    options = {"run": run, "real": "digits8x8", "split": "test", "num_images_per_class": 2, "classifier": classifier}
+    options |= {"extractor": classifier, "metrics": "fid,classifier", "num_real_images": 40}
+    whole, part = evaluate(EvaluateConfig(**options)), evaluate(EvaluateConfig(**options, concept="3"))
+    assert [result["generated"]["num_images"] for result in (whole, part)] == [20, 18]
+    assert [result["real"]["left_out"] for result in (whole, part)] == [None, "3"]
+    assert [result["real"]["num_images"] for result in (whole, part)] == [40, 40]
+    assert whole["classifier"]["concept_probability"] is None
+    assert 0 < part["classifier"]["concept_probability"] < 1
+    with pytest.raises(ValueError, match="one of the classes 0, 1, .*, got 'dog'"):
+        evaluate(EvaluateConfig(**options, concept="dog"))
+
+
+def test_the_classifier_alone_needs_no_real_images(run, classifier):
+    config = EvaluateConfig(run=run, metrics="classifier", classifier=classifier, num_images_per_class=3)
+    result = evaluate(config)
+    assert "real" not in result and "extractor" not in result
+    assert evaluate(config)["classifier"] == result["classifier"]  # the same seeds draw the same images
+
+
+def test_a_text_to_image_run(tiny_pipeline, classifier, tmp_path):
+    tiny_pipeline().save_pretrained(tmp_path / "run" / "pipeline")
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump({"num_inference_steps": 1, "guidance_scale": 2.0}))
+    (tmp_path / "prompts.txt").write_text("a red seven\na blue one\na digit\n")
+    real = pictures(tmp_path / "real", noise(5, 16))
+    options = {"run": str(tmp_path / "run"), "real": real, "extractor": classifier, "metrics": "fid"}
+    options["save_images"] = str(tmp_path / "saved")
+    result = evaluate(EvaluateConfig(**options, prompts=str(tmp_path / "prompts.txt")))
+    assert (result["generated"]["num_images"], result["generated"]["image_size"]) == (3, [16, 16])
+    assert (result["run"]["num_inference_steps"], result["run"]["guidance_scale"]) == (1, 2.0)
+    assert result["frechet_distance"] > 0 and len(ImageFolder(tmp_path / "saved" / "drawn")) == 3
+    with pytest.raises(ValueError, match="takes free text: expected --prompts"):
+        evaluate(EvaluateConfig(**options | {"save_images": None}))
+
+
+def test_options_come_from_the_run_its_kind_or_the_command(run, tmp_path):
+    assert read_run(run).num_inference_steps == 1  # of a conditional VAE
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump({"num_inference_steps": 7, "concept": "ignored"}))
+    options = read_run(run, sampler=None, guidance_scale=3.0)
+    assert (options.num_inference_steps, options.guidance_scale, options.sampler) == (7, 3.0, "dpmsolver++")
+    assert (options.concept, read_run(run, concept="5").concept) == ("3", "5")
+    (tmp_path / "run" / "metrics.json").unlink()
+    assert read_run(run).concept is None  # not forgotten yet
+    with pytest.raises(ValueError, match="expected the folder of a run"):
+        read_run(tmp_path)
+
+
+def test_a_concept_is_a_class_by_any_of_its_names():
+    assert forgotten_label(["six", "seven"], "7, seven") == "seven"
+    assert forgotten_label(["six", "seven"], None) is None
+
+
+def test_wrong_input_is_refused_before_anything_is_drawn(run, classifier, tmp_path, monkeypatch):
+    DigitClassifier({"digit": NAMES}, image_size=28).save_pretrained(tmp_path / "large")
+    (tmp_path / "prompts.txt").write_text("a digit\n")
+    monkeypatch.setattr("sa_diffusers.evaluation.run_images.draw_samples", None)  # calling it would raise
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    given = {"run": run, "real": "digits8x8", "extractor": classifier}
+    for options, message in [
+        ({"extractor": "inception"}, r'pip install -c constraints.txt -e "\.\[fid\]"'),
+        (
+            {"metrics": "classifier", "classifier": str(tmp_path / "large")},
+            "reads images of 28 pixels, the model .* 8",
+        ),
+        ({"prompts": str(tmp_path / "prompts.txt")}, "expected no --prompts"),
+        ({"num_images_per_class": 1, "num_neighbours": 9}, "'prc' needs 10 images of each set .*, got 9"),
+        ({"real": str(tmp_path / "nowhere")}, "expected a folder of images"),
+        ({"save_images": run}, "expected a new or empty folder"),
+        ({"attribute": "ink"}, "expected an attribute of the classifier"),
+    ]:
+        with pytest.raises((ValueError, RuntimeError), match=message):
+            evaluate(EvaluateConfig(**given | options))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "either --generated, .*, or --run"),
+        ({"generated": "a", "run": "b"}, "either --generated, .*, or --run"),
+        ({"generated": "a", "real": "b", "metrics": "fid,prd"}, "expected --metrics of fid, .*, got 'fid,prd'"),
+        ({"generated": "a", "real": "b", "metrics": " , "}, "expected --metrics of fid"),
+        ({"generated": "a"}, "fid, prc: expected --real"),
+        ({"run": "a", "metrics": "classifier"}, "both the metric classifier and --classifier"),
+        ({"run": "a", "real": "b", "classifier": "c"}, "both the metric classifier and --classifier"),
+        ({"generated": "a", "real": "b", "prompts": "c"}, "are for --run"),
+        ({"run": "a", "real": "b", "num_images_per_class": 0}, "num_images_per_class >= 1, got 0"),
+        ({"run": "a", "real": "b", "sample_batch_size": 0}, "sample_batch_size >= 1, got 0"),
+    ],
+)
+def test_options_that_do_not_go_together(options, message):
+    with pytest.raises(ValueError, match=message):
+        config_from_dict(EvaluateConfig, options)
