@@ -26,7 +26,7 @@ from sa_diffusers.loading import (
     save_pipeline,
 )
 from sa_diffusers.processes import process_state
-from sa_diffusers.results import announce, combine, evaluation_key, examiner, tracker, write_results
+from sa_diffusers.results import amounts, announce, combine, evaluation_key, examiner, tracker, write_results
 from sa_diffusers.sample_stages import draw_open_samples, draw_replay_samples, make_surrogate
 from sa_diffusers.stages import Stages
 from sa_diffusers.train_stages import fisher_of, forget_by_training
@@ -193,6 +193,7 @@ def _run_stages(config: ForgetConfig, pipeline: DiffusionPipeline | None, inputs
     history = stages.run("train", trained_key, compute, load, workspace=output_dir / "checkpoints")
     after = _examine(stages, "after", {"trained": fingerprint(trained_key)} | judged_by, examine)
     metrics = combine(inputs, before, after, stages.seconds, stages.reused)
+    metrics["amounts"] = amounts(config, family, metrics, history[-1]["step"] if history else 0)
     if config.dtype != "float32":
         family.module.to(getattr(torch, config.dtype))  # the precision of the other parts, as in the saved pipeline
     if state.is_main_process:

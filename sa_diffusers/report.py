@@ -236,6 +236,7 @@ def write_report(
     config: Mapping[str, Any],
     fisher: Mapping[str, Any] | None,
     notes: Sequence[str],
+    amounts: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
     """Write one HTML page that needs nothing else: no network, no script, pictures inside.
 
@@ -246,6 +247,7 @@ def write_report(
         seconds: wall-clock seconds by stage; a list under "reused" names the stages that were not computed again.
         config, fisher: the resolved configuration; the Fisher's metadata or None.
         notes: warnings and limits, one sentence each.
+        amounts: {stage: {"count", "of", "per_second"}}, what each stage worked through.
     """
     loader = jinja2.FileSystemLoader(TEMPLATES)
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
@@ -259,6 +261,7 @@ def write_report(
         curves={theme: _data_uri(_curves_png(history, theme == "dark")) for theme in ("light", "dark")},
         history=history,
         seconds=seconds,
+        amounts=amounts or {},
         config=json.dumps(config, indent=2, ensure_ascii=False, default=str),
         fisher=fisher,
         notes=notes,

@@ -143,6 +143,29 @@ def announce(config: ForgetConfig, family: Family, inputs: Inputs, output_dir: P
     return describe(rows, memory, disk, output_dir)
 
 
+def amounts(config: ForgetConfig, family: Family, metrics: dict, steps: int) -> dict[str, dict]:
+    """What each stage worked through: {"count", "of", "per_second"}; the last None where the stage was reused."""
+    terms = family.loss.num_terms if config.terms is None else min(2 * config.terms, family.loss.num_terms)
+    reused = metrics["seconds"]["reused"]
+    drawn = metrics["after"]["num_images"] * (1 if "before" in reused else 2)
+    counts = {
+        "sample": (config.num_samples, "images"),
+        "surrogate": (config.num_surrogate_samples, "images"),
+        "fisher": (min(config.fisher_samples, config.num_samples) * terms, "gradients"),
+        "train": (2 * config.train_batch_size * steps, f"samples, {steps} steps"),
+        "evaluate": (drawn, "images"),
+    }
+    skipped = {name for name, seconds in metrics["seconds"].items() if name in counts and not seconds} | set(reused)
+    return {
+        name: {
+            "count": count,
+            "of": what,
+            "per_second": None if name in skipped else round(count / metrics["seconds"][name], 2),
+        }
+        for name, (count, what) in counts.items()
+    }
+
+
 def combine(inputs: Inputs, before: Findings, after: Findings, seconds: dict[str, float], reused: list[str]) -> dict:
     """metrics.json."""
     names = ("sample", "surrogate", "fisher", "train", "evaluate")
@@ -201,6 +224,7 @@ def write_results(
         pairs=shown,
         history=history,
         seconds=metrics["seconds"],
+        amounts=metrics["amounts"],
         config=asdict(config),
         fisher=fisher and fisher.metadata,
         notes=notes,
