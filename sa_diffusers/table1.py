@@ -1,7 +1,7 @@
 """Table 1 of Selective Amnesia and its ablations: every row is a run, judged by the same classifiers and images."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean, stdev
@@ -26,7 +26,8 @@ from sa_diffusers.evaluation.load_classifier import load_classifier
 from sa_diffusers.families import Family, get_family
 from sa_diffusers.forgetting import run_forgetting
 from sa_diffusers.labelled_images import LabelledImages, load_labelled_images
-from sa_diffusers.loading import family_defaults, load_pipeline
+from sa_diffusers.labelled_training import claim_folder
+from sa_diffusers.loading import family_defaults, load_pipeline, model_hash, pipeline_hashes
 from sa_diffusers.prompts import find_concept
 from sa_diffusers.sampling import SamplingSettings
 from sa_diffusers.seeding import seeded
@@ -35,13 +36,15 @@ from sa_diffusers.seeding import seeded
 TITLES = {
     "original": "original",
     "nine_classes": "never saw the class",
-    "lambda_1": "SA, λ = 1",
-    "lambda_10": "SA, λ = 10",
-    "lambda_50": "SA, λ = 50",
-    "lambda_100": "SA, λ = 100",
-    "no_replay": "no replay, λ = 10",
-    "no_ewc": "replay alone, λ = 0",
-    "null_replay": "SA, λ = 10, null class replayed",
+    "lambda_1": "SA",
+    "lambda_10": "SA",
+    "lambda_50": "SA",
+    "lambda_100": "SA",
+    "no_replay": "no replay",
+    "no_ewc": "replay alone",
+    "neither": "neither replay nor EWC",
+    "null_replay": "SA, null class replayed",
+    "paper_objective": "SA, the paper's replay target",
 }
 REFERENCE = "lambda_10"  # the row whose samples and Fisher the others share
 SHOWN = 8  # pictures of the forgotten class, and as many of the others, in the figure
@@ -116,6 +119,12 @@ def features_of(classifier: ImageClassifier, images: Tensor) -> Tensor:
     return torch.cat([part.float().cpu() for part in parts])
 
 
+def title(table: Table, name: str) -> str:
+    """What a row is called, with its lambda in the authors' unit."""
+    known, weight = TITLES.get(name, name), table.rows[name].get("ewc_lambda")
+    return known if weight is None else f"{known}, λ = {weight:g}"
+
+
 def run_row(table: Table, name: str) -> Path:
     """Train or forget as the row says, unless that is done; returns the folder of its pipeline."""
     values, folder = table.rows[name], table.folder / name
@@ -123,6 +132,7 @@ def run_row(table: Table, name: str) -> Path:
         config = config_from_dict(
             ClassConditionalConfig, values | {"output_dir": str(folder), "data_dir": table.data_dir}
         )
+        claim_folder(config)  # a model that another configuration trained is refused
         if not (folder / "pipeline").exists():
             train_class_conditional(table.data().without(config.exclude_classes), config)
         return folder / "pipeline"
@@ -134,6 +144,7 @@ def run_row(table: Table, name: str) -> Path:
         "eval_images_concept": 100,  # for the run's own page and curve; the table judges more
         "eval_images_class": 30,
         "track_images": 200,
+        "overwrite": True,  # a row that was changed is made again, from the first stage that differs
     }
     options.setdefault("track_steps", max(1, options["num_train_steps"] // 10))
     config = config_from_dict(ForgetConfig, options)
@@ -148,14 +159,19 @@ def run_row(table: Table, name: str) -> Path:
 def judge_row(table: Table, name: str, pipeline_dir: Path) -> dict[str, Any]:
     """The row's numbers, kept with some of its pictures in `<row>/table1.safetensors`."""
     path = table.folder / name / "table1.safetensors"
-    forgets = family_defaults("ClassConditionalPipeline") | table.rows[REFERENCE]
+    options = family_defaults("ClassConditionalPipeline") | table.rows[REFERENCE]
+    forgets, base = config_from_dict(ForgetConfig, options), table.rows["original"]
+    pipeline = load_pipeline(str(pipeline_dir), None, None, "float32")
+    settings = SamplingSettings(forgets.guidance_scale, forgets.num_inference_steps, forgets.eval_batch_size)
     key = fingerprint(
         {
-            "row": {k: v for k, v in table.rows[name].items() if k != "output_dir"},
-            "original": {k: v for k, v in table.rows["original"].items() if k != "output_dir"},
-            "classifiers": table.classifiers,
+            "model": pipeline_hashes(pipeline),
+            "classifiers": {source: model_hash(judge) for source, judge in table.judges.items()},
+            "concept": table.concept,
+            "real": [base["dataset"], base.get("split", "train")],
             "images": [table.images_concept, table.images_per_class],
-            "settings": [forgets["guidance_scale"], forgets["num_inference_steps"]],
+            "settings": asdict(settings),
+            "sampler": forgets.sampler,
             "seed": table.seed,
         }
     )
@@ -164,9 +180,7 @@ def judge_row(table: Table, name: str, pipeline_dir: Path) -> dict[str, Any]:
             found = json.loads(file.metadata()["row"])
         if found["key"] == key:
             return found
-    family = get_family(load_pipeline(str(pipeline_dir), None, None, "float32"))
-    settings = SamplingSettings(forgets["guidance_scale"], forgets["num_inference_steps"], forgets["eval_batch_size"])
-    values, pictures = _judge(table, family, settings)
+    values, pictures = _judge(table, get_family(pipeline, sampler=forgets.sampler), settings)
     found = {"row": name, "key": key, **values, **_cost(table.folder / name, table.rows[name])}
     with atomic_path(path) as temporary:
         save_file(pictures, temporary, metadata={"row": json.dumps(found)})
@@ -206,7 +220,7 @@ def _cost(folder: Path, row: dict[str, Any]) -> dict[str, Any]:
     """Optimiser steps, and what the stages of a forgetting run took."""
     metrics = folder / "metrics.json"
     if not metrics.exists():
-        return {"steps": row["num_train_steps"], "seconds": None}
+        return {"steps": config_from_dict(ClassConditionalConfig, row).num_train_steps, "seconds": None}
     history = json.loads((folder / "history.json").read_text())
     return {"steps": history[-1]["step"], "seconds": json.loads(metrics.read_text())["seconds"]}
 
@@ -225,7 +239,7 @@ def markdown(table: Table, found: dict[str, dict[str, Any]]) -> str:
         cells = [mean_and_spread(row, key) for key in MEASURES]
         cells += [f"{row[key]:.3f}" for key in ("frechet_distance", "precision", "recall", "coverage")]
         cells += [str(row["steps"]), f"{row['seconds']['train']:.0f}" if row["seconds"] else "–"]
-        lines.append(f"| {TITLES.get(name, name)} | " + " | ".join(cells) + " |")
+        lines.append(f"| {title(table, name)} | " + " | ".join(cells) + " |")
     first = next(iter(found.values()))
     floor = [mean_and_spread(first, key) for key in FLOORS]
     lines.append("| pure noise | " + " | ".join([*floor, *["–"] * (len(titles) - 2)]) + " |")
@@ -242,20 +256,22 @@ def draw_figures(table: Table, names: list[str]) -> None:
                 pictures = file.get_tensor(part).float() / 127.5 - 1
                 axis.imshow(contact_sheet(pictures, SHOWN), interpolation="nearest", aspect="equal")
                 axis.set(xticks=[], yticks=[])
-        axes[0].set_ylabel(TITLES.get(name, name), rotation=0, ha="right", va="center", fontsize=9)
+        axes[0].set_ylabel(title(table, name), rotation=0, ha="right", va="center", fontsize=9)
     grid[0, 0].set_title(f"“{table.concept}”, to be forgotten", fontsize=10)
     grid[0, 1].set_title("other classes", fontsize=10)
     with atomic_path(table.folder / "samples.png") as temporary:
         figure.savefig(temporary, dpi=150)
     figure = Figure(figsize=(11, 4), layout="constrained")
     panels = {"concept_probability": "P(forgotten)", "retained_accuracy": "others right"}
-    for axis, (key, title) in zip(figure.subplots(1, 2), panels.items(), strict=True):
+    for axis, (key, what) in zip(figure.subplots(1, 2), panels.items(), strict=True):
         for name in names:
             history = table.folder / name / "history.json"
             if history.exists():
                 rows = [row for row in json.loads(history.read_text()) if key in row]
-                axis.plot([row["step"] for row in rows], [row[key] for row in rows], marker=".", label=TITLES[name])
-        axis.set(xlabel="optimiser step", ylabel=title, ylim=(-0.03, 1.03))
+                axis.plot(
+                    [row["step"] for row in rows], [row[key] for row in rows], marker=".", label=title(table, name)
+                )
+        axis.set(xlabel="optimiser step", ylabel=what, ylim=(-0.03, 1.03))
         axis.grid(alpha=0.3)
     axis.legend(fontsize=8, loc="lower left")
     with atomic_path(table.folder / "curves.png") as temporary:

@@ -143,6 +143,9 @@ def _fresh(
     family: Family, config: ForgetConfig, concept: Concept, surrogate: SampleSet, replay: SampleSet | None
 ) -> tuple[SampleSet | FreshNoise | FreshSamples, SampleSet | FreshSamples | None]:
     """What training draws from: the sample sets, or sources that draw anew under their prompts every step."""
+    in_pixels = family.latent_shape == (family.image_channels, family.resolution, family.resolution)
+    if concept.surrogate == "noise" and in_pixels and not config.fresh_samples and config.method != "naive":
+        surrogate = FreshNoise(concept.name)  # needs no encoder, so that every batch may have its own, as in the paper
     if not config.fresh_samples:
         return surrogate, replay
     drawn = config.latents == "drawn"

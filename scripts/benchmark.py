@@ -2,6 +2,7 @@
 
     python scripts/benchmark.py --only fisher
     python scripts/benchmark.py --only fisher --exact_samples 8 --samples 8 --terms 4,10
+    python scripts/benchmark.py --only fisher --model runs/digits8x8_base/pipeline --samples 60 --terms 2
     OMP_NUM_THREADS=1 taskset -c 0 python scripts/benchmark.py --only fisher_linear
 
 fisher: the cheap estimator (per sample two draws of K timesteps) against the paper's (all T timesteps) on other
@@ -53,7 +54,10 @@ def flatten(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
 def benchmark_fisher(family: Family, args: argparse.Namespace) -> list[dict]:
     """A row an estimator: evaluations, seconds, agreement with the exact Fisher of other samples."""
     count = 2 * args.exact_samples + args.samples
-    requests = sample_requests(read_prompts(args.prompts), count, 0.1, args.seed)
+    if family.labels:  # a class-conditional model: its classes are all that it can be asked for
+        requests = sample_requests(family.labels, count, 0.0, args.seed)
+    else:
+        requests = sample_requests(read_prompts(args.prompts), count, 0.1, args.seed)
     samples = draw_samples(family, requests, SamplingSettings(1.5, 12, 60))
     parameters = dict(family.module.requires_grad_(True).eval().named_parameters())
 

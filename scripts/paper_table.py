@@ -5,8 +5,8 @@
 
 digits8x8 runs offline in minutes on a CPU; small is CIFAR10 with a model for one GPU; full are the authors' settings
 on CIFAR10 and STL10. Every row is a file of configs/paper/table1/<scale>/ that scripts/train_base.py or
-scripts/forget.py takes by itself, too. To resume, run the same command again. Writes table1.json, table1.md, samples.png
-and curves.png.
+scripts/forget.py takes by itself, too. To resume, run the same command again. Writes table1.json, table1.md,
+samples.png and curves.png.
 """
 
 import argparse
@@ -57,14 +57,15 @@ def main() -> None:
     with friendly_errors():
         from sa_diffusers.table1 import Table, make_table, read_rows
 
-        for name in SCALES[args.scale]:
-            rows, folder = read_rows(args.configs / name), args.output_dir / name
-            if args.rows:
-                wanted = {"original", "lambda_10", *args.rows.split(",")}
-                unknown = wanted - set(rows)
-                if unknown:
+        rows_of = {name: read_rows(args.configs / name) for name in SCALES[args.scale]}
+        if args.rows:
+            wanted = {"original", "lambda_10", *args.rows.split(",")}
+            for name, rows in rows_of.items():  # all of them before anything is trained
+                if unknown := wanted - set(rows):
                     parser.error(f"no row {', '.join(sorted(unknown))} in {args.configs / name}; it has {list(rows)}")
-                rows = {row: values for row, values in rows.items() if row in wanted}
+                rows_of[name] = {row: values for row, values in rows.items() if row in wanted}
+        for name, rows in rows_of.items():
+            folder = args.output_dir / name
             config = Path("configs") / f"{rows['original']['dataset']}_classifier.yaml"
             judges = args.classifier or train_judges(config, args.num_classifiers, args.data_dir, folder)
             counts = args.images_concept, args.images_per_class
