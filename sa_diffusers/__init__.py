@@ -9,6 +9,7 @@ _MODULES = {
     "forget": "forgetting",
     "run_forgetting": "forgetting",
     "ForgetConfig": "config",
+    "ClassConditionalPipeline": "pipelines",
     "ConditionalVAE": "models",
     "ConditionalVAEPipeline": "pipelines",
     "Fisher": "fisher",

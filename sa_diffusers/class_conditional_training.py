@@ -128,7 +128,7 @@ def train_class_conditional(data: LabelledImages, config: ClassConditionalConfig
     torch.manual_seed(derive_seed(config.seed, "unet"))
     unet = make_unet(config, size, channels, len(data.names))
     schedule = DDPMScheduler(
-        config.num_train_timesteps,
+        num_train_timesteps=config.num_train_timesteps,  # by name: diffusers forgets what is given by position
         beta_start=1e-4,
         beta_end=0.02,
         beta_schedule=config.beta_schedule,

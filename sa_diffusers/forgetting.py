@@ -53,7 +53,8 @@ def forget(
     """Make a pipeline forget a concept.
 
     Args:
-        pipeline: a StableDiffusionPipeline; it is left as it is unless `inplace`.
+        pipeline: a StableDiffusionPipeline, ClassConditionalPipeline or ConditionalVAEPipeline; left as it is unless
+            `inplace`.
         concept: one or several phrasings of the concept, separated by commas.
         surrogate: what takes its place: a prompt, a folder of images, or "noise". None: looked up, for known concepts.
         inplace: change the given pipeline's weights instead of a copy's.

@@ -60,6 +60,13 @@ class ConditionalVAEConfig(LabelledBaseConfig):
     latent_dim: int = field(default=8, metadata={"help": "Dimension of the latent code."})
 
 
+def claim_folder(config: LabelledBaseConfig) -> None:
+    """Make the folder this configuration's. Raises StageMismatch where it holds a run of another one."""
+    claim = Stage(config.output_dir, "run", {k: v for k, v in asdict(config).items() if k not in NOT_IDENTITY})
+    if not claim.done:
+        claim.finish(0.0)
+
+
 def train_labelled(
     config: LabelledBaseConfig, make: Callable[[Path], DiffusionPipeline], dtype: str = "float32"
 ) -> DiffusionPipeline:
@@ -76,9 +83,8 @@ def train_labelled(
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     with RunLock(output_dir) if main else nullcontext():
-        claim = Stage(output_dir, "run", {k: v for k, v in asdict(config).items() if k not in NOT_IDENTITY})
-        if main and not claim.done:
-            claim.finish(0.0)
+        if main:
+            claim_folder(config)
         pipeline = make(output_dir)
         if main:
             if dtype != "float32":

@@ -1,4 +1,4 @@
-"""Class-conditional diffusion on pixels: prompts are the names of the classes, and "" is the null class of guidance."""
+"""Class-conditional diffusion on pixels: prompts are the names of its classes, and "" is the null class of guidance."""
 
 from collections.abc import Sequence
 
@@ -31,13 +31,15 @@ class ClassConditionalFamily:
     def __init__(self, pipeline: ClassConditionalPipeline, sampler: str = "dpmsolver++"):
         self.pipeline = pipeline
         self.module: nn.Module = pipeline.unet
-        schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
+        # diffusers would take defaults for what was given by position or not at all, but not once it has been saved.
+        known = {k: v for k, v in pipeline.scheduler.config.items() if k != "_use_default_values"}
+        schedule = DDPMScheduler.from_config(known)
         self.loss = DiffusionLoss(schedule.alphas_cumprod, schedule.config.prediction_type, reduction="sum")
         self.labels = pipeline.labels
         self.image_channels = pipeline.unet.config.in_channels
         self.resolution = pipeline.unet.config.sample_size
         self.latent_shape = self.image_channels, self.resolution, self.resolution
-        scheduler = make_scheduler(sampler, pipeline.scheduler)
+        scheduler = make_scheduler(sampler, type(pipeline.scheduler).from_config(known))
         self._sampling_pipeline = type(pipeline)(pipeline.unet, scheduler, pipeline.config.id2label)
         self._sampling_pipeline.set_progress_bar_config(disable=True)
 

@@ -121,13 +121,16 @@ class ClassConditionalPipeline(DiffusionPipeline):
             output_type: "pil", "np" ([B, H, W, C]) or "pt" ([B, C, H, W]), both in [0, 1].
 
         Raises:
-            ValueError: an unknown label or output type, or latents or negative labels of another number.
+            ValueError: an unknown label or output type, or latents, negative labels or generators of another
+                number.
         """
         check_output_type(output_type)
         condition = self.class_indices(labels).to(self.device)
         negative = self.class_indices("" if negative_labels is None else negative_labels).to(self.device)
         if len(negative) not in (1, len(condition)):
             raise ValueError(f"expected 1 or {len(condition)} negative labels, got {len(negative)}")
+        if isinstance(generator, list) and len(generator) != len(condition):
+            raise ValueError(f"expected one generator, or {len(condition)}, got {len(generator)}")
         size = self.unet.config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
         shape = (len(condition), self.unet.config.in_channels, height, width)
@@ -169,7 +172,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
 
     @classmethod
     def _dict_from_json_file(cls, json_file) -> dict:
-        """The configuration without the file to find the class in: whoever has this class needs no code of a folder's."""
+        """The configuration without the file to find the class in: who has this class needs no code of a folder's."""
         content = super()._dict_from_json_file(json_file)
         if isinstance(content.get("_class_name"), list):
             content["_class_name"] = content["_class_name"][1]
