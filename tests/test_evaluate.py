@@ -307,3 +307,16 @@ def test_wrong_input_is_refused_before_anything_is_drawn(run, classifier, tmp_pa
 def test_options_that_do_not_go_together(options, message):
     with pytest.raises(ValueError, match=message):
         config_from_dict(EvaluateConfig, options)
+
+
+@pytest.mark.parametrize(
+    "given, expected",
+    [
+        (["run", "--k", "3"], ["--run", "run", "--k", "3"]),
+        (["a", "b", "--metrics", "fid"], ["--real", "a", "--generated", "b", "--metrics", "fid"]),
+        (["--run", "run"], ["--run", "run"]),
+        (["a", "b", "c"], ["a", "b", "c"]),  # refused by the parser, which says what it expects
+    ],
+)
+def test_folders_may_stand_without_their_options(given, expected):
+    assert script.name_folders(given) == expected
