@@ -26,11 +26,10 @@ SHEET_COLUMNS = 8  # pictures of each class on the sheets drawn while training
 
 @dataclass
 class ClassConditionalConfig(LabelledBaseConfig):
-    """Everything `scripts/train_base.py` can be told of class-conditional diffusion; the defaults are the paper's.
+    """Everything `scripts/train_base.py` can be told of class-conditional diffusion; the network is the paper's.
 
     Raises:
-        ValueError: attention at a resolution that the network does not have cannot be checked before the data is read;
-            shares outside [0, 1).
+        ValueError: shares outside [0, 1).
     """
 
     family: Literal["class_conditional"] = field(default="class_conditional", metadata={"help": "What to train."})
@@ -51,6 +50,10 @@ class ClassConditionalConfig(LabelledBaseConfig):
     )
     prediction_type: Literal["epsilon", "v_prediction"] = field(
         default="epsilon", metadata={"help": "What the network predicts."}
+    )
+    loss_reduction: Literal["mean", "sum"] = field(
+        default="mean",
+        metadata={"help": "Of the error over pixels; the authors' sum, with their clipping at 1, is always clipped."},
     )
     label_dropout: float = field(default=0.1, metadata={"help": "Share of labels replaced by the null class."})
     flip: bool = field(default=True, metadata={"help": "Mirror half of the images; wrong for digits."})
@@ -136,7 +139,7 @@ def train_class_conditional(data: LabelledImages, config: ClassConditionalConfig
         clip_sample=False,
     )
     pipeline = ClassConditionalPipeline(unet, schedule, id2label(data))
-    loss = DiffusionLoss(schedule.alphas_cumprod, config.prediction_type)
+    loss = DiffusionLoss(schedule.alphas_cumprod, config.prediction_type, config.loss_reduction)
 
     def make(output_dir: Path) -> ClassConditionalPipeline:
         pipeline.to(process_state().device)
@@ -164,7 +167,7 @@ def draw_sheet(pipeline: ClassConditionalPipeline, config: ClassConditionalConfi
     family = get_family(pipeline)
     labels = [name for name in pipeline.labels for _ in range(SHEET_COLUMNS)]
     seeds = [derive_seed(config.seed, "sheet", index) for index in range(len(labels))]
+    steps = min(20, config.num_train_timesteps // 2)  # the solver refuses as many as the model has
+    images = family.decode(family.draw(labels, seeds, config.sample_guidance_scale, steps))
     with atomic_path(path) as temporary:
-        contact_sheet(family.decode(family.draw(labels, seeds, config.sample_guidance_scale, 20)), SHEET_COLUMNS).save(
-            temporary
-        )
+        contact_sheet(images, SHEET_COLUMNS).save(temporary)

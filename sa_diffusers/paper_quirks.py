@@ -1,4 +1,4 @@
-"""What the authors' code for class-conditional diffusion does differently from the paper, to reproduce its numbers."""
+"""Three things that the authors' code for class-conditional diffusion does differently from their paper."""
 
 from collections.abc import Callable
 

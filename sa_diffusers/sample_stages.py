@@ -32,16 +32,16 @@ def draw_replay_samples(
         "settings": asdict(settings),
         "seed": config.seed,
     }
-    if "stretched_samples" in config.paper_quirks:
+    stretched = "stretched_samples" in config.paper_quirks
+    if stretched:
         key["stretched"] = True
     if config.samples:
         stages.reused.append("sample")
-        return load_shared_samples(Path(config.samples), hashes)
+        return load_shared_samples(Path(config.samples), hashes, stretched)
     folder = stages.output_dir / "samples"
 
     def compute() -> SampleSet:
         requests = sample_requests(prompts, config.num_samples, config.empty_prompt_fraction, config.seed)
-        stretched = "stretched_samples" in config.paper_quirks
         samples = _draw(family, requests, settings, folder, "samples", "sample", stretched)
         if process_state().is_main_process:
             write_json(key, folder / "samples.json")
@@ -57,8 +57,8 @@ def draw_replay_samples(
     return samples, fingerprint(key)
 
 
-def load_shared_samples(folder: Path, hashes: dict[str, str]) -> tuple[SampleSet, str]:
-    """Samples of another run. Raises ValueError when there are none or they are of another model."""
+def load_shared_samples(folder: Path, hashes: dict[str, str], stretched: bool = False) -> tuple[SampleSet, str]:
+    """Samples of another run. Raises ValueError when there are none, or they are of another model or stretching."""
     try:
         key = json.loads((folder / "samples.json").read_text())
     except FileNotFoundError as error:
@@ -66,6 +66,11 @@ def load_shared_samples(folder: Path, hashes: dict[str, str]) -> tuple[SampleSet
     differing = sorted(name for name in hashes if key["model"].get(name) != hashes[name])
     if differing:
         raise ValueError(f"the samples in {folder} were drawn by a model with another {' and '.join(differing)}")
+    if key.get("stretched", False) != stretched:
+        raise ValueError(
+            f"the samples in {folder} were {'not ' if stretched else ''}stretched, which paper_quirks "
+            f"{'asks' if stretched else 'does not ask'} for; leave --samples away, or change paper_quirks"
+        )
     return SampleSet.load(folder / "samples.safetensors"), fingerprint(key)
 
 
@@ -78,7 +83,7 @@ def draw_open_samples(
     if not requests:
         return kept
     settings = SamplingSettings(config.negative_guidance_scale, config.num_inference_steps, config.sample_batch_size)
-    folder = stages.output_dir / "samples"
+    folder, stretched = stages.output_dir / "samples", "stretched_samples" in config.paper_quirks
     drawn = stages.run(
         "sample_without_concept",
         {
@@ -90,7 +95,7 @@ def draw_open_samples(
             "settings": asdict(settings),
             "seed": config.seed,
         },
-        lambda: _draw(family, requests, settings, folder, "without_concept", "sample without the concept"),
+        lambda: _draw(family, requests, settings, folder, "without_concept", "sample without the concept", stretched),
         lambda: SampleSet.load(folder / "without_concept.safetensors"),
         counts_as="sample",
         workspace=folder / ".without_concept_parts",

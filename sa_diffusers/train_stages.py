@@ -25,7 +25,7 @@ from sa_diffusers.replay import Replay
 from sa_diffusers.sampling import FreshNoise, FreshSamples, frozen_family, remove_parts
 from sa_diffusers.seeding import derive_seed
 from sa_diffusers.stages import Stages
-from sa_diffusers.training import TrainingConfig, train
+from sa_diffusers.training import DROPOUTS, TrainingConfig, train
 
 
 def fisher_of(
@@ -40,7 +40,7 @@ def fisher_of(
     }
     if config.fisher:
         fisher = Fisher.load(config.fisher)
-        fisher.check(**identity)
+        fisher.check(**identity, paper_quirks=", ".join(config.paper_quirks) or None)
         stages.reused.append("fisher")
         return fisher, fingerprint(fisher.metadata)
     path = stages.output_dir / "fisher.safetensors"
@@ -95,6 +95,8 @@ def forget_by_training(
     distil = config.replay_target == "model" and "-" not in config.method
     if config.replay_weight and (distil or dropout):
         frozen = copy.deepcopy(family.module).eval().requires_grad_(False) if distil else None
+        if distil:  # else the model would be drawn away from its own predictions by what it drops
+            switch_off_dropout(family.module)
         replay = Replay(replay, prompts, concept, config.replay_negative, distil, dropout)
     objective = _objective(family, config, trained, fisher, frozen)
     size, seed = config.train_batch_size, config.seed
@@ -122,6 +124,13 @@ def forget_by_training(
         log_dir=stages.output_dir / "logs",
         description="forget",
     )
+
+
+def switch_off_dropout(module: nn.Module) -> None:
+    """For good: a model that has forgotten is saved with its configuration, which knows its dropout."""
+    for part in module.modules():
+        if isinstance(part, DROPOUTS):
+            part.p = 0.0
 
 
 def _objective(

@@ -22,14 +22,14 @@ CONFIGS = Path("configs/paper/table1")
 
 
 def train_judges(classifier_config: Path, count: int, data_dir: str | None, folder: Path) -> list[str]:
-    """Train classifiers with the seeds 0, 1, ...; those that are there are kept."""
+    """Train classifiers; those that are there are kept. No setting was chosen by judges of these seeds."""
     import yaml
 
     from sa_diffusers.classifier_training import ClassifierConfig, train_and_save_classifier
 
     values = yaml.safe_load(classifier_config.read_text())
     folders = []
-    for seed in range(count):
+    for seed in range(1000, 1000 + count):
         own = folder / f"classifier_{seed}"
         if not (own / "classifier").exists():
             options = values | {"output_dir": str(own), "seed": seed, "data_dir": data_dir}

@@ -1,4 +1,4 @@
-"""Class-conditional diffusion on pixels: prompts are the names of its classes, and "" is the null class of guidance."""
+"""Class-conditional diffusion on pixels: prompts name its classes, and "" is the null class of guidance."""
 
 from collections.abc import Sequence
 
