@@ -22,7 +22,7 @@ from sa_diffusers.config import ForgetConfig
 
 LAMBDA = 0.5  # of configs/digits.yaml
 NOISE = {"surrogate": "noise"}
-FIRM = {"ewc_lambda": 10 * LAMBDA, "replay_weight": 3.0}
+FIRM = {"ewc_lambda": 10 * LAMBDA, "replay_weight": 3.0, "num_train_steps": 200}
 # The paper's objective alone: replay towards the drawn noise, with more samples and steps, which it needs.
 PAPER = {"replay_target": "noise", "num_samples": 480, "num_surrogate_samples": 400, "num_train_steps": 200}
 PLAIN_NOISE = NOISE | PAPER
@@ -31,14 +31,18 @@ DIGITS = {
     "zero, 0": "eight", "one, 1": "three", "two, 2": "six", "three, 3": "five", "four, 4": "nine", "five, 5": "eight",
     "six, 6": "zero", "eight, 8": "five", "nine, 9": "four", "red": "green",
 }  # fmt: skip
+COLOUR = {"num_train_steps": 280, "ewc_lambda": LAMBDA / 5, "learning_rate": 6e-4}
 # part: {row: overrides of configs/digits.yaml}
 PARTS: dict[str, dict[str, dict]] = {
     "default": {f"default, seed {seed}": {"seed": seed} for seed in range(3)},
     # Noise leaves the classifier guessing even where EWC and replay hold more, and so costs the others less. The worst
     # of nine classes is a noisy number of 100 pictures each: here it gets 200.
     "noise": {f"noise, seed {seed}": NOISE | FIRM | {"eval_images_class": 200, "seed": seed} for seed in range(3)},
-    # Some take longer than the default's 140 steps to be forgotten as well as "seven".
-    "concepts": {f"{c} → {s}": {"concept": c, "surrogate": s, "num_train_steps": 200} for c, s in DIGITS.items()},
+    # Some take longer than the default's 140 steps to be forgotten as well as "seven", and a colour takes more.
+    "concepts": {
+        f"{c} → {s}": {"concept": c, "surrogate": s, "num_train_steps": 200} | (COLOUR if c == "red" else {})
+        for c, s in DIGITS.items()
+    },
     "ablations": {
         "replay, lambda x1": PLAIN_NOISE,
         "no replay, lambda 0": NO_REPLAY | {"ewc_lambda": 0.0},

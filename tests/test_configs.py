@@ -1,20 +1,35 @@
 """The shipped configurations say what the code does, and the bundled prompt lists are what their script composes."""
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 
+import pytest
 import yaml
 
 from sa_diffusers.base_training import BaseConfig
 from sa_diffusers.bundled import ASSETS
+from sa_diffusers.classifier_config import ClassifierConfig
 from sa_diffusers.cli import parse_config
 from sa_diffusers.config import ForgetConfig
+from sa_diffusers.loading import family_defaults
 from scripts.compose_digit_prompts import compose
 from scripts.digits_study import PARTS, configure
+from scripts.paper_table import SCALES
+from scripts.train_base import config_class
 
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+FILES = sorted(str(path.relative_to(CONFIGS.parent)) for path in CONFIGS.rglob("*.yaml"))
+TABLE1 = CONFIGS / "paper" / "table1"
+ROWS = {  # what a row changes of lambda_10.yaml; lambda_<n> changes ewc_lambda in proportion
+    "no_replay": {"replay_weight": 0},
+    "no_ewc": {"ewc_lambda": 0},
+    "neither": {"replay_weight": 0, "ewc_lambda": 0},
+    "null_replay": {"replay_prompt_dropout": 0.1},
+    "paper_objective": {"replay_target": "noise"},
+}
 
 
 def test_default_yaml_lists_every_option_with_its_default() -> None:
@@ -47,3 +62,58 @@ def test_study_shares_only_what_a_row_leaves_as_it_is(tmp_path: Path) -> None:
     assert rows["noise, seed 1"].before is None  # more pictures a class
     again = configure(base, {"num_train_steps": 5}, tmp_path / "again", tmp_path)
     assert again.before == str(tmp_path / "default-seed-0" / "evaluation" / "before.safetensors")
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_file_is_what_the_script_in_its_header_takes(file: str) -> None:
+    header = [line for line in (CONFIGS.parent / file).read_text().splitlines() if line.startswith("#")]
+    commands = [line for line in header if re.match(r"# (python|accelerate launch) scripts/", line)]
+    script = re.search(r"scripts/(\w+)\.py", commands[0])[1]
+    assert file == "configs/default.yaml" or f"--config {file}" in commands[0]
+    arguments = ["--config", str(CONFIGS.parent / file)]
+    cls = {"forget": ForgetConfig, "train_classifier": ClassifierConfig, "train_base": config_class(arguments)}[script]
+    config = parse_config(cls, arguments)
+    given = yaml.safe_load((CONFIGS.parent / file).read_text())
+    assert "family" not in given or config.family == given["family"]
+    if file != "configs/default.yaml":
+        assert config.output_dir.startswith("runs/")
+
+
+def test_every_folder_of_table_1_is_a_scale() -> None:
+    assert {path.name for path in TABLE1.iterdir()} == {name for names in SCALES.values() for name in names}
+
+
+@pytest.mark.parametrize("scale", sorted(path.name for path in TABLE1.iterdir()))
+def test_rows_of_table_1_differ_in_what_their_name_says(scale: str) -> None:
+    rows = {path.stem: parse_row(path) for path in (TABLE1 / scale).glob("*.yaml")}
+    assert {"original", "nine_classes", "lambda_1", "lambda_10", "lambda_50", "lambda_100", "no_replay"} <= set(rows)
+    for name, row in rows.items():
+        assert row.pop("output_dir") == f"runs/table1/{scale}/{name}"
+    original, nine_classes, reference = (rows.pop(name) for name in ("original", "nine_classes", "lambda_10"))
+    assert reference["model"] == f"runs/table1/{scale}/original/pipeline" and reference["surrogate"] == "noise"
+    assert nine_classes == original | {"exclude_classes": [reference["concept"]]}
+    assert original["exclude_classes"] == []
+    for name, row in rows.items():
+        weight = re.fullmatch(r"lambda_(\d+)", name)
+        changes = {"ewc_lambda": reference["ewc_lambda"] * int(weight[1]) / 10} if weight else ROWS[name]
+        changed = {key: value for key, value in row.items() if value != reference[key]}
+        assert changed == pytest.approx(changes), name
+
+
+def parse_row(path: Path) -> dict:
+    """All options of a row, as its script completes them."""
+    arguments = ["--config", str(path)]
+    if "family" in yaml.safe_load(path.read_text()):
+        return asdict(parse_config(config_class(arguments), arguments))
+    return asdict(parse_config(ForgetConfig, arguments, defaults=family_defaults("ClassConditionalPipeline")))
+
+
+def test_the_rows_of_the_authors_take_their_settings() -> None:
+    """Their replay term, samples and steps, no fast Fisher, and their w = 2, which is 3 in diffusers' convention."""
+    for scale in ("cifar10", "stl10"):
+        row = parse_row(TABLE1 / scale / "lambda_10.yaml")
+        assert row["ewc_lambda"] == 10 and row["fisher_terms"] == "all" and row["replay_target"] == "noise"
+        assert row["num_samples"] == row["fisher_samples"] == 5000 and row["num_train_steps"] == 20000
+        assert row["guidance_scale"] == row["replay_guidance_scale"] == 3 and row["sampler"] == "pipeline"
+        base = parse_row(TABLE1 / scale / "original.yaml")
+        assert parse_row(CONFIGS / f"{scale}_base.yaml") | {"output_dir": base["output_dir"]} == base

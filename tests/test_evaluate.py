@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -150,6 +151,7 @@ def test_two_folders(tmp_path, classifier, monkeypatch, capsys):
     assert result["extractor"] == {"name": classifier, "num_features": 50}
     assert (result["prc"]["real"], result["prc"]["generated"], result["prc"]["num_images"]) == (*folders, 24)
     assert "frechet_distance" in shown and "share of real images that lie among the generated ones" in shown
+    assert "drawn with" not in shown and "over 100 subsets of 24\n" in shown
     assert {"kernel_distance", "classifier_score", "seconds", "options"} <= set(result)
 
     same = evaluate(EvaluateConfig(real=folders[0], generated=folders[0], extractor=classifier))
@@ -158,6 +160,14 @@ def test_two_folders(tmp_path, classifier, monkeypatch, capsys):
     assert [same["prc"][name] for name in ("precision", "recall", "density", "coverage")] == pytest.approx(
         [1, 1, expected.density, 1]
     )
+
+
+def test_the_kid_of_whole_folders_has_no_spread(tmp_path, classifier, monkeypatch, capsys):
+    folders = [pictures(tmp_path / name, noise(12)) for name in ("real", "generated")]
+    arguments = ("--real", folders[0], "--generated", folders[1], "--extractor", classifier, "--metrics", "kid")
+    shown = run_script(monkeypatch, capsys, *arguments, "--output", str(tmp_path / "whole.json"))
+    assert json.loads((tmp_path / "whole.json").read_text())["kernel_distance"]["std"] is None
+    assert "+- – over 100 subsets of 12, which are all images" in shown
 
 
 def test_a_run_that_forgot_a_class(run, classifier, pipeline, tmp_path, monkeypatch, capsys):
@@ -205,6 +215,7 @@ def test_a_run_that_forgot_a_class(run, classifier, pipeline, tmp_path, monkeypa
         "eval_batch_size": 500, "num_images_per_class": 6,
     }  # fmt: skip
     assert "without '3'" in shown and "concept_entropy" in shown
+    assert "drawn with: guidance_scale 1.0, num_inference_steps 1, sampler dpmsolver++\n" in shown
 
     saved = ImageFolder(tmp_path / "saved" / "forgotten").images(range(6))
     assert_close(saved, drawn["3"], rtol=0, atol=0.5 / 127.5 + 1e-6)
@@ -262,6 +273,51 @@ def test_options_come_from_the_run_its_kind_or_the_command(run, tmp_path):
         read_run(tmp_path)
 
 
+def test_settings_come_from_another_run_where_they_are_not_given(run, pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path / "base" / "pipeline")
+    values = {"num_inference_steps": 7, "guidance_scale": 2.5, "sampler": "ddim", "eval_batch_size": 3}
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(values))
+    base, forgot = read_run(tmp_path / "base"), read_run(run)
+    found = read_run(tmp_path / "base", settings_of=run)
+    assert (base.guidance_scale, base.num_inference_steps, base.sampler) == (1.0, 1, "dpmsolver++")
+    assert found == replace(forgot, concept=None, eval_batch_size=base.eval_batch_size)  # the base run forgot nothing
+    found = read_run(tmp_path / "base", settings_of=run, guidance_scale=4.0, sampler=None)
+    assert (found.guidance_scale, found.num_inference_steps, found.sampler) == (4.0, 7, "ddim")
+    # the other way round: the settings of a base run are those of its kind, whatever the run says itself
+    found = read_run(run, settings_of=tmp_path / "base")
+    assert found == replace(base, concept="3", eval_batch_size=3)
+    with pytest.raises(ValueError, match="expected the folder of a run, .*nowhere; check --settings_of"):
+        read_run(run, settings_of=tmp_path / "nowhere")
+
+
+def test_a_base_run_is_drawn_as_the_run_that_forgot_on_it(tiny_pipeline, classifier, tmp_path, monkeypatch, capsys):
+    """Equal weights and equal settings give equal images, which the base run's own settings do not."""
+    for name in ("base", "forgot"):
+        tiny_pipeline().save_pretrained(tmp_path / name / "pipeline")
+    config = {"num_inference_steps": 2, "guidance_scale": 3.0, "sampler": "ddim"}
+    (tmp_path / "forgot" / "config.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "prompts.txt").write_text("a red seven\na blue one\n")
+    real = pictures(tmp_path / "real", noise(5, 16))
+
+    def evaluate_run(name: str, *options: str) -> str:
+        return run_script(
+            monkeypatch, capsys, "--run", str(tmp_path / name), "--real", real, "--extractor", classifier,
+            "--metrics", "fid", "--prompts", str(tmp_path / "prompts.txt"), *options,
+        )  # fmt: skip
+
+    drawn_with = "drawn with: guidance_scale 3.0, num_inference_steps 2, sampler ddim"
+    other = str(tmp_path / "forgot")
+    assert f"{drawn_with}\n" in evaluate_run("forgot")
+    assert f"{drawn_with}; of {other} what was not given\n" in evaluate_run("base", "--settings_of", other)
+    base, forgot = (json.loads((tmp_path / name / "evaluate.json").read_text()) for name in ("base", "forgot"))
+    assert base["frechet_distance"] == forgot["frechet_distance"]
+    assert base["run"] == forgot["run"] and base["options"]["settings_of"] == other
+    shown = evaluate_run("base", "--num_inference_steps", "1")
+    assert "drawn with: guidance_scale 7.5, num_inference_steps 1, sampler dpmsolver++\n" in shown
+    other_settings = json.loads((tmp_path / "base" / "evaluate.json").read_text())
+    assert other_settings["frechet_distance"] != forgot["frechet_distance"]
+
+
 def test_a_concept_is_a_class_by_any_of_its_names():
     assert forgotten_label(["six", "seven"], "7, seven") == "seven"
     assert forgotten_label(["six", "seven"], None) is None
@@ -283,6 +339,7 @@ def test_wrong_input_is_refused_before_anything_is_drawn(run, classifier, tmp_pa
         ({"num_images_per_class": 1, "num_neighbours": 9}, "'prc' needs 10 images of each set .*, got 9"),
         ({"real": str(tmp_path / "nowhere")}, "expected a folder of images"),
         ({"save_images": run}, "expected a new or empty folder"),
+        ({"settings_of": str(tmp_path)}, "expected the folder of a run, .* check --settings_of"),
         ({"attribute": "ink"}, "expected an attribute of the classifier"),
     ]:
         with pytest.raises((ValueError, RuntimeError), match=message):
@@ -300,6 +357,7 @@ def test_wrong_input_is_refused_before_anything_is_drawn(run, classifier, tmp_pa
         ({"run": "a", "metrics": "classifier"}, "both the metric classifier and --classifier"),
         ({"run": "a", "real": "b", "classifier": "c"}, "both the metric classifier and --classifier"),
         ({"generated": "a", "real": "b", "prompts": "c"}, "are for --run"),
+        ({"generated": "a", "real": "b", "settings_of": "c"}, "are for --run"),
         ({"run": "a", "real": "b", "num_images_per_class": 0}, "num_images_per_class >= 1, got 0"),
         ({"run": "a", "real": "b", "sample_batch_size": 0}, "sample_batch_size >= 1, got 0"),
     ],

@@ -123,8 +123,19 @@ def test_kid_of_whole_sets_is_the_squared_mmd():
     real, generated = torch.randn(14, 4), torch.randn(14, 4) + 0.5
     found = kernel_inception_distance(real=real, generated=generated, settings=MetricSettings(num_subsets=3))
     assert_close(found["mean"], squared_mmd(real, generated), rtol=1e-10, atol=0)
-    assert found["std"] == pytest.approx(0, abs=1e-10)  # every subset is the whole set
+    assert found["std"] is None  # every subset is the whole set: 0 would be no error
     assert (found["num_subsets"], found["subset_size"]) == (3, 14)
+
+
+@pytest.mark.parametrize(
+    ("counts", "size", "known"),
+    [((14, 14), 14, False), ((14, 14), 13, True), ((14, 20), 99, True), ((20, 14), 14, True)],
+)
+def test_the_spread_of_the_kid_is_known_where_its_subsets_differ(counts, size, known):
+    real, generated = (torch.randn(count, 4) for count in counts)
+    settings = MetricSettings(num_subsets=9, subset_size=size)
+    found = kernel_inception_distance(real=real, generated=generated, settings=settings)
+    assert found["std"] > 1e-3 if known else found["std"] is None
 
 
 def test_kid_of_subsets_depends_on_its_own_seed_only():

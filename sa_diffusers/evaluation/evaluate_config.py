@@ -33,6 +33,9 @@ class EvaluateConfig:
     concept: str | None = option(None, "Class to leave out of the comparison; null: what --run forgot, if anything.")
     prompts: str | None = option(None, "Prompts for a text-to-image run: a text file, one image a line.")
     num_images_per_class: int = option(200, "Images drawn of each class of a class-conditional run.")
+    settings_of: str | None = option(None, "Folder of another run whose guidance, steps and sampler are taken where "
+                                     "they are not given, so that the numbers of both compare: of a base run, the "
+                                     "run that forgot on it. null: the run's own.")  # fmt: skip
     guidance_scale: float | None = option(None, "Guidance, as in diffusers (1: none); null: the run's own.")
     num_inference_steps: int | None = option(None, "Steps of the sampler; null: the run's own.")
     sampler: Literal["dpmsolver++", "ddim", "pipeline"] | None = option(None, "Sampler; null: the run's own.")
@@ -57,8 +60,10 @@ class EvaluateConfig:
             raise ValueError(f"{', '.join(self.compared)}: expected --real, a folder of images or a data set")
         if (self.classifier is not None) != ("classifier" in self.names):
             raise ValueError("expected both the metric classifier and --classifier, or neither")
-        if self.run is None and (self.classifier or self.prompts or self.save_images):
-            raise ValueError("classifier, prompts and save_images are for --run; leave them away for two folders")
+        if self.run is None and (self.classifier or self.prompts or self.save_images or self.settings_of):
+            raise ValueError(
+                "classifier, prompts, save_images and settings_of are for --run; leave them away for two folders"
+            )
         for name in (
             "num_images_per_class", "feature_batch_size", "sample_batch_size", "num_inference_steps", "resolution",
             "num_real_images",

@@ -26,6 +26,7 @@ from sa_diffusers.evaluation.image_sets import (
 )
 from sa_diffusers.evaluation.load_classifier import load_classifier
 from sa_diffusers.evaluation.run_images import (
+    DRAWING,
     READINGS,
     RunOptions,
     check_classifier,
@@ -78,8 +79,8 @@ def open_run(config: EvaluateConfig, classifier: ImageClassifier | None) -> Open
     """Load a run's pipeline, and check that its images can be judged as asked.
 
     Raises:
-        ValueError: no run, prompts for a model of classes or none for one of free text, a concept that is no class, or
-            a classifier that cannot read the images.
+        ValueError: no run in a folder, prompts for a model of classes or none for one of free text, a concept that is
+            no class, or a classifier that cannot read the images.
     """
     options = read_run(
         config.run,
@@ -88,6 +89,7 @@ def open_run(config: EvaluateConfig, classifier: ImageClassifier | None) -> Open
         guidance_scale=config.guidance_scale,
         num_inference_steps=config.num_inference_steps,
         eval_batch_size=config.sample_batch_size,
+        settings_of=config.settings_of,
     )
     prompts = read_prompts(config.prompts) if config.prompts else []
     family = get_family(load_pipeline(f"{config.run}/pipeline", None, None, "float32"), sampler=options.sampler)
@@ -217,6 +219,10 @@ def table(result: dict) -> str:
         lines.append(f"{'':<12}that must not show {result['run']['forgotten']!r}: images of a folder have no classes")
     if "extractor" in result:
         lines.append(f"{'features:':<12}{result['extractor']['num_features']} of {result['extractor']['name']}")
+    if "run" in result:
+        used = ", ".join(f"{name} {result['run'][name]}" for name in DRAWING)
+        other = result["options"]["settings_of"]
+        lines.append(f"{'drawn with:':<12}{used}" + (f"; of {other} what was not given" if other else ""))
     rows = list(_rows(result))
     width = max(len(name) for name, _, _ in rows)
     lines += ["", *(f"{name:<{width}}  {value:>12}  {remark}".rstrip() for name, value, remark in rows)]
@@ -231,8 +237,9 @@ def _rows(result: dict) -> Iterator[tuple[str, str, str]]:
     for name in ("kid", "kernel_distance"):
         if name in result:
             part = result[name]
-            remark = f"+- {part['std']:.3g} over {part['num_subsets']} subsets of {part['subset_size']}"
-            yield name, f"{part['mean']:.4g}", remark
+            over = f"over {part['num_subsets']} subsets of {part['subset_size']}"
+            spread = f"+- – {over}, which are all images" if part["std"] is None else f"+- {part['std']:.3g} {over}"
+            yield name, f"{part['mean']:.4g}", spread
     for name in ("inception_score", "classifier_score"):
         for kind, part in result.get(name, {}).items():
             spread = "one split" if part["std"] is None else f"+- {part['std']:.3g} over {part['num_splits']} splits"

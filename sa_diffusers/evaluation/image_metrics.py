@@ -3,9 +3,10 @@
 Only with the features of the one Inception network do the first three bear these names; with any other they are called
 Frechet distance, kernel distance and classifier score, and compare with nothing but themselves.
 
-FID and KID are the same with real and generated images exchanged, while precision and recall change places. The
-published tables of Selective Amnesia come from an evaluator that was given the two sets the other way round: what they
-call precision is the recall here.
+FID and KID are the same with real and generated images exchanged, while precision and recall change places. What the
+published tables of Selective Amnesia call precision is probably the recall here: the command in the authors' README
+gives the generated images to the evaluator as the reference and the real ones as the samples. That the tables were
+made by this command is inferred.
 """
 
 import warnings
@@ -156,7 +157,7 @@ def image_metrics(
     Returns:
         By the names of `NAMES`: the Frechet distance (a number); mean and std of the kernel distance over subsets;
         mean and std of the score over splits, for each set; precision, recall, density and coverage with the names of
-        the two sets. Beside them stand the settings of each. Ready for JSON.
+        the two sets. A std is None where nothing tells it. Beside them stand the settings of each. Ready for JSON.
 
     Raises:
         ValueError: unknown metrics, no logits, too few images, or features of two widths.
@@ -195,11 +196,15 @@ def frechet_inception_distance(*, real: Tensor, generated: Tensor) -> float:
     return metric.compute().item()
 
 
-def kernel_inception_distance(*, real: Tensor, generated: Tensor, settings: MetricSettings) -> dict[str, float]:
+def kernel_inception_distance(*, real: Tensor, generated: Tensor, settings: MetricSettings) -> dict[str, float | None]:
     """KID of feature sets [N, D] and [M, D] by torchmetrics, in float64: mean and std over random subsets.
 
     The unbiased squared MMD with the kernel (x y / D + 1)^3 (Binkowski et al. 2018, section 4). A subset has
     `subset_size` images of either set, or all of the smaller set where that has fewer; the means may be negative.
+
+    The std is None where a subset is all images of both sets: then every subset is the same, and their spread of 0
+    says nothing of the error, which is that of having these images and no others. Where it is all of one set alone,
+    the std is that of choosing from the other.
     """
     size = min(settings.subset_size, len(real), len(generated))
     with _quiet(), _fixed_randomness(settings.seed, "kernel distance"):
@@ -209,7 +214,11 @@ def kernel_inception_distance(*, real: Tensor, generated: Tensor, settings: Metr
         metric.update(real.to(_device()).double(), real=True)
         metric.update(generated.to(_device()).double(), real=False)
         mean, std = metric.compute()
-    return {"mean": mean.item(), "std": std.item(), "num_subsets": settings.num_subsets, "subset_size": size}
+    whole = size == max(len(real), len(generated))
+    return {
+        "mean": mean.item(), "std": None if whole else std.item(), "num_subsets": settings.num_subsets,
+        "subset_size": size,
+    }  # fmt: skip
 
 
 def inception_score(logits: Tensor, settings: MetricSettings) -> dict[str, float | None]:

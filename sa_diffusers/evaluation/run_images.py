@@ -24,6 +24,7 @@ READINGS = (
     "concept_probability", "concept_entropy", "retained_accuracy", "retained_worst_accuracy", "retained_probability",
     "retained_worst_probability",
 )  # fmt: skip
+DRAWING = ("guidance_scale", "num_inference_steps", "sampler")  # the options that an image depends on
 
 
 @dataclass(frozen=True)
@@ -41,26 +42,34 @@ class RunOptions:
         return SamplingSettings(self.guidance_scale, self.num_inference_steps, self.eval_batch_size)
 
 
-def read_run(run: str | Path, **options: str | float | int | None) -> RunOptions:
+def read_run(
+    run: str | Path, *, settings_of: str | Path | None = None, **options: str | float | int | None
+) -> RunOptions:
     """The options of a run's own evaluation, from its config.yaml; what that lacks from its kind of pipeline.
 
     Args:
         run: folder with `pipeline/`, and where it has forgotten something with `config.yaml` and `metrics.json`.
-        options: values to take in place of the run's, by the names of `RunOptions`; None: the run's.
+        settings_of: folder of another run whose guidance, steps and sampler are taken in place of the run's. A base
+            run has no `config.yaml`: without this its images are drawn unlike those of the run that forgot on it.
+        options: values to take in place of both runs', by the names of `RunOptions`; None: the runs'.
 
     Raises:
-        ValueError: no pipeline in the folder.
+        ValueError: no pipeline in one of the folders.
         ModelLoadError: a pipeline that cannot be read.
     """
     folder = Path(run)
-    if not (folder / "pipeline").is_dir():
-        raise ValueError(f"expected the folder of a run, with `pipeline/` inside, got {run}; check --run")
+    for name, path in (("run", folder), ("settings_of", settings_of and Path(settings_of))):
+        if path is not None and not (path / "pipeline").is_dir():
+            raise ValueError(f"expected the folder of a run, with `pipeline/` inside, got {path}; check --{name}")
     values = {name: getattr(ForgetConfig, name) for name in RunOptions.__annotations__ if name != "concept"}
     values |= {"concept": None, **family_defaults(read_model_index(str(folder / "pipeline"))["_class_name"])}
     if (folder / "config.yaml").exists():
         values |= yaml.safe_load((folder / "config.yaml").read_text()) | {"concept": None}
     if (folder / "metrics.json").exists():  # written last: before that the concept has not been forgotten
         values["concept"] = json.loads((folder / "metrics.json").read_text()).get("concept")
+    if settings_of is not None:
+        other = read_run(settings_of)
+        values |= {name: getattr(other, name) for name in DRAWING}
     values |= {name: value for name, value in options.items() if value is not None}
     return RunOptions(**{name: values[name] for name in RunOptions.__annotations__})
 

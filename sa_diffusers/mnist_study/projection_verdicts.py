@@ -1,8 +1,11 @@
-"""How projection compares with EWC and with replay alone: every comparison, corrected for how many there are."""
+"""How projection compares with EWC and with replay alone: what is tested, what the tests could show, and the rest."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from statistics import fmean
+
+from scipy.stats import t
 
 from sa_diffusers.mnist_study.paired import LEVEL, Difference, holm, paired_difference
 from sa_diffusers.mnist_study.projection_runs import METHODS, PROJECTIONS, REFERENCE, REPLAY, Method
@@ -20,6 +23,10 @@ KEPT: dict[str, tuple[str, bool]] = {
 FORGOTTEN = "concept_deviation"
 FORGOTTEN_LABEL = f"|pixel - grey| of drawn {DIGIT}s"
 
+# the name of a measure in tables, and what a negative and a positive difference mean
+MEASURES = {key: (label, ("worse", "better") if more else ("better", "worse")) for key, (label, more) in KEPT.items()}
+MEASURES[FORGOTTEN] = (FORGOTTEN_LABEL, ("more forgotten", "less forgotten"))
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -28,7 +35,8 @@ class Comparison:
     Attributes:
         label: of the measure.
         words: what a negative and a positive difference mean.
-        corrected: the p-value after Holm's correction for all comparisons; None where nothing can be tested.
+        corrected: the p-value after Holm's correction for all tests; None where nothing is tested.
+        smallest: the smallest |mean| that would be clear, of `smallest_clear`; None where nothing is tested.
     """
 
     label: str
@@ -37,6 +45,7 @@ class Comparison:
     words: tuple[str, str]
     difference: Difference
     corrected: float | None = None
+    smallest: float | None = None
 
     @property
     def clear(self) -> bool:
@@ -48,7 +57,10 @@ class Comparison:
         return self.words[self.difference.mean > 0]
 
     @property
-    def verdict(self) -> str:
+    def verdict(self) -> str | None:
+        """None where nothing is tested."""
+        if self.corrected is None:
+            return None
         if self.clear:
             return self.direction
         return f"{self.direction} by its own interval only" if self.difference.sign else "no clear difference"
@@ -58,8 +70,34 @@ class Comparison:
         found = self.difference
         return {
             "measure": self.label, "method": self.method, "reference": self.reference, "mean": found.mean,
-            "interval": found.interval, "p": found.p_value, "p_holm": self.corrected, "verdict": self.verdict,
+            "interval": found.interval, "p": found.p_value, "p_holm": self.corrected, "smallest": self.smallest,
+            "verdict": self.verdict,
         }  # fmt: skip
+
+
+def smallest_clear(differences: Sequence[Difference]) -> list[float | None]:
+    """The smallest |mean| of each difference that Holm's correction for all of them would call clear.
+
+    The standard error s, the number of pairs n and the other differences are taken as they are. Where k of the other
+    m - 1 are clear whatever this one is, Holm compares its p-value with LEVEL / (m - k), so that the mean has to exceed
+    s t(1 - LEVEL / (2 (m - k)); n - 1). This is no power analysis: a true difference of this size is often missed.
+    None for differences of a single pair.
+    """
+    p_values = [difference.p_value for difference in differences]
+    found: list[float | None] = []
+    for index, difference in enumerate(differences):
+        if difference.standard_error is None:
+            found.append(None)
+            continue
+        others = holm([*p_values[:index], 1.0, *p_values[index + 1 :]])  # this one is last, so it moves no other
+        level = LEVEL / (len(others) - sum(p < LEVEL for p in others))
+        found.append(difference.standard_error * _critical(level, difference.count))
+    return found
+
+
+def _critical(level: float, count: int) -> float:
+    """The standard errors that a mean of `count` pairs has to be away from 0 to be significant, two-sided."""
+    return float(t.ppf(1 - level / 2, count - 1))
 
 
 def column(runs: Sequence[dict], key: str) -> list[float]:
@@ -78,20 +116,33 @@ def differences_from(numbers: Numbers, reference: Method, key: str) -> dict[str,
 
 
 def compare_all(numbers: Numbers) -> list[Comparison]:
-    """Every comparison that the text judges: what is kept beside both references, what is forgotten beside EWC."""
-    measures = [
-        (reference, key, label, ("worse", "better") if more_is_better else ("better", "worse"))
-        for reference in (REFERENCE, REPLAY)
-        for key, (label, more_is_better) in KEPT.items()
-    ]
-    measures.append((REFERENCE, FORGOTTEN, FORGOTTEN_LABEL, ("more forgotten", "less forgotten")))
-    found = []
-    for reference, key, label, words in measures:
-        differences = differences_from(numbers, reference, key)
-        found += [(label, method.title, reference.title, words, differences[method.title]) for method in PROJECTIONS]
-    p_values = [difference.p_value for *_, difference in found]
+    """Every comparison that the text tells: first those with Selective Amnesia, then those with replay alone.
+
+    The study asks how projection compares with Selective Amnesia: these comparisons, of what is kept and of what is
+    forgotten, are one family of tests and corrected for each other. The others are told without a test.
+    """
+    asked = _compare(numbers, REFERENCE, MEASURES)
+    differences = [each.difference for each in asked]
+    p_values = [difference.p_value for difference in differences]
     corrected = p_values if None in p_values else holm(p_values)  # of one seed there are none
-    return [Comparison(*each, p) for each, p in zip(found, corrected, strict=True)]
+    tested = [
+        replace(each, corrected=p, smallest=smallest)
+        for each, p, smallest in zip(asked, corrected, smallest_clear(differences), strict=True)
+    ]
+    return tested + _compare(numbers, REPLAY, KEPT)
+
+
+def _compare(numbers: Numbers, reference: Method, keys: Iterable[str]) -> list[Comparison]:
+    """Every projecting method beside a reference by some measures, not tested."""
+    found = []
+    for key in keys:
+        label, words = MEASURES[key]
+        differences = differences_from(numbers, reference, key)
+        found += [
+            Comparison(label, method.title, reference.title, words, differences[method.title])
+            for method in PROJECTIONS
+        ]
+    return found
 
 
 def differences_table(numbers: Numbers) -> dict:
@@ -106,63 +157,106 @@ def differences_table(numbers: Numbers) -> dict:
 
 
 def verdicts_table(comparisons: Sequence[Comparison]) -> dict:
-    """Every comparison with its own interval and p-value, and the p-value after the correction."""
+    """Every comparison with its own interval; of those that are tested the p-values, and what would have been clear."""
     rows = []
     for each in comparisons:
         found = each.difference
         low, high = found.interval or (None, None)
-        row = [each.label, each.method, each.reference, found.mean, low, high, found.p_value, each.corrected]
-        rows.append([*row, each.verdict])
+        p_value = None if each.corrected is None else found.p_value
+        row = [each.label, each.method, each.reference, found.mean, low, high, p_value, each.corrected]
+        rows.append([*row, each.smallest, each.verdict])
     return {
-        "title": f"The {len(comparisons)} comparisons, with 95 % intervals that are not corrected for their number",
+        "title": f"The {len(comparisons)} comparisons, with 95 % intervals that are not corrected for their number; "
+        f"those with {REFERENCE.title} are tested",
         "columns": [
-            "measure", "method", "reference", "difference", "low", "high", "p, uncorrected", "p, Holm", "verdict",
+            "measure", "method", "reference", "difference", "low", "high", "p, uncorrected", "p, Holm",
+            "smallest that would be clear", "verdict",
         ],
         "rows": rows,
     }  # fmt: skip
 
 
 def verdicts_text(numbers: Numbers, comparisons: Sequence[Comparison]) -> list[str]:
-    """How many comparisons there are and what chance would give; what is kept by each measure; what is forgotten."""
-    groups: dict[tuple[str, str], list[Comparison]] = {}
-    for each in comparisons:
-        groups.setdefault((each.label, each.reference), []).append(each)
-    *kept, forgotten = groups.values()
+    """How many tests there are and what they can show; what is kept by each measure and what is forgotten; the rest."""
+    asked, others = (
+        _by_measure([each for each in comparisons if each.reference == reference.title])
+        for reference in (REFERENCE, REPLAY)
+    )
+    forgotten = asked.pop(FORGOTTEN_LABEL)
     own = fmean(column(numbers[REFERENCE.title], FORGOTTEN))
     return [
         _count_text(comparisons),
-        *map(claim, kept),
+        *map(claim, asked.values()),
         f"What is kept has to be read beside what is forgotten: drawn {DIGIT}s are {own:.4f} away from flat grey "
         f"(mean over the pixels) after {REFERENCE.title}, and the difference from that is {_told(forgotten)}.",
+        *map(_intervals, others.values()),
     ]
 
 
+def _by_measure(comparisons: Sequence[Comparison]) -> dict[str, list[Comparison]]:
+    groups: dict[str, list[Comparison]] = {}
+    for each in comparisons:
+        groups.setdefault(each.label, []).append(each)
+    return groups
+
+
 def _count_text(comparisons: Sequence[Comparison]) -> str:
-    count = len(comparisons)
-    if comparisons[0].corrected is None:
-        return f"{count} comparisons are made, of a single seed: none of them can be tested."
-    alone, clear = (
-        sum(flags) for flags in zip(*((bool(c.difference.sign), c.clear) for c in comparisons), strict=True)
-    )
+    asked = [each for each in comparisons if each.reference == REFERENCE.title]
+    count, seeds = len(asked), asked[0].difference.count
+    if asked[0].corrected is None:
+        return f"{count} comparisons with {REFERENCE.title} are made, of a single seed: none of them can be tested."
+    alone = sum(bool(each.difference.sign) for each in asked)
+    clear = sum(each.clear for each in asked)
+    errors = _critical(LEVEL / count, seeds)
     return (
-        f"{count} comparisons are made. At 95 % each, {LEVEL * count:.1f} of them would be expected to be significant "
-        f"by chance alone if nothing differed. {alone} are so by their own interval, {clear} after Holm's correction "
-        "for all of them. The verdicts in what follows are after the correction; the table has the uncorrected "
-        "intervals, too."
+        f"{count} comparisons with {REFERENCE.title} are tested. At 95 % each, {LEVEL * count:.1f} of them would be "
+        f"expected to be significant by chance alone if nothing differed. {alone} are so by their own interval, {clear} "
+        "after Holm's correction for all of them. The verdicts in what follows are after the correction; the table "
+        f"has the uncorrected intervals, too. The first step of the correction asks {seeds} seeds for a mean "
+        f"difference of {errors:.1f} standard errors ({errors / math.sqrt(seeds):.1f} standard deviations), so what is "
+        "not shown may well be there. Beside each difference that is not clear stands the size from which on it would "
+        "have been, with the spread and the other differences as they are; a true difference of that size is often "
+        f"missed. The {len(comparisons) - count} comparisons with {REPLAY.title} are not tested: they are told by "
+        "their 95 % intervals, without correction and verdict."
     )
 
 
 def claim(comparisons: Sequence[Comparison]) -> str:
-    """Whether projection keeps less than a reference, as sentences, from the comparisons by one measure."""
+    """For which methods it is shown that they keep less than a reference, and for which not, by one measure."""
     label, reference = comparisons[0].label, comparisons[0].reference
-    losing = [each.method for each in comparisons if each.clear and each.direction == "worse"]
-    return (
-        f"{label[0].upper()}{label[1:]}, difference from {reference}, mean ± standard error over the seeds: "
-        f"{_told(comparisons)}. By this number less than with {reference} is kept by "
-        f"{', '.join(losing) or 'none of them'}."
+    beginning = f"{_capitalised(label)}, difference from {reference}, mean ± standard error over the seeds"
+    groups: dict[str, list[str]] = {"worse": [], "better": [], "": []}
+    for each in comparisons:
+        groups[each.direction if each.clear else ""].append(each.method)
+    losing, gaining, unknown = (" and ".join(methods) for methods in groups.values())
+    shown = ", ".join(
+        [*([f"shown for {losing}"] if losing else []), *([f"not shown for {unknown}"] if unknown else [])]
     )
+    sentences = [f"By this number, that less is kept than with {reference} is {shown}."] if shown else []
+    sentences += [f"More is kept by {gaining}."] if gaining else []
+    return " ".join([f"{beginning}: {_told(comparisons)}.", *sentences])
 
 
 def _told(comparisons: Sequence[Comparison]) -> str:
     """Differences with their verdicts: "+0.0010 ± 0.0002 in PCGrad, symmetric (better), ..."."""
-    return ", ".join(f"{each.difference} in {each.method} ({each.verdict})" for each in comparisons)
+    told = []
+    for each in comparisons:
+        could = "" if each.clear or each.smallest is None else f"; clear from {each.smallest:.2g} on"
+        verdict = "" if each.verdict is None else f" ({each.verdict}{could})"
+        told.append(f"{each.difference} in {each.method}{verdict}")
+    return ", ".join(told)
+
+
+def _intervals(comparisons: Sequence[Comparison]) -> str:
+    """Differences with their own intervals, by one measure."""
+    label, reference = comparisons[0].label, comparisons[0].reference
+    told = []
+    for each in comparisons:
+        low_high = each.difference.interval
+        interval = "" if low_high is None else f" ({low_high[0]:+.4f} to {low_high[1]:+.4f})"
+        told.append(f"{each.difference.mean:+.4f}{interval} in {each.method}")
+    return f"{_capitalised(label)}, difference from {reference} (uncorrected 95 % interval): {', '.join(told)}."
+
+
+def _capitalised(label: str) -> str:
+    return f"{label[0].upper()}{label[1:]}"
