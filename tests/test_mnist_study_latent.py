@@ -22,7 +22,12 @@ from sa_diffusers.mnist_study.latent_measures import (
     null_ratios,
     quarantine,
 )
-from sa_diffusers.mnist_study.quarantine_section import quarantine_text
+from sa_diffusers.mnist_study.quarantine_section import (
+    digit_silhouettes,
+    quarantine_text,
+    silhouette_section,
+    structure,
+)
 from sa_diffusers.mnist_study.readings import DIGIT, Readings, forget_one, forget_one_by_encoder, read_digit
 from sa_diffusers.mnist_study.study import Study, StudyConfig, encode_means, entropy, read
 from sa_diffusers.models import ConditionalVAE
@@ -229,14 +234,21 @@ def test_run_writes_what_it_names(study, tmp_path) -> None:
         for path in (tmp_path / "base_None", tmp_path / "forget_1_None")
     ]
     assert numbers["default"]["moved"] == pytest.approx(float((moved[0] - moved[1]).abs().max()))
-    assert f"{numbers['latent_2d']['after']['silhouette']:.3f}" in found["text"][6]
+    assert f"{numbers['latent_2d']['after']['silhouette']:.3f}" in found["text"][7]
+    for section, codes in (("tsne", numbers["tsne"]["codes"]), ("latent_2d", numbers["latent_2d"])):
+        own = numbers[section]["silhouettes"]
+        assert {when: values[DIGIT] for when, values in own.items()} == {
+            when: pytest.approx(codes[when]["silhouette"]) for when in ("before", "after")
+        }
+        assert all(len(values) == 10 for values in own.values()) and own["before"] != own["after"]
+    assert sum("codes have a silhouette against all other digits'" in text for text in found["text"]) == 2
     flat, full = (null_ratios(10, size, seed=0) for size in (2, 3))
     assert [Null(**numbers[name]["null"]) for name in ("tsne", "latent_2d", "centroids")] == [
         full[0],
         flat[0],
         full[1],
     ]
-    assert [str(full[0]) in found["text"][1], str(flat[0]) in found["text"][6]] == [True, True]
+    assert [str(full[0]) in found["text"][1], str(flat[0]) in found["text"][7]] == [True, True]
     assert any(f"centroids at random give {full[1]}" in text for text in found["text"])
     study.__dict__["test_images"] = None  # nothing is computed again
     assert latent.run(study) == found
@@ -247,13 +259,46 @@ def test_sentence_counts_what_moved_apart_and_reads_the_silhouette() -> None:
     null = Null(0.75, 0.39, 0.95)
     said = quarantine_text(before, after, "9 images", null)
     assert said.startswith("Over 9 images, 2 of 3 measures")
-    assert ": a cluster of their own by a rule of thumb (at least 0.25; Kaufman and Rousseeuw 1990)" in said
+    assert "mean silhouette of the 1s' codes alone is 0.100 before and 0.300 after: weak structure at most" in said
+    assert "the mean over a whole clustering, which this is not (up to 0.25 none, up to 0.5 weak" in said
     assert "give 0.75 in the mean, 95 % of the draws 0.39 to 0.95, less than 1" in said
     assert ": the distance is above that range before and within after." in said
     assert "0 of 3" in quarantine_text(before, before, "9 images", null)
     said = quarantine_text(after, before, "9 images", Null(2.0, 0.95, 3.0))
-    assert said.startswith("Over 9 images, 1 of 3 measures") and ": no cluster of their own" in said
+    assert said.startswith("Over 9 images, 1 of 3 measures") and ": no substantial structure" in said
     assert ": the distance is below that range before and within after." in said
+
+
+def test_a_silhouette_up_to_a_half_is_weak_at_most() -> None:
+    found = [structure(value) for value in (-0.3, 0.25, 0.254, 0.5, 0.51)]
+    assert found == ["no substantial structure"] * 2 + ["weak structure at most"] * 2 + ["more than weak structure"]
+
+
+@pytest.mark.parametrize("chunk_size", [7, 500])
+def test_every_digit_has_the_silhouette_of_its_quarantine(chunk_size) -> None:
+    points, labels = torch.randn(60, 3), torch.arange(60) % 4
+    points[labels == 2] += 2
+    found = digit_silhouettes(points, labels, chunk_size)
+    assert found == pytest.approx([quarantine(points, labels, digit, k=1).silhouette for digit in range(4)])
+    by_hand = []
+    for i in range(60):
+        distances = [math.dist(points[i].tolist(), other.tolist()) for other in points]
+        within = sum(d for d, label in zip(distances, labels, strict=True) if label == labels[i]) / 14
+        outside = sum(d for d, label in zip(distances, labels, strict=True) if label != labels[i]) / 45
+        by_hand.append((outside - within) / max(outside, within))
+    assert found == pytest.approx([np.mean([by_hand[i] for i in range(60) if i % 4 == digit]) for digit in range(4)])
+
+
+def test_the_digits_silhouette_is_ranked_among_the_ten() -> None:
+    before = [0.1, 0.11, 0.3, 0.2, 0.05, 0.0, 0.11, -0.1, 0.02, 0.01]
+    after = [0.1, 0.31, 0.3, 0.2, 0.05, 0.0, 0.11, -0.1, 0.02, 0.01]
+    found = silhouette_section("9 images", {"before": before, "after": after})
+    (text,), (table,) = found["text"], found["tables"]
+    assert "before forgetting it is number 3 from the top of 10 (the highest of the others: 0.300, the 2s')" in text
+    assert "after forgetting it is the highest of 10 (the highest of the others: 0.300, the 2s')" in text
+    assert found["numbers"] == {"silhouettes": {"before": before, "after": after}}
+    assert table["rows"] == [["before", *before], ["after", *after]]
+    assert table["columns"] == ["codes", *map(str, range(10))] and table["title"].endswith("9 images")
 
 
 def test_codes_that_did_not_change_did_not_move(study, tmp_path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
@@ -34,6 +35,8 @@ from sa_diffusers.mnist_study.projection_verdicts import (
     Comparison,
     claim,
     compare_all,
+    smallest_clear,
+    verdicts_table,
     verdicts_text,
 )
 from sa_diffusers.mnist_study.study import Study, StudyConfig, draw
@@ -152,7 +155,7 @@ def test_the_interval_and_the_p_value_are_not_corrected() -> None:
     assert (same.p_value, same.sign, shifted.p_value, shifted.sign) == (1.0, 0, 0.0, 1)
 
 
-def compared(more_is_better: bool, **found: tuple[Difference, float | None]) -> list[Comparison]:
+def compared(more_is_better: bool, **found: tuple[Difference, float | None, float | None]) -> list[Comparison]:
     words = ("worse", "better") if more_is_better else ("better", "worse")
     return [Comparison("retained P", name, "SA", words, *each) for name, each in found.items()]
 
@@ -160,23 +163,54 @@ def compared(more_is_better: bool, **found: tuple[Difference, float | None]) -> 
 @pytest.mark.parametrize(("more_is_better", "worse", "better"), [(True, "down", "up"), (False, "up", "down")])
 def test_less_is_kept_by_those_whose_difference_is_clearly_for_the_worse(more_is_better, worse, better) -> None:
     up, down, same = Difference(1.0, 0.1, 5), Difference(-1.0, 0.1, 5), Difference(-1.0, 0.9, 5)
-    comparisons = compared(more_is_better, up=(up, 0.01), down=(down, 0.01), same=(same, 1.0))
+    comparisons = compared(more_is_better, up=(up, 0.01, 0.4), down=(down, 0.01, 0.4), same=(same, 1.0, 3.61))
     sentences = claim(comparisons)
     assert sentences.startswith("Retained P, difference from SA")
-    assert sentences.endswith(f"By this number less than with SA is kept by {worse}.")
-    for name, word in ((worse, "worse"), (better, "better"), ("same", "no clear difference")):
+    assert f" By this number, that less is kept than with SA is shown for {worse}, not shown for same." in sentences
+    assert sentences.endswith(f" That more is kept is shown for {better}.")
+    for name, word in ((worse, "worse"), (better, "better"), ("same", "no clear difference; clear from 3.6 on")):
         assert f" in {name} ({word})" in sentences
-    assert claim(compared(True, same=(same, 1.0))).endswith("is kept by none of them.")
+    assert claim(comparisons[2:]).endswith("By this number, that less is kept than with SA is not shown for same.")
+    assert "less is kept" not in claim([each for each in comparisons if each.method == better])
 
 
 def test_what_only_its_own_interval_shows_is_no_verdict() -> None:
     down = Difference(-1.0, 0.3, 5)
     assert down.sign == -1
-    (comparison,) = compared(True, down=(down, 0.06))
+    (comparison,) = compared(True, down=(down, 0.06, 1.1))
     assert (comparison.clear, comparison.verdict) == (False, "worse by its own interval only")
-    assert claim([comparison]).endswith("is kept by none of them.")
-    (comparison,) = compared(True, down=(down, 0.04))
+    assert claim([comparison]).endswith("that less is kept than with SA is not shown for down.")
+    (comparison,) = compared(True, down=(down, 0.04, 0.9))
     assert (comparison.clear, comparison.verdict) == (True, "worse")
+    assert claim([comparison]).endswith("that less is kept than with SA is shown for down.")
+    (comparison,) = compared(True, down=(down, None, None))
+    assert (comparison.clear, comparison.verdict) == (False, None)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_smallest_clear_difference_is_where_holms_verdict_turns(seed) -> None:
+    """By trying: each mean just above and just below it, on either side of 0, with all others as they are."""
+    generator = torch.Generator().manual_seed(seed)
+    means = torch.randn(7, generator=generator, dtype=torch.float64) * torch.tensor([0, 1, 3, 6, 9, 20, 50])
+    differences = [Difference(mean, 1.0 + 0.1 * index, 5) for index, mean in enumerate(means.tolist())]
+
+    def clear(index: int, mean: float) -> bool:
+        tried = differences[:index] + [replace(differences[index], mean=mean)] + differences[index + 1 :]
+        return holm([each.p_value for each in tried])[index] < 0.05
+
+    found = smallest_clear(differences)
+    assert len({value / each.standard_error for value, each in zip(found, differences, strict=True)}) > 1  # steps
+    for index, value in enumerate(found):
+        for sign in (-1, 1):
+            assert clear(index, sign * value * (1 + 1e-9)) and not clear(index, sign * value * (1 - 1e-9))
+
+
+def test_what_five_seeds_can_show() -> None:
+    """28 tests and nothing that differs take a mean of 7.4 standard errors, 3.3 standard deviations."""
+    same = [Difference(0.0, 0.5, 5)] * 28
+    assert smallest_clear(same) == pytest.approx([7.3924 * 0.5] * 28, rel=1e-4)
+    assert smallest_clear(same[:1]) == pytest.approx([same[0].interval[1]])  # one test needs no correction
+    assert smallest_clear([paired_difference([1.0], [0.0])] * 2) == [None, None]
 
 
 def numbers_of(shift: dict[str, float], seeds: int = 5) -> dict[str, list[dict]]:
@@ -192,36 +226,63 @@ def numbers_of(shift: dict[str, float], seeds: int = 5) -> dict[str, list[dict]]
     }
 
 
-def test_all_comparisons_are_corrected_together() -> None:
+def test_the_comparisons_with_selective_amnesia_are_corrected_together() -> None:
     shifted = PROJECTIONS[2].title
     numbers = numbers_of({shifted: 1.0})
     comparisons = compare_all(numbers)
-    assert len(comparisons) == 4 * (2 * 3 + 1)
-    assert [each.corrected for each in comparisons] == pytest.approx(
-        holm([each.difference.p_value for each in comparisons])
-    )
+    tested, others = comparisons[:16], comparisons[16:]
+    assert len(others) == 12
+    assert {each.reference for each in tested} == {REFERENCE.title}
+    assert {each.reference for each in others} == {REPLAY.title}
+    assert [each.corrected for each in tested] == pytest.approx(holm([each.difference.p_value for each in tested]))
+    assert [each.smallest for each in tested] == smallest_clear([each.difference for each in tested])
+    assert all(each.clear == (abs(each.difference.mean) > each.smallest) for each in tested)
     by_hand = ttest_rel(*([run[FORGOTTEN] for run in numbers[name]] for name in (shifted, REFERENCE.title)))
-    last = comparisons[-2]
+    last = tested[-2]
     assert (last.method, last.reference, last.label) == (shifted, REFERENCE.title, FORGOTTEN_LABEL)
     assert last.difference.p_value == pytest.approx(by_hand.pvalue)
-    clear = [each for each in comparisons if each.clear]
-    assert {each.method for each in clear} == {shifted} and len(clear) == 7
+    clear = [each for each in tested if each.clear]
+    assert {each.method for each in clear} == {shifted}
     # more of a probability is better, more of the ELBO's negative is worse, farther from grey is less forgotten
-    assert [each.verdict for each in clear] == ["better", "better", "worse"] * 2 + ["less forgotten"]
+    assert [each.verdict for each in clear] == ["better", "better", "worse", "less forgotten"]
     text = verdicts_text(numbers, comparisons)
-    alone = sum(each.difference.sign != 0 for each in comparisons)
-    assert text[0].startswith("28 comparisons are made. At 95 % each, 1.4 of them would be expected")
-    assert f"{alone} are so by their own interval, 7 after Holm's correction" in text[0]
-    assert len(text) == 1 + 6 + 1 and "(less forgotten)" in text[-1]
+    alone = sum(each.difference.sign != 0 for each in tested)
+    assert text[0].startswith("16 comparisons with Selective Amnesia are tested. At 95 % each, 0.8 of them would be")
+    assert f"{alone} are so by their own interval, 4 after Holm's correction" in text[0]
+    # t(1 - .05 / 32; 4), and by the square root of 5
+    assert "asks 5 seeds for a mean difference of 6.4 standard errors (2.8 standard deviations)" in text[0]
+    assert len(text) == 1 + 3 + 1 + 3 and "(less forgotten)" in text[4]
+    first = tested[0]
+    assert f"({first.verdict}; clear from {first.smallest:.2g} on)" in text[1] and "clear from" not in text[5]
+
+
+def test_the_comparisons_with_replay_alone_are_intervals_without_verdict() -> None:
+    shifted = PROJECTIONS[0].title
+    numbers = numbers_of({shifted: 1.0})
+    comparisons = compare_all(numbers)
+    others = comparisons[16:]
+    assert {(each.corrected, each.smallest, each.verdict) for each in others} == {(None, None, None)}
+    text, table = verdicts_text(numbers, comparisons), verdicts_table(comparisons)
+    for sentences, key in zip(text[5:], KEPT, strict=True):
+        runs = ([run[key] for run in numbers[name]] for name in (shifted, REPLAY.title))
+        test = ttest_rel(*runs)
+        low, high = test.confidence_interval()
+        assert "difference from replay only (uncorrected 95 % interval): +" in sentences
+        assert f"({low:+.4f} to {high:+.4f}) in {shifted}" in sentences
+        for word in ("worse", "better", "clear", "shown"):
+            assert word not in sentences
+    for row, each in zip(table["rows"][16:], others, strict=True):
+        assert row[3:] == [each.difference.mean, *each.difference.interval, None, None, None, None]
+    assert "The 12 comparisons with replay only are not tested" in text[0]
 
 
 def test_chance_is_kept_at_bay_by_the_correction() -> None:
     """Of 300 pages where nothing differs, about 5 % have a clear difference at most; without it, most of them."""
     generator = torch.Generator().manual_seed(0)
-    pages = torch.randn(300, 28, 5, generator=generator, dtype=torch.float64)
+    pages = torch.randn(300, 16, 5, generator=generator, dtype=torch.float64)
     p_values = ttest_1samp(pages.numpy(), 0, axis=2).pvalue.tolist()
     assert sum(min(holm(page)) < 0.05 for page in p_values) / 300 < 0.09
-    assert sum(min(page) < 0.05 for page in p_values) / 300 > 0.6
+    assert sum(min(page) < 0.05 for page in p_values) / 300 > 0.45
 
 
 # --- what is measured of a run
@@ -294,7 +355,8 @@ def test_the_part_is_a_page_of_all_methods(study, monkeypatch) -> None:
     assert len(differences["rows"]) == 10 and len(verdicts["rows"]) == 28
     first, row = found["numbers"]["comparisons"][0], verdicts["rows"][0]
     assert (first["measure"], first["method"]) == tuple(row[:2]) == ("retained P", PROJECTIONS[0].title)
-    assert [first["mean"], *first["interval"], first["p"], first["p_holm"], first["verdict"]] == row[3:]
+    assert [first["mean"], *first["interval"], *(first[k] for k in ("p", "p_holm", "smallest", "verdict"))] == row[3:]
+    assert found["numbers"]["comparisons"][-1]["verdict"] is None
     for figure in found["figures"]:
         Image.open(study.folder / "projection" / figure["file"]).verify()
     by_seed = found["numbers"]["by_seed"]
@@ -309,8 +371,13 @@ def test_one_seed_makes_a_page_without_errors(study) -> None:
     study.config.num_seeds = 1
     found = projection.run(study)
     assert "±" not in found["tables"][1]["rows"][0][1]
-    assert found["tables"][2]["rows"][0][4:] == [None, None, None, None, "no clear difference"]
+    assert found["tables"][2]["rows"][0][4:] == [None] * 6
     assert any(
-        "28 comparisons are made, of a single seed: none of them can be tested" in text for text in found["text"]
+        "16 comparisons with Selective Amnesia are made, of a single seed: none of them can be tested" in text
+        for text in found["text"]
     )
-    assert all("is kept by none of them" in text for text in found["text"] if "is kept by" in text)
+    told = [text for text in found["text"] if "less is kept" in text]
+    titles = " and ".join(method.title for method in PROJECTIONS)
+    assert len(told) == 3 and all(text.endswith(f"is not shown for {titles}.") for text in told)
+    told = [text for text in found["text"] if "difference from replay only" in text]
+    assert len(told) == 3 and not any("clear" in text or "interval" in text for text in told)

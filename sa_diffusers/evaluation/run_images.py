@@ -58,8 +58,8 @@ def read_run(
         ModelLoadError: a pipeline that cannot be read.
     """
     folder = Path(run)
-    for name, path in (("run", folder), ("settings_of", settings_of and Path(settings_of))):
-        if path is not None and not (path / "pipeline").is_dir():
+    for name, path in (("run", run), ("settings_of", settings_of)):
+        if path is not None and not (Path(path) / "pipeline").is_dir():
             raise ValueError(f"expected the folder of a run, with `pipeline/` inside, got {path}; check --{name}")
     values = {name: getattr(ForgetConfig, name) for name in RunOptions.__annotations__ if name != "concept"}
     values |= {"concept": None, **family_defaults(read_model_index(str(folder / "pipeline"))["_class_name"])}

@@ -18,9 +18,14 @@ from sa_diffusers.mnist_study.latent_measures import (
     null_ratios,
     quarantine,
 )
-from sa_diffusers.mnist_study.quarantine_section import quarantine_section, quarantine_text
+from sa_diffusers.mnist_study.quarantine_section import (
+    digit_silhouettes,
+    quarantine_section,
+    quarantine_text,
+    silhouette_section,
+)
 from sa_diffusers.mnist_study.readings import DIGIT, NEARLY_GREY, Models, forget_one, forget_one_by_encoder
-from sa_diffusers.mnist_study.sections import merge_named
+from sa_diffusers.mnist_study.sections import merge, merge_named
 from sa_diffusers.mnist_study.study import Study, encode_means
 from sa_diffusers.seeding import derive_seed, seeded
 
@@ -93,7 +98,8 @@ def _tsne(study: Study, codes: dict[str, Tensor], folder: Path) -> dict:
     dimensions, images = codes["before"].shape[1], f"{len(chosen):,} test images"
     size = f"{dimensions}-D"
     null, _ = null_ratios(len(data.names), dimensions, seed)
-    return quarantine_section(
+    own = {when: digit_silhouettes(points[chosen], labels) for when, points in codes.items()}
+    section = quarantine_section(
         f"{images}, {size} model",
         quarantine_text(full["before"], full["after"], f"{images} in the {size} model", null),
         {f"{size} codes, {when}": each for when, each in full.items()}
@@ -113,6 +119,7 @@ def _tsne(study: Study, codes: dict[str, Tensor], folder: Path) -> dict:
             "null": asdict(null),
         },
     )
+    return merge([section, silhouette_section(f"{images}, {size} model", own)])
 
 
 def _two_dimensions(study: Study, models: Models, folder: Path) -> dict:
@@ -125,11 +132,12 @@ def _two_dimensions(study: Study, models: Models, folder: Path) -> dict:
     place, place_after = (f"({x:.2f}, {y:.2f})" for x, y in places.values())
     images = f"all {len(data):,} test images"
     null, _ = null_ratios(len(data.names), 2, study.config.seed)
+    own = {when: digit_silhouettes(points, data.labels) for when, points in codes.items()}
     file = scatter_pair(
         folder / "latent_2d.png", list(codes.values()), data.labels, data.names,
         title="Encoder means", axis_names=("latent dimension 0", "latent dimension 1"), shared=True,
     )  # fmt: skip
-    return quarantine_section(
+    section = quarantine_section(
         f"{images}, 2-D model",
         quarantine_text(found["before"], found["after"], f"{images} in the 2-D model", null),
         found,
@@ -142,6 +150,7 @@ def _two_dimensions(study: Study, models: Models, folder: Path) -> dict:
         },
         {when: asdict(each) | {"centroid": places[when]} for when, each in found.items()} | {"null": asdict(null)},
     )
+    return merge([section, silhouette_section(f"{images}, 2-D model", own)])
 
 
 def _centroids(study: Study, codes: dict[str, Tensor], folder: Path) -> dict:

@@ -79,9 +79,9 @@ def smallest_clear(differences: Sequence[Difference]) -> list[float | None]:
     """The smallest |mean| of each difference that Holm's correction for all of them would call clear.
 
     The standard error s, the number of pairs n and the other differences are taken as they are. Where k of the other
-    m - 1 are clear whatever this one is, Holm compares its p-value with LEVEL / (m - k), so that the mean has to exceed
-    s t(1 - LEVEL / (2 (m - k)); n - 1). This is no power analysis: a true difference of this size is often missed.
-    None for differences of a single pair.
+    m - 1 are clear whatever this one is, Holm compares its p-value with LEVEL / (m - k), so that the mean has to
+    exceed s t(1 - LEVEL / (2 (m - k)); n - 1). A true difference of this size is often missed. None for differences of
+    a single pair.
     """
     p_values = [difference.p_value for difference in differences]
     found: list[float | None] = []
@@ -157,7 +157,7 @@ def differences_table(numbers: Numbers) -> dict:
 
 
 def verdicts_table(comparisons: Sequence[Comparison]) -> dict:
-    """Every comparison with its own interval; of those that are tested the p-values, and what would have been clear."""
+    """Every comparison with its own interval; of those that are tested the p-values, and what would be clear."""
     rows = []
     for each in comparisons:
         found = each.difference
@@ -177,7 +177,7 @@ def verdicts_table(comparisons: Sequence[Comparison]) -> dict:
 
 
 def verdicts_text(numbers: Numbers, comparisons: Sequence[Comparison]) -> list[str]:
-    """How many tests there are and what they can show; what is kept by each measure and what is forgotten; the rest."""
+    """How many tests there are and what they can show; what is kept by each measure and forgotten; the rest."""
     asked, others = (
         _by_measure([each for each in comparisons if each.reference == reference.title])
         for reference in (REFERENCE, REPLAY)
@@ -210,11 +210,11 @@ def _count_text(comparisons: Sequence[Comparison]) -> str:
     errors = _critical(LEVEL / count, seeds)
     return (
         f"{count} comparisons with {REFERENCE.title} are tested. At 95 % each, {LEVEL * count:.1f} of them would be "
-        f"expected to be significant by chance alone if nothing differed. {alone} are so by their own interval, {clear} "
-        "after Holm's correction for all of them. The verdicts in what follows are after the correction; the table "
-        f"has the uncorrected intervals, too. The first step of the correction asks {seeds} seeds for a mean "
-        f"difference of {errors:.1f} standard errors ({errors / math.sqrt(seeds):.1f} standard deviations), so what is "
-        "not shown may well be there. Beside each difference that is not clear stands the size from which on it would "
+        f"expected to be significant by chance alone if nothing differed. {alone} are so by their own interval, "
+        f"{clear} after Holm's correction for all of them. The verdicts in what follows are after the correction; the "
+        f"table has the uncorrected intervals, too. The first step of the correction asks {seeds} seeds for a mean "
+        f"difference of {errors:.1f} standard errors ({errors / math.sqrt(seeds):.1f} standard deviations), so what "
+        "is not shown may well be there. Beside each difference that is not clear stands the smallest one that would "
         "have been, with the spread and the other differences as they are; a true difference of that size is often "
         f"missed. The {len(comparisons) - count} comparisons with {REPLAY.title} are not tested: they are told by "
         "their 95 % intervals, without correction and verdict."
@@ -225,16 +225,18 @@ def claim(comparisons: Sequence[Comparison]) -> str:
     """For which methods it is shown that they keep less than a reference, and for which not, by one measure."""
     label, reference = comparisons[0].label, comparisons[0].reference
     beginning = f"{_capitalised(label)}, difference from {reference}, mean ± standard error over the seeds"
-    groups: dict[str, list[str]] = {"worse": [], "better": [], "": []}
+    found: dict[str, list[str]] = {"worse": [], "": [], "better": []}
     for each in comparisons:
-        groups[each.direction if each.clear else ""].append(each.method)
-    losing, gaining, unknown = (" and ".join(methods) for methods in groups.values())
+        found[each.direction if each.clear else ""].append(each.method)
+    losing, unknown, gaining = (" and ".join(methods) for methods in found.values())
     shown = ", ".join(
-        [*([f"shown for {losing}"] if losing else []), *([f"not shown for {unknown}"] if unknown else [])]
+        f"{word} for {methods}" for word, methods in (("shown", losing), ("not shown", unknown)) if methods
     )
-    sentences = [f"By this number, that less is kept than with {reference} is {shown}."] if shown else []
-    sentences += [f"More is kept by {gaining}."] if gaining else []
-    return " ".join([f"{beginning}: {_told(comparisons)}.", *sentences])
+    return (
+        f"{beginning}: {_told(comparisons)}."
+        + (f" By this number, that less is kept than with {reference} is {shown}." if shown else "")
+        + (f" That more is kept is shown for {gaining}." if gaining else "")
+    )
 
 
 def _told(comparisons: Sequence[Comparison]) -> str:
@@ -248,14 +250,14 @@ def _told(comparisons: Sequence[Comparison]) -> str:
 
 
 def _intervals(comparisons: Sequence[Comparison]) -> str:
-    """Differences with their own intervals, by one measure."""
+    """Differences with their own intervals, if there are any, by one measure."""
     label, reference = comparisons[0].label, comparisons[0].reference
+    known = " (uncorrected 95 % interval)" if comparisons[0].difference.interval else ""
     told = []
     for each in comparisons:
-        low_high = each.difference.interval
-        interval = "" if low_high is None else f" ({low_high[0]:+.4f} to {low_high[1]:+.4f})"
-        told.append(f"{each.difference.mean:+.4f}{interval} in {each.method}")
-    return f"{_capitalised(label)}, difference from {reference} (uncorrected 95 % interval): {', '.join(told)}."
+        ends = " to ".join(f"{end:+.4f}" for end in each.difference.interval or ())
+        told.append(f"{each.difference.mean:+.4f}" + (f" ({ends})" if ends else "") + f" in {each.method}")
+    return f"{_capitalised(label)}, difference from {reference}{known}: {', '.join(told)}."
 
 
 def _capitalised(label: str) -> str:
