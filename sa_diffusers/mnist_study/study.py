@@ -54,7 +54,7 @@ class StudyConfig:
         default=5000, metadata={"help": "Steps where the encoder forgets, too, to look at the latent space."}
     )
     projection_steps: int = field(
-        default=2000, metadata={"help": "Steps of each run that compares gradient projection; 2,000 are the study's."}
+        default=1000, metadata={"help": "Steps of each run that compares gradient projection; the study's: 2,000."}
     )
     classifier: list[str] = field(
         default_factory=list, metadata={"help": "Folders of trained classifiers; none: five are trained first."}
