@@ -21,7 +21,7 @@ KEPT: dict[str, tuple[str, bool]] = {
     "retained_negative_elbo": ("test -ELBO, retained (nats)", False),
 }
 FORGOTTEN = "concept_deviation"
-FORGOTTEN_LABEL = f"|pixel - grey| of drawn {DIGIT}s"
+FORGOTTEN_LABEL = f"distance from grey of drawn {DIGIT}s"
 
 # the name of a measure in tables, and what a negative and a positive difference mean
 MEASURES = {key: (label, ("worse", "better") if more else ("better", "worse")) for key, (label, more) in KEPT.items()}
