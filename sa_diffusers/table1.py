@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import yaml
-from matplotlib.figure import Figure
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -18,7 +17,7 @@ from sa_diffusers.artifacts import atomic_path, fingerprint, write_json
 from sa_diffusers.class_conditional_training import ClassConditionalConfig, train_class_conditional
 from sa_diffusers.cli import config_from_dict
 from sa_diffusers.config import ForgetConfig
-from sa_diffusers.evaluation.before_after import contact_sheet, to_uint8
+from sa_diffusers.evaluation.before_after import to_uint8
 from sa_diffusers.evaluation.classifier import ImageClassifier
 from sa_diffusers.evaluation.distribution import frechet_distance
 from sa_diffusers.evaluation.forgetting import (
@@ -39,6 +38,7 @@ from sa_diffusers.loading import family_defaults, load_pipeline, model_hash, pip
 from sa_diffusers.prompts import find_concept
 from sa_diffusers.sampling import Request, SamplingSettings
 from sa_diffusers.seeding import derive_seed, seeded
+from sa_diffusers.table1_figures import SHOWN, draw_figures
 
 
 TITLES = {
@@ -57,7 +57,6 @@ TITLES = {
 REFERENCE = "lambda_10"  # the row whose samples and Fisher the others share
 NEIGHBOURS = 3  # k of precision and recall, as in the authors' evaluator
 FLOORS = ("noise_probability", "noise_entropy")
-SHOWN = 8  # pictures of the forgotten class, and as many of the others, in the figure
 MEASURES = {  # by classifier; the table shows their mean and spread over classifiers
     "concept_probability": "P(forgotten)",
     "concept_entropy": "entropy (nats)",
@@ -270,38 +269,6 @@ def markdown(table: Table, found: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def draw_figures(table: Table, names: list[str]) -> None:
-    """samples.png: each row's pictures, the forgotten class first; curves.png: how forgetting went."""
-    figure = Figure(figsize=(12, 0.75 * len(names) + 0.6), layout="constrained")
-    grid = figure.subplots(len(names), 2, squeeze=False)
-    for axes, name in zip(grid, names, strict=True):
-        with safe_open(table.folder / name / "table1.safetensors", "pt") as file:
-            for axis, part in zip(axes, ("concept", "retained"), strict=True):
-                pictures = file.get_tensor(part).float() / 127.5 - 1
-                axis.imshow(contact_sheet(pictures, SHOWN), interpolation="nearest", aspect="equal")
-                axis.set(xticks=[], yticks=[])
-        axes[0].set_ylabel(title(table, name), rotation=0, ha="right", va="center", fontsize=9)
-    grid[0, 0].set_title(f"“{table.concept}”, to be forgotten", fontsize=10)
-    grid[0, 1].set_title("other classes", fontsize=10)
-    with atomic_path(table.folder / "samples.png") as temporary:
-        figure.savefig(temporary, dpi=150)
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    panels = {"concept_probability": "P(forgotten)", "retained_accuracy": "others right"}
-    for axis, (key, what) in zip(figure.subplots(1, 2), panels.items(), strict=True):
-        for name in names:
-            history = table.folder / name / "history.json"
-            if history.exists():
-                rows = [row for row in json.loads(history.read_text()) if key in row]
-                axis.plot(
-                    [row["step"] for row in rows], [row[key] for row in rows], marker=".", label=title(table, name)
-                )
-        axis.set(xlabel="optimiser step", ylabel=what, ylim=(-0.03, 1.03))
-        axis.grid(alpha=0.3)
-    axis.legend(fontsize=8, loc="lower left")
-    with atomic_path(table.folder / "curves.png") as temporary:
-        figure.savefig(temporary, dpi=130)
-
-
 def make_table(table: Table) -> str:
     """Run and judge every row that is not done; writes table1.json, table1.md, samples.png and curves.png.
 
@@ -315,5 +282,5 @@ def make_table(table: Table) -> str:
     text = markdown(table, found)
     with atomic_path(table.folder / "table1.md") as temporary:
         temporary.write_text(text)
-    draw_figures(table, list(found))
+    draw_figures(table.folder, table.concept, {name: title(table, name) for name in found})
     return text

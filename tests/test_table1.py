@@ -88,7 +88,7 @@ def made(few_pictures, tmp_path_factory) -> tuple[Table, str]:
 
 @pytest.fixture
 def no_figures(monkeypatch):
-    monkeypatch.setattr("sa_diffusers.table1.draw_figures", lambda table, names: None)
+    monkeypatch.setattr("sa_diffusers.table1.draw_figures", lambda *_: None)
 
 
 def again(table: Table, **changes) -> Table:
