@@ -144,10 +144,9 @@ def announce(config: ForgetConfig, family: Family, inputs: Inputs, output_dir: P
 
 
 def amounts(config: ForgetConfig, family: Family, metrics: dict, steps: int) -> dict[str, dict]:
-    """What each stage worked through: {"count", "of", "per_second"}; the last None where the stage was reused."""
+    """What each stage worked through: {"count", "of", "per_second"}; the last None where nothing was timed."""
     terms = family.loss.num_terms if config.terms is None else min(2 * config.terms, family.loss.num_terms)
-    reused = metrics["seconds"]["reused"]
-    drawn = metrics["after"]["num_images"] * (1 if "before" in reused else 2)
+    drawn = metrics["after"]["num_images"] * (1 if config.before else 2)
     counts = {
         "sample": (config.num_samples, "images"),
         "surrogate": (config.num_surrogate_samples, "images"),
@@ -155,12 +154,12 @@ def amounts(config: ForgetConfig, family: Family, metrics: dict, steps: int) -> 
         "train": (2 * config.train_batch_size * steps, f"samples, {steps} steps"),
         "evaluate": (drawn, "images"),
     }
-    skipped = {name for name, seconds in metrics["seconds"].items() if name in counts and not seconds} | set(reused)
+    seconds = metrics["seconds"]
     return {
         name: {
             "count": count,
             "of": what,
-            "per_second": None if name in skipped else round(count / metrics["seconds"][name], 2),
+            "per_second": round(count / seconds[name], 2) if seconds[name] else None,
         }
         for name, (count, what) in counts.items()
     }

@@ -190,7 +190,10 @@ def test_metrics(finished):
     seconds = metrics["seconds"]
     assert seconds.pop("reused") == []
     total = seconds.pop("total")
-    assert set(seconds) == {"sample", "surrogate", "fisher", "train", "evaluate"}
+    assert set(seconds) == {"sample", "surrogate", "fisher", "train", "evaluate"} == set(metrics["amounts"])
+    for name, work in metrics["amounts"].items():
+        assert work["per_second"] == pytest.approx(work["count"] / seconds[name], abs=0.01) or not seconds[name]
+    assert metrics["amounts"]["evaluate"]["count"] == 2 * metrics["after"]["num_images"]
     assert total == pytest.approx(sum(seconds.values()), abs=0.01)
 
 

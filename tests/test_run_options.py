@@ -136,7 +136,7 @@ def test_pictures_while_training(start, shared, make_judge, tmp_path, judged):
     sheets = sorted((tmp_path / "run" / "progress").iterdir())
     assert [path.name for path in sheets] == ["step_000002.png", "step_000004.png"]
     for path in sheets:
-        assert Image.open(path).size == (8 * 16, 16)
+        assert Image.open(path).size == (8 * 32, 32)  # pictures of 16 pixels, enlarged
     first, last = (path.read_bytes() for path in sheets)
     assert first != last  # the model changed between the two
     tracked = [row for row in json.loads((tmp_path / "run" / "history.json").read_text()) if row["step"] % 2 == 0]
