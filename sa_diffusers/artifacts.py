@@ -188,6 +188,9 @@ def _flatten(fields: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
+OVERWRITE = "Pass another --output_dir, or --overwrite to compute it again."
+
+
 class Stage:
     """One stage of a run and its marker `<output_dir>/.stages/<name>.json`, which is written last.
 
@@ -197,8 +200,8 @@ class Stage:
         key: JSON-like fields that decide the result: the stage's settings and the fingerprints of its inputs.
     """
 
-    def __init__(self, output_dir: str | Path, name: str, key: Mapping[str, Any]) -> None:
-        self.output_dir, self.name, self.key = Path(output_dir), name, dict(key)
+    def __init__(self, output_dir: str | Path, name: str, key: Mapping[str, Any], advice: str = OVERWRITE) -> None:
+        self.output_dir, self.name, self.key, self.advice = Path(output_dir), name, dict(key), advice
         self.fingerprint = fingerprint(key)
         self.marker = self.output_dir / ".stages" / f"{name}.json"
 
@@ -216,7 +219,7 @@ class Stage:
         raise StageMismatch(
             f"{self.output_dir} holds the stage '{self.name}' of another configuration:\n"
             + "\n".join(lines)
-            + "\nPass another --output_dir, or --overwrite to compute it again."
+            + f"\n{self.advice}"
         )
 
     @property

@@ -214,7 +214,8 @@ def train_base(data: CaptionedImages, config: BaseConfig) -> StableDiffusionPipe
 
 
 def _train_parts(data: CaptionedImages, config: BaseConfig, output_dir: Path) -> StableDiffusionPipeline:
-    claim = Stage(output_dir, "base", {k: v for k, v in asdict(config).items() if k not in NOT_IDENTITY})
+    key = {k: v for k, v in asdict(config).items() if k not in NOT_IDENTITY}
+    claim = Stage(output_dir, "base", key, "Pass another --output_dir, or remove this folder first.")
     if not claim.done:
         claim.finish(0.0)
     architecture = yaml.safe_load(Path(resolve(config.architecture)).read_text())

@@ -1,11 +1,10 @@
 """Every option of a forgetting run, with its default: those for Stable Diffusion 1.x (configs/default.yaml)."""
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 from sa_diffusers.paper_quirks import QUIRKS
-from sa_diffusers.training import TrainingConfig
+from sa_diffusers.training import TrainingConfig, check_ranges
 
 
 def option(default, text: str):
@@ -176,29 +175,17 @@ class ForgetConfig(TrainingConfig):
         super().__post_init__()
         if self.fisher_terms != "all" and not (self.fisher_terms.isdigit() and int(self.fisher_terms) > 0):
             raise ValueError(f"expected fisher_terms to be a positive number or all, got {self.fisher_terms!r}")
-        positive = (
+        check_ranges(
+            self,
             "num_samples", "num_surrogate_samples", "num_inference_steps", "sample_batch_size", "fisher_samples",
-            "fisher_chunk_size", "num_train_steps", "train_batch_size", "learning_rate", "gradient_accumulation_steps",
-            "eval_batch_size", "checkpoints_total_limit", "logging_steps", "track_images",
+            "fisher_chunk_size", "eval_batch_size", "track_images", "track_steps", "num_threads",
         )  # fmt: skip
-        not_negative = (
+        check_ranges(
+            self,
             "ewc_lambda", "replay_weight", "guidance_scale", "replay_guidance_scale", "negative_guidance_scale",
-            "lr_warmup_steps", "weight_decay", "adam_epsilon", "seed", "eval_images_concept", "eval_images_class",
-            "eval_images_other",
+            "seed", "eval_images_concept", "eval_images_class", "eval_images_other",
+            zero=True,
         )  # fmt: skip
-        for name in (
-            *positive,
-            *not_negative,
-            *("track_steps", "checkpointing_steps", "max_grad_norm", "num_threads"),
-        ):
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if not math.isfinite(value) or value < 0 or (value == 0 and name not in not_negative):
-                raise ValueError(f"expected {name} {'>= 0' if name in not_negative else '> 0'}, got {value}")
-        for name in ("adam_beta1", "adam_beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"expected 0 <= {name} < 1, got {getattr(self, name)}")
         if not 0 <= self.empty_prompt_fraction < 1:
             raise ValueError(f"expected 0 <= empty_prompt_fraction < 1, got {self.empty_prompt_fraction}")
         if not 0 <= self.replay_prompt_dropout < 1:
@@ -220,8 +207,6 @@ class ForgetConfig(TrainingConfig):
                 f"{self.method} works without EWC, on the paper's replay: expected ewc_lambda 0, replay_weight 1, "
                 "replay_target noise"
             )
-        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise ValueError(f"expected 0 <= ema_decay < 1, got {self.ema_decay}")
         if self.replay_weight and self.replay_negative != "none" and self.negative_guidance_scale <= 1:
             raise ValueError(
                 f"a negative prompt works through guidance: expected negative_guidance_scale > 1, got "

@@ -99,7 +99,13 @@ def _check_labels(config: ForgetConfig, concept: Concept, prompts: list[str], la
     for what, names in [*said, ("replay prompt", prompts)]:
         unknown = [name for name in names if name not in labels]
         if unknown:
-            raise ValueError(f"the model has no class for the {what} {unknown[0]!r}; it has {', '.join(labels)}")
+            advice = ""
+            if what == "surrogate" and config.surrogate is None:
+                advice = ". None was given, and this is the usual one: pass --surrogate noise, or one of its classes"
+            elif what == "concept" and "," in config.concept:
+                advice = ". Such a model forgets one class at a time: run again on the result for the next"
+            known = ", ".join(labels)
+            raise ValueError(f"the model has no class for the {what} {unknown[0]!r}; it has {known}{advice}")
     if config.latents == "drawn" and is_folder(concept.surrogate):
         raise ValueError("a folder of images has no latents of its own: expected latents 'encoder', got 'drawn'")
 

@@ -62,7 +62,8 @@ class ConditionalVAEConfig(LabelledBaseConfig):
 
 def claim_folder(config: LabelledBaseConfig) -> None:
     """Make the folder this configuration's. Raises StageMismatch where it holds a run of another one."""
-    claim = Stage(config.output_dir, "run", {k: v for k, v in asdict(config).items() if k not in NOT_IDENTITY})
+    key = {k: v for k, v in asdict(config).items() if k not in NOT_IDENTITY}
+    claim = Stage(config.output_dir, "run", key, "Pass another --output_dir, or remove this folder first.")
     if not claim.done:
         claim.finish(0.0)
 

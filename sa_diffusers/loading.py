@@ -11,7 +11,7 @@ from torch import nn
 
 from sa_diffusers.artifacts import atomic_path, hash_tensors
 from sa_diffusers.bundled import resolve
-from sa_diffusers.hub import explain_load_errors
+from sa_diffusers.hub import ModelLoadError, explain_load_errors
 from sa_diffusers.pipelines import OWN_PIPELINES
 from sa_diffusers.processes import process_state
 
@@ -23,6 +23,9 @@ def read_model_index(model: str, revision: str | None = None) -> dict[str, Any]:
         ModelLoadError: with what to do about it.
     """
     source = resolve(model)
+    inside = Path(source) / "pipeline"
+    if (inside / "model_index.json").is_file() and not (Path(source) / "model_index.json").exists():
+        raise ModelLoadError(f"{model} is the folder of a run, not a pipeline; did you mean {inside}?")
     with explain_load_errors(source):
         index = dict(DiffusionPipeline.load_config(source, revision=revision))
     if isinstance(index["_class_name"], list):  # [the file beside the weights that has the class, its name]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 from safetensors import safe_open
+from torch.nn.functional import pad
 
 from sa_diffusers.artifacts import atomic_path
 from sa_diffusers.evaluation.before_after import contact_sheet
@@ -28,7 +29,9 @@ def draw_figures(folder: Path, concept: str, titles: Mapping[str, str]) -> None:
     for axes, (name, title) in zip(grid, titles.items(), strict=True):
         with safe_open(folder / name / "table1.safetensors", "pt") as file:
             for axis, part in zip(axes, PARTS, strict=True):
-                pictures = file.get_tensor(part).float() / 127.5 - 1
+                pictures = pad(
+                    file.get_tensor(part).float() / 127.5 - 1, (0, 1, 0, 1), value=1.0
+                )  # white between them
                 axis.imshow(contact_sheet(pictures, SHOWN), interpolation="nearest", aspect="equal")
                 axis.set(xticks=[], yticks=[])
         axes[0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9)

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -34,12 +34,21 @@ class TrainingDiverged(RuntimeError):
     """The loss or the gradient is not finite."""
 
 
+def check_ranges(config: Any, *names: str, zero: bool = False) -> None:
+    """Raise ValueError for a field that is not above 0 (or, with `zero`, below it); None is no number and is left."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not (math.isfinite(value) and (value > 0 or (zero and value == 0))):
+            raise ValueError(f"expected {name} {'>=' if zero else '>'} 0, got {value}")
+
+
 @dataclass
 class TrainingConfig:
     """Settings of one optimisation. The learning rate is used as written, whatever the number of processes.
 
     Raises:
-        ValueError: step rules without their schedule, the schedule without step rules, or rules of another form.
+        ValueError: a number out of its range; step rules without their schedule, the schedule without step rules, or
+            rules of another form.
     """
 
     num_train_steps: int = field(default=1000, metadata={"help": "Optimiser steps."})
@@ -90,6 +99,17 @@ class TrainingConfig:
     report_to: str | None = field(default=None, metadata={"help": "Tracker: tensorboard, wandb, ...; null: none."})
 
     def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            "num_train_steps", "train_batch_size", "learning_rate", "gradient_accumulation_steps", "max_grad_norm",
+            "checkpointing_steps", "checkpoints_total_limit", "logging_steps",
+        )  # fmt: skip
+        check_ranges(self, "lr_warmup_steps", "weight_decay", "adam_epsilon", zero=True)
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"expected 0 <= {name} < 1, got {getattr(self, name)}")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise ValueError(f"expected 0 <= ema_decay < 1, got {self.ema_decay}")
         if (self.lr_scheduler == "piecewise_constant") != (self.lr_step_rules is not None):
             raise ValueError(
                 f"lr_scheduler piecewise_constant and lr_step_rules need each other, got {self.lr_scheduler} and "

@@ -5,7 +5,8 @@
 
 digits8x8 runs offline in minutes on a CPU; small is CIFAR10 with a model for one GPU; full are the authors' settings
 on CIFAR10 and STL10. Every row is a file of configs/paper/table1/<scale>/ that scripts/train_base.py or
-scripts/forget.py takes by itself, too. To resume, run the same command again. Writes table1.json, table1.md,
+scripts/forget.py takes by itself, too. To resume, run the same command again; rows whose file has
+changed are made anew, but for base models, which are refused then. Writes table1.json, table1.md,
 samples.png and curves.png.
 """
 

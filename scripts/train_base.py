@@ -8,6 +8,8 @@ The conditional VAE of the MNIST experiments; with configs/digits8x8_cvae.yaml i
     accelerate launch scripts/train_base.py --config configs/mnist_cvae.yaml
 Class-conditional diffusion; with configs/digits8x8_base.yaml in two minutes, offline:
     accelerate launch scripts/train_base.py --config configs/cifar10_base.yaml
+
+`--family class_conditional --help` and `--family conditional_vae --help` list the options of these two.
 """
 
 import argparse

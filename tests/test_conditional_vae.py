@@ -13,6 +13,7 @@ from sa_diffusers.config import ForgetConfig
 from sa_diffusers.evaluation.digit_classifier import DigitClassifier
 from sa_diffusers.families import get_family
 from sa_diffusers.forgetting import run_forgetting
+from sa_diffusers.hub import ModelLoadError
 from sa_diffusers.labelled_images import LabelledImages
 from sa_diffusers.labelled_training import ConditionalVAEConfig, negative_elbo, train_conditional_vae
 from sa_diffusers.loading import family_defaults, load_pipeline
@@ -216,3 +217,14 @@ def test_a_study_repeats_a_run_only_for_other_classifiers_and_refuses_other_opti
     monkeypatch.setattr("sa_diffusers.train_stages.train", None)  # what was trained is judged anew, not trained anew
     _, judged = study("first", "second").forget("zero", 0, **small)
     assert judged["after"] == metrics["after"] and len(judged["by_classifier"]["after"]) == 1
+
+
+def test_what_is_no_class_is_refused_with_what_to_do(start, tmp_path):
+    with pytest.raises(ValueError, match="one class at a time"):
+        start("two", concept="0, 1")
+    with pytest.raises(ValueError, match="None was given, and this is the usual one: pass --surrogate noise"):
+        start("usual", concept="2", surrogate=None)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "base").rename(tmp_path / "run" / "pipeline")
+    with pytest.raises(ModelLoadError, match="did you mean .*run/pipeline"):
+        start("folder", model=str(tmp_path / "run"))

@@ -329,3 +329,12 @@ def test_two_processes_equal_one(tmp_path):
 
 if __name__ == "__main__":
     share_by_two(sys.argv[1])
+
+
+@pytest.mark.parametrize(
+    "options", [{"num_train_steps": -5}, {"train_batch_size": 0}, {"learning_rate": -1.0}, {"max_grad_norm": 0.0}]
+)
+def test_numbers_out_of_range_are_refused_for_every_kind_of_training(options):
+    name = next(iter(options))
+    with pytest.raises(ValueError, match=f"expected {name} > 0, got"):
+        TrainingConfig(**options)

@@ -121,11 +121,13 @@ class ClassConditionalPipeline(DiffusionPipeline):
             output_type: "pil", "np" ([B, H, W, C]) or "pt" ([B, C, H, W]), both in [0, 1].
 
         Raises:
-            ValueError: an unknown label or output type, or latents, negative labels or generators of another
-                number.
+            ValueError: an unknown label or output type, no label, no step, or latents, negative labels or generators
+                of another number.
         """
         check_output_type(output_type)
         condition = self.class_indices(labels).to(self.device)
+        if not len(condition) or num_inference_steps < 1:
+            raise ValueError(f"expected a label and a step or more, got {len(condition)} and {num_inference_steps}")
         negative = self.class_indices("" if negative_labels is None else negative_labels).to(self.device)
         if len(negative) not in (1, len(condition)):
             raise ValueError(f"expected 1 or {len(condition)} negative labels, got {len(negative)}")
