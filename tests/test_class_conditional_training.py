@@ -342,7 +342,9 @@ def test_another_class_as_the_surrogate_is_drawn_under_its_own_label(start, pipe
     start("class", surrogate="2", num_train_steps=1, ewc_lambda=0.0, replay_target="noise", replay_prompt_dropout=0.5)
     surrogate = SampleSet.load(tmp_path / "class" / "surrogate" / "surrogate.safetensors")
     assert set(surrogate.prompts) == {"0"}
-    drawn = get_family(pipeline).draw(["2"], [derive_seed(0, "surrogate", 4)], 2.0, 2)
+    drawn = get_family(pipeline).draw(
+        ["2"], [derive_seed(0, "surrogate", 4)], family_defaults("ClassConditionalPipeline")["guidance_scale"], 2
+    )
     assert_close(surrogate.latents[4:5], drawn, rtol=1e-4, atol=1e-5)
 
 
