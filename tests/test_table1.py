@@ -23,7 +23,7 @@ from sa_diffusers.evaluation.load_classifier import load_classifier
 from sa_diffusers.families import get_family
 from sa_diffusers.forgetting import run_forgetting
 from sa_diffusers.labelled_images import load_labelled_images
-from sa_diffusers.loading import load_pipeline
+from sa_diffusers.loading import family_defaults, load_pipeline
 from sa_diffusers.prompts import find_concept
 from sa_diffusers.seeding import derive_seed
 from sa_diffusers.table1 import Table, judge_row, make_table, mean_and_spread, read_rows, run_row
@@ -161,9 +161,10 @@ def test_the_numbers_are_those_of_the_pictures_of_a_slow_loop(made):
     )
     concept = find_concept("0", "noise")
     exam = examination(judge, concept, labelled_classes(judge, family.labels), 6, 2, 0, table.seed)
+    guidance = family_defaults("ClassConditionalPipeline")["guidance_scale"]
     images = torch.cat(
         [
-            family.decode(family.draw([r.prompt], [r.seed], 2.0, 2))
+            family.decode(family.draw([r.prompt], [r.seed], guidance, 2))
             for r in exam.concept.requests + exam.retained.requests
         ]
     )
