@@ -23,7 +23,7 @@ CONFIGS = Path("configs/paper/table1")
 
 
 def train_judges(classifier_config: Path, count: int, data_dir: str | None, folder: Path) -> list[str]:
-    """Train classifiers; those that are there are kept. No setting was chosen by judges of these seeds."""
+    """Train classifiers; those that are there are kept."""
     import yaml
 
     from sa_diffusers.classifier_training import ClassifierConfig, train_and_save_classifier
