@@ -422,6 +422,10 @@ def test_wrong_options_are_refused_before_anything_is_drawn(start, tmp_path, opt
     assert not (tmp_path / "wrong" / "samples").exists()
 
 
-def test_options_of_guidance_are_allowed_where_there_is_a_null_class(pipeline):
+def test_options_of_guidance_are_allowed_only_where_there_is_a_null_class(pipeline):
     family = get_family(pipeline)
-    check_family(ForgetConfig(concept="0", empty_prompt_fraction=0.1, replay_prompt_dropout=0.2), family)
+    config = ForgetConfig(concept="0", empty_prompt_fraction=0.1, replay_prompt_dropout=0.2)
+    assert check_family(config, family) is None
+    family.unconditional = False
+    with pytest.raises(ValueError, match="empty_prompt_fraction: this model always needs a class"):
+        check_family(config, family)
