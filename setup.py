@@ -58,6 +58,7 @@ EXTRAS_REQUIRE = {
     "fid": ["torch-fidelity>=0.3", "torchmetrics>=1.8"],
     # An extra because the wheel carries an AGPL-3.0 licence file, whatever its metadata says.
     "nudity": ["nudenet>=3.4"],
+    "8bit": ["bitsandbytes>=0.49"],  # --optimizer adamw_8bit
     "tensorboard": ["tensorboard"],
     "wandb": ["wandb"],
 }

@@ -2,35 +2,42 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from accelerate import Accelerator
-from diffusers.training_utils import EMAModel
-from torch.optim.lr_scheduler import LRScheduler
 
 
 class Checkpoints:
-    """Checkpoints of one optimisation: `step_<n>` folders, complete or absent, the newest `limit` kept."""
+    """Checkpoints of one optimisation: `step_<n>` folders, complete or absent, the newest `limit` kept.
 
-    def __init__(
-        self, accelerator: Accelerator, folder: Path | None, limit: int, scheduler: LRScheduler, ema: EMAModel | None
-    ):
+    Args:
+        accelerator: with the model and the optimiser that it has prepared.
+        registered: what else changes with the steps, objects with a state dict.
+    """
+
+    def __init__(self, accelerator: Accelerator, folder: Path | None, limit: int, registered: Sequence[object]):
         self.accelerator, self.folder, self.limit = accelerator, folder, limit
-        accelerator.register_for_checkpointing(scheduler, *([] if ema is None else [ema]))
-        self.ema = ema
+        accelerator.register_for_checkpointing(*registered)
 
     def existing(self) -> list[Path]:
         """Complete checkpoints, the oldest first."""
         return sorted(self.folder.glob("step_*[0-9]")) if self.folder is not None else []
 
     def resume(self) -> tuple[int, list[dict]]:
-        """Load the newest checkpoint; returns the step to start with and the history so far."""
+        """Load the newest checkpoint; returns the step to start with and the history so far.
+
+        Raises:
+            ValueError: it holds weights in parts (FSDP2) and these are whole, or the other way round.
+        """
         if not self.existing():
             return 0, []
         newest = self.existing()[-1]
+        in_parts = any(newest.glob("pytorch_model_fsdp*"))
+        if in_parts != self.accelerator.is_fsdp2:
+            kind = "under FSDP2" if in_parts else "without FSDP2"
+            raise ValueError(f"{newest} was written {kind}; resume it in this way, or remove {self.folder}")
         self.accelerator.load_state(str(newest))
-        if self.ema is not None:
-            self.ema.to(self.accelerator.device)
         history = json.loads((newest / "history.json").read_text())
         return int(newest.name.removeprefix("step_")), history
 

@@ -60,7 +60,7 @@ class ForgetConfig(TrainingConfig):
     )
 
     # Samples
-    samples: str | None = option(None, "Samples of another run of this model to reuse: its samples/ folder.")
+    samples: str | None = option(None, "Samples of this model to reuse: another run's samples/ folder, or a hub id.")
     num_samples: int = option(2000, "Samples for replay and Fisher, spread over the prompts.")
     empty_prompt_fraction: float = option(0.1, "Share of the samples drawn for the empty prompt, which guidance uses.")
     num_surrogate_samples: int = option(400, "Surrogate pictures.")
@@ -106,8 +106,21 @@ class ForgetConfig(TrainingConfig):
         "full",
         "Weights to train: all of the UNet, cross-attention, or all but that, the output and the time embedding.",
     )
+    lora_rank: int | None = option(
+        None, "Train low-rank adapters of this rank and leave the weights as they are; null: train the weights."
+    )
+    lora_alpha: float | None = option(
+        None, "The adapters' change is alpha / rank * B A; null: the rank, which gives 1."
+    )
+    lora_targets: Literal["attention", "attention+conv"] = option(
+        "attention", "Layers of the scope that get an adapter: projections of attention, or convolutions besides."
+    )
     ewc_lambda: float = option(
         50.0, "Weight of EWC in the authors' units: lambda sum F delta^2, no 1/2; 0: no Fisher."
+    )
+    ewc_dtype: Literal["float32", "bfloat16"] = option("float32", "Precision that training keeps the Fisher in.")
+    ewc_device: Literal["device", "cpu"] = option(
+        "device", "Where training keeps Fisher and anchor: with the weights, or in main memory, streamed every step."
     )
     replay_weight: float = option(1.0, "Weight of the replay loss; 0: no replay.")
     replay_prompt_dropout: float = option(
@@ -121,16 +134,29 @@ class ForgetConfig(TrainingConfig):
         "paper; or what the model before forgetting predicts, under any prompt. The latter takes a copy of it in "
         "memory and a sixth more time, and kept more on the bundled digits.",
     )
-    fisher: str | None = option(None, "Fisher of this model to reuse: a fisher.safetensors file.")
+    fisher: str | None = option(None, "Fisher of this model to reuse: a file, a run's folder, or a hub id.")
     fisher_samples: int = option(1000, "Samples the Fisher averages over, at most num_samples.")
     fisher_terms: str = option(
         "10",
         "Timesteps in each of the two draws of the cheap estimator, or all: every timestep, the paper's estimator.",
     )
     fisher_chunk_size: int = option(10, "Timesteps in one forward pass; changes memory and speed, not the result.")
+    fisher_device: Literal["auto", "device", "cpu"] = option(
+        "auto",
+        "Where the Fisher is summed up: with the weights, or in main memory; auto: there only for want of room.",
+    )
 
     before: str | None = option(
         None, "Evaluation of the unforgotten model by another run to reuse: its evaluation/before.safetensors."
+    )
+
+    # Speed and memory; mixed_precision, gradient_checkpointing and optimizer stand with the options of training
+    compile_backend: str | None = option(
+        None, "Compile the trained module by this backend of torch.compile, such as inductor; null: not."
+    )
+    channels_last: bool = option(False, "Keep its weights in the memory format that convolutions on GPUs like best.")
+    offload: bool = option(
+        True, "On a GPU, keep text encoder and VAE in main memory while nothing is encoded or decoded."
     )
 
     # While training
@@ -158,7 +184,10 @@ class ForgetConfig(TrainingConfig):
     eval_batch_size: int = option(8, "Pictures drawn at once in the evaluation.")
 
     # Sharing
-    push_to_hub: bool = option(False, "Push the pipeline when all is done.")
+    save_variant: Literal["fp16"] | None = option(
+        None, "fp16: save the weights in float16 besides, as a variant of the pipeline."
+    )
+    push_to_hub: bool = option(False, "Push the pipeline, or with lora_rank the adapter, when all is done.")
     hub_model_id: str | None = option(None, "Repository to push to; null: <base model's name>-without-<concept>.")
     hub_private: bool = option(False, "Make that repository private.")
 
@@ -178,7 +207,8 @@ class ForgetConfig(TrainingConfig):
         check_ranges(
             self,
             "num_samples", "num_surrogate_samples", "num_inference_steps", "sample_batch_size", "fisher_samples",
-            "fisher_chunk_size", "eval_batch_size", "track_images", "track_steps", "num_threads",
+            "fisher_chunk_size", "eval_batch_size", "track_images", "track_steps", "num_threads", "lora_rank",
+            "lora_alpha",
         )  # fmt: skip
         check_ranges(
             self,
@@ -212,6 +242,10 @@ class ForgetConfig(TrainingConfig):
                 f"a negative prompt works through guidance: expected negative_guidance_scale > 1, got "
                 f"{self.negative_guidance_scale}; or pass --replay_negative none"
             )
+        if self.lora_alpha is not None and self.lora_rank is None:
+            raise ValueError("lora_alpha needs lora_rank; leave it away, or give the rank of the adapters")
+        if self.lora_rank is not None and self.method != "selective_amnesia":
+            raise ValueError(f"lora_rank: adapters are trained by selective_amnesia only, got method {self.method}")
         if self.early_stop is not None and not (self.track_steps and self.classifier):
             raise ValueError("early_stop needs track_steps and a classifier")
 

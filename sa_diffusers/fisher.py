@@ -22,87 +22,16 @@ Each tensor has its own c, since signal and noise share differently in each: kep
 error, and replaced by the c over all weights where a tensor's sum of U is not positive.
 """
 
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from sa_diffusers.fisher_file import Fisher, FisherMismatch  # noqa: F401 (who estimates one may have to refuse one)
 from sa_diffusers.losses import Batch, NegativeELBO
 from sa_diffusers.seeding import seeded
-
-
-FORMAT = "sa_diffusers-fisher-1"
-
-
-class FisherMismatch(ValueError):
-    """A Fisher belongs to another model or has another unit."""
-
-
-@dataclass
-class Fisher:
-    """Diagonal Fisher values by parameter name, and how they were made.
-
-    Attributes:
-        tensors: float32, >= 0, one value a weight, in the parameters' shapes.
-        metadata: model_hash, reduction, num_terms (T), prediction_type, num_samples, terms ("all" or K of each draw),
-            num_evaluations (gradients of one sample at one timestep), scale (c over all weights), seed, and
-            total_relative_error (standard error of the sum over all weights; it says nothing of a single weight).
-    """
-
-    tensors: dict[str, Tensor]
-    metadata: dict
-
-    def save(self, path: str | Path) -> None:
-        """Write one safetensors file; the metadata stands in its header."""
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
-        save_file(tensors, path, metadata={"format": FORMAT, "fisher": json.dumps(self.metadata)})
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Fisher":
-        """Read a file written by `save`.
-
-        Raises:
-            FileNotFoundError: there is none.
-            FisherMismatch: the file holds something else.
-        """
-        if not Path(path).is_file():
-            raise FileNotFoundError(
-                f"no Fisher at {path}; expected a .safetensors file such as <run>/fisher.safetensors"
-            )
-        try:
-            with safe_open(path, "pt") as file:
-                header = file.metadata() or {}
-                if header.get("format") != FORMAT:
-                    raise FisherMismatch(f"{path} is no Fisher of this format; its header says {header.get('format')}")
-                return cls({name: file.get_tensor(name) for name in file.keys()}, json.loads(header["fisher"]))
-        except (OSError, SafetensorError) as error:
-            raise FisherMismatch(f"{path} is no readable safetensors file: {error}") from error
-
-    def check(self, **expected: object) -> None:
-        """Refuse to serve another model or unit.
-
-        Args:
-            expected: metadata fields that must be equal, such as model_hash, reduction, num_terms.
-
-        Raises:
-            FisherMismatch: naming every field that differs.
-        """
-        differing = [
-            f"{key}: the Fisher has {self.metadata.get(key)!r}, this run {value!r}"
-            for key, value in expected.items()
-            if self.metadata.get(key) != value
-        ]
-        if differing:
-            raise FisherMismatch(
-                "the Fisher belongs to another model or unit (" + "; ".join(differing) + "); leave --fisher away to "
-                "estimate it, or pass the one of this model"
-            )
 
 
 @dataclass
@@ -122,8 +51,9 @@ class FisherSums:
     ratio: float = 1.0
 
     @classmethod
-    def zeros(cls, parameters: Mapping[str, Tensor]) -> "FisherSums":
-        square = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}
+    def zeros(cls, parameters: Mapping[str, Tensor], device: torch.device | None = None) -> "FisherSums":
+        """Sums of no samples, on `device` or where each parameter is."""
+        square = {name: torch.zeros(p.shape, device=device or p.device) for name, p in parameters.items()}
         return cls(square, dict.fromkeys(parameters, (0.0, 0.0)))
 
     def finish(self, metadata: dict) -> Fisher:
@@ -180,6 +110,7 @@ def estimate_fisher(
     *,
     terms: int | None,
     chunk_size: int = 50,
+    loss_scale: float = 1.0,
     seed: int = 0,
     sums: FisherSums | None = None,
 ) -> FisherSums:
@@ -191,6 +122,8 @@ def estimate_fisher(
         sample: the batch of one sample, as a function of its index; its tensors have first dimension 1.
         terms: None for every timestep, the paper's estimator; else K, the timesteps in each of the two draws.
         chunk_size: timesteps in one forward pass; changes memory and speed, not the result.
+        loss_scale: the loss is multiplied and its gradient divided by this, so that float16 does not lose the gradient
+            on its way back; 1 in other precisions.
         seed: noise and timesteps are functions of (seed, index).
         sums: continued in place; None starts from zero.
 
@@ -210,21 +143,32 @@ def estimate_fisher(
         for draw in range(1 if terms is None else 2):
             generator = seeded(seed, "fisher", index, draw)
             chosen, weights = stratified_terms(num_terms, terms or num_terms, generator)
-            draws.append(_gradient_of_sum(model, loss, tensors, batch, chosen, weights, generator, chunk_size))
+            weights *= loss_scale
+            gradient = _gradient_of_sum(model, loss, tensors, batch, chosen, weights, generator, chunk_size)
+            if loss_scale != 1:
+                torch._foreach_div_(gradient, loss_scale)
+            draws.append(gradient)
         first, second = draws[0], draws[-1]  # the same one, where all timesteps were taken
-        squares = [(a.square() + b.square()) / 2 for a, b in zip(first, second, strict=True)]
-        totals = [float(square.sum(dtype=torch.float64)) for square in squares]
-        if not math.isfinite(sum(totals)):
+        # One transfer for all tensors: on a GPU each would wait for the device.
+        moments = torch.stack([_moments(a, b) for a, b in zip(first, second, strict=True)]).tolist()
+        if not math.isfinite(sum(total for total, _ in moments)):
             raise FloatingPointError(
                 f"the gradient of sample {index} is not finite; use float32, or look at that sample"
             )
         sums.unbiased[index] = 0.0
-        for name, square, total, a, b in zip(names, squares, totals, first, second, strict=True):
-            unbiased = (1 - ratio) * float((a * b).sum(dtype=torch.float64)) + ratio * total
-            sums.square[name] += square
+        for name, (total, product), a, b in zip(names, moments, first, second, strict=True):
+            unbiased = (1 - ratio) * product + ratio * total
+            square = sums.square[name]
+            square += (a.square() + b.square()).div_(2).to(square.device)
             sums.totals[name] = (sums.totals[name][0] + total, sums.totals[name][1] + unbiased)
             sums.unbiased[index] += unbiased
     return sums
+
+
+def _moments(first: Tensor, second: Tensor) -> Tensor:
+    """Sums over a tensor's weights of (S^2 + S'^2)/2 and of S S', [2] in float64."""
+    first, second = first.flatten().double(), second.flatten().double()
+    return torch.stack([(first @ first + second @ second) / 2, first @ second])
 
 
 def stratified_terms(num_terms: int, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -256,5 +200,8 @@ def _gradient_of_sum(
         values = loss(model, chunk, terms[rows].to(device), noise[rows])
         total = (values * weights[rows].to(device)).sum()
         part = torch.autograd.grad(total, parameters, allow_unused=True, materialize_grads=True)
-        gradient = list(part) if gradient is None else torch._foreach_add(gradient, part)
+        if gradient is None:
+            gradient = list(part)
+        else:
+            torch._foreach_add_(gradient, part)
     return gradient

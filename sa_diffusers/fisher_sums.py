@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
@@ -15,11 +16,14 @@ from sa_diffusers.fisher import FisherSums, estimate_fisher, merge
 from sa_diffusers.fisher_linear import estimate_linear_fisher, is_linear
 from sa_diffusers.losses import Batch
 from sa_diffusers.paper_quirks import FisherLabelDropout, quirky_fisher_batch
+from sa_diffusers.precision import autocast_forward
 from sa_diffusers.processes import process_state
 from sa_diffusers.seeding import derive_seed
 
 
 FISHER_SAVES = 10  # times that a long estimation saves its state
+ROOM = 0.6  # of the free memory; the rest is for activations
+FLOAT16_SCALE = 2.0**14  # a mean over the latents of a 512-pixel image divides the gradient by as much
 
 
 def estimate_sums(family: Family, config: ForgetConfig, samples: SampleSet, count: int, parts_dir: Path) -> FisherSums:
@@ -27,7 +31,8 @@ def estimate_sums(family: Family, config: ForgetConfig, samples: SampleSet, coun
     state = process_state()
     own_path = parts_dir / f"{state.process_index}_of_{state.num_processes}.safetensors"
     parameters = dict(family.module.named_parameters())
-    sums = _load_sums(own_path) if own_path.exists() else FisherSums.zeros(parameters)
+    device = sums_device(family, config)
+    sums = _load_sums(own_path, device) if own_path.exists() else FisherSums.zeros(parameters, device)
     mine = [index for index in range(state.process_index, count, state.num_processes)]
     left = [index for index in mine if index not in sums.unbiased]
     block = max(1, -(-len(mine) // FISHER_SAVES))
@@ -47,30 +52,47 @@ def estimate_sums(family: Family, config: ForgetConfig, samples: SampleSet, coun
         found = family.batch(chosen.latents, chosen.prompts)
         return quirky_fisher_batch(found, quirks, loss.num_terms, indices[0], seed) if quirks else found
 
-    for start in range(0, max(len(left), 1), block):  # once at least: a process without samples adds zeros
-        indices = left[start : start + block]
+    def add(indices: list[int]) -> None:
         if linear:
             estimate_linear_fisher(family.module, family.loss, batch, indices, seed=seed, sums=sums)
             progress.update(len(indices))
-        else:
-            for index in indices:
-                estimate_fisher(
-                    family.module,
-                    loss,
-                    parameters,
-                    lambda i: batch([i]),
-                    [index],
-                    terms=None if family.loss.num_terms == 1 else config.terms,  # of one term there is no choice
-                    chunk_size=config.fisher_chunk_size,
-                    seed=seed,
-                    sums=sums,
-                )
-                progress.update()
-        _save_sums(sums, own_path)
+            return
+        for index in indices:
+            estimate_fisher(
+                family.module,
+                loss,
+                parameters,
+                lambda i: batch([i]),
+                [index],
+                terms=None if family.loss.num_terms == 1 else config.terms,  # of one term there is no choice
+                chunk_size=config.fisher_chunk_size,
+                loss_scale=FLOAT16_SCALE if family.compute_dtype == torch.float16 else 1.0,
+                seed=seed,
+                sums=sums,
+            )
+            progress.update()
+
+    if config.gradient_checkpointing:
+        family.module.enable_gradient_checkpointing()
+    with autocast_forward(family.module, family.compute_dtype):
+        for start in range(0, max(len(left), 1), block):  # once at least: a process without samples adds zeros
+            add(left[start : start + block])
+            _save_sums(sums, own_path)
+    if config.gradient_checkpointing:
+        family.module.disable_gradient_checkpointing()
     progress.close()
     state.wait_for_everyone()
     names = [f"{rank}_of_{state.num_processes}.safetensors" for rank in range(state.num_processes)]
-    return merge(_load_sums(parts_dir / name) for name in names)
+    return merge(_load_sums(parts_dir / name, device) for name in names)
+
+
+def sums_device(family: Family, config: ForgetConfig) -> torch.device:
+    """Where the sums are kept: with the weights, unless they and the gradients of two draws do not fit there."""
+    device = family.device
+    if config.fisher_device == "auto" and device.type == "cuda":
+        needed = 3 * 4 * sum(p.numel() for p in family.module.parameters())
+        return device if needed < ROOM * torch.cuda.mem_get_info(device)[0] else torch.device("cpu")
+    return torch.device("cpu") if config.fisher_device == "cpu" else device
 
 
 def _save_sums(sums: FisherSums, path: Path) -> None:
@@ -80,9 +102,9 @@ def _save_sums(sums: FisherSums, path: Path) -> None:
         save_file(tensors, temporary, metadata={"rest": json.dumps(rest)})
 
 
-def _load_sums(path: Path) -> FisherSums:
+def _load_sums(path: Path, device: torch.device) -> FisherSums:
     with safe_open(path, "pt") as file:
         rest = json.loads(file.metadata()["rest"])
-    square = {name: tensor.to(process_state().device) for name, tensor in load_file(path).items()}
+    square = {name: tensor.to(device) for name, tensor in load_file(path).items()}
     totals = {name: tuple(pair) for name, pair in rest["totals"].items()}
     return FisherSums(square, totals, dict(rest["unbiased"]), rest["ratio"])

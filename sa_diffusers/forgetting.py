@@ -3,7 +3,8 @@
 import json
 import re
 import tempfile
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +12,12 @@ import torch
 from diffusers import DiffusionPipeline
 
 from sa_diffusers.artifacts import RunLock, fingerprint, write_json
+from sa_diffusers.cards import base_name
 from sa_diffusers.cli import config_from_dict
 from sa_diffusers.config import ForgetConfig
 from sa_diffusers.evaluation.before_after import Findings
 from sa_diffusers.families import Family, get_family
-from sa_diffusers.hub import base_name, check_push, push_folder
+from sa_diffusers.hub import check_push, push_folder
 from sa_diffusers.inputs import Inputs, check_resolution, claim_folder, identity, read_inputs
 from sa_diffusers.loading import (
     copy_pipeline,
@@ -25,11 +27,14 @@ from sa_diffusers.loading import (
     read_model_index,
     save_pipeline,
 )
+from sa_diffusers.lora import adapted_layers, fuse_lora, save_lora
+from sa_diffusers.optimisation import check_launch
+from sa_diffusers.precision import compute_dtype, in_main_memory
 from sa_diffusers.processes import process_state
 from sa_diffusers.results import amounts, announce, combine, evaluation_key, examiner, tracker, write_results
 from sa_diffusers.sample_stages import draw_open_samples, draw_replay_samples, make_surrogate
 from sa_diffusers.stages import Stages
-from sa_diffusers.train_stages import fisher_of, forget_by_training
+from sa_diffusers.train_stages import fisher_of, forget_by_training, given_fisher
 
 
 @dataclass
@@ -98,6 +103,7 @@ def run_forgetting(config: ForgetConfig, pipeline: DiffusionPipeline | None = No
     Args:
         pipeline: changed in place; None loads `config.model`.
     """
+    check_launch(config, shardable=config.lora_rank is None and "-" not in config.method)
     state = process_state()
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
@@ -118,7 +124,8 @@ def run_forgetting(config: ForgetConfig, pipeline: DiffusionPipeline | None = No
         state.wait_for_everyone()
         outcome = _run_stages(config, pipeline, inputs, output_dir)
         if config.push_to_hub and state.is_main_process:
-            print(f"pushed to {push_folder(output_dir / 'pipeline', hub_id, private=config.hub_private)}")
+            folder = output_dir / ("lora" if config.lora_rank else "pipeline")
+            print(f"pushed to {push_folder(folder, hub_id, private=config.hub_private)}")
     return outcome
 
 
@@ -134,22 +141,50 @@ def check_family(config: ForgetConfig, family: Family) -> None:
             raise ValueError(f"{name}: this model always needs a class; expected 0, got {getattr(config, name)}")
     if config.paper_quirks and not (diffusion and family.labels):
         raise ValueError("paper_quirks are those of class-conditional diffusion; leave them away for other models")
+    if config.lora_rank:
+        if not hasattr(family.module, "add_adapter"):
+            raise ValueError(f"lora_rank: a {type(family.module).__name__} takes no adapters; leave it away")
+        adapted_layers(family.module, config.train_scope, config.lora_targets)
+
+
+@contextmanager
+def _prepared(family: Family, config: ForgetConfig) -> Iterator[None]:
+    """The trained module in float32 and as fast as was asked for, and its helpers off the device, for a while."""
+    module, parts = family.module, family.pipeline.components
+    if module.dtype != torch.float32:
+        module.to(torch.float32)
+    module.eval()
+    if config.channels_last:
+        module.to(memory_format=torch.channels_last)
+    if config.compile_backend:
+        module.compile(backend=config.compile_backend)
+    helpers = [parts[name] for name in family.helpers if parts.get(name) is not None]
+    with in_main_memory(helpers) if config.offload else nullcontext():
+        yield
+    module._compiled_call_impl = None  # torch has no public way back from Module.compile
+    module.to(memory_format=torch.contiguous_format)
+    if config.dtype != "float32":
+        module.to(getattr(torch, config.dtype))  # the precision of the other parts, as in the saved pipeline
 
 
 def _run_stages(config: ForgetConfig, pipeline: DiffusionPipeline | None, inputs: Inputs, output_dir: Path) -> Outcome:
-    state, concept = process_state(), inputs.concept
-    stages = Stages(output_dir, overwrite=config.overwrite)
     pipeline = pipeline or load_pipeline(config.model, config.revision, config.variant, config.dtype)
-    family = get_family(pipeline, sampler=config.sampler)
-    if family.module.dtype != torch.float32:
-        family.module.to(torch.float32)
-    family.module.eval()
+    family = get_family(pipeline, sampler=config.sampler, compute_dtype=compute_dtype(config.mixed_precision))
     check_resolution(inputs, family.resolution)
     check_family(config, family)
+    with _prepared(family, config):
+        metrics = _forget(config, family, inputs, output_dir)
+    return Outcome(pipeline, metrics, output_dir)
+
+
+def _forget(config: ForgetConfig, family: Family, inputs: Inputs, output_dir: Path) -> dict:
+    state, concept, pipeline = process_state(), inputs.concept, family.pipeline
+    stages = Stages(output_dir, overwrite=config.overwrite)
     hashes = pipeline_hashes(pipeline)
     if state.is_main_process:
         print(announce(config, family, inputs, output_dir), flush=True)
 
+    given = given_fisher(family, config)  # refused, if it is another model's, before anything is drawn
     samples, samples_key = None, "none"
     if config.replay_weight or (config.ewc_lambda and not config.fisher):
         samples, samples_key = draw_replay_samples(stages, family, config, inputs.prompts, hashes)
@@ -157,7 +192,7 @@ def _run_stages(config: ForgetConfig, pipeline: DiffusionPipeline | None, inputs
     surrogate, surrogate_key = make_surrogate(stages, family, config, concept, inputs.templates, hashes)
     fisher, fisher_key = None, "none"
     if config.ewc_lambda:
-        fisher, fisher_key = fisher_of(stages, family, config, samples, samples_key)
+        fisher, fisher_key = fisher_of(stages, family, config, samples, samples_key, given)
 
     examine, judged_by = examiner(config, family, inputs, replay), evaluation_key(config, inputs)
     before_key = {"model": hashes, "samples": samples_key} | judged_by
@@ -179,9 +214,13 @@ def _run_stages(config: ForgetConfig, pipeline: DiffusionPipeline | None, inputs
         history = forget_by_training(
             stages, family, config, concept, surrogate, replay, inputs.prompts, fisher, callback
         )
+        if state.is_main_process and config.lora_rank:
+            save_lora(pipeline, output_dir / "lora", config.dtype)
+        if config.lora_rank:
+            fuse_lora(family.module)
         if state.is_main_process:
             # Saved before it is judged: whatever happens there, the result is not lost.
-            save_pipeline(pipeline, output_dir / "pipeline", family.module, config.dtype)
+            save_pipeline(pipeline, output_dir / "pipeline", family.module, config.dtype, config.save_variant)
             write_json(history, output_dir / "history.json")
         return history
 
@@ -195,11 +234,9 @@ def _run_stages(config: ForgetConfig, pipeline: DiffusionPipeline | None, inputs
     after = _examine(stages, "after", {"trained": fingerprint(trained_key)} | judged_by, examine)
     metrics = combine(inputs, before, after, stages.seconds, stages.reused)
     metrics["amounts"] = amounts(config, family, metrics, history[-1]["step"] if history else 0)
-    if config.dtype != "float32":
-        family.module.to(getattr(torch, config.dtype))  # the precision of the other parts, as in the saved pipeline
     if state.is_main_process:
         write_results(config, inputs, metrics, (before, after), history, fisher, type(pipeline).__name__, output_dir)
-    return Outcome(pipeline, metrics, output_dir)
+    return metrics
 
 
 def _examine(stages: Stages, name: str, key: dict, examine) -> Findings:

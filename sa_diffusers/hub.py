@@ -1,31 +1,31 @@
-"""The way to and from the Hugging Face hub: errors that say what to do, model cards, push."""
+"""The way to and from the Hugging Face hub: errors that say what to do, download, push."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from html import escape
 from pathlib import Path
-from typing import Any
 
-from huggingface_hub import HfApi, ModelCard, ModelCardData
+import yaml
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
-    HFValidationError,
     HTTPError,
     LocalEntryNotFoundError,
     LocalTokenNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import validate_repo_id
 
-from sa_diffusers.pipelines import OWN_PIPELINES
+from sa_diffusers.cards import is_on_hub, is_repo_id
 
 
 # What makes a tokenizer: without any of these files transformers builds an empty one and says nothing.
 VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model")
+COMMIT_MESSAGE = "Upload with sa_diffusers"
+# huggingface_hub turns what goes wrong in the upload of one file into a RuntimeError.
+PUSH_FAILURES = (OSError, HTTPError, RuntimeError)
 
 
 class ModelLoadError(RuntimeError):
@@ -34,14 +34,6 @@ class ModelLoadError(RuntimeError):
 
 class PushError(RuntimeError):
     """A folder cannot be pushed to the hub; the message says what to do."""
-
-
-def _is_repo_id(name: str) -> bool:
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return True
 
 
 def _missing_components(folder: Path) -> list[str]:
@@ -73,16 +65,17 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _advice(model: str, error: Exception) -> str:
+def _advice(model: str, error: Exception, repo_type: str) -> str:
     """What happened and what to do about it, in one or two sentences."""
     causes = list(_chain(error))
+    what, flag = ("data set", " --repo-type dataset") if repo_type == "dataset" else ("model", "")
 
     def is_any(*kinds: type[BaseException]) -> bool:
         return any(isinstance(cause, kinds) for cause in causes)
 
     if is_any(GatedRepoError):
         return (
-            f"'{model}' is gated: accept its licence on the model's page on the hub, "
+            f"'{model}' is gated: accept its licence on the {what}'s page on the hub, "
             "then run `hf auth login` and start again."
         )
     if is_any(RevisionNotFoundError):
@@ -90,24 +83,24 @@ def _advice(model: str, error: Exception) -> str:
     if Path(model).is_dir():
         index = "" if (Path(model) / "model_index.json").is_file() else " It has no model_index.json."
         return f"The folder {model} cannot be loaded.{index} {error}"
-    if is_any(RepositoryNotFoundError) or not _is_repo_id(model):
+    if is_any(RepositoryNotFoundError) or not is_repo_id(model):
         return (
-            f"'{model}' is neither a local folder nor a model on the hub: check the name. "
-            "If it is a private model, run `hf auth login` first."
+            f"'{model}' is neither a local folder nor a {what} on the hub: check the name. "
+            f"If it is a private {what}, run `hf auth login` first."
         )
     if is_any(EntryNotFoundError) and not is_any(LocalEntryNotFoundError):
-        return f"'{model}' lacks a file that a pipeline needs: {error}"
+        return f"'{model}' lacks a file that is needed: {error}"
     if is_any(ConnectionError, TimeoutError, LocalEntryNotFoundError, HTTPError):
         return (
             f"'{model}' is not on this machine and the hub cannot be reached (no network, or HF_HUB_OFFLINE is set). "
-            f"Pass a local folder, or run `hf download {model}` where there is a network. "
+            f"Pass a local folder, or run `hf download {model}{flag}` where there is a network. "
             "If you meant a folder, check its path."
         )
     return f"'{model}' cannot be loaded: {error}"
 
 
 @contextmanager
-def explain_load_errors(model: str | Path) -> Iterator[None]:
+def explain_load_errors(model: str | Path, repo_type: str = "model") -> Iterator[None]:
     """Turn the errors of loading `model` in the block into ModelLoadError with advice, the original one chained.
 
     A pipeline folder is checked before the block runs, since transformers loads a missing tokenizer as an empty one.
@@ -115,6 +108,7 @@ def explain_load_errors(model: str | Path) -> Iterator[None]:
 
     Args:
         model: hub id or local folder, as given to `from_pretrained`.
+        repo_type: "model" or "dataset": what kind of repository the id is one of.
 
     Raises:
         ModelLoadError: gated, not found, no network, or a folder that lacks something.
@@ -123,98 +117,37 @@ def explain_load_errors(model: str | Path) -> Iterator[None]:
         _check_folder(Path(model))
         yield
     except (OSError, ValueError, EntryNotFoundError, HTTPError) as error:
-        raise ModelLoadError(_advice(str(model), error)) from error
+        raise ModelLoadError(_advice(str(model), error, repo_type)) from error
 
 
-def _cell(value: Any) -> str:
-    """A value as a cell of a Markdown table."""
-    return f"{value:.4g}" if isinstance(value, float) else "–" if value is None else str(value).replace("|", "\\|")
+def fetch(repo_id: str, files: Sequence[str], revision: str | None = None, repo_type: str = "model") -> Path:
+    """Local folder with these files of a repository, which are downloaded unless the cache has them.
 
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *(map(_cell, row) for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _flatten(values: Mapping[str, Any]) -> dict[str, Any]:
-    """{"attribute_accuracy": {"ink": 1.0}} -> {"attribute_accuracy.ink": 1.0}."""
-    flat = {}
-    for key, value in values.items():
-        flat |= {f"{key}.{part}": v for part, v in value.items()} if isinstance(value, Mapping) else {key: value}
-    return flat
-
-
-def base_name(model: str) -> str:
-    """A short name for a model: the last part of its id or path, or the one before a last part "pipeline"."""
-    path = Path(model)
-    return path.parent.name if path.name == "pipeline" and path.parent.name else path.name
-
-
-def write_model_card(
-    folder: str | Path,
-    *,
-    base_model: str,
-    concept: str,
-    surrogate: str,
-    method: str,
-    settings: Mapping[str, Any],
-    metrics: Mapping[str, Any] | None,
-    images: Sequence[str],
-    license: str | None,
-    dtype: str = "float32",
-    pipeline_class: str = "StableDiffusionPipeline",
-) -> Path:
-    """Write the folder's README.md, the card that the hub shows.
-
-    Args:
-        base_model: hub id or path of the pipeline that knew the concept; only an id is linked.
-        concept, surrogate: what was forgotten, and what is drawn in its place.
-        method: the method's name in words.
-        settings: name, with its unit where it has one, to value: lambda, Fisher id, seed, steps, ...
-        metrics: {"before": {...}, "after": {...}} as in metrics.json, or None where nothing was measured.
-        images: paths relative to the folder of the pictures to show, before and after.
-        dtype: precision to load it in; without one transformers and diffusers choose differently.
-        pipeline_class: the class that loads it: a stock one of diffusers, or one of this package.
-        license: the base model's licence id on the hub, which holds for this one too; None where unknown.
-
-    Returns:
-        Path of the card.
+    Raises:
+        ModelLoadError: no such repository, it lacks one of the files, no network, ...
     """
-    stock = pipeline_class not in OWN_PIPELINES
-    library, loader = ("diffusers", "DiffusionPipeline") if stock else ("sa_diffusers", pipeline_class)
-    on_hub = _is_repo_id(base_model) and not Path(base_model).exists()
-    base = base_model if on_hub else base_name(base_model)
-    sections = [
-        f"# {base_name(base)} without “{escape(concept)}”",
-        f"`{base}` trained by {method} to draw **{escape(surrogate)}** where it is asked for **{escape(concept)}**.",
-        *(f"![Before and after]({image})" for image in images),
-        f"## Use\n\nA pipeline of the base model's own class; nothing but {library} is needed.",
-        f"```python\nimport torch\nfrom {library} import {loader}\n\n"
-        f'pipeline = {loader}.from_pretrained("path/or/hub-id/of/this/model", dtype=torch.{dtype})\n```',
-        "## How it was made\n\n" + _table(("setting", "value"), settings.items()),
-    ]
-    if metrics:
-        before, after = _flatten(metrics["before"]), _flatten(metrics["after"])
-        known = [key for key in before | after if (before.get(key), after.get(key)) != (None, None)]
-        rows = ((f"`{key}`", before.get(key), after.get(key)) for key in known)
-        sections.append("## Before and after\n\n" + _table(("measure", "before", "after"), rows))
-    sections += [
-        "## Limits\n\nThe concept is suppressed, not proven erased: other words for it, further training or an attack "
-        "on the weights may bring it back, and what is close to it may have changed as well.",
-        f"## Licence\n\nThat of the base model, `{base}`" + (f": {license}." if license else "; look it up there."),
-    ]
-    text_to_image = ["stable-diffusion", "text-to-image"] if stock else []
-    data = ModelCardData(
-        base_model=base_model if on_hub else None,
-        library_name="diffusers",
-        pipeline_tag="text-to-image" if stock else "unconditional-image-generation",
-        tags=["diffusers", *text_to_image, "sa_diffusers", "concept-forgetting"],
-        license=license,
-    )
-    path = Path(folder) / "README.md"
-    ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n").save(path)
-    return path
+    with explain_load_errors(repo_id, repo_type):
+        paths = [hf_hub_download(repo_id, name, revision=revision, repo_type=repo_type) for name in files]
+    return Path(paths[0]).parent
+
+
+def commit_of(model: str, revision: str | None) -> str | None:
+    """The commit that the cached files of a hub model are of; `revision` where there are none (a local folder)."""
+    if not is_on_hub(model):
+        return revision
+    found = try_to_load_from_cache(model, "model_index.json", revision=revision)
+    return Path(found).parent.name if isinstance(found, str) else revision
+
+
+def read_license(model: str, revision: str | None = None) -> str | None:
+    """Licence id from the card of a model (hub id, folder, or bundled/<name>); None where it cannot be read."""
+    if model.startswith("bundled/"):
+        return "apache-2.0"
+    try:
+        folder = fetch(model, ["README.md"], revision) if is_on_hub(model) else Path(model)
+        return ModelCard.load(folder / "README.md").data.license
+    except (ModelLoadError, OSError, ValueError, yaml.YAMLError):
+        return None
 
 
 @contextmanager
@@ -236,13 +169,31 @@ def check_push(repo_id: str, api: HfApi | None = None) -> None:
     Raises:
         PushError: what is wrong and what to do.
     """
-    if not _is_repo_id(repo_id):
+    if not is_repo_id(repo_id):
         raise PushError(f"'{repo_id}' is not a name for a model on the hub: expected user/name.")
     try:
         with _explain_login_errors():
             (api or HfApi()).whoami()
     except (OSError, HTTPError) as error:
-        raise PushError(f"The hub cannot be reached: {error}. Leave out --push_to_hub and push later.") from error
+        raise PushError(
+            f"The hub cannot be reached: {error}. Leave out --push_to_hub and push later, by scripts/push.py."
+        ) from error
+
+
+def _push(api: HfApi, repo_id: str, private: bool, repo_type: str, commit: Callable[[], object], again: str) -> str:
+    """Make the repository and fill it by `commit`; `again` says what to do when that fails."""
+    try:
+        with _explain_login_errors():
+            url = api.create_repo(repo_id, private=private, repo_type=repo_type, exist_ok=True)
+            commit()
+    except PushError:
+        raise
+    except PUSH_FAILURES as error:
+        cause = f"{error} ({error.__cause__})" if error.__cause__ else str(error)
+        raise PushError(
+            f"The push to {repo_id} failed: {cause}. Nothing is lost, and nothing half made is on the hub: {again}"
+        ) from error
+    return str(url)
 
 
 def push_folder(folder: str | Path, repo_id: str, *, private: bool, api: HfApi | None = None) -> str:
@@ -252,13 +203,36 @@ def push_folder(folder: str | Path, repo_id: str, *, private: bool, api: HfApi |
         PushError: not logged in, or the upload failed; the message says how to push the folder again.
     """
     api = api or HfApi()
-    try:
-        with _explain_login_errors():
-            url = api.create_repo(repo_id, private=private, exist_ok=True)
-            api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload with sa_diffusers")
-    except (OSError, HTTPError) as error:
-        raise PushError(
-            f"The push to {repo_id} failed: {error}. Nothing is lost: {folder} is whole. "
-            f"Push it again with `hf upload {repo_id} {folder}` or by running the same command."
-        ) from error
-    return str(url)
+
+    def commit() -> None:
+        api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=COMMIT_MESSAGE)
+
+    again = f"{folder} is whole. Push it again with `hf upload {repo_id} {folder}` or by running the same command."
+    return _push(api, repo_id, private, "model", commit, again)
+
+
+def push_files(
+    files: Mapping[str, Path | bytes],
+    repo_id: str,
+    *,
+    private: bool,
+    again: str,
+    repo_type: str = "model",
+    api: HfApi | None = None,
+) -> str:
+    """Upload files in one commit and return the page's URL.
+
+    Args:
+        files: name in the repository to a local path, or to the content.
+        again: what is whole and how to push it again, for the message when that fails.
+
+    Raises:
+        PushError: as `push_folder`.
+    """
+    api = api or HfApi()
+
+    def commit() -> None:
+        operations = [CommitOperationAdd(name, content) for name, content in files.items()]
+        api.create_commit(repo_id, operations, commit_message=COMMIT_MESSAGE, repo_type=repo_type)
+
+    return _push(api, repo_id, private, repo_type, commit, again)

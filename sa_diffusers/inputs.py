@@ -21,7 +21,8 @@ from sa_diffusers.prompts import Concept, concept_templates, find_concept, is_fo
 # two runs in a folder. The evaluation's options are part of the evaluation's own key.
 NOT_IDENTITY = (
     "overwrite", "num_threads", "push_to_hub", "hub_model_id", "hub_private", "report_to", "output_dir",
-    "checkpoints_total_limit", "checkpointing_steps", "eval_batch_size", "fisher_chunk_size",
+    "checkpoints_total_limit", "checkpointing_steps", "eval_batch_size", "fisher_chunk_size", "fisher_device",
+    "ewc_device", "compile_backend", "channels_last", "offload",
     "gradient_accumulation_steps", "gradient_checkpointing", "classifier", "eval_prompts", "eval_images_concept",
     "eval_images_class", "eval_images_other",
 )  # fmt: skip

@@ -1,7 +1,9 @@
 """Pipelines in and out: loaded whole, hashed, copied, saved as the stock class they were."""
 
 import copy
+import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -76,11 +78,41 @@ def pipeline_hashes(pipeline: DiffusionPipeline) -> dict[str, str]:
     return {name: model_hash(part) for name, part in sorted(modules.items()) if name != "safety_checker"}
 
 
-def save_pipeline(pipeline: DiffusionPipeline, path: Path, module: nn.Module, dtype: str) -> None:
-    """Save atomically, the trained module in `dtype` like the rest; it stays float32 in memory."""
+def save_pipeline(
+    pipeline: DiffusionPipeline, path: Path, module: nn.Module, dtype: str, variant: str | None = None
+) -> None:
+    """Save atomically, the trained module in `dtype` like the rest; it stays float32 in memory.
+
+    Args:
+        variant: "fp16" writes every part a second time, in float16, as `*.fp16.safetensors` beside the files in
+            `dtype`: `from_pretrained(path)` reads those, `from_pretrained(path, variant="fp16", dtype=torch.float16)`
+            the smaller ones.
+
+    Raises:
+        ValueError: another variant.
+    """
+    if variant not in (None, "fp16"):
+        raise ValueError(f"expected the variant fp16 or none, got {variant!r}")
     with atomic_path(path) as temporary:
         if dtype != "float32":
             module.to(getattr(torch, dtype))
         pipeline.save_pretrained(temporary)
+        if variant:
+            _add_variant(pipeline, temporary, variant)
     if dtype != "float32":
         module.to(torch.float32)
+
+
+def _add_variant(pipeline: DiffusionPipeline, folder: Path, variant: str) -> None:
+    """Write float16 copies of the weights that `folder` holds beside them.
+
+    They are read back from the files, which spares the device a second copy, and saved elsewhere first: saving them in
+    place would replace the configurations, too, and transformers reads the precision of the *other* files there.
+    """
+    for name, part in pipeline.components.items():
+        if isinstance(part, nn.Module):
+            half = type(part).from_pretrained(folder / name, dtype=torch.float16)
+            with TemporaryDirectory(dir=folder) as scratch:
+                half.save_pretrained(scratch, variant=variant)
+                for file in Path(scratch).glob(f"*.{variant}*"):
+                    shutil.move(file, folder / name / file.name)

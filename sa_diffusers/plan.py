@@ -11,6 +11,8 @@ import torch
 
 from sa_diffusers.config import ForgetConfig
 from sa_diffusers.families import Family
+from sa_diffusers.lora import adapted_layers
+from sa_diffusers.precision import autocast_forward
 
 
 BACKWARD = 2.0  # a backward pass costs about two forward passes
@@ -35,13 +37,13 @@ def seconds_per_sample(family: Family, batch_size: int) -> float:
     """Seconds of one UNet forward pass per sample, timed on zeros after one pass that warms up."""
     latents = torch.zeros(batch_size, *family.latent_shape)
     prompt = family.labels[0] if family.labels else ""
-    batch = {k: v.to(family.pipeline.device) for k, v in family.batch(latents, [prompt] * batch_size).items()}
-    terms = torch.zeros(batch_size, dtype=torch.long, device=family.pipeline.device)
+    batch = {k: v.to(family.device) for k, v in family.batch(latents, [prompt] * batch_size).items()}
+    terms = torch.zeros(batch_size, dtype=torch.long, device=family.device)
     noise = family.loss.sample_noise(batch, torch.Generator())
     elapsed = 0.0
     for _ in range(2):
         start = time.perf_counter()
-        with torch.no_grad():
+        with torch.no_grad(), autocast_forward(family.module, family.compute_dtype):
             float(family.loss(family.module, batch, terms, noise).sum())  # float() waits for the device
         elapsed = time.perf_counter() - start
     return elapsed / batch_size
@@ -68,12 +70,32 @@ def estimate(config: ForgetConfig, per_sample: float, num_evaluated: int, num_te
 
 
 def trained_bytes(family: Family, config: ForgetConfig) -> int:
-    """Memory that training takes beside the pipeline: gradients, Adam moments, anchor, Fisher, average, frozen."""
-    count = sum(p.numel() for p in family.trainable(config.train_scope).values())
-    copies = 1 + 2 + (2 if config.ewc_lambda else 0) + (1 if config.ema_decay is not None else 0)
-    frozen = config.replay_target == "model" and config.replay_weight
-    whole = sum(p.numel() for p in family.module.parameters()) if frozen else 0
-    return FLOAT32 * (copies * count + whole)
+    """Memory that training takes on the device beside the pipeline and activations.
+
+    These are gradients, Adam's averages, EWC's Fisher and anchor, the weights' moving average, and the frozen copy,
+    whose weights are the anchor then; with adapters these, and the Fisher of what they adapt.
+    """
+    held = ewc = sum(p.numel() for p in family.trainable(config.train_scope).values())
+    stepped = held
+    if config.lora_rank:
+        layers = [
+            family.module.get_submodule(name)
+            for name in adapted_layers(family.module, config.train_scope, config.lora_targets)
+        ]
+        ewc = sum(layer.weight.numel() for layer in layers)
+        stepped = sum(config.lora_rank * (len(w) + w[0].numel()) for w in (layer.weight for layer in layers))
+        held = 0
+    adam = 2 if config.optimizer == "adamw_8bit" else 2 * FLOAT32
+    total = stepped * (FLOAT32 + adam + (FLOAT32 if config.ema_decay is not None else 0))
+    distils = config.replay_target == "model" and config.replay_weight
+    if config.lora_rank:
+        total += FLOAT32 * stepped
+    elif distils:
+        total += FLOAT32 * sum(p.numel() for p in family.module.parameters())
+        held = 0  # the frozen copy's weights are the anchor
+    if config.ewc_lambda and config.ewc_device == "device":
+        total += ewc * (2 if config.ewc_dtype == "bfloat16" else FLOAT32) + FLOAT32 * held
+    return total
 
 
 def disk_bytes(family: Family, config: ForgetConfig) -> int:
@@ -95,7 +117,7 @@ def check_memory(needed: int, device: torch.device) -> int:
     if needed > free:
         raise NotEnoughMemory(
             f"training needs {needed / 1e9:.1f} GB beside the model, {device} has {free / 1e9:.1f} GB free: use "
-            "--train_scope xattn, a larger device, or ewc_lambda 0"
+            "--lora_rank 8, --train_scope xattn, --ewc_device cpu, --optimizer adamw_8bit, or a larger device"
         )
     return free
 

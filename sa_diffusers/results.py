@@ -7,13 +7,14 @@ from pathlib import Path
 import torch
 
 from sa_diffusers.artifacts import Stage, atomic_path, check_disk, fingerprint, write_json
+from sa_diffusers.cards import write_model_card
 from sa_diffusers.config import ForgetConfig
 from sa_diffusers.data import SampleSet
 from sa_diffusers.evaluation.before_after import Findings, contact_sheet, judge, look, pairs
 from sa_diffusers.evaluation.forgetting import JudgedSet, draw_examination, measure, replay_loss
 from sa_diffusers.families import Family
 from sa_diffusers.fisher import Fisher
-from sa_diffusers.hub import write_model_card
+from sa_diffusers.hub import read_license
 from sa_diffusers.inputs import Inputs
 from sa_diffusers.loading import model_hash
 from sa_diffusers.plan import (
@@ -109,7 +110,7 @@ def tracker(
 def announce(config: ForgetConfig, family: Family, inputs: Inputs, output_dir: Path) -> str:
     """The plan as text. Raises NotEnoughMemory or DiskFull where the run cannot fit."""
     memory, disk = trained_bytes(family, config), disk_bytes(family, config)
-    check_memory(memory, family.pipeline.device)
+    check_memory(memory, family.device)
     check_disk(output_dir, disk)
     exams = list(inputs.exams.values())
     evaluated = sum(len(s.requests) for s in exams[0].sets.values()) if exams else 2 * LOOKED_AT
@@ -192,13 +193,14 @@ def write_results(
     pipeline_class: str,
     output_dir: Path,
 ) -> None:
-    """metrics.json, before_after.png, report.html, and the model card inside the pipeline's folder."""
+    """metrics.json, before_after.png, report.html, and a model card inside every folder that can be pushed."""
     write_json(metrics, output_dir / "metrics.json")
     shown = pairs(*findings)
     some = [pair for group in dict.fromkeys(p["group"] for p in shown) for pair in _of_group(shown, group)[:8]]
     save_before_after(some, output_dir / "before_after.png")
     settings = {
         "train_scope": config.train_scope,
+        **({"lora_rank": config.lora_rank, "lora_targets": config.lora_targets} if config.lora_rank else {}),
         "ewc_lambda (authors' units, no 1/2)": config.ewc_lambda,
         "replay_weight": config.replay_weight,
         "num_train_steps": history[-1]["step"] if history else 0,
@@ -211,6 +213,8 @@ def write_results(
         "Suppressed, not proven erased: whoever has the weights may train or attack the concept back.",
         f"The pipeline lies in {output_dir / 'pipeline'}, a {pipeline_class}.",
     ]
+    if config.lora_rank:
+        notes.append(f"The adapter alone lies in {output_dir / 'lora'}; the pipeline has it fused in.")
     if not inputs.exams:
         notes.insert(
             0, "No classifier was given: judge by the pictures, and by the change of the loss on replay samples."
@@ -228,20 +232,23 @@ def write_results(
         fisher=fisher and fisher.metadata,
         notes=notes,
     )
-    save_before_after(some, output_dir / "pipeline" / "before_after.png")
-    write_model_card(
-        output_dir / "pipeline",
-        base_model=config.model,
-        concept=metrics["concept"],
-        surrogate=metrics["surrogate"],
-        method="Selective Amnesia",
-        settings=settings,
-        metrics=metrics,
-        images=["before_after.png"],
-        license="apache-2.0" if config.model.startswith("bundled/") else None,
-        dtype=config.dtype,
-        pipeline_class=pipeline_class,
-    )
+    for folder in ("pipeline", "lora") if config.lora_rank else ("pipeline",):
+        save_before_after(some, output_dir / folder / "before_after.png")
+        write_model_card(
+            output_dir / folder,
+            base_model=config.model,
+            concept=metrics["concept"],
+            surrogate=metrics["surrogate"],
+            method="Selective Amnesia",
+            settings=settings,
+            metrics=metrics,
+            images=["before_after.png"],
+            license=read_license(config.model, config.revision),
+            dtype=config.dtype,
+            pipeline_class=pipeline_class,
+            variant=config.save_variant,
+            lora=folder == "lora",
+        )
 
 
 def summary(inputs: Inputs, metrics: dict) -> str:

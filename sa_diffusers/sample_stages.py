@@ -15,6 +15,7 @@ from sa_diffusers.processes import process_state
 from sa_diffusers.prompts import Concept, is_folder
 from sa_diffusers.replay import concept_captions, negative_requests, sample_requests, select_replay, surrogate_requests
 from sa_diffusers.sampling import SamplingSettings, draw_samples, remove_parts
+from sa_diffusers.sharing import fetch_samples, provenance
 from sa_diffusers.stages import Stages
 
 
@@ -31,20 +32,21 @@ def draw_replay_samples(
         "sampler": config.sampler,
         "settings": asdict(settings),
         "seed": config.seed,
-    }
+    } | computed_in(family)
     stretched = "stretched_samples" in config.paper_quirks
     if stretched:
         key["stretched"] = True
     if config.samples:
         stages.reused.append("sample")
-        return load_shared_samples(Path(config.samples), hashes, stretched)
+        return load_shared_samples(fetch_samples(config.samples), hashes, stretched)
     folder = stages.output_dir / "samples"
 
     def compute() -> SampleSet:
         requests = sample_requests(prompts, config.num_samples, config.empty_prompt_fraction, config.seed)
         samples = _draw(family, requests, settings, folder, "samples", "sample", stretched)
         if process_state().is_main_process:
-            write_json(key, folder / "samples.json")
+            origin = provenance(config.model, config.revision)
+            write_json(key | {"provenance": origin}, folder / "samples.json")
         return samples
 
     samples = stages.run(
@@ -57,12 +59,19 @@ def draw_replay_samples(
     return samples, fingerprint(key)
 
 
+def computed_in(family: Family) -> dict[str, str]:
+    """The part of a key that names the precision of forward passes, where that is not the weights' own."""
+    dtype = family.compute_dtype
+    return {} if dtype is None else {"compute_dtype": str(dtype).removeprefix("torch.")}
+
+
 def load_shared_samples(folder: Path, hashes: dict[str, str], stretched: bool = False) -> tuple[SampleSet, str]:
     """Samples of another run. Raises ValueError when there are none, or they are of another model or stretching."""
     try:
         key = json.loads((folder / "samples.json").read_text())
     except FileNotFoundError as error:
         raise ValueError(f"no samples in {folder}; expected the samples/ folder of a run of this model") from error
+    key.pop("provenance", None)  # where they come from decides nothing
     differing = sorted(name for name in hashes if key["model"].get(name) != hashes[name])
     if differing:
         raise ValueError(f"the samples in {folder} were drawn by a model with another {' and '.join(differing)}")
@@ -94,7 +103,8 @@ def draw_open_samples(
             "sampler": config.sampler,
             "settings": asdict(settings),
             "seed": config.seed,
-        },
+        }
+        | computed_in(family),
         lambda: _draw(family, requests, settings, folder, "without_concept", "sample without the concept", stretched),
         lambda: SampleSet.load(folder / "without_concept.safetensors"),
         counts_as="sample",
@@ -123,7 +133,7 @@ def make_surrogate(
         "sampler": config.sampler,
         "settings": asdict(settings),
         "seed": seed,
-    }
+    } | computed_in(family)
     paths = image_paths(concept.surrogate) if is_folder(concept.surrogate) else []
     if paths:
         key["images"] = [hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in paths]

@@ -30,7 +30,7 @@ def predictions(family: Family, samples: SampleSet, prompts: list[str], seed: in
         batch = family.batch(chosen, prompts[start : start + 50])
         generator = seeded(seed, "distance", start)
         terms = torch.randint(family.loss.num_terms, (len(chosen),), generator=generator)
-        noise, device = family.loss.sample_noise(batch, generator), family.pipeline.device
+        noise, device = family.loss.sample_noise(batch, generator), family.device
         batch = {key: value.to(device) for key, value in batch.items()}
         parts.append(family.loss.predict(family.module, batch, terms.to(device), noise.to(device)).float().cpu())
     return torch.cat(parts)

@@ -19,7 +19,7 @@ from sa_diffusers.families import get_family
 from sa_diffusers.fisher import Fisher, FisherMismatch
 from sa_diffusers.restricted_pickle import RefusedFile, RefusedTensor, read_restricted
 from sa_diffusers.stages import Stages
-from sa_diffusers.train_stages import fisher_of
+from sa_diffusers.train_stages import fisher_of, given_fisher
 from scripts import convert
 
 
@@ -140,7 +140,8 @@ def test_fisher_script_writes_a_fisher_that_a_run_accepts(pipeline, model, tmp_p
 
     torch.testing.assert_close(Fisher.load(output).tensors, fisher, rtol=0, atol=0)
     config = ForgetConfig(concept="seven", fisher=str(output))
-    loaded, key = fisher_of(Stages(tmp_path), get_family(pipeline), config, None, "none")
+    family = get_family(pipeline)
+    loaded, key = fisher_of(Stages(tmp_path), family, config, None, "none", given_fisher(family, config))
     assert (loaded.metadata["num_terms"], loaded.metadata["reduction"]) == (1000, "mean")
     assert (loaded.metadata["terms"], loaded.metadata["prediction_type"]) == ("all", "epsilon")
     assert "theirs.pkl" in loaded.metadata["source"]
@@ -151,7 +152,7 @@ def test_fisher_script_writes_a_fisher_that_a_run_accepts(pipeline, model, tmp_p
     with torch.no_grad():
         pipeline.unet.conv_in.bias += 1
     with pytest.raises(FisherMismatch, match="model_hash"):
-        fisher_of(Stages(tmp_path), get_family(pipeline), config, None, "none")
+        given_fisher(get_family(pipeline), config)
 
 
 def test_fisher_lists_what_does_not_fit(pipeline, model, tmp_path):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from diffusers import DiffusionPipeline
+from fake_hub import FakeHub, cache_repository, hub_error
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -15,50 +16,18 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from sa_diffusers.cards import public_name, write_model_card
 from sa_diffusers.hub import (
     ModelLoadError,
     PushError,
     check_push,
+    commit_of,
     explain_load_errors,
+    fetch,
+    push_files,
     push_folder,
-    write_model_card,
+    read_license,
 )
-
-
-class Response:
-    """As much of an HTTP response as the hub's errors look at."""
-
-    def __init__(self, status_code: int) -> None:
-        self.status_code, self.headers, self.request = status_code, {}, None
-
-
-def hub_error(kind: type[HfHubHTTPError], status_code: int) -> HfHubHTTPError:
-    return kind(f"status {status_code}", response=Response(status_code))
-
-
-class FakeHub:
-    """Keeps what it is sent; `fails` names the method that raises, and with what."""
-
-    def __init__(self, **fails: Exception) -> None:
-        self.fails, self.calls, self.files = fails, [], {}
-
-    def _call(self, name: str, **arguments) -> None:
-        self.calls.append((name, arguments))
-        if name in self.fails:
-            raise self.fails[name]
-
-    def whoami(self) -> dict:
-        self._call("whoami")
-        return {"name": "someone"}
-
-    def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool) -> str:
-        self._call("create_repo", repo_id=repo_id, private=private, exist_ok=exist_ok)
-        return f"https://hub.example/{repo_id}"
-
-    def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> None:
-        files = {path.name: path.read_text() for path in Path(folder_path).iterdir()}
-        self._call("upload_folder", repo_id=repo_id)
-        self.files = files  # one commit: all or nothing
 
 
 def pipeline_folder(folder: Path, lacking: str | None = None, tokenizer_file: str = "vocab.json") -> Path:
@@ -208,24 +177,98 @@ def test_card_of_a_local_base_hides_its_path(tmp_path):
     assert "look it up there" in card.content
 
 
+def test_card_of_a_lora_says_what_it_is(tmp_path):
+    card = make_card(tmp_path, lora=True)
+    assert "lora" in card.data.tags
+    assert card.data.to_dict()["base_model_relation"] == "adapter"
+    assert "# stable-diffusion-v1-4 without “Brad Pitt” (LoRA)" in card.content
+    assert "A LoRA for `CompVis/stable-diffusion-v1-4` trained by Selective Amnesia to draw" in card.content
+    assert "lora" not in make_card(tmp_path).data.tags
+
+
+def test_card_names_the_variant_that_the_folder_holds(tmp_path):
+    assert 'variant="fp16", dtype=torch.float16' in make_card(tmp_path, variant="fp16").content
+    assert "variant" not in make_card(tmp_path).content
+
+
+def test_public_names_tell_no_local_path(tmp_path):
+    (tmp_path / "mine" / "pipeline").mkdir(parents=True)
+    assert public_name("CompVis/stable-diffusion-v1-4") == "CompVis/stable-diffusion-v1-4"
+    assert public_name("bundled/digits/pipeline") == "bundled/digits/pipeline"
+    assert public_name(str(tmp_path / "mine" / "pipeline")) == "mine"
+
+
+def test_fetch_gives_the_folder_of_the_files_or_says_why_not():
+    commit = cache_repository("someone/fetched", {"a.txt": b"a", "b.txt": b"b"})
+    assert (fetch("someone/fetched", ["a.txt", "b.txt"]) / "b.txt").read_bytes() == b"b"
+    assert (fetch("someone/fetched", ["a.txt"], revision=commit) / "a.txt").read_bytes() == b"a"
+    with pytest.raises(ModelLoadError, match="'someone/fetched' is not on this machine"):
+        fetch("someone/fetched", ["a.txt", "c.txt"])
+    with pytest.raises(ModelLoadError, match="`hf download someone/fetched --repo-type dataset`"):
+        fetch("someone/fetched", ["a.txt"], repo_type="dataset")
+
+
+def test_the_commit_of_a_cached_model_is_found(tmp_path):
+    commit = cache_repository("someone/base", {"model_index.json": b"{}"})
+    assert commit_of("someone/base", None) == commit
+    assert commit_of("someone/base", "main") == commit
+    assert commit_of("someone/never-seen", "v1") == "v1"
+    assert commit_of(str(tmp_path), None) is None
+
+
+def test_the_licence_of_the_base_is_read_from_its_card(tmp_path):
+    cache_repository("someone/licensed", {"README.md": b"---\nlicense: openrail\n---\n# A model"})
+    assert read_license("someone/licensed") == "openrail"
+    make_card(tmp_path, license="mit")
+    assert read_license(str(tmp_path)) == "mit"  # of a model that forgot once already
+    (tmp_path / "README.md").write_text("---\nlicense: [\n---\n")
+    assert read_license(str(tmp_path)) is None
+    assert read_license("someone/never-seen") is None
+    cache_repository("StableDiffusionPipeline", {"README.md": b"---\nlicense: openrail\n---\n# Somebody's"})
+    assert read_license("StableDiffusionPipeline") is None  # what a pipeline without a name is called
+    assert read_license("bundled/digits/pipeline") == "apache-2.0"
+
+
 def test_push_is_one_commit(tmp_path):
     (tmp_path / "README.md").write_text("card")
     (tmp_path / "model_index.json").write_text("{}")
     hub = FakeHub()
     assert push_folder(tmp_path, "someone/model", private=True, api=hub) == "https://hub.example/someone/model"
     assert [name for name, _ in hub.calls] == ["create_repo", "upload_folder"]
-    assert hub.calls[0][1] == {"repo_id": "someone/model", "private": True, "exist_ok": True}
-    assert hub.files == {"README.md": "card", "model_index.json": "{}"}
+    assert hub.calls[0][1] == {"repo_id": "someone/model", "private": True, "repo_type": "model", "exist_ok": True}
+    assert hub.files["someone/model"] == {"README.md": b"card", "model_index.json": b"{}"}
 
 
-def test_push_that_fails_half_way_says_how_to_go_on(tmp_path):
-    (tmp_path / "README.md").write_text("card")
-    hub = FakeHub(upload_folder=ConnectionResetError("reset by peer"))
-    with pytest.raises(PushError, match="failed: reset by peer. Nothing is lost") as caught:
+def test_files_are_pushed_in_one_commit(tmp_path):
+    (tmp_path / "weights").write_bytes(b"w")
+    hub, files = FakeHub(), {"weights": tmp_path / "weights", "README.md": b"card"}
+    push_files(files, "someone/data", private=False, repo_type="dataset", again="again", api=hub)
+    assert [name for name, _ in hub.calls] == ["create_repo", "create_commit"]
+    assert {call["repo_type"] for _, call in hub.calls} == {"dataset"}
+    assert hub.files["someone/data"] == {"weights": b"w", "README.md": b"card"}
+
+
+@pytest.mark.parametrize(
+    ("fails", "cause"),
+    [
+        ({"upload_folder": ConnectionResetError("reset by peer")}, "reset by peer"),
+        ({"upload": ConnectionResetError("reset by peer")}, "Error while uploading 'b' to the Hub. .reset by peer."),
+        ({"upload_folder": hub_error(HfHubHTTPError, 500)}, "status 500"),
+    ],
+    ids=["connection", "second file", "server"],
+)
+def test_push_that_fails_half_way_says_how_to_go_on(tmp_path, fails, cause):
+    (tmp_path / "a").write_text("1")
+    (tmp_path / "b").write_text("2")
+    hub = FakeHub(**fails)
+    with pytest.raises(PushError, match=f"failed: {cause}. Nothing is lost") as caught:
         push_folder(tmp_path, "someone/model", private=False, api=hub)
     assert f"`hf upload someone/model {tmp_path}`" in str(caught.value)
-    assert hub.files == {}
-    assert (tmp_path / "README.md").read_text() == "card"
+    assert hub.files == {"someone/model": {}}
+    assert [(tmp_path / name).read_text() for name in "ab"] == ["1", "2"]
+    hub.fails.clear()
+    push_folder(tmp_path, "someone/model", private=False, api=hub)
+    assert hub.files["someone/model"] == {"a": b"1", "b": b"2"}
 
 
 @pytest.mark.parametrize(
@@ -234,7 +277,7 @@ def test_push_that_fails_half_way_says_how_to_go_on(tmp_path):
 def test_login_is_asked_for(tmp_path, error):
     with pytest.raises(PushError, match="`hf auth login`"):
         check_push("someone/model", FakeHub(whoami=error))
-    with pytest.raises(PushError, match="`hf auth login`"):
+    with pytest.raises(PushError, match="^(Not logged in|The hub does not accept).* `hf auth login`"):
         push_folder(tmp_path, "someone/model", private=False, api=FakeHub(create_repo=error))
 
 

@@ -10,6 +10,7 @@ from torch.testing import assert_close
 
 from sa_diffusers.losses import DiffusionLoss
 from sa_diffusers.objectives import ElasticWeightConsolidation, Likelihood, NaiveForgetting, SelectiveAmnesia
+from sa_diffusers.objectives import ewc as ewc_module
 
 
 T = 10
@@ -41,9 +42,8 @@ def fisher_of(model: nn.Module) -> dict:
     return {name: torch.rand_like(p) for name, p in model.named_parameters()} | {"not trained": torch.ones(2)}
 
 
-def moved_ewc(model: nn.Module, ewc_lambda: float) -> ElasticWeightConsolidation:
-    ewc = ElasticWeightConsolidation(dict(model.named_parameters()), fisher_of(model), ewc_lambda)
-    ewc.fisher = [f.double() for f in ewc.fisher]
+def moved_ewc(model: nn.Module, ewc_lambda: float, **options) -> ElasticWeightConsolidation:
+    ewc = ElasticWeightConsolidation(dict(model.named_parameters()), fisher_of(model), ewc_lambda, **options)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += torch.randn_like(parameter)
@@ -60,6 +60,66 @@ def test_ewc_gradient_equals_autograd_of_its_value(model):
     ewc.add_gradient()
     expected = torch.autograd.grad(value, list(model.parameters()))
     torch.testing.assert_close([p.grad for p in model.parameters()], list(expected))
+
+
+def test_ewc_computes_in_groups_what_it_computes_at_once(model, monkeypatch):
+    ewc = moved_ewc(model, 3.0)
+    ewc.add_gradient()
+    once, value = [p.grad.clone() for p in model.parameters()], ewc.value()
+    model.zero_grad()
+    monkeypatch.setattr(ewc_module, "GROUP_SIZE", 10)
+    assert [group for group, _, _ in ewc._groups()] == [[0], [1, 2], [3]]  # of 36, 6, 6 and 6 weights
+    ewc.add_gradient()
+    assert_close([p.grad for p in model.parameters()], once, rtol=0, atol=0)
+    assert_close(ewc.value(), value)
+
+
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_a_fisher_in_bfloat16_is_rounded_once(model, device):
+    """The product is computed with the rounded values in the weights' own precision, and rounds nothing else."""
+    torch.manual_seed(1)
+    ewc = moved_ewc(model, 3.0, fisher_dtype=torch.bfloat16, device=device)
+    torch.manual_seed(1)
+    rounded = [f.to(torch.bfloat16).double() for f in list(fisher_of(model).values())[:-1]]
+    assert {f.dtype for f in ewc.fisher} == {torch.bfloat16}
+    deltas = [(p - a).detach() for p, a in zip(model.parameters(), ewc.anchor, strict=True)]
+    ewc.add_gradient()
+    expected = [6.0 * f * d for f, d in zip(rounded, deltas, strict=True)]
+    assert_close([p.grad for p in model.parameters()], expected)
+    assert_close(ewc.value(), sum(3.0 * (f * d.square()).sum() for f, d in zip(rounded, deltas, strict=True)))
+    with pytest.raises(ValueError, match="expected fisher_dtype float32 or bfloat16, got torch.float16"):
+        moved_ewc(model, 3.0, fisher_dtype=torch.float16)
+
+
+@pytest.mark.parametrize("kept", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_the_anchor_is_kept_in_the_smallest_dtype_that_holds_it_exactly(model, kept):
+    values = {torch.float16: 1 + 2**-10, torch.bfloat16: 2.0**100, torch.float32: 1 + 2**-20, torch.float64: 0.1}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(1.0)
+        model.norm.bias[0] = values[kept]
+    ewc = ElasticWeightConsolidation(dict(model.named_parameters()), fisher_of(model), 1e6)
+    assert [a.dtype for a in ewc.anchor] == [torch.float16] * 3 + [kept]
+    assert ewc.value() == 0
+    ewc.add_gradient()
+    assert all(p.grad.eq(0).all() for p in model.parameters())
+    with torch.no_grad():
+        model.norm.bias[0] *= 2  # must leave the anchor alone
+    assert ewc.value() > 0
+
+
+def test_a_frozen_copy_of_the_weights_is_the_anchor_itself(model):
+    frozen = {name: p.detach().clone() for name, p in model.named_parameters()}
+    ewc = moved_ewc(model, 3.0, anchor=frozen)
+    assert [a.data_ptr() for a in ewc.anchor] == [f.data_ptr() for f in frozen.values()]
+    ewc.add_gradient()
+    expected = [6.0 * f * (p - a) for f, p, a in zip(ewc.fisher, model.parameters(), frozen.values(), strict=True)]
+    assert_close([p.grad for p in model.parameters()], [e.detach() for e in expected])
+    with pytest.raises(ValueError, match="to be the weights before training, got others for layer.weight"):
+        moved_ewc(model, 3.0, anchor=frozen)  # the weights have moved
+    current = {name: p.detach().clone() for name, p in model.named_parameters() if name != "norm.weight"}
+    with pytest.raises(ValueError, match="got none for norm.weight"):
+        moved_ewc(model, 3.0, anchor=current)
 
 
 def test_ewc_adds_to_the_gradient_that_is_there(model):

@@ -8,6 +8,7 @@ import psutil
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from fake_hub import FakeHub
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import LocalTokenNotFoundError
 from PIL import Image
@@ -200,53 +201,42 @@ def test_gradient_checkpointing_changes_nothing_but_memory(start, finished, shar
     assert not outcome.pipeline.unet.is_gradient_checkpointing
 
 
-class FakeHub:
-    """Stands for HfApi; `fails` names the method that raises, and with what."""
+class WatchingHub(FakeHub):
+    """Notes whether the run had its result when it was called."""
 
-    def __init__(self, folder: Path, **fails: Exception):
-        self.folder, self.fails, self.calls, self.uploaded = folder, fails, [], {}
+    def __init__(self, run: Path, **fails: Exception) -> None:
+        super().__init__(**fails)
+        self.run, self.order = run, []
 
-    def _call(self, name: str) -> None:
-        self.calls.append((name, (self.folder / "metrics.json").exists()))
-        if name in self.fails:
-            raise self.fails[name]
-
-    def whoami(self) -> None:
-        self._call("whoami")
-
-    def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool) -> str:
-        self._call("create_repo")
-        return f"https://hub.example/{repo_id}"
-
-    def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> None:
-        self._call("upload_folder")
-        self.uploaded[repo_id] = {str(path.relative_to(folder_path)) for path in folder_path.rglob("*.*")}
+    def _call(self, name: str, **arguments: object) -> None:
+        self.order.append((name, (self.run / "metrics.json").exists()))
+        super()._call(name, **arguments)
 
 
 def test_push_is_checked_first_and_done_last(start, shared, tmp_path, monkeypatch, capsys):
     """An upload that fails loses nothing: the same command pushes without computing anything again."""
     run = tmp_path / "run"
     options = {"push_to_hub": True, "hub_model_id": "someone/forgotten"} | shared
-    refused = FakeHub(run, whoami=LocalTokenNotFoundError("no token"))
+    refused = WatchingHub(run, whoami=LocalTokenNotFoundError("no token"))
     monkeypatch.setattr("sa_diffusers.hub.HfApi", lambda: refused)
     with pytest.raises(PushError, match="`hf auth login`"):
         start(run, **options)
     assert not run.exists()
 
-    offline = FakeHub(run, upload_folder=ConnectionResetError("reset by peer"))
+    offline = WatchingHub(run, upload_folder=ConnectionResetError("reset by peer"))
     monkeypatch.setattr("sa_diffusers.hub.HfApi", lambda: offline)
     with pytest.raises(PushError, match="Nothing is lost.*or by running the same command"):
         start(run, **options)
-    assert offline.calls == [("whoami", False), ("create_repo", True), ("upload_folder", True)]
+    assert offline.order == [("whoami", False), ("create_repo", True), ("upload_folder", True)]
     StableDiffusionPipeline.from_pretrained(run / "pipeline")
 
-    hub = FakeHub(run)
+    hub = WatchingHub(run)
     monkeypatch.setattr("sa_diffusers.hub.HfApi", lambda: hub)
     monkeypatch.setattr(TextToImageFamily, "draw", None)  # drawing anything would raise
     outcome = start(run, **options)
     assert {"surrogate", "before", "train", "after"} <= set(outcome.metrics["seconds"]["reused"])
-    files = hub.uploaded["someone/forgotten"]
-    assert {"model_index.json", "README.md", "before_after.png"} <= files
+    files = hub.files["someone/forgotten"]
+    assert {"model_index.json", "README.md", "before_after.png"} <= set(files)
     assert "unet/diffusion_pytorch_model.safetensors" in files
     assert "pushed to https://hub.example/someone/forgotten" in capsys.readouterr().out
 

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from sa_diffusers import training_config
 from sa_diffusers.losses import DiffusionLoss
 from sa_diffusers.objectives import ElasticWeightConsolidation, SelectiveAmnesia
 from sa_diffusers.seeding import seeded
@@ -232,6 +233,43 @@ def test_one_step_is_adamw_at_the_learning_rate_as_written():
         assert history[0]["learning_rate"] == 1e-2
 
 
+class Wide(Denoiser):
+    """Has a weight that is large enough for 8 bits: bitsandbytes leaves smaller ones than 4096 in 32."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Linear(4, 64), nn.Tanh(), nn.Linear(64, 64), nn.Linear(64, 4))
+
+
+def test_8_bit_adam_comes_near_to_adam_and_resumes_exactly(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    full, whole, stopped, resumed = Wide(), Wide(), Wide(), Wide()
+    start = full.layers[2].weight.detach().clone()
+    options = {"ema_decay": None, "checkpointing_steps": 3}
+    run(full, **options)
+    states = []
+    hook = register_optimizer_step_pre_hook(lambda optimizer, *_: states.append(optimizer.state))
+    try:
+        history = run(whole, optimizer="adamw_8bit", **options)
+    finally:
+        hook.remove()
+    dtypes = {values.dtype for state in states[-1].values() for name, values in state.items() if name == "state1"}
+    assert dtypes == {torch.uint8, torch.float32}
+    moved = [(model.layers[2].weight - start).detach() for model in (whole, full)]
+    assert (moved[0] - moved[1]).norm() < 0.1 * moved[1].norm()
+    with pytest.raises(KeyboardInterrupt):
+        run(stopped, tmp_path, interrupt_at(4), optimizer="adamw_8bit", **options)
+    assert run(resumed, tmp_path, optimizer="adamw_8bit", **options) == history
+    assert_same_weights(resumed, whole)
+
+
+def test_8_bit_adam_without_its_package_is_refused_before_anything_starts(monkeypatch):
+    monkeypatch.setattr(training_config, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r'adamw_8bit needs bitsandbytes, .* run pip install .* "\.\[8bit\]"'):
+        TrainingConfig(optimizer="adamw_8bit")
+
+
 def test_average_is_what_the_callback_sees_and_what_stays():
     """Decay as diffusers warms it up: min(decay, (1 + n) / (10 + n)) at the n-th update."""
     raw, averaged, weights, seen = Denoiser(), Denoiser(), [], []
@@ -259,6 +297,13 @@ def test_an_unfinished_checkpoint_is_not_resumed_from(tmp_path):
     (tmp_path / "step_0000006.partial" / "model.safetensors").write_bytes(b"half a fi")
     run(resumed, tmp_path)
     assert_same_weights(resumed, whole)
+
+
+def test_a_checkpoint_in_parts_is_not_resumed_from_with_whole_weights(tmp_path):
+    run(Denoiser(), tmp_path)
+    (tmp_path / "step_0000006" / "pytorch_model_fsdp_0").mkdir()
+    with pytest.raises(ValueError, match="step_0000006 was written under FSDP2; resume it in this way, or remove"):
+        run(Denoiser(), tmp_path)
 
 
 @pytest.mark.parametrize("broken", ["loss", "gradient"])

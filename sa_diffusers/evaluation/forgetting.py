@@ -13,6 +13,7 @@ from sa_diffusers.bundled import resolve
 from sa_diffusers.data import uniform_noise
 from sa_diffusers.evaluation.classifier import ImageClassifier, Score, score_images, wilson_interval
 from sa_diffusers.families import Family
+from sa_diffusers.precision import autocast_forward
 from sa_diffusers.prompts import Concept, mentions
 from sa_diffusers.replay import spread
 from sa_diffusers.sampling import Request, SamplingSettings, draw_samples
@@ -226,10 +227,10 @@ def replay_loss(family: Family, replay, count: int, seed: int) -> float:
     values = []
     for start in range(0, min(count, len(replay)), 8):
         part = replay.take(range(start, min(start + 8, count, len(replay))))
-        batch = {k: v.to(family.pipeline.device) for k, v in family.batch(part.latents, part.prompts).items()}
+        batch = {k: v.to(family.device) for k, v in family.batch(part.latents, part.prompts).items()}
         generator = seeded(seed, "replay loss", start)
-        terms = torch.randint(family.loss.num_terms, (len(part),), generator=generator).to(family.pipeline.device)
-        with torch.no_grad():
+        terms = torch.randint(family.loss.num_terms, (len(part),), generator=generator).to(family.device)
+        with torch.no_grad(), autocast_forward(family.module, family.compute_dtype):
             values += family.loss(family.module, batch, terms, family.loss.sample_noise(batch, generator)).tolist()
     return sum(values) / len(values)
 

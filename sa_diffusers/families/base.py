@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+import torch
 from diffusers import DiffusionPipeline
 from torch import Generator, Tensor, nn
 
@@ -21,6 +22,9 @@ class Family(Protocol):
     latent_shape: tuple[int, ...]  # of one sample
     unconditional: bool  # whether the empty prompt asks for anything at all, as guidance needs it
     labels: list[str] | None  # names of its classes, which are its only prompts; None: prompts are free text
+    compute_dtype: torch.dtype | None  # that forward passes autocast to; None: the weights' own
+    helpers: tuple[str, ...]  # parts of the pipeline that only encode and decode: they need not stay on the device
+    device: torch.device  # where the module was at first; under sharded training it waits in main memory for a while
 
     def draw(
         self,
@@ -43,6 +47,10 @@ class Family(Protocol):
 
     def batch(self, latents: Tensor, prompts: Sequence[str]) -> Batch:
         """What the loss takes, on the CPU."""
+        ...
+
+    def prepare(self, prompts: Sequence[str]) -> None:
+        """Compute ahead what batches of these prompts need of the helpers."""
         ...
 
     def trainable(self, scope: str) -> dict[str, nn.Parameter]:

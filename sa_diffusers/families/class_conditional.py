@@ -8,6 +8,7 @@ from torch import Generator, Tensor, nn
 
 from sa_diffusers.losses import Batch, DiffusionLoss
 from sa_diffusers.pipelines import ClassConditionalPipeline
+from sa_diffusers.precision import autocast_forward
 
 from .samplers import make_scheduler
 
@@ -20,6 +21,7 @@ class ClassConditionalFamily:
     Args:
         pipeline: its UNet is trained in place.
         sampler: "dpmsolver++" (multistep, order 2), "ddim" (eta 0) or "pipeline" (its own scheduler).
+        compute_dtype: that forward passes autocast to; None: the weights' own.
 
     Raises:
         ValueError: an unknown sampler, or a model that predicts neither noise nor v.
@@ -27,10 +29,17 @@ class ClassConditionalFamily:
 
     component = "unet"
     unconditional = True
+    helpers = ()
 
-    def __init__(self, pipeline: ClassConditionalPipeline, sampler: str = "dpmsolver++"):
-        self.pipeline = pipeline
+    def __init__(
+        self,
+        pipeline: ClassConditionalPipeline,
+        sampler: str = "dpmsolver++",
+        compute_dtype: torch.dtype | None = None,
+    ):
+        self.pipeline, self.compute_dtype = pipeline, compute_dtype
         self.module: nn.Module = pipeline.unet
+        self.device = self.module.device
         # diffusers would take defaults for what was given by position or not at all, but not once it has been saved.
         known = {k: v for k, v in pipeline.scheduler.config.items() if k != "_use_default_values"}
         schedule = DDPMScheduler.from_config(known)
@@ -52,14 +61,15 @@ class ClassConditionalFamily:
         num_inference_steps: int,
         negative_prompts: Sequence[str] | None = None,
     ) -> Tensor:
-        images = self._sampling_pipeline(
-            list(prompts),
-            guidance_scale,
-            num_inference_steps,
-            negative_labels=list(negative_prompts) if negative_prompts else None,
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-            output_type="pt",
-        ).images
+        with autocast_forward(self.module, self.compute_dtype):
+            images = self._sampling_pipeline(
+                list(prompts),
+                guidance_scale,
+                num_inference_steps,
+                negative_labels=list(negative_prompts) if negative_prompts else None,
+                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+                output_type="pt",
+            ).images
         return 2 * images - 1
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -72,6 +82,9 @@ class ClassConditionalFamily:
 
     def batch(self, latents: Tensor, prompts: Sequence[str]) -> Batch:
         return {"sample": latents, "class_labels": self.pipeline.class_indices(list(prompts))}
+
+    def prepare(self, prompts: Sequence[str]) -> None:
+        pass
 
     def trainable(self, scope: str) -> dict[str, nn.Parameter]:
         if scope != "full":

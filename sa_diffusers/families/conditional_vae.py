@@ -15,14 +15,22 @@ class ConditionalVAEFamily:
     Args:
         pipeline: encoder and decoder are trained in place.
         sampler: ignored: an image is one pass through the decoder.
+        compute_dtype: that forward passes in the loss autocast to; the decoder alone computes in the weights' own.
     """
 
     component = "vae"
     unconditional = False
+    helpers = ()
 
-    def __init__(self, pipeline: ConditionalVAEPipeline, sampler: str = "pipeline"):
-        self.pipeline = pipeline
+    def __init__(
+        self,
+        pipeline: ConditionalVAEPipeline,
+        sampler: str = "pipeline",
+        compute_dtype: torch.dtype | None = None,
+    ):
+        self.pipeline, self.compute_dtype = pipeline, compute_dtype
         self.module: nn.Module = pipeline.vae
+        self.device = self.module.device
         self.loss = VAELoss(pipeline.vae.config.latent_dim)
         self.labels = pipeline.labels
         self.resolution = pipeline.vae.config.image_size
@@ -41,7 +49,7 @@ class ConditionalVAEFamily:
         """The decoder's mean images [B, C, H, W] in [0, 1]. Raises ValueError where guidance is asked for."""
         if guidance_scale not in (0, 1) or any(negative_prompts or ()):
             raise ValueError(f"a conditional VAE knows no guidance: expected guidance_scale 1, got {guidance_scale}")
-        condition, device = self.pipeline.class_indices(prompts), self.pipeline.device
+        condition, device = self.pipeline.class_indices(prompts), self.device
         return self.module.decode(self.prior(seeds).to(device), condition.to(device)).float().cpu()
 
     def prior(self, seeds: Sequence[int]) -> Tensor:
@@ -60,6 +68,9 @@ class ConditionalVAEFamily:
 
     def batch(self, latents: Tensor, prompts: Sequence[str]) -> Batch:
         return {"sample": latents, "labels": self.pipeline.class_indices(prompts)}
+
+    def prepare(self, prompts: Sequence[str]) -> None:
+        pass
 
     def trainable(self, scope: str) -> dict[str, nn.Parameter]:
         if scope != "full":

@@ -7,6 +7,7 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline
 from torch import Generator, Tensor, nn
 
 from sa_diffusers.losses import Batch, DiffusionLoss
+from sa_diffusers.precision import autocast_forward, on_device
 
 from .samplers import make_scheduler
 from .scopes import select_parameters
@@ -19,6 +20,7 @@ class TextToImageFamily:
         pipeline: its UNet is trained in place; everything else stays as it is.
         sampler: "dpmsolver++" (multistep, order 2), "ddim" (eta 0, as the authors) or "pipeline" (its own scheduler).
             Only deterministic samplers make an image a function of its seed alone.
+        compute_dtype: that forward passes of the UNet autocast to; None: the weights' own.
 
     Raises:
         ValueError: the pipeline lacks a component, or predicts neither noise nor v.
@@ -28,19 +30,26 @@ class TextToImageFamily:
     unconditional = True
     labels = None
     image_channels = 3
+    helpers = ("text_encoder", "vae", "safety_checker", "image_encoder")
 
-    def __init__(self, pipeline: StableDiffusionPipeline, sampler: str = "dpmsolver++"):
+    def __init__(
+        self,
+        pipeline: StableDiffusionPipeline,
+        sampler: str = "dpmsolver++",
+        compute_dtype: torch.dtype | None = None,
+    ):
         missing = [name for name in ("tokenizer", "text_encoder", "unet", "vae") if getattr(pipeline, name) is None]
         if missing:
             raise ValueError(f"the pipeline has no {' and no '.join(missing)}; load it with all of its components")
-        self.pipeline = pipeline
+        self.pipeline, self.compute_dtype = pipeline, compute_dtype
         self.module: nn.Module = pipeline.unet
+        self.device = self.module.device
         schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
         self.loss = DiffusionLoss(schedule.alphas_cumprod, schedule.config.prediction_type)
         self._embeddings: dict[str, Tensor] = {}
         scheduler = make_scheduler(sampler, pipeline.scheduler)
         self._sampling_pipeline = StableDiffusionPipeline(
-            vae=pipeline.vae,
+            vae=None,  # it returns latents, and would compute where its first part is
             text_encoder=None,  # it gets embeddings, and would cast them to the precision of a text encoder
             tokenizer=None,
             unet=pipeline.unet,
@@ -49,12 +58,13 @@ class TextToImageFamily:
             feature_extractor=None,
             requires_safety_checker=False,
         )
+        self._sampling_pipeline.vae_scale_factor = pipeline.vae_scale_factor
         self._sampling_pipeline.set_progress_bar_config(disable=True)
 
     @property
     def resolution(self) -> int:
         """Height and width, in pixels, that the UNet was trained for."""
-        return self.module.config.sample_size * self._sampling_pipeline.vae_scale_factor
+        return self.module.config.sample_size * self.pipeline.vae_scale_factor
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -64,12 +74,20 @@ class TextToImageFamily:
     @torch.no_grad()
     def embed(self, prompts: Sequence[str]) -> Tensor:
         """Text embeddings [B, L, D] on the CPU; each distinct prompt is encoded once (the text encoder is frozen)."""
-        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._embeddings]
-        for start in range(0, len(new), 64):
-            part = new[start : start + 64]
-            embedded = self.pipeline.encode_prompt(part, self.pipeline.device, 1, False)[0]
-            self._embeddings |= dict(zip(part, embedded.cpu(), strict=True))
+        self.prepare(prompts)
         return torch.stack([self._embeddings[prompt] for prompt in prompts])
+
+    @torch.no_grad()
+    def prepare(self, prompts: Sequence[str]) -> None:
+        """Encode the prompts that have not been yet."""
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._embeddings]
+        if not new:
+            return
+        with on_device(self.pipeline.text_encoder, self.device):
+            for start in range(0, len(new), 64):
+                part = new[start : start + 64]
+                embedded = self.pipeline.encode_prompt(part, self.device, 1, False)[0]
+                self._embeddings |= dict(zip(part, embedded.cpu(), strict=True))
 
     @torch.no_grad()
     def draw(
@@ -80,29 +98,29 @@ class TextToImageFamily:
         num_inference_steps: int,
         negative_prompts: Sequence[str] | None = None,
     ) -> Tensor:
-        device = self.pipeline.device
-        latents = self._sampling_pipeline(
-            prompt_embeds=self.embed(prompts).to(device),
-            negative_prompt_embeds=self.embed(negative_prompts or [""] * len(prompts)).to(device),
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-            guidance_scale=guidance_scale,
-            num_inference_steps=num_inference_steps,
-            height=self.resolution,
-            width=self.resolution,
-            output_type="latent",
-        ).images
+        with autocast_forward(self.module, self.compute_dtype):
+            latents = self._sampling_pipeline(
+                prompt_embeds=self.embed(prompts).to(self.device),
+                negative_prompt_embeds=self.embed(negative_prompts or [""] * len(prompts)).to(self.device),
+                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+                guidance_scale=guidance_scale,
+                num_inference_steps=num_inference_steps,
+                height=self.resolution,
+                width=self.resolution,
+                output_type="latent",
+            ).images
         return latents.float().cpu()
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        vae = self.pipeline.vae
-        images = vae.decode(latents.to(vae.device, vae.dtype) / vae.config.scaling_factor).sample
+        with on_device(self.pipeline.vae, self.device) as vae:
+            images = vae.decode(latents.to(vae.device, vae.dtype) / vae.config.scaling_factor).sample
         return images.float().clamp(-1, 1).cpu()
 
     @torch.no_grad()
     def encode(self, images: Tensor, generator: Generator) -> Tensor:
-        vae = self.pipeline.vae
-        posterior = vae.encode(images.to(vae.device, vae.dtype)).latent_dist
+        with on_device(self.pipeline.vae, self.device) as vae:
+            posterior = vae.encode(images.to(vae.device, vae.dtype)).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator).to(posterior.mean)
         return ((posterior.mean + posterior.std * noise) * vae.config.scaling_factor).float().cpu()
 

@@ -4,6 +4,7 @@ from .base import NestedBatch, Objective
 from .classification import Classification
 from .ewc import ElasticWeightConsolidation
 from .likelihood import AutoencoderLikelihood, CaptionMatching, Likelihood
+from .low_rank_ewc import LowRankChange, LowRankEWC
 from .projection import GradientProjection
 from .selective_amnesia import NaiveForgetting, SelectiveAmnesia
 
@@ -15,6 +16,8 @@ __all__ = [
     "ElasticWeightConsolidation",
     "GradientProjection",
     "Likelihood",
+    "LowRankChange",
+    "LowRankEWC",
     "NaiveForgetting",
     "NestedBatch",
     "Objective",

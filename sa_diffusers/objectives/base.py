@@ -1,5 +1,6 @@
 """What the training loop asks of an objective."""
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from torch import Generator, Tensor, nn
@@ -13,6 +14,9 @@ class Objective(Protocol):
 
     `draw` adds all randomness to the whole batch of an optimiser step, before the loop cuts that batch into the parts
     of each process and accumulation step; `__call__` is then deterministic. So the result depends on neither.
+
+    The other three are for terms that depend on the weights alone, such as EWC. They stand for no such terms here, and
+    a class that inherits from this one need not repeat them.
     """
 
     def draw(self, batch: NestedBatch, generator: Generator) -> NestedBatch:
@@ -23,10 +27,20 @@ class Objective(Protocol):
         """The loss (a mean over the batch), and its parts for the log."""
         ...
 
+    def attach(self, parameters: Mapping[str, Tensor]) -> None:
+        """Take the trained parameters, by name, that stand in for the module's own from now on.
+
+        Called once, before the first step and only under sharded training (FSDP2): the values are the same, but each
+        process holds a part of them (see `sharding`), and the module's own parameters are trained no more.
+        """
+
     def add_gradient(self) -> None:
-        """Add the gradient of terms that depend on the weights alone: once an optimiser step, before clipping."""
-        ...
+        """Add the gradient of terms that depend on the weights alone to `.grad`.
+
+        Called on every process once an optimiser step, after gradients were summed over processes and unscaled, and
+        before they are clipped.
+        """
 
     def regularisation(self) -> dict[str, Tensor]:
-        """The value of those terms for the log; called only when logging."""
-        ...
+        """The value of those terms for the log; called on every process, only when logging."""
+        return {}

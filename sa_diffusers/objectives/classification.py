@@ -4,10 +4,10 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from .base import NestedBatch
+from .base import NestedBatch, Objective
 
 
-class Classification:
+class Classification(Objective):
     """The sum over attributes of the cross-entropy; a batch is {"sample": images, "labels": {attribute: [B]}}.
 
     A model's pictures are softer and noisier than real ones, so every other image is blurred and gets noise, each of a
@@ -43,12 +43,6 @@ class Classification:
         logits = model(images)
         parts = {f"{name}_loss": F.cross_entropy(logits[name], labels) for name, labels in batch["labels"].items()}
         return torch.stack([*parts.values()]).sum(), {name: part.detach() for name, part in parts.items()}
-
-    def add_gradient(self) -> None:
-        pass
-
-    def regularisation(self) -> dict[str, Tensor]:
-        return {}
 
 
 def disturb(images: Tensor, affine: Tensor, blur: Tensor, noise: Tensor) -> Tensor:

@@ -6,10 +6,10 @@ from torch.nn import functional as F
 
 from sa_diffusers.losses import DiffusionLoss
 
-from .base import NestedBatch
+from .base import NestedBatch, Objective
 
 
-class Likelihood:
+class Likelihood(Objective):
     """The negative ELBO at one random timestep per sample.
 
     Args:
@@ -39,14 +39,8 @@ class Likelihood:
             values = values * snr.clamp(max=self.snr_gamma) / divisor
         return values.mean(), {}
 
-    def add_gradient(self) -> None:
-        pass
 
-    def regularisation(self) -> dict[str, Tensor]:
-        return {}
-
-
-class AutoencoderLikelihood:
+class AutoencoderLikelihood(Objective):
     """Reconstruction error + KL of a latent autoencoder (Rombach et al. 2022, App. G, without its adversarial term).
 
     The model maps (images, noise) to (reconstruction, mean KL per latent value).
@@ -67,14 +61,8 @@ class AutoencoderLikelihood:
         loss = self.l1_weight * l1 + self.l2_weight * l2 + self.kl_weight * kl
         return loss, {"l1": l1.detach(), "kl": kl.detach()}
 
-    def add_gradient(self) -> None:
-        pass
 
-    def regularisation(self) -> dict[str, Tensor]:
-        return {}
-
-
-class CaptionMatching:
+class CaptionMatching(Objective):
     """Symmetric InfoNCE between images and their captions (CLIP: Radford et al. 2021, Fig. 3).
 
     The model maps (sample, input_ids) to the logits [B, B] of every caption (column) for every image (row). A sample's
@@ -90,9 +78,3 @@ class CaptionMatching:
         target = torch.arange(len(logits), device=logits.device)
         loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
         return loss, {"matched": (logits.argmax(1) == target).float().mean().detach()}
-
-    def add_gradient(self) -> None:
-        pass
-
-    def regularisation(self) -> dict[str, Tensor]:
-        return {}

@@ -1,6 +1,6 @@
 """Forgetting and remembering as two gradients that are kept out of each other's way, in place of EWC."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -79,6 +79,9 @@ class GradientProjection(SelectiveAmnesia):
             total = replay - along_surrogate * surrogate
         cosine = product / (surrogate_norm * replay_norm).clamp(min=tiny)
         return total, {name: value.detach() for name, value in losses.items()} | {"gradient_cosine": cosine}
+
+    def attach(self, parameters: Mapping[str, Tensor]) -> None:
+        raise ValueError("projection needs the gradients of whole weights on every process; train without FSDP2")
 
     def _products(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """<g_1, g_2>, |g_1| and |g_2| of the gradients of two losses: three scalars without a graph."""

@@ -1,15 +1,17 @@
 """Selective Amnesia (Heng & Soh, NeurIPS 2023), and the naive objective that it replaces."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Generator, Tensor, nn
 
 from sa_diffusers.losses import Batch, NegativeELBO
 
-from .base import NestedBatch
+from .base import NestedBatch, Objective
 from .ewc import ElasticWeightConsolidation
 
 
-class SelectiveAmnesia:
+class SelectiveAmnesia(Objective):
     """loss(surrogate | concept) + replay_weight * loss(replay) + EWC: minus the paper's Eq. 4, but without its 1/2.
 
     A batch is {"surrogate": Batch, "replay": Batch}: surrogate data under the concept's condition, and the model's own
@@ -80,6 +82,10 @@ class SelectiveAmnesia:
             chosen = {key: value[marked] for key, value in data.items()}
             target[marked] = self.loss.predict(self.frozen, chosen, terms[marked], noise[marked])
         return target
+
+    def attach(self, parameters: Mapping[str, Tensor]) -> None:
+        if self.ewc is not None:
+            self.ewc.attach(parameters)
 
     def add_gradient(self) -> None:
         if self.ewc is not None:

@@ -1,0 +1,135 @@
+"""Operations and bytes of a module without running it: on meta tensors, which have shapes and no values."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+from .timing import TensorBytes
+
+
+TOKENS = 77
+# What CUDA's autocast does, of what a UNet calls: these in half precision, those in float32, all else as it comes.
+HALF = {F.linear, F.conv2d, torch.conv2d, torch.matmul, torch.bmm, torch.baddbmm, torch.einsum}
+FULL = {F.group_norm, F.layer_norm, F.softmax, F.mse_loss, F.interpolate}
+
+
+class CudaKernels(TorchFunctionMode):
+    """Within the block meta tensors are treated as a GPU would: attention is fused, and precisions are autocast.
+
+    Attention then keeps its inputs, its output and a number a row, never the [tokens, tokens] products, as on a GPU of
+    any recent kind. The copies of trained weights in half precision live as long as the forward pass, as in autocast.
+
+    Args:
+        dtype: of autocast; None: everything stays in the dtype of the weights.
+    """
+
+    def __init__(self, dtype: torch.dtype | None):
+        super().__init__()
+        self.dtype = dtype
+        self._copies: dict[int, Tensor] = {}
+
+    def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if function is F.scaled_dot_product_attention:
+            return self._attention(*args, **kwargs)
+        if self.dtype is not None and function in HALF | FULL:
+            dtype = self.dtype if function in HALF else torch.float32
+            args = tuple(self._cast(value, dtype) for value in args)
+            kwargs = {key: self._cast(value, dtype) for key, value in kwargs.items()}
+        return function(*args, **kwargs)
+
+    def _attention(
+        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **_: Any
+    ) -> Tensor:
+        if attn_mask is not None:
+            raise ValueError("expected attention without a mask, as in the UNet of Stable Diffusion")
+        if self.dtype is None:
+            return torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, None, True)[0]
+        query, key, value = (self._cast(tensor, self.dtype) for tensor in (query, key, value))
+        return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]
+
+    def _cast(self, value: Any, dtype: torch.dtype) -> Any:
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.dtype == dtype:
+            return value
+        if not (isinstance(value, nn.Parameter) and value.requires_grad):
+            return value.to(dtype)
+        if id(value) not in self._copies:
+            self._copies[id(value)] = value.to(dtype)
+        return self._copies[id(value)]
+
+
+def unet_inputs(unet: UNet2DConditionModel, batch_size: int, size: int = 64) -> tuple[Tensor, Tensor, Tensor]:
+    """Meta tensors: latents [B, C, size, size], timesteps [B], text embeddings [B, 77, D]."""
+    with torch.device("meta"):
+        return (
+            torch.empty(batch_size, unet.config.in_channels, size, size),
+            torch.zeros(batch_size, dtype=torch.long),
+            torch.empty(batch_size, TOKENS, unet.config.cross_attention_dim),
+        )
+
+
+def forward_flops(unet: UNet2DConditionModel, size: int = 64) -> int:
+    """Floating point operations of a forward pass of one sample, a multiplication and an addition counted as two."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        unet(*unet_inputs(unet, 1, size))
+    return counter.get_total_flops()
+
+
+def decoding_flops(vae: AutoencoderKL, size: int = 64) -> int:
+    """Floating point operations of decoding one sample."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        vae.decode(torch.empty(1, vae.config.latent_channels, size, size, device="meta"))
+    return counter.get_total_flops()
+
+
+def weight_bytes(module: nn.Module, trained_only: bool = False) -> int:
+    """Bytes of a module's weights."""
+    return sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad or not trained_only)
+
+
+def step_bytes(
+    unet: UNet2DConditionModel, batch_size: int, dtype: torch.dtype | None, checkpointing: bool, size: int = 64
+) -> int:
+    """The most that a forward and a backward pass hold beside the weights: activations, copies of weights, gradients.
+
+    Args:
+        unet: on "meta", its gradients None; trained are the weights that require a gradient.
+        batch_size: surrogate and replay samples together.
+        dtype: of autocast; None: none.
+        checkpointing: recompute activations in the backward pass.
+    """
+    latents, timesteps, text = unet_inputs(unet, batch_size, size)
+    with _checkpointing(unet, dtype) if checkpointing else nullcontext(), TensorBytes() as counter:
+        with CudaKernels(dtype):
+            loss = unet(latents, timesteps, text).sample.float().square().mean()
+        loss.backward()
+    unet.zero_grad()
+    return counter.peak
+
+
+@contextmanager
+def _checkpointing(unet: UNet2DConditionModel, dtype: torch.dtype | None) -> Iterator[None]:
+    """Checkpoint the UNet's blocks; while a block is computed again, autocast is on again."""
+
+    def run_checkpointed(block: nn.Module, *inputs: Any) -> Any:
+        def run(*values: Any) -> Any:
+            with CudaKernels(dtype):
+                return block(*values)
+
+        return checkpoint(run, *inputs, use_reentrant=False)
+
+    training = unet.training
+    unet.train().enable_gradient_checkpointing(run_checkpointed)
+    try:
+        yield
+    finally:
+        unet.disable_gradient_checkpointing()
+        unet.train(training)

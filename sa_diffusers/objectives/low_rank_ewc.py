@@ -1,0 +1,99 @@
+"""Elastic weight consolidation of weights that change by low-rank adapters only (LoRA, Hu et al. 2022)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class LowRankChange:
+    """A change of one weight, dW = scaling * up @ down, with the matrices in the shapes of their layers.
+
+    Attributes:
+        down: A, [r, in] of a linear layer or [r, in, kh, kw] of a convolution.
+        up: B, [out, r] or [out, r, 1, 1].
+        scaling: the adapter's alpha / r.
+    """
+
+    down: nn.Parameter
+    up: nn.Parameter
+    scaling: float
+
+    def delta(self) -> Tensor:
+        """dW as a matrix, [out, in * kh * kw]."""
+        return self.scaling * self.up.flatten(1) @ self.down.flatten(1)
+
+
+class LowRankEWC:
+    """ewc_lambda * sum_i F_i dW_i^2 over the weights that adapters change; no factor 1/2, as in `ewc`.
+
+    The Fisher is that of the weights themselves, so the one of a model serves its full fine-tuning and any adapter of
+    it, with lambda in the same unit. With M = 2 ewc_lambda F * dW, its gradient is
+
+        dB += scaling * M A^T   and   dA += scaling * B^T M,
+
+    layer by layer: never more than one layer's dW is held.
+
+    Args:
+        changes: by the name of the weight that is changed.
+        fisher: diagonal Fisher by the same names; may hold more of them.
+        ewc_lambda: weight, >= 0. Its meaning depends on the unit of the Fisher (see `fisher.Fisher`).
+        dtype: precision that the Fisher is kept in; products are computed in float32.
+
+    Raises:
+        ValueError: a changed weight has no Fisher value, one of another size or one that is not finite; a negative
+            lambda.
+    """
+
+    def __init__(
+        self,
+        changes: Mapping[str, LowRankChange],
+        fisher: Mapping[str, Tensor],
+        ewc_lambda: float,
+        dtype: torch.dtype = torch.float32,
+    ):
+        if ewc_lambda < 0:
+            raise ValueError(f"expected ewc_lambda >= 0, got {ewc_lambda}")
+        shapes = {name: (c.up.shape[0], c.down[0].numel()) for name, c in changes.items()}
+        wrong = [name for name in changes if name not in fisher or fisher[name].flatten(1).shape != shapes[name]]
+        if wrong:
+            raise ValueError(
+                f"the Fisher does not fit the model: {len(wrong)} of {len(changes)} adapted weights are missing from "
+                f"it or have another size there, the first is {wrong[0]}; estimate it on this very model"
+            )
+        broken = [name for name in changes if not fisher[name].isfinite().all()]
+        if broken:
+            raise ValueError(f"the Fisher holds values that are not finite, first in {broken[0]}; estimate it again")
+        self.changes, self.ewc_lambda = list(changes.values()), ewc_lambda
+        self.fisher = [fisher[name].flatten(1).to(change.up.device, dtype) for name, change in changes.items()]
+
+    def attach(self, parameters: Mapping[str, Tensor]) -> None:
+        """Refuses: FSDP2 spreads weights over processes, and adapters are too small to need it.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("low-rank adapters are not spread over processes; train them without FSDP2")
+
+    @torch.no_grad()
+    def add_gradient(self) -> None:
+        """Add the gradient to `.grad` of both matrices of every adapter (one that has none yet gets one)."""
+        if self.ewc_lambda == 0:
+            return
+        for change, fisher in zip(self.changes, self.fisher, strict=True):
+            for matrix in (change.up, change.down):
+                if matrix.grad is None:
+                    matrix.grad = torch.zeros_like(matrix)
+            pull = change.delta() * fisher * (2 * self.ewc_lambda * change.scaling)
+            change.up.grad += (pull @ change.down.flatten(1).T).view_as(change.up)
+            change.down.grad += (change.up.flatten(1).T @ pull).view_as(change.down)
+
+    @torch.no_grad()
+    def value(self) -> Tensor:
+        """ewc_lambda * sum F dW^2, a scalar."""
+        terms = [
+            (change.delta().square() * fisher).sum() for change, fisher in zip(self.changes, self.fisher, strict=True)
+        ]
+        return self.ewc_lambda * torch.stack(terms).sum()

@@ -1,0 +1,64 @@
+"""Where and in which precision a model computes. Its weights keep their precision, and what it returns is float32."""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate.utils import convert_outputs_to_fp32
+from torch import nn
+
+
+def mixed_precision(given: str | None) -> str:
+    """ "no", "fp16" or "bf16" as given, or None as `accelerate launch` says, by default "no"."""
+    return given or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+
+
+def compute_dtype(given: str | None) -> torch.dtype | None:
+    """The dtype of autocast for "fp16" or "bf16", None for "no"; None: as `accelerate launch` says."""
+    return {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}[mixed_precision(given)]
+
+
+@contextmanager
+def autocast_forward(module: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
+    """Within the block, forward passes of the module autocast to `dtype`, as those of training do; None: as usual.
+
+    Do not copy the module in the block: the copy would run the original's weights.
+    """
+    if dtype is None:
+        yield
+        return
+    before = module.__dict__.get("forward")
+    device = next(module.parameters()).device.type
+    # Without the cache of cast weights: what is cast while no gradient is taken would be reused where one is.
+    module.forward = convert_outputs_to_fp32(torch.autocast(device, dtype, cache_enabled=False)(module.forward))
+    try:
+        yield
+    finally:
+        if before is None:
+            del module.__dict__["forward"]
+        else:
+            module.forward = before
+
+
+@contextmanager
+def on_device(module: nn.Module, device: torch.device) -> Iterator[nn.Module]:
+    """The module on `device` within the block, and afterwards where it was."""
+    home = next(module.parameters()).device
+    try:
+        yield module.to(device)
+    finally:
+        module.to(home)
+
+
+@contextmanager
+def in_main_memory(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Keep the modules off their device within the block; `on_device` brings each back while it works."""
+    homes = [(module, next(module.parameters()).device) for module in modules]
+    try:
+        for module, _ in homes:
+            module.to("cpu")
+        yield
+    finally:
+        for module, home in homes:
+            module.to(home)

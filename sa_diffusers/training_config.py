@@ -1,0 +1,109 @@
+"""Settings of an optimisation, checked before anything starts."""
+
+import math
+import re
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import Any, Literal
+
+
+# Options of training a base model that say how the run is watched, not what it computes.
+NOT_IDENTITY = (
+    "output_dir", "report_to", "checkpointing_steps", "checkpoints_total_limit", "logging_steps", "data_dir",
+    "num_threads",
+)  # fmt: skip
+
+
+def check_ranges(config: Any, *names: str, zero: bool = False) -> None:
+    """Raise ValueError for a field that is not above 0 (or, with `zero`, below it); None is no number and is left."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not (math.isfinite(value) and (value > 0 or (zero and value == 0))):
+            raise ValueError(f"expected {name} {'>=' if zero else '>'} 0, got {value}")
+
+
+@dataclass
+class TrainingConfig:
+    """Settings of one optimisation. The learning rate is used as written, whatever the number of processes.
+
+    Raises:
+        ValueError: a number out of its range; step rules without their schedule, the schedule without step rules, or
+            rules of another form; an optimiser whose package is not installed.
+    """
+
+    num_train_steps: int = field(default=1000, metadata={"help": "Optimiser steps."})
+    train_batch_size: int = field(
+        default=8,
+        metadata={
+            "help": "Samples of each kind in an optimiser step, shared by all processes and accumulation steps."
+        },
+    )
+    learning_rate: float = field(default=1e-5, metadata={"help": "Peak learning rate; never scaled silently."})
+    lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine", "piecewise_constant"] = field(
+        default="constant_with_warmup", metadata={"help": "Schedule, by diffusers' name."}
+    )
+    lr_warmup_steps: int = field(
+        default=0, metadata={"help": "Optimiser steps of linear warm-up; constant and piecewise_constant have none."}
+    )
+    lr_step_rules: str | None = field(
+        default=None,
+        metadata={
+            "help": "For piecewise_constant: factors of the learning rate, each with the step before which it holds, "
+            "and the last one alone. 1:1000,0.1:2000,0.01 is 1 for 1000 steps, 0.1 up to step 2000, then 0.01."
+        },
+    )
+    optimizer: Literal["adamw", "adamw_8bit"] = field(
+        default="adamw",
+        metadata={"help": "adamw_8bit: AdamW's averages in 8 bits, a quarter of the memory; needs the extra 8bit."},
+    )
+    adam_beta1: float = field(default=0.9, metadata={"help": "AdamW's first decay rate."})
+    adam_beta2: float = field(default=0.999, metadata={"help": "AdamW's second decay rate."})
+    adam_epsilon: float = field(default=1e-8, metadata={"help": "AdamW's epsilon."})
+    weight_decay: float = field(
+        default=0.0, metadata={"help": "AdamW's weight decay. It pulls to 0, not to the anchor."}
+    )
+    max_grad_norm: float | None = field(default=1.0, metadata={"help": "Clip the gradient to this norm; null: never."})
+    gradient_accumulation_steps: int = field(
+        default=1, metadata={"help": "Parts into which each process cuts its share of a batch to save memory."}
+    )
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations to save memory."})
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = field(
+        default=None,
+        metadata={"help": "no, fp16 or bf16; null: what `accelerate config` or `accelerate launch` says."},
+    )
+    ema_decay: float | None = field(
+        default=None,
+        metadata={
+            "help": "Largest decay of the weight average that is saved, (1 + n) / (10 + n) at step n; null: none."
+        },
+    )
+    checkpointing_steps: int | None = field(default=100, metadata={"help": "Save a checkpoint every so many steps."})
+    checkpoints_total_limit: int = field(default=2, metadata={"help": "Checkpoints kept, the newest."})
+    logging_steps: int = field(default=5, metadata={"help": "Record losses every so many steps."})
+    report_to: str | None = field(default=None, metadata={"help": "Tracker: tensorboard, wandb, ...; null: none."})
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            "num_train_steps", "train_batch_size", "learning_rate", "gradient_accumulation_steps", "max_grad_norm",
+            "checkpointing_steps", "checkpoints_total_limit", "logging_steps",
+        )  # fmt: skip
+        check_ranges(self, "lr_warmup_steps", "weight_decay", "adam_epsilon", zero=True)
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"expected 0 <= {name} < 1, got {getattr(self, name)}")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise ValueError(f"expected 0 <= ema_decay < 1, got {self.ema_decay}")
+        if (self.lr_scheduler == "piecewise_constant") != (self.lr_step_rules is not None):
+            raise ValueError(
+                f"lr_scheduler piecewise_constant and lr_step_rules need each other, got {self.lr_scheduler} and "
+                f"{self.lr_step_rules!r}; set both or neither"
+            )
+        number = r"[0-9]*\.?[0-9]+(e-?[0-9]+)?"
+        if self.lr_step_rules is not None and not re.fullmatch(rf"({number}:[0-9]+,)*{number}", self.lr_step_rules):
+            raise ValueError(f"expected lr_step_rules such as 1:1000,0.1:2000,0.01, got {self.lr_step_rules!r}")
+        if self.optimizer == "adamw_8bit" and find_spec("bitsandbytes") is None:
+            raise ValueError(
+                "optimizer adamw_8bit needs bitsandbytes, which is not installed; run "
+                'pip install -c constraints.txt -e ".[8bit]", or pass optimizer adamw'
+            )

@@ -1,0 +1,81 @@
+"""A stand-in for the hub's client: what is pushed to it lands in the local cache, where the real download finds it."""
+
+import hashlib
+import inspect
+from collections.abc import Iterable
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, HfApi, constants
+from huggingface_hub.errors import HfHubHTTPError
+
+
+class Response:
+    """As much of an HTTP response as the hub's errors look at."""
+
+    def __init__(self, status_code: int) -> None:
+        self.status_code, self.headers, self.request = status_code, {}, None
+
+
+def hub_error(kind: type[HfHubHTTPError], status_code: int) -> HfHubHTTPError:
+    return kind(f"status {status_code}", response=Response(status_code))
+
+
+def cache_repository(repo_id: str, files: dict[str, bytes], repo_type: str = "model") -> str:
+    """Put files into the cache as a download would, and return their commit."""
+    commit = hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
+    folder = Path(constants.HF_HUB_CACHE) / f"{repo_type}s--{repo_id.replace('/', '--')}"
+    for name, content in (
+        {f"snapshots/{commit}/{n}": c for n, c in files.items()} | {"refs/main": commit.encode()}
+    ).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return commit
+
+
+class FakeHub:
+    """Keeps what it is sent. `fails` names the method that raises, and with what; "upload" is the second file sent."""
+
+    def __init__(self, **fails: Exception) -> None:
+        self.fails, self.calls = fails, []
+        self.files: dict[str, dict[str, bytes]] = {}  # by repository; a commit is all or nothing
+
+    def _call(self, name: str, **arguments: object) -> None:
+        inspect.signature(getattr(HfApi, name)).bind(None, **arguments)  # the real client would take them
+        self.calls.append((name, arguments))
+        if name in self.fails:
+            raise self.fails[name]
+
+    def whoami(self) -> dict:
+        self._call("whoami")
+        return {"name": "someone"}
+
+    def create_repo(self, repo_id: str, *, private: bool, repo_type: str, exist_ok: bool) -> str:
+        self._call("create_repo", repo_id=repo_id, private=private, repo_type=repo_type, exist_ok=exist_ok)
+        self.files.setdefault(repo_id, {})
+        return f"https://hub.example/{repo_id}"
+
+    def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> None:
+        self._call("upload_folder", repo_id=repo_id, folder_path=folder_path, commit_message=commit_message)
+        paths = (path for path in sorted(Path(folder_path).rglob("*")) if path.is_file())
+        self._commit(repo_id, "model", ((str(p.relative_to(folder_path)), p.read_bytes()) for p in paths))
+
+    def create_commit(
+        self, repo_id: str, operations: list[CommitOperationAdd], *, commit_message: str, repo_type: str
+    ) -> None:
+        self._call(
+            "create_commit", repo_id=repo_id, operations=operations, commit_message=commit_message, repo_type=repo_type
+        )
+        contents = []
+        for operation in operations:
+            with operation.as_file() as file:
+                contents.append((operation.path_in_repo, file.read()))
+        self._commit(repo_id, repo_type, contents)
+
+    def _commit(self, repo_id: str, repo_type: str, contents: Iterable[tuple[str, bytes]]) -> None:
+        uploaded = {}
+        for name, content in contents:
+            if uploaded and "upload" in self.fails:
+                raise RuntimeError(f"Error while uploading '{name}' to the Hub.") from self.fails["upload"]
+            uploaded[name] = content
+        self.files[repo_id] = self.files.get(repo_id, {}) | uploaded
+        cache_repository(repo_id, self.files[repo_id], repo_type)

@@ -1,0 +1,142 @@
+"""Autocast around forward passes: what it changes, what it leaves alone, and that every stage goes through it."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from sa_diffusers.families import get_family
+from sa_diffusers.fisher import estimate_fisher
+from sa_diffusers.precision import autocast_forward, compute_dtype, in_main_memory, on_device
+
+
+@pytest.fixture
+def unet(tiny_pipeline):
+    return tiny_pipeline().unet
+
+
+def inputs() -> tuple[torch.Tensor, torch.Tensor, dict]:
+    generator = torch.Generator().manual_seed(0)
+    text = {"encoder_hidden_states": torch.randn(2, 12, 8, generator=generator)}
+    return torch.randn(2, 4, 8, 8, generator=generator), torch.tensor([3, 11]), text
+
+
+class TestAutocast:
+    def test_computes_in_the_dtype_and_returns_float32(self, unet):
+        noisy, steps, text = inputs()
+        seen = []
+        handle = unet.conv_in.register_forward_hook(lambda module, given, out: seen.append(out.dtype))
+        with torch.no_grad():
+            exact = unet(noisy, steps, **text).sample
+            with autocast_forward(unet, torch.bfloat16):
+                rough = unet(noisy, steps, **text).sample
+            again = unet(noisy, steps, **text).sample
+        handle.remove()
+        assert seen == [torch.float32, torch.bfloat16, torch.float32]
+        assert rough.dtype == torch.float32
+        assert_close(rough, exact, rtol=0, atol=0.05)
+        assert not torch.equal(rough, exact)
+        assert_close(again, exact, rtol=0, atol=0)
+
+    def test_gradients_are_those_of_float32_weights_after_a_pass_without(self, unet):
+        noisy, steps, text = inputs()
+        with autocast_forward(unet, torch.bfloat16):
+            with torch.no_grad():
+                unet(noisy, steps, **text)
+            unet(noisy, steps, **text).sample.square().mean().backward()
+        gradients = [p.grad for p in unet.parameters()]
+        assert all(g is not None and g.dtype == torch.float32 for g in gradients)
+        assert sum(bool(g.any()) for g in gradients) > len(gradients) // 2
+
+    def test_none_is_no_autocast_and_errors_undo_it(self, unet):
+        with autocast_forward(unet, None):
+            assert "forward" not in vars(unet)
+        with pytest.raises(RuntimeError, match="stop"), autocast_forward(unet, torch.bfloat16):
+            assert "forward" in vars(unet)
+            raise RuntimeError("stop")
+        assert "forward" not in vars(unet)
+
+    def test_a_wrapped_forward_is_put_back(self, unet):
+        wrapped = unet.forward
+        unet.forward = wrapped  # as accelerate leaves it
+        with autocast_forward(unet, torch.bfloat16):
+            assert unet.forward is not wrapped
+        assert vars(unet)["forward"] is wrapped
+
+    def test_which_dtype(self, monkeypatch):
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+        assert compute_dtype(None) == torch.bfloat16
+        assert compute_dtype("no") is None
+        assert compute_dtype("fp16") == torch.float16
+        monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
+        assert compute_dtype(None) is None
+
+
+class TestFamily:
+    def test_draws_in_the_dtype_and_keeps_latents_in_float32(self, tiny_pipeline):
+        pipeline = tiny_pipeline()
+        seen = []
+        pipeline.unet.conv_in.register_forward_hook(
+            lambda module, given, out: seen.append((given[0].dtype, out.dtype))
+        )
+        exact, rough = (
+            get_family(pipeline, compute_dtype=dtype).draw(["a red seven"], [0], 2.0, 3)
+            for dtype in (None, torch.bfloat16)
+        )
+        assert set(seen[:3]) == {(torch.float32, torch.float32)}
+        assert set(seen[3:]) == {(torch.float32, torch.bfloat16)}  # the sampler's state is not rounded between steps
+        assert_close(rough, exact, rtol=0, atol=0.2)
+        assert "forward" not in vars(pipeline.unet)
+
+    def test_prompts_are_encoded_once(self, tiny_pipeline):
+        pipeline = tiny_pipeline()
+        family = get_family(pipeline)
+        calls = []
+        pipeline.text_encoder.register_forward_hook(lambda *given: calls.append(1))
+        family.prepare(["a red seven", "a blue two"])
+        family.draw(["a red seven"], [0], 2.0, 1)  # the empty prompt is new
+        family.batch(torch.zeros(2, 4, 8, 8), ["a red seven", "a blue two"])
+        assert len(calls) == 2
+
+
+class TestFisher:
+    def test_the_loss_scale_cancels(self, tiny_pipeline):
+        pipeline = tiny_pipeline()
+        family = get_family(pipeline)
+        parameters = dict(pipeline.unet.named_parameters())
+        batch = family.batch(torch.randn(1, 4, 8, 8), ["a red seven"])
+        plain, scaled = (
+            estimate_fisher(
+                family.module, family.loss, parameters, lambda i: batch, [0], terms=3, loss_scale=scale
+            ).square
+            for scale in (1.0, 2.0**14)
+        )
+        assert_close(plain, scaled, rtol=1e-4, atol=1e-12)
+
+
+class Moved(torch.nn.Linear):
+    """Writes down where it is sent; no second device computes here."""
+
+    def __init__(self):
+        super().__init__(2, 2)
+        self.moves: list[str] = []
+
+    def to(self, device):
+        self.moves.append(str(device))
+        return self
+
+
+class TestPlaces:
+    def test_a_module_is_fetched_and_sent_home_even_after_an_error(self):
+        module = Moved()
+        with pytest.raises(RuntimeError, match="stop"), on_device(module, torch.device("cuda")) as there:
+            assert there is module
+            assert module.moves == ["cuda"]
+            raise RuntimeError("stop")
+        assert module.moves == ["cuda", "cpu"]
+
+    def test_helpers_wait_in_main_memory(self):
+        modules = [Moved(), Moved()]
+        with pytest.raises(RuntimeError, match="stop"), in_main_memory(modules):
+            assert [module.moves for module in modules] == [["cpu"], ["cpu"]]
+            raise RuntimeError("stop")
+        assert [module.moves for module in modules] == [["cpu", "cpu"]] * 2

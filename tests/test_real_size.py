@@ -1,0 +1,212 @@
+"""Options that make a run small, fast or shared: a LoRA, mixed precision, EWC and Fisher in main memory, variants."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+import sa_diffusers.train_stages
+from sa_diffusers.cli import config_from_dict
+from sa_diffusers.config import ForgetConfig
+from sa_diffusers.families import get_family
+from sa_diffusers.fisher import Fisher
+from sa_diffusers.fisher_sums import sums_device
+from sa_diffusers.forgetting import Outcome, forget, run_forgetting
+from sa_diffusers.lora import LORA_FILE
+from sa_diffusers.models import ConditionalVAE
+from sa_diffusers.pipelines import ConditionalVAEPipeline
+from sa_diffusers.plan import trained_bytes
+
+
+PROMPTS = [f"a {ink} {digit}" for ink in ("red", "green") for digit in "six seven eight nine".split()] + ["a digit"]
+CHEAP = {
+    "num_samples": 8, "num_surrogate_samples": 4, "num_inference_steps": 2, "sample_batch_size": 4,
+    "guidance_scale": 2.0, "replay_guidance_scale": 2.0, "fisher_samples": 2, "fisher_terms": "2",
+    "num_train_steps": 4, "train_batch_size": 2, "learning_rate": 1e-2, "lr_warmup_steps": 0, "ewc_lambda": 1.0,
+    "checkpointing_steps": 2, "logging_steps": 1, "eval_batch_size": 16,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_pictures():
+    """And no page, whose plots take most of the time of runs this small."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sa_diffusers.results.LOOKED_AT", 2)
+        patch.setattr("sa_diffusers.results.write_report", lambda path, **_: path.write_text("<html></html>"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def start(few_pictures, tiny_pipeline_dir, tmp_path_factory):
+    """Run in a folder, from the saved pipeline, with some options changed."""
+    prompts = tmp_path_factory.mktemp("prompts")
+    (prompts / "replay.txt").write_text("\n".join(PROMPTS))
+    (prompts / "templates.txt").write_text("a {}\na red {}\na green {} on black")
+    options = CHEAP | {
+        "concept": "seven, 7",
+        "surrogate": "nine",
+        "model": str(tiny_pipeline_dir),
+        "replay_prompts": str(prompts / "replay.txt"),
+        "concept_templates": str(prompts / "templates.txt"),
+    }
+
+    def run(output_dir: Path, **changes) -> Outcome:
+        return run_forgetting(config_from_dict(ForgetConfig, options | {"output_dir": str(output_dir)} | changes))
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def plain_dir(start, tmp_path_factory) -> Path:
+    """A run with none of the options; do not write into it."""
+    return start(tmp_path_factory.mktemp("plain") / "run").output_dir
+
+
+@pytest.fixture(scope="module")
+def lora_dir(start, tmp_path_factory) -> Path:
+    """A run in a LoRA; do not write into it."""
+    return start(tmp_path_factory.mktemp("lora") / "run", lora_rank=2, lora_targets="attention+conv").output_dir
+
+
+def unet_of(folder: Path) -> dict[str, torch.Tensor]:
+    return StableDiffusionPipeline.from_pretrained(folder / "pipeline").unet.state_dict()
+
+
+class TestLora:
+    def test_the_file_gives_the_saved_pipeline(self, lora_dir, tiny_pipeline_dir):
+        stock = StableDiffusionPipeline.from_pretrained(tiny_pipeline_dir)
+        before = {name: p.clone() for name, p in stock.unet.state_dict().items()}
+        stock.load_lora_weights(lora_dir / "lora")
+        stock.fuse_lora()
+        stock.unload_lora_weights()
+        fused = unet_of(lora_dir)
+        assert_close(dict(stock.unet.state_dict()), dict(fused), rtol=1e-5, atol=1e-6)
+        changed = {name for name, p in fused.items() if not torch.equal(p, before[name])}
+        assert changed
+        assert all(name.endswith(".weight") for name in changed)
+
+    def test_ewc_is_on_the_effective_change(self, lora_dir, plain_dir, tiny_pipeline_dir):
+        history = json.loads((lora_dir / "history.json").read_text())
+        assert history[0]["ewc"] == 0
+        assert history[-1]["ewc"] > 0
+        fisher, again = (Fisher.load(folder / "fisher.safetensors").tensors for folder in (lora_dir, plain_dir))
+        assert_close(fisher, again, rtol=0, atol=0)  # of the weights: a LoRA and full fine-tuning share it
+
+    def test_cards_and_pictures_lie_beside_both(self, lora_dir):
+        assert {path.name for path in (lora_dir / "lora").iterdir()} == {LORA_FILE, "README.md", "before_after.png"}
+        assert "load_lora_weights" in (lora_dir / "lora" / "README.md").read_text()
+        assert "load_lora_weights" not in (lora_dir / "pipeline" / "README.md").read_text()
+
+    def test_resumes_to_the_same_weights_and_reuses(self, start, lora_dir, tmp_path, monkeypatch):
+        options = {"lora_rank": 2, "lora_targets": "attention+conv"}
+
+        whole = sa_diffusers.train_stages.train
+
+        def stopped(*arguments, **keywords):
+            def batches(step, draw=arguments[2]):
+                if step == 3:
+                    raise KeyboardInterrupt
+                return draw(step)
+
+            return whole(*arguments[:2], batches, *arguments[3:], **keywords)
+
+        monkeypatch.setattr("sa_diffusers.train_stages.train", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            start(tmp_path / "run", **options)
+        monkeypatch.undo()
+        start(tmp_path / "run", **options)
+        first, second = (load_file(folder / "lora" / LORA_FILE) for folder in (lora_dir, tmp_path / "run"))
+        assert_close(first, second, rtol=0, atol=0)
+        reused = start(tmp_path / "run", **options)
+        assert "train" in reused.metrics["seconds"]["reused"]
+        assert_close(dict(reused.pipeline.unet.state_dict()), dict(unet_of(lora_dir)), rtol=0, atol=0)
+
+    def test_in_python_the_result_is_plain(self, tiny_pipeline, start, tmp_path):
+        pipeline = tiny_pipeline()
+        names = set(pipeline.unet.state_dict())
+        options = {key: value for key, value in CHEAP.items() if key != "checkpointing_steps"}
+        forgotten = forget(pipeline, "seven", "nine", lora_rank=2, **options)
+        assert set(forgotten.unet.state_dict()) == set(pipeline.unet.state_dict()) == names
+        forgotten.save_pretrained(tmp_path / "saved")
+        assert_close(
+            dict(StableDiffusionPipeline.from_pretrained(tmp_path / "saved").unet.state_dict()),
+            dict(forgotten.unet.state_dict()),
+            rtol=0,
+            atol=0,
+        )
+
+    def test_a_vae_takes_none(self):
+        vae = ConditionalVAE(image_size=4, hidden_sizes=(8,), latent_dim=2, num_classes=2)
+        with pytest.raises(ValueError, match="takes no adapters"):
+            forget(ConditionalVAEPipeline(vae), "0", "noise", lora_rank=2)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [({"lora_alpha": 4.0}, "lora_alpha needs lora_rank"), ({"lora_rank": 0}, "lora_rank > 0"),
+         ({"lora_rank": 2, "method": "naive"}, "adapters are trained by selective_amnesia only")],
+    )  # fmt: skip
+    def test_wrong_options_are_refused(self, options, message):
+        with pytest.raises(ValueError, match=message):
+            ForgetConfig(**options)
+
+
+class TestMemory:
+    def test_where_things_are_kept_changes_nothing(self, start, plain_dir, tmp_path):
+        start(tmp_path / "run", fisher_device="cpu", ewc_device="cpu", channels_last=True, offload=False)
+        assert_close(unet_of(tmp_path / "run"), unet_of(plain_dir), rtol=1e-3, atol=1e-3)
+
+    def test_bfloat16_everywhere_stays_near(self, start, plain_dir, tmp_path):
+        start(tmp_path / "run", mixed_precision="bf16", ewc_dtype="bfloat16", gradient_checkpointing=True)
+        exact, rough = (Fisher.load(folder / "fisher.safetensors").tensors for folder in (plain_dir, tmp_path / "run"))
+        total = sum(float(tensor.sum()) for tensor in exact.values())
+        assert sum(float(tensor.sum()) for tensor in rough.values()) == pytest.approx(total, rel=0.1)
+        moved, near = unet_of(plain_dir), unet_of(tmp_path / "run")
+        assert {tensor.dtype for tensor in near.values()} == {torch.float32}
+        assert_close(near, moved, rtol=0, atol=0.05)
+
+    def test_samples_of_another_precision_are_not_taken_for_ones_own(self, start, plain_dir, tmp_path):
+        outcome = start(tmp_path / "run", mixed_precision="bf16")
+        key = json.loads((outcome.output_dir / "samples" / "samples.json").read_text())
+        assert key["compute_dtype"] == "bfloat16"
+        assert "compute_dtype" not in json.loads((plain_dir / "samples" / "samples.json").read_text())
+
+    def test_a_fisher_in_main_memory_is_asked_for_or_for_want_of_room(self, tiny_pipeline):
+        family = get_family(tiny_pipeline())
+        for asked in ("auto", "device", "cpu"):
+            assert sums_device(family, ForgetConfig(concept="seven", fisher_device=asked)).type == "cpu"
+
+    def test_the_plan_counts_bytes(self, tiny_pipeline):
+        family = get_family(tiny_pipeline())
+        weights = sum(p.numel() for p in family.module.parameters())
+
+        def planned(**options) -> int:
+            return trained_bytes(family, ForgetConfig(concept="seven", **options))
+
+        assert planned() == weights * (4 + 8 + 4 + 4)  # gradients, Adam, Fisher, a frozen copy that is the anchor too
+        assert planned(replay_target="noise") == planned()  # an anchor of its own
+        assert planned(ewc_dtype="bfloat16") == weights * (4 + 8 + 2 + 4)
+        assert planned(ewc_device="cpu") == weights * (4 + 8 + 4)
+        assert planned(ema_decay=0.9) == planned() + 4 * weights
+        assert planned(lora_rank=1, ewc_lambda=0.0) < 0.1 * planned()
+
+
+class TestCompile:
+    @pytest.mark.slow
+    def test_a_compiled_module_gives_the_same(self, start, plain_dir, tmp_path):
+        outcome = start(tmp_path / "run", compile_backend="aot_eager")
+        assert_close(unet_of(tmp_path / "run"), unet_of(plain_dir), rtol=1e-4, atol=1e-5)
+        assert outcome.pipeline.unet._compiled_call_impl is None
+
+
+class TestVariant:
+    def test_float16_files_lie_beside(self, start, tmp_path):
+        folder = start(tmp_path / "run", save_variant="fp16").output_dir / "pipeline"
+        half = StableDiffusionPipeline.from_pretrained(folder, variant="fp16", dtype=torch.float16)
+        whole = StableDiffusionPipeline.from_pretrained(folder)
+        assert half.unet.dtype == torch.float16
+        expected = {name: p.half() for name, p in whole.unet.state_dict().items()}
+        assert_close(dict(half.unet.state_dict()), expected, rtol=0, atol=0)

@@ -1,0 +1,202 @@
+"""Weights in parts: two processes under FSDP2 equal one process, which holds them all."""
+
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import PartialState
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
+from accelerate.utils.launch import prepare_multi_gpu_env
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.testing import assert_close
+
+from sa_diffusers.losses import DiffusionLoss
+from sa_diffusers.objectives import ElasticWeightConsolidation, SelectiveAmnesia
+from sa_diffusers.optimisation import check_launch
+from sa_diffusers.seeding import seeded
+from sa_diffusers.sharding import local_part, part_like, sum_over_parts, whole_like
+from sa_diffusers.training import TrainingConfig, train
+
+
+CONFIG = Path(__file__).parents[1] / "configs" / "accelerate" / "fsdp2.yaml"
+STEPS = 4
+FROZEN = ("time_embedding.", "conv_in.bias")
+
+
+def make_model() -> nn.Module:
+    """A UNet of diffusers with blocks to wrap, but not all that its class names; one bias is for one process only."""
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=4, in_channels=1, out_channels=1, block_out_channels=(6,), layers_per_block=1, norm_num_groups=2,
+        attention_head_dim=2, cross_attention_dim=5, down_block_types=("CrossAttnDownBlock2D",),
+        mid_block_type=None, up_block_types=("UpBlock2D",),
+    )  # fmt: skip
+    for name, parameter in unet.named_parameters():
+        parameter.requires_grad_(not name.startswith(FROZEN))
+    return unet
+
+
+def batches(step: int) -> dict:
+    def part(name: str) -> dict:
+        states = torch.randn(4, 3, 5, generator=seeded(name, "states", step))
+        sample = torch.randn(4, 1, 4, 4, generator=seeded(name, step))
+        return {"sample": sample, "encoder_hidden_states": states}
+
+    return {name: part(name) for name in ("surrogate", "replay")}
+
+
+def run(model: nn.Module, shared_anchor: bool, folder: Path | None = None, callback=None, **options) -> list[dict]:
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    fisher = {name: 100 * torch.rand(p.shape, generator=seeded(name)) for name, p in trained.items()}
+    anchor = {name: p.detach().clone() for name, p in trained.items()} if shared_anchor else None
+    ewc = ElasticWeightConsolidation(trained, fisher, 2.0, anchor=anchor)
+    objective = SelectiveAmnesia(DiffusionLoss(torch.linspace(0.99, 0.1, 10)), ewc)
+    # Some gradients are 0 but for rounding, which Adam's usual epsilon would blow up.
+    defaults = {"num_train_steps": STEPS, "train_batch_size": 4, "learning_rate": 1e-2, "adam_epsilon": 1e-3,
+                "logging_steps": 1, "checkpointing_steps": 2, "ema_decay": 0.5, "lr_warmup_steps": 2}  # fmt: skip
+    return train(
+        model, objective, batches, TrainingConfig(**defaults | options),
+        seed=3, checkpoint_dir=folder, callback=callback, callback_steps=1,
+    )  # fmt: skip
+
+
+CASES = {
+    "plain": {"shared_anchor": False, "ema_decay": None},
+    "averaged": {"shared_anchor": True, "gradient_accumulation_steps": 2, "gradient_checkpointing": True},
+}
+
+
+def look(model: nn.Module, seen: list, interrupt_at: int | None, step: int, row: dict) -> None:
+    """A callback: the model is an ordinary one, so that one process alone may use it."""
+    assert not any(isinstance(p, DTensor) for p in model.parameters()) and not model.training
+    if os.environ.get("RANK", "0") == "0":
+        model(torch.zeros(1, 1, 4, 4), 1, torch.zeros(1, 3, 5))
+    seen.append(model.conv_in.weight.detach().clone())
+    if step == interrupt_at:
+        raise KeyboardInterrupt
+
+
+def train_in_parts(folder: Path, cases: list[str]) -> None:
+    """What each of two processes runs in the test below."""
+    # Accelerate offers FSDP to processes with accelerators only; on CPUs it works as well once it is told of some.
+    PartialState(cpu=True)
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    rank = int(os.environ["RANK"])
+    for name in cases:
+        options = CASES[name]
+        interrupted, resumed, seen = make_model(), make_model(), []
+        with pytest.raises(KeyboardInterrupt):
+            run(interrupted, folder=folder / name, callback=partial(look, interrupted, seen, 3), **options)
+        history = run(resumed, folder=folder / name, callback=partial(look, resumed, seen, None), **options)
+        assert type(resumed) is type(make_model())
+        weights = resumed.state_dict()
+        torch.save({"weights": weights, "history": history, "seen": seen}, folder / f"{name}_{rank}.pt")
+    check_parts()
+
+
+def check_parts() -> None:
+    """Parts of tensors that do not divide by the processes, or are shorter than these are many; on both processes."""
+    mesh = init_device_mesh("cpu", (2,))
+    for length in (1, 2, 5):
+        whole = torch.arange(3.0 * length).view(length, 3)
+        parameter = distribute_tensor(whole, mesh, [Shard(0)])
+        part = part_like(whole, parameter)
+        assert_close(part, local_part(parameter))
+        assert part.numel() == 0 or part.data_ptr() in range(whole.data_ptr(), whole.data_ptr() + whole.nbytes)
+        assert_close(whole_like(part, parameter), whole)
+        assert_close(sum_over_parts(part.sum(), parameter), whole.sum())
+    # Hybrid sharding: what several processes hold counts once.
+    parameter = distribute_tensor(whole, init_device_mesh("cpu", (2, 1)), [Replicate(), Shard(0)])
+    assert_close(part_like(whole, parameter), whole)
+    assert_close(sum_over_parts(whole.sum(), parameter), whole.sum())
+
+
+def launch_environment(**options: str) -> dict[str, str]:
+    """What `accelerate launch --config_file configs/accelerate/fsdp2.yaml` hands to its processes."""
+    arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
+    parsed = launch_command_parser().parse_args(["--config_file", str(CONFIG), *arguments, "scripts/forget.py"])
+    parsed, _, _ = _validate_launch_command(parsed)
+    assert parsed.use_fsdp and not parsed.use_deepspeed
+    return prepare_multi_gpu_env(parsed)
+
+
+@pytest.fixture
+def fresh_accelerator():
+    """Accelerate keeps the first precision that it was asked for."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("precision", "cases", "tolerance"), [("no", ["plain", "averaged"], 1e-4), ("bf16", ["averaged"], 1e-2)]
+)
+def test_two_processes_with_a_part_of_the_weights_each_equal_one_with_all(
+    tmp_path, fresh_accelerator, precision, cases, tolerance
+):
+    """Weights, their average, losses, EWC's value and the gradient's norm; interrupted and resumed as well."""
+    environment = launch_environment(mixed_precision=precision)
+    subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29527", __file__,
+         str(tmp_path), *cases],
+        check=True, env=environment | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}, timeout=200,
+    )  # fmt: skip
+    close = {"rtol": tolerance, "atol": tolerance / 10}
+    for name in cases:
+        one, seen = make_model(), []
+        history = run(one, callback=partial(look, one, seen, None), mixed_precision=precision, **CASES[name])
+        assert history[-1]["ewc"] > 0.01
+        for rank in (0, 1):
+            result = torch.load(tmp_path / f"{name}_{rank}.pt")
+            assert_close(result["weights"], one.state_dict(), **close)
+            # The third step was seen twice: before the interruption, and after going on from the second.
+            assert_close(result["seen"], [*seen[:3], *seen[2:]], **close)
+            assert result["history"][0]["ewc"] == 0
+            for row, expected in zip(result["history"], history, strict=True):
+                assert row == pytest.approx(expected, rel=10 * tolerance, abs=tolerance / 10)
+
+
+@pytest.mark.parametrize(
+    ("environment", "options", "message"),
+    [
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, "does not run under DeepSpeed: .*fsdp2.yaml"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, {}, "expected fsdp_version: 2"),
+        ({"ACCELERATE_USE_FSDP": "true"}, {}, "expected fsdp_version: 2"),
+        (
+            {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
+            {"optimizer": "adamw_8bit"},
+            "expected optimizer adamw under FSDP2",
+        ),
+    ],
+)
+def test_other_ways_of_sharding_are_refused_before_anything_starts(monkeypatch, environment, options, message):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    config = TrainingConfig()
+    for name, value in options.items():  # unchecked, since its package need not be installed
+        setattr(config, name, value)
+    with pytest.raises(ValueError, match=message):
+        train(None, None, None, config, seed=0)
+
+
+def test_the_configuration_is_one_that_training_takes(monkeypatch):
+    for name, value in launch_environment().items():
+        monkeypatch.setenv(name, value)
+    check_launch(TrainingConfig())
+    with pytest.raises(ValueError, match="need whole weights on every process; launch without FSDP"):
+        check_launch(TrainingConfig(), shardable=False)
+
+
+if __name__ == "__main__":
+    train_in_parts(Path(sys.argv[1]), sys.argv[2:])
