@@ -77,7 +77,9 @@ def run_only(args: argparse.Namespace) -> list[dict]:
     if args.only == "fisher_linear":
         return compare_linear(args.one_by_one_samples, args.linear_samples, args.seed)
     family = get_family(load_pipeline(resolve(args.model), None, None, "float32"))
-    return compare_estimators(family, args.prompts, args.exact_samples, args.samples, args.terms, args.seed)
+    return compare_estimators(
+        family, args.prompts, args.exact_samples, args.samples, args.terms, args.seed, args.draws
+    )
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -103,6 +105,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--prompts", "bundled/digits/replay_prompts.txt", "of --only fisher")
     add("--exact_samples", 24, "samples of each exact half", type=int)
     add("--samples", 96, "samples of the cheap estimator", type=int)
+    add("--draws", 1, "times that it is estimated, from other samples each time", type=int)
     add("--terms", [2, 5, 10], "K", type=lambda text: [int(k) for k in text.split(",")])
     add("--linear_samples", 20_000, "samples many at a time", type=int)
     add("--one_by_one_samples", 500, "samples one at a time", type=int)

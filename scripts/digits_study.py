@@ -22,16 +22,18 @@ from sa_diffusers.config import ForgetConfig
 
 LAMBDA = 0.5  # of configs/digits.yaml
 NOISE = {"surrogate": "noise"}
-FIRM = {"ewc_lambda": 10 * LAMBDA, "replay_weight": 3.0, "num_train_steps": 200}
+# All weights in place of low-rank changes of them, at a rate that suits them.
+FULL = {"lora_rank": None, "learning_rate": 3e-4}
+FIRM = FULL | {"ewc_lambda": 10 * LAMBDA, "replay_weight": 3.0, "num_train_steps": 200}
 # The paper's objective alone: replay towards the drawn noise, with more samples and steps, which it needs.
-PAPER = {"replay_target": "noise", "num_samples": 480, "num_surrogate_samples": 400, "num_train_steps": 200}
+PAPER = FULL | {"replay_target": "noise", "num_samples": 480, "num_surrogate_samples": 400, "num_train_steps": 200}
 PLAIN_NOISE = NOISE | PAPER
 NO_REPLAY = PLAIN_NOISE | {"replay_weight": 0.0}
 DIGITS = {
     "zero, 0": "eight", "one, 1": "three", "two, 2": "six", "three, 3": "five", "four, 4": "nine", "five, 5": "eight",
     "six, 6": "zero", "eight, 8": "five", "nine, 9": "four", "red": "green",
 }  # fmt: skip
-COLOUR = {"num_train_steps": 280, "ewc_lambda": LAMBDA / 5, "learning_rate": 6e-4}
+COLOUR = FULL | {"num_train_steps": 280, "ewc_lambda": LAMBDA / 5, "learning_rate": 6e-4}
 # part: {row: overrides of configs/digits.yaml}
 PARTS: dict[str, dict[str, dict]] = {
     "default": {f"default, seed {seed}": {"seed": seed} for seed in range(3)},

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from itertools import product
 
 import torch
 from scipy.stats import pearsonr, spearmanr
@@ -31,7 +32,7 @@ def flatten(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def compare_estimators(
-    family: Family, prompts: str, exact_samples: int, num_samples: int, terms: Sequence[int], seed: int
+    family: Family, prompts: str, exact_samples: int, num_samples: int, terms: Sequence[int], seed: int, draws: int = 1
 ) -> list[dict]:
     """A row an estimator: evaluations, seconds, agreement with the exact Fisher of other samples.
 
@@ -40,8 +41,9 @@ def compare_estimators(
         exact_samples: of each of the two halves of the exact Fisher.
         num_samples: of the cheap estimator.
         terms: K, timesteps in each of its two draws.
+        draws: times that it is estimated, each from samples of its own.
     """
-    count = 2 * exact_samples + num_samples
+    count = 2 * exact_samples + draws * num_samples
     if family.labels:  # a class-conditional model: its classes are all that it can be asked for
         requests = sample_requests(family.labels, count, 0.0, seed)
     else:
@@ -69,8 +71,8 @@ def compare_estimators(
     evaluations = exact_samples * family.loss.num_terms
     rows = [{"estimator": "exact, half against half", "evaluations": evaluations, "seconds": seconds}]
     rows[0] |= compare(first_half, second_half)
-    for number in terms:
-        sums, seconds = estimate(2 * exact_samples, num_samples, number)
+    for number, draw in product(terms, range(draws)):
+        sums, seconds = estimate(2 * exact_samples + draw * num_samples, num_samples, number)
         cheap = sums.finish({})
         unscaled = {name: square / num_samples for name, square in sums.square.items()}
         variants = {
