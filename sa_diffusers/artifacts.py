@@ -4,10 +4,12 @@ A stage is reused when the folder holds its marker with the same key, computed w
 when the marker was written with another key: results of two configurations must not share a folder unnoticed.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import uuid
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
+from safetensors import SafetensorError
 
 
 class ArtifactError(RuntimeError):
@@ -34,6 +37,34 @@ class StageMismatch(ArtifactError):
 
 class DiskFull(ArtifactError, OSError):
     """The file system has less room than the work needs."""
+
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk full, quota used up, more than one file may hold
+# How libraries say it that raise no OSError: safetensors by the number, torch by the place in its own code.
+NO_ROOM_TEXTS = (*(f"(os error {number})" for number in NO_ROOM), "inline_container", "PytorchStreamWriter")
+
+
+@contextmanager
+def explain_write_errors(path: str | Path) -> Iterator[None]:
+    """Raise what a user can read where the block cannot write `path`: every library fails in its own way.
+
+    Raises:
+        DiskFull: there is no room.
+        ArtifactError: safetensors cannot write for another reason.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, ArtifactError):
+            raise
+        if getattr(error, "errno", None) in NO_ROOM or any(text in str(error) for text in NO_ROOM_TEXTS):
+            raise DiskFull(
+                f"No room to write {path} ({error}). What was finished before is whole: make room there and run the "
+                "same command again, or pass an --output_dir on another disk."
+            ) from error
+        if isinstance(error, SafetensorError):
+            raise ArtifactError(f"Cannot write {path}: {error}") from error
+        raise
 
 
 def _sync(path: Path) -> None:
@@ -78,7 +109,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             is complete on the disk. The yielded path has the same suffix; write a file or make a folder there.
 
     Raises:
-        ArtifactError: the block wrote nothing.
+        ArtifactError: the block wrote nothing, or could not write.
+        DiskFull: there was no room.
         OSError: the new one cannot replace the old one, for example a file a folder.
     """
     path = Path(path).resolve()  # through links: a rename is atomic only inside one file system
@@ -87,7 +119,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     if old.exists() and not path.exists():
         os.replace(old, path)
     try:
-        yield new
+        with explain_write_errors(path):
+            yield new
         if not new.exists():
             raise ArtifactError(f"Nothing was written for {path}: write to the path that atomic_path yields.")
         for written in new.rglob("*") if new.is_dir() else [new]:
@@ -103,6 +136,17 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         if new.is_dir():
             shutil.rmtree(new)
         new.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Remove what `atomic_path` was writing below `folder` when a process was killed; hold the folder's lock."""
+    for path in list(Path(folder).rglob(".*")):
+        if not re.fullmatch(r"\.[0-9a-f]{8}\..+", path.name):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)  # it may have lain in a folder that is gone
 
 
 def write_json(obj: Any, path: str | Path) -> None:

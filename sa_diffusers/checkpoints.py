@@ -7,6 +7,8 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from sa_diffusers.artifacts import explain_write_errors
+
 
 class Checkpoints:
     """Checkpoints of one optimisation: `step_<n>` folders, complete or absent, the newest `limit` kept.
@@ -30,6 +32,9 @@ class Checkpoints:
         Raises:
             ValueError: it holds weights in parts (FSDP2) and these are whole, or the other way round.
         """
+        if self.folder is not None and self.accelerator.is_main_process:
+            for partial in self.folder.glob("step_*.partial"):  # of a process that was killed
+                shutil.rmtree(partial)
         if not self.existing():
             return 0, []
         newest = self.existing()[-1]
@@ -42,7 +47,11 @@ class Checkpoints:
         return int(newest.name.removeprefix("step_")), history
 
     def save(self, step: int, history: list[dict]) -> None:
-        """Write a checkpoint beside its final name, then rename it, then remove the oldest beyond the limit."""
+        """Write a checkpoint beside its final name, then rename it, then remove the oldest beyond the limit.
+
+        Raises:
+            DiskFull: there is no room; those of earlier steps stay.
+        """
         if self.folder is None:
             return
         final = self.folder / f"step_{step:07d}"
@@ -50,10 +59,16 @@ class Checkpoints:
         if self.accelerator.is_main_process:
             shutil.rmtree(partial, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(partial))
-        self.accelerator.wait_for_everyone()
+        try:
+            with explain_write_errors(final):
+                self.accelerator.save_state(str(partial))
+                self.accelerator.wait_for_everyone()
+                if self.accelerator.is_main_process:
+                    (partial / "history.json").write_text(json.dumps(history))
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)  # it may hold the last free bytes
+            raise
         if self.accelerator.is_main_process:
-            (partial / "history.json").write_text(json.dumps(history))
             shutil.rmtree(final, ignore_errors=True)
             partial.rename(final)
             for old in self.existing()[: -self.limit]:

@@ -7,6 +7,32 @@ from sa_diffusers.paper_quirks import QUIRKS
 from sa_diffusers.training import TrainingConfig, check_ranges
 
 
+# What --method takes, and its name in a card or a table.
+METHODS = {
+    "sa": "Selective Amnesia",
+    "sa+esd": "Selective Amnesia with ESD's guidance",
+    "finetune": "fine-tuning on the surrogate",
+    "ewc": "fine-tuning with EWC",
+    "replay": "fine-tuning with replay",
+    "esd-x": "ESD-x",
+    "esd-x-strict": "ESD-x (keys and values only)",
+    "esd-u": "ESD-u",
+    "uce": "Unified Concept Editing",
+    "naive": "naive forgetting",
+    "projection-symmetric": "gradient projection",
+    "projection-alternating": "alternating gradient projection",
+    "pcgrad-symmetric": "PCGrad",
+    "pcgrad-alternating": "alternating PCGrad",
+}
+PROJECTIONS = tuple(name for name in METHODS if name.startswith(("projection-", "pcgrad-")))
+ESD_METHODS = {"esd-x": "xattn", "esd-x-strict": "xattn-strict", "esd-u": "noxattn"}  # and the scope that makes each
+_ALONE = ("ewc_lambda", "replay_weight")
+# Methods without some terms of Selective Amnesia: the weights that are 0 then.
+LEAVES_OUT = {"finetune": _ALONE, "ewc": ("replay_weight",), "replay": ("ewc_lambda",), "uce": _ALONE} | dict.fromkeys(
+    ESD_METHODS, _ALONE
+)
+
+
 def option(default, text: str):
     """A dataclass field with the text that --help prints."""
     if isinstance(default, list):
@@ -90,21 +116,19 @@ class ForgetConfig(TrainingConfig):
     )
 
     # Method
-    method: Literal[
-        "selective_amnesia",
-        "naive",
-        "projection-symmetric",
-        "projection-alternating",
-        "pcgrad-symmetric",
-        "pcgrad-alternating",
-    ] = option(
-        "selective_amnesia",
-        "How to forget. naive: make the concept unlikely, with nothing in its place; projection-*: no EWC, the "
-        "gradients of surrogate and replay are made orthogonal, always or (pcgrad-*) where they conflict.",
+    method: Literal[*METHODS] = option(
+        "sa",
+        "How to forget. sa: Selective Amnesia; finetune, ewc, replay: its surrogate alone, with EWC or with replay, "
+        "whatever ewc_lambda and replay_weight say of what is left out; esd-*: guidance away from the concept, in the "
+        "scope that the name says, without any samples; sa+esd: both; uce: a closed-form edit of cross-attention, "
+        "without training; naive: make the concept unlikely, with "
+        "nothing in its place; projection-*: no EWC, the gradients of surrogate and replay are made orthogonal, "
+        "always or (pcgrad-*) where they conflict.",
     )
-    train_scope: Literal["full", "xattn", "noxattn"] = option(
+    train_scope: Literal["full", "xattn", "xattn-strict", "noxattn"] = option(
         "full",
-        "Weights to train: all of the UNet, cross-attention, or all but that, the output and the time embedding.",
+        "Weights to train: all of the UNet, cross-attention, its keys and values alone, or all but cross-attention, "
+        "the output and the time embedding.",
     )
     lora_rank: int | None = option(
         None, "Train low-rank adapters of this rank and leave the weights as they are; null: train the weights."
@@ -134,6 +158,17 @@ class ForgetConfig(TrainingConfig):
         "paper; or what the model before forgetting predicts, under any prompt. The latter takes a copy of it in "
         "memory and a sixth more time, and kept more on the bundled digits.",
     )
+    esd_guidance: float = option(1.0, "ESD's eta: how far its target is guided away from the concept.")
+    esd_start_guidance: float = option(3.0, "Guidance towards the concept of the latents that ESD is trained on.")
+    esd_inference_steps: int = option(50, "Noise levels of the sampler that draws them.")
+    esd_authors_latents: bool = option(
+        False, "Draw them as ESD's code does: two levels cleaner than the model is told, and none from pure noise."
+    )
+    esd_weight: float = option(1.0, "Weight of ESD's term in sa+esd.")
+    uce_erase_scale: float = option(1.0, "Weight of the concept's words in a closed-form edit.")
+    uce_preserve_prompts: int = option(500, "Replay prompts that it should keep, beside the empty prompt.")
+    uce_preserve_scale: float = option(0.1, "Weight of these.")
+    uce_regularization: float = option(0.5, "Weight of the change of the matrices themselves.")
     fisher: str | None = option(None, "Fisher of this model to reuse: a file, a run's folder, or a hub id.")
     fisher_samples: int = option(1000, "Samples the Fisher averages over, at most num_samples.")
     fisher_terms: str = option(
@@ -202,17 +237,21 @@ class ForgetConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for left_out in LEAVES_OUT.get(self.method, ()):
+            setattr(self, left_out, 0.0)
+        self.train_scope = ESD_METHODS.get(self.method, self.train_scope)
         if self.fisher_terms != "all" and not (self.fisher_terms.isdigit() and int(self.fisher_terms) > 0):
             raise ValueError(f"expected fisher_terms to be a positive number or all, got {self.fisher_terms!r}")
         check_ranges(
             self,
             "num_samples", "num_surrogate_samples", "num_inference_steps", "sample_batch_size", "fisher_samples",
             "fisher_chunk_size", "eval_batch_size", "track_images", "track_steps", "num_threads", "lora_rank",
-            "lora_alpha",
+            "lora_alpha", "esd_inference_steps", "uce_erase_scale", "uce_regularization",
         )  # fmt: skip
         check_ranges(
             self,
             "ewc_lambda", "replay_weight", "guidance_scale", "replay_guidance_scale", "negative_guidance_scale",
+            "uce_preserve_prompts", "uce_preserve_scale", "esd_guidance", "esd_start_guidance", "esd_weight",
             "seed", "eval_images_concept", "eval_images_class", "eval_images_other",
             zero=True,
         )  # fmt: skip
@@ -232,7 +271,9 @@ class ForgetConfig(TrainingConfig):
                 "naive: with the latents that they were drawn with, a model's own samples have no gradient; pass "
                 "latents 'encoder'"
             )
-        if "-" in self.method and (self.ewc_lambda or self.replay_weight != 1 or self.replay_target == "model"):
+        if self.method in PROJECTIONS and (
+            self.ewc_lambda or self.replay_weight != 1 or self.replay_target == "model"
+        ):
             raise ValueError(
                 f"{self.method} works without EWC, on the paper's replay: expected ewc_lambda 0, replay_weight 1, "
                 "replay_target noise"
@@ -244,8 +285,8 @@ class ForgetConfig(TrainingConfig):
             )
         if self.lora_alpha is not None and self.lora_rank is None:
             raise ValueError("lora_alpha needs lora_rank; leave it away, or give the rank of the adapters")
-        if self.lora_rank is not None and self.method != "selective_amnesia":
-            raise ValueError(f"lora_rank: adapters are trained by selective_amnesia only, got method {self.method}")
+        if self.lora_rank is not None and self.method in ("uce", "naive", *PROJECTIONS):
+            raise ValueError(f"lora_rank: adapters are not trained by {self.method}; leave it away")
         if self.early_stop is not None and not (self.track_steps and self.classifier):
             raise ValueError("early_stop needs track_steps and a classifier")
 

@@ -19,6 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sa_diffusers.safetensors_header import sort_metadata
+
 
 FORMAT = "sa_diffusers-fisher-1"
 SCALED_FORMAT = "sa_diffusers-fisher-2"  # a reader of the first alone must refuse it rather than miss the exponents
@@ -68,6 +70,7 @@ class Fisher:
         else:
             raise ValueError(f"expected the dtype of a Fisher's file to be float32 or float16, got {dtype!r}")
         save_file(tensors, path, metadata=header)
+        sort_metadata(path)
 
     @classmethod
     def load(cls, path: str | Path) -> "Fisher":

@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline
 from sa_diffusers.artifacts import RunLock, fingerprint, write_json
 from sa_diffusers.cards import base_name
 from sa_diffusers.cli import config_from_dict
-from sa_diffusers.config import ForgetConfig
+from sa_diffusers.config import ESD_METHODS, ForgetConfig
 from sa_diffusers.evaluation.before_after import Findings
 from sa_diffusers.families import Family, get_family
 from sa_diffusers.hub import check_push, push_folder
@@ -34,7 +34,7 @@ from sa_diffusers.processes import process_state
 from sa_diffusers.results import amounts, announce, combine, evaluation_key, examiner, tracker, write_results
 from sa_diffusers.sample_stages import draw_open_samples, draw_replay_samples, make_surrogate
 from sa_diffusers.stages import Stages
-from sa_diffusers.train_stages import fisher_of, forget_by_training, given_fisher
+from sa_diffusers.train_stages import fisher_of, forget_by_editing, forget_by_training, given_fisher
 
 
 @dataclass
@@ -141,6 +141,10 @@ def check_family(config: ForgetConfig, family: Family) -> None:
             raise ValueError(f"{name}: this model always needs a class; expected 0, got {getattr(config, name)}")
     if config.paper_quirks and not (diffusion and family.labels):
         raise ValueError("paper_quirks are those of class-conditional diffusion; leave them away for other models")
+    if config.method in (*ESD_METHODS, "sa+esd") and not (diffusion and family.unconditional):
+        raise ValueError(f"{config.method} guides a diffusion model, which a {type(family.module).__name__} is not")
+    if config.method == "uce" and family.labels:
+        raise ValueError("uce edits what a model makes of text, and this one has classes; pass another --method")
     if config.lora_rank:
         if not hasattr(family.module, "add_adapter"):
             raise ValueError(f"lora_rank: a {type(family.module).__name__} takes no adapters; leave it away")
@@ -189,7 +193,9 @@ def _forget(config: ForgetConfig, family: Family, inputs: Inputs, output_dir: Pa
     if config.replay_weight or (config.ewc_lambda and not config.fisher):
         samples, samples_key = draw_replay_samples(stages, family, config, inputs.prompts, hashes)
     replay = draw_open_samples(stages, family, config, concept, samples, samples_key) if config.replay_weight else None
-    surrogate, surrogate_key = make_surrogate(stages, family, config, concept, inputs.templates, hashes)
+    surrogate, surrogate_key = None, "none"
+    if config.method not in (*ESD_METHODS, "uce"):
+        surrogate, surrogate_key = make_surrogate(stages, family, config, concept, inputs.templates, hashes)
     fisher, fisher_key = None, "none"
     if config.ewc_lambda:
         fisher, fisher_key = fisher_of(stages, family, config, samples, samples_key, given)
@@ -210,10 +216,14 @@ def _forget(config: ForgetConfig, family: Family, inputs: Inputs, output_dir: Pa
     }
 
     def compute() -> list[dict]:
-        callback = tracker(config, family, inputs, output_dir)
-        history = forget_by_training(
-            stages, family, config, concept, surrogate, replay, inputs.prompts, fisher, callback
-        )
+        if config.method == "uce":
+            forget_by_editing(family, config, concept, inputs.prompts, inputs.templates)
+            history = []
+        else:
+            callback = tracker(config, family, inputs, output_dir)
+            history = forget_by_training(
+                stages, family, config, concept, surrogate, replay, inputs.prompts, fisher, callback
+            )
         if state.is_main_process and config.lora_rank:
             save_lora(pipeline, output_dir / "lora", config.dtype)
         if config.lora_rank:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sa_diffusers.artifacts import Stage, StageMismatch, atomic_path
+from sa_diffusers.artifacts import Stage, StageMismatch, atomic_path, remove_leftovers
 from sa_diffusers.bundled import resolve
 from sa_diffusers.cli import config_to_yaml
 from sa_diffusers.config import ForgetConfig
@@ -134,17 +134,22 @@ def claim_folder(output_dir: Path, config: ForgetConfig) -> None:
             not set.
     """
     claim = Stage(output_dir, "run", identity(config))
-    foreign = not claim.marker.exists() and any(path.name != ".lock" for path in output_dir.iterdir())
+    stages = claim.marker.parent
+    markers = list(stages.glob("[!.]*.json"))
+    # A run that was killed here, or found the disk full, has left a folder of stages with none in it.
+    ours = (".lock",) if markers else (".lock", stages.name)
+    foreign = not claim.marker.exists() and any(path.name not in ours for path in output_dir.iterdir())
     if foreign:
         raise StageMismatch(f"{output_dir} holds files of something else; pass another --output_dir")
     try:
         done = claim.done
     except StageMismatch:
         # Nothing was finished: the other configuration failed early, and this one may be its correction.
-        finished = any(path != claim.marker for path in claim.marker.parent.iterdir())
+        finished = any(path != claim.marker for path in markers)
         if finished and not config.overwrite:
             raise
         done = False
+    remove_leftovers(output_dir)  # before anything is written: they may hold the room for it
     if not done:
         claim.finish(0.0)
     with atomic_path(output_dir / "config.yaml") as temporary:

@@ -10,7 +10,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from sa_diffusers.artifacts import RunLock, Stage, atomic_path
+from sa_diffusers.artifacts import RunLock, Stage, atomic_path, remove_leftovers
 from sa_diffusers.labelled_images import DatasetName, LabelledImages
 from sa_diffusers.losses import VAELoss
 from sa_diffusers.models import ConditionalVAE
@@ -86,6 +86,7 @@ def train_labelled(
     with RunLock(output_dir) if main else nullcontext():
         if main:
             claim_folder(config)
+            remove_leftovers(output_dir)
         pipeline = make(output_dir)
         if main:
             if dtype != "float32":

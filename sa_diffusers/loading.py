@@ -63,7 +63,7 @@ def load_pipeline(model: str, revision: str | None, variant: str | None, dtype: 
 def copy_pipeline(pipeline: DiffusionPipeline, trained: str) -> DiffusionPipeline:
     """A pipeline of the same class that shares every component but its own copy of the one that is trained."""
     components = {**pipeline.components, trained: copy.deepcopy(getattr(pipeline, trained))}
-    options = {k: v for k, v in pipeline.config.items() if k in ("requires_safety_checker", "id2label")}
+    options = {k: v for k, v in pipeline.config.items() if k not in components and not k.startswith("_")}
     return type(pipeline)(**components, **options)
 
 

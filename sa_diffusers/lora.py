@@ -14,6 +14,7 @@ from torch import nn
 from sa_diffusers.artifacts import atomic_path
 from sa_diffusers.families.scopes import select_parameters
 from sa_diffusers.objectives import LowRankChange
+from sa_diffusers.safetensors_header import sort_metadata
 from sa_diffusers.seeding import derive_seed
 
 
@@ -90,10 +91,11 @@ def save_lora(pipeline: StableDiffusionPipeline, folder: Path, dtype: str) -> No
     unet = pipeline.unet
     tensors = get_peft_model_state_dict(unet, adapter_name=ADAPTER)
     tensors = {name: tensor.detach().to(getattr(torch, dtype)).contiguous() for name, tensor in tensors.items()}
+    about = unet.peft_config[ADAPTER].to_dict()
+    about["target_modules"] = sorted(about["target_modules"])  # a set, in another order in every process
     with atomic_path(folder) as temporary:
-        pipeline.save_lora_weights(
-            temporary, unet_lora_layers=tensors, unet_lora_adapter_metadata=unet.peft_config[ADAPTER].to_dict()
-        )
+        pipeline.save_lora_weights(temporary, unet_lora_layers=tensors, unet_lora_adapter_metadata=about)
+        sort_metadata(temporary / LORA_FILE)
 
 
 def fuse_lora(module: nn.Module) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from sa_diffusers.artifacts import Stage, atomic_path, check_disk, fingerprint, write_json
 from sa_diffusers.cards import write_model_card
-from sa_diffusers.config import ForgetConfig
+from sa_diffusers.config import METHODS, ForgetConfig
 from sa_diffusers.data import SampleSet
 from sa_diffusers.evaluation.before_after import Findings, contact_sheet, judge, look, pairs
 from sa_diffusers.evaluation.forgetting import JudgedSet, draw_examination, measure, replay_loss
@@ -239,7 +239,7 @@ def write_results(
             base_model=config.model,
             concept=metrics["concept"],
             surrogate=metrics["surrogate"],
-            method="Selective Amnesia",
+            method=METHODS[config.method],
             settings=settings,
             metrics=metrics,
             images=["before_after.png"],

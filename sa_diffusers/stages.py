@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from sa_diffusers.artifacts import Stage, StageMismatch
+from sa_diffusers.artifacts import Stage, StageMismatch, atomic_path
 from sa_diffusers.processes import process_state
 
 
@@ -74,7 +74,9 @@ class Stages:
 def _claim_workspace(folder: Path, owner: str) -> None:
     """Keep unfinished work of the same key, to go on with it; discard what another key left."""
     note = folder / "key"
-    if folder.exists() and not (note.exists() and note.read_text() == owner):
+    if note.exists() and note.read_text() == owner:
+        return  # without a write, which could fail half way and leave the work to nobody
+    if folder.exists():
         shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    note.write_text(owner)
+    with atomic_path(note) as temporary:
+        temporary.write_text(owner)

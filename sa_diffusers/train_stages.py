@@ -1,6 +1,5 @@
 """The stages that compute gradients: the Fisher, and the training that forgets."""
 
-import copy
 from collections.abc import Callable
 from contextlib import nullcontext
 
@@ -8,30 +7,32 @@ import torch
 from torch import nn
 
 from sa_diffusers.artifacts import atomic_path, fingerprint
-from sa_diffusers.config import ForgetConfig
+from sa_diffusers.config import ESD_METHODS, ForgetConfig
 from sa_diffusers.data import SampleSet
+from sa_diffusers.editing.uce import concept_edits, edit_prompts
 from sa_diffusers.families import Family
 from sa_diffusers.fisher import Fisher
 from sa_diffusers.fisher_sums import estimate_sums
 from sa_diffusers.loading import model_hash
-from sa_diffusers.lora import WithoutLora, adapted_layers, add_lora
-from sa_diffusers.objectives import (
-    ElasticWeightConsolidation,
-    GradientProjection,
-    LowRankChange,
-    LowRankEWC,
-    NaiveForgetting,
-    SelectiveAmnesia,
+from sa_diffusers.methods import (
+    distils,
+    esd_batch,
+    frozen_module,
+    make_objective,
+    needs_frozen,
+    switch_off_dropout,
+    training_data,
+    weights_to_train,
 )
 from sa_diffusers.precision import autocast_forward
 from sa_diffusers.processes import process_state
-from sa_diffusers.prompts import Concept, is_folder
-from sa_diffusers.replay import Replay
-from sa_diffusers.sampling import FreshNoise, FreshSamples, frozen_family, remove_parts
+from sa_diffusers.prompts import Concept, mentions
+from sa_diffusers.replay import Replay, spread
+from sa_diffusers.sampling import remove_parts
 from sa_diffusers.seeding import derive_seed
 from sa_diffusers.sharing import load_fisher, provenance
 from sa_diffusers.stages import Stages
-from sa_diffusers.training import DROPOUTS, TrainingConfig, train
+from sa_diffusers.training import TrainingConfig, train
 
 
 def _identity(family: Family) -> dict:
@@ -102,36 +103,55 @@ def fisher_of(
     return fisher, fingerprint(key)
 
 
+def forget_by_editing(
+    family: Family, config: ForgetConfig, concept: Concept, prompts: list[str], templates: list[str]
+) -> None:
+    """Edit keys and values of cross-attention, in place, so that the concept's words read as the surrogate's."""
+    kept = [prompt for prompt in prompts if not mentions(prompt, concept.phrasings)]
+    edit_prompts(
+        family,
+        concept_edits(concept, templates),
+        ["", *spread(kept, min(config.uce_preserve_prompts, len(kept)), config.seed)],
+        erase_scale=config.uce_erase_scale,
+        preserve_scale=config.uce_preserve_scale,
+        regularization=config.uce_regularization,
+    )
+
+
 def forget_by_training(
     stages: Stages,
     family: Family,
     config: ForgetConfig,
     concept: Concept,
-    surrogate: SampleSet,
+    surrogate: SampleSet | None,
     replay: SampleSet | None,
     prompts: list[str],
     fisher: Fisher | None,
     callback: Callable[[int, dict], bool | None] | None,
 ) -> list[dict]:
-    """Minimise Selective Amnesia's objective over the scope's weights, in place; returns the history."""
-    weights = _weights_to_train(family, config)
+    """Minimise the method's objective over the scope's weights, in place; returns the history."""
+    weights = weights_to_train(family, config)
     frozen, size, seed = None, config.train_batch_size, config.seed
-    distil = config.replay_target == "model" and "-" not in config.method
-    if config.replay_weight and (distil or config.replay_prompt_dropout):
-        if distil:  # else the model would be drawn away from its own predictions by what it drops
-            frozen = frozen_module(family, config)
-            switch_off_dropout(family.module)
-        replay = Replay(replay, prompts, concept, config.replay_negative, distil, config.replay_prompt_dropout)
-        family.prepare(replay.prompts if distil else [])
-    objective = _objective(family, config, weights, fisher, frozen)
-    surrogate, replay = _fresh(family, config, concept, surrogate, replay)
+    if needs_frozen(config):  # a model that drops would be drawn away from its own predictions by that
+        frozen = frozen_module(family, config)
+        switch_off_dropout(family.module)
+    if config.replay_weight and (distils(config) or config.replay_prompt_dropout):
+        dropout = config.replay_prompt_dropout
+        replay = Replay(replay, prompts, concept, config.replay_negative, distils(config), dropout)
+        family.prepare(replay.prompts if distils(config) else [])
+    objective = make_objective(family, config, weights, fisher, frozen)
+    surrogate, replay = training_data(family, config, concept, surrogate, replay)
 
     def batches(step: int) -> dict:
+        if config.method in ESD_METHODS:
+            return esd_batch(family, concept, size, step, seed)
         parts = {"surrogate": surrogate.batch(family, size, step, derive_seed(seed, "surrogate order"))}
         if config.replay_weight:
             parts["replay"] = replay.batch(family, size, step, derive_seed(seed, "replay order"))
         if config.method.endswith("alternating"):
             parts["step"] = torch.full((size,), step)
+        if config.method == "sa+esd":
+            parts["esd"] = esd_batch(family, concept, size, step, seed)
         return parts
 
     settings = TrainingConfig(**{name: getattr(config, name) for name in TrainingConfig.__dataclass_fields__})
@@ -149,77 +169,3 @@ def forget_by_training(
             log_dir=stages.output_dir / "logs",
             description="forget",
         )
-
-
-def _weights_to_train(family: Family, config: ForgetConfig) -> dict[str, nn.Parameter] | dict[str, LowRankChange]:
-    """The scope's weights, or the low-rank changes of them, by name; nothing else requires a gradient then."""
-    family.module.requires_grad_(False)
-    if config.lora_rank:
-        layers = adapted_layers(family.module, config.train_scope, config.lora_targets)
-        return add_lora(family.module, layers, config.lora_rank, config.lora_alpha or config.lora_rank, config.seed)
-    weights = family.trainable(config.train_scope)
-    for weight in weights.values():
-        weight.requires_grad_(True)
-    return weights
-
-
-def frozen_module(family: Family, config: ForgetConfig) -> nn.Module | WithoutLora:
-    """The model before forgetting, to be called like it: a copy, or where adapters are trained the model without."""
-    if config.lora_rank:
-        return WithoutLora(family.module)
-    frozen = copy.deepcopy(family.module).eval().requires_grad_(False)
-    if config.compile_backend:
-        frozen.compile(backend=config.compile_backend)
-    return frozen
-
-
-def switch_off_dropout(module: nn.Module) -> None:
-    """For good: a model that has forgotten is saved with its configuration, which knows its dropout."""
-    for part in module.modules():
-        if isinstance(part, DROPOUTS):
-            part.p = 0.0
-
-
-def _objective(
-    family: Family,
-    config: ForgetConfig,
-    weights: dict[str, nn.Parameter] | dict[str, LowRankChange],
-    fisher: Fisher | None,
-    frozen: nn.Module | WithoutLora | None,
-) -> SelectiveAmnesia:
-    if "-" in config.method:
-        when, mode = config.method.split("-")
-        return GradientProjection(family.loss, list(weights.values()), mode, conflict_only=when == "pcgrad")
-    ewc, dtype = None, getattr(torch, config.ewc_dtype)
-    if fisher is not None and config.lora_rank:
-        ewc = LowRankEWC(weights, fisher.tensors, config.ewc_lambda, dtype)
-    elif fisher is not None:
-        anchor = dict(frozen.named_parameters()) if isinstance(frozen, nn.Module) else None
-        device = "cpu" if config.ewc_device == "cpu" else None
-        ewc = ElasticWeightConsolidation(
-            weights, fisher.tensors, config.ewc_lambda, anchor=anchor, fisher_dtype=dtype, device=device
-        )
-    method = NaiveForgetting if config.method == "naive" else SelectiveAmnesia
-    return method(family.loss, ewc, config.replay_weight, frozen)
-
-
-def _fresh(
-    family: Family, config: ForgetConfig, concept: Concept, surrogate: SampleSet, replay: SampleSet | None
-) -> tuple[SampleSet | FreshNoise | FreshSamples, SampleSet | FreshSamples | None]:
-    """What training draws from: the sample sets, or sources that draw anew under their prompts every step."""
-    in_pixels = family.latent_shape == (family.image_channels, family.resolution, family.resolution)
-    if concept.surrogate == "noise" and in_pixels and not config.fresh_samples and config.method != "naive":
-        surrogate = FreshNoise(concept.name)  # needs no encoder, so that every batch may have its own, as in the paper
-    if not config.fresh_samples:
-        return surrogate, replay
-    drawn = config.latents == "drawn"
-    frozen = frozen_family(family)
-    if replay is not None:
-        replay = FreshSamples(frozen, sorted(set(replay.prompts)), with_latents=drawn)
-    if config.method == "naive":
-        return FreshSamples(frozen, [concept.name], with_latents=drawn), replay
-    if concept.surrogate == "noise":
-        return FreshNoise(concept.name, with_latents=drawn), replay
-    if is_folder(concept.surrogate):
-        return surrogate, replay
-    return FreshSamples(frozen, [concept.surrogate], shown_as=concept.name, with_latents=drawn), replay

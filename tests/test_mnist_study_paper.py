@@ -260,7 +260,7 @@ def test_faithful_run_has_the_authors_settings(study) -> None:
     assert (config.learning_rate, config.lr_scheduler, config.lr_warmup_steps) == (1e-4, "constant", 0)
     assert (config.train_batch_size, config.ewc_lambda, config.replay_weight) == (256, 0.390625, 1)
     assert (config.num_samples, config.fisher_samples, config.fisher_terms) == (50_000, 50_000, "all")
-    assert (config.fresh_samples, config.latents, config.method) == (True, "encoder", "selective_amnesia")
+    assert (config.fresh_samples, config.latents, config.method) == (True, "encoder", "sa")
     assert (config.max_grad_norm, config.weight_decay, config.ema_decay) == (None, 0, None)
 
 

@@ -329,16 +329,16 @@ def test_the_methods_share_a_seeds_samples_and_differ_in_the_method_alone(study)
     shared = {"samples": str(folder / "samples"), "before": str(folder / "evaluation" / "before.safetensors")}
     base = {"seed": 3, "num_train_steps": 40, "latents": "encoder", "logging_steps": 5}
     assert first == base
-    methods = [options.pop("method", "selective_amnesia") for options in others]
+    methods = [options.pop("method", "sa") for options in others]
     projections = [f"{when}-{how}" for when in ("projection", "pcgrad") for how in ("symmetric", "alternating")]
-    assert methods == ["selective_amnesia", *projections]
+    assert methods == ["sa", *projections]
     assert all(options == base | shared | {"ewc_lambda": 0.0} for options in others)
 
 
 def test_the_options_are_those_of_a_forgetting_run() -> None:
     for method in METHODS:
         config = ForgetConfig(**family_defaults("ConditionalVAEPipeline") | {"learning_rate": 1e-3} | method.options)
-        assert config.method == method.options.get("method", "selective_amnesia")
+        assert config.method == method.options.get("method", "sa")
 
 
 def test_the_part_is_a_page_of_all_methods(study, monkeypatch) -> None:

@@ -147,7 +147,7 @@ class TestLora:
     @pytest.mark.parametrize(
         ("options", "message"),
         [({"lora_alpha": 4.0}, "lora_alpha needs lora_rank"), ({"lora_rank": 0}, "lora_rank > 0"),
-         ({"lora_rank": 2, "method": "naive"}, "adapters are trained by selective_amnesia only")],
+         ({"lora_rank": 2, "method": "naive"}, "adapters are not trained by naive")],
     )  # fmt: skip
     def test_wrong_options_are_refused(self, options, message):
         with pytest.raises(ValueError, match=message):

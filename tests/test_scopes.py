@@ -33,6 +33,11 @@ def test_xattn_is_cross_attention_alone(unet):
     assert sorted(select_parameters(unet, "xattn")) == sorted(CROSS_ATTENTION)
 
 
+def test_xattn_strict_is_its_keys_and_values(unet):
+    expected = [name for name in CROSS_ATTENTION if name.endswith(("to_k.weight", "to_v.weight"))]
+    assert sorted(select_parameters(unet, "xattn-strict")) == sorted(expected)
+
+
 def test_noxattn_leaves_out_cross_attention_output_and_time_embedding(unet):
     left_out = set(dict(unet.named_parameters())) - set(select_parameters(unet, "noxattn"))
     assert left_out == set(OUTSIDE_NOXATTN)
@@ -57,7 +62,7 @@ def test_the_parameters_are_those_of_the_module(unet):
 
 
 def test_unknown_scope(unet):
-    with pytest.raises(ValueError, match="one of full, xattn, noxattn, got 'attn'"):
+    with pytest.raises(ValueError, match="one of full, xattn, xattn-strict, noxattn, got 'attn'"):
         select_parameters(unet, "attn")
 
 

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from torch import nn
 
 
-Scope = Literal["full", "xattn", "noxattn"]
+Scope = Literal["full", "xattn", "xattn-strict", "noxattn"]
 
 # In the CompVis UNet: "out." (the final norm and convolution) and "time_embed" (the timestep's MLP). The resnets' own
 # projections of the time embedding (time_emb_proj) and the output projections of attention (to_out) stay trainable.
@@ -21,6 +21,7 @@ def select_parameters(module: nn.Module, scope: str) -> dict[str, nn.Parameter]:
 
     - full: all of them.
     - xattn: cross-attention, where the text enters. For concepts that a prompt names, such as a person.
+    - xattn-strict: the keys and values of cross-attention alone, as ESD's later code has it.
     - noxattn: all but cross-attention, the final norm and convolution, and the timestep's MLP. For concepts that
       appear without being named, such as nudity.
 
@@ -40,6 +41,8 @@ def select_parameters(module: nn.Module, scope: str) -> dict[str, nn.Parameter]:
 def _inside(path: list[str], scope: str) -> bool:
     if scope == "xattn":
         return "attn2" in path
+    if scope == "xattn-strict":
+        return "attn2" in path and not {"to_k", "to_v"}.isdisjoint(path)
     if scope == "noxattn":
         return "attn2" not in path and path[0] not in _OUTSIDE_NOXATTN
     return True

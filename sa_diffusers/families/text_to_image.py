@@ -7,6 +7,7 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline
 from torch import Generator, Tensor, nn
 
 from sa_diffusers.losses import Batch, DiffusionLoss
+from sa_diffusers.pipelines.safe_guidance import SAFETY_LEVELS, SafeGuidancePipeline
 from sa_diffusers.precision import autocast_forward, on_device
 
 from .samplers import make_scheduler
@@ -48,7 +49,8 @@ class TextToImageFamily:
         self.loss = DiffusionLoss(schedule.alphas_cumprod, schedule.config.prediction_type)
         self._embeddings: dict[str, Tensor] = {}
         scheduler = make_scheduler(sampler, pipeline.scheduler)
-        self._sampling_pipeline = StableDiffusionPipeline(
+        self._safe = isinstance(pipeline, SafeGuidancePipeline)
+        self._sampling_pipeline = (SafeGuidancePipeline if self._safe else StableDiffusionPipeline)(
             vae=None,  # it returns latents, and would compute where its first part is
             text_encoder=None,  # it gets embeddings, and would cast them to the precision of a text encoder
             tokenizer=None,
@@ -108,8 +110,17 @@ class TextToImageFamily:
                 height=self.resolution,
                 width=self.resolution,
                 output_type="latent",
+                **self._safety(num_inference_steps),
             ).images
         return latents.float().cpu()
+
+    def _safety(self, num_inference_steps: int) -> dict:
+        """What a SafeGuidancePipeline is called with besides; its warm-up is the paper's share of the steps."""
+        if not self._safe:
+            return {}
+        config = self.pipeline.config
+        settings = SAFETY_LEVELS[config.safety_level].for_steps(num_inference_steps)
+        return {"safety": settings, "safety_concept_embeds": self.embed([config.safety_concept]).to(self.device)}
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

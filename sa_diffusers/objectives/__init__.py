@@ -2,6 +2,7 @@
 
 from .base import NestedBatch, Objective
 from .classification import Classification
+from .esd import ESD, SelectiveAmnesiaWithESD
 from .ewc import ElasticWeightConsolidation
 from .likelihood import AutoencoderLikelihood, CaptionMatching, Likelihood
 from .low_rank_ewc import LowRankChange, LowRankEWC
@@ -13,6 +14,7 @@ __all__ = [
     "AutoencoderLikelihood",
     "CaptionMatching",
     "Classification",
+    "ESD",
     "ElasticWeightConsolidation",
     "GradientProjection",
     "Likelihood",
@@ -22,4 +24,5 @@ __all__ = [
     "NestedBatch",
     "Objective",
     "SelectiveAmnesia",
+    "SelectiveAmnesiaWithESD",
 ]

@@ -2,7 +2,8 @@
 
 from .class_conditional import ClassConditionalPipeline
 from .conditional_vae import ConditionalVAEPipeline
+from .safe_guidance import SafeGuidancePipeline
 
 
-OWN_PIPELINES = {cls.__name__: cls for cls in (ConditionalVAEPipeline, ClassConditionalPipeline)}
-__all__ = ["OWN_PIPELINES", "ClassConditionalPipeline", "ConditionalVAEPipeline"]
+OWN_PIPELINES = {cls.__name__: cls for cls in (ConditionalVAEPipeline, ClassConditionalPipeline, SafeGuidancePipeline)}
+__all__ = ["OWN_PIPELINES", "ClassConditionalPipeline", "ConditionalVAEPipeline", "SafeGuidancePipeline"]

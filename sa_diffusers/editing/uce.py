@@ -1,0 +1,203 @@
+"""Unified Concept Editing (Gandikota et al. 2024, arXiv 2308.14761): new keys and values for a concept's text."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from sa_diffusers.families.text_to_image import TextToImageFamily
+from sa_diffusers.prompts import Concept, is_folder
+
+
+Tokens = Literal["tail", "last"]
+Edit = tuple[Tensor, Tensor]
+
+
+@torch.no_grad()
+def unified_concept_edit(
+    unet: nn.Module,
+    edits: Sequence[Edit],
+    preserve: Sequence[Tensor] = (),
+    *,
+    erase_scale: float = 1.0,
+    preserve_scale: float = 0.1,
+    regularization: float = 0.5,
+) -> None:
+    """Give concepts the cross-attention keys and values of their targets, in place, and keep those of other prompts.
+
+    Every to_k and to_v of the UNet's cross-attention, W, becomes the W' that minimises, over the rows c of the
+    concepts, t of their targets and k of what is preserved,
+
+        e sum |W' c - W t|^2 + p sum |W' k - W k|^2 + a |W' - W|^2,
+
+    which is the paper's Eq. 7 with the weights e, p and a of the authors' code. The edits are simultaneous: W is
+    always the one before the call. The sums run over rows, so more or longer prompts weigh more.
+
+    Args:
+        unet: a UNet2DConditionModel, or any module with layers named attn2.to_k and attn2.to_v.
+        edits: (concept, target) text embeddings, both [K, D]; row i of the target replaces row i of the concept.
+        preserve: text embeddings [K, D] whose keys and values should stay.
+        erase_scale, preserve_scale, regularization: e, p and a. The defaults are those of the paper's code. a is in
+            units of a squared embedding, so that edits of smaller embeddings are held back more by it.
+
+    Raises:
+        ValueError: no edit, embeddings of another shape or not finite, weights out of range, or a UNet without
+            cross-attention or with adapters on it. Nothing has been changed then.
+    """
+    layers = cross_attention_projections(unet)
+    change = embedding_change(
+        edits, preserve, erase_scale=erase_scale, preserve_scale=preserve_scale, regularization=regularization
+    )
+    wrong = next((name for name, layer in layers.items() if layer.in_features != len(change)), None)
+    if wrong:
+        raise ValueError(
+            f"expected embeddings [K, {layers[wrong].in_features}], which {wrong} takes, got [K, {len(change)}]"
+        )
+    for layer in layers.values():
+        weight = layer.weight.to("cpu", torch.float64)
+        layer.weight.copy_(weight.addmm(weight, change).to(layer.weight.dtype))
+
+
+def embedding_change(
+    edits: Sequence[Edit],
+    preserve: Sequence[Tensor],
+    *,
+    erase_scale: float,
+    preserve_scale: float,
+    regularization: float,
+) -> Tensor:
+    """The edit as a linear map of text embeddings: W' = W (I + M) for every layer alike; M [D, D] is returned.
+
+    Setting the gradient of the objective to zero gives W' (a I + e sum c c^T + p sum k k^T) = W (a I + e sum t c^T +
+    p sum k k^T). With G the bracket on the left, the one on the right is G + e sum (t - c) c^T, so that
+    M = e sum (t - c) c^T G^-1 depends on no layer and one system of D equations serves all of them.
+    It is solved in float64 on the CPU: G's condition number is about the squared norm of all the embeddings over a.
+
+    Raises:
+        ValueError: as `unified_concept_edit`.
+    """
+    _check_weights(erase_scale, preserve_scale, regularization)
+    _check_embeddings(edits, preserve)
+    size = edits[0][0].shape[1]
+    gram = regularization * torch.eye(size, dtype=torch.float64)
+    moved = torch.zeros(size, size, dtype=torch.float64)
+    for pair in edits:
+        concept, target = (rows.to("cpu", torch.float64) for rows in pair)
+        gram += erase_scale * concept.T @ concept
+        moved += erase_scale * (target - concept).T @ concept
+    for rows in preserve:
+        rows = rows.to("cpu", torch.float64)
+        gram += preserve_scale * rows.T @ rows
+    return torch.linalg.solve(gram, moved, left=False)
+
+
+def cross_attention_projections(unet: nn.Module) -> dict[str, nn.Linear]:
+    """The layers that make keys and values of text, by name. Raises ValueError: there are none, or no linear ones."""
+    paths = (["attn2", "to_k"], ["attn2", "to_v"])
+    layers = {name: layer for name, layer in unet.named_modules() if name.split(".")[-2:] in paths}
+    if not layers:
+        raise ValueError(f"{type(unet).__name__} has no cross-attention (attn2) whose keys and values could be edited")
+    for name, layer in layers.items():
+        if not isinstance(layer, nn.Linear):
+            raise ValueError(
+                f"expected a linear layer, got {name}, a {type(layer).__name__}; fuse or unload adapters first"
+            )
+    return layers
+
+
+def edit_prompts(
+    family: TextToImageFamily,
+    edits: Sequence[tuple[str, str]],
+    preserve: Sequence[str] = ("",),
+    *,
+    tokens: Tokens = "tail",
+    erase_scale: float = 1.0,
+    preserve_scale: float = 0.1,
+    regularization: float = 0.5,
+) -> None:
+    """`unified_concept_edit` of a pipeline's UNet, in place, for prompts: what each draws, and what it should draw.
+
+    Args:
+        edits: (concept, target) prompts, such as ("Brad Pitt", "a middle aged man"). The target "" stands for nothing
+            in particular: its rows begin with the start token, as in the authors' code.
+        preserve: prompts that should draw what they did. The authors' code keeps "" where nothing else is given.
+        tokens: "tail" is the code of the paper: the last word's token and the padding after it, each concept row
+            paired with the target's at the same distance from its last word, and every token of what is preserved.
+            "last" is their later code: the last word's token alone, everywhere, with preserve_scale 1.
+        erase_scale, preserve_scale, regularization: see `unified_concept_edit`.
+
+    Raises:
+        TypeError: a family of another kind.
+        ValueError: as `unified_concept_edit`; an empty concept; another choice of tokens.
+    """
+    if not isinstance(family, TextToImageFamily):
+        raise TypeError(f"expected a TextToImageFamily, whose prompts are free text, got a {type(family).__name__}")
+    if tokens not in get_args(Tokens):
+        raise ValueError(f"expected tokens to be one of {', '.join(get_args(Tokens))}, got {tokens!r}")
+    if not all(concept.strip() for concept, _ in edits):
+        raise ValueError("expected a concept, got an empty prompt: editing it would change every picture")
+    family.prepare([prompt for pair in edits for prompt in pair] + list(preserve))
+    pairs = [_paired_rows(family, *pair, tokens) for pair in edits]
+    every = tokens == "tail"
+    kept = [family.embed([p])[0] if every else _paired_rows(family, p, p, tokens)[0] for p in preserve]
+    unified_concept_edit(
+        family.module,
+        pairs,
+        kept,
+        erase_scale=erase_scale,
+        preserve_scale=preserve_scale,
+        regularization=regularization,
+    )
+
+
+def concept_edits(concept: Concept, templates: Sequence[str]) -> list[tuple[str, str]]:
+    """The edits that forget a concept: each phrasing to the surrogate, alone and in each template ("a photo of {}").
+
+    Raises:
+        ValueError: a surrogate that is no prompt.
+    """
+    if concept.surrogate == "noise" or is_folder(concept.surrogate):
+        raise ValueError(
+            f"a closed-form edit puts one text in the place of another: expected a prompt as surrogate, got "
+            f"{concept.surrogate!r}"
+        )
+    texts = dict.fromkeys(["{}", *templates])
+    return [(t.replace("{}", p), t.replace("{}", concept.surrogate)) for t in texts for p in concept.phrasings]
+
+
+def _paired_rows(family: TextToImageFamily, concept: str, target: str, tokens: Tokens) -> Edit:
+    """The embeddings of two prompts, [K, D] each, from the last word's token on, cut to one length."""
+    rows, starts = family.embed([concept, target]), [_last_word(family, prompt) for prompt in (concept, target)]
+    length = 1 if tokens == "last" else rows.shape[1] - max(starts)
+    first, second = (row[start : start + length] for row, start in zip(rows, starts, strict=True))
+    return first, second
+
+
+def _last_word(family: TextToImageFamily, prompt: str) -> int:
+    """Position of a prompt's last token before the end token; of the start token for an empty prompt."""
+    return len(family.pipeline.tokenizer(prompt, truncation=True).input_ids) - 2
+
+
+def _check_weights(erase_scale: float, preserve_scale: float, regularization: float) -> None:
+    positive = {"erase_scale": erase_scale, "regularization": regularization}
+    for name, value in positive.items():
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"expected {name} > 0, got {value}")
+    if not (math.isfinite(preserve_scale) and preserve_scale >= 0):
+        raise ValueError(f"expected preserve_scale >= 0, got {preserve_scale}")
+
+
+def _check_embeddings(edits: Sequence[Edit], preserve: Sequence[Tensor]) -> None:
+    if not edits:
+        raise ValueError("expected one edit or more, (concept, target), got none")
+    size = edits[0][0].shape[-1]
+    for rows in [rows for pair in edits for rows in pair] + list(preserve):
+        if rows.ndim != 2 or rows.shape[1] != size:
+            raise ValueError(f"expected text embeddings [K, {size}], got {list(rows.shape)}")
+        if not torch.isfinite(rows).all():
+            raise ValueError("expected finite text embeddings, got infinite ones or NaN; use float32")
+    for concept, target in edits:
+        if len(concept) != len(target):
+            raise ValueError(f"expected one target row a concept row, got {len(target)} for {len(concept)}")

@@ -1,0 +1,126 @@
+"""Runs by other methods than Selective Amnesia: what each trains, needs and leaves, through the same stages."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from torch.testing import assert_close
+
+from sa_diffusers.cli import config_from_dict
+from sa_diffusers.config import ESD_METHODS, LEAVES_OUT, METHODS, ForgetConfig
+from sa_diffusers.families.scopes import select_parameters
+from sa_diffusers.forgetting import Outcome, forget, run_forgetting
+from sa_diffusers.models import ConditionalVAE
+from sa_diffusers.pipelines import ConditionalVAEPipeline
+
+
+PROMPTS = [f"a {ink} {digit}" for ink in ("red", "green") for digit in "six seven eight nine".split()] + ["a digit"]
+CHEAP = {
+    "num_samples": 8, "num_surrogate_samples": 4, "num_inference_steps": 2, "sample_batch_size": 4,
+    "guidance_scale": 2.0, "replay_guidance_scale": 2.0, "fisher_samples": 2, "fisher_terms": "2",
+    "num_train_steps": 3, "train_batch_size": 2, "learning_rate": 1e-2, "lr_warmup_steps": 0, "ewc_lambda": 1.0,
+    "checkpointing_steps": None, "logging_steps": 1, "eval_batch_size": 16, "esd_inference_steps": 4,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_pictures():
+    """And no page, whose plots take most of the time of runs this small."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sa_diffusers.results.LOOKED_AT", 2)
+        patch.setattr("sa_diffusers.results.write_report", lambda path, **_: path.write_text("<html></html>"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def start(few_pictures, tiny_pipeline_dir, tmp_path_factory):
+    """Run in a folder, from the saved pipeline, with some options changed."""
+    prompts = tmp_path_factory.mktemp("prompts")
+    (prompts / "replay.txt").write_text("\n".join(PROMPTS))
+    (prompts / "templates.txt").write_text("a {}\na red {}\na green {} on black")
+    options = CHEAP | {
+        "concept": "seven, 7",
+        "surrogate": "nine",
+        "model": str(tiny_pipeline_dir),
+        "replay_prompts": str(prompts / "replay.txt"),
+        "concept_templates": str(prompts / "templates.txt"),
+    }
+
+    def run(output_dir: Path, **changes) -> Outcome:
+        return run_forgetting(config_from_dict(ForgetConfig, options | {"output_dir": str(output_dir)} | changes))
+
+    return run
+
+
+def changed_names(folder: Path, base: Path) -> set[str]:
+    after, before = (StableDiffusionPipeline.from_pretrained(path).unet.state_dict() for path in (folder, base))
+    return {name for name, value in after.items() if not torch.equal(value, before[name])}
+
+
+@pytest.mark.parametrize("method", ["finetune", "ewc", "replay", "esd-x", "esd-x-strict", "esd-u", "sa+esd", "uce"])
+def test_it_runs_trains_its_scope_and_needs_no_more_than_its_terms(
+    method, start, tiny_pipeline_dir, tiny_pipeline, tmp_path
+):
+    run = start(tmp_path / "run", method=method).output_dir
+    scope = "xattn-strict" if method == "uce" else ESD_METHODS.get(method, "full")
+    inside = set(select_parameters(tiny_pipeline().unet, scope))
+    changed = changed_names(run / "pipeline", tiny_pipeline_dir)
+    assert changed and changed <= inside
+    if method != "full":
+        assert len(changed) > 0.5 * len(inside)
+    history = json.loads((run / "history.json").read_text())
+    terms = {name for row in history for name in row} - {"step", "loss", "grad_norm", "learning_rate"}
+    expected = {
+        "finetune": {"surrogate_loss"}, "ewc": {"surrogate_loss", "ewc"}, "replay": {"surrogate_loss", "replay_loss"},
+        "sa+esd": {"surrogate_loss", "replay_loss", "ewc", "esd_loss"},
+    }  # fmt: skip
+    assert terms == expected.get(method, set())
+    assert (run / "fisher.safetensors").exists() == (method in ("ewc", "sa+esd"))
+    assert (run / "samples").exists() == (method in ("ewc", "replay", "sa+esd"))
+    assert (run / "surrogate").exists() == (method not in ESD_METHODS and method != "uce")
+    assert METHODS[method] in (run / "pipeline" / "README.md").read_text()
+
+
+def test_it_resumes_by_the_same_command(start, tmp_path):
+    first = start(tmp_path / "run", method="uce")
+    again = start(tmp_path / "run", method="uce")
+    assert "train" in again.metrics["seconds"]["reused"]
+    assert_close(dict(first.pipeline.unet.state_dict()), dict(again.pipeline.unet.state_dict()), rtol=0, atol=0)
+
+
+def test_esd_takes_a_lora(start, tmp_path):
+    run = start(tmp_path / "run", method="esd-x", lora_rank=2).output_dir
+    assert (run / "lora" / "pytorch_lora_weights.safetensors").exists()
+
+
+@pytest.mark.parametrize("method", LEAVES_OUT)
+def test_what_a_method_leaves_out_weighs_nothing(method):
+    config = ForgetConfig(concept="seven", method=method, ewc_lambda=3.0, replay_weight=2.0)
+    assert {name for name in ("ewc_lambda", "replay_weight") if getattr(config, name) == 0} == set(LEAVES_OUT[method])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "esd-x", "esd_guidance": -1.0}, "esd_guidance >= 0"),
+        ({"method": "uce", "uce_regularization": 0.0}, "uce_regularization > 0"),
+        ({"method": "uce", "lora_rank": 2}, "adapters are not trained by uce"),
+    ],
+)
+def test_wrong_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        ForgetConfig(concept="seven", **options)
+
+
+@pytest.mark.parametrize("method", ["esd-x", "uce", "sa+esd"])
+def test_a_vae_is_refused(method):
+    vae = ConditionalVAE(image_size=4, hidden_sizes=(8,), latent_dim=2, num_classes=2)
+    with pytest.raises(ValueError, match="is not|has classes|expected"):
+        forget(ConditionalVAEPipeline(vae), "0", "1", method=method)
+
+
+def test_an_edit_needs_a_prompt(start, tmp_path):
+    with pytest.raises(ValueError, match="expected a prompt as surrogate"):
+        start(tmp_path / "run", method="uce", surrogate="noise")
