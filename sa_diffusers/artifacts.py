@@ -4,27 +4,19 @@ A stage is reused when the folder holds its marker with the same key, computed w
 when the marker was written with another key: results of two configurations must not share a folder unnoticed.
 """
 
-import errno
 import fcntl
 import hashlib
 import json
 import os
-import re
-import shutil
 import socket
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
-from safetensors import SafetensorError
 
-
-class ArtifactError(RuntimeError):
-    """An output folder cannot be used as asked. Base class of every error of this module."""
+from sa_diffusers.atomic_files import ArtifactError, write_json
 
 
 class RunFolderBusy(ArtifactError):
@@ -33,127 +25,6 @@ class RunFolderBusy(ArtifactError):
 
 class StageMismatch(ArtifactError):
     """The folder holds the result of this stage for another configuration."""
-
-
-class DiskFull(ArtifactError, OSError):
-    """The file system has less room than the work needs."""
-
-
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk full, quota used up, more than one file may hold
-# How libraries say it that raise no OSError: safetensors by the number, torch by the place in its own code.
-NO_ROOM_TEXTS = (*(f"(os error {number})" for number in NO_ROOM), "inline_container", "PytorchStreamWriter")
-
-
-@contextmanager
-def explain_write_errors(path: str | Path) -> Iterator[None]:
-    """Raise what a user can read where the block cannot write `path`: every library fails in its own way.
-
-    Raises:
-        DiskFull: there is no room.
-        ArtifactError: safetensors cannot write for another reason.
-    """
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, ArtifactError):
-            raise
-        if getattr(error, "errno", None) in NO_ROOM or any(text in str(error) for text in NO_ROOM_TEXTS):
-            raise DiskFull(
-                f"No room to write {path} ({error}). What was finished before is whole: make room there and run the "
-                "same command again, or pass an --output_dir on another disk."
-            ) from error
-        if isinstance(error, SafetensorError):
-            raise ArtifactError(f"Cannot write {path}: {error}") from error
-        raise
-
-
-def _sync(path: Path) -> None:
-    """Flush one file, or one folder's list of names, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _umask() -> int:
-    """The process's umask, which can only be read by setting it."""
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
-
-
-def _swap_folders(new: Path, path: Path, old: Path) -> None:
-    """Put the folder `new` in the place of the folder `path`, which is kept as `old` until that is done.
-
-    A folder cannot be renamed over one that is not empty, so there is an instant without `path`; a process killed
-    in it leaves `old`, which the next `atomic_path` puts back.
-    """
-    if old.exists():  # beside a whole `path`: a process was killed while it removed the folder it had replaced
-        shutil.rmtree(old)
-    os.replace(path, old)
-    try:
-        os.replace(new, path)
-    except BaseException:
-        os.replace(old, path)
-        raise
-    shutil.rmtree(old)
-
-
-@contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; it takes the place of `path` on success and is removed on an error.
-
-    Args:
-        path: the file or folder to write. Missing parents are made. What exists there stays whole until the new one
-            is complete on the disk. The yielded path has the same suffix; write a file or make a folder there.
-
-    Raises:
-        ArtifactError: the block wrote nothing, or could not write.
-        DiskFull: there was no room.
-        OSError: the new one cannot replace the old one, for example a file a folder.
-    """
-    path = Path(path).resolve()  # through links: a rename is atomic only inside one file system
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new, old = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}"), path.with_name(f".old.{path.name}")
-    if old.exists() and not path.exists():
-        os.replace(old, path)
-    try:
-        with explain_write_errors(path):
-            yield new
-        if not new.exists():
-            raise ArtifactError(f"Nothing was written for {path}: write to the path that atomic_path yields.")
-        for written in new.rglob("*") if new.is_dir() else [new]:
-            if written.is_file():
-                written.chmod(0o666 & ~_umask())  # safetensors writes files that nobody else may read
-            _sync(written)
-        if path.is_dir() and new.is_dir():
-            _swap_folders(new, path, old)
-        else:
-            os.replace(new, path)
-        _sync(path.parent)
-    finally:
-        if new.is_dir():
-            shutil.rmtree(new)
-        new.unlink(missing_ok=True)
-
-
-def remove_leftovers(folder: str | Path) -> None:
-    """Remove what `atomic_path` was writing below `folder` when a process was killed; hold the folder's lock."""
-    for path in list(Path(folder).rglob(".*")):
-        if not re.fullmatch(r"\.[0-9a-f]{8}\..+", path.name):
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)  # it may have lain in a folder that is gone
-
-
-def write_json(obj: Any, path: str | Path) -> None:
-    """Write `obj` as indented JSON, atomically. Raises TypeError or ValueError (NaN) if JSON has no form for it."""
-    text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False)
-    with atomic_path(path) as new:
-        new.write_text(text + "\n", encoding="utf-8")
 
 
 def fingerprint(fields: Mapping[str, Any]) -> str:
@@ -291,16 +162,3 @@ class Stage:
             raise ArtifactError(f"The stage '{self.name}' of {self.output_dir} is not finished.") from error
         except ValueError as error:
             raise ArtifactError(f"{self.marker} is damaged: delete it to compute the stage again.") from error
-
-
-def check_disk(path: str | Path, needed_bytes: int) -> None:
-    """Raise DiskFull unless the file system that will hold `path` (which need not exist yet) has room for it."""
-    folder = Path(path).resolve()
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if free < needed_bytes:
-        raise DiskFull(
-            f"{path} needs {needed_bytes / 1e9:.2f} GB, but its file system has {free / 1e9:.2f} GB free. "
-            "Make room there or pass an --output_dir on another disk."
-        )

@@ -21,7 +21,8 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from sa_diffusers.artifacts import RunLock, Stage, atomic_path
+from sa_diffusers.artifacts import RunLock, Stage
+from sa_diffusers.atomic_files import atomic_path
 from sa_diffusers.base_models import TrainableAutoencoder, TrainableMatcher, TrainableTextToImage
 from sa_diffusers.bundled import resolve
 from sa_diffusers.losses import DiffusionLoss

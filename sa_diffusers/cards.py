@@ -9,7 +9,8 @@ from huggingface_hub import ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from sa_diffusers.artifacts import atomic_path, fingerprint
+from sa_diffusers.artifacts import fingerprint
+from sa_diffusers.atomic_files import atomic_path
 from sa_diffusers.pipelines import OWN_PIPELINES
 
 

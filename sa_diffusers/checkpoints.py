@@ -7,7 +7,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from sa_diffusers.artifacts import explain_write_errors
+from sa_diffusers.atomic_files import explain_write_errors
 
 
 class Checkpoints:

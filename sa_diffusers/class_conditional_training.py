@@ -8,7 +8,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from torch import Tensor
 
-from sa_diffusers.artifacts import atomic_path
+from sa_diffusers.atomic_files import atomic_path
 from sa_diffusers.evaluation.before_after import contact_sheet
 from sa_diffusers.families import get_family
 from sa_diffusers.labelled_images import LabelledImages

@@ -10,7 +10,7 @@ from PIL import ImageOps
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from sa_diffusers.artifacts import atomic_path
+from sa_diffusers.atomic_files import atomic_path
 from sa_diffusers.classifier_config import ClassifierConfig
 from sa_diffusers.digits import ATTRIBUTES, WORDS, ColoredDigits, load_strokes
 from sa_diffusers.evaluation.classifier import AttributeClassifier, ImageClassifier, Score, score_images

@@ -8,7 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from sa_diffusers.artifacts import atomic_path
+from sa_diffusers.atomic_files import atomic_path
 from sa_diffusers.config import ForgetConfig
 from sa_diffusers.data import SampleSet
 from sa_diffusers.families import Family

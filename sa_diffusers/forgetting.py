@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from diffusers import DiffusionPipeline
 
-from sa_diffusers.artifacts import RunLock, fingerprint, write_json
+from sa_diffusers.artifacts import RunLock, fingerprint
+from sa_diffusers.atomic_files import write_json
 from sa_diffusers.cards import base_name
 from sa_diffusers.cli import config_from_dict
 from sa_diffusers.config import ESD_METHODS, ForgetConfig

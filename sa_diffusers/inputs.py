@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sa_diffusers.artifacts import Stage, StageMismatch, atomic_path, remove_leftovers
+from sa_diffusers.artifacts import Stage, StageMismatch
+from sa_diffusers.atomic_files import atomic_path, remove_leftovers
 from sa_diffusers.bundled import resolve
 from sa_diffusers.cli import config_to_yaml
 from sa_diffusers.config import ForgetConfig

@@ -10,7 +10,8 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from sa_diffusers.artifacts import RunLock, Stage, atomic_path, remove_leftovers
+from sa_diffusers.artifacts import RunLock, Stage
+from sa_diffusers.atomic_files import atomic_path, remove_leftovers
 from sa_diffusers.labelled_images import DatasetName, LabelledImages
 from sa_diffusers.losses import VAELoss
 from sa_diffusers.models import ConditionalVAE

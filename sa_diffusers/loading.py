@@ -11,7 +11,8 @@ import yaml
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from sa_diffusers.artifacts import atomic_path, hash_tensors
+from sa_diffusers.artifacts import hash_tensors
+from sa_diffusers.atomic_files import atomic_path
 from sa_diffusers.bundled import resolve
 from sa_diffusers.hub import ModelLoadError, explain_load_errors
 from sa_diffusers.pipelines import OWN_PIPELINES

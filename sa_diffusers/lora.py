@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from sa_diffusers.artifacts import atomic_path
+from sa_diffusers.atomic_files import atomic_path
 from sa_diffusers.families.scopes import select_parameters
 from sa_diffusers.objectives import LowRankChange
 from sa_diffusers.safetensors_header import sort_metadata

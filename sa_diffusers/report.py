@@ -15,7 +15,7 @@ import matplotlib.style
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from sa_diffusers.artifacts import atomic_path
+from sa_diffusers.atomic_files import atomic_path
 
 
 SMALL = 128  # pixels a side up to which a picture is enlarged rather than reduced

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from sa_diffusers.artifacts import Stage, atomic_path, check_disk, fingerprint, write_json
+from sa_diffusers.artifacts import Stage, fingerprint
+from sa_diffusers.atomic_files import atomic_path, check_disk, write_json
 from sa_diffusers.cards import write_model_card
 from sa_diffusers.config import METHODS, ForgetConfig
 from sa_diffusers.data import SampleSet

@@ -5,7 +5,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from sa_diffusers.artifacts import atomic_path, fingerprint, write_json
+from sa_diffusers.artifacts import fingerprint
+from sa_diffusers.atomic_files import atomic_path, write_json
 from sa_diffusers.config import ForgetConfig
 from sa_diffusers.data import SampleSet, image_paths, load_image, surrogate_from_images, uniform_noise
 from sa_diffusers.evaluation.before_after import contact_sheet

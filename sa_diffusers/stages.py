@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from sa_diffusers.artifacts import Stage, StageMismatch, atomic_path
+from sa_diffusers.artifacts import Stage, StageMismatch
+from sa_diffusers.atomic_files import atomic_path
 from sa_diffusers.processes import process_state
 
 

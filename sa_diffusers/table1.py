@@ -13,7 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sa_diffusers.artifacts import atomic_path, fingerprint, write_json
+from sa_diffusers.artifacts import fingerprint
+from sa_diffusers.atomic_files import atomic_path, write_json
 from sa_diffusers.class_conditional_training import ClassConditionalConfig, train_class_conditional
 from sa_diffusers.cli import config_from_dict
 from sa_diffusers.config import ForgetConfig

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from safetensors import safe_open
 from torch.nn.functional import pad
 
-from sa_diffusers.artifacts import atomic_path
+from sa_diffusers.atomic_files import atomic_path
 from sa_diffusers.evaluation.before_after import contact_sheet
 
 

@@ -6,7 +6,8 @@ from contextlib import nullcontext
 import torch
 from torch import nn
 
-from sa_diffusers.artifacts import atomic_path, fingerprint
+from sa_diffusers.artifacts import fingerprint
+from sa_diffusers.atomic_files import atomic_path
 from sa_diffusers.config import ESD_METHODS, ForgetConfig
 from sa_diffusers.data import SampleSet
 from sa_diffusers.editing.uce import concept_edits, edit_prompts

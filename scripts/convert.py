@@ -10,7 +10,7 @@ Their Fisher, for scripts/forget.py --fisher. It is that of the raw weights of s
 import argparse
 from pathlib import Path
 
-from sa_diffusers.artifacts import atomic_path
+from sa_diffusers.atomic_files import atomic_path
 from sa_diffusers.cli import friendly_errors
 
 

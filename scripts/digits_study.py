@@ -15,7 +15,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from sa_diffusers.artifacts import atomic_path, write_json
+from sa_diffusers.atomic_files import atomic_path, write_json
 from sa_diffusers.cli import friendly_errors, parse_config
 from sa_diffusers.config import ForgetConfig
 

@@ -32,7 +32,7 @@ def name_folders(argv: list[str]) -> list[str]:
 def main() -> None:
     config = parse_config(EvaluateConfig, name_folders(sys.argv[1:]), description=__doc__)
     with friendly_errors():
-        from sa_diffusers.artifacts import write_json
+        from sa_diffusers.atomic_files import write_json
         from sa_diffusers.evaluation.image_evaluation import evaluate, table
 
         result = evaluate(config)

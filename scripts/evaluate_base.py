@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from sa_diffusers.artifacts import write_json
+from sa_diffusers.atomic_files import write_json
 from sa_diffusers.bundled import resolve
 from sa_diffusers.cli import parse_config
 from sa_diffusers.digits import ColoredDigits, load_strokes

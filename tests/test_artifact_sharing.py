@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from transformers import CLIPImageProcessor
 
 from sa_diffusers import __version__
-from sa_diffusers.artifacts import RunFolderBusy, RunLock, fingerprint, write_json
+from sa_diffusers.artifacts import RunFolderBusy, RunLock, fingerprint
+from sa_diffusers.atomic_files import write_json
 from sa_diffusers.cards import write_model_card
 from sa_diffusers.data import SampleSet
 from sa_diffusers.families import get_family

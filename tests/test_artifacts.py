@@ -10,19 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sa_diffusers.artifacts import (
-    ArtifactError,
-    DiskFull,
-    RunFolderBusy,
-    RunLock,
-    Stage,
-    StageMismatch,
-    atomic_path,
-    check_disk,
-    fingerprint,
-    hash_tensors,
-    write_json,
-)
+from sa_diffusers.artifacts import RunFolderBusy, RunLock, Stage, StageMismatch, fingerprint, hash_tensors
+from sa_diffusers.atomic_files import ArtifactError, DiskFull, atomic_path, check_disk, write_json
 
 
 HOLD_LOCK = """

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 import sa_diffusers.fisher_sums
 import sa_diffusers.forgetting
 import sa_diffusers.train_stages
-from sa_diffusers.artifacts import DiskFull, StageMismatch
+from sa_diffusers.artifacts import StageMismatch
+from sa_diffusers.atomic_files import DiskFull
 from sa_diffusers.cli import config_from_dict
 from sa_diffusers.config import ForgetConfig
 from sa_diffusers.data import SampleSet

@@ -21,14 +21,8 @@ from safetensors.torch import save_file
 import sa_diffusers.fisher_sums
 import sa_diffusers.forgetting
 import sa_diffusers.results
-from sa_diffusers.artifacts import (
-    ArtifactError,
-    DiskFull,
-    StageMismatch,
-    atomic_path,
-    explain_write_errors,
-    remove_leftovers,
-)
+from sa_diffusers.artifacts import StageMismatch
+from sa_diffusers.atomic_files import ArtifactError, DiskFull, atomic_path, explain_write_errors, remove_leftovers
 from sa_diffusers.checkpoints import Checkpoints
 from sa_diffusers.cli import config_from_dict
 from sa_diffusers.config import ForgetConfig
@@ -275,7 +269,7 @@ def test_other_failures_to_write_are_named_too(tmp_path):
 
 KILL_AT_A_RENAME = """
 import os, signal, sys
-from sa_diffusers.artifacts import atomic_path
+from sa_diffusers.atomic_files import atomic_path
 
 replace = os.replace
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sa_diffusers.artifacts import atomic_path, write_json
+from sa_diffusers.atomic_files import atomic_path, write_json
 
 
 def markdown(rows: list[Mapping[str, Any]]) -> str:

@@ -9,7 +9,7 @@ from scipy import ndimage
 from torch import Tensor
 from tqdm import tqdm
 
-from sa_diffusers.artifacts import atomic_path
+from sa_diffusers.atomic_files import atomic_path
 
 from .captions import ATTRIBUTES, caption, random_attributes
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from sa_diffusers.artifacts import atomic_path
+from sa_diffusers.atomic_files import atomic_path
 from sa_diffusers.digits import ColoredDigits, caption, fill, held_out_templates, random_attributes
 from sa_diffusers.families import Family
 from sa_diffusers.seeding import derive_seed, seeded

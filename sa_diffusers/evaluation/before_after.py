@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sa_diffusers.artifacts import atomic_path
+from sa_diffusers.atomic_files import atomic_path
 from sa_diffusers.evaluation.classifier import ImageClassifier
 from sa_diffusers.evaluation.forgetting import METRICS, Examination, draw_examination, floors, measure
 from sa_diffusers.families import Family

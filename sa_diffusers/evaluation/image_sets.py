@@ -9,7 +9,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
-from sa_diffusers.artifacts import atomic_path
+from sa_diffusers.atomic_files import atomic_path
 from sa_diffusers.data import SampleSet, crop_to_square, image_paths
 from sa_diffusers.evaluation.before_after import to_pil, to_uint8
 from sa_diffusers.families import Family

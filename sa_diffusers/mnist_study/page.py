@@ -7,7 +7,7 @@ from typing import Any
 
 import jinja2
 
-from sa_diffusers.artifacts import atomic_path, write_json
+from sa_diffusers.atomic_files import atomic_path, write_json
 from sa_diffusers.mnist_study import attacks, latent, outliers, paper, projection, sequential
 from sa_diffusers.mnist_study.study import Study
 from sa_diffusers.report import TEMPLATES

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sa_diffusers.artifacts import atomic_path
+from sa_diffusers.atomic_files import atomic_path
 from sa_diffusers.mnist_study.paper_runs import default_run
 from sa_diffusers.mnist_study.readings import GREY
 from sa_diffusers.mnist_study.study import Study, draw, entropy, read

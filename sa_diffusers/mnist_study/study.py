@@ -11,7 +11,8 @@ import torch
 import yaml
 from torch import Tensor
 
-from sa_diffusers.artifacts import Stage, atomic_path, write_json
+from sa_diffusers.artifacts import Stage
+from sa_diffusers.atomic_files import atomic_path, write_json
 from sa_diffusers.bundled import resolve
 from sa_diffusers.cli import config_from_dict
 from sa_diffusers.config import ForgetConfig
