@@ -110,7 +110,7 @@ def estimate_fisher(
     *,
     terms: int | None,
     chunk_size: int = 50,
-    loss_scale: float = 1.0,
+    loss_scale: float | None = None,
     seed: int = 0,
     sums: FisherSums | None = None,
 ) -> FisherSums:
@@ -122,8 +122,8 @@ def estimate_fisher(
         sample: the batch of one sample, as a function of its index; its tensors have first dimension 1.
         terms: None for every timestep, the paper's estimator; else K, the timesteps in each of the two draws.
         chunk_size: timesteps in one forward pass; changes memory and speed, not the result.
-        loss_scale: the loss is multiplied and its gradient divided by this, so that float16 does not lose the gradient
-            on its way back; 1 in other precisions.
+        loss_scale: for float16, which would lose the gradient on its way back: the summed loss is multiplied by this
+            over the largest weight of a term, and the gradient divided by as much. None in other precisions.
         seed: noise and timesteps are functions of (seed, index).
         sums: continued in place; None starts from zero.
 
@@ -143,10 +143,11 @@ def estimate_fisher(
         for draw in range(1 if terms is None else 2):
             generator = seeded(seed, "fisher", index, draw)
             chosen, weights = stratified_terms(num_terms, terms or num_terms, generator)
-            weights *= loss_scale
+            scale = 1.0 if loss_scale is None else loss_scale / float(weights.max())
+            weights *= scale
             gradient = _gradient_of_sum(model, loss, tensors, batch, chosen, weights, generator, chunk_size)
-            if loss_scale != 1:
-                torch._foreach_div_(gradient, loss_scale)
+            if scale != 1:
+                torch._foreach_div_(gradient, scale)
             draws.append(gradient)
         first, second = draws[0], draws[-1]  # the same one, where all timesteps were taken
         # One transfer for all tensors: on a GPU each would wait for the device.

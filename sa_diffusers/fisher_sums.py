@@ -1,6 +1,7 @@
 """Estimate the Fisher's sums over a sample set: shared by processes, saved now and then, resumed."""
 
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -23,7 +24,6 @@ from sa_diffusers.seeding import derive_seed
 
 FISHER_SAVES = 10  # times that a long estimation saves its state
 ROOM = 0.6  # of the free memory; the rest is for activations
-FLOAT16_SCALE = 2.0**14  # a mean over the latents of a 512-pixel image divides the gradient by as much
 
 
 def estimate_sums(family: Family, config: ForgetConfig, samples: SampleSet, count: int, parts_dir: Path) -> FisherSums:
@@ -66,7 +66,7 @@ def estimate_sums(family: Family, config: ForgetConfig, samples: SampleSet, coun
                 [index],
                 terms=None if family.loss.num_terms == 1 else config.terms,  # of one term there is no choice
                 chunk_size=config.fisher_chunk_size,
-                loss_scale=FLOAT16_SCALE if family.compute_dtype == torch.float16 else 1.0,
+                loss_scale=float16_scale(family) if family.compute_dtype == torch.float16 else None,
                 seed=seed,
                 sums=sums,
             )
@@ -84,6 +84,11 @@ def estimate_sums(family: Family, config: ForgetConfig, samples: SampleSet, coun
     state.wait_for_everyone()
     names = [f"{rank}_of_{state.num_processes}.safetensors" for rank in range(state.num_processes)]
     return merge(_load_sums(parts_dir / name, device) for name in names)
+
+
+def float16_scale(family: Family) -> float:
+    """Makes the gradient that of a sum over data, which float16 holds, whether the loss is a sum or a mean."""
+    return float(math.prod(family.latent_shape)) if family.loss.reduction == "mean" else 1.0
 
 
 def sums_device(family: Family, config: ForgetConfig) -> torch.device:

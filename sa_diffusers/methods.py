@@ -81,12 +81,11 @@ def make_objective(
     if config.method in PROJECTIONS:
         when, mode = config.method.split("-")
         return GradientProjection(family.loss, list(weights.values()), mode, conflict_only=when == "pcgrad")
-    ewc, dtype = None, getattr(torch, config.ewc_dtype)
+    ewc, dtype, device = None, getattr(torch, config.ewc_dtype), "cpu" if config.ewc_device == "cpu" else None
     if fisher is not None and config.lora_rank:
-        ewc = LowRankEWC(weights, fisher.tensors, config.ewc_lambda, dtype)
+        ewc = LowRankEWC(weights, fisher.tensors, config.ewc_lambda, dtype, device)
     elif fisher is not None:
         anchor = dict(frozen.named_parameters()) if isinstance(frozen, nn.Module) else None
-        device = "cpu" if config.ewc_device == "cpu" else None
         ewc = ElasticWeightConsolidation(
             weights, fisher.tensors, config.ewc_lambda, anchor=anchor, fisher_dtype=dtype, device=device
         )

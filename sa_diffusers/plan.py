@@ -9,9 +9,10 @@ from pathlib import Path
 import psutil
 import torch
 
-from sa_diffusers.config import ForgetConfig
+from sa_diffusers.config import ESD_METHODS, ForgetConfig
 from sa_diffusers.families import Family
 from sa_diffusers.lora import adapted_layers
+from sa_diffusers.methods import distils, needs_frozen
 from sa_diffusers.precision import autocast_forward
 
 
@@ -64,9 +65,21 @@ def estimate(config: ForgetConfig, per_sample: float, num_evaluated: int, num_te
         if config.surrogate == "noise"
         else drawing(config.num_surrogate_samples, config.guidance_scale),
         "fisher": config.fisher_samples * terms * (1 + BACKWARD) * per_sample if config.ewc_lambda else 0.0,
-        "train": config.num_train_steps * 2 * config.train_batch_size * (1 + BACKWARD) * per_sample,
+        "train": config.num_train_steps * config.train_batch_size * training_passes(config) * per_sample,
         "evaluate": drawing(2 * num_evaluated, config.guidance_scale),
     }
+
+
+def training_passes(config: ForgetConfig) -> float:
+    """Forward passes that a training step is worth, a sample of `train_batch_size`."""
+    esd = config.method in ESD_METHODS or config.method == "sa+esd"
+    rows = (config.method not in ESD_METHODS) + (config.replay_weight > 0) + esd
+    passes = rows * (1 + BACKWARD + config.gradient_checkpointing)
+    if distils(config):
+        passes += 1
+    if esd:  # two frozen passes, and on average half of the sampler's levels with guidance
+        passes += 2 + (config.esd_inference_steps - 1)
+    return passes
 
 
 def trained_bytes(family: Family, config: ForgetConfig) -> int:
@@ -87,10 +100,9 @@ def trained_bytes(family: Family, config: ForgetConfig) -> int:
         held = 0
     adam = 2 if config.optimizer == "adamw_8bit" else 2 * FLOAT32
     total = stepped * (FLOAT32 + adam + (FLOAT32 if config.ema_decay is not None else 0))
-    distils = config.replay_target == "model" and config.replay_weight
     if config.lora_rank:
         total += FLOAT32 * stepped
-    elif distils:
+    elif needs_frozen(config):
         total += FLOAT32 * sum(p.numel() for p in family.module.parameters())
         held = 0  # the frozen copy's weights are the anchor
     if config.ewc_lambda and config.ewc_device == "device":

@@ -9,7 +9,7 @@ import torch
 from sa_diffusers.artifacts import Stage, fingerprint
 from sa_diffusers.atomic_files import atomic_path, check_disk, write_json
 from sa_diffusers.cards import write_model_card
-from sa_diffusers.config import METHODS, ForgetConfig
+from sa_diffusers.config import ESD_METHODS, METHODS, ForgetConfig
 from sa_diffusers.data import SampleSet
 from sa_diffusers.evaluation.before_after import Findings, contact_sheet, judge, look, pairs
 from sa_diffusers.evaluation.forgetting import JudgedSet, draw_examination, measure, replay_loss
@@ -129,7 +129,12 @@ def announce(config: ForgetConfig, family: Family, inputs: Inputs, output_dir: P
         f"scope {config.train_scope}, lambda {config.ewc_lambda:g}",
         "evaluate": f"{2 * evaluated} pictures, before and after",
     }
-    skipped = {"fisher": not config.ewc_lambda, "sample": not (config.replay_weight or config.ewc_lambda)}
+    skipped = {
+        "fisher": not config.ewc_lambda,
+        "sample": not (config.replay_weight or config.ewc_lambda),
+        "surrogate": config.method in (*ESD_METHODS, "uce"),
+        "train": config.method == "uce",
+    }
     given = {"fisher": config.fisher, "sample": config.samples}
     markers = {"evaluate": "after"}
     rows = [

@@ -60,7 +60,8 @@ class TrainingConfig:
     adam_beta2: float = field(default=0.999, metadata={"help": "AdamW's second decay rate."})
     adam_epsilon: float = field(default=1e-8, metadata={"help": "AdamW's epsilon."})
     weight_decay: float = field(
-        default=0.0, metadata={"help": "AdamW's weight decay. It pulls to 0, not to the anchor."}
+        default=0.0,
+        metadata={"help": "AdamW's weight decay. It pulls to 0, not to the anchor; with adapters these are one."},
     )
     max_grad_norm: float | None = field(default=1.0, metadata={"help": "Clip the gradient to this norm; null: never."})
     gradient_accumulation_steps: int = field(

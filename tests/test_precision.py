@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from torch.testing import assert_close
 
 from sa_diffusers.families import get_family
 from sa_diffusers.fisher import estimate_fisher
+from sa_diffusers.fisher_sums import float16_scale
 from sa_diffusers.precision import autocast_forward, compute_dtype, in_main_memory, on_device
 
 
@@ -108,9 +110,30 @@ class TestFisher:
             estimate_fisher(
                 family.module, family.loss, parameters, lambda i: batch, [0], terms=3, loss_scale=scale
             ).square
-            for scale in (1.0, 2.0**14)
+            for scale in (None, 256.0)
         )
         assert_close(plain, scaled, rtol=1e-4, atol=1e-12)
+
+    @pytest.mark.parametrize("terms", [3, None])
+    def test_float16_neither_overflows_nor_loses_it(self, tiny_pipeline, terms):
+        """With terms that weigh 300: as many timesteps as Stable Diffusion has."""
+        scheduler = DDIMScheduler(num_train_timesteps=900, clip_sample=False, steps_offset=1)
+        pipeline = tiny_pipeline()
+        pipeline.scheduler = scheduler
+        family = get_family(pipeline, compute_dtype=torch.float16)
+        parameters = dict(pipeline.unet.named_parameters())
+        batch = family.batch(torch.randn(1, 4, 8, 8), ["a red seven"])
+
+        def estimate(scale: float | None, dtype: torch.dtype | None) -> torch.Tensor:
+            with autocast_forward(family.module, dtype):
+                sums = estimate_fisher(
+                    family.module, family.loss, parameters, lambda i: batch, [0], terms=terms, loss_scale=scale
+                )
+            return torch.cat([value.flatten() for value in sums.square.values()])
+
+        exact, half = estimate(None, None), estimate(float16_scale(family), torch.float16)
+        assert_close(half.sum(), exact.sum(), rtol=0.02, atol=0)
+        assert ((half == 0) & (exact > 1e-6 * exact.max())).sum() == 0
 
 
 class Moved(torch.nn.Linear):

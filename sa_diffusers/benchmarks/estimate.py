@@ -33,7 +33,9 @@ AUTHORS_HOURS = 500  # GPU hours of the authors' code for one concept on an A600
 BACKWARD = 2  # a backward pass costs two forward passes
 FISHER_PASSES = 32  # reads and writes of a float32 number a weight when a sample's two draws are squared and added up
 FISHER_TIMESTEPS = 20  # of a sample, two draws of 10
-STEP_PASSES = 20  # the same for clipping, AdamW and EWC's gradient
+STEP_PASSES = 32  # the same for clipping, AdamW, EWC's gradient and the casts of weights to bf16
+SAMPLED_AT_ONCE = 8  # images
+CAST_PASSES = 1.5  # the same for the casts alone, of a forward pass that draws
 ADAM_8BIT = 2 * (1 + 4 / 256)  # bytes a weight: two moments, and a float32 scale for every 256 of them
 
 
@@ -83,7 +85,7 @@ def estimate_costs(rate: float) -> Costs:
     forward, decoding = (count / rate for count in operations())
     per_sample = 1 + BACKWARD + 0.5
     return Costs(
-        image_step=2 * forward,
+        image_step=2 * forward + CAST_PASSES * WEIGHTS / BANDWIDTH / SAMPLED_AT_ONCE,
         fisher_evaluation=(1 + BACKWARD) * forward + FISHER_PASSES * WEIGHTS / BANDWIDTH / FISHER_TIMESTEPS,
         training_sample=per_sample * forward + STEP_PASSES * WEIGHTS / BANDWIDTH / FROM_NOTHING.samples_per_step,
         decoded_image=decoding,

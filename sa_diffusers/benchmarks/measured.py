@@ -88,7 +88,7 @@ def stages_table(rows: list[dict[str, Any]]) -> str:
             "seconds a unit": row["seconds"],
             "times faster": f"{row['times_faster']:.2f}",
             "than": row["than"] if row["than"] != row["way"] else "",
-            "more time": f"{1 / row['times_faster'] - 1:+.1%}" if row["than"] == WITHOUT_EWC else "",
+            "more time": f"{1 / row['times_faster'] - 1:+.1%}" if row["than"] in (WITHOUT_EWC, EWC) else "",
             "peak memory, MB": f"{row['peak_bytes'] / 1e6:,.1f}",
         }
         for row in rows

@@ -157,7 +157,7 @@ def training_ways(family: Family, prompts: Sequence[str], config: ForgetConfig, 
         way("ours, EWC through autograd", AutogradSelectiveAmnesia(loss, on_device, one_pass=True), batch, autograd,
             against=WITHOUT_EWC),
         way(FROZEN, SelectiveAmnesia(loss, closed, frozen=frozen), marked,
-            [*ewc, *frozen.parameters()], against=WITHOUT_EWC),
+            [*ewc, *frozen.parameters()], against=EWC, frozen=frozen),
         _lora_way(family, fisher, config, batch, load.steps),
     ]  # fmt: skip
 
@@ -206,6 +206,7 @@ def _step_way(
     kept: Iterable[Tensor],
     against: str | None = None,
     exact: bool = False,
+    frozen: nn.Module | None = None,
 ) -> Way:
     """Optimiser steps as `training.train` takes them; `exact`: in the precision of the weights, never clipped."""
     kept, dtype = list(kept), None if exact else family.compute_dtype
@@ -215,7 +216,7 @@ def _step_way(
         module.train()
         for step in range(steps):
             drawn = objective.draw(data, seeded("step", step))
-            with autocast_forward(module, dtype):
+            with autocast_forward(module, dtype), autocast_forward(frozen or module, dtype if frozen else None):
                 total, _ = objective(module, _to(drawn, family.device))
             total.backward()
             objective.add_gradient()

@@ -12,7 +12,8 @@ def make_scheduler(sampler: str, scheduler: SchedulerMixin) -> SchedulerMixin:
     if sampler == "dpmsolver++":
         return DPMSolverMultistepScheduler.from_config(scheduler.config, algorithm_type="dpmsolver++")
     if sampler == "ddim":
-        return DDIMScheduler.from_config(scheduler.config)
+        # Schedulers that clip nothing do not say so, and DDIM would clip latents to [-1, 1] unless told.
+        return DDIMScheduler.from_config(scheduler.config, clip_sample=scheduler.config.get("clip_sample", False))
     if sampler == "pipeline":
         return scheduler
     raise ValueError(f"expected sampler to be one of dpmsolver++, ddim, pipeline, got {sampler!r}")

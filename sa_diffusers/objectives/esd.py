@@ -129,7 +129,8 @@ class SelectiveAmnesiaWithESD(SelectiveAmnesia):
     leads away from the concept wherever the model would still draw it. Meant for concepts that appear without being
     named, which Selective Amnesia's paper leaves to future work.
 
-    A batch is that of `SelectiveAmnesia` and {"esd": a batch of `ESD`}. Takes a forward pass of its own for ESD.
+    A batch is that of `SelectiveAmnesia` and {"esd": a batch of `ESD`}. Takes ESD's forward passes besides, most of
+    which draw x_t.
 
     Args:
         esd: its loss is that of the other terms as well, and esd_weight is in its unit.

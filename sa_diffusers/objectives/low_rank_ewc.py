@@ -41,6 +41,7 @@ class LowRankEWC:
         fisher: diagonal Fisher by the same names; may hold more of them.
         ewc_lambda: weight, >= 0. Its meaning depends on the unit of the Fisher (see `fisher.Fisher`).
         dtype: precision that the Fisher is kept in; products are computed in float32.
+        device: where it is kept; None: with the adapters.
 
     Raises:
         ValueError: a changed weight has no Fisher value, one of another size or one that is not finite; a negative
@@ -53,6 +54,7 @@ class LowRankEWC:
         fisher: Mapping[str, Tensor],
         ewc_lambda: float,
         dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
     ):
         if ewc_lambda < 0:
             raise ValueError(f"expected ewc_lambda >= 0, got {ewc_lambda}")
@@ -67,7 +69,9 @@ class LowRankEWC:
         if broken:
             raise ValueError(f"the Fisher holds values that are not finite, first in {broken[0]}; estimate it again")
         self.changes, self.ewc_lambda = list(changes.values()), ewc_lambda
-        self.fisher = [fisher[name].flatten(1).to(change.up.device, dtype) for name, change in changes.items()]
+        self.fisher = [
+            fisher[name].flatten(1).to(device or change.up.device, dtype) for name, change in changes.items()
+        ]
 
     def attach(self, parameters: Mapping[str, Tensor]) -> None:
         """Refuses: FSDP2 spreads weights over processes, and adapters are too small to need it.
@@ -86,7 +90,7 @@ class LowRankEWC:
             for matrix in (change.up, change.down):
                 if matrix.grad is None:
                     matrix.grad = torch.zeros_like(matrix)
-            pull = change.delta() * fisher * (2 * self.ewc_lambda * change.scaling)
+            pull = change.delta() * fisher.to(change.up.device) * (2 * self.ewc_lambda * change.scaling)
             change.up.grad += (pull @ change.down.flatten(1).T).view_as(change.up)
             change.down.grad += (change.up.flatten(1).T @ pull).view_as(change.down)
 
@@ -94,6 +98,7 @@ class LowRankEWC:
     def value(self) -> Tensor:
         """ewc_lambda * sum F dW^2, a scalar."""
         terms = [
-            (change.delta().square() * fisher).sum() for change, fisher in zip(self.changes, self.fisher, strict=True)
+            (change.delta().square() * fisher.to(change.up.device)).sum()
+            for change, fisher in zip(self.changes, self.fisher, strict=True)
         ]
         return self.ewc_lambda * torch.stack(terms).sum()
