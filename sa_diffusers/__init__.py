@@ -16,6 +16,7 @@ _MODULES = {
     "estimate_fisher": "fisher",
     "DiffusionLoss": "losses",
     "ElasticWeightConsolidation": "objectives",
+    "SafeGuidancePipeline": "pipelines",
     "SelectiveAmnesia": "objectives",
     "train": "training",
 }

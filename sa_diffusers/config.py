@@ -286,7 +286,7 @@ class ForgetConfig(TrainingConfig):
         if self.lora_alpha is not None and self.lora_rank is None:
             raise ValueError("lora_alpha needs lora_rank; leave it away, or give the rank of the adapters")
         if self.lora_rank is not None and self.method in ("uce", "naive", *PROJECTIONS):
-            raise ValueError(f"lora_rank: adapters are not trained by {self.method}; leave it away")
+            raise ValueError(f"lora_rank: adapters are not trained by {self.method}; pass --lora_rank null")
         if self.early_stop is not None and not (self.track_steps and self.classifier):
             raise ValueError("early_stop needs track_steps and a classifier")
 

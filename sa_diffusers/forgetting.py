@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -18,6 +19,7 @@ from sa_diffusers.cli import config_from_dict
 from sa_diffusers.config import ESD_METHODS, ForgetConfig
 from sa_diffusers.evaluation.before_after import Findings
 from sa_diffusers.families import Family, get_family
+from sa_diffusers.family_checks import check_family
 from sa_diffusers.hub import check_push, push_folder
 from sa_diffusers.inputs import Inputs, check_resolution, claim_folder, identity, read_inputs
 from sa_diffusers.loading import (
@@ -28,7 +30,7 @@ from sa_diffusers.loading import (
     read_model_index,
     save_pipeline,
 )
-from sa_diffusers.lora import adapted_layers, fuse_lora, save_lora
+from sa_diffusers.lora import fuse_lora, save_lora
 from sa_diffusers.optimisation import check_launch
 from sa_diffusers.precision import compute_dtype, in_main_memory
 from sa_diffusers.processes import process_state
@@ -130,28 +132,6 @@ def run_forgetting(config: ForgetConfig, pipeline: DiffusionPipeline | None = No
     return outcome
 
 
-def check_family(config: ForgetConfig, family: Family) -> None:
-    """Raise ValueError for options that make no sense with this kind of model."""
-    diffusion = family.loss.num_terms > 1
-    if config.fresh_samples and diffusion:
-        raise ValueError("fresh_samples: a diffusion model would sample for minutes every step; leave it away")
-    if config.replay_target == "model" and config.replay_weight and not diffusion:
-        raise ValueError("replay_target: a VAE predicts no noise; expected 'noise', got 'model'")
-    for name in ("empty_prompt_fraction", "replay_prompt_dropout"):
-        if getattr(config, name) and not family.unconditional:
-            raise ValueError(f"{name}: this model always needs a class; expected 0, got {getattr(config, name)}")
-    if config.paper_quirks and not (diffusion and family.labels):
-        raise ValueError("paper_quirks are those of class-conditional diffusion; leave them away for other models")
-    if config.method in (*ESD_METHODS, "sa+esd") and not (diffusion and family.unconditional):
-        raise ValueError(f"{config.method} guides a diffusion model, which a {type(family.module).__name__} is not")
-    if config.method == "uce" and family.labels:
-        raise ValueError("uce edits what a model makes of text, and this one has classes; pass another --method")
-    if config.lora_rank:
-        if not hasattr(family.module, "add_adapter"):
-            raise ValueError(f"lora_rank: a {type(family.module).__name__} takes no adapters; leave it away")
-        adapted_layers(family.module, config.train_scope, config.lora_targets)
-
-
 @contextmanager
 def _prepared(family: Family, config: ForgetConfig) -> Iterator[None]:
     """The trained module in float32 and as fast as was asked for, and its helpers off the device, for a while."""
@@ -176,7 +156,7 @@ def _run_stages(config: ForgetConfig, pipeline: DiffusionPipeline | None, inputs
     pipeline = pipeline or load_pipeline(config.model, config.revision, config.variant, config.dtype)
     family = get_family(pipeline, sampler=config.sampler, compute_dtype=compute_dtype(config.mixed_precision))
     check_resolution(inputs, family.resolution)
-    check_family(config, family)
+    check_family(config, family, inputs.concept)
     with _prepared(family, config):
         metrics = _forget(config, family, inputs, output_dir)
     return Outcome(pipeline, metrics, output_dir)
@@ -229,6 +209,8 @@ def _forget(config: ForgetConfig, family: Family, inputs: Inputs, output_dir: Pa
             save_lora(pipeline, output_dir / "lora", config.dtype)
         if config.lora_rank:
             fuse_lora(family.module)
+        if state.is_main_process and not config.lora_rank:
+            shutil.rmtree(output_dir / "lora", ignore_errors=True)  # of what --overwrite replaces
         if state.is_main_process:
             # Saved before it is judged: whatever happens there, the result is not lost.
             save_pipeline(pipeline, output_dir / "pipeline", family.module, config.dtype, config.save_variant)

@@ -25,7 +25,8 @@ from sa_diffusers.config import ForgetConfig
 from sa_diffusers.data import SampleSet
 from sa_diffusers.evaluation.digit_classifier import DigitClassifier
 from sa_diffusers.families import get_family
-from sa_diffusers.forgetting import check_family, run_forgetting
+from sa_diffusers.family_checks import check_family
+from sa_diffusers.forgetting import run_forgetting
 from sa_diffusers.labelled_images import LabelledImages
 from sa_diffusers.loading import family_defaults
 from sa_diffusers.losses import DiffusionLoss
@@ -425,7 +426,7 @@ def test_wrong_options_are_refused_before_anything_is_drawn(start, tmp_path, opt
 def test_options_of_guidance_are_allowed_only_where_there_is_a_null_class(pipeline):
     family = get_family(pipeline)
     config = ForgetConfig(concept="0", empty_prompt_fraction=0.1, replay_prompt_dropout=0.2)
-    assert check_family(config, family) is None
+    assert check_family(config, family, find_concept("0", "noise", None)) is None
     family.unconditional = False
     with pytest.raises(ValueError, match="empty_prompt_fraction: this model always needs a class"):
-        check_family(config, family)
+        check_family(config, family, find_concept("0", "noise", None))

@@ -13,6 +13,7 @@ from sa_diffusers.config import ESD_METHODS, LEAVES_OUT, METHODS, ForgetConfig
 from sa_diffusers.families.samplers import make_scheduler
 from sa_diffusers.families.scopes import select_parameters
 from sa_diffusers.forgetting import Outcome, forget, run_forgetting
+from sa_diffusers.lora import adapted_layers, add_lora
 from sa_diffusers.models import ConditionalVAE
 from sa_diffusers.pipelines import ConditionalVAEPipeline
 from sa_diffusers.plan import training_passes
@@ -136,13 +137,45 @@ def test_wrong_options_are_refused(options, message):
         ForgetConfig(concept="seven", **options)
 
 
-@pytest.mark.parametrize("method", ["esd-x", "uce", "sa+esd"])
-def test_a_vae_is_refused(method):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "esd-x"}, "which a ConditionalVAE is not; pass another --method"),
+        ({"method": "sa+esd"}, "which a ConditionalVAE is not; pass another --method"),
+        ({"method": "uce"}, "this one has classes; pass another --method"),
+        ({"mixed_precision": "bf16"}, "a ConditionalVAE computes in float32; pass --mixed_precision no"),
+        ({"gradient_checkpointing": True}, "gradient_checkpointing: a ConditionalVAE has none"),
+        ({"lora_rank": 2}, "takes no adapters; pass --lora_rank null"),
+    ],
+)
+def test_what_a_vae_cannot_is_refused(options, message):
     vae = ConditionalVAE(image_size=4, hidden_sizes=(8,), latent_dim=2, num_classes=2)
-    with pytest.raises(ValueError, match="is not|has classes|expected"):
-        forget(ConditionalVAEPipeline(vae), "0", "1", method=method)
+    with pytest.raises(ValueError, match=message):
+        forget(ConditionalVAEPipeline(vae), "0", "1", **options)
 
 
-def test_an_edit_needs_a_prompt(start, tmp_path):
-    with pytest.raises(ValueError, match="expected a prompt as surrogate"):
-        start(tmp_path / "run", method="uce", surrogate="noise")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "uce", "surrogate": "noise"}, "expected a prompt as surrogate"),
+        ({"mixed_precision": "fp16"}, "float16 is not for training on a CPU; pass --mixed_precision bf16"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_drawn(options, message, start, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        start(tmp_path / "run", **options)
+    assert not (tmp_path / "run" / "samples").exists() and not (tmp_path / "run" / "evaluation").exists()
+
+
+def test_a_pipeline_with_adapters_is_refused(tiny_pipeline):
+    """Its weights have other names then, and what is saved could not be loaded."""
+    pipeline = tiny_pipeline()
+    add_lora(pipeline.unet, adapted_layers(pipeline.unet, "full", "attention"), 2, 2.0, seed=0)
+    with pytest.raises(ValueError, match="has adapters loaded; fuse or unload them first"):
+        forget(pipeline, "seven", "nine")
+
+
+def test_overwriting_a_lora_by_another_method_removes_it(start, tmp_path):
+    start(tmp_path / "run", method="finetune", lora_rank=2)
+    start(tmp_path / "run", method="finetune", overwrite=True)
+    assert not (tmp_path / "run" / "lora").exists()

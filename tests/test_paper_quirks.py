@@ -13,13 +13,15 @@ from sa_diffusers.config import ForgetConfig
 from sa_diffusers.data import SampleSet
 from sa_diffusers.families import get_family
 from sa_diffusers.families.class_conditional import ClassConditionalFamily
+from sa_diffusers.family_checks import check_family
 from sa_diffusers.fisher import Fisher, FisherMismatch, stratified_terms
 from sa_diffusers.fisher_sums import estimate_sums
-from sa_diffusers.forgetting import check_family, run_forgetting
+from sa_diffusers.forgetting import run_forgetting
 from sa_diffusers.loading import family_defaults
 from sa_diffusers.models import ConditionalVAE
 from sa_diffusers.paper_quirks import LABEL_DROPOUT, QUIRKS, FisherLabelDropout, quirky_fisher_batch, stretch
 from sa_diffusers.pipelines import ClassConditionalPipeline, ConditionalVAEPipeline
+from sa_diffusers.prompts import find_concept
 from sa_diffusers.seeding import derive_seed, seeded
 
 
@@ -161,10 +163,10 @@ def test_they_are_refused_for_other_kinds_of_models(pipeline, tiny_pipeline):
             concept="0", surrogate="1", empty_prompt_fraction=0.0, replay_target="noise", paper_quirks=list(QUIRKS)[:1]
         )
         with pytest.raises(ValueError, match="paper_quirks are those of class-conditional diffusion"):
-            check_family(config, get_family(other))
+            check_family(config, get_family(other), find_concept("0", "noise", None))
         config.paper_quirks = []
-        check_family(config, get_family(other))
-    check_family(fisher_config(*QUIRKS), get_family(pipeline))
+        check_family(config, get_family(other), find_concept("0", "noise", None))
+    check_family(fisher_config(*QUIRKS), get_family(pipeline), find_concept("0", "noise", None))
 
 
 @pytest.fixture

@@ -17,8 +17,6 @@ from sa_diffusers.fisher import Fisher
 from sa_diffusers.fisher_sums import sums_device
 from sa_diffusers.forgetting import Outcome, forget, run_forgetting
 from sa_diffusers.lora import LORA_FILE
-from sa_diffusers.models import ConditionalVAE
-from sa_diffusers.pipelines import ConditionalVAEPipeline
 from sa_diffusers.plan import trained_bytes
 
 
@@ -138,11 +136,6 @@ class TestLora:
             rtol=0,
             atol=0,
         )
-
-    def test_a_vae_takes_none(self):
-        vae = ConditionalVAE(image_size=4, hidden_sizes=(8,), latent_dim=2, num_classes=2)
-        with pytest.raises(ValueError, match="takes no adapters"):
-            forget(ConditionalVAEPipeline(vae), "0", "noise", lora_rank=2)
 
     @pytest.mark.parametrize(
         ("options", "message"),

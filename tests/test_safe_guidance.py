@@ -195,6 +195,11 @@ def test_a_family_draws_what_the_pipeline_does(pipeline):
         assert_close(drawn, draw(pipeline, safety=settings), rtol=1e-4, atol=1e-5)
 
 
+def test_made_from_another_pipeline(tiny_pipeline, pipeline):
+    made = SafeGuidancePipeline.from_pipe(tiny_pipeline(), safety_concept=CONCEPT, requires_safety_checker=False)
+    assert made.config.safety_concept == CONCEPT
+
+
 def test_the_unet_is_put_back_whatever_happens(pipeline):
     unet, config = pipeline.unet, dict(pipeline.config)
 

@@ -1,0 +1,54 @@
+"""Which options make sense with which kind of model: said before anything is drawn."""
+
+import torch
+
+from sa_diffusers.config import ESD_METHODS, ForgetConfig
+from sa_diffusers.editing.uce import concept_edits
+from sa_diffusers.families import Family
+from sa_diffusers.lora import adapted_layers
+from sa_diffusers.prompts import Concept
+
+
+def check_family(config: ForgetConfig, family: Family, concept: Concept) -> None:
+    """Raise ValueError for options that make no sense with this kind of model."""
+    diffusion, kind = family.loss.num_terms > 1, type(family.module).__name__
+    if getattr(family.module, "peft_config", None):
+        raise ValueError("the model has adapters loaded; fuse or unload them first (pipeline.unload_lora_weights())")
+    if config.fresh_samples and diffusion:
+        raise ValueError("fresh_samples: a diffusion model would sample for minutes every step; leave it away")
+    if config.replay_target == "model" and config.replay_weight and not diffusion:
+        raise ValueError("replay_target: a VAE predicts no noise; expected 'noise', got 'model'")
+    for name in ("empty_prompt_fraction", "replay_prompt_dropout"):
+        if getattr(config, name) and not family.unconditional:
+            raise ValueError(f"{name}: this model always needs a class; expected 0, got {getattr(config, name)}")
+    if config.paper_quirks and not (diffusion and family.labels):
+        raise ValueError("paper_quirks are those of class-conditional diffusion; leave them away for other models")
+    if config.gradient_checkpointing and not family.module._supports_gradient_checkpointing:
+        raise ValueError(f"gradient_checkpointing: a {kind} has none; leave it away")
+    _check_precision(family, diffusion, kind)
+    _check_method(config, family, concept, diffusion, kind)
+
+
+def _check_precision(family: Family, diffusion: bool, kind: str) -> None:
+    if family.compute_dtype is not None and not diffusion:
+        raise ValueError(f"a {kind} computes in float32; pass --mixed_precision no")
+    if family.compute_dtype == torch.float16 and family.device.type == "cpu":
+        raise ValueError("float16 is not for training on a CPU; pass --mixed_precision bf16, or no")
+
+
+def _check_method(config: ForgetConfig, family: Family, concept: Concept, diffusion: bool, kind: str) -> None:
+    method = config.method
+    if method in (*ESD_METHODS, "sa+esd") and not (diffusion and family.unconditional):
+        raise ValueError(f"{method} guides a diffusion model, which a {kind} is not; pass another --method")
+    if method in ESD_METHODS and family.labels:
+        raise ValueError(
+            f"{method} is made by its scope of cross-attention, which a {kind} lacks; pass another --method"
+        )
+    if method == "uce":
+        if family.labels:
+            raise ValueError("uce edits what a model makes of text, and this one has classes; pass another --method")
+        concept_edits(concept, [])
+    if config.lora_rank:
+        if not hasattr(family.module, "add_adapter"):
+            raise ValueError(f"lora_rank: a {kind} takes no adapters; pass --lora_rank null")
+        adapted_layers(family.module, config.train_scope, config.lora_targets)
