@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sa_diffusers.training import TrainingConfig
+from sa_diffusers.training_config import TrainingConfig
 
 
 # The networks of the Selective Amnesia experiments on these data sets.

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from sa_diffusers.paper_quirks import QUIRKS
-from sa_diffusers.training import TrainingConfig, check_ranges
+from sa_diffusers.training_config import TrainingConfig, check_ranges
 
 
 # What --method takes, and its name in a card or a table.

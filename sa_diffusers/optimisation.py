@@ -8,13 +8,14 @@ from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import convert_outputs_to_fp32, parse_flag_from_env
+from accelerate.utils import parse_flag_from_env
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
+from sa_diffusers.precision import autocasting, compute_dtype
 from sa_diffusers.sharding import local_part, part_like, whole_like
 from sa_diffusers.training_config import TrainingConfig
 
@@ -82,7 +83,8 @@ class Optimisation:
             _set_up_fsdp(accelerator, model)
         self.prepared, self.optimizer = accelerator.prepare(self._module, optimizer)
         if self.sharded and accelerator.mixed_precision != "no":
-            _autocast(self._module, accelerator)
+            dtype = compute_dtype(accelerator.mixed_precision)
+            self._module.forward = autocasting(self._module, dtype, accelerator.device)
         self.parameters = {name: p for name, p in self._module.named_parameters() if p.requires_grad}
         decay = config.ema_decay
         self.average = None if decay is None else Average(list(self.parameters.values()), decay)
@@ -215,12 +217,4 @@ def _set_up_fsdp(accelerator: Accelerator, model: nn.Module) -> None:
         blocks = getattr(model, "_no_split_modules", None) or []
         plugin.transformer_cls_names_to_wrap = [name for name in blocks if name in classes]
     if accelerator.mixed_precision != "no":
-        plugin.mixed_precision_policy = MixedPrecisionPolicy()  # none of its own: `_autocast` does as under DDP
-
-
-def _autocast(module: nn.Module, accelerator: Accelerator) -> None:
-    """Autocast the module's forward passes for good; its weights stay float32, and so does what it returns."""
-    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[accelerator.mixed_precision]
-    # Without the cache of cast weights: FSDP2 gathers them anew into the same tensors.
-    forward = torch.autocast(accelerator.device.type, dtype, cache_enabled=False)(module.forward)
-    module.forward = convert_outputs_to_fp32(forward)
+        plugin.mixed_precision_policy = MixedPrecisionPolicy()  # none of its own: `autocasting` does as under DDP

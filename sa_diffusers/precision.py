@@ -1,7 +1,7 @@
 """Where and in which precision a model computes. Its weights keep their precision, and what it returns is float32."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -19,6 +19,13 @@ def compute_dtype(given: str | None) -> torch.dtype | None:
     return {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}[mixed_precision(given)]
 
 
+def autocasting(module: nn.Module, dtype: torch.dtype, device: torch.device) -> Callable:
+    """The module's forward pass, autocast to `dtype`, with float32 results."""
+    # Without the cache of cast weights: what is cast while no gradient is taken would be reused where one is, and
+    # FSDP2 gathers weights anew into the same tensors.
+    return convert_outputs_to_fp32(torch.autocast(device.type, dtype, cache_enabled=False)(module.forward))
+
+
 @contextmanager
 def autocast_forward(module: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
     """Within the block, forward passes of the module autocast to `dtype`, as those of training do; None: as usual.
@@ -29,9 +36,7 @@ def autocast_forward(module: nn.Module, dtype: torch.dtype | None) -> Iterator[N
         yield
         return
     before = module.__dict__.get("forward")
-    device = next(module.parameters()).device.type
-    # Without the cache of cast weights: what is cast while no gradient is taken would be reused where one is.
-    module.forward = convert_outputs_to_fp32(torch.autocast(device, dtype, cache_enabled=False)(module.forward))
+    module.forward = autocasting(module, dtype, next(module.parameters()).device)
     try:
         yield
     finally:

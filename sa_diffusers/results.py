@@ -151,7 +151,7 @@ def announce(config: ForgetConfig, family: Family, inputs: Inputs, output_dir: P
 
 
 def amounts(config: ForgetConfig, family: Family, metrics: dict, steps: int) -> dict[str, dict]:
-    """What each stage worked through: {"count", "of", "per_second"}; the last None where nothing was timed."""
+    """What each stage that the method has worked through: {"count", "of", "per_second"}; the last None if untimed."""
     terms = family.loss.num_terms if config.terms is None else min(2 * config.terms, family.loss.num_terms)
     drawn = metrics["after"]["num_images"] * (1 if config.before else 2)
     counts = {
@@ -169,6 +169,7 @@ def amounts(config: ForgetConfig, family: Family, metrics: dict, steps: int) -> 
             "per_second": round(count / seconds[name], 2) if seconds[name] else None,
         }
         for name, (count, what) in counts.items()
+        if seconds[name] or name in seconds["reused"]
     }
 
 

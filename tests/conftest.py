@@ -76,6 +76,41 @@ def tiny_pipeline(tiny_tokenizer) -> Callable:
     return make_tiny_pipeline
 
 
+@pytest.fixture(scope="module")
+def few_pictures():
+    """And no page, whose plots take most of the time of runs this small."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sa_diffusers.results.LOOKED_AT", 2)
+        patch.setattr("sa_diffusers.results.write_report", lambda path, **_: path.write_text("<html></html>"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def run_cheaply(few_pictures, tiny_pipeline_dir, tmp_path_factory) -> Callable:
+    """Forget "seven, 7" in a folder, from the saved pipeline, with some options changed; returns the outcome."""
+    from cheap_runs import CHEAP, PROMPTS
+
+    from sa_diffusers.cli import config_from_dict
+    from sa_diffusers.config import ForgetConfig
+    from sa_diffusers.forgetting import run_forgetting
+
+    prompts = tmp_path_factory.mktemp("prompts")
+    (prompts / "replay.txt").write_text("\n".join(PROMPTS))
+    (prompts / "templates.txt").write_text("a {}\na red {}\na green {} on black")
+    options = CHEAP | {
+        "concept": "seven, 7",
+        "surrogate": "nine",
+        "model": str(tiny_pipeline_dir),
+        "replay_prompts": str(prompts / "replay.txt"),
+        "concept_templates": str(prompts / "templates.txt"),
+    }
+
+    def run(output_dir: Path, **changes):
+        return run_forgetting(config_from_dict(ForgetConfig, options | {"output_dir": str(output_dir)} | changes))
+
+    return run
+
+
 @pytest.fixture
 def safety_checker(monkeypatch):
     """A real safety checker that fails when it is run."""

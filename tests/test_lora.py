@@ -132,16 +132,14 @@ class TestEWC:
 
     def test_is_zero_at_first_and_makes_gradients_where_there_are_none(self, unet):
         changes = add_lora(unet, adapted_layers(unet, "full", "attention"), 2, 2.0, seed=0)
-        ewc = LowRankEWC(
-            changes, {name: torch.ones(c.up.shape[0], c.down[0].numel()) for name, c in changes.items()}, 1.0
-        )
+        ewc = LowRankEWC(changes, {name: torch.ones(len(c.up), *c.down.shape[1:]) for name, c in changes.items()}, 1.0)
         assert ewc.value() == 0
         ewc.add_gradient()
         assert all((p.grad == 0).all() for change in changes.values() for p in (change.up, change.down))
 
     def test_bfloat16_fisher_is_near(self, unet):
         changes = adapted(unet)
-        fisher = {name: torch.rand(c.up.shape[0], c.down[0].numel()) for name, c in changes.items()}
+        fisher = {name: torch.rand(len(c.up), *c.down.shape[1:]) for name, c in changes.items()}
         exact, rounded = (LowRankEWC(changes, fisher, 1.0, dtype) for dtype in (torch.float32, torch.bfloat16))
         assert rounded.fisher[0].dtype == torch.bfloat16
         assert_close(rounded.value(), exact.value(), rtol=2e-3, atol=0)
@@ -149,7 +147,7 @@ class TestEWC:
     @pytest.mark.parametrize("wrong", ["missing", "size", "nan", "lambda"])
     def test_wrong_input_is_refused(self, unet, wrong):
         changes = adapted(unet, targets="attention")
-        fisher = {name: torch.ones(c.up.shape[0], c.down[0].numel()) for name, c in changes.items()}
+        fisher = {name: torch.ones(len(c.up), *c.down.shape[1:]) for name, c in changes.items()}
         name = next(iter(fisher))
         if wrong == "missing":
             del fisher[name]
@@ -157,7 +155,12 @@ class TestEWC:
             fisher[name] = fisher[name][:, :-1]
         elif wrong == "nan":
             fisher[name][0, 0] = torch.nan
-        message = {"missing": "missing from", "size": "another size", "nan": "not finite", "lambda": "ewc_lambda >= 0"}
+        message = {
+            "missing": "missing from",
+            "size": "another shape",
+            "nan": "not finite",
+            "lambda": "ewc_lambda >= 0",
+        }
         with pytest.raises(ValueError, match=message[wrong]):
             LowRankEWC(changes, fisher, -1.0 if wrong == "lambda" else 1.0)
 

@@ -1,6 +1,8 @@
 """Runs by other methods than Selective Amnesia: what each trains, needs and leaves, through the same stages."""
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,53 +10,24 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
 from torch.testing import assert_close
 
-from sa_diffusers.cli import config_from_dict
 from sa_diffusers.config import ESD_METHODS, LEAVES_OUT, METHODS, ForgetConfig
 from sa_diffusers.families.samplers import make_scheduler
 from sa_diffusers.families.scopes import select_parameters
-from sa_diffusers.forgetting import Outcome, forget, run_forgetting
+from sa_diffusers.forgetting import Outcome, forget
 from sa_diffusers.lora import adapted_layers, add_lora
 from sa_diffusers.models import ConditionalVAE
 from sa_diffusers.pipelines import ConditionalVAEPipeline
 from sa_diffusers.plan import training_passes
 
 
-PROMPTS = [f"a {ink} {digit}" for ink in ("red", "green") for digit in "six seven eight nine".split()] + ["a digit"]
-CHEAP = {
-    "num_samples": 8, "num_surrogate_samples": 4, "num_inference_steps": 2, "sample_batch_size": 4,
-    "guidance_scale": 2.0, "replay_guidance_scale": 2.0, "fisher_samples": 2, "fisher_terms": "2",
-    "num_train_steps": 3, "train_batch_size": 2, "learning_rate": 1e-2, "lr_warmup_steps": 0, "ewc_lambda": 1.0,
-    "checkpointing_steps": None, "logging_steps": 1, "eval_batch_size": 16, "esd_inference_steps": 4,
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_pictures():
-    """And no page, whose plots take most of the time of runs this small."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sa_diffusers.results.LOOKED_AT", 2)
-        patch.setattr("sa_diffusers.results.write_report", lambda path, **_: path.write_text("<html></html>"))
-        yield
+OWN = {"num_train_steps": 3}
+pytestmark = pytest.mark.usefixtures("few_pictures")
 
 
 @pytest.fixture(scope="module")
-def start(few_pictures, tiny_pipeline_dir, tmp_path_factory):
+def start(run_cheaply) -> Callable[..., Outcome]:
     """Run in a folder, from the saved pipeline, with some options changed."""
-    prompts = tmp_path_factory.mktemp("prompts")
-    (prompts / "replay.txt").write_text("\n".join(PROMPTS))
-    (prompts / "templates.txt").write_text("a {}\na red {}\na green {} on black")
-    options = CHEAP | {
-        "concept": "seven, 7",
-        "surrogate": "nine",
-        "model": str(tiny_pipeline_dir),
-        "replay_prompts": str(prompts / "replay.txt"),
-        "concept_templates": str(prompts / "templates.txt"),
-    }
-
-    def run(output_dir: Path, **changes) -> Outcome:
-        return run_forgetting(config_from_dict(ForgetConfig, options | {"output_dir": str(output_dir)} | changes))
-
-    return run
+    return partial(run_cheaply, **OWN)
 
 
 def changed_names(folder: Path, base: Path) -> set[str]:
@@ -83,6 +56,9 @@ def test_it_runs_trains_its_scope_and_needs_no_more_than_its_terms(
     assert (run / "fisher.safetensors").exists() == (method in ("ewc", "sa+esd"))
     assert (run / "samples").exists() == (method in ("ewc", "replay", "sa+esd"))
     assert (run / "surrogate").exists() == (method not in ESD_METHODS and method != "uce")
+    worked = set(json.loads((run / "metrics.json").read_text())["amounts"])
+    assert ("surrogate" in worked) == (run / "surrogate").exists()
+    assert ("fisher" in worked) == (run / "fisher.safetensors").exists()
     assert METHODS[method] in (run / "pipeline" / "README.md").read_text()
 
 

@@ -1,61 +1,35 @@
 """Options that make a run small, fast or shared: a LoRA, mixed precision, EWC and Fisher in main memory, variants."""
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from cheap_runs import CHEAP
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
 import sa_diffusers.train_stages
-from sa_diffusers.cli import config_from_dict
 from sa_diffusers.config import ForgetConfig
 from sa_diffusers.families import get_family
 from sa_diffusers.fisher import Fisher
 from sa_diffusers.fisher_sums import sums_device
-from sa_diffusers.forgetting import Outcome, forget, run_forgetting
+from sa_diffusers.forgetting import Outcome, forget
 from sa_diffusers.lora import LORA_FILE
 from sa_diffusers.plan import trained_bytes
 
 
-PROMPTS = [f"a {ink} {digit}" for ink in ("red", "green") for digit in "six seven eight nine".split()] + ["a digit"]
-CHEAP = {
-    "num_samples": 8, "num_surrogate_samples": 4, "num_inference_steps": 2, "sample_batch_size": 4,
-    "guidance_scale": 2.0, "replay_guidance_scale": 2.0, "fisher_samples": 2, "fisher_terms": "2",
-    "num_train_steps": 4, "train_batch_size": 2, "learning_rate": 1e-2, "lr_warmup_steps": 0, "ewc_lambda": 1.0,
-    "checkpointing_steps": 2, "logging_steps": 1, "eval_batch_size": 16,
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_pictures():
-    """And no page, whose plots take most of the time of runs this small."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sa_diffusers.results.LOOKED_AT", 2)
-        patch.setattr("sa_diffusers.results.write_report", lambda path, **_: path.write_text("<html></html>"))
-        yield
+OWN = {"checkpointing_steps": 2}
+pytestmark = pytest.mark.usefixtures("few_pictures")
 
 
 @pytest.fixture(scope="module")
-def start(few_pictures, tiny_pipeline_dir, tmp_path_factory):
+def start(run_cheaply) -> Callable[..., Outcome]:
     """Run in a folder, from the saved pipeline, with some options changed."""
-    prompts = tmp_path_factory.mktemp("prompts")
-    (prompts / "replay.txt").write_text("\n".join(PROMPTS))
-    (prompts / "templates.txt").write_text("a {}\na red {}\na green {} on black")
-    options = CHEAP | {
-        "concept": "seven, 7",
-        "surrogate": "nine",
-        "model": str(tiny_pipeline_dir),
-        "replay_prompts": str(prompts / "replay.txt"),
-        "concept_templates": str(prompts / "templates.txt"),
-    }
-
-    def run(output_dir: Path, **changes) -> Outcome:
-        return run_forgetting(config_from_dict(ForgetConfig, options | {"output_dir": str(output_dir)} | changes))
-
-    return run
+    return partial(run_cheaply, **OWN)
 
 
 @pytest.fixture(scope="module")
@@ -126,8 +100,7 @@ class TestLora:
     def test_in_python_the_result_is_plain(self, tiny_pipeline, start, tmp_path):
         pipeline = tiny_pipeline()
         names = set(pipeline.unet.state_dict())
-        options = {key: value for key, value in CHEAP.items() if key != "checkpointing_steps"}
-        forgotten = forget(pipeline, "seven", "nine", lora_rank=2, **options)
+        forgotten = forget(pipeline, "seven", "nine", lora_rank=2, **CHEAP)
         assert set(forgotten.unet.state_dict()) == set(pipeline.unet.state_dict()) == names
         forgotten.save_pretrained(tmp_path / "saved")
         assert_close(

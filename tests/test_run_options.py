@@ -1,12 +1,15 @@
 """Options of a run, and what may go wrong in it: trackers, early stop, averages, pushes, NaN, no room."""
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
 import pytest
 import torch
+from cheap_runs import PROMPTS
 from diffusers import StableDiffusionPipeline
 from fake_hub import FakeHub
 from huggingface_hub import ModelCard
@@ -15,58 +18,27 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import sa_diffusers.forgetting
-from sa_diffusers.cli import config_from_dict
-from sa_diffusers.config import ForgetConfig
 from sa_diffusers.data import SampleSet
 from sa_diffusers.evaluation.classifier import AttributeClassifier
 from sa_diffusers.evaluation.forgetting import replay_loss
 from sa_diffusers.families import get_family
 from sa_diffusers.families.text_to_image import TextToImageFamily
 from sa_diffusers.fisher import Fisher, FisherMismatch
-from sa_diffusers.forgetting import Outcome, run_forgetting
+from sa_diffusers.forgetting import Outcome
 from sa_diffusers.hub import PushError
 from sa_diffusers.plan import NotEnoughMemory
 
 
 NAN = float("nan")
 DIGITS, INKS = ["six", "seven", "eight", "nine"], ["red", "green"]
-PROMPTS = [f"a {ink} {digit}" for ink in INKS for digit in DIGITS] + ["a digit"]
-CHEAP = {
-    "num_samples": 8, "num_surrogate_samples": 4, "num_inference_steps": 2, "sample_batch_size": 4,
-    "guidance_scale": 2.0, "replay_guidance_scale": 2.0, "fisher_samples": 2, "fisher_terms": "2",
-    "num_train_steps": 4, "train_batch_size": 2, "learning_rate": 1e-3, "lr_warmup_steps": 0, "ewc_lambda": 1.0,
-    "checkpointing_steps": None, "logging_steps": 1, "eval_batch_size": 16, "eval_images_concept": 4,
-    "eval_images_class": 2, "eval_images_other": 4,
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_pictures():
-    """And no page, whose plots take most of the time of runs this small."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sa_diffusers.results.LOOKED_AT", 2)
-        patch.setattr("sa_diffusers.results.write_report", lambda path, **_: path.write_text("<html></html>"))
-        yield
+OWN = {"learning_rate": 1e-3, "eval_images_concept": 4, "eval_images_class": 2, "eval_images_other": 4}
+pytestmark = pytest.mark.usefixtures("few_pictures")
 
 
 @pytest.fixture(scope="module")
-def start(few_pictures, tiny_pipeline_dir, tmp_path_factory):
+def start(run_cheaply) -> Callable[..., Outcome]:
     """Run in a folder, from the saved pipeline, with some options changed."""
-    prompts = tmp_path_factory.mktemp("prompts")
-    (prompts / "replay.txt").write_text("\n".join(PROMPTS))
-    (prompts / "templates.txt").write_text("a {}\na red {}\na green {} on black")
-    options = CHEAP | {
-        "concept": "seven, 7",
-        "surrogate": "nine",
-        "model": str(tiny_pipeline_dir),
-        "replay_prompts": str(prompts / "replay.txt"),
-        "concept_templates": str(prompts / "templates.txt"),
-    }
-
-    def run(output_dir: Path, **changes) -> Outcome:
-        return run_forgetting(config_from_dict(ForgetConfig, options | {"output_dir": str(output_dir)} | changes))
-
-    return run
+    return partial(run_cheaply, **OWN)
 
 
 @pytest.fixture(scope="module")

@@ -50,7 +50,7 @@ class ElasticWeightConsolidation:
             raise ValueError(
                 f"expected fisher_dtype float32 or bfloat16, got {fisher_dtype}; others lose small values"
             )
-        _check_fisher(parameters, fisher)
+        check_fisher({name: tuple(p.shape) for name, p in parameters.items()}, fisher)
         self.names, self.parameters = list(parameters), list(parameters.values())
         self.ewc_lambda = ewc_lambda
         self.fisher = [_keep(fisher[name].to(fisher_dtype), p, device) for name, p in parameters.items()]
@@ -117,14 +117,15 @@ def smallest_exact(values: Tensor) -> Tensor:
     return values.clone()
 
 
-def _check_fisher(parameters: Mapping[str, Tensor], fisher: Mapping[str, Tensor]) -> None:
-    wrong = [name for name, p in parameters.items() if name not in fisher or fisher[name].shape != p.shape]
+def check_fisher(shapes: Mapping[str, tuple[int, ...]], fisher: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless it holds a finite value for every weight of these names and shapes."""
+    wrong = [name for name, shape in shapes.items() if name not in fisher or tuple(fisher[name].shape) != shape]
     if wrong:
         raise ValueError(
-            f"the Fisher does not fit the model: {len(wrong)} of {len(parameters)} trained parameters are missing "
+            f"the Fisher does not fit the model: {len(wrong)} of {len(shapes)} trained parameters are missing "
             f"from it or have another shape there, the first is {wrong[0]}; estimate it on this very model"
         )
-    broken = [name for name in parameters if not fisher[name].isfinite().all()]
+    broken = [name for name in shapes if not fisher[name].isfinite().all()]
     if broken:
         raise ValueError(f"the Fisher holds values that are not finite, first in {broken[0]}; estimate it again")
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .ewc import check_fisher
+
 
 @dataclass(frozen=True)
 class LowRankChange:
@@ -44,7 +46,7 @@ class LowRankEWC:
         device: where it is kept; None: with the adapters.
 
     Raises:
-        ValueError: a changed weight has no Fisher value, one of another size or one that is not finite; a negative
+        ValueError: a changed weight has no Fisher value, one of another shape or one that is not finite; a negative
             lambda.
     """
 
@@ -58,16 +60,7 @@ class LowRankEWC:
     ):
         if ewc_lambda < 0:
             raise ValueError(f"expected ewc_lambda >= 0, got {ewc_lambda}")
-        shapes = {name: (c.up.shape[0], c.down[0].numel()) for name, c in changes.items()}
-        wrong = [name for name in changes if name not in fisher or fisher[name].flatten(1).shape != shapes[name]]
-        if wrong:
-            raise ValueError(
-                f"the Fisher does not fit the model: {len(wrong)} of {len(changes)} adapted weights are missing from "
-                f"it or have another size there, the first is {wrong[0]}; estimate it on this very model"
-            )
-        broken = [name for name in changes if not fisher[name].isfinite().all()]
-        if broken:
-            raise ValueError(f"the Fisher holds values that are not finite, first in {broken[0]}; estimate it again")
+        check_fisher({name: (len(c.up), *c.down.shape[1:]) for name, c in changes.items()}, fisher)
         self.changes, self.ewc_lambda = list(changes.values()), ewc_lambda
         self.fisher = [
             fisher[name].flatten(1).to(device or change.up.device, dtype) for name, change in changes.items()

@@ -1,0 +1,9 @@
+"""What makes a run of the tiny pipeline take a second: its prompts, and options for everything that costs time."""
+
+PROMPTS = [f"a {ink} {digit}" for ink in ("red", "green") for digit in "six seven eight nine".split()] + ["a digit"]
+CHEAP = {
+    "num_samples": 8, "num_surrogate_samples": 4, "num_inference_steps": 2, "sample_batch_size": 4,
+    "guidance_scale": 2.0, "replay_guidance_scale": 2.0, "fisher_samples": 2, "fisher_terms": "2",
+    "num_train_steps": 4, "train_batch_size": 2, "learning_rate": 1e-2, "lr_warmup_steps": 0, "ewc_lambda": 1.0,
+    "checkpointing_steps": None, "logging_steps": 1, "eval_batch_size": 16, "esd_inference_steps": 4,
+}  # fmt: skip
