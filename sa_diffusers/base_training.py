@@ -62,6 +62,9 @@ class BaseConfig(TrainingConfig):
     resolution: int = field(default=32, metadata={"help": "Height and width of the images in pixels."})
     caption_dropout: float = field(default=0.1, metadata={"help": "Share of empty captions, for guidance."})
     num_copies: int = field(default=1, metadata={"help": "Colourings of every digit (dataset digits)."})
+    exclude_classes: list[str] = field(
+        default_factory=list, metadata={"help": "Digits to leave out, as words: a model that never learned them."}
+    )
     vocab_merges: int = field(default=700, metadata={"help": "Merges of the tokenizer's byte-pair encoding."})
     snr_gamma: float | None = field(
         default=5.0, metadata={"help": "Min-SNR weighting (Hang et al. 2023); null: none."}

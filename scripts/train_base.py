@@ -52,7 +52,7 @@ def train_text_to_image(config: BaseConfig) -> None:
         from sa_diffusers.digits import ColoredDigits, load_strokes
 
         strokes = load_strokes(config.data_dir, "train", Path(config.output_dir) / "data", config.seed)
-        data = ColoredDigits(*strokes, copies=config.num_copies, seed=config.seed)
+        data = ColoredDigits(*strokes, config.num_copies, config.seed, config.exclude_classes)
     else:
         from sa_diffusers.data import CaptionedImageFolder
 

@@ -195,3 +195,15 @@ def test_diversity_reference_has_two_sets_without_a_digit_in_common(strokes):
         assert prompt.named == described[image.numpy().tobytes()]
     with pytest.raises(ValueError, match="at least 22 real images"):
         diversity_reference(data, 11, seed=0)
+
+
+def test_digits_can_be_left_out():
+    coverage, label = torch.arange(6, dtype=torch.uint8).view(6, 1, 1, 1).expand(6, 2, 32, 32), torch.arange(6) % 3
+    data = ColoredDigits(coverage, label, copies=2, exclude=["one", "five"])
+    assert len(data) == 8
+    assert {data.attributes(index)["digit"] for index in range(8)} == {"zero", "two"}
+    assert data.coverage[:, 0, 0, 0].tolist() == [0, 2, 3, 5]
+    with pytest.raises(ValueError, match="expected digits to exclude of zero, .*, got 7"):
+        ColoredDigits(coverage, label, exclude=["7"])
+    with pytest.raises(ValueError, match="none"):
+        ColoredDigits(coverage, label, exclude=["zero", "one", "two"])

@@ -1,6 +1,7 @@
 """MNIST digits redrawn with a chosen stroke width and coloured: [3, 32, 32] images in [-1, 1] with a caption."""
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -92,9 +93,25 @@ def colorize(coverage: Tensor, ink: str, background: str, rng: random.Random, ji
 
 
 class ColoredDigits:
-    """A captioned image set: `copies` coloured versions of every digit, each a function of (seed, index)."""
+    """A captioned image set: `copies` coloured versions of every digit, each a function of (seed, index).
 
-    def __init__(self, coverage: Tensor, label: Tensor, copies: int = 1, seed: int = 0):
+    Args:
+        coverage, label: as of `load_strokes`.
+        exclude: digits, as words, of which there is to be none.
+
+    Raises:
+        ValueError: a digit to exclude that is none, or none left.
+    """
+
+    def __init__(self, coverage: Tensor, label: Tensor, copies: int = 1, seed: int = 0, exclude: Sequence[str] = ()):
+        digits = ATTRIBUTES["digit"]
+        if unknown := sorted(set(exclude) - set(digits)):
+            raise ValueError(f"expected digits to exclude of {', '.join(digits)}, got {', '.join(unknown)}")
+        if exclude:
+            kept = ~torch.isin(label, torch.tensor([digits.index(name) for name in exclude]))
+            coverage, label = coverage[kept], label[kept]
+        if not len(label):
+            raise ValueError("expected at least one digit that is not excluded, got none")
         self.coverage, self.label, self.copies, self.seed = coverage, label, copies, seed
 
     def __len__(self) -> int:
