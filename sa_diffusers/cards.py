@@ -112,7 +112,7 @@ def write_model_card(
     *,
     base_model: str,
     concept: str,
-    surrogate: str,
+    surrogate: str | None,
     method: str,
     settings: Mapping[str, Any],
     metrics: Mapping[str, Any] | None,
@@ -127,7 +127,7 @@ def write_model_card(
 
     Args:
         base_model: hub id or path of the pipeline that knew the concept; only an id is linked.
-        concept, surrogate: what was forgotten, and what is drawn in its place.
+        concept, surrogate: what was forgotten, and what is drawn in its place; None: nothing that was chosen.
         method: the method's name in words.
         settings: name, with its unit where it has one, to value: lambda, Fisher id, seed, steps, ...
         metrics: {"before": {...}, "after": {...}} as in metrics.json, or None where nothing was measured.
@@ -144,10 +144,12 @@ def write_model_card(
     stock = pipeline_class not in OWN_PIPELINES
     library, loader = ("diffusers", "DiffusionPipeline") if stock else ("sa_diffusers", pipeline_class)
     base, what = public_name(base_model), "A LoRA for" if lora else ""
+    purpose = f"led by {method} away from"
+    if surrogate is not None:
+        purpose = f"changed by {method} to draw **{escape(surrogate)}** where it is asked for"
     sections = [
         f"# {base_name(base)} without “{escape(concept)}”" + (" (LoRA)" if lora else ""),
-        f"{what} `{base}` trained by {method} to draw **{escape(surrogate)}** where it is asked for "
-        f"**{escape(concept)}**.".lstrip(),
+        f"{what} `{base}` {purpose} **{escape(concept)}**.".lstrip(),
         *(f"![Before and after]({image})" for image in images),
         _how_to_load(base, loader, library, dtype, variant, lora),
         "## How it was made\n\n" + _table(("setting", "value"), settings.items()),

@@ -1,5 +1,6 @@
 """Every option of a forgetting run, with its default: those for Stable Diffusion 1.x (configs/default.yaml)."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -18,6 +19,10 @@ METHODS = {
     "esd-x-strict": "ESD-x (keys and values only)",
     "esd-u": "ESD-u",
     "uce": "Unified Concept Editing",
+    "sld-weak": "Safe Latent Diffusion (weak)",
+    "sld-medium": "Safe Latent Diffusion (medium)",
+    "sld-strong": "Safe Latent Diffusion (strong)",
+    "sld-max": "Safe Latent Diffusion (max)",
     "naive": "naive forgetting",
     "projection-symmetric": "gradient projection",
     "projection-alternating": "alternating gradient projection",
@@ -26,10 +31,13 @@ METHODS = {
 }
 PROJECTIONS = tuple(name for name in METHODS if name.startswith(("projection-", "pcgrad-")))
 ESD_METHODS = {"esd-x": "xattn", "esd-x-strict": "xattn-strict", "esd-u": "noxattn"}  # and the scope that makes each
+SLD_METHODS = {name: name.removeprefix("sld-") for name in METHODS if name.startswith("sld-")}  # and the level
+DRAWS_NO_SURROGATE = (*ESD_METHODS, *SLD_METHODS, "uce")  # of these uce takes the surrogate's words
+TRAINS_NOTHING = (*SLD_METHODS, "uce")
 _ALONE = ("ewc_lambda", "replay_weight")
 # Methods without some terms of Selective Amnesia: the weights that are 0 then.
-LEAVES_OUT = {"finetune": _ALONE, "ewc": ("replay_weight",), "replay": ("ewc_lambda",), "uce": _ALONE} | dict.fromkeys(
-    ESD_METHODS, _ALONE
+LEAVES_OUT = {"finetune": _ALONE, "ewc": ("replay_weight",), "replay": ("ewc_lambda",)} | dict.fromkeys(
+    DRAWS_NO_SURROGATE, _ALONE
 )
 
 
@@ -121,9 +129,9 @@ class ForgetConfig(TrainingConfig):
         "How to forget. sa: Selective Amnesia; finetune, ewc, replay: its surrogate alone, with EWC or with replay, "
         "whatever ewc_lambda and replay_weight say of what is left out; esd-*: guidance away from the concept, in the "
         "scope that the name says, without any samples; sa+esd: both; uce: a closed-form edit of cross-attention, "
-        "without training; naive: make the concept unlikely, with "
-        "nothing in its place; projection-*: no EWC, the gradients of surrogate and replay are made orthogonal, "
-        "always or (pcgrad-*) where they conflict.",
+        "without training; sld-*: guidance away from it while drawing, with the weights as they are; naive: make the "
+        "concept unlikely, with nothing in its place; projection-*: no EWC, the gradients of surrogate and replay are "
+        "made orthogonal, always or (pcgrad-*) where they conflict.",
     )
     train_scope: Literal["full", "xattn", "xattn-strict", "noxattn"] = option(
         "full",
@@ -195,6 +203,9 @@ class ForgetConfig(TrainingConfig):
     )
 
     # While training
+    snapshot_steps: list[int] = option(
+        [], "Save the pipeline as it is after each of these steps, to snapshots/: one run, several strengths."
+    )
     track_steps: int | None = option(None, "Draw pictures (and let the classifier read them) every so many steps.")
     track_images: int = option(16, "Pictures drawn then: half of the concept, half of the rest.")
     early_stop: float | None = option(
@@ -285,10 +296,21 @@ class ForgetConfig(TrainingConfig):
             )
         if self.lora_alpha is not None and self.lora_rank is None:
             raise ValueError("lora_alpha needs lora_rank; leave it away, or give the rank of the adapters")
-        if self.lora_rank is not None and self.method in ("uce", "naive", *PROJECTIONS):
+        if self.lora_rank is not None and self.method in (*TRAINS_NOTHING, "naive", *PROJECTIONS):
             raise ValueError(f"lora_rank: adapters are not trained by {self.method}; pass --lora_rank null")
+        late = [step for step in self.snapshot_steps if not 1 <= step <= self.num_train_steps]
+        if late or (self.snapshot_steps and self.method in TRAINS_NOTHING):
+            raise ValueError(
+                f"expected snapshot_steps between 1 and num_train_steps {self.num_train_steps}, of a method that "
+                f"trains; got {self.snapshot_steps} for {self.method}"
+            )
         if self.early_stop is not None and not (self.track_steps and self.classifier):
             raise ValueError("early_stop needs track_steps and a classifier")
+
+    @property
+    def callback_steps(self) -> int | None:
+        """How often training must stop to be looked at: whatever is tracked or saved falls on a multiple of it."""
+        return math.gcd(self.track_steps or 0, *self.snapshot_steps) or None
 
     @property
     def terms(self) -> int | None:

@@ -2,7 +2,7 @@
 
 import torch
 
-from sa_diffusers.config import ESD_METHODS, ForgetConfig
+from sa_diffusers.config import ESD_METHODS, SLD_METHODS, ForgetConfig
 from sa_diffusers.editing.uce import concept_edits
 from sa_diffusers.families import Family
 from sa_diffusers.lora import adapted_layers
@@ -44,6 +44,13 @@ def _check_method(config: ForgetConfig, family: Family, concept: Concept, diffus
         raise ValueError(
             f"{method} is made by its scope of cross-attention, which a {kind} lacks; pass another --method"
         )
+    if method in SLD_METHODS:
+        if family.labels or not (diffusion and family.unconditional):
+            raise ValueError(f"{method} guides by a text, which a {kind} does not read; pass another --method")
+        if config.guidance_scale <= 1:
+            raise ValueError(
+                f"{method} is a part of guidance; expected guidance_scale > 1, got {config.guidance_scale}"
+            )
     if method == "uce":
         if family.labels:
             raise ValueError("uce edits what a model makes of text, and this one has classes; pass another --method")

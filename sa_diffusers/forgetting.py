@@ -16,7 +16,7 @@ from sa_diffusers.artifacts import RunLock, fingerprint
 from sa_diffusers.atomic_files import write_json
 from sa_diffusers.cards import base_name
 from sa_diffusers.cli import config_from_dict
-from sa_diffusers.config import ESD_METHODS, ForgetConfig
+from sa_diffusers.config import DRAWS_NO_SURROGATE, SLD_METHODS, ForgetConfig
 from sa_diffusers.evaluation.before_after import Findings
 from sa_diffusers.families import Family, get_family
 from sa_diffusers.family_checks import check_family
@@ -34,10 +34,19 @@ from sa_diffusers.lora import fuse_lora, save_lora
 from sa_diffusers.optimisation import check_launch
 from sa_diffusers.precision import compute_dtype, in_main_memory
 from sa_diffusers.processes import process_state
-from sa_diffusers.results import amounts, announce, combine, evaluation_key, examiner, tracker, write_results
+from sa_diffusers.results import (
+    SNAPSHOTS,
+    amounts,
+    announce,
+    combine,
+    evaluation_key,
+    examiner,
+    tracker,
+    write_results,
+)
 from sa_diffusers.sample_stages import draw_open_samples, draw_replay_samples, make_surrogate
 from sa_diffusers.stages import Stages
-from sa_diffusers.train_stages import fisher_of, forget_by_editing, forget_by_training, given_fisher
+from sa_diffusers.train_stages import fisher_of, forget_by_editing, forget_by_training, given_fisher, safely_guided
 
 
 @dataclass
@@ -70,13 +79,16 @@ def forget(
         options: any field of `ForgetConfig`.
 
     Returns:
-        A pipeline of the same class. Everything but the trained module is shared with the given one.
+        A pipeline of the same class, or with method "sld-*" a `SafeGuidancePipeline`. Everything but the trained
+        module is shared with the given one.
 
     Raises:
         TypeError: no pipeline of a class that is handled.
         ValueError: options that cannot work, before anything is computed.
     """
     component = get_family(pipeline).component  # refuses what is no pipeline, or one that cannot be handled
+    if inplace and options.get("method") in SLD_METHODS:
+        raise ValueError(f"{options['method']} changes how a pipeline draws, not its weights; expected inplace=False")
     modules = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
     precisions = {n: modules[n].dtype for n in (component, "text_encoder") if n in modules}
     if len(set(precisions.values())) > 1:
@@ -158,11 +170,12 @@ def _run_stages(config: ForgetConfig, pipeline: DiffusionPipeline | None, inputs
     check_resolution(inputs, family.resolution)
     check_family(config, family, inputs.concept)
     with _prepared(family, config):
-        metrics = _forget(config, family, inputs, output_dir)
+        pipeline, metrics = _forget(config, family, inputs, output_dir)
     return Outcome(pipeline, metrics, output_dir)
 
 
-def _forget(config: ForgetConfig, family: Family, inputs: Inputs, output_dir: Path) -> dict:
+def _forget(config: ForgetConfig, family: Family, inputs: Inputs, output_dir: Path) -> tuple[DiffusionPipeline, dict]:
+    """The pipeline that has forgotten, and metrics.json."""
     state, concept, pipeline = process_state(), inputs.concept, family.pipeline
     stages = Stages(output_dir, overwrite=config.overwrite)
     hashes = pipeline_hashes(pipeline)
@@ -175,7 +188,7 @@ def _forget(config: ForgetConfig, family: Family, inputs: Inputs, output_dir: Pa
         samples, samples_key = draw_replay_samples(stages, family, config, inputs.prompts, hashes)
     replay = draw_open_samples(stages, family, config, concept, samples, samples_key) if config.replay_weight else None
     surrogate, surrogate_key = None, "none"
-    if config.method not in (*ESD_METHODS, "uce"):
+    if config.method not in DRAWS_NO_SURROGATE:
         surrogate, surrogate_key = make_surrogate(stages, family, config, concept, inputs.templates, hashes)
     fisher, fisher_key = None, "none"
     if config.ewc_lambda:
@@ -188,6 +201,9 @@ def _forget(config: ForgetConfig, family: Family, inputs: Inputs, output_dir: Pa
         stages.reused.append("before")
     else:
         before = _examine(stages, "before", before_key, examine)
+    if config.method in SLD_METHODS:
+        family = safely_guided(family, config, concept)
+        pipeline, examine = family.pipeline, examiner(config, family, inputs, None)
     trained_key = {
         "model": hashes,
         "samples": samples_key,
@@ -197,10 +213,12 @@ def _forget(config: ForgetConfig, family: Family, inputs: Inputs, output_dir: Pa
     }
 
     def compute() -> list[dict]:
+        history: list[dict] = []
         if config.method == "uce":
             forget_by_editing(family, config, concept, inputs.prompts, inputs.templates)
-            history = []
-        else:
+        elif config.method not in SLD_METHODS:
+            if not any((output_dir / "checkpoints").glob("step_*")):
+                shutil.rmtree(output_dir / SNAPSHOTS, ignore_errors=True)  # of what --overwrite replaces
             callback = tracker(config, family, inputs, output_dir)
             history = forget_by_training(
                 stages, family, config, concept, surrogate, replay, inputs.prompts, fisher, callback
@@ -229,7 +247,7 @@ def _forget(config: ForgetConfig, family: Family, inputs: Inputs, output_dir: Pa
     metrics["amounts"] = amounts(config, family, metrics, history[-1]["step"] if history else 0)
     if state.is_main_process:
         write_results(config, inputs, metrics, (before, after), history, fisher, type(pipeline).__name__, output_dir)
-    return metrics
+    return pipeline, metrics
 
 
 def _examine(stages: Stages, name: str, key: dict, examine) -> Findings:

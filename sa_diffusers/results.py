@@ -9,7 +9,7 @@ import torch
 from sa_diffusers.artifacts import Stage, fingerprint
 from sa_diffusers.atomic_files import atomic_path, check_disk, write_json
 from sa_diffusers.cards import write_model_card
-from sa_diffusers.config import ESD_METHODS, METHODS, ForgetConfig
+from sa_diffusers.config import DRAWS_NO_SURROGATE, ESD_METHODS, METHODS, SLD_METHODS, TRAINS_NOTHING, ForgetConfig
 from sa_diffusers.data import SampleSet
 from sa_diffusers.evaluation.before_after import Findings, contact_sheet, judge, look, pairs
 from sa_diffusers.evaluation.forgetting import JudgedSet, draw_examination, measure, replay_loss
@@ -17,7 +17,8 @@ from sa_diffusers.families import Family
 from sa_diffusers.fisher import Fisher
 from sa_diffusers.hub import read_license
 from sa_diffusers.inputs import Inputs
-from sa_diffusers.loading import model_hash
+from sa_diffusers.loading import copy_pipeline, model_hash, save_pipeline
+from sa_diffusers.lora import fuse_lora
 from sa_diffusers.plan import (
     StagePlan,
     check_memory,
@@ -27,12 +28,14 @@ from sa_diffusers.plan import (
     seconds_per_sample,
     trained_bytes,
 )
+from sa_diffusers.processes import process_state
 from sa_diffusers.replay import concept_captions, spread
 from sa_diffusers.report import metrics_table, save_before_after, write_report
 from sa_diffusers.sampling import Request, SamplingSettings
 from sa_diffusers.seeding import derive_seed
 
 
+SNAPSHOTS = "snapshots"  # folder of the pipelines that training passes through
 LOOKED_AT = 16  # pictures of each kind where no classifier judges
 KEPT_LOSS_SAMPLES = 64  # replay samples on which the loss is compared
 
@@ -75,13 +78,20 @@ def examiner(config: ForgetConfig, family: Family, inputs: Inputs, replay: Sampl
 def tracker(
     config: ForgetConfig, family: Family, inputs: Inputs, output_dir: Path
 ) -> Callable[[int, dict], bool] | None:
-    """A callback that draws pictures while training, lets the classifier read them, and may end the training early."""
-    if not config.track_steps:
+    """A callback that draws pictures while training, lets the classifier read them, and may end the training early.
+
+    It saves the pipeline besides, where that was asked for.
+    """
+    if config.callback_steps is None:
         return None
     settings = evaluation_settings(config)
     half = max(1, config.track_images // 2)
 
     def track(step: int, row: dict) -> bool:
+        if step in config.snapshot_steps and process_state().is_main_process:
+            save_snapshot(family, config, output_dir / SNAPSHOTS / f"step_{step:06d}")
+        if not config.track_steps or step % config.track_steps:
+            return False
         if inputs.exams:
             name, exam = next(iter(inputs.exams.items()))
             nothing = JudgedSet([], [])
@@ -132,8 +142,8 @@ def announce(config: ForgetConfig, family: Family, inputs: Inputs, output_dir: P
     skipped = {
         "fisher": not config.ewc_lambda,
         "sample": not (config.replay_weight or config.ewc_lambda),
-        "surrogate": config.method in (*ESD_METHODS, "uce"),
-        "train": config.method == "uce",
+        "surrogate": config.method in DRAWS_NO_SURROGATE,
+        "train": config.method in TRAINS_NOTHING,
     }
     given = {"fisher": config.fisher, "sample": config.samples}
     markers = {"evaluate": "after"}
@@ -148,6 +158,15 @@ def announce(config: ForgetConfig, family: Family, inputs: Inputs, output_dir: P
         if not skipped.get(name)
     ]
     return describe(rows, memory, disk, output_dir)
+
+
+def save_snapshot(family: Family, config: ForgetConfig, folder: Path) -> None:
+    """Save the pipeline as it is in the middle of training, an adapter fused, and leave it so."""
+    passing = copy_pipeline(family.pipeline, family.component)
+    module = getattr(passing, family.component)
+    if config.lora_rank:
+        fuse_lora(module)
+    save_pipeline(passing, folder, module, config.dtype, config.save_variant)
 
 
 def amounts(config: ForgetConfig, family: Family, metrics: dict, steps: int) -> dict[str, dict]:
@@ -229,7 +248,7 @@ def write_results(
     write_report(
         output_dir / "report.html",
         title=f"Forgetting {inputs.concept.name}",
-        summary=summary(inputs, metrics),
+        summary=summary(config, inputs, metrics),
         metrics=metrics,
         pairs=shown,
         history=history,
@@ -245,7 +264,7 @@ def write_results(
             output_dir / folder,
             base_model=config.model,
             concept=metrics["concept"],
-            surrogate=metrics["surrogate"],
+            surrogate=_drawn_instead(config, metrics["surrogate"]),
             method=METHODS[config.method],
             settings=settings,
             metrics=metrics,
@@ -258,10 +277,17 @@ def write_results(
         )
 
 
-def summary(inputs: Inputs, metrics: dict) -> str:
+def _drawn_instead(config: ForgetConfig, surrogate: str) -> str | None:
+    """The surrogate; None for methods that lead away from the concept and towards nothing."""
+    return None if config.method in (*ESD_METHODS, *SLD_METHODS) else surrogate
+
+
+def summary(config: ForgetConfig, inputs: Inputs, metrics: dict) -> str:
     """The result in a sentence or two."""
     before, after = metrics["before"], metrics["after"]
-    lead = f"The model was trained to forget “{inputs.concept.name}” in favour of “{inputs.concept.surrogate}”."
+    surrogate = _drawn_instead(config, inputs.concept.surrogate)
+    favoured = f" in favour of “{surrogate}”" if surrogate else ""
+    lead = f"The model was made to forget “{inputs.concept.name}”{favoured} by {METHODS[config.method]}."
     if before["concept_probability"] is None:
         change = (after["replay_loss"] / before["replay_loss"] - 1) if "replay_loss" in after else None
         return lead + ("" if change is None else f" The loss on samples of everything else changed by {change:+.2%}.")

@@ -8,10 +8,10 @@ from torch import nn
 
 from sa_diffusers.artifacts import fingerprint
 from sa_diffusers.atomic_files import atomic_path
-from sa_diffusers.config import ESD_METHODS, ForgetConfig
+from sa_diffusers.config import ESD_METHODS, SLD_METHODS, ForgetConfig
 from sa_diffusers.data import SampleSet
 from sa_diffusers.editing.uce import concept_edits, edit_prompts
-from sa_diffusers.families import Family
+from sa_diffusers.families import Family, get_family
 from sa_diffusers.fisher import Fisher
 from sa_diffusers.fisher_sums import estimate_sums
 from sa_diffusers.loading import model_hash
@@ -25,6 +25,7 @@ from sa_diffusers.methods import (
     training_data,
     weights_to_train,
 )
+from sa_diffusers.pipelines import SafeGuidancePipeline
 from sa_diffusers.precision import autocast_forward
 from sa_diffusers.processes import process_state
 from sa_diffusers.prompts import Concept, mentions
@@ -119,6 +120,17 @@ def forget_by_editing(
     )
 
 
+def safely_guided(family: Family, config: ForgetConfig, concept: Concept) -> Family:
+    """The same model in a pipeline that is led away from the concept while it draws."""
+    pipeline = SafeGuidancePipeline(
+        **family.pipeline.components,
+        requires_safety_checker=family.pipeline.config.requires_safety_checker,
+        safety_concept=", ".join(concept.phrasings),
+        safety_level=SLD_METHODS[config.method],
+    )
+    return get_family(pipeline, sampler=config.sampler, compute_dtype=family.compute_dtype)
+
+
 def forget_by_training(
     stages: Stages,
     family: Family,
@@ -166,7 +178,7 @@ def forget_by_training(
             seed=derive_seed(seed, "train"),
             checkpoint_dir=stages.output_dir / "checkpoints",
             callback=callback,
-            callback_steps=config.track_steps,
+            callback_steps=config.callback_steps,
             log_dir=stages.output_dir / "logs",
             description="forget",
         )

@@ -182,7 +182,7 @@ def test_card_of_a_lora_says_what_it_is(tmp_path):
     assert "lora" in card.data.tags
     assert card.data.to_dict()["base_model_relation"] == "adapter"
     assert "# stable-diffusion-v1-4 without “Brad Pitt” (LoRA)" in card.content
-    assert "A LoRA for `CompVis/stable-diffusion-v1-4` trained by Selective Amnesia to draw" in card.content
+    assert "A LoRA for `CompVis/stable-diffusion-v1-4` changed by Selective Amnesia to draw" in card.content
     assert "lora" not in make_card(tmp_path).data.tags
 
 

@@ -11,12 +11,13 @@ from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, Stab
 from torch.testing import assert_close
 
 from sa_diffusers.config import ESD_METHODS, LEAVES_OUT, METHODS, ForgetConfig
+from sa_diffusers.evaluation.before_after import Findings
 from sa_diffusers.families.samplers import make_scheduler
 from sa_diffusers.families.scopes import select_parameters
 from sa_diffusers.forgetting import Outcome, forget
 from sa_diffusers.lora import adapted_layers, add_lora
 from sa_diffusers.models import ConditionalVAE
-from sa_diffusers.pipelines import ConditionalVAEPipeline
+from sa_diffusers.pipelines import ConditionalVAEPipeline, SafeGuidancePipeline
 from sa_diffusers.plan import training_passes
 
 
@@ -60,6 +61,45 @@ def test_it_runs_trains_its_scope_and_needs_no_more_than_its_terms(
     assert ("surrogate" in worked) == (run / "surrogate").exists()
     assert ("fisher" in worked) == (run / "fisher.safetensors").exists()
     assert METHODS[method] in (run / "pipeline" / "README.md").read_text()
+
+
+def test_safe_latent_diffusion_keeps_the_weights_and_draws_otherwise(start, tiny_pipeline_dir, tmp_path):
+    outcome = start(tmp_path / "run", method="sld-strong")
+    assert not changed_names(tmp_path / "run" / "pipeline", tiny_pipeline_dir)
+    saved = SafeGuidancePipeline.from_pretrained(tmp_path / "run" / "pipeline")
+    assert isinstance(outcome.pipeline, SafeGuidancePipeline)
+    assert (saved.config.safety_concept, saved.config.safety_level) == ("seven, 7", "strong")
+    before, after = (
+        Findings.load(tmp_path / "run" / "evaluation" / f"{name}.safetensors") for name in ("before", "after")
+    )
+    assert (before.pictures != after.pictures).any()
+    card = (tmp_path / "run" / "pipeline" / "README.md").read_text()
+    assert "led by Safe Latent Diffusion (strong) away from **seven, 7**" in card and "nine" not in card
+    again = start(tmp_path / "run", method="sld-strong")
+    assert "train" in again.metrics["seconds"]["reused"] and isinstance(again.pipeline, SafeGuidancePipeline)
+
+
+def test_safe_latent_diffusion_cannot_be_had_in_place(tiny_pipeline):
+    with pytest.raises(ValueError, match="not its weights; expected inplace=False"):
+        forget(tiny_pipeline(), "seven", "nine", inplace=True, method="sld-medium")
+
+
+@pytest.mark.parametrize("lora_rank", [None, 2])
+def test_snapshots_are_pipelines_on_the_way(lora_rank, start, tmp_path):
+    options = {"ema_decay": 0.5, "lora_rank": lora_rank, "method": "finetune"}
+    run = start(tmp_path / "run", snapshot_steps=[2, 3], **options).output_dir
+    start(tmp_path / "short", **options | {"num_train_steps": 2})
+    assert sorted(path.name for path in (run / "snapshots").iterdir()) == ["step_000002", "step_000003"]
+    for snapshot, whole in (("step_000002", tmp_path / "short"), ("step_000003", run)):
+        saved = StableDiffusionPipeline.from_pretrained(run / "snapshots" / snapshot).unet.state_dict()
+        expected = StableDiffusionPipeline.from_pretrained(whole / "pipeline").unet.state_dict()
+        assert_close(dict(saved), dict(expected), rtol=0, atol=1e-6)
+
+
+def test_snapshots_of_another_run_are_gone(start, tmp_path):
+    start(tmp_path / "run", method="finetune", snapshot_steps=[2])
+    start(tmp_path / "run", method="finetune", overwrite=True)
+    assert not (tmp_path / "run" / "snapshots").exists()
 
 
 def test_esd_draws_unclipped_latents_whatever_scheduler_the_model_has():
@@ -106,6 +146,8 @@ def test_what_a_method_leaves_out_weighs_nothing(method):
         ({"method": "esd-x", "esd_guidance": -1.0}, "esd_guidance >= 0"),
         ({"method": "uce", "uce_regularization": 0.0}, "uce_regularization > 0"),
         ({"method": "uce", "lora_rank": 2}, "adapters are not trained by uce"),
+        ({"num_train_steps": 5, "snapshot_steps": [5, 6]}, r"between 1 and num_train_steps 5.*got \[5, 6\]"),
+        ({"method": "sld-max", "snapshot_steps": [1]}, "of a method that trains"),
     ],
 )
 def test_wrong_options_are_refused(options, message):
@@ -119,6 +161,7 @@ def test_wrong_options_are_refused(options, message):
         ({"method": "esd-x"}, "which a ConditionalVAE is not; pass another --method"),
         ({"method": "sa+esd"}, "which a ConditionalVAE is not; pass another --method"),
         ({"method": "uce"}, "this one has classes; pass another --method"),
+        ({"method": "sld-max"}, "guides by a text, which a ConditionalVAE does not read"),
         ({"mixed_precision": "bf16"}, "a ConditionalVAE computes in float32; pass --mixed_precision no"),
         ({"gradient_checkpointing": True}, "gradient_checkpointing: a ConditionalVAE has none"),
         ({"lora_rank": 2}, "takes no adapters; pass --lora_rank null"),
@@ -134,6 +177,7 @@ def test_what_a_vae_cannot_is_refused(options, message):
     ("options", "message"),
     [
         ({"method": "uce", "surrogate": "noise"}, "expected a prompt as surrogate"),
+        ({"method": "sld-weak", "guidance_scale": 1.0}, "expected guidance_scale > 1"),
         ({"mixed_precision": "fp16"}, "float16 is not for training on a CPU; pass --mixed_precision bf16"),
     ],
 )

@@ -157,8 +157,13 @@ def examination(
 
 def draw_examination(family: Family, exam: Examination, settings: SamplingSettings) -> dict[str, Tensor]:
     """Images [N, 3, H, W] in [-1, 1] of each set of prompts."""
+    return draw_sets(family, exam.sets, settings)
+
+
+def draw_sets(family: Family, sets: dict[str, JudgedSet], settings: SamplingSettings) -> dict[str, Tensor]:
+    """Images [N, 3, H, W] in [-1, 1] of each set, by its name."""
     images = {}
-    for name, judged in exam.sets.items():
+    for name, judged in sets.items():
         if not judged.requests:
             images[name] = torch.empty(0, 3, family.resolution, family.resolution)
             continue

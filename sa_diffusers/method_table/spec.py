@@ -1,0 +1,107 @@
+"""What a table of methods is made of: a concept, the methods that forget it, and the strengths of each."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sa_diffusers.cli import config_from_dict
+from sa_diffusers.config import ForgetConfig
+
+
+KEYS = {"kind", "base", "options", "neighbours", "long_templates", "rows"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method.
+
+    Attributes:
+        name: its key in the file, and its folder.
+        overrides: options of its runs beside those of all.
+        sweep: (option, values), one run a value; or ("snapshot_steps", steps), one run that is looked at on its way.
+    """
+
+    name: str
+    overrides: dict[str, Any]
+    sweep: tuple[str, list]
+
+    @property
+    def trains(self) -> bool:
+        return self.sweep[0] == "snapshot_steps"
+
+
+@dataclass(frozen=True)
+class ConceptSpec:
+    """A file of configs/paper/digits.
+
+    Attributes:
+        name: the file's, such as "seven".
+        kind: what such a concept is called in the table: local, global or style.
+        options: of every run: concept, surrogate, model, ...
+        neighbours: classes of the concept's attribute that are closest to it.
+        long_templates: long prompts with {} in the concept's place.
+    """
+
+    name: str
+    kind: str
+    options: dict[str, Any]
+    neighbours: list[str]
+    long_templates: list[str]
+    rows: dict[str, Row]
+
+    def configs(self, row: Row, folder: Path, seed: int) -> Iterator[tuple[Any, ForgetConfig]]:
+        """The runs of a row, each with its strength; of one that is looked at on its way, the last one."""
+        options = self.options | row.overrides | {"seed": seed}
+        name, values = row.sweep
+        if row.trains:
+            steps = {"snapshot_steps": values, "num_train_steps": max(values)}
+            yield max(values), config_from_dict(ForgetConfig, options | steps | {"output_dir": str(folder)})
+            return
+        for value in values:
+            own = {name: value, "output_dir": str(folder / f"{name}-{value}")}
+            yield value, config_from_dict(ForgetConfig, options | own)
+
+
+def read_spec(path: Path) -> ConceptSpec:
+    """Read and check a concept's file, every run of it included.
+
+    Raises:
+        ValueError: keys that are unknown or missing, a row without strengths, or options that no run could have.
+    """
+    values = yaml.safe_load(path.read_text())
+    if not isinstance(values, dict) or set(values) != KEYS:
+        raise ValueError(f"{path}: expected the keys {', '.join(sorted(KEYS))}, got {values and sorted(values)}")
+    rows = {name: _read_row(path, name, dict(given)) for name, given in values["rows"].items()}
+    if not rows:
+        raise ValueError(f"{path}: expected at least one row")
+    base = yaml.safe_load(Path(values["base"]).read_text()) | (values["options"] or {})
+    for name in ("track_steps", "num_threads", "checkpointing_steps"):
+        base[name] = None  # the table looks at snapshots, and its rows are short
+    base["classifier"] = []  # its own judge draws more
+    spec = ConceptSpec(path.stem, values["kind"], base, values["neighbours"], values["long_templates"], rows)
+    if wrong := [template for template in spec.long_templates if "{}" not in template]:
+        raise ValueError(f"{path}: expected {{}} in every long template, got {wrong[0]!r}")
+    for row in rows.values():
+        list(spec.configs(row, Path(row.name), seed=0))
+    return spec
+
+
+def _read_row(path: Path, name: str, given: dict[str, Any]) -> Row:
+    sweeps = [(option, given.pop(option)) for option in ("snapshot_steps",) if option in given]
+    sweeps += list(given.pop("sweep", {}).items())
+    if len(sweeps) != 1 or not sweeps[0][1]:
+        raise ValueError(
+            f"{path}, row {name}: expected the strengths of one option, by snapshot_steps: [...] or sweep: "
+            f"{{option: [...]}}, got {dict(sweeps)}"
+        )
+    return Row(name, given, sweeps[0])
+
+
+def only_rows(spec: ConceptSpec, names: list[str]) -> ConceptSpec:
+    """The same with some of its rows. Raises ValueError: a name that is none."""
+    if unknown := [name for name in names if name not in spec.rows]:
+        raise ValueError(f"{spec.name} has no row {', '.join(unknown)}; it has {', '.join(spec.rows)}")
+    return replace(spec, rows={name: row for name, row in spec.rows.items() if name in names})
