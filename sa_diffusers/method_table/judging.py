@@ -1,4 +1,4 @@
-"""What one pipeline draws, picture by picture: so that any number of the table has an interval and a pair to compare."""
+"""What one pipeline draws, picture by picture, so that every number of the table has an interval and a pair."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -32,11 +32,17 @@ class Counts:
     """Pictures of each kind: of the concept, in unseen phrasings, of prompts that do not name it, in long prompts,
     and of all other classes together."""
 
-    concept: int = 90
-    unseen: int = 180
-    unnamed: int = 60
-    long: int = 60
-    retained: int = 540
+    concept: int = 60
+    unseen: int = 120
+    unnamed: int = 40
+    long: int = 40
+    retained: int = 360
+
+    def scaled(self, share: float) -> "Counts":
+        """Raises ValueError: a share that leaves nothing."""
+        if not share > 0:
+            raise ValueError(f"expected a share of pictures above 0, got {share}")
+        return Counts(**{name: max(1, round(share * count)) for name, count in asdict(self).items()})
 
 
 @dataclass

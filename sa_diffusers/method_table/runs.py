@@ -67,7 +67,7 @@ def run_row(spec: ConceptSpec, row: Row, folder: Path, seed: int, reference: Pat
 
 
 def original_point(spec: ConceptSpec) -> Point:
-    return Point("–", spec.options["model"], 0.0, 0.0)
+    return Point("–", resolve(spec.options["model"]), 0.0, 0.0)
 
 
 def _point(spec: ConceptSpec, strength: Any, pipeline_dir: Path, seconds: float, lora: Path | None) -> Point:

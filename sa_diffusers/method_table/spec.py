@@ -11,7 +11,7 @@ from sa_diffusers.cli import config_from_dict
 from sa_diffusers.config import ForgetConfig
 
 
-KEYS = {"kind", "base", "options", "neighbours", "long_templates", "rows"}
+KEYS = {"kind", "base", "options", "neighbours", "long_templates", "attack_templates", "rows"}
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ class ConceptSpec:
         options: of every run: concept, surrogate, model, ...
         neighbours: classes of the concept's attribute that are closest to it.
         long_templates: long prompts with {} in the concept's place.
+        attack_templates: short ones, in which the attack looks for what brings the concept back.
+        rows: the methods; the first is ours.
     """
 
     name: str
@@ -50,7 +52,13 @@ class ConceptSpec:
     options: dict[str, Any]
     neighbours: list[str]
     long_templates: list[str]
+    attack_templates: list[str]
     rows: dict[str, Row]
+
+    @property
+    def ours(self) -> str:
+        """The first row's name: the method that the others are compared with."""
+        return next(iter(self.rows))
 
     def configs(self, row: Row, folder: Path, seed: int) -> Iterator[tuple[Any, ForgetConfig]]:
         """The runs of a row, each with its strength; of one that is looked at on its way, the last one."""
@@ -81,9 +89,10 @@ def read_spec(path: Path) -> ConceptSpec:
     for name in ("track_steps", "num_threads", "checkpointing_steps"):
         base[name] = None  # the table looks at snapshots, and its rows are short
     base["classifier"] = []  # its own judge draws more
-    spec = ConceptSpec(path.stem, values["kind"], base, values["neighbours"], values["long_templates"], rows)
-    if wrong := [template for template in spec.long_templates if "{}" not in template]:
-        raise ValueError(f"{path}: expected {{}} in every long template, got {wrong[0]!r}")
+    texts = {name: values[name] for name in ("neighbours", "long_templates", "attack_templates")}
+    spec = ConceptSpec(name=path.stem, kind=values["kind"], options=base, rows=rows, **texts)
+    if wrong := [template for template in spec.long_templates + spec.attack_templates if "{}" not in template]:
+        raise ValueError(f"{path}: expected {{}} in every template, got {wrong[0]!r}")
     for row in rows.values():
         list(spec.configs(row, Path(row.name), seed=0))
     return spec
@@ -101,7 +110,7 @@ def _read_row(path: Path, name: str, given: dict[str, Any]) -> Row:
 
 
 def only_rows(spec: ConceptSpec, names: list[str]) -> ConceptSpec:
-    """The same with some of its rows. Raises ValueError: a name that is none."""
+    """The same with some of its rows, and ours. Raises ValueError: a name that is none."""
     if unknown := [name for name in names if name not in spec.rows]:
         raise ValueError(f"{spec.name} has no row {', '.join(unknown)}; it has {', '.join(spec.rows)}")
-    return replace(spec, rows={name: row for name, row in spec.rows.items() if name in names})
+    return replace(spec, rows={name: row for name, row in spec.rows.items() if name in (spec.ours, *names)})

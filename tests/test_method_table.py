@@ -1,0 +1,177 @@
+"""The table of methods: strengths, equal erasure, who keeps more, and a small table from end to end."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch.testing import assert_close
+
+from sa_diffusers.bundled import resolve
+from sa_diffusers.evaluation.load_classifier import load_classifier
+from sa_diffusers.method_table.judging import Counts, Judge
+from sa_diffusers.method_table.matching import Kept, Measured, Pooled, compare, curve, matched
+from sa_diffusers.method_table.runs import Point
+from sa_diffusers.method_table.spec import only_rows, read_spec
+
+
+CONCEPTS = ["seven", "red", "bold"]
+CLASSES = torch.tensor([0, 0, 1, 1, 1, 2])
+KEPT = Kept(CLASSES, CLASSES == 1)
+
+
+def measured(unseen: float, strength: int = 1, right=(1, 1, 1, 0, 1, 1), change: float = 0.1, **others) -> Measured:
+    values = {
+        "unseen": torch.tensor([unseen, unseen]),
+        "retained": torch.tensor(right, dtype=torch.float32),
+        "attributes": torch.tensor([1.0, torch.nan, 0.5, 1.0, 1.0, 1.0]),
+        "change": torch.full((6,), change),
+        "shown": torch.zeros(2, 3, 4, 4, dtype=torch.uint8),
+    }
+    return Measured(Point(strength, "nowhere", 10.0 * strength, 1.5), values | others)
+
+
+class TestSpec:
+    @pytest.mark.parametrize("name", CONCEPTS)
+    def test_every_file_can_be_run(self, name):
+        spec = read_spec(Path(f"configs/paper/digits/{name}.yaml"))
+        for row in spec.rows.values():
+            runs = list(spec.configs(row, Path("out"), seed=3))
+            assert len(runs) == (1 if row.trains else len(row.sweep[1]))
+            assert len({config.output_dir for _, config in runs}) == len(runs)
+            assert all(config.seed == 3 and not config.classifier for _, config in runs)
+
+    def test_files_hold_the_same_methods(self):
+        rows = [list(read_spec(Path(f"configs/paper/digits/{name}.yaml")).rows) for name in CONCEPTS]
+        assert rows[0] == rows[1] == rows[2]
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"rows": {}}, "at least one row"),
+            ({"rows": {"a": {"method": "uce"}}}, "row a: expected the strengths of one option"),
+            ({"rows": {"a": {"snapshot_steps": [1], "sweep": {"seed": [1]}}}}, "strengths of one option"),
+            ({"rows": {"a": {"snapshot_steps": [5], "learning_rte": 1}}}, "learning_rte"),
+            ({"long_templates": ["a digit"]}, "expected {} in every template"),
+            ({"colour": "red"}, "expected the keys"),
+        ],
+    )
+    def test_wrong_files_are_refused(self, changes, message, tmp_path):
+        values = yaml.safe_load(Path("configs/paper/digits/seven.yaml").read_text()) | changes
+        (tmp_path / "seven.yaml").write_text(yaml.safe_dump(values))
+        with pytest.raises(ValueError, match=message):
+            read_spec(tmp_path / "seven.yaml")
+
+    def test_some_rows_are_ours_and_those_asked_for(self):
+        spec = read_spec(Path("configs/paper/digits/seven.yaml"))
+        assert list(only_rows(spec, ["uce"]).rows) == [spec.ours, "uce"]
+        with pytest.raises(ValueError, match="seven has no row uec; it has sa-lora"):
+            only_rows(spec, ["uec"])
+
+
+class TestMatching:
+    def test_the_weakest_that_has_forgotten(self):
+        sweep = [measured(0.4, 1), measured(0.04, 2), measured(0.001, 3)]
+        assert matched(sweep).point.strength == 2
+        assert matched(sweep[:1] + [measured(0.2, 5)]).point.strength == 5  # none has: the one that forgot most
+
+    def test_worst_class_and_neighbours_by_hand(self):
+        pooled = Pooled([measured(0.01), measured(0.02, right=(1, 1, 1, 1, 1, 0))], [KEPT, KEPT])
+        summary = pooled.summary()
+        assert summary["retained"]["mean"] == pytest.approx(10 / 12)
+        assert summary["worst"]["mean"] == 0.5  # class 2: one of two
+        assert summary["neighbours"]["mean"] == pytest.approx(5 / 6)
+        assert summary["attributes"] == {"mean": pytest.approx(0.9), "num_images": 10} | {
+            "interval": summary["attributes"]["interval"]
+        }
+        assert summary["reached"] and summary["seconds"] == 10 and summary["strength"] == [1, 1]
+        low, high = summary["retained"]["interval"]
+        assert low < 10 / 12 < high
+
+    def test_a_class_that_a_resample_lacks_does_not_count(self):
+        assert Pooled([measured(0.01)], [KEPT]).worst(torch.tensor([0, 1, 2, 2])) == 1.0
+
+    def test_who_keeps_more(self):
+        ours = Pooled([measured(0.01, right=(1, 1, 0, 0, 0, 1), change=0.3)], [KEPT])
+        other = Pooled([measured(0.01, right=(1, 1, 1, 1, 1, 1), change=0.1)], [KEPT])
+        better, worse = compare(ours, other), compare(other, ours)
+        for name in ("retained", "worst", "neighbours", "change"):
+            assert better[name]["difference"] > 0 > worse[name]["difference"]
+            assert_close(better[name]["difference"], -worse[name]["difference"])
+            low, high = better[name]["interval"]
+            assert low - 1e-6 <= better[name]["difference"] <= high + 1e-6
+        assert better["change"] == {
+            "difference": pytest.approx(0.2),
+            "interval": (pytest.approx(0.2),) * 2,
+            "better": True,
+        }
+        assert better["attributes"]["difference"] == 0 and not better["attributes"]["better"]
+
+    def test_a_curve_is_the_mean_over_seeds(self):
+        sweeps = [[measured(0.4), measured(0.0)], [measured(0.2), measured(0.1)]]
+        points = curve(sweeps, lambda part: part.point.strength)
+        assert_close(torch.tensor(points), torch.tensor([(0.3, 1.0), (0.05, 1.0)]))
+
+
+class TestJudge:
+    @pytest.fixture(scope="class")
+    def judge(self) -> Judge:
+        classifier = load_classifier(resolve("bundled/digits/classifier")).eval()
+        return Judge(read_spec(Path("configs/paper/digits/red.yaml")), classifier, Counts(2, 3, 2, 2, 10), seed=0)
+
+    def test_the_original_has_not_changed_and_knows_the_concept(self, judge, tmp_path):
+        model = resolve("bundled/digits/pipeline")
+        values = judge.read(model, tmp_path / "original.safetensors", None)
+        assert values["concept"].shape == (2,) and values["unseen"].shape == (3,) and values["retained"].shape == (10,)
+        assert values["concept"].mean() > 0.8 and values["retained"].mean() > 0.8
+        assert (values["change"] == 0).all()
+        again = judge.read(model, tmp_path / "again.safetensors", values)  # drawn anew from the same seeds
+        assert (again["change"] < 1e-6).all() and "retained_pictures" not in again
+        written = (tmp_path / "again.safetensors").stat().st_mtime_ns
+        judge.read(model, tmp_path / "again.safetensors", values)
+        assert (tmp_path / "again.safetensors").stat().st_mtime_ns == written  # read from the file
+
+    def test_attributes_are_the_others_that_a_prompt_names(self, judge):
+        one_hot = torch.eye(10)
+        read = {"digit": one_hot[[7, 3]], "ink": one_hot[[0, 0]], "background": one_hot[[0, 1]]}
+        read["stroke"] = one_hot[[0, 0]]
+        labels = [{"ink": "red", "digit": "seven", "background": "white"}, {"ink": "red"}]
+        judged = type(judge.sets["retained"])([], labels)
+        shares = judge._attributes(read, judged)
+        assert shares[0] == 0.5 and shares[1].isnan()
+
+    def test_a_neighbour_that_is_none_is_refused(self, tmp_path):
+        values = yaml.safe_load(Path("configs/paper/digits/red.yaml").read_text()) | {"neighbours": ["orange"]}
+        (tmp_path / "red.yaml").write_text(yaml.safe_dump(values))
+        classifier = load_classifier(resolve("bundled/digits/classifier")).eval()
+        with pytest.raises(ValueError, match="expected neighbours of red, yellow, .*, got 'orange'"):
+            Judge(read_spec(tmp_path / "red.yaml"), classifier, Counts(), seed=0)
+
+
+@pytest.mark.slow
+def test_a_small_table_from_end_to_end(tmp_path):
+    values = yaml.safe_load(Path("configs/paper/digits/seven.yaml").read_text())
+    values["options"] |= {"num_samples": 60, "num_surrogate_samples": 60, "fisher_samples": 12}
+    values["rows"] = {
+        "sa-lora": {"snapshot_steps": [2, 4]},
+        "sld": {"lora_rank": None, "sweep": {"method": ["sld-max"]}},
+        "uce": {"method": "uce", "lora_rank": None, "sweep": {"uce_erase_scale": [1.0]}},
+    }
+    (tmp_path / "seven.yaml").write_text(yaml.safe_dump(values))
+    command = [sys.executable, "scripts/paper_table.py", "digits", "--configs", str(tmp_path), "--concepts", "seven"]
+    command += ["--seeds", "0", "--images", "0.15", "--output_dir", str(tmp_path / "out"), "--num_threads", "2"]
+    first = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    rows = json.loads((tmp_path / "out" / "methods.json").read_text())["seven"]
+    assert list(rows) == ["original", "sa-lora", "sld", "uce"]
+    assert rows["original"]["concept"]["mean"] > 0.9 and rows["original"]["change"]["mean"] == 0
+    assert rows["uce"]["unseen"]["mean"] < 0.3 < rows["uce"]["retained"]["mean"]
+    assert rows["sld"]["megabytes"] == 0 < rows["sa-lora"]["megabytes"] < rows["uce"]["megabytes"] * 10
+    assert [point["strength"] for point in rows["sa-lora"]["curve"][0]] == [2, 4]
+    assert "### seven, 7 → three (local)" in first and "Methods that forgot as much" in first
+    assert (tmp_path / "out" / "seven_curves.png").stat().st_size > 10_000
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.safetensors")}
+    subprocess.run(command, capture_output=True, text=True, check=True)
+    assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.safetensors")}
