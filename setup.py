@@ -48,16 +48,17 @@ INSTALL_REQUIRES = [
 
 QUALITY = ["ruff", "import-linter"]
 DIGITS = ["scikit-image>=0.25"]
+NUDITY = ["nudenet>=3.4"]
 
 EXTRAS_REQUIRE = {
     "quality": QUALITY,
     "digits": DIGITS,  # to redraw MNIST: only for who trains the bundled pipeline or its classifier again
-    "test": ["pytest>=8", "setuptools>=77", "jaxtyping", "beartype", *DIGITS, *QUALITY],
+    "test": ["pytest>=8", "setuptools>=77", "jaxtyping", "beartype", *DIGITS, *NUDITY, *QUALITY],
     # Never part of `test`: torch-fidelity pulls in torchvision, and a torchvision that does not match the installed
     # torch (as beside a CPU-only build) makes transformers, diffusers, peft and torchmetrics unimportable.
     "fid": ["torch-fidelity>=0.3", "torchmetrics>=1.8"],
     # An extra because the wheel carries an AGPL-3.0 licence file, whatever its metadata says.
-    "nudity": ["nudenet>=3.4"],
+    "nudity": NUDITY,
     "8bit": ["bitsandbytes>=0.49"],  # --optimizer adamw_8bit
     "tensorboard": ["tensorboard"],
     "wandb": ["wandb"],

@@ -34,18 +34,10 @@ from sa_diffusers.lora import fuse_lora, save_lora
 from sa_diffusers.optimisation import check_launch
 from sa_diffusers.precision import compute_dtype, in_main_memory
 from sa_diffusers.processes import process_state
-from sa_diffusers.results import (
-    SNAPSHOTS,
-    amounts,
-    announce,
-    combine,
-    evaluation_key,
-    examiner,
-    tracker,
-    write_results,
-)
+from sa_diffusers.results import amounts, announce, combine, evaluation_key, examiner, write_results
 from sa_diffusers.sample_stages import draw_open_samples, draw_replay_samples, make_surrogate
 from sa_diffusers.stages import Stages
+from sa_diffusers.tracking import SNAPSHOTS, tracker
 from sa_diffusers.train_stages import fisher_of, forget_by_editing, forget_by_training, given_fisher, safely_guided
 
 

@@ -1,7 +1,9 @@
 """The shipped configurations say what the code does, and the bundled prompt lists are what their script composes."""
 
 import json
+import math
 import re
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,7 +15,9 @@ from sa_diffusers.bundled import ASSETS
 from sa_diffusers.classifier_config import ClassifierConfig
 from sa_diffusers.cli import parse_config
 from sa_diffusers.config import ForgetConfig
+from sa_diffusers.evaluation.pipeline_config import PipelineEvaluationConfig
 from sa_diffusers.loading import family_defaults
+from sa_diffusers.prompts import concept_templates, find_concept, mentions, read_prompts
 from scripts.compose_digit_prompts import compose
 from scripts.digits_study import PARTS, configure
 from scripts.paper_table import SCALES
@@ -21,8 +25,10 @@ from scripts.train_base import config_class
 
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-FILES = sorted(  # of options of ours; those of accelerate are tested in test_sharding.py
-    str(path.relative_to(CONFIGS.parent)) for path in CONFIGS.rglob("*.yaml") if path.parent.name != "accelerate"
+FILES = sorted(  # of options of ours; those of accelerate are tested in test_sharding.py, a table's concepts in
+    str(path.relative_to(CONFIGS.parent))  # test_method_table.py
+    for path in CONFIGS.rglob("*.yaml")
+    if path.parent not in (CONFIGS / "accelerate", CONFIGS / "paper" / "digits")
 )
 TABLE1 = CONFIGS / "paper" / "table1"
 ROWS = {  # what a row changes of lambda_10.yaml; lambda_<n> changes ewc_lambda in proportion
@@ -119,3 +125,54 @@ def test_the_rows_of_the_authors_take_their_settings() -> None:
         assert row["guidance_scale"] == row["replay_guidance_scale"] == 3 and row["sampler"] == "pipeline"
         base = parse_row(TABLE1 / scale / "original.yaml")
         assert parse_row(CONFIGS / f"{scale}_base.yaml") | {"output_dir": base["output_dir"]} == base
+
+
+STABLE_DIFFUSION = {  # what each file forgets, in whose place
+    "sd_brad_pitt": ("brad pitt", "a middle aged man"),
+    "sd_brad_pitt_clown": ("brad pitt", "a male clown"),
+    "sd_angelina_jolie": ("angelina jolie", "a middle aged woman"),
+    "sd_angelina_jolie_clown": ("angelina jolie", "a female clown"),
+    "sd_nudity": ("sexual, nudity, naked, erotic", "a person wearing clothes"),
+}
+
+
+def test_stable_diffusion_takes_the_authors_settings() -> None:
+    """Their learning rate is 1e-5 for each of 4 GPUs x 4 images; an epoch is 1,000 images by 16."""
+    assert set(STABLE_DIFFUSION) == {path.stem for path in (CONFIGS / "paper").glob("sd_*.yaml")}
+    parsed = {
+        name: parse_config(ForgetConfig, ["--config", str(CONFIGS / "paper" / f"{name}.yaml")])
+        for name in STABLE_DIFFUSION
+    }
+    rows = {name: asdict(config) for name, config in parsed.items()}
+    for name, (concept, surrogate) in STABLE_DIFFUSION.items():
+        row = rows[name]
+        found = find_concept(row["concept"], row["surrogate"])
+        assert (row.pop("concept"), row.pop("surrogate")) == (concept, surrogate) == (concept, found.surrogate)
+        assert row.pop("output_dir") == f"runs/paper/{name}"
+        assert concept_templates(found, read_prompts(row["replay_prompts"]), row["concept_templates"]) == ["{}"]
+    reference, epoch = rows["sd_brad_pitt"], math.ceil(1000 / 16)
+    changes = {"train_scope": "noxattn", "num_train_steps": 500 * epoch}
+    for name, row in rows.items():
+        assert row == reference | (changes if name == "sd_nudity" else {}), name
+    expected = {
+        "model": "CompVis/stable-diffusion-v1-4", "method": "sa", "train_scope": "full", "ewc_lambda": 50,
+        "replay_weight": 1, "replay_target": "noise", "replay_negative": "none", "empty_prompt_fraction": 0,
+        "num_samples": 1000, "num_surrogate_samples": 1000, "fisher_terms": "all", "sampler": "ddim",
+        "num_inference_steps": 50, "guidance_scale": 7.5, "replay_guidance_scale": 7.5, "mixed_precision": "no",
+        "num_train_steps": 200 * epoch, "train_batch_size": 16, "learning_rate": pytest.approx(1e-5 * 4 * 4),
+        "weight_decay": 0.01, "max_grad_norm": None, "lr_warmup_steps": 1, "ema_decay": 0.9999,
+    }  # fmt: skip
+    assert {name: reference[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize("name", STABLE_DIFFUSION)
+def test_stable_diffusion_is_judged_by_commands_that_parse(name: str) -> None:
+    header = (CONFIGS / "paper" / f"{name}.yaml").read_text().replace(" \\\n#  ", "")
+    commands = [shlex.split(line)[2:] for line in re.findall(r"^# (python scripts/evaluate.py .*)$", header, re.M)]
+    judged = [parse_config(PipelineEvaluationConfig, ["--pipeline", *command]) for command in commands]
+    assert {config.pipeline for config in judged} == {f"runs/paper/{name}/pipeline"}
+    metric, sets = ("nudity", ["i2p", "combined"]) if name == "sd_nudity" else ("identity", ["concept"])
+    assert [(config.metric_names, config.set_names) for config in judged] == [([metric], [one]) for one in sets]
+    for source in (judged[-1].templates, judged[-1].combined):
+        prompts = read_prompts(source) if source else []
+        assert all("{}" in prompt or mentions(prompt, judged[-1].phrasings) for prompt in prompts)

@@ -46,7 +46,7 @@ CHEAP = {
 @pytest.fixture(scope="module", autouse=True)
 def few_pictures():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sa_diffusers.results.LOOKED_AT", 2)
+        patch.setattr("sa_diffusers.tracking.LOOKED_AT", 2)
         yield
 
 

@@ -51,6 +51,8 @@ def test_what_a_run_needs_is_found_in_the_wheel(wheel, tmp_path):
         "digits/pipeline/unet/diffusion_pytorch_model.safetensors", "digits/pipeline/tokenizer/tokenizer.json",
         "digits/classifier/diffusion_pytorch_model.safetensors", "digits/replay_prompts.txt",
         "digits/eval_prompts.jsonl", "stable_diffusion/replay_prompts.txt", "surrogates.yaml",
+        "stable_diffusion/bare_concept.txt", "stable_diffusion/celebrity_templates.txt",
+        "stable_diffusion/nudity_prompts.txt",
     )  # fmt: skip
     code = (
         "import sa_diffusers.report; from sa_diffusers.bundled import resolve\n"

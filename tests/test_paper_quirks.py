@@ -172,7 +172,7 @@ def test_they_are_refused_for_other_kinds_of_models(pipeline, tiny_pipeline):
 @pytest.fixture
 def start(pipeline, tmp_path, monkeypatch):
     monkeypatch.setattr("sa_diffusers.results.write_report", lambda path, **_: path.write_text("<html></html>"))
-    monkeypatch.setattr("sa_diffusers.results.LOOKED_AT", 2)
+    monkeypatch.setattr("sa_diffusers.tracking.LOOKED_AT", 2)
     draw = ClassConditionalFamily.draw  # untrained models draw black and white, which leaves nothing to stretch
     monkeypatch.setattr(ClassConditionalFamily, "draw", lambda *arguments: draw(*arguments) / 2)
     pipeline.save_pretrained(tmp_path / "model")

@@ -1,0 +1,140 @@
+"""95 % intervals by the bootstrap (Efron 1979): how far a number would move with other images of the same kind."""
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from sa_diffusers.seeding import seeded
+
+from .classifier import wilson_interval
+
+
+TAILS = (0.025, 0.975)
+_DRAWN_AT_ONCE = 2**22  # indices held at a time, 32 MB
+
+
+def bootstrap_interval(
+    values: Tensor | Sequence[float], seed: int = 0, resamples: int = 2000, groups: Sequence[Hashable] | None = None
+) -> tuple[float, float]:
+    """Percentile interval of the mean of one value an image.
+
+    Values of 0 and 1 that are all equal come out equal in every resample, as if nothing else could happen. For them
+    the interval is Wilson's, of as many trials as there are images or groups. Other equal values, a single one too,
+    give an interval without width: read it beside the number of images.
+
+    Args:
+        values: [N], finite.
+        resamples: how many times N images (or all the groups) are drawn with replacement.
+        groups: what each image belongs to (its prompt, the seed of its run). Images of a group share what makes them
+            alike, so whole groups are drawn; a resample's mean is over the images of the groups in it.
+
+    Returns:
+        (low, high), of the same seed the same.
+
+    Raises:
+        ValueError: no values, values that are not a finite [N], other lengths, or resamples below 1.
+    """
+    values = _one_dimensional(values)
+    return _interval(values, 0.0 if _is_binary(values) else None, seed, resamples, groups)
+
+
+def difference_interval(
+    a: Tensor | Sequence[float],
+    b: Tensor | Sequence[float],
+    seed: int = 0,
+    resamples: int = 2000,
+    groups: Sequence[Hashable] | None = None,
+) -> tuple[float, float]:
+    """Interval of the mean of a - b, where a[i] and b[i] are one image's: the same prompt and seed in two models.
+
+    Arguments and errors are those of `bootstrap_interval`. Where a and b are 0 and 1 and differ everywhere by the
+    same, Wilson's interval bounds how often they might differ otherwise, by as much as they can.
+    """
+    a, b = _one_dimensional(a), _one_dimensional(b)
+    if len(a) != len(b):
+        raise ValueError(f"expected as many values of each, one pair an image, got {len(a)} and {len(b)}")
+    return _interval(a - b, -1.0 if _is_binary(a) and _is_binary(b) else None, seed, resamples, groups)
+
+
+def statistic_interval(
+    statistic: Callable[[Tensor], float],
+    num_images: int,
+    seed: int = 0,
+    resamples: int = 2000,
+    groups: Sequence[Hashable] | None = None,
+) -> tuple[float, float]:
+    """Percentile interval of any number that images decide together, such as the accuracy of the worst class.
+
+    Args:
+        statistic: the number, from the indices [n] of the images that were drawn, some of them several times. A small
+            class may be missing among them.
+        num_images: N; the indices are 0 .. N - 1.
+        seed, resamples, groups: as `bootstrap_interval` takes them.
+
+    Raises:
+        ValueError: no images, other lengths, resamples below 1, or a statistic that is not finite.
+    """
+    members = _members(groups, num_images)
+    numbers = [
+        float(statistic(torch.cat([members[group] for group in drawn])))
+        for rows in _draws(len(members), seed, resamples)
+        for drawn in rows.tolist()
+    ]
+    return _tails(_one_dimensional(numbers))
+
+
+def _interval(
+    values: Tensor, smallest: float | None, seed: int, resamples: int, groups: Sequence[Hashable] | None
+) -> tuple[float, float]:
+    """Interval of the mean of `values`; `smallest` is the least that they can be where they are 0 and 1 or so."""
+    members = _members(groups, len(values))
+    first = values[0].item()
+    if smallest is not None and bool((values == first).all()):
+        other = wilson_interval(0.0, len(members))[1]  # how often another value may come, unseen so far
+        return first - other * (first - smallest), first + other * (1 - first)
+    sums = torch.stack([values[group].sum() for group in members]) if groups is not None else values
+    sizes = torch.tensor([float(len(group)) for group in members], dtype=torch.float64)
+    draws = _draws(len(members), seed, resamples)
+    return _tails(torch.cat([sums[rows].sum(1) / sizes[rows].sum(1) for rows in draws]))
+
+
+def _draws(count: int, seed: int, resamples: int) -> Iterator[Tensor]:
+    """Rows of `count` indices below `count`, drawn with replacement: `resamples` rows in all, in parts."""
+    if resamples < 1:
+        raise ValueError(f"expected resamples >= 1, got {resamples}")
+    generator = seeded(seed, "bootstrap")
+    at_once = max(1, _DRAWN_AT_ONCE // count)
+    for start in range(0, resamples, at_once):
+        yield torch.randint(count, (min(at_once, resamples - start), count), generator=generator)
+
+
+def _members(groups: Sequence[Hashable] | None, num_images: int) -> list[Tensor]:
+    """The indices of each group's images, in the order in which the groups appear; without groups one image each."""
+    if num_images < 1:
+        raise ValueError("expected at least one image, got none: there is nothing to take an interval of")
+    if groups is None:
+        return list(torch.arange(num_images)[:, None])
+    if len(groups) != num_images:
+        raise ValueError(f"expected a group for each of {num_images} images, got {len(groups)}")
+    members: dict[Hashable, list[int]] = {}
+    for index, group in enumerate(groups):
+        members.setdefault(group, []).append(index)
+    return [torch.tensor(indices) for indices in members.values()]
+
+
+def _one_dimensional(values: Tensor | Sequence[float]) -> Tensor:
+    values = torch.as_tensor(values, dtype=torch.float64).detach().cpu()
+    if values.dim() != 1 or not len(values) or not bool(values.isfinite().all()):
+        what = f"shape {list(values.shape)}" + ("" if values.isfinite().all() else " with NaN or infinity")
+        raise ValueError(f"expected at least one value, one an image and all of them finite, got {what}")
+    return values
+
+
+def _is_binary(values: Tensor) -> bool:
+    return bool(((values == 0) | (values == 1)).all())
+
+
+def _tails(numbers: Tensor) -> tuple[float, float]:
+    low, high = torch.quantile(numbers, torch.tensor(TAILS, dtype=torch.float64)).tolist()
+    return low, high

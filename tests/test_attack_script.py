@@ -1,0 +1,210 @@
+"""scripts/attack.py: the stages in their folder, the numbers against a count by hand, and what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import scripts.attack as script
+from sa_diffusers import attack_stages
+from sa_diffusers.artifacts import StageMismatch
+from sa_diffusers.attack_config import AttackConfig
+from sa_diffusers.attack_stages import run_attack
+from sa_diffusers.attacks import FoundEmbedding, FoundText, draw_found
+from sa_diffusers.cli import config_from_dict
+from sa_diffusers.evaluation.classifier import AttributeClassifier, wilson_interval
+from sa_diffusers.families import get_family
+from sa_diffusers.families.text_to_image import TextToImageFamily
+from sa_diffusers.loading import load_pipeline
+from sa_diffusers.models import ConditionalVAE
+from sa_diffusers.pipelines import ConditionalVAEPipeline
+from sa_diffusers.seeding import derive_seed
+
+
+TEMPLATES = ["a {}", "a red {} on black"]
+
+
+@pytest.fixture(scope="module")
+def models(tiny_pipeline, tiny_pipeline_dir, tmp_path_factory) -> dict[str, str]:
+    """The original, one with another UNet, one with other weights throughout, and a classifier with random ones."""
+    folder = tmp_path_factory.mktemp("models")
+    forgotten = tiny_pipeline()
+    forgotten.unet = tiny_pipeline(seed=1).unet
+    forgotten.save_pretrained(folder / "forgotten")
+    tiny_pipeline(seed=2).save_pretrained(folder / "control")
+    torch.manual_seed(3)
+    classifier = AttributeClassifier(
+        {"digit": ["seven", "nine"], "ink": ["red", "green"]},
+        {"digit": {"seven": ["seven", "7"], "nine": ["nine"]}, "ink": {"red": ["red"], "green": ["green"]}},
+        accuracy={"digit": 0.9}, image_size=16, channels=(8,), num_features=8,
+    )  # fmt: skip
+    torch.nn.init.normal_(classifier.heads["digit"].weight, std=30.0)  # or every picture is read alike
+    classifier.save_pretrained(folder / "classifier")
+    names = ("forgotten", "control", "classifier")
+    return {"original": str(tiny_pipeline_dir)} | {name: str(folder / name) for name in names}
+
+
+@pytest.fixture(autouse=True)
+def few_fixed(monkeypatch):
+    monkeypatch.setattr("sa_diffusers.attacks.prompt_attack.NUM_FIXED", 16)
+
+
+def configure(models: dict[str, str], folder: Path, **changes) -> AttackConfig:
+    options = models | {
+        "concept": "seven, 7", "output_dir": str(folder), "templates": TEMPLATES, "num_targets": 3, "num_images": 5,
+        "num_restarts": 2, "steps": 2, "batch_size": 2, "keep_every": 1, "guidance_scale": 2.0,
+        "num_inference_steps": 2, "sample_batch_size": 2,
+    }  # fmt: skip
+    return config_from_dict(AttackConfig, options | changes)
+
+
+@pytest.fixture
+def nothing_drawn(monkeypatch):
+    def draw(*arguments, **options):
+        raise AssertionError("something was drawn")
+
+    monkeypatch.setattr(TextToImageFamily, "draw_embedded", draw)
+
+
+def test_a_run_says_what_was_found_and_is_reused(models, tmp_path, monkeypatch):
+    config = configure(models, tmp_path)
+    result = run_attack(config)
+    assert list(result["models"]) == ["original", "forgotten", "never learned it"]
+    check_by_hand(result, models, tmp_path)
+    table = (tmp_path / "attack.md").read_text()
+    mean = result["models"]["forgotten"]["after_mean"]["probability"]
+    assert "| forgotten | " in table and f"{mean:.3f} [" in table
+    page = (tmp_path / "report.html").read_text()
+    # Targets, and before and after of each model.
+    assert page.count("data:image/png") == 3 + 3 * 2 * 5
+    assert 'class="card small"' in page and "filter: blur" in page
+
+    def again(*arguments, **options):
+        raise AssertionError("it was computed again")
+
+    for name in ("attack_embedding", "attack_text", "draw_found"):
+        monkeypatch.setattr(attack_stages, name, again)
+    assert json.dumps(run_attack(config)) == json.dumps(result) == json.dumps(read_json(tmp_path / "attack.json"))
+    for changes in ({"steps": 3}, {"seed": 1}, {"guidance_scale": 1.0}, {"original": models["control"]}):
+        with pytest.raises(StageMismatch, match="holds the stage"):
+            run_attack(configure(models, tmp_path, **changes))
+
+
+def read_json(path: Path):
+    return json.loads(path.read_text())
+
+
+def check_by_hand(result: dict, models: dict[str, str], folder: Path) -> None:
+    """Draw what was found anew, and count picture by picture."""
+    classifier = AttributeClassifier.from_pretrained(models["classifier"]).eval()
+    entry = result["models"]["forgotten"]
+    family = get_family(load_pipeline(models["forgotten"], None, None, "float32"))
+    seeds = [derive_seed(0, "attack picture", index) for index in range(5)]
+    founds = [FoundEmbedding.load(folder / "forgotten" / f"embedding-{i}.safetensors") for i in range(2)]
+    assert not torch.equal(founds[0].vectors, founds[1].vectors)
+    means = []
+    for found, restart in zip(founds, entry["restarts"], strict=True):
+        images = family.decode(draw_found(family, found, TEMPLATES, seeds, 2.0, 2))
+        images = ((images + 1) * 127.5).round() / 127.5 - 1
+        probabilities = [classifier(image[None])["digit"].softmax(1)[0, 0].item() for image in images]
+        means.append(sum(probabilities) / 5)
+        assert restart["probability"] == pytest.approx(means[-1], abs=1e-3)
+        assert restart["share"] == sum(p > 0.5 for p in probabilities) / 5
+        assert restart["losses"] == found.losses
+    assert entry["after_mean"]["probability"] == pytest.approx(sum(means) / 2, abs=1e-3)
+    interval = wilson_interval(entry["after_mean"]["probability"], 5)
+    assert entry["after_mean"]["probability_interval"] == pytest.approx(interval)
+    assert entry["best"] == means.index(max(means))
+    before = load_file(folder / "forgotten" / "before.safetensors")["tensor"]
+    drawn = family.decode(family.draw(["a seven", "a red seven on black"], seeds[:2], 2.0, 2))
+    assert (before[:2].float() - (drawn + 1) * 127.5).abs().max() < 1
+
+
+def test_targets_reach_another_autoencoder_as_pictures(models, tmp_path):
+    config = configure(models, tmp_path)
+    run = attack_stages.AttackRun(config)
+    original, forgotten, control = (run._load(models[name], 16) for name in ("original", "forgotten", "control"))
+    run._draw_targets(original, {"unet": "0"})
+    assert run._targets_for(forgotten) is run.targets
+    encoded = run._targets_for(control)
+    assert encoded.shape == run.targets.shape
+    posterior = control.pipeline.vae.encode(original.decode(run.targets)).latent_dist
+    mean, std = (part * control.pipeline.vae.config.scaling_factor for part in (posterior.mean, posterior.std))
+    assert ((encoded - mean).abs() <= 6 * std).all()
+    assert (encoded - run.targets).abs().max() > 0.1
+
+
+def test_an_interrupted_run_goes_on(models, tmp_path, monkeypatch):
+    config = configure(models, tmp_path, control=None, classifier=None, attack="text", num_tokens=2)
+    attacks, original = [], attack_stages.attack_text
+
+    def attack(family, latents, templates, words, settings, forbidden):
+        attacks.append(settings.seed)
+        if len(attacks) == 2:
+            raise KeyboardInterrupt
+        return original(family, latents, templates, words, settings, forbidden)
+
+    monkeypatch.setattr(attack_stages, "attack_text", attack)
+    with pytest.raises(KeyboardInterrupt):
+        run_attack(config)
+    result = run_attack(config)
+    # Two restarts of two models, one of them twice.
+    assert len(attacks) == 5 and attacks[1] == attacks[2] and len(set(attacks)) == 2
+    for role in ("original", "forgotten"):
+        entry = result["models"][role]
+        assert "before" not in entry and "probability" not in entry["restarts"][0]
+        for i, restart in enumerate(entry["restarts"]):
+            found = FoundText.load(tmp_path / role / f"text-{i}.json")
+            assert restart["text"] == found.text and len(found.token_ids) == 2
+            assert "seven" not in found.text and "7" not in found.text
+        assert entry["best"] == min((0, 1), key=lambda i: min(entry["restarts"][i]["losses"]))
+    assert "| – |" in (tmp_path / "attack.md").read_text()
+
+
+def test_wrong_input_is_refused_before_anything_is_drawn(models, tmp_path, nothing_drawn):
+    def attack(**changes):
+        run_attack(configure(models, tmp_path / "run", **changes))
+
+    ConditionalVAEPipeline(ConditionalVAE(image_size=8)).save_pretrained(tmp_path / "vae")
+    for role in ("original", "forgotten", "control"):
+        with pytest.raises(ValueError, match="is on prompts of StableDiffusionPipeline .* a ConditionalVAEPipeline"):
+            attack(**{role: str(tmp_path / "vae")})
+    with pytest.raises(ValueError, match="the classifier has no class named 'eight'"):
+        attack(concept="eight")
+    with pytest.raises(ValueError, match=r"templates with {} in the concept's place, got \['a seven'\]"):
+        attack(templates=["a {}", "a seven"])
+    with pytest.raises(ValueError, match="a word of its own, got 'a {}s'"):
+        attack(templates=["a {}s"])
+    with pytest.raises(ValueError, match="the text encoder reads 12"):
+        attack(num_tokens=11)
+    with pytest.raises(ValueError, match="num_images of at least 1, got 0"):
+        attack(num_images=0)
+    with pytest.raises(ValueError, match="learning_rate above 0, got -1"):
+        attack(learning_rate=-1.0)
+    with pytest.raises(ValueError, match="allow_concept_words is for --attack text"):
+        attack(allow_concept_words=True)
+    classifier = AttributeClassifier({"digit": ["seven"]}, image_size=32, channels=(8,), num_features=8)
+    classifier.save_pretrained(tmp_path / "large")
+    with pytest.raises(ValueError, match="reads pictures of 32 pixels, .* draws 16"):
+        attack(classifier=str(tmp_path / "large"), concept="seven")
+
+
+def test_the_command_prints_the_table(models, tmp_path, monkeypatch, capsys):
+    options = vars(configure(models, tmp_path, control=None, num_restarts=1))
+    words = [options.pop("forgotten")]
+    for name, value in options.items():
+        if isinstance(value, bool) or value is None:
+            continue
+        words += [f"--{name}", *(value if isinstance(value, list) else [str(value)])]
+    monkeypatch.setattr("sys.argv", ["attack.py", *words])
+    script.main()
+    printed = capsys.readouterr().out
+    assert (tmp_path / "attack.md").read_text() in printed
+    assert str(tmp_path / "report.html") in printed
+    monkeypatch.setattr("sys.argv", ["attack.py", *words, "--concept", "eight"])
+    with pytest.raises(SystemExit) as raised:
+        script.main()
+    assert raised.value.code == 1
+    assert "error: the classifier has no class named 'eight'" in capsys.readouterr().err

@@ -1,0 +1,82 @@
+"""I2P in the layout of its hub repository, from local files."""
+
+import csv
+
+import pandas as pd
+import pytest
+
+from sa_diffusers.evaluation.i2p import CATEGORIES, I2PPrompt, load_i2p
+from sa_diffusers.hub import ModelLoadError
+
+
+ROWS = [
+    ("a quiet street at dusk, with a shadow", "violence", 4026076402),
+    ("a bather on the shore, oil painting", "sexual, shocking", 27),
+    ("graffiti on a wall", "hate,illegal activity", 0),
+]
+
+
+def write(path, rows=ROWS, **changes):
+    """As i2p_benchmark.csv, with some of its further columns."""
+    table = [
+        {"lexica_url": "https://example.org", "prompt": prompt, "categories": categories, "hard": 0, "sd_seed": seed,
+         "sd_guidance_scale": 7.0, "sd_image_width": 512, "sd_image_height": 768}
+        for prompt, categories, seed in rows
+    ]  # fmt: skip
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(table[0]))
+        writer.writeheader()
+        writer.writerows(row | changes for row in table)
+    return path
+
+
+EXPECTED = [
+    I2PPrompt(ROWS[0][0], 4026076402, ("violence",)),
+    I2PPrompt(ROWS[1][0], 27, ("sexual", "shocking")),
+    I2PPrompt(ROWS[2][0], 0, ("hate", "illegal activity")),
+]
+
+
+def test_rows_of_a_folder_a_csv_and_a_parquet_file_are_the_same(tmp_path):
+    path = write(tmp_path / "i2p_benchmark.csv")
+    assert load_i2p(str(path)) == EXPECTED
+    assert load_i2p(str(tmp_path)) == EXPECTED
+    pd.read_csv(path).to_parquet(tmp_path / "i2p.parquet")
+    assert load_i2p(str(tmp_path / "i2p.parquet")) == EXPECTED
+
+
+def test_a_category_keeps_its_rows_alone(tmp_path):
+    path = str(write(tmp_path / "i2p.csv"))
+    assert load_i2p(path, category="sexual") == EXPECTED[1:2]
+    assert {name for row in EXPECTED for name in row.categories} <= set(CATEGORIES)
+    with pytest.raises(ValueError, match="a category of hate, illegal activity, sexual, shocking, violence"):
+        load_i2p(path, category="illegal")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sd_seed": "", "prompt": "x"}, "got None in row 0"),
+        ({"sd_seed": -1}, "got -1 in row 0"),
+        ({"sd_seed": 1.5}, "got 1.5 in row 0"),
+        ({"prompt": "  "}, "a prompt in every row"),
+    ],
+)
+def test_rows_that_cannot_be_drawn_are_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        load_i2p(str(write(tmp_path / "i2p.csv", **changes)))
+
+
+def test_missing_columns_are_named(tmp_path):
+    (tmp_path / "prompts.csv").write_text("prompt,evaluation_seed\na,1\n")
+    with pytest.raises(ValueError, match="sd_seed, categories is missing"):
+        load_i2p(str(tmp_path / "prompts.csv"))
+
+
+def test_nothing_to_read_says_what_to_do(tmp_path):
+    with pytest.raises(ModelLoadError, match="no file"):
+        load_i2p(str(tmp_path / "none.csv"))
+    with pytest.raises(ModelLoadError, match="has no data set"):
+        load_i2p(str(tmp_path))
+    with pytest.raises(ModelLoadError, match="hf download AIML-TUDA/i2p --repo-type dataset"):
+        load_i2p()

@@ -1,0 +1,143 @@
+"""Bootstrap intervals against a loop in plain Python, against known cases and against how often they hold."""
+
+import math
+import statistics
+
+import pytest
+import torch
+
+from sa_diffusers.evaluation.classifier import wilson_interval
+from sa_diffusers.evaluation.intervals import _draws, bootstrap_interval, difference_interval, statistic_interval
+
+
+def by_loop(values: list[float], groups: list | None, seed: int, resamples: int) -> tuple[float, float]:
+    """The definition: draw groups, take the mean of all their images, cut 2.5 % off each end."""
+    groups = list(range(len(values))) if groups is None else groups
+    names = list(dict.fromkeys(groups))
+    means = []
+    for part in _draws(len(names), seed, resamples):
+        for row in part.tolist():
+            drawn = [v for index in row for v, group in zip(values, groups, strict=True) if group == names[index]]
+            means.append(math.fsum(drawn) / len(drawn))
+    means.sort()
+
+    def quantile(share: float) -> float:
+        place = share * (len(means) - 1)
+        below = math.floor(place)
+        above = min(below + 1, len(means) - 1)
+        return means[below] + (place - below) * (means[above] - means[below])
+
+    return quantile(0.025), quantile(0.975)
+
+
+@pytest.mark.parametrize("groups", [None, list("aabbbcabcc")])
+def test_equals_a_loop(groups):
+    values = torch.randn(10).double().tolist()
+    expected = by_loop(values, groups, seed=3, resamples=97)
+    assert bootstrap_interval(values, seed=3, resamples=97, groups=groups) == pytest.approx(expected, rel=1e-12)
+
+    def mean(indices):
+        return torch.tensor(values, dtype=torch.float64)[indices].mean()
+
+    assert statistic_interval(mean, 10, seed=3, resamples=97, groups=groups) == pytest.approx(expected, rel=1e-12)
+
+
+def test_parts_make_up_all_resamples(monkeypatch):
+    values = torch.rand(50)
+    whole = bootstrap_interval(values)
+    monkeypatch.setattr("sa_diffusers.evaluation.intervals._DRAWN_AT_ONCE", 333)
+    assert bootstrap_interval(values) == pytest.approx(whole)
+
+
+def test_width_is_that_of_the_standard_error():
+    values = torch.randn(400).double()
+    low, high = bootstrap_interval(values)
+    error = statistics.stdev(values.tolist()) / math.sqrt(400)
+    assert (high - low) / (2 * 1.96 * error) == pytest.approx(1, abs=0.07)
+    assert (low + high) / 2 == pytest.approx(values.mean().item(), abs=0.1 * error)
+
+
+def test_holds_the_mean_about_as_often_as_it_says():
+    draws = torch.rand(200, 60) ** 2  # mean 1/3
+    held = [low <= 1 / 3 <= high for low, high in (bootstrap_interval(row, resamples=400) for row in draws)]
+    assert 0.9 <= sum(held) / 200 <= 0.99
+
+
+def test_the_seed_decides():
+    values = torch.rand(30)
+    assert bootstrap_interval(values, seed=1) == bootstrap_interval(values, seed=1)
+    assert bootstrap_interval(values, seed=1) != bootstrap_interval(values, seed=2)
+
+
+def test_copies_of_an_image_in_a_group_do_not_narrow_the_interval():
+    values = torch.rand(20)
+    copies, groups = values.repeat_interleave(50), [index for index in range(20) for _ in range(50)]
+    assert bootstrap_interval(copies, groups=groups) == pytest.approx(bootstrap_interval(values))
+    low, high = bootstrap_interval(copies)
+    assert high - low < 0.3 * (bootstrap_interval(values)[1] - bootstrap_interval(values)[0])
+
+
+@pytest.mark.parametrize(("value", "count"), [(0, 50), (1, 50), (1, 1)])
+def test_equal_binary_values_have_wilsons_width(value, count):
+    expected = wilson_interval(float(value), count)
+    assert bootstrap_interval([value] * count) == pytest.approx(expected)
+    # Fifty images of one prompt are one trial.
+    assert bootstrap_interval([value] * 3 * count, groups=[*range(count)] * 3) == pytest.approx(expected)
+    assert bootstrap_interval(torch.full((count,), bool(value))) == pytest.approx(expected)
+
+
+def test_equal_values_of_other_kinds_have_no_width():
+    assert bootstrap_interval([0.25] * 4) == (0.25, 0.25)
+    assert bootstrap_interval([0.25]) == (0.25, 0.25)
+
+
+def test_pairs_cancel_what_images_differ_in():
+    difficulty, change = 10 * torch.randn(100), 0.1 * torch.randn(100)
+    a, b = difficulty + change + 1, difficulty
+    low, high = difference_interval(a, b)
+    assert 0.9 < low < 1 < high < 1.1
+    assert (low, high) == pytest.approx(bootstrap_interval(a.double() - b.double()))
+    assert difference_interval(b, a) == pytest.approx((-high, -low))
+
+
+def test_equal_differences_of_binary_values_have_a_width():
+    ones, zeros = [1] * 30, [0] * 30
+    unseen = wilson_interval(0.0, 30)[1]
+    assert difference_interval(ones, ones) == pytest.approx((-unseen, unseen))
+    assert difference_interval(ones, zeros) == pytest.approx((1 - 2 * unseen, 1))
+    assert difference_interval(zeros, ones) == pytest.approx((-1, -1 + 2 * unseen))
+    assert difference_interval([0.5, 0.2], [0.5, 0.2]) == (0, 0)
+    assert difference_interval([1, 1], [0.5, 0.5]) == difference_interval([0.5, 0.5], [0, 0]) == (0.5, 0.5)
+
+
+def test_worst_class():
+    right = torch.tensor([1.0] * 40 + [1, 0] * 20)  # class 0 always, class 1 half of the time
+    classes = torch.tensor([0] * 40 + [1] * 40)
+
+    def worst(indices):
+        return min(right[indices][classes[indices] == label].mean().item() for label in (0, 1))
+
+    low, high = statistic_interval(worst, 80, resamples=500)
+    assert 0.3 < low < 0.42 and 0.58 < high < 0.7
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "message"),
+    [
+        ([], {}, "at least one value"),
+        ([[1.0, 2.0]], {}, "one an image"),
+        ([1.0, math.nan], {}, "NaN or infinity"),
+        ([0.1, 0.2], {"groups": ["a"]}, "a group for each of 2"),
+        ([0.1, 0.2], {"resamples": 0}, "resamples >= 1"),
+    ],
+)
+def test_wrong_input_is_refused(values, options, message):
+    with pytest.raises(ValueError, match=message):
+        bootstrap_interval(values, **options)
+
+
+def test_pairs_must_match_and_a_statistic_needs_images():
+    with pytest.raises(ValueError, match="3 and 2"):
+        difference_interval([1, 2, 3], [1, 2])
+    with pytest.raises(ValueError, match="at least one image"):
+        statistic_interval(lambda indices: 0.0, 0)

@@ -1,0 +1,510 @@
+"""scripts/evaluate.py on text-to-image pipelines: what is drawn, measured, resumed, refused and shown."""
+
+import base64
+import io
+import json
+import math
+import re
+from dataclasses import asdict
+
+import matplotlib.cbook
+import pytest
+import torch
+from PIL import Image
+from torch.testing import assert_close
+
+from sa_diffusers import ConditionalVAE, ConditionalVAEPipeline
+from sa_diffusers.artifacts import StageMismatch
+from sa_diffusers.data import crop_to_square
+from sa_diffusers.evaluation import pipeline_drawing
+from sa_diffusers.evaluation.before_after import to_uint8
+from sa_diffusers.evaluation.classifier import AttributeClassifier
+from sa_diffusers.evaluation.distribution import frechet_distance
+from sa_diffusers.evaluation.image_sets import read_image
+from sa_diffusers.evaluation.nudity import NudityDetector
+from sa_diffusers.evaluation.pipeline_config import PipelineEvaluationConfig
+from sa_diffusers.evaluation.pipeline_evaluation import evaluate_pipelines
+from sa_diffusers.evaluation.pipeline_judges import BodyJudge, ClipJudge
+from sa_diffusers.evaluation.pipeline_numbers import measurements
+from sa_diffusers.evaluation.pipeline_page import mosaic, sections
+from sa_diffusers.evaluation.pipeline_subjects import open_subjects, short_names
+from sa_diffusers.evaluation.prompt_suite import PromptSet
+from sa_diffusers.families import get_family
+from sa_diffusers.hub import ModelLoadError
+from sa_diffusers.loading import load_pipeline
+from sa_diffusers.prompts import Concept
+from sa_diffusers.sampling import Request
+from scripts import evaluate as script
+
+
+NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+ROWS = [
+    {"prompt": "a red seven", "form": "seen", "digit": "seven", "ink": "red"},
+    {"prompt": "a blue seven digit", "form": "held_out", "digit": "seven", "ink": "blue"},
+    {"prompt": "a red nine", "form": "seen", "digit": "nine", "ink": "red"},
+    {"prompt": "blue digit two", "form": "seen", "digit": "two", "ink": "blue"},
+    {"prompt": "a blue digit", "form": "seen", "ink": "blue"},
+]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory, tiny_pipeline):
+    """Two pipelines, a classifier of their pictures, and small files of prompts."""
+    root = tmp_path_factory.mktemp("models")
+    tiny_pipeline(seed=0).save_pretrained(root / "before" / "pipeline")
+    tiny_pipeline(seed=1).save_pretrained(root / "after" / "pipeline")
+    torch.manual_seed(0)
+    attributes = {"digit": NAMES, "ink": ["red", "blue"]}
+    words = {"digit": {name: [name] for name in NAMES}, "ink": {"red": ["red"], "blue": ["blue"]}}
+    words["digit"]["seven"] = ["seven", "7"]
+    AttributeClassifier(attributes, words, image_size=16, channels=(8, 8, 8)).save_pretrained(root / "classifier")
+    (root / "templates.txt").write_text("a {}\na red {}\na digit {} on black\n")
+    (root / "prompts.txt").write_text("\n".join(row["prompt"] for row in ROWS))
+    (root / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in ROWS))
+    return root
+
+
+@pytest.fixture
+def options(folders, tmp_path) -> dict:
+    return {
+        "pipeline": str(folders / "before"), "compare": [str(folders / "after" / "pipeline")], "concept": "seven, 7",
+        "neighbours": "nine, two", "classifier": str(folders / "classifier"), "metrics": "classifier,change",
+        "templates": str(folders / "templates.txt"), "prompts": str(folders / "prompts.txt"),
+        "eval_prompts": str(folders / "rows.jsonl"), "num_images": 5, "num_inference_steps": 2, "batch_size": 3,
+        "output_dir": str(tmp_path / "out"), "pictures_shown": 2,
+    }  # fmt: skip
+
+
+def rows_of(found: dict, pipeline: str) -> dict:
+    return {(row["group"], row["measure"]): row for row in found["results"][pipeline]}
+
+
+def test_two_pipelines_picture_by_picture(options, folders, tmp_path):
+    options |= {"sets": "concept,neighbours,unrelated", "num_images": 4}
+    found = evaluate_pipelines(PipelineEvaluationConfig(**options))
+    out = tmp_path / "out"
+    assert list(found["sets"]) == ["concept", "neighbours", "unrelated"]
+    classifier = AttributeClassifier.from_pretrained(folders / "classifier").eval()
+    families = {
+        name: get_family(load_pipeline(str(folders / name / "pipeline"), None, None, "float32"))
+        for name in ("before", "after")
+    }
+    drawn, read = {}, {}
+    for name, family in families.items():
+        suite = json.loads((out / name / "values.json").read_text())["prompts"]
+        for group, prompts in suite.items():
+            for i, row in enumerate(prompts):
+                image = family.decode(family.draw([row["prompt"]], [row["seed"]], 2.5, 2))
+                image = to_uint8(image).float() / 127.5 - 1
+                saved = read_image(out / name / group / f"{i:05d}.png")
+                assert_close(saved, image[0], rtol=0, atol=1.01 / 127.5)  # batches of 3 may round another way
+                drawn[name, group, i] = saved.double()
+                with torch.no_grad():
+                    read[name, group, i] = {k: v[0].double().softmax(0) for k, v in classifier(saved[None]).items()}
+    for name in families:
+        results = rows_of(found, name)
+        for group in suite:
+            for measure in ("concept_probability", "concept_entropy", "accuracy", "attributes", "pixel_change"):
+                values, differences = [], []
+                for i, row in enumerate(suite[group]):
+                    value, other = (
+                        expected(measure, read[n, group, i], row["labels"], drawn["before", group, i],
+                                 drawn[n, group, i]) for n in (name, "before")
+                    )  # fmt: skip
+                    values += [] if math.isnan(value) else [value]
+                    differences += [] if math.isnan(value) else [value - other]
+                asked = measure.startswith("concept") == (found["sets"][group]["purpose"] == "asks")
+                if measure in ("concept_probability", "concept_entropy", "accuracy") and not asked:
+                    assert (group, measure) not in results
+                elif measure == "pixel_change" and name == "before" or not values:
+                    assert (group, measure) not in results
+                else:
+                    row = results[group, measure]
+                    assert row["num_images"] == len(values)
+                    assert row["value"] == pytest.approx(sum(values) / len(values), rel=1e-5)
+                    assert row["interval"][0] <= row["value"] <= row["interval"][1]
+                    if name == "after" and measure != "pixel_change":
+                        mean = sum(differences) / len(differences)
+                        assert row["difference"] == pytest.approx(mean, rel=1e-4, abs=1e-7)
+    assert found["pipelines"]["before"]["settings"]["guidance_scale"] == 2.5  # of a small vocabulary
+    assert ("all that must stay", "worst_accuracy") in rows_of(found, "after")
+    written = json.loads((out / "evaluation.json").read_text())
+    assert written["results"].keys() == {"before", "after"} and "| after |" in (out / "evaluation.md").read_text()
+    assert "concept probability  after" in found["summary"]
+
+
+def expected(measure: str, read: dict, labels: dict, before: torch.Tensor, after: torch.Tensor) -> float:
+    """A measure of one picture, written out."""
+    if measure == "concept_probability":
+        return read["digit"][7].item()
+    if measure == "concept_entropy":
+        return -sum(p * math.log(p) for p in read["digit"].tolist())
+    if measure == "pixel_change":
+        return math.sqrt(sum(((a - b) / 2) ** 2 for a, b in zip(after.ravel().tolist(), before.ravel().tolist(),
+                                                               strict=True)) / before.numel())  # fmt: skip
+    if measure == "accuracy":
+        return float(NAMES[read["digit"].argmax()] == labels["digit"]) if "digit" in labels else math.nan
+    return float(["red", "blue"][read["ink"].argmax()] == labels["ink"]) if "ink" in labels else math.nan
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_was(options, tmp_path, monkeypatch):
+    options |= {"compare": [], "metrics": "classifier", "sets": "concept,neighbours", "num_images": 3, "batch_size": 2}
+    evaluate_pipelines(PipelineEvaluationConfig(**options | {"output_dir": str(tmp_path / "whole")}))
+    asked, draw = [], pipeline_drawing.draw
+
+    def draw_until(limit: int):
+        def limited(pipeline, family, prompts, seeds, settings):
+            if len(asked) + len(prompts) > limit:
+                raise KeyboardInterrupt
+            asked.extend(seeds)
+            return draw(pipeline, family, prompts, seeds, settings)
+
+        monkeypatch.setattr(pipeline_drawing, "draw", limited)
+
+    draw_until(4)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_pipelines(PipelineEvaluationConfig(**options))
+    assert len(asked) == 3 and not (tmp_path / "out" / "evaluation.json").exists()  # 2 + 1 of the first set
+    (tmp_path / "out" / "before" / "concept" / ".01234567.00001.png").write_text("half a picture")
+    draw_until(100)
+    found = evaluate_pipelines(PipelineEvaluationConfig(**options))
+    assert len(asked) == len(set(asked)) == 6 == sum(part["num_images"] for part in found["sets"].values())
+    evaluate_pipelines(PipelineEvaluationConfig(**options | {"batch_size": 3}))
+    assert len(asked) == 6
+    whole, resumed = (
+        {str(path.relative_to(tmp_path / name)): path.read_bytes() for path in (tmp_path / name).rglob("*.png")}
+        for name in ("whole", "out")
+    )
+    assert len(whole) == 6 and whole == resumed
+
+    with pytest.raises(StageMismatch, match="prompts: .* -> "):
+        evaluate_pipelines(PipelineEvaluationConfig(**options | {"seed": 1}))
+    with pytest.raises(StageMismatch, match="settings.num_inference_steps: 2 -> 3"):
+        evaluate_pipelines(PipelineEvaluationConfig(**options | {"num_inference_steps": 3}))
+    assert len(asked) == 6
+    evaluate_pipelines(PipelineEvaluationConfig(**options | {"num_inference_steps": 3, "overwrite": True}))
+    assert len(asked) == 12
+
+
+def test_other_pipelines_than_stable_diffusion_draw_by_themselves(options, tmp_path, tiny_tokenizer):
+    pipeline = tiny_xl(tiny_tokenizer)
+    pipeline.save_pretrained(tmp_path / "xl")
+    options |= {"pipeline": str(tmp_path / "xl"), "compare": [], "metrics": "classifier", "sets": "concept"}
+    found = evaluate_pipelines(PipelineEvaluationConfig(**options | {"num_images": 2}))
+    assert found["pipelines"]["xl"]["settings"] == {
+        "guidance_scale": None, "num_inference_steps": 2, "sampler": "pipeline"
+    }  # fmt: skip
+    rows = json.loads((tmp_path / "out" / "xl" / "values.json").read_text())["prompts"]["concept"]
+    for index, row in enumerate(rows):
+        generator = torch.Generator().manual_seed(row["seed"])
+        image = pipeline(row["prompt"], generator=generator, num_inference_steps=2, output_type="pt").images[0]
+        saved = read_image(tmp_path / "out" / "xl" / "concept" / f"{index:05d}.png")
+        assert_close(saved, 2 * image - 1, rtol=0, atol=1.01 / 127.5)
+    with pytest.raises(ValueError, match="a StableDiffusionXLPipeline, which has its own sampler"):
+        evaluate_pipelines(PipelineEvaluationConfig(**options | {"sampler": "ddim"}))
+
+
+def tiny_xl(tokenizer):
+    from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    torch.manual_seed(0)
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=8, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=12, projection_dim=8, **ids,
+    )  # fmt: skip
+    unet = UNet2DConditionModel(
+        sample_size=8, block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=2, attention_head_dim=2,
+        cross_attention_dim=16, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), addition_embed_type="text_time",
+        addition_time_embed_dim=4, projection_class_embeddings_input_dim=6 * 4 + 8, use_linear_projection=True,
+    )  # fmt: skip
+    vae = AutoencoderKL(
+        block_out_channels=(4, 8), down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=2, mid_block_add_attention=False, sample_size=16,
+    )  # fmt: skip
+    pipeline = StableDiffusionXLPipeline(
+        vae=vae, text_encoder=CLIPTextModel(config), text_encoder_2=CLIPTextModelWithProjection(config),
+        tokenizer=tokenizer, tokenizer_2=tokenizer, unet=unet, scheduler=EulerDiscreteScheduler(),
+        add_watermarker=False,
+    )  # fmt: skip
+    for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        getattr(pipeline, name).eval()
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def test_the_safety_checker_is_never_run(options, tmp_path, tiny_pipeline, safety_checker):
+    from diffusers import LatentConsistencyModelPipeline, LCMScheduler, UNet2DConditionModel
+    from transformers import CLIPImageProcessorPil
+
+    parts = tiny_pipeline().components
+    unet = UNet2DConditionModel.from_config(parts["unet"].config, time_cond_proj_dim=8)
+    parts |= {"safety_checker": safety_checker, "feature_extractor": CLIPImageProcessorPil(), "unet": unet}
+    parts |= {"scheduler": LCMScheduler()}
+    LatentConsistencyModelPipeline(**parts).save_pretrained(tmp_path / "checked")  # drawn by its own call
+    options |= {"pipeline": str(tmp_path / "checked"), "compare": [], "metrics": "classifier", "sets": "concept"}
+    assert evaluate_pipelines(PipelineEvaluationConfig(**options))["sets"]["concept"]["num_images"] == 5
+
+
+def test_distributions_of_kept_pictures(options, tmp_path, folders):
+    real = tmp_path / "real"
+    real.mkdir()
+    for index in range(6):
+        Image.frombytes("RGB", (16, 16), torch.randint(256, (768,)).byte().numpy().tobytes()).save(
+            real / f"{index}.png"
+        )
+    options |= {"metrics": "fid", "classifier": None, "sets": "neighbours,unrelated", "real": str(real)}
+    found = evaluate_pipelines(PipelineEvaluationConfig(**options, extractor=str(folders / "classifier")))
+    classifier = AttributeClassifier.from_pretrained(folders / "classifier").eval()
+    features = {}
+    for name in ("before", "after"):
+        paths = [tmp_path / "out" / name / group / f"{i:05d}.png" for group in ("neighbours", "unrelated")
+                 for i in range(5)]  # fmt: skip
+        features[name] = classifier.features(torch.stack([read_image(path) for path in paths])).detach()
+    features["real"] = classifier.features(torch.stack([read_image(p) for p in sorted(real.iterdir())])).detach()
+    for name, group, other in (
+        ("after", "distance to before", "before"), ("after", "distance to real", "real"),
+        ("before", "distance to real", "real"),
+    ):  # fmt: skip
+        row = rows_of(found, name)[group, "frechet_distance"]
+        assert_close(row["value"], frechet_distance(real=features[other], generated=features[name]), rtol=1e-3,
+                     atol=1e-7)  # fmt: skip
+        assert row["num_images"] == 10 and row["interval"] is None
+    assert ("distance to before", "frechet_distance") not in rows_of(found, "before")
+
+
+def prompt_set(name: str, purpose: str, prompts: list[str], labels: list[dict] | None = None) -> PromptSet:
+    requests = [Request(prompt, seed) for seed, prompt in enumerate(prompts)]
+    return PromptSet(name, purpose, requests, labels or [{}] * len(prompts), [""] * len(prompts))
+
+
+def test_means_differences_and_the_worst_class():
+    labels = [{"digit": "two"}, {"digit": "two"}, {"digit": "nine"}, {}]
+    suite = {
+        "neighbours": prompt_set("neighbours", "keeps", list("abcd"), labels),
+        "unrelated": prompt_set("unrelated", "keeps", ["e"], [{"digit": "nine"}]),
+    }
+    one, two = torch.tensor([1.0]).double(), torch.tensor([1.0, 0, 1, math.nan]).double()
+    before = {"neighbours": {"accuracy": two.clone().index_fill(0, torch.tensor([1]), 1)},
+              "unrelated": {"accuracy": one}}  # fmt: skip
+    after = {"neighbours": {"accuracy": two}, "unrelated": {"accuracy": one, "pixel_change": one / 2}}
+    found = {(m.group, m.measure): m for m in measurements(suite, after, before, "digit", seed=0)}
+    both = found["all that must stay", "accuracy"]
+    assert (both.value, both.num_images, both.difference) == (0.75, 4, -0.25)
+    assert both.difference_interval[0] < -0.25 < both.difference_interval[1]
+    worst = found["all that must stay", "worst_accuracy"]
+    assert (worst.value, worst.remark, worst.num_images, worst.difference) == (0.5, "two", 2, -0.5)
+    assert worst.interval[0] == 0
+    alone = found["unrelated", "worst_accuracy"]  # all equal: an interval without width would be a lie
+    assert alone.value == 1 and alone.interval[0] < 0.5 and alone.difference_interval[0] < 0
+    assert found["all that must stay", "pixel_change"].num_images == 1
+    assert found["all that must stay", "pixel_change"].difference is None
+    assert all(m.difference is None for m in measurements(suite, before, None, "digit", seed=0))
+
+    # Pictures of one prompt are one group: the interval does not shrink by drawing more of the same.
+    few = measurements({"i2p": prompt_set("i2p", "i2p", ["a", "b"])}, {"i2p": {"exposed": torch.tensor([0.0, 1])}},
+                       None, None, 0)  # fmt: skip
+    many = measurements({"i2p": prompt_set("i2p", "i2p", ["a", "b"] * 50)},
+                        {"i2p": {"exposed": torch.tensor([0.0, 1] * 50)}}, None, None, 0)  # fmt: skip
+    assert few[0].interval == many[0].interval == (0.0, 1.0) and many[0].num_images == 100
+
+
+def test_the_worst_pictures_come_first():
+    suite = {"concept": prompt_set("concept", "asks", list("abc")), "unrelated": prompt_set("unrelated", "keeps",
+             list("de")), "i2p": prompt_set("i2p", "i2p", ["f"])}  # fmt: skip
+    after = {
+        "concept": {"concept_probability": torch.tensor([0.1, 0.9, 0.3]), "pixel_change": torch.ones(3)},
+        "unrelated": {"pixel_change": torch.tensor([0.1, 0.2])},
+        "i2p": {"exposed": torch.tensor([1.0])},
+    }
+    found = sections(suite, {"before": {}, "after": after} | {"before": dict.fromkeys(suite, {})}, 2, "before")
+    shown = [(s.title, s.pipelines, [(p.group, p.index) for p in s.places]) for s in found]
+    assert shown == [
+        ("after: kept pictures that changed most", ["before", "after"], [("unrelated", 1), ("unrelated", 0)]),
+        ("after: pictures that show the concept most", ["before", "after"], [("concept", 1), ("concept", 2)]),
+        ("after: pictures with an exposed part", ["before", "after"], [("i2p", 0)]),
+        ("concept", ["before", "after"], [("concept", 0), ("concept", 1)]),
+        ("unrelated", ["before", "after"], [("unrelated", 0), ("unrelated", 1)]),
+        ("i2p", ["before", "after"], [("i2p", 0)]),
+    ]
+    assert found[0].places[0].remark == "change of pixels 0.200"
+
+
+@pytest.mark.parametrize("show", [False, True])
+def test_the_page_blurs_pixels_unless_told_not_to(options, tmp_path, show):
+    rows = tmp_path / "i2p.jsonl"
+    columns = {"sd_seed": 5, "categories": "sexual"}
+    rows.write_text(json.dumps({"prompt": "a red one", **columns}))
+    options |= {"compare": [], "metrics": "classifier", "sets": "i2p,concept", "i2p": str(rows), "show_nsfw": show}
+    evaluate_pipelines(PipelineEvaluationConfig(**options))
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert not re.search(r"<script|src=\"(?!data:)|https?://", page)
+    shown = [Image.open(io.BytesIO(base64.b64decode(data))) for data in re.findall(r"base64,([^\"]+)", page)]
+    drawn = {path.read_bytes() for path in (tmp_path / "out" / "before").rglob("*.png")}
+    originals = [Image.open(io.BytesIO(data)).convert("RGB") for data in drawn]
+    allowed = {(image if show else mosaic(image)).tobytes() for image in originals}
+    assert shown and all(image.tobytes() in allowed for image in shown)
+    assert len(Image.open(tmp_path / "out" / "before" / "i2p" / "00000.png").getcolors()) > 64
+    assert ("--show_nsfw" in page.split("<details")[0]) == (not show)
+
+
+def test_a_mosaic_does_not_hold_what_it_hides():
+    noise = Image.frombytes("RGB", (256, 256), torch.randint(256, (3 * 256 * 256,)).byte().numpy().tobytes())
+    blurred = mosaic(noise)
+    assert blurred.size == noise.size
+    means = noise.resize((8, 8), Image.Resampling.BOX)
+    assert mosaic(means.resize((256, 256), Image.Resampling.NEAREST)).tobytes() == blurred.tobytes()
+
+
+def test_bodies_and_faces():
+    with matplotlib.cbook.get_sample_data("grace_hopper.jpg") as file:
+        portrait = crop_to_square(Image.open(file).convert("RGB"), 320)
+    images = torch.stack([portrait, torch.zeros(3, 320, 320)])
+    judge = BodyJudge(NudityDetector(0.3), 0.6, 0.3, scorer=lambda pictures: torch.full((len(pictures),), 0.25))
+    found = judge(images, prompt_set("concept", "asks", ["a", "b"]), None)
+    assert found["exposed"].tolist() == [0, 0] and found["no_face"].tolist() == [0, 1]
+    assert found["identity"][0] == 0.25 and found["identity"][1].isnan()
+    assert list(judge(images, prompt_set("unrelated", "keeps", ["a", "b"]), None)) == ["exposed"]
+    assert {name: len(rows) for name, rows in judge.exposed.items()} == {"concept": 2, "unrelated": 2}
+    strict = BodyJudge(NudityDetector(0.3), 0.6, 0.95, scorer=judge.scorer)
+    assert strict(images, prompt_set("concept", "asks", ["a", "b"]), None)["no_face"].tolist() == [1, 1]
+
+
+def test_clip_names_what_was_asked_for(tiny_tokenizer):
+    clip = tiny_clip(tiny_tokenizer)
+    images = torch.rand(4, 3, 16, 16) * 2 - 1
+    judge = ClipJudge(clip, Concept(("seven", "7"), "noise", ("nine", "two")))
+    texts = clip.embed_texts([f"a photo of {name}" for name in ("seven", "nine", "two")])
+    best = [max(range(3), key=lambda k, e=e: float(e @ texts[k])) for e in clip.embed_images(images)]
+    kept = PromptSet("neighbours", "keeps", [Request("a nine", 0)] * 4, [{}] * 4, ["nine", "two", "", "nine"])
+    found = judge(images, kept, None)
+    wanted = [float(best[0] == 1), float(best[1] == 2), math.nan, float(best[3] == 1)]
+    assert_close(found["clip_accuracy"], torch.tensor(wanted), equal_nan=True)
+    scores = [100 * max(0.0, float(e @ clip.embed_texts(["a nine"])[0])) for e in clip.embed_images(images)]
+    assert_close(found["clip_score"], torch.tensor(scores))
+    asked = judge(images, prompt_set("concept", "asks", ["a 7"] * 4), None)
+    assert asked["clip_concept"].tolist() == [float(index == 0) for index in best]
+    assert "clip_accuracy" not in asked
+    assert list(ClipJudge(clip, Concept(("seven",), "noise"))(images, kept, None)) == ["clip_score"]
+
+
+def tiny_clip(tokenizer):
+    from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
+
+    from sa_diffusers.evaluation.clip import Clip
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    text = sizes | ids | {"vocab_size": len(tokenizer), "max_position_embeddings": 12}
+    vision = sizes | {"image_size": 16, "patch_size": 8}
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    return Clip(model, tokenizer, processor, "tiny")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"metrics": "classifier,lpips"}, "expected --metrics of classifier, clip, .* got 'lpips'"),
+        ({"sets": "concept,typos"}, "expected --sets of concept, .* got 'typos'"),
+        ({"concept": " , "}, "expected a concept"),
+        ({"classifier": None, "metrics": "classifier"}, "the metric classifier: expected --classifier"),
+        ({"metrics": "change"}, "--classifier is for the metric classifier"),
+        ({"compare": []}, "the metric change: expected --compare"),
+        ({"metrics": "classifier,fid", "compare": []}, "fid: expected --compare, or --real"),
+        ({"real": "images"}, "--real is for the metrics fid, kid, prc"),
+        ({"metrics": "classifier", "clip": "x/y"}, "--clip is for the metrics clip, identity and change"),
+        ({"nudity_threshold": 0.1}, "expected 0.25 <= nudity_threshold <= 1, got 0.1"),
+        ({"sets": "i2p"}, "the set i2p: expected --i2p with its source"),
+        ({"names": ["a", "a"]}, "expected 2 different --names"),
+        ({"names": ["a", "../b"]}, "expected --names that can be folders, got '../b'"),
+        ({"translations": "klingon: Pitt"}, "expected --translations as 'de: Hund, fr: chien'"),
+        ({"num_images": 0}, "num_images"),
+        ({"pipeline": ""}, "expected a pipeline as the first word"),
+    ],
+)
+def test_options_that_cannot_work_are_refused_at_once(options, changes, message):
+    with pytest.raises(ValueError, match=message):
+        PipelineEvaluationConfig(**options | changes)
+
+
+def test_wrong_models_are_refused_before_a_pipeline_is_loaded(options, folders, tmp_path, monkeypatch):
+    def loaded(*_: object) -> None:
+        raise AssertionError("a pipeline was loaded")
+
+    monkeypatch.setattr(pipeline_drawing, "load_pipeline", loaded)
+
+    def refused(kind: type[Exception], message: str, **changes: object) -> None:
+        with pytest.raises(kind, match=message):
+            evaluate_pipelines(PipelineEvaluationConfig(**options | changes))
+        assert not (tmp_path / "out" / "before").exists()
+
+    refused(ValueError, "the classifier has no class named dog", concept="dog")
+    refused(ModelLoadError, "not on this machine and the hub cannot be reached", compare=["someone/else"])
+    refused(ModelLoadError, "needs the extra fid", metrics="classifier,fid")
+    refused(ValueError, "the metric 'prc' needs 4 images", metrics="classifier,prc", num_images=1, sets="unrelated")
+    refused(ValueError, "fid: expected one of the sets neighbours", metrics="classifier,fid", sets="concept")
+    refused(ModelLoadError, "clip", metrics="classifier,clip", clip="no/clip")
+    vae = ConditionalVAEPipeline(ConditionalVAE(image_size=8, num_classes=10, hidden_sizes=(12, 8), latent_dim=2))
+    vae.save_pretrained(tmp_path / "vae" / "pipeline")
+    refused(ValueError, "a ConditionalVAEPipeline, which does not draw pictures from a prompt alone",
+            compare=[str(tmp_path / "vae")])  # fmt: skip
+    with pytest.raises(AssertionError, match="a pipeline was loaded"):
+        evaluate_pipelines(PipelineEvaluationConfig(**options))
+
+
+def test_pictures_of_another_size_than_the_classifier_reads_are_refused_before_drawing(options, tmp_path):
+    AttributeClassifier({"digit": NAMES}, None, image_size=32, channels=(8, 8, 8)).save_pretrained(tmp_path / "large")
+    options |= {"classifier": str(tmp_path / "large"), "concept": "seven"}
+    with pytest.raises(ValueError, match="expected pictures of 32 pixels a side, .* got 16"):
+        evaluate_pipelines(PipelineEvaluationConfig(**options))
+    assert not list((tmp_path / "out").rglob("*.png"))
+
+
+def test_names_and_settings_of_pipelines(options, folders, tmp_path):
+    assert short_names(["runs/a/pipeline", "a", "CompVis/stable-diffusion-v1-4", "x/a"]) == [
+        "a", "a-2", "stable-diffusion-v1-4", "a-3"
+    ]  # fmt: skip
+    config = PipelineEvaluationConfig(**options | {"num_inference_steps": None})
+    (folders / "before" / "config.yaml").write_text("num_inference_steps: 7\nsampler: ddim\n")
+    subjects = open_subjects(config)
+    (folders / "before" / "config.yaml").unlink()
+    assert [subject.name for subject in subjects] == ["before", "after"]
+    assert {subject.class_name for subject in subjects} == {"StableDiffusionPipeline"}
+    settings = {"guidance_scale": 2.5, "num_inference_steps": 7, "sampler": "ddim"}
+    assert [asdict(subject.settings) for subject in subjects] == [settings] * 2  # of the first, for all
+
+
+def test_the_first_word_decides_what_is_evaluated(folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    vae = ConditionalVAEPipeline(ConditionalVAE(image_size=8, num_classes=10, hidden_sizes=(12, 8), latent_dim=2))
+    vae.save_pretrained(tmp_path / "vae" / "pipeline")
+    run, concept = str(folders / "before"), ["--concept", "seven"]
+    pipelines = [
+        ["bundled/digits/pipeline", *concept], [f"{run}/pipeline", *concept], [run, *concept], ["me/model", *concept],
+        [run, "--metrics", "clip,fid"], [run, "--metrics=nudity"], ["bundled/digits/pipeline", "--help"],
+    ]  # fmt: skip
+    others = [
+        [], ["--help"], [run], [run, "--metrics", "fid,prc"], ["vae", *concept], ["me/model", "--metrics", "fid"],
+        [run, "images", *concept], ["--run", run, *concept], ["runs/missing"],
+    ]  # fmt: skip
+    assert [script.is_for_pipelines(argv) for argv in pipelines] == [True] * len(pipelines)
+    assert [script.is_for_pipelines(argv) for argv in others] == [False] * len(others)
+
+
+def test_the_script(options, folders, tmp_path, monkeypatch, capsys):
+    words = [options.pop("pipeline"), "--compare", *options.pop("compare"), "--num_images", "2", "--sets", "concept"]
+    options.pop("num_images")
+    named = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    monkeypatch.setattr("sys.argv", ["evaluate.py", *words, *named])
+    script.main()
+    shown = capsys.readouterr().out
+    assert "draw 2 pictures with each of 2 pipelines: 4, of which the folder holds 0" in shown
+    assert "fewer than 10,000: misspellings" in shown and f"saved {tmp_path / 'out'}: report.html" in shown
+    with pytest.raises(SystemExit) as error:
+        monkeypatch.setattr("sys.argv", ["evaluate.py", *words, *named, "--metrics", "ssim"])
+        script.main()
+    assert error.value.code == 2 and "got 'ssim'" in capsys.readouterr().err
