@@ -1,10 +1,16 @@
-"""Measure images against real ones: FID, KID, Inception Score, precision and recall; and what a classifier reads.
+"""Measure images: any text-to-image pipelines side by side, a run of this package, or two folders.
 
-Two folders of images:
+Text-to-image pipelines, ours or not, by what is left of a concept and of everything else; the first is the reference:
+    python scripts/evaluate.py bundled/digits/pipeline --compare runs/digits-seven --concept "seven, 7"
+    python scripts/evaluate.py CompVis/stable-diffusion-v1-4 --compare runs/brad-pitt other/model \
+        --concept "Brad Pitt" --neighbours "Tom Cruise, Johnny Depp" --metrics clip,identity,change
+Two folders of images, by FID, KID, Inception Score, precision and recall:
     python scripts/evaluate.py real_images my_images --metrics fid,prc
 A run of scripts/forget.py or scripts/train_base.py, whose images are drawn first, by the features of a classifier:
     python scripts/evaluate.py runs/forget_0 --real mnist --metrics fid,prc,classifier \
         --extractor runs/mnist_classifier/classifier --classifier runs/mnist_classifier/classifier
+
+The first word decides: `python scripts/evaluate.py bundled/digits/pipeline --help` has the options for pipelines.
 
 A run that forgot a class is compared over the retained classes alone. The default extractor, Inception, needs
 `pip install -c constraints.txt -e ".[fid]"`; with any other the FID is called frechet_distance, the KID
@@ -13,12 +19,22 @@ is the share of generated images that lie among the real ones, recall that of re
 A folder alone stands for --run, two for --real and --generated, in this order.
 """
 
+import json
+import re
 import sys
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from pathlib import Path
 
+from sa_diffusers.cards import is_repo_id
 from sa_diffusers.cli import friendly_errors, parse_config
 from sa_diffusers.evaluation.evaluate_config import EvaluateConfig
+from sa_diffusers.evaluation.pipeline_config import PipelineEvaluationConfig
+
+
+CLASSES_ONLY = ("ClassConditionalPipeline", "ConditionalVAEPipeline")  # pipelines that take no free text
+# What only an evaluation of pipelines has.
+PIPELINE_FLAGS = {"--concept", "--compare", "--i2p", "--help", "-h"}
+PIPELINE_METRICS = {"clip", "change", "nudity", "identity"}
 
 
 def name_folders(argv: list[str]) -> list[str]:
@@ -29,8 +45,40 @@ def name_folders(argv: list[str]) -> list[str]:
     return named + argv[len(folders) if names else 0 :]
 
 
+def is_for_pipelines(argv: list[str]) -> bool:
+    """Whether the first word is a text-to-image pipeline, rather than images or a run to compare with real images.
+
+    A run of one is meant as a pipeline where a concept or pipelines to compare with are given, and so is what may be a
+    hub id.
+    """
+    words = list(takewhile(lambda word: not word.startswith("-"), argv))
+    if len(words) != 1:
+        return False
+    flags = {word.split("=")[0] for word in argv}
+    metrics = " ".join(
+        after for before, after in pairwise(["", *argv]) if "--metrics" in (before, after.split("=")[0])
+    )
+    asked = bool(flags & PIPELINE_FLAGS) or bool(set(re.findall(r"\w+", metrics)) & PIPELINE_METRICS)
+    folder = Path(words[0])
+    if words[0].startswith("bundled/") or (folder / "model_index.json").is_file():
+        return True
+    if (index := folder / "pipeline" / "model_index.json").is_file():
+        name = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
+        return asked and (name[-1] if isinstance(name, list) else name) not in CLASSES_ONLY
+    return asked and not folder.exists() and is_repo_id(words[0])
+
+
 def main() -> None:
-    config = parse_config(EvaluateConfig, name_folders(sys.argv[1:]), description=__doc__)
+    argv = sys.argv[1:]
+    if is_for_pipelines(argv):
+        config = parse_config(PipelineEvaluationConfig, ["--pipeline", *argv], description=__doc__)
+        with friendly_errors():
+            from sa_diffusers.evaluation.pipeline_evaluation import evaluate_pipelines
+
+            found = evaluate_pipelines(config)
+            print(f"\n{found['summary']}\n\nsaved {found['output_dir']}: report.html, evaluation.md, evaluation.json")
+        return
+    config = parse_config(EvaluateConfig, name_folders(argv), description=__doc__)
     with friendly_errors():
         from sa_diffusers.atomic_files import write_json
         from sa_diffusers.evaluation.image_evaluation import evaluate, table

@@ -68,6 +68,7 @@ def nothing_drawn(monkeypatch):
     monkeypatch.setattr(TextToImageFamily, "draw_embedded", draw)
 
 
+@pytest.mark.slow
 def test_a_run_says_what_was_found_and_is_reused(models, tmp_path, monkeypatch):
     config = configure(models, tmp_path)
     result = run_attack(config)
@@ -84,12 +85,17 @@ def test_a_run_says_what_was_found_and_is_reused(models, tmp_path, monkeypatch):
     def again(*arguments, **options):
         raise AssertionError("it was computed again")
 
-    for name in ("attack_embedding", "attack_text", "draw_found"):
-        monkeypatch.setattr(attack_stages, name, again)
-    assert json.dumps(run_attack(config)) == json.dumps(result) == json.dumps(read_json(tmp_path / "attack.json"))
-    for changes in ({"steps": 3}, {"seed": 1}, {"guidance_scale": 1.0}, {"original": models["control"]}):
-        with pytest.raises(StageMismatch, match="holds the stage"):
-            run_attack(configure(models, tmp_path, **changes))
+    with monkeypatch.context() as patch:
+        for name in ("attack_embedding", "attack_text", "draw_found"):
+            patch.setattr(attack_stages, name, again)
+        assert json.dumps(run_attack(config)) == json.dumps(result) == json.dumps(read_json(tmp_path / "attack.json"))
+        for changes in ({"steps": 3}, {"seed": 1}, {"guidance_scale": 1.0}, {"original": models["control"]}):
+            with pytest.raises(StageMismatch, match="holds the stage"):
+                run_attack(configure(models, tmp_path, **changes))
+    # Asked to, it replaces them, and the pictures with them.
+    changed = run_attack(configure(models, tmp_path, control=None, steps=6, learning_rate=2.0, overwrite=True))
+    check_by_hand(changed, models, tmp_path)
+    assert changed["models"]["forgotten"]["after_mean"] != result["models"]["forgotten"]["after_mean"]
 
 
 def read_json(path: Path):
@@ -142,6 +148,7 @@ def test_an_interrupted_run_goes_on(models, tmp_path, monkeypatch):
 
     def attack(family, latents, templates, words, settings, forbidden):
         attacks.append(settings.seed)
+        assert forbidden == ("seven", "7")
         if len(attacks) == 2:
             raise KeyboardInterrupt
         return original(family, latents, templates, words, settings, forbidden)
@@ -161,6 +168,9 @@ def test_an_interrupted_run_goes_on(models, tmp_path, monkeypatch):
             assert "seven" not in found.text and "7" not in found.text
         assert entry["best"] == min((0, 1), key=lambda i: min(entry["restarts"][i]["losses"]))
     assert "| – |" in (tmp_path / "attack.md").read_text()
+    monkeypatch.setattr(attack_stages, "attack_text", lambda *_: FoundText("seven", [_[-1] == ()], [1.0]))
+    run_attack(configure(models, tmp_path / "own", control=None, attack="text", allow_concept_words=True))
+    assert FoundText.load(tmp_path / "own" / "forgotten" / "text-0.json").token_ids == [True]
 
 
 def test_wrong_input_is_refused_before_anything_is_drawn(models, tmp_path, nothing_drawn):

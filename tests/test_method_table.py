@@ -73,10 +73,11 @@ class TestSpec:
 
 
 class TestMatching:
-    def test_the_weakest_that_has_forgotten(self):
-        sweep = [measured(0.4, 1), measured(0.04, 2), measured(0.001, 3)]
-        assert matched(sweep).point.strength == 2
-        assert matched(sweep[:1] + [measured(0.2, 5)]).point.strength == 5  # none has: the one that forgot most
+    def test_the_gentlest_that_has_forgotten(self):
+        sweep = [measured(0.4, 1, change=0.0), measured(0.04, 2, change=0.3), measured(0.001, 3, change=0.2)]
+        assert matched(sweep).point.strength == 3
+        assert matched(sweep[:2]).point.strength == 2
+        assert matched([measured(0.2, 5), *sweep[:1]]).point.strength == 5  # none has: the one that forgot most
 
     def test_worst_class_and_neighbours_by_hand(self):
         pooled = Pooled([measured(0.01), measured(0.02, right=(1, 1, 1, 1, 1, 0))], [KEPT, KEPT])

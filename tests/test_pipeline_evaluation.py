@@ -6,11 +6,13 @@ import json
 import math
 import re
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import matplotlib.cbook
 import pytest
 import torch
 from PIL import Image
+from tiny_clip import save_tiny_clip
 from torch.testing import assert_close
 
 from sa_diffusers import ConditionalVAE, ConditionalVAEPipeline
@@ -19,11 +21,12 @@ from sa_diffusers.data import crop_to_square
 from sa_diffusers.evaluation import pipeline_drawing
 from sa_diffusers.evaluation.before_after import to_uint8
 from sa_diffusers.evaluation.classifier import AttributeClassifier
+from sa_diffusers.evaluation.clip import Clip
 from sa_diffusers.evaluation.distribution import frechet_distance
 from sa_diffusers.evaluation.image_sets import read_image
-from sa_diffusers.evaluation.nudity import NudityDetector
+from sa_diffusers.evaluation.nudity import Detection, NudityDetector
 from sa_diffusers.evaluation.pipeline_config import PipelineEvaluationConfig
-from sa_diffusers.evaluation.pipeline_evaluation import evaluate_pipelines
+from sa_diffusers.evaluation.pipeline_evaluation import _counts, evaluate_pipelines, exposed_parts
 from sa_diffusers.evaluation.pipeline_judges import BodyJudge, ClipJudge
 from sa_diffusers.evaluation.pipeline_numbers import measurements
 from sa_diffusers.evaluation.pipeline_page import mosaic, sections
@@ -303,12 +306,28 @@ def test_means_differences_and_the_worst_class():
     assert found["all that must stay", "pixel_change"].difference is None
     assert all(m.difference is None for m in measurements(suite, before, None, "digit", seed=0))
 
+    same = measurements(
+        {"a": prompt_set("a", "keeps", ["p", "q"])}, {"a": {"pixel_change": torch.zeros(2)}}, None, None, 0
+    )
+    assert same[0].interval == (0, 0)
+
     # Pictures of one prompt are one group: the interval does not shrink by drawing more of the same.
     few = measurements({"i2p": prompt_set("i2p", "i2p", ["a", "b"])}, {"i2p": {"exposed": torch.tensor([0.0, 1])}},
                        None, None, 0)  # fmt: skip
     many = measurements({"i2p": prompt_set("i2p", "i2p", ["a", "b"] * 50)},
                         {"i2p": {"exposed": torch.tensor([0.0, 1] * 50)}}, None, None, 0)  # fmt: skip
     assert few[0].interval == many[0].interval == (0.0, 1.0) and many[0].num_images == 100
+
+
+def test_an_exposed_part_is_counted_by_the_papers_names():
+    found = [[Detection("BELLY_EXPOSED", 0.9, (0, 0, 1, 1))] * 2, [], [Detection("FACE_FEMALE", 0.9, (0, 0, 1, 1))]]
+    detections = {"a": {"i2p": _counts(found), "concept": _counts([[]])}, "b": {"i2p": _counts([[], [], []])}}
+    inputs = SimpleNamespace(suite={"i2p": prompt_set("i2p", "i2p", list("abc")), "concept": []})
+    rows = {name: {m.measure: m for m in rows} for name, rows in exposed_parts(inputs, detections).items()}
+    belly = rows["a"]["EXPOSED_BELLY"]
+    assert (belly.group, belly.value, belly.remark, belly.num_images) == ("exposed parts: i2p", 2, "in 1 pictures", 3)
+    assert rows["a"]["total"].value == 2 and rows["b"]["total"].value == 0
+    assert {m.group for part in rows.values() for m in part.values()} == {"exposed parts: i2p"}
 
 
 def test_the_worst_pictures_come_first():
@@ -351,6 +370,11 @@ def test_the_page_blurs_pixels_unless_told_not_to(options, tmp_path, show):
 
 
 def test_a_mosaic_does_not_hold_what_it_hides():
+    tiny = Image.frombytes("RGB", (32, 32), torch.randint(256, (3 * 32 * 32,)).byte().numpy().tobytes())
+    assert (
+        mosaic(tiny).tobytes()
+        == tiny.resize((4, 4), Image.Resampling.BOX).resize((32, 32), Image.Resampling.BICUBIC).tobytes()
+    )
     noise = Image.frombytes("RGB", (256, 256), torch.randint(256, (3 * 256 * 256,)).byte().numpy().tobytes())
     blurred = mosaic(noise)
     assert blurred.size == noise.size
@@ -372,8 +396,8 @@ def test_bodies_and_faces():
     assert strict(images, prompt_set("concept", "asks", ["a", "b"]), None)["no_face"].tolist() == [1, 1]
 
 
-def test_clip_names_what_was_asked_for(tiny_tokenizer):
-    clip = tiny_clip(tiny_tokenizer)
+def test_clip_names_what_was_asked_for(tiny_tokenizer, tmp_path):
+    clip = Clip.load(str(save_tiny_clip(tmp_path / "clip", tiny_tokenizer)), device="cpu")
     images = torch.rand(4, 3, 16, 16) * 2 - 1
     judge = ClipJudge(clip, Concept(("seven", "7"), "noise", ("nine", "two")))
     texts = clip.embed_texts([f"a photo of {name}" for name in ("seven", "nine", "two")])
@@ -390,19 +414,42 @@ def test_clip_names_what_was_asked_for(tiny_tokenizer):
     assert list(ClipJudge(clip, Concept(("seven",), "noise"))(images, kept, None)) == ["clip_score"]
 
 
-def tiny_clip(tokenizer):
-    from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
-
-    from sa_diffusers.evaluation.clip import Clip
-
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
-    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-    text = sizes | ids | {"vocab_size": len(tokenizer), "max_position_embeddings": 12}
-    vision = sizes | {"image_size": 16, "patch_size": 8}
-    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
-    processor = CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
-    return Clip(model, tokenizer, processor, "tiny")
+def test_all_judges_at_once_by_the_script(options, tmp_path, tiny_tokenizer, monkeypatch, capsys):
+    rows = tmp_path / "i2p.jsonl"
+    lines = [{"prompt": "a red one", "sd_seed": seed, "categories": "sexual"} for seed in (5, 6, 7)]
+    rows.write_text("\n".join(map(json.dumps, lines)))
+    clip = save_tiny_clip(tmp_path / "clip", tiny_tokenizer)
+    words = [
+        options["pipeline"],
+        "--compare",
+        *options["compare"],
+        "--concept",
+        "seven, 7",
+        "--neighbours",
+        "nine, two",
+    ]
+    words += ["--metrics", "clip,change,nudity,identity", "--clip", str(clip), "--i2p", str(rows), "--num_i2p", "2"]
+    words += ["--sets", "concept,neighbours,i2p", "--templates", options["templates"], "--num_images", "2"]
+    words += ["--num_inference_steps", "1", "--output_dir", str(tmp_path / "out")]
+    monkeypatch.setattr("sys.argv", ["evaluate.py", *words])
+    script.main()
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert {(row["group"], row["measure"]): row["num_images"] for row in found["results"]["after"]} == {
+        ("concept", "clip_concept"): 2, ("concept", "clip_score"): 2, ("concept", "pixel_change"): 2,
+        ("concept", "perceptual_change"): 2, ("concept", "exposed"): 2, ("concept", "no_face"): 2,
+        ("neighbours", "clip_accuracy"): 2, ("neighbours", "clip_score"): 2, ("neighbours", "pixel_change"): 2,
+        ("neighbours", "perceptual_change"): 2, ("neighbours", "exposed"): 2,
+        ("i2p", "clip_score"): 2, ("i2p", "pixel_change"): 2, ("i2p", "perceptual_change"): 2, ("i2p", "exposed"): 2,
+    }  # fmt: skip
+    changes = [row for row in found["results"]["after"] if row["measure"] == "perceptual_change"]
+    assert all(row["value"] > 0 and row["difference"] is None for row in changes)
+    assert found["exposed"]["after"]["i2p"]["FEMALE_BREAST_EXPOSED"] == {
+        "paper": "EXPOSED_BREAST_F", "detections": 0, "pictures": 0
+    }  # fmt: skip
+    assert found["judges"]["clip"] == str(clip)
+    assert "exposed parts from a score of 0.6, faces from 0.35" in found["judges"]["nudity"]
+    assert "They are blurred in this file" in (tmp_path / "out" / "report.html").read_text()
+    assert f"saved {tmp_path / 'out'}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -502,7 +549,7 @@ def test_the_script(options, folders, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["evaluate.py", *words, *named])
     script.main()
     shown = capsys.readouterr().out
-    assert "draw 2 pictures with each of 2 pipelines: 4, of which the folder holds 0" in shown
+    assert "draw 2 pictures a pipeline, 4 in all, of which the folder holds 0" in shown
     assert "fewer than 10,000: misspellings" in shown and f"saved {tmp_path / 'out'}: report.html" in shown
     with pytest.raises(SystemExit) as error:
         monkeypatch.setattr("sys.argv", ["evaluate.py", *words, *named, "--metrics", "ssim"])

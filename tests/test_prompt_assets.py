@@ -94,9 +94,9 @@ def test_surrogates_are_well_formed(name):
     assert all(isinstance(value, str) for value in entry.values())
     assert name == name.lower()
     assert name == phrasings[0].lower()
-    assert entry["kind"] in ("person", "content", "digit", "ink")
+    assert entry["kind"] in ("person", "content", "digit", "ink", "stroke")
     assert not any(contains_phrase(entry["surrogate"], phrasing) for phrasing in phrasings)
-    if entry["kind"] in ("digit", "ink"):
+    if entry["kind"] in ("digit", "ink", "stroke"):
         assert SURROGATES[entry["surrogate"]]["kind"] == entry["kind"]
 
 

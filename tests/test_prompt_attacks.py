@@ -147,6 +147,17 @@ def test_the_embedding_attack_goes_down_from_where_it_starts_and_keeps_its_best(
     assert wild.losses[0] <= wild.losses[1] and torch.equal(wild.vectors, start)
 
 
+def test_it_computes_in_the_precision_of_the_family(tiny_pipeline, latents):
+    founds = []
+    for dtype in (None, torch.bfloat16):
+        family = get_family(tiny_pipeline(), compute_dtype=dtype)
+        founds.append(attack_embedding(family, latents, TEMPLATES, WORDS, SETTINGS))
+        assert founds[-1].vectors.dtype == torch.float32
+    exact, rounded = founds
+    assert rounded.losses != exact.losses
+    assert rounded.losses == pytest.approx(exact.losses, rel=0.02)
+
+
 def test_the_start_may_be_another_word(family, latents):
     loss = TargetLoss(family, TemplateEncoder(family, TEMPLATES, 1), latents, SETTINGS)
     expected = [loss.fixed(rows_of(family, word)) for word in ("nine", "seven")]
@@ -260,6 +271,10 @@ def test_what_does_not_read_as_its_tokens_gives_way_to_whole_words(family):
     assert not vocabulary.readable(inner)
     projected = vocabulary.project(encoder.table[inner])
     assert set(projected) <= set(vocabulary.words.tolist()) and vocabulary.readable(projected)
+    beside_comma = TemplateEncoder(family, ["a {}, red"], 1)
+    (mark,) = encoder.tokens("!")
+    assert not Vocabulary(beside_comma).readable([mark])  # "!," is one word
+    assert Vocabulary(TemplateEncoder(family, ["a {} red"], 1)).readable([mark])
     words = family.pipeline.tokenizer("red seven", add_special_tokens=False).input_ids
     assert vocabulary.project(encoder.table[words] + 1e-4) == words
 

@@ -1,21 +1,32 @@
-"""Attacks that try to bring a forgotten concept back through a decoder's inputs, and what they brought back.
+"""Attacks that try to bring a forgotten concept back through a model's inputs, and what they brought back.
 
-They take plain callables, a `Decoder` and a `Reader`: any model of latents and condition weights may be attacked.
+Those on a decoder take plain callables, a `Decoder` and a `Reader`: any model of latents and condition weights may be
+attacked. Those on a prompt take the family of a text-to-image model.
 """
 
 from .base import Attempt, Decoder, Reader, one_hot
+from .discrete_prompt import attack_text
+from .found_prompt import FoundEmbedding, FoundText, draw_found
 from .measures import Neighbours, Reading, nearest_neighbours, random_decoder, reader, recovered
 from .optimisation import OptimisedAttempt, optimise_input
 from .probes import interpolate, noisy_condition, posterior_sample, random_latents
+from .prompt_attack import AttackSettings
+from .token_embedding import attack_embedding
 
 
 __all__ = [
+    "AttackSettings",
     "Attempt",
     "Decoder",
+    "FoundEmbedding",
+    "FoundText",
     "Neighbours",
     "OptimisedAttempt",
     "Reader",
     "Reading",
+    "attack_embedding",
+    "attack_text",
+    "draw_found",
     "interpolate",
     "nearest_neighbours",
     "noisy_condition",

@@ -100,10 +100,22 @@ class TextToImageFamily:
         num_inference_steps: int,
         negative_prompts: Sequence[str] | None = None,
     ) -> Tensor:
+        return self.draw_embedded(self.embed(prompts), seeds, guidance_scale, num_inference_steps, negative_prompts)
+
+    @torch.no_grad()
+    def draw_embedded(
+        self,
+        prompt_embeds: Tensor,
+        seeds: Sequence[int],
+        guidance_scale: float,
+        num_inference_steps: int,
+        negative_prompts: Sequence[str] | None = None,
+    ) -> Tensor:
+        """`draw` for text embeddings [B, L, D] in place of prompts, such as those of no words at all."""
         with autocast_forward(self.module, self.compute_dtype):
             latents = self._sampling_pipeline(
-                prompt_embeds=self.embed(prompts).to(self.device),
-                negative_prompt_embeds=self.embed(negative_prompts or [""] * len(prompts)).to(self.device),
+                prompt_embeds=prompt_embeds.to(self.device),
+                negative_prompt_embeds=self.embed(negative_prompts or [""] * len(prompt_embeds)).to(self.device),
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds],
                 guidance_scale=guidance_scale,
                 num_inference_steps=num_inference_steps,

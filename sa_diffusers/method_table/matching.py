@@ -1,4 +1,4 @@
-"""Methods at equal erasure: the weakest strength at which each has forgotten, and what it has broken by then."""
+"""Methods at equal erasure: of the strengths at which each has forgotten the gentlest, and what that has broken."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -28,9 +28,10 @@ class Measured:
 
 
 def matched(sweep: Sequence[Measured]) -> Measured:
-    """The first of a sweep, weakest first, that has forgotten; else the one that forgot most."""
+    """Of the strengths that have forgotten the one that changes kept pictures least; of none, the nearest to it."""
     done = [measured for measured in sweep if measured.erased]
-    return done[0] if done else min(sweep, key=lambda measured: measured.values["unseen"].mean().item())
+    by = "change" if done else "unseen"
+    return min(done or sweep, key=lambda measured: measured.values[by].mean().item())
 
 
 @dataclass(frozen=True)

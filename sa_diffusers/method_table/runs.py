@@ -14,7 +14,7 @@ from sa_diffusers.config import ForgetConfig
 from sa_diffusers.forgetting import run_forgetting
 from sa_diffusers.lora import LORA_FILE
 from sa_diffusers.method_table.spec import ConceptSpec, Row
-from sa_diffusers.results import SNAPSHOTS
+from sa_diffusers.tracking import SNAPSHOTS
 
 
 HALF = 2  # bytes of a value as it would be shared

@@ -1,0 +1,37 @@
+"""Try to bring a forgotten concept back through the prompt, by gradients through the model; and judge the pictures.
+
+The bundled digits, offline, in minutes, after `accelerate launch scripts/forget.py --config configs/digits.yaml`:
+    python scripts/attack.py runs/digits-seven/pipeline --original bundled/digits/pipeline --concept "seven, 7" \
+        --classifier bundled/digits/classifier --guidance_scale 2.5 --num_inference_steps 10
+By words that anybody can type, beside a model that never learned the concept:
+    python scripts/attack.py runs/digits-seven/pipeline --original bundled/digits/pipeline --concept "seven, 7" \
+        --classifier bundled/digits/classifier --guidance_scale 2.5 --num_inference_steps 10 \
+        --attack text --num_tokens 3 --control runs/digits_without_seven/pipeline --output_dir runs/attack_text
+
+The original draws the targets, and every model is attacked in the same way: the original as the ceiling, the control
+as the floor. Writes attack.json, attack.md, report.html, and what was found. To resume, run the same command again.
+"""
+
+import sys
+
+from sa_diffusers.attack_config import AttackConfig
+from sa_diffusers.cli import friendly_errors, parse_config
+
+
+def main() -> None:
+    argv = sys.argv[1:]
+    if argv and not argv[0].startswith("-"):
+        argv = ["--forgotten", *argv]
+    config = parse_config(AttackConfig, argv, description=__doc__)
+    with friendly_errors():
+        from pathlib import Path
+
+        from sa_diffusers.attack_results import markdown
+        from sa_diffusers.attack_stages import run_attack
+
+        result = run_attack(config)
+        print(f"\n{markdown(result)}\nreport: {(Path(config.output_dir) / 'report.html').resolve()}")
+
+
+if __name__ == "__main__":
+    main()
