@@ -68,7 +68,6 @@ def nothing_drawn(monkeypatch):
     monkeypatch.setattr(TextToImageFamily, "draw_embedded", draw)
 
 
-@pytest.mark.slow
 def test_a_run_says_what_was_found_and_is_reused(models, tmp_path, monkeypatch):
     config = configure(models, tmp_path)
     result = run_attack(config)
