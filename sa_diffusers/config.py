@@ -166,6 +166,12 @@ class ForgetConfig(TrainingConfig):
         "paper; or what the model before forgetting predicts, under any prompt. The latter takes a copy of it in "
         "memory and a sixth more time, and kept more on the bundled digits.",
     )
+    surrogate_target: Literal["noise", "model"] = option(
+        "noise",
+        "What surrogate samples are denoised towards, under the concept's prompt: the noise that was drawn, as in the "
+        "paper; or what the model before forgetting predicts of them under the surrogate's prompt. A folder of images "
+        "or noise as surrogate has no prompt, and keeps the former.",
+    )
     esd_guidance: float = option(1.0, "ESD's eta: how far its target is guided away from the concept.")
     esd_start_guidance: float = option(3.0, "Guidance towards the concept of the latents that ESD is trained on.")
     esd_inference_steps: int = option(50, "Noise levels of the sampler that draws them.")
@@ -250,6 +256,8 @@ class ForgetConfig(TrainingConfig):
         super().__post_init__()
         for left_out in LEAVES_OUT.get(self.method, ()):
             setattr(self, left_out, 0.0)
+        if self.method in (*DRAWS_NO_SURROGATE, "finetune", "naive", *PROJECTIONS):
+            self.surrogate_target = "noise"
         self.train_scope = ESD_METHODS.get(self.method, self.train_scope)
         if self.fisher_terms != "all" and not (self.fisher_terms.isdigit() and int(self.fisher_terms) > 0):
             raise ValueError(f"expected fisher_terms to be a positive number or all, got {self.fisher_terms!r}")

@@ -18,6 +18,8 @@ def check_family(config: ForgetConfig, family: Family, concept: Concept) -> None
         raise ValueError("fresh_samples: a diffusion model would sample for minutes every step; leave it away")
     if config.replay_target == "model" and config.replay_weight and not diffusion:
         raise ValueError("replay_target: a VAE predicts no noise; expected 'noise', got 'model'")
+    if config.surrogate_target == "model" and not diffusion:
+        raise ValueError("surrogate_target: a VAE predicts no noise; expected 'noise', got 'model'")
     for name in ("empty_prompt_fraction", "replay_prompt_dropout"):
         if getattr(config, name) and not family.unconditional:
             raise ValueError(f"{name}: this model always needs a class; expected 0, got {getattr(config, name)}")

@@ -213,7 +213,7 @@ def _forget(config: ForgetConfig, family: Family, inputs: Inputs, output_dir: Pa
                 shutil.rmtree(output_dir / SNAPSHOTS, ignore_errors=True)  # of what --overwrite replaces
             callback = tracker(config, family, inputs, output_dir)
             history = forget_by_training(
-                stages, family, config, concept, surrogate, replay, inputs.prompts, fisher, callback
+                stages, family, config, concept, surrogate, replay, samples, inputs.prompts, fisher, callback
             )
         if state.is_main_process and config.lora_rank:
             save_lora(pipeline, output_dir / "lora", config.dtype)

@@ -24,6 +24,7 @@ from sa_diffusers.objectives import (
     SelectiveAmnesiaWithESD,
 )
 from sa_diffusers.prompts import Concept, is_folder
+from sa_diffusers.replay import DistilledSurrogate
 from sa_diffusers.sampling import FreshNoise, FreshSamples, frozen_family
 from sa_diffusers.seeding import seeded
 from sa_diffusers.training import DROPOUTS
@@ -34,9 +35,19 @@ def distils(config: ForgetConfig) -> bool:
     return bool(config.replay_weight) and config.replay_target == "model" and config.method not in PROJECTIONS
 
 
+def distils_surrogate(config: ForgetConfig, concept: Concept) -> bool:
+    """Whether surrogate samples are, too, as it predicts them under the surrogate's prompt."""
+    return config.surrogate_target == "model" and concept.surrogate != "noise" and not is_folder(concept.surrogate)
+
+
 def needs_frozen(config: ForgetConfig) -> bool:
-    """Whether the model before forgetting is called in training."""
-    return distils(config) or config.method in ESD_METHODS or config.method == "sa+esd"
+    """Whether the model before forgetting is called in training, or may be."""
+    return (
+        distils(config)
+        or config.surrogate_target == "model"
+        or config.method in ESD_METHODS
+        or config.method == "sa+esd"
+    )
 
 
 def weights_to_train(family: Family, config: ForgetConfig) -> dict[str, nn.Parameter] | dict[str, LowRankChange]:
@@ -119,12 +130,20 @@ def esd_batch(family: Family, concept: Concept, batch_size: int, step: int, seed
 
 
 def training_data(
-    family: Family, config: ForgetConfig, concept: Concept, surrogate: SampleSet, replay: SampleSet | None
-) -> tuple[SampleSet | FreshNoise | FreshSamples, SampleSet | FreshSamples | None]:
+    family: Family,
+    config: ForgetConfig,
+    concept: Concept,
+    surrogate: SampleSet,
+    replay: SampleSet | None,
+    samples: SampleSet | None,
+) -> tuple[SampleSet | DistilledSurrogate | FreshNoise | FreshSamples, SampleSet | FreshSamples | None]:
     """What training draws from: the sample sets, or sources that draw anew under their prompts every step."""
     in_pixels = family.latent_shape == (family.image_channels, family.resolution, family.resolution)
     if concept.surrogate == "noise" and in_pixels and not config.fresh_samples and config.method != "naive":
         surrogate = FreshNoise(concept.name)  # needs no encoder, so that every batch may have its own, as in the paper
+    if distils_surrogate(config, concept):
+        surrogate = DistilledSurrogate(surrogate, samples, concept)
+        family.prepare([surrogate.surrogate_prompt(prompt) for prompt in surrogate.prompts])
     if not config.fresh_samples:
         return surrogate, replay
     drawn = config.latents == "drawn"

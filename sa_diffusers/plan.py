@@ -75,8 +75,7 @@ def training_passes(config: ForgetConfig) -> float:
     esd = config.method in ESD_METHODS or config.method == "sa+esd"
     rows = (config.method not in ESD_METHODS) + (config.replay_weight > 0) + esd
     passes = rows * (1 + BACKWARD + config.gradient_checkpointing)
-    if distils(config):
-        passes += 1
+    passes += distils(config) + (config.surrogate_target == "model")
     if esd:  # two frozen passes, and on average half of the sampler's levels with guidance
         passes += 2 + (config.esd_inference_steps - 1)
     return passes

@@ -7,7 +7,7 @@ import torch
 from sa_diffusers.data import SampleSet
 from sa_diffusers.families import Family
 from sa_diffusers.losses import Batch
-from sa_diffusers.prompts import Concept, mentions
+from sa_diffusers.prompts import Concept, mentions, substitute
 from sa_diffusers.sampling import Request
 from sa_diffusers.seeding import derive_seed, seeded
 from sa_diffusers.training import infinite_indices
@@ -124,6 +124,39 @@ class Replay:
         ]
         prompts = ["" if drop else prompt for prompt, drop in zip(prompts, dropped.tolist(), strict=True)]
         return family.batch(chosen.latents, prompts) | {"distilled": distilled}
+
+
+class DistilledSurrogate:
+    """Batches under captions of the concept, to be denoised as the frozen model denoises them under the same captions
+    with the surrogate in the concept's place.
+
+    On the surrogate's own samples, the frozen prediction is the mean of the noise that would be drawn, as far as the
+    model is right: the gradient keeps its expectation, loses variance, and vanishes once the model has learned it. But
+    these show the surrogate already, whatever the prompt, where there is little noise. Sampling from the concept's
+    prompt passes through other states, so other pictures are noised as well, the concept's among them.
+
+    Args:
+        surrogate: samples of the surrogate; their prompts name the concept.
+        others: samples of anything, whose prompts do not count; None: none.
+        concept: its surrogate is a prompt.
+    """
+
+    def __init__(self, surrogate: SampleSet, others: SampleSet | None, concept: Concept):
+        self.samples = surrogate if others is None else surrogate + others
+        self.prompts, self.concept = surrogate.prompts, concept
+
+    def surrogate_prompt(self, prompt: str) -> str:
+        return substitute(prompt, self.concept.phrasings, self.concept.surrogate)
+
+    def batch(self, family: Family, batch_size: int, step: int, seed: int) -> Batch:
+        """Batch `step` of an endless walk over the samples; "frozen" holds the conditions of the frozen model."""
+        latents = self.samples.take(infinite_indices(len(self.samples), batch_size, step, seed)).latents
+        drawn = torch.randint(len(self.prompts), (batch_size,), generator=seeded(seed, "captions", step)).tolist()
+        prompts = [self.prompts[index] for index in drawn]
+        frozen = family.batch(latents, [self.surrogate_prompt(prompt) for prompt in prompts])
+        del frozen["sample"]
+        marked = {"distilled": torch.ones(batch_size, dtype=torch.bool), "frozen": frozen}
+        return family.batch(latents, prompts) | marked
 
 
 def concept_captions(templates: Sequence[str], concept: Concept, count: int, seed: int) -> list[tuple[str, str]]:

@@ -138,6 +138,7 @@ def forget_by_training(
     concept: Concept,
     surrogate: SampleSet | None,
     replay: SampleSet | None,
+    samples: SampleSet | None,
     prompts: list[str],
     fisher: Fisher | None,
     callback: Callable[[int, dict], bool | None] | None,
@@ -153,7 +154,7 @@ def forget_by_training(
         replay = Replay(replay, prompts, concept, config.replay_negative, distils(config), dropout)
         family.prepare(replay.prompts if distils(config) else [])
     objective = make_objective(family, config, weights, fisher, frozen)
-    surrogate, replay = training_data(family, config, concept, surrogate, replay)
+    surrogate, replay = training_data(family, config, concept, surrogate, replay, samples)
 
     def batches(step: int) -> dict:
         if config.method in ESD_METHODS:

@@ -31,7 +31,7 @@ class Attack:
 
     judge: Judge
     targets: Tensor
-    steps: int = 100
+    steps: int = 200
     num_images: int = 60
 
     def run(self, pipeline_dir: str, path: Path) -> Tensor:

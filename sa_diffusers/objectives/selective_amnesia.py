@@ -22,12 +22,14 @@ class SelectiveAmnesia(Objective):
         loss: the model's negative ELBO.
         ewc: the penalty on weight changes, or None for none.
         replay_weight: the paper's gamma; 0 leaves replay out of the forward pass altogether.
-        frozen: the model before forgetting, for a diffusion loss. Replay samples that the batch marks, "distilled" [B]
-            of booleans in batch["replay"], should then be denoised as it denoises them, in place of towards the target
-            that was drawn. Were it the exact conditional mean for these samples, unguided and under their own
-            condition, the gradient would keep its expectation and lose variance (Rao-Blackwell). Guided samples, an
-            imperfect model, and other conditions than a sample's own change the expectation, too: then it is
-            distillation, which holds the model's function where it was, and no longer the paper's replay term.
+        frozen: the model before forgetting, for a diffusion loss. Samples that a part of the batch marks, "distilled"
+            [B] of booleans, should then be denoised as it denoises them, in place of towards the target that was
+            drawn: under their own conditions, or under those that the part holds in "frozen" (the surrogate's prompt
+            where the sample stands under the concept's). Were it the exact conditional mean for these samples,
+            unguided and under their own condition, the gradient would keep its expectation and lose variance
+            (Rao-Blackwell). Guided samples, an imperfect model, and other conditions than a sample's own change the
+            expectation, too: then it is distillation, which holds the model's function where it was (replay) or gives
+            it that of another prompt (surrogate), and no longer the paper's term.
     """
 
     surrogate_sign = 1  # of the first term
@@ -48,8 +50,10 @@ class SelectiveAmnesia(Objective):
         for name in ("surrogate", "replay") if self.replay_weight else ("surrogate",):
             data = dict(batch[name])
             size = len(data["sample"])
+            distilled, frozen = data.pop("distilled", torch.zeros(size, dtype=torch.bool)), data.pop("frozen", None)
             parts[name] = {
-                "distilled": data.pop("distilled", torch.zeros(size, dtype=torch.bool)),
+                "distilled": distilled,
+                "frozen": frozen or {key: value for key, value in data.items() if key != "sample"},
                 "data": data,
                 "terms": torch.randint(self.loss.num_terms, (size,), generator=generator),
                 "noise": self.loss.sample_noise(data, generator),
@@ -79,7 +83,8 @@ class SelectiveAmnesia(Objective):
         target = self.loss.target(data, terms, noise).clone()
         marked = torch.cat([part["distilled"] for part in parts])
         if marked.any():
-            chosen = {key: value[marked] for key, value in data.items()}
+            chosen = {key: torch.cat([part["frozen"][key] for part in parts])[marked] for key in parts[0]["frozen"]}
+            chosen["sample"] = data["sample"][marked]
             target[marked] = self.loss.predict(self.frozen, chosen, terms[marked], noise[marked])
         return target
 
