@@ -79,6 +79,15 @@ def test_safe_latent_diffusion_keeps_the_weights_and_draws_otherwise(start, tiny
     assert "train" in again.metrics["seconds"]["reused"] and isinstance(again.pipeline, SafeGuidancePipeline)
 
 
+@pytest.mark.parametrize("options", [{}, {"lora_rank": 2}, {"method": "ewc"}])
+def test_a_surrogate_can_be_taught_by_the_frozen_model(options, start, tmp_path):
+    """Its first loss is the distance of two predictions, far below that from the noise."""
+    options = {"surrogate_target": "model"} | options
+    history = json.loads((start(tmp_path / "run", **options).output_dir / "history.json").read_text())
+    plain = start(tmp_path / "plain", **options | {"surrogate_target": "noise"}).output_dir / "history.json"
+    assert 0 < history[0]["surrogate_loss"] < 0.1 * json.loads(plain.read_text())[0]["surrogate_loss"]
+
+
 def test_safe_latent_diffusion_cannot_be_had_in_place(tiny_pipeline):
     with pytest.raises(ValueError, match="not its weights; expected inplace=False"):
         forget(tiny_pipeline(), "seven", "nine", inplace=True, method="sld-medium")
@@ -117,6 +126,8 @@ def test_the_plan_knows_what_a_step_of_each_method_takes():
     assert passes("finetune") == 3
     assert passes("sa") == 2 * 3 + 1  # and the frozen model's
     assert passes("sa", replay_target="noise") == 2 * 3
+    assert passes("sa", surrogate_target="model") == 2 * 3 + 2
+    assert passes("finetune", surrogate_target="model") == 3  # plain, whatever is said
     assert passes("sa", replay_target="noise", gradient_checkpointing=True) == 2 * 4
     assert passes("esd-x") == 3 + 2 + 49  # of 50 levels half are drawn on average, each with guidance
     assert passes("sa+esd") == passes("sa") + passes("esd-x")
@@ -162,6 +173,7 @@ def test_wrong_options_are_refused(options, message):
         ({"method": "sa+esd"}, "which a ConditionalVAE is not; pass another --method"),
         ({"method": "uce"}, "this one has classes; pass another --method"),
         ({"method": "sld-max"}, "guides by a text, which a ConditionalVAE does not read"),
+        ({"surrogate_target": "model"}, "surrogate_target: a VAE predicts no noise"),
         ({"mixed_precision": "bf16"}, "a ConditionalVAE computes in float32; pass --mixed_precision no"),
         ({"gradient_checkpointing": True}, "gradient_checkpointing: a ConditionalVAE has none"),
         ({"lora_rank": 2}, "takes no adapters; pass --lora_rank null"),

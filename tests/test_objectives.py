@@ -261,3 +261,25 @@ def test_distilled_replay_says_nothing_as_long_as_nothing_has_changed(model):
     _, logs = objective(model, objective.draw(batch, torch.Generator()))
     assert logs["replay_loss"] == 0
     assert logs["surrogate_loss"] > 0
+
+
+def test_a_distilled_surrogate_is_compared_with_the_frozen_model_under_other_conditions(model):
+    """What the frozen model makes of the same noisy sample under the conditions in "frozen" is the target."""
+    loss, frozen = DiffusionLoss(ALPHAS), copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    surrogate, conditions = data(4), {key: value for key, value in data(4).items() if key != "sample"}
+    marked = {"distilled": torch.ones(4, dtype=torch.bool), "frozen": conditions}
+    objective = SelectiveAmnesia(loss, None, frozen=frozen)
+    drawn = objective.draw({"surrogate": surrogate | marked, "replay": data(4)}, torch.Generator().manual_seed(1))
+    _, logs = objective(model, drawn)
+    expected, part = [], drawn["surrogate"]
+    for index in range(4):
+        row = {key: value[index : index + 1] for key, value in surrogate.items()}
+        other = {"sample": row["sample"]} | {key: value[index : index + 1] for key, value in conditions.items()}
+        term, noise = part["terms"][index : index + 1], part["noise"][index : index + 1]
+        difference = loss.predict(model, row, term, noise) - loss.predict(frozen, other, term, noise)
+        expected.append(difference.square().mean())
+    assert_close(logs["surrogate_loss"], torch.stack(expected).mean().detach())
+    assert_close(logs["replay_loss"], SelectiveAmnesia(loss, None)(model, drawn)[1]["replay_loss"])  # not marked

@@ -16,6 +16,7 @@ from sa_diffusers.prompts import (
     substitute,
 )
 from sa_diffusers.replay import (
+    DistilledSurrogate,
     Replay,
     concept_captions,
     leaves_open,
@@ -216,11 +217,12 @@ def test_captions_use_every_phrasing_and_the_surrogate_the_same_sentences():
     assert len({r.seed for r in requests}) == 30
 
 
-def test_distilled_replay_shows_samples_under_other_prompts_but_open_ones_under_their_own():
-    class Family:
-        def batch(self, latents, prompts):
-            return {"sample": latents, "prompts": prompts}
+class TextFamily:
+    def batch(self, latents, prompts):
+        return {"sample": latents, "prompts": prompts}
 
+
+def test_distilled_replay_shows_samples_under_other_prompts_but_open_ones_under_their_own():
     samples = SampleSet(torch.arange(4.0), ["a six", "", "a red digit", "an 8"])
     prompts = ["a six", "an 8", "one six", "a seven", "a red digit", ""]
     replay = Replay(samples, prompts, SEVEN, "open")
@@ -228,7 +230,7 @@ def test_distilled_replay_shows_samples_under_other_prompts_but_open_ones_under_
     assert not Replay(samples, prompts, SEVEN, "all").distilled.any()  # all were drawn away from the concept
     shown = set()
     for step in range(30):
-        batch = replay.batch(Family(), 4, step, seed=0)
+        batch = replay.batch(TextFamily(), 4, step, seed=0)
         for latent, prompt, distilled in zip(batch["sample"], batch["prompts"], batch["distilled"], strict=True):
             assert distilled == (int(latent) in (0, 3))
             if distilled:
@@ -236,3 +238,20 @@ def test_distilled_replay_shows_samples_under_other_prompts_but_open_ones_under_
             else:
                 assert prompt == samples.prompts[int(latent)]
     assert shown == {(index, prompt) for index in (0, 3) for prompt in replay.prompts}
+
+
+def test_a_distilled_surrogate_reads_as_the_surrogate_on_any_picture():
+    surrogate = SampleSet(torch.arange(4.0).view(4, 1), ["a seven", "draw 7", "a red seven", "7 on white"])
+    others = SampleSet(torch.arange(10.0, 13.0).view(3, 1), ["a two", "a seven", ""])
+    source = DistilledSurrogate(surrogate, others, SEVEN)
+    seen, captions = set(), set()
+    for step in range(40):
+        batch = source.batch(TextFamily(), 4, step, seed=0)
+        assert batch["distilled"].all() and set(batch["frozen"]) == {"prompts"}
+        for latent, prompt, frozen in zip(batch["sample"], batch["prompts"], batch["frozen"]["prompts"], strict=True):
+            seen.add(int(latent))
+            captions.add(prompt)
+            assert prompt in surrogate.prompts and frozen == source.surrogate_prompt(prompt)
+    assert seen == {0, 1, 2, 3, 10, 11, 12} and captions == set(surrogate.prompts)
+    assert source.surrogate_prompt("a red seven") == f"a red {SEVEN.surrogate}"
+    assert set(int(x) for x in DistilledSurrogate(surrogate, None, SEVEN).samples.latents) == {0, 1, 2, 3}
