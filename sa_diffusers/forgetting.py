@@ -31,6 +31,7 @@ from sa_diffusers.loading import (
     save_pipeline,
 )
 from sa_diffusers.lora import fuse_lora, save_lora
+from sa_diffusers.methods import distils_surrogate
 from sa_diffusers.optimisation import check_launch
 from sa_diffusers.precision import compute_dtype, in_main_memory
 from sa_diffusers.processes import process_state
@@ -176,7 +177,7 @@ def _forget(config: ForgetConfig, family: Family, inputs: Inputs, output_dir: Pa
 
     given = given_fisher(family, config)  # refused, if it is another model's, before anything is drawn
     samples, samples_key = None, "none"
-    if config.replay_weight or (config.ewc_lambda and not config.fisher):
+    if config.replay_weight or (config.ewc_lambda and not config.fisher) or distils_surrogate(config, concept):
         samples, samples_key = draw_replay_samples(stages, family, config, inputs.prompts, hashes)
     replay = draw_open_samples(stages, family, config, concept, samples, samples_key) if config.replay_weight else None
     surrogate, surrogate_key = None, "none"

@@ -101,7 +101,7 @@ def make_objective(
             weights, fisher.tensors, config.ewc_lambda, anchor=anchor, fisher_dtype=dtype, device=device
         )
     if config.method == "sa+esd":
-        target = frozen if distils(config) else None
+        target = frozen if distils(config) or config.surrogate_target == "model" else None
         return SelectiveAmnesiaWithESD(
             _esd(family, config, frozen), ewc, config.replay_weight, target, config.esd_weight
         )

@@ -130,10 +130,10 @@ class DistilledSurrogate:
     """Batches under captions of the concept, to be denoised as the frozen model denoises them under the same captions
     with the surrogate in the concept's place.
 
-    On the surrogate's own samples, the frozen prediction is the mean of the noise that would be drawn, as far as the
-    model is right: the gradient keeps its expectation, loses variance, and vanishes once the model has learned it. But
-    these show the surrogate already, whatever the prompt, where there is little noise. Sampling from the concept's
-    prompt passes through other states, so other pictures are noised as well, the concept's among them.
+    This is distillation of one prompt into another, where the paper fits samples. Its gradient has no noise of its own
+    and vanishes once the model has learned it, so that the weights come to rest. The surrogate's own samples show it
+    already, whatever the prompt, where there is little noise; sampling from the concept's prompt passes through other
+    states, so other pictures are noised as well, the concept's among them.
 
     Args:
         surrogate: samples of the surrogate; their prompts name the concept.

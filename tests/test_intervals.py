@@ -81,8 +81,8 @@ def test_copies_of_an_image_in_a_group_do_not_narrow_the_interval():
 def test_equal_binary_values_have_wilsons_width(value, count):
     expected = wilson_interval(float(value), count)
     assert bootstrap_interval([value] * count) == pytest.approx(expected)
-    # Fifty images of one prompt are one trial.
-    assert bootstrap_interval([value] * 3 * count, groups=[*range(count)] * 3) == pytest.approx(expected)
+    if count > 1:  # three images of one prompt are one trial
+        assert bootstrap_interval([value] * 3 * count, groups=[*range(count)] * 3) == pytest.approx(expected)
     assert bootstrap_interval(torch.full((count,), bool(value))) == pytest.approx(expected)
 
 
@@ -141,3 +141,24 @@ def test_pairs_must_match_and_a_statistic_needs_images():
         difference_interval([1, 2, 3], [1, 2])
     with pytest.raises(ValueError, match="at least one image"):
         statistic_interval(lambda indices: 0.0, 0)
+
+
+def test_near_zero_a_bootstrap_is_widened_to_wilsons():
+    """It would be narrower for one image of a hundred than for none."""
+    ends = [bootstrap_interval([1] * count + [0] * (100 - count))[1] for count in (0, 1, 2)]
+    assert ends == sorted(ends) and ends[1] >= wilson_interval(0.01, 100)[1]
+    low, high = bootstrap_interval(torch.linspace(1e-7, 2e-6, 120))
+    assert low == pytest.approx(0, abs=1e-9) and high == pytest.approx(wilson_interval(1e-6, 120)[1], rel=0.01)
+    values = torch.rand(100).double()
+    assert bootstrap_interval(values) == pytest.approx(by_loop(values.tolist(), None, 0, 2000))  # not amid
+
+
+def test_images_of_a_single_group_are_drawn_singly():
+    values = torch.randn(12).tolist()
+    assert bootstrap_interval(values, groups=["p"] * 12) == bootstrap_interval(values)
+
+
+def test_a_higher_confidence_is_wider():
+    a, b = torch.randn(80), torch.randn(80)
+    usual, strict = difference_interval(a, b), difference_interval(a, b, confidence=0.995)
+    assert strict[0] < usual[0] < usual[1] < strict[1]

@@ -13,14 +13,15 @@ from torch.testing import assert_close
 from sa_diffusers.bundled import resolve
 from sa_diffusers.evaluation.load_classifier import load_classifier
 from sa_diffusers.method_table.judging import Counts, Judge
-from sa_diffusers.method_table.matching import Kept, Measured, Pooled, compare, curve, matched
+from sa_diffusers.method_table.matching import COMPARABLE, Kept, Measured, Pooled, compare, curve, matched
 from sa_diffusers.method_table.runs import Point
 from sa_diffusers.method_table.spec import only_rows, read_spec
 
 
 CONCEPTS = ["seven", "red", "bold"]
 CLASSES = torch.tensor([0, 0, 1, 1, 1, 2])
-KEPT = Kept(CLASSES, CLASSES == 1)
+GROUPS = {name: [(0, f"{name} {i}") for i in range(6)] for name in ("concept", "unnamed", "long", "retained")}
+KEPT = Kept(CLASSES, CLASSES == 1, GROUPS | {"unseen": [(0, "u"), (0, "v")]})
 
 
 def measured(unseen: float, strength: int = 1, right=(1, 1, 1, 0, 1, 1), change: float = 0.1, **others) -> Measured:
@@ -92,24 +93,36 @@ class TestMatching:
         low, high = summary["retained"]["interval"]
         assert low < 10 / 12 < high
 
-    def test_a_class_that_a_resample_lacks_does_not_count(self):
-        assert Pooled([measured(0.01)], [KEPT]).worst(torch.tensor([0, 1, 2, 2])) == 1.0
+    def test_what_chooses_a_strength_is_not_what_is_reported(self):
+        part = measured(0.0)
+        part.values["unseen"] = torch.tensor([0.01, 0.4, 0.03, 0.2])
+        groups = KEPT.groups | {"unseen": [(0, str(i)) for i in range(4)]}
+        assert part.erased
+        pooled = Pooled([part], [Kept(KEPT.classes, KEPT.neighbours, groups)])
+        assert pooled.summary()["unseen"]["mean"] == pytest.approx(0.3)
 
     def test_who_keeps_more(self):
         ours = Pooled([measured(0.01, right=(1, 1, 0, 0, 0, 1), change=0.3)], [KEPT])
         other = Pooled([measured(0.01, right=(1, 1, 1, 1, 1, 1), change=0.1)], [KEPT])
-        better, worse = compare(ours, other), compare(other, ours)
-        for name in ("retained", "worst", "neighbours", "change"):
-            assert better[name]["difference"] > 0 > worse[name]["difference"]
-            assert_close(better[name]["difference"], -worse[name]["difference"])
+        measures = list(COMPARABLE)
+        better, worse = compare(ours, other, measures), compare(other, ours, measures)
+        expected = {"retained": 0.5, "worst": 1.0, "neighbours": 1.0, "attributes": 0.0, "change": 0.2}
+        for name in measures:
+            assert better[name]["difference"] == pytest.approx(expected[name])
             low, high = better[name]["interval"]
-            assert low - 1e-6 <= better[name]["difference"] <= high + 1e-6
-        assert better["change"] == {
-            "difference": pytest.approx(0.2),
-            "interval": (pytest.approx(0.2),) * 2,
-            "better": True,
-        }
-        assert better["attributes"]["difference"] == 0 and not better["attributes"]["better"]
+            assert low - 1e-6 <= expected[name] <= high + 1e-6
+        assert better["change"]["better"] and not worse["change"]["better"]
+        assert better["retained"]["better"] and not better["attributes"]["better"]
+        # Three pictures of the worst of three classes cannot tell, at a level that allows for its having been chosen.
+        assert not better["worst"]["better"]
+        assert compare(ours, other, ["change"]).keys() == {"change"}
+
+    def test_better_in_one_seed_only_is_not_better(self):
+        second = Kept(CLASSES, CLASSES == 1, {n: [(1, p) for _, p in groups] for n, groups in KEPT.groups.items()})
+        ours = Pooled([measured(0.01, change=0.5), measured(0.01, change=0.1)], [KEPT, second])
+        other = Pooled([measured(0.01, change=0.0), measured(0.01, change=0.11)], [KEPT, second])
+        found = compare(ours, other, ["change"])["change"]
+        assert found["difference"] > 0 and found["interval"][0] > 0 and not found["better"]
 
     def test_a_curve_is_the_mean_over_seeds(self):
         sweeps = [[measured(0.4), measured(0.0)], [measured(0.2), measured(0.1)]]

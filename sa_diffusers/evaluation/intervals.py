@@ -10,24 +10,31 @@ from sa_diffusers.seeding import seeded
 from .classifier import wilson_interval
 
 
-TAILS = (0.025, 0.975)
+FEW = 5  # images: a mean nearer to 0 or 1 than so many of them is no matter for a bootstrap
 _DRAWN_AT_ONCE = 2**22  # indices held at a time, 32 MB
 
 
 def bootstrap_interval(
-    values: Tensor | Sequence[float], seed: int = 0, resamples: int = 2000, groups: Sequence[Hashable] | None = None
+    values: Tensor | Sequence[float],
+    seed: int = 0,
+    resamples: int = 2000,
+    groups: Sequence[Hashable] | None = None,
+    confidence: float = 0.95,
 ) -> tuple[float, float]:
     """Percentile interval of the mean of one value an image.
 
-    Values of 0 and 1 that are all equal come out equal in every resample, as if nothing else could happen. For them
-    the interval is Wilson's, of as many trials as there are images or groups. Other equal values, a single one too,
-    give an interval without width: read it beside the number of images.
+    Resamples know nothing of what has not been seen. So values in [0, 1] whose mean is within a few images of 0 or 1
+    (the mean or its complement sums up to less than 5) take Wilson's interval of their mean, of as many trials as
+    there are images or groups, where that is wider. Other equal values, a single one too, give an interval without
+    width: read it beside the number of images.
 
     Args:
         values: [N], finite.
         resamples: how many times N images (or all the groups) are drawn with replacement.
         groups: what each image belongs to (its prompt, the seed of its run). Images of a group share what makes them
-            alike, so whole groups are drawn; a resample's mean is over the images of the groups in it.
+            alike, so whole groups are drawn; a resample's mean is over the images of the groups in it. One group
+            alone says nothing of others: then images are drawn singly, and the interval is of that group.
+        confidence: how often the interval should hold the mean; 95 % by default.
 
     Returns:
         (low, high), of the same seed the same.
@@ -36,7 +43,12 @@ def bootstrap_interval(
         ValueError: no values, values that are not a finite [N], other lengths, or resamples below 1.
     """
     values = _one_dimensional(values)
-    return _interval(values, 0.0 if _is_binary(values) else None, seed, resamples, groups)
+    low, high = _interval(values, 0.0 if _is_binary(values) else None, seed, resamples, groups, confidence)
+    trials, mean = len(_members(groups, len(values))), values.mean().item()
+    if 0 <= values.min() and values.max() <= 1 and min(mean, 1 - mean) * trials < FEW and low < high:
+        wilson = wilson_interval(mean, trials)
+        low, high = min(low, wilson[0]), max(high, wilson[1])
+    return low, high
 
 
 def difference_interval(
@@ -45,6 +57,7 @@ def difference_interval(
     seed: int = 0,
     resamples: int = 2000,
     groups: Sequence[Hashable] | None = None,
+    confidence: float = 0.95,
 ) -> tuple[float, float]:
     """Interval of the mean of a - b, where a[i] and b[i] are one image's: the same prompt and seed in two models.
 
@@ -54,7 +67,7 @@ def difference_interval(
     a, b = _one_dimensional(a), _one_dimensional(b)
     if len(a) != len(b):
         raise ValueError(f"expected as many values of each, one pair an image, got {len(a)} and {len(b)}")
-    return _interval(a - b, -1.0 if _is_binary(a) and _is_binary(b) else None, seed, resamples, groups)
+    return _interval(a - b, -1.0 if _is_binary(a) and _is_binary(b) else None, seed, resamples, groups, confidence)
 
 
 def statistic_interval(
@@ -81,11 +94,16 @@ def statistic_interval(
         for rows in _draws(len(members), seed, resamples)
         for drawn in rows.tolist()
     ]
-    return _tails(_one_dimensional(numbers))
+    return _tails(_one_dimensional(numbers), 0.95)
 
 
 def _interval(
-    values: Tensor, smallest: float | None, seed: int, resamples: int, groups: Sequence[Hashable] | None
+    values: Tensor,
+    smallest: float | None,
+    seed: int,
+    resamples: int,
+    groups: Sequence[Hashable] | None,
+    confidence: float,
 ) -> tuple[float, float]:
     """Interval of the mean of `values`; `smallest` is the least that they can be where they are 0 and 1 or so."""
     members = _members(groups, len(values))
@@ -93,10 +111,10 @@ def _interval(
     if smallest is not None and bool((values == first).all()):
         other = wilson_interval(0.0, len(members))[1]  # how often another value may come, unseen so far
         return first - other * (first - smallest), first + other * (1 - first)
-    sums = torch.stack([values[group].sum() for group in members]) if groups is not None else values
+    sums = torch.stack([values[group].sum() for group in members])
     sizes = torch.tensor([float(len(group)) for group in members], dtype=torch.float64)
     draws = _draws(len(members), seed, resamples)
-    return _tails(torch.cat([sums[rows].sum(1) / sizes[rows].sum(1) for rows in draws]))
+    return _tails(torch.cat([sums[rows].sum(1) / sizes[rows].sum(1) for rows in draws]), confidence)
 
 
 def _draws(count: int, seed: int, resamples: int) -> Iterator[Tensor]:
@@ -120,6 +138,8 @@ def _members(groups: Sequence[Hashable] | None, num_images: int) -> list[Tensor]
     members: dict[Hashable, list[int]] = {}
     for index, group in enumerate(groups):
         members.setdefault(group, []).append(index)
+    if len(members) == 1:
+        return list(torch.arange(num_images)[:, None])
     return [torch.tensor(indices) for indices in members.values()]
 
 
@@ -135,6 +155,7 @@ def _is_binary(values: Tensor) -> bool:
     return bool(((values == 0) | (values == 1)).all())
 
 
-def _tails(numbers: Tensor) -> tuple[float, float]:
-    low, high = torch.quantile(numbers, torch.tensor(TAILS, dtype=torch.float64)).tolist()
+def _tails(numbers: Tensor, confidence: float) -> tuple[float, float]:
+    tails = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)
+    low, high = torch.quantile(numbers, tails).tolist()
     return low, high

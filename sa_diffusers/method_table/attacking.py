@@ -12,7 +12,7 @@ from sa_diffusers.artifacts import fingerprint, hash_tensors
 from sa_diffusers.atomic_files import atomic_path
 from sa_diffusers.attacks import AttackSettings, attack_embedding, draw_found
 from sa_diffusers.families import get_family
-from sa_diffusers.loading import load_pipeline, pipeline_hashes
+from sa_diffusers.loading import load_pipeline, model_hash, pipeline_hashes
 from sa_diffusers.method_table.judging import Judge
 from sa_diffusers.prompts import find_concept
 from sa_diffusers.seeding import derive_seed
@@ -45,6 +45,9 @@ class Attack:
                 "guided": {k: v for k, v in pipeline.config.items() if k.startswith("safety_")},
                 "targets": hash_tensors({"targets": self.targets}),
                 "settings": asdict(settings) | {"num_images": self.num_images, "templates": spec.attack_templates},
+                "concept": [config.concept, self.judge.exam.attribute, self.judge.exam.index],
+                "classifier": model_hash(self.judge.classifier),
+                "drawing": [config.guidance_scale, config.num_inference_steps, config.sampler],
             }
         )
         if path.exists():

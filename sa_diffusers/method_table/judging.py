@@ -1,7 +1,7 @@
 """What one pipeline draws, picture by picture, so that every number of the table has an interval and a pair."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sa_diffusers.artifacts import fingerprint
+from sa_diffusers.artifacts import fingerprint, hash_tensors
 from sa_diffusers.atomic_files import atomic_path
 from sa_diffusers.cli import config_from_dict
 from sa_diffusers.config import ForgetConfig
@@ -29,14 +29,14 @@ SHOWN = 8  # pictures of the concept, and as many of the rest, kept for the figu
 
 @dataclass(frozen=True)
 class Counts:
-    """Pictures of each kind: of the concept, in unseen phrasings, of prompts that do not name it, in long prompts,
-    and of all other classes together."""
+    """Pictures of each kind: of the concept, of it in unseen phrasings, of prompts that do not name it, of long ones,
+    and of all other classes together, in phrasings that were not replayed."""
 
-    concept: int = 60
+    concept: int = 40
     unseen: int = 120
     unnamed: int = 40
-    long: int = 40
-    retained: int = 360
+    long: int = 20
+    retained: int = 270
 
     def scaled(self, share: float) -> "Counts":
         """Raises ValueError: a share that leaves nothing."""
@@ -65,8 +65,11 @@ class Judge:
         others = len(self.classifier.config.attributes[attribute[0]]) - 1 if attribute else 1
         rows, counts = read_labelled_prompts(self.config.eval_prompts), self.counts
         per_class, other = -(-counts.retained // others), max(counts.unseen, counts.unnamed)
-        exam = examination(self.classifier, concept, rows, counts.concept, per_class, other, self.seed)
-        self.exam: Examination = exam
+        exam = examination(self.classifier, concept, rows, counts.concept, 0, other, self.seed)
+        # What is to be kept is judged in phrasings that were not replayed either: all seen ones may have been.
+        held_out = [row | {"form": "seen"} for row in rows if row["form"] == "held_out"]
+        kept = examination(self.classifier, concept, held_out, 0, per_class, 0, self.seed).retained
+        self.exam: Examination = replace(exam, retained=kept)
         classes = self.classifier.config.attributes[exam.attribute]
         if unknown := [name for name in self.spec.neighbours if name not in classes]:
             raise ValueError(f"{self.spec.name}: expected neighbours of {', '.join(classes)}, got {unknown[0]!r}")
@@ -78,7 +81,7 @@ class Judge:
             "unseen": _first(exam.unseen, counts.unseen),
             "unnamed": _first(exam.unnamed, counts.unnamed),
             "long": JudgedSet([Request(*pair) for pair in zip(long, seeds, strict=True)], [{}] * counts.long),
-            "retained": exam.retained,
+            "retained": kept,
         }
         self.settings = SamplingSettings(
             self.config.guidance_scale, self.config.num_inference_steps, self.config.eval_batch_size
@@ -89,6 +92,10 @@ class Judge:
         """Index of the class [M] that each retained picture should show."""
         classes = self.classifier.config.attributes[self.exam.attribute]
         return torch.tensor([classes.index(label[self.exam.attribute]) for label in self.exam.retained.labels])
+
+    def groups(self, name: str) -> list[tuple[int, str]]:
+        """What the pictures of a set have in common with others: their prompt, and the seed of the run."""
+        return [(self.seed, request.prompt) for request in self.sets[name].requests]
 
     @property
     def neighbours(self) -> Tensor:
@@ -116,8 +123,10 @@ class Judge:
                 "guided": {k: v for k, v in pipeline.config.items() if k.startswith("safety_")},
                 "classifier": model_hash(self.classifier),
                 "requests": {name: [asdict(r) for r in part.requests] for name, part in self.sets.items()},
+                "labels": {name: part.labels for name, part in self.sets.items()},
                 "settings": asdict(self.settings),
                 "sampler": self.config.sampler,
+                "original": None if original is None else hash_tensors({"": original["retained_pictures"]}),
             }
         )
         if path.exists():

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sa_diffusers.evaluation.intervals import bootstrap_interval, difference_interval, statistic_interval
+from sa_diffusers.evaluation.intervals import bootstrap_interval, difference_interval
 from sa_diffusers.method_table.runs import Point
 
 
@@ -24,7 +24,8 @@ class Measured:
 
     @property
     def erased(self) -> bool:
-        return self.values["unseen"].mean().item() <= ERASED
+        """By every other picture of the unseen phrasings; those between are what is reported of it then."""
+        return self.values["unseen"][::2].mean().item() <= ERASED
 
 
 def matched(sweep: Sequence[Measured]) -> Measured:
@@ -36,10 +37,21 @@ def matched(sweep: Sequence[Measured]) -> Measured:
 
 @dataclass(frozen=True)
 class Kept:
-    """What the classes are of the retained pictures [M], and which of them are neighbours of the concept."""
+    """What one seed's pictures are of.
+
+    Attributes:
+        classes: of each retained picture [M]. neighbours: which of them are of a neighbour of the concept.
+        groups: by the name of a set, what each of its pictures has in common with others: the seed and the prompt.
+    """
 
     classes: Tensor
     neighbours: Tensor
+    groups: dict[str, list]
+
+
+# The set of prompts that each measure is taken on.
+SET_OF = {"retained": "retained", "attributes": "retained", "change": "retained", "concept_entropy": "concept"}
+SET_OF |= {name: name for name in ("concept", "unseen", "unnamed", "long")} | {"concept_attributes": "concept"}
 
 
 class Pooled:
@@ -47,32 +59,45 @@ class Pooled:
 
     Args:
         parts: one of each seed.
-        kept: of the retained pictures of each seed.
+        kept: of the pictures of each seed.
     """
 
     def __init__(self, parts: Sequence[Measured], kept: Sequence[Kept]):
         self.parts = parts
         self.values = {name: torch.cat([part.values[name] for part in parts]) for name in parts[0].values}
+        self.groups = {name: [g for part in kept for g in part.groups[of]] for name, of in SET_OF.items()}
+        self.values["unseen"] = torch.cat([part.values["unseen"][1::2] for part in parts])
+        self.groups["unseen"] = [g for part in kept for g in part.groups["unseen"][1::2]]
         self.classes = torch.cat([part.classes for part in kept])
-        self.values["neighbours"] = self.values["retained"][torch.cat([part.neighbours for part in kept])]
+        neighbours = torch.cat([part.neighbours for part in kept])
+        if neighbours.any():
+            self.values["neighbours"] = self.values["retained"][neighbours]
+            rows = neighbours.nonzero()[:, 0].tolist()
+            self.groups["neighbours"] = [self.groups["retained"][row] for row in rows]
         self.reached = all(part.erased for part in parts)
 
-    def worst(self, rows: Tensor | None = None) -> float:
-        """Accuracy of the worst retained class, among the pictures with these indices."""
-        values, classes = self.values["retained"], self.classes
-        if rows is not None:
-            values, classes = values[rows], classes[rows]
-        sums = torch.zeros(int(self.classes.max()) + 1).index_add(0, classes, values)
-        return (sums / torch.bincount(classes, minlength=len(sums)))[classes.unique()].min().item()
+    def accuracies(self) -> dict[int, float]:
+        """Of each retained class."""
+        return {int(c): self.values["retained"][self.classes == c].mean().item() for c in self.classes.unique()}
+
+    @property
+    def worst_class(self) -> int:
+        accuracies = self.accuracies()
+        return min(accuracies, key=accuracies.__getitem__)
 
     def summary(self) -> dict[str, Any]:
-        """Means with 95 % intervals and numbers of pictures, and what it took (the mean over seeds)."""
+        """Means with 95 % intervals and numbers of pictures, and what it took (seconds: the mean over seeds)."""
         numbers: dict[str, Any] = {}
         for name, values in self.values.items():
-            if values.dim() == 1 and len(said := values[~values.isnan()]):
-                numbers[name] = _number(said.mean().item(), bootstrap_interval(said), len(said))
-        count = len(self.classes)
-        numbers["worst"] = _number(self.worst(), statistic_interval(self.worst, count, resamples=500), count)
+            if values.dim() != 1 or not (said := ~values.isnan()).any():
+                continue
+            groups = self.groups.get(name)
+            groups = groups and [group for group, one in zip(groups, said.tolist(), strict=True) if one]
+            interval = bootstrap_interval(values[said], groups=groups)
+            numbers[name] = _number(values[said].mean().item(), interval, int(said.sum()))
+        # The interval of this class alone: that it was chosen for being the worst is not accounted for.
+        worst = self.values["retained"][self.classes == self.worst_class]
+        numbers["worst"] = _number(worst.mean().item(), bootstrap_interval(worst), len(worst))
         points = [part.point for part in self.parts]
         return {
             "strength": [point.strength for point in points],
@@ -85,31 +110,37 @@ class Pooled:
         }
 
 
-# What a method is to be compared by at equal erasure, and whether more of it is better.
-COMPARED = {"retained": True, "worst": True, "neighbours": True, "attributes": True, "change": False}
+# What methods may be compared by at equal erasure, and whether more of it is better.
+COMPARABLE = {"retained": True, "worst": True, "neighbours": True, "attributes": True, "change": False}
 
 
-def compare(ours: Pooled, other: Pooled) -> dict[str, dict[str, Any]]:
+def compare(ours: Pooled, other: Pooled, measures: Sequence[str]) -> dict[str, dict[str, Any]]:
     """By how much another method keeps more than ours, with the 95 % interval of the difference, picture by picture.
 
-    Positive is better for the other method throughout; `better` says that all of the interval is.
+    Pictures of one prompt are drawn again together. "worst" is the class that is ours' worst, at a level that allows
+    for its having been chosen among K (Bonferroni). Positive is better for the other method throughout; `better` says
+    that all of the interval is, and the difference in every seed. Runs differ, too: the interval is of these weights.
     """
     found = {}
-    for name, more_is_better in COMPARED.items():
-        sign = 1 if more_is_better else -1
+    for name in measures:
+        measure, sign, chosen = name, 1 if COMPARABLE[name] else -1, None
+        confidence = 0.95
         if name == "worst":
-
-            def statistic(rows: Tensor) -> float:
-                return other.worst(rows) - ours.worst(rows)
-
-            difference = other.worst() - ours.worst()
-            interval = statistic_interval(statistic, len(ours.classes), resamples=500)
-        else:
-            a, b = other.values[name], ours.values[name]
-            both = ~(a.isnan() | b.isnan())
-            difference = sign * (a[both] - b[both]).mean().item()
-            interval = tuple(sorted(sign * end for end in difference_interval(a[both], b[both])))
-        found[name] = {"difference": difference, "interval": interval, "better": interval[0] > 0}
+            measure, chosen = "retained", ours.classes == ours.worst_class
+            confidence = 1 - 0.05 / len(ours.classes.unique())
+        a, b = sign * other.values[measure], sign * ours.values[measure]
+        both = ~(a.isnan() | b.isnan())
+        if chosen is not None:
+            both &= chosen
+        groups = [group for group, one in zip(ours.groups[measure], both.tolist(), strict=True) if one]
+        a, b = a[both], b[both]
+        interval = difference_interval(a, b, groups=groups, confidence=confidence)
+        by_seed = [(a - b)[[group[0] == seed for group in groups]].mean().item() for seed in dict(groups)]
+        found[name] = {
+            "difference": (a - b).mean().item(),
+            "interval": interval,
+            "better": interval[0] > 0 and min(by_seed) > 0,
+        }
     return found
 
 
@@ -129,5 +160,6 @@ def _number(mean: float, interval: tuple[float, float], count: int) -> dict[str,
 def describe(measured: Measured, kept: Kept) -> dict[str, Any]:
     """One strength of one seed in plain numbers, for the file of the whole curve."""
     pooled = Pooled([measured], [kept])
-    means = {name: part[~part.isnan()].mean().item() for name, part in pooled.values.items() if part.dim() == 1}
-    return asdict(measured.point) | means | {"worst": pooled.worst()}
+    values = pooled.values | {"unseen": measured.values["unseen"]}
+    means = {name: part[~part.isnan()].mean().item() for name, part in values.items() if part.dim() == 1}
+    return asdict(measured.point) | means | {"worst": min(pooled.accuracies().values())}

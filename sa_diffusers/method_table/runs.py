@@ -81,7 +81,7 @@ def _point(spec: ConceptSpec, strength: Any, pipeline_dir: Path, seconds: float,
 def _stage_seconds(config: ForgetConfig, own: dict[str, float], shared: dict[str, float]) -> float:
     """Everything from the pipeline to the one that has forgotten, as if nothing had been there."""
     total = own["surrogate"] + own["train"]
-    if config.replay_weight or config.ewc_lambda:
+    if config.replay_weight or config.ewc_lambda or config.surrogate_target == "model":
         total += max(own["sample"], shared["sample"]) if config.samples else own["sample"]
     if config.ewc_lambda:
         total += shared["fisher"] if config.fisher else own["fisher"]

@@ -11,7 +11,7 @@ from sa_diffusers.cli import config_from_dict
 from sa_diffusers.config import ForgetConfig
 
 
-KEYS = {"kind", "base", "options", "neighbours", "long_templates", "attack_templates", "rows"}
+KEYS = {"kind", "base", "options", "neighbours", "long_templates", "attack_templates", "compared", "rows"}
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class ConceptSpec:
         neighbours: classes of the concept's attribute that are closest to it.
         long_templates: long prompts with {} in the concept's place.
         attack_templates: short ones, in which the attack looks for what brings the concept back.
+        compared: the measures that methods are compared by, of `matching.COMPARABLE`; where only the surrogate is left
+            of the concept's attribute, what is retained of it says nothing of damage.
         rows: the methods; the first is ours.
     """
 
@@ -53,6 +55,7 @@ class ConceptSpec:
     neighbours: list[str]
     long_templates: list[str]
     attack_templates: list[str]
+    compared: list[str]
     rows: dict[str, Row]
 
     @property
@@ -89,7 +92,7 @@ def read_spec(path: Path) -> ConceptSpec:
     for name in ("track_steps", "num_threads", "checkpointing_steps"):
         base[name] = None  # the table looks at snapshots, and its rows are short
     base["classifier"] = []  # its own judge draws more
-    texts = {name: values[name] for name in ("neighbours", "long_templates", "attack_templates")}
+    texts = {name: values[name] for name in ("neighbours", "long_templates", "attack_templates", "compared")}
     spec = ConceptSpec(name=path.stem, kind=values["kind"], options=base, rows=rows, **texts)
     if wrong := [template for template in spec.long_templates + spec.attack_templates if "{}" not in template]:
         raise ValueError(f"{path}: expected {{}} in every template, got {wrong[0]!r}")
