@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sa_diffusers.evaluation.classifier import wilson_interval
-from sa_diffusers.evaluation.intervals import _draws, bootstrap_interval, difference_interval, statistic_interval
+from sa_diffusers.evaluation.intervals import _draws, bootstrap_interval, difference_interval
 
 
 def by_loop(values: list[float], groups: list | None, seed: int, resamples: int) -> tuple[float, float]:
@@ -35,11 +35,6 @@ def test_equals_a_loop(groups):
     values = torch.randn(10).double().tolist()
     expected = by_loop(values, groups, seed=3, resamples=97)
     assert bootstrap_interval(values, seed=3, resamples=97, groups=groups) == pytest.approx(expected, rel=1e-12)
-
-    def mean(indices):
-        return torch.tensor(values, dtype=torch.float64)[indices].mean()
-
-    assert statistic_interval(mean, 10, seed=3, resamples=97, groups=groups) == pytest.approx(expected, rel=1e-12)
 
 
 def test_parts_make_up_all_resamples(monkeypatch):
@@ -110,17 +105,6 @@ def test_equal_differences_of_binary_values_have_a_width():
     assert difference_interval([1, 1], [0.5, 0.5]) == difference_interval([0.5, 0.5], [0, 0]) == (0.5, 0.5)
 
 
-def test_worst_class():
-    right = torch.tensor([1.0] * 40 + [1, 0] * 20)  # class 0 always, class 1 half of the time
-    classes = torch.tensor([0] * 40 + [1] * 40)
-
-    def worst(indices):
-        return min(right[indices][classes[indices] == label].mean().item() for label in (0, 1))
-
-    low, high = statistic_interval(worst, 80, resamples=500)
-    assert 0.3 < low < 0.42 and 0.58 < high < 0.7
-
-
 @pytest.mark.parametrize(
     ("values", "options", "message"),
     [
@@ -136,11 +120,9 @@ def test_wrong_input_is_refused(values, options, message):
         bootstrap_interval(values, **options)
 
 
-def test_pairs_must_match_and_a_statistic_needs_images():
+def test_pairs_must_match():
     with pytest.raises(ValueError, match="3 and 2"):
         difference_interval([1, 2, 3], [1, 2])
-    with pytest.raises(ValueError, match="at least one image"):
-        statistic_interval(lambda indices: 0.0, 0)
 
 
 def test_near_zero_a_bootstrap_is_widened_to_wilsons():

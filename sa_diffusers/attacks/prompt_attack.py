@@ -151,7 +151,10 @@ class TargetLoss:
 
     @torch.no_grad()
     def fixed_parts(self, vectors: Tensor, rival: Sequence[float] = ()) -> list[float]:
-        """The means over 16 of them each. It ends early, with fewer parts, where their sum exceeds that of a rival."""
+        """The means over 16 of them each. It ends early, with fewer parts, where their sum exceeds that of a rival.
+
+        This is a race: vectors with bad luck in the first parts are out, though all parts might put them ahead.
+        """
         parts: list[float] = []
         for start in range(0, NUM_FIXED, 16):
             if rival and sum(parts) > sum(rival[: len(parts)]):

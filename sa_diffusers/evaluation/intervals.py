@@ -1,6 +1,6 @@
 """95 % intervals by the bootstrap (Efron 1979): how far a number would move with other images of the same kind."""
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -68,33 +68,6 @@ def difference_interval(
     if len(a) != len(b):
         raise ValueError(f"expected as many values of each, one pair an image, got {len(a)} and {len(b)}")
     return _interval(a - b, -1.0 if _is_binary(a) and _is_binary(b) else None, seed, resamples, groups, confidence)
-
-
-def statistic_interval(
-    statistic: Callable[[Tensor], float],
-    num_images: int,
-    seed: int = 0,
-    resamples: int = 2000,
-    groups: Sequence[Hashable] | None = None,
-) -> tuple[float, float]:
-    """Percentile interval of any number that images decide together, such as the accuracy of the worst class.
-
-    Args:
-        statistic: the number, from the indices [n] of the images that were drawn, some of them several times. A small
-            class may be missing among them.
-        num_images: N; the indices are 0 .. N - 1.
-        seed, resamples, groups: as `bootstrap_interval` takes them.
-
-    Raises:
-        ValueError: no images, other lengths, resamples below 1, or a statistic that is not finite.
-    """
-    members = _members(groups, num_images)
-    numbers = [
-        float(statistic(torch.cat([members[group] for group in drawn])))
-        for rows in _draws(len(members), seed, resamples)
-        for drawn in rows.tolist()
-    ]
-    return _tails(_one_dimensional(numbers), 0.95)
 
 
 def _interval(
