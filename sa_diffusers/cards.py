@@ -14,6 +14,7 @@ from sa_diffusers.atomic_files import atomic_path
 from sa_diffusers.pipelines import OWN_PIPELINES
 
 
+GUIDES = "SafeGuidancePipeline"  # of the pipeline classes here the one whose weights have not changed
 LIMITS = (
     "The concept is suppressed, not proven erased: other words for it, further training or an attack "
     "on the weights may bring it back, and what is close to it may have changed as well."
@@ -101,6 +102,11 @@ def _how_to_load(base: str, loader: str, library: str, dtype: str, variant: str 
         ]
     else:
         text = f"A pipeline of the base model's own class; nothing but {library} is needed."
+        if loader == GUIDES:
+            text = (
+                "The weights are the base model's: the class leads away from the concept while it draws. "
+                "`StableDiffusionPipeline` loads this folder, too, and draws without that."
+            )
         lines.append(f"pipeline = {loader}.from_pretrained({here}, dtype=torch.{dtype})")
         if variant:
             lines.append(f'# smaller files: {loader}.from_pretrained(..., variant="{variant}", dtype=torch.float16)')
@@ -157,13 +163,14 @@ def write_model_card(
     if metrics:
         sections.append(f"## Before and after\n\n{_before_after(metrics)}")
     sections += [f"## Limits\n\n{LIMITS}", _licence(base, license)]
-    text_to_image = ["stable-diffusion", "text-to-image"] if stock else []
+    reads_text = stock or pipeline_class == GUIDES
+    text_to_image = ["stable-diffusion", "text-to-image"] if reads_text else []
     adapter = ["lora"] if lora else []
     data = ModelCardData(
         base_model=base_model if is_on_hub(base_model) else None,
         base_model_relation="adapter" if lora and is_on_hub(base_model) else None,
         library_name="diffusers",
-        pipeline_tag="text-to-image" if stock else "unconditional-image-generation",
+        pipeline_tag="text-to-image" if reads_text else "unconditional-image-generation",
         tags=["diffusers", *text_to_image, *adapter, "sa_diffusers", "concept-forgetting"],
         license=license,
     )

@@ -50,7 +50,7 @@ def find_concept(concept: str, surrogate: str | None, siblings: str | None = Non
     file = yaml.safe_load(Path(resolve("bundled/surrogates.yaml")).read_text())
     known = {p.lower(): entry for entry in file["concepts"].values() for p in split_phrasings(entry["concept"])}
     entry = next((known[p.lower()] for p in phrasings if p.lower() in known), {})
-    surrogate = surrogate or entry.get("surrogate")
+    surrogate = entry.get("surrogate") if surrogate is None else surrogate.strip()
     if not surrogate:
         raise ValueError(
             f"no surrogate is known for {phrasings[0]!r}: say what to draw in its place with --surrogate, a prompt "

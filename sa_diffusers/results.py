@@ -80,8 +80,7 @@ def announce(config: ForgetConfig, family: Family, inputs: Inputs, output_dir: P
         "sample": f"{config.num_samples} samples of the model for replay and Fisher",
         "surrogate": f"{config.num_surrogate_samples} pictures: {inputs.concept.surrogate}",
         "fisher": f"{samples * gradients} gradient evaluations ({exact})",
-        "train": f"{config.num_train_steps} steps of {config.train_batch_size} + {config.train_batch_size}, "
-        f"scope {config.train_scope}, lambda {config.ewc_lambda:g}",
+        "train": _what_is_trained(config),
         "evaluate": f"{2 * evaluated} pictures, before and after",
     }
     skipped = {
@@ -103,6 +102,14 @@ def announce(config: ForgetConfig, family: Family, inputs: Inputs, output_dir: P
         if not skipped.get(name)
     ]
     return describe(rows, memory, disk, output_dir)
+
+
+def _what_is_trained(config: ForgetConfig) -> str:
+    batch = f"{config.train_batch_size}" + (f" + {config.train_batch_size}" if config.replay_weight else "")
+    said = [f"{config.num_train_steps} steps of {batch}", f"scope {config.train_scope}"]
+    said += [f"LoRA of rank {config.lora_rank}"] if config.lora_rank else []
+    said += [f"lambda {config.ewc_lambda:g}"] if config.ewc_lambda else []
+    return ", ".join(said)
 
 
 def amounts(config: ForgetConfig, family: Family, metrics: dict, steps: int) -> dict[str, dict]:

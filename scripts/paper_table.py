@@ -71,7 +71,7 @@ def digits(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     from sa_diffusers.method_table.spec import only_rows, read_spec
     from sa_diffusers.method_table.table import MethodTable, make_table
 
-    specs = [read_spec(args.configs / f"{name}.yaml") for name in args.concepts.split(",")]
+    specs = [read_spec(args.configs / f"{name}.yaml") for name in args.concepts.split(",") if name]
     if args.rows:
         specs = [only_rows(spec, args.rows.split(",")) for spec in specs]
     extra: dict[str, dict[str, str]] = {}
@@ -82,8 +82,11 @@ def digits(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         extra.setdefault(concept, {})[row] = source
     classifier = load_classifier(resolve("bundled/digits/classifier")).eval()
     counts = Counts() if args.images == 1 else Counts().scaled(args.images)
-    seeds = [int(seed) for seed in args.seeds.split(",")]
-    print(make_table(MethodTable(specs, args.output_dir, classifier, counts, seeds, extra)))
+    seeds = args.seeds.split(",")
+    if len(set(seeds)) < len(seeds) or not all(seed.isdecimal() for seed in seeds):
+        parser.error(f"expected --seeds as different whole numbers such as 0,1,2, got {args.seeds}")
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    print(make_table(MethodTable(specs, args.output_dir, classifier, counts, [int(seed) for seed in seeds], extra)))
     print(f"{args.output_dir / 'methods.md'}, and figures beside it")
 
 

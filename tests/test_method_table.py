@@ -12,10 +12,12 @@ from torch.testing import assert_close
 
 from sa_diffusers.bundled import resolve
 from sa_diffusers.evaluation.load_classifier import load_classifier
+from sa_diffusers.hub import ModelLoadError
 from sa_diffusers.method_table.judging import Counts, Judge
 from sa_diffusers.method_table.matching import COMPARABLE, Kept, Measured, Pooled, compare, curve, matched
 from sa_diffusers.method_table.runs import Point
 from sa_diffusers.method_table.spec import only_rows, read_spec
+from sa_diffusers.method_table.table import MethodTable, check_extra
 
 
 CONCEPTS = ["seven", "red", "bold"]
@@ -57,7 +59,10 @@ class TestSpec:
             ({"rows": {"a": {"snapshot_steps": [1], "sweep": {"seed": [1]}}}}, "strengths of one option"),
             ({"rows": {"a": {"snapshot_steps": [5], "learning_rte": 1}}}, "learning_rte"),
             ({"long_templates": ["a digit"]}, "expected {} in every template"),
-            ({"colour": "red"}, "expected the keys"),
+            ({"colour": "red"}, "unknown ones: .'colour'."),
+            ({"neighbours": None}, "expected neighbours to be a list of texts, got None"),
+            ({"rows": {"a": {"method": "uec", "snapshot_steps": [5]}}}, "row a: .*expected one of"),
+            ({"base": "none.yaml"}, "none.yaml cannot be read"),
         ],
     )
     def test_wrong_files_are_refused(self, changes, message, tmp_path):
@@ -71,6 +76,22 @@ class TestSpec:
         assert list(only_rows(spec, ["uce"]).rows) == [spec.ours, "uce"]
         with pytest.raises(ValueError, match="seven has no row uec; it has sa-lora"):
             only_rows(spec, ["uec"])
+
+
+class TestExtra:
+    @pytest.mark.parametrize(
+        ("extra", "message"),
+        [
+            ({"sven": {"never": "x"}}, "a further pipeline of seven, got one of 'sven'"),
+            ({"seven": {"uce": "x"}}, "seven has a row 'uce' already"),
+            ({"seven": {"original": "x"}}, "has a row 'original' already"),
+            ({"seven": {"never": "/nowhere/at/all"}}, "/nowhere/at/all"),
+        ],
+    )
+    def test_wrong_further_pipelines_are_refused(self, extra, message, tmp_path):
+        spec = read_spec(Path("configs/paper/digits/seven.yaml"))
+        with pytest.raises((ValueError, ModelLoadError), match=message):
+            check_extra(MethodTable([spec], tmp_path, None, Counts(), [0], extra))
 
 
 class TestMatching:
@@ -130,12 +151,13 @@ class TestMatching:
         assert_close(torch.tensor(points), torch.tensor([(0.3, 1.0), (0.05, 1.0)]))
 
 
-class TestJudge:
-    @pytest.fixture(scope="class")
-    def judge(self) -> Judge:
-        classifier = load_classifier(resolve("bundled/digits/classifier")).eval()
-        return Judge(read_spec(Path("configs/paper/digits/red.yaml")), classifier, Counts(2, 3, 2, 2, 10), seed=0)
+@pytest.fixture(scope="module")
+def judge() -> Judge:
+    classifier = load_classifier(resolve("bundled/digits/classifier")).eval()
+    return Judge(read_spec(Path("configs/paper/digits/red.yaml")), classifier, Counts(2, 3, 2, 2, 10), seed=0)
 
+
+class TestJudge:
     def test_the_original_has_not_changed_and_knows_the_concept(self, judge, tmp_path):
         model = resolve("bundled/digits/pipeline")
         values = judge.read(model, tmp_path / "original.safetensors", None)

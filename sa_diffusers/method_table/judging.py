@@ -147,7 +147,8 @@ class Judge:
         pictures = to_uint8(images["retained"])
         before = pictures if original is None else original["retained_pictures"]
         difference = (pictures.float() - before.float()) / 127.5
-        spread = torch.linspace(0, len(pictures) - 1, SHOWN).long()
+        shown = min(SHOWN, len(pictures), len(images["concept"]))
+        spread = torch.linspace(0, len(pictures) - 1, shown).long()
         values = {
             "concept": asked["concept"][:, index],
             "concept_entropy": entropy,
@@ -158,7 +159,7 @@ class Judge:
             "retained": (asked["retained"].argmax(1) == self.retained_classes).float(),
             "attributes": self._attributes(read["retained"], self.sets["retained"]),
             "change": difference.square().flatten(1).mean(1).sqrt(),
-            "shown": torch.cat([to_uint8(images["concept"][:SHOWN]), pictures[spread]]),
+            "shown": torch.cat([to_uint8(images["concept"][:shown]), pictures[spread]]),
         }
         values |= {} if original is not None else {"retained_pictures": pictures}
         return {name: value.contiguous() for name, value in values.items()}

@@ -11,7 +11,8 @@ from sa_diffusers.cli import config_from_dict
 from sa_diffusers.config import ForgetConfig
 
 
-KEYS = {"kind", "base", "options", "neighbours", "long_templates", "attack_templates", "compared", "rows"}
+LISTS = ("neighbours", "long_templates", "attack_templates", "compared")
+KEYS = {"kind", "base", "options", "rows", *LISTS}
 
 
 @dataclass(frozen=True)
@@ -82,23 +83,42 @@ def read_spec(path: Path) -> ConceptSpec:
     Raises:
         ValueError: keys that are unknown or missing, a row without strengths, or options that no run could have.
     """
-    values = yaml.safe_load(path.read_text())
-    if not isinstance(values, dict) or set(values) != KEYS:
-        raise ValueError(f"{path}: expected the keys {', '.join(sorted(KEYS))}, got {values and sorted(values)}")
-    rows = {name: _read_row(path, name, dict(given)) for name, given in values["rows"].items()}
-    if not rows:
+    values = _read_yaml(path)
+    missing, unknown = sorted(KEYS - set(values)), sorted(set(values) - KEYS)
+    if missing or unknown:
+        raise ValueError(f"{path}: missing keys: {', '.join(missing) or 'none'}; unknown ones: {unknown or 'none'}")
+    for name in LISTS:
+        if not isinstance(values[name], list) or not all(isinstance(one, str) for one in values[name]):
+            raise ValueError(f"{path}: expected {name} to be a list of texts, got {values[name]!r}")
+    if not values["rows"]:
         raise ValueError(f"{path}: expected at least one row")
-    base = yaml.safe_load(Path(values["base"]).read_text()) | (values["options"] or {})
+    rows = {name: _read_row(path, name, dict(given)) for name, given in values["rows"].items()}
+    base = _read_yaml(Path(values["base"])) | (values["options"] or {})
     for name in ("track_steps", "num_threads", "checkpointing_steps"):
         base[name] = None  # the table looks at snapshots, and its rows are short
     base["classifier"] = []  # its own judge draws more
-    texts = {name: values[name] for name in ("neighbours", "long_templates", "attack_templates", "compared")}
+    texts = {name: values[name] for name in LISTS}
     spec = ConceptSpec(name=path.stem, kind=values["kind"], options=base, rows=rows, **texts)
     if wrong := [template for template in spec.long_templates + spec.attack_templates if "{}" not in template]:
         raise ValueError(f"{path}: expected {{}} in every template, got {wrong[0]!r}")
     for row in rows.values():
-        list(spec.configs(row, Path(row.name), seed=0))
+        try:
+            list(spec.configs(row, Path(row.name), seed=0))
+        except ValueError as error:
+            raise ValueError(f"{path}, row {row.name}: {error}") from error
     return spec
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    """Raises ValueError: no such file, or none that holds options."""
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        beside = ", ".join(sorted(one.stem for one in path.parent.glob("*.yaml")))
+        raise ValueError(f"{path} cannot be read ({error}); its folder has {beside or 'no YAML file'}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected options, `name: value` a line, got {values!r}")
+    return values
 
 
 def _read_row(path: Path, name: str, given: dict[str, Any]) -> Row:

@@ -1,7 +1,7 @@
 """Run every method on every concept, judge all strengths of each, and put them side by side at equal erasure."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sa_diffusers.atomic_files import atomic_path, write_json
 from sa_diffusers.evaluation.classifier import ImageClassifier
+from sa_diffusers.loading import read_model_index
 from sa_diffusers.method_table.attacking import Attack, draw_targets
 from sa_diffusers.method_table.figures import PANELS, draw_curves, draw_samples
 from sa_diffusers.method_table.judging import Counts, Judge
@@ -70,17 +71,38 @@ def make_table(table: MethodTable) -> str:
     Returns:
         The tables as Markdown.
     """
-    results, texts = {}, []
+    check_extra(table)
+    results, texts = {}, [_how(table)]
     for spec in table.specs:
         finished = measure_concept(table, spec)
         results[spec.name] = summarise(finished)
         texts.append(markdown(spec, results[spec.name]))
+        write_json(results, table.folder / "methods.json")
+        with atomic_path(table.folder / "methods.md") as temporary:
+            temporary.write_text("\n".join(texts))
         _draw(finished, table.folder)
-    write_json(results, table.folder / "methods.json")
-    text = "\n".join(texts)
-    with atomic_path(table.folder / "methods.md") as temporary:
-        temporary.write_text(text)
-    return text
+    return "\n".join(texts)
+
+
+def check_extra(table: MethodTable) -> None:
+    """Raise ValueError for a further pipeline of a concept or under a name that cannot be, ModelLoadError for none."""
+    rows = {spec.name: [ORIGINAL, *spec.rows] for spec in table.specs}
+    for concept, given in table.extra.items():
+        if concept not in rows:
+            raise ValueError(f"expected a further pipeline of {', '.join(rows)}, got one of {concept!r}")
+        for name, source in given.items():
+            if name in rows[concept]:
+                raise ValueError(f"{concept} has a row {name!r} already; call the further pipeline otherwise")
+            read_model_index(source)
+
+
+def _how(table: MethodTable) -> str:
+    counts = ", ".join(f"{count} {name}" for name, count in asdict(table.counts).items())
+    seeds = ", ".join(map(str, table.seeds))
+    return (
+        f"Seeds {seeds}. Pictures of each pipeline and seed: {counts}; half of the unseen ones chose the strength and "
+        f"are not reported. `attacked`: the concept's probability after a white-box search for its token embedding.\n"
+    )
 
 
 def measure_concept(table: MethodTable, spec: ConceptSpec) -> Finished:
@@ -140,7 +162,7 @@ def markdown(spec: ConceptSpec, rows: dict[str, dict[str, Any]]) -> str:
     for name, row in rows.items():
         strength = ", ".join(dict.fromkeys(str(value) for value in row["strength"]))
         cells = [name, strength + ("" if row["reached"] or name == ORIGINAL else " †")]
-        cells += [_cell(row.get(measure), shown) for measure, (_, shown) in COLUMNS.items()]
+        cells += [_cell(row.get(measure), shown and name != ORIGINAL) for measure, (_, shown) in COLUMNS.items()]
         lines.append("| " + " | ".join([*cells, f"{row['seconds']:.0f}", f"{row['megabytes']:.2f}"]) + " |")
     lines.append(f"\n† P(concept) in unseen phrasings stays above {ERASED} in at least one seed at every strength.\n")
     better, tried = [], 0
