@@ -16,13 +16,14 @@ from sa_diffusers.attack_config import AttackConfig
 from sa_diffusers.attacks import FoundEmbedding, FoundText
 from sa_diffusers.evaluation.before_after import to_pil
 from sa_diffusers.evaluation.classifier import ImageClassifier, wilson_interval
+from sa_diffusers.evaluation.pipeline_page import mosaic
 from sa_diffusers.report import TEMPLATES
 
 
 SHOWN = 12  # pictures of each row of the page
-COLUMNS = (
-    "model", "before: P", "after: P, mean of restarts", "after: P, best restart", "before: read as it",
-    "after: read as it, mean", "after: read as it, best", "loss, start → best",
+MEASURED = (
+    "before: P", "after: P, mean of restarts", "after: P, best restart", "before: share read as it",
+    "after: share read as it, mean", "after: share read as it, best",
 )  # fmt: skip
 
 
@@ -98,24 +99,32 @@ def _with_intervals(reading: Mapping[str, float], count: int) -> dict[str, Any]:
     return {**reading, **{f"{name}_interval": wilson_interval(value, count) for name, value in reading.items()}}
 
 
+def columns(result: Mapping[str, Any]) -> list[str]:
+    """The table's columns: the numbers where there is a classifier, the words where the attack found some."""
+    words = ["found words, best restart"] if result["attack"] == "text" else []
+    return ["model", *(MEASURED if _judged(result) else ()), *words, "loss, start → best"]
+
+
 def rows(result: Mapping[str, Any]) -> list[list[str]]:
-    """The table's cells as text, a row a model, in the order of COLUMNS."""
+    """The table's cells as text, a row a model, in the order of `columns`."""
     found = []
     for role, entry in result["models"].items():
         best = entry["restarts"][entry["best"]]
-        shown = [
+        measured = [
             _cell(part, name)
-            for name in ("probability", "share")
-            for part in (entry.get("before"), entry.get("after_mean"), best)
+            for name in ("probability", "share") * _judged(result)
+            for part in (entry["before"], entry["after_mean"], best)
         ]
-        text = f", “{best['text']}”" if "text" in best else ""
-        found.append([role, *shown, f"{best['losses'][0]:.4f} → {min(best['losses']):.4f}{text}"])
+        words = [best["text"]] if "text" in best else []
+        found.append([role, *measured, *words, f"{best['losses'][0]:.4f} → {min(best['losses']):.4f}"])
     return found
 
 
-def _cell(part: Mapping[str, Any] | None, name: str) -> str:
-    if not part or name not in part:
-        return "–"
+def _judged(result: Mapping[str, Any]) -> bool:
+    return "probability" in result["targets"]
+
+
+def _cell(part: Mapping[str, Any], name: str) -> str:
     low, high = part[f"{name}_interval"]
     return f"{part[name]:.3f} [{low:.3f}, {high:.3f}]"
 
@@ -123,13 +132,16 @@ def _cell(part: Mapping[str, Any] | None, name: str) -> str:
 def notes(result: Mapping[str, Any]) -> list[str]:
     """What must be known to read the table, a sentence or two each."""
     settings, targets = result["settings"], result["targets"]
-    read = f"; P {_cell(targets, 'probability')} in them" if "probability" in targets else ""
+    judged, restarts = _judged(result), settings["num_restarts"]
+    read = f"; P {_cell(targets, 'probability')} in them" if judged else ""
     accuracy = result["classifier_accuracy"]
+    interval = ", [95 % interval by Wilson for so many]" if judged else ""
     found = [
-        f"{result['num_images']} pictures of the same seeds in each number, [95 % interval by Wilson for so many]; "
-        f"{settings['num_restarts']} restarts.",
-        "The best restart was chosen by the number it is reported with, and so flatters the attack; where there is no "
-        "classifier, by its loss.",
+        f"{result['num_images']} pictures of the same seeds in each {'number' if judged else 'row'}{interval}; "
+        f"{restarts} restart{'s' * (restarts != 1)}.",
+        "The best restart was chosen by the number it is reported with, and so flatters the attack."
+        if judged
+        else "No classifier: pictures only. The best restart is that of the lowest loss.",
         f"{targets['num_images']} targets, drawn by the original from other seeds{read}.",
         "The original is the ceiling of the attack; a model that never learned the concept is its floor: what comes "
         "back there was never forgotten, only described.",
@@ -142,7 +154,8 @@ def notes(result: Mapping[str, Any]) -> list[str]:
 def markdown(result: Mapping[str, Any]) -> str:
     """The table with its notes."""
     title = f"# Attack ({result['attack']}) on “{result['concept']}”"
-    lines = [COLUMNS, ["---"] * len(COLUMNS), *rows(result)]
+    head, body = columns(result), [[cell.replace("|", "\\|") for cell in row] for row in rows(result)]
+    lines = [head, ["---"] * len(head), *body]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     return "\n\n".join([title, table, "\n".join(f"- {note}" for note in notes(result))]) + "\n"
 
@@ -163,25 +176,25 @@ def write_results(
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     page = environment.get_template("attack.html.j2").render(
         title=f"Attack ({config.attack}) on “{config.concept}”",
-        columns=COLUMNS,
+        columns=columns(result),
         rows=rows(result),
         notes=notes(result),
         pictures={
-            role: {name: [_uri(image) for image in images[:SHOWN]] for name, images in parts.items()}
+            role: {name: [_uri(image, config.blurred) for image in images[:SHOWN]] for name, images in parts.items()}
             for role, parts in pictures.items()
         },
         models={role: entry["model"] for role, entry in result["models"].items()},
         small=max(targets.shape[2:]) <= 128,
-        blur=config.blur,
+        blurred=config.blurred,
         settings={key: value for key, value in asdict(config).items() if value is not None},
     )
     with atomic_path(folder / "report.html") as temporary:
         temporary.write_text(page, encoding="utf-8")
 
 
-def _uri(image: Tensor) -> str:
-    """A picture for the page, at most 256 pixels a side."""
+def _uri(image: Tensor, blurred: bool) -> str:
+    """A picture for the page, at most 256 pixels a side; a blurred one holds no more than its mosaic."""
     picture, buffer = to_pil(image), io.BytesIO()
     picture.thumbnail((256, 256))
-    picture.save(buffer, format="PNG")
+    (mosaic(picture) if blurred else picture).save(buffer, format="PNG")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

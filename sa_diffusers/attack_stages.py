@@ -10,7 +10,17 @@ from torch import Tensor
 from sa_diffusers.artifacts import RunLock, hash_tensors
 from sa_diffusers.atomic_files import atomic_path, remove_leftovers
 from sa_diffusers.attack_config import AttackConfig
-from sa_diffusers.attack_results import Attacked, Judge, summarise, write_results
+from sa_diffusers.attack_inputs import (
+    check_folder,
+    check_resolutions,
+    complete,
+    describe_plan,
+    first_tokens,
+    load_family,
+    load_judge,
+    roles,
+)
+from sa_diffusers.attack_results import Attacked, summarise, write_results
 from sa_diffusers.attacks import (
     AttackSettings,
     FoundEmbedding,
@@ -19,48 +29,20 @@ from sa_diffusers.attacks import (
     attack_text,
     draw_found,
 )
-from sa_diffusers.attacks.prompt_attack import TemplateEncoder, check_places
-from sa_diffusers.bundled import resolve
 from sa_diffusers.evaluation.before_after import to_uint8
-from sa_diffusers.evaluation.load_classifier import load_classifier
-from sa_diffusers.families import get_family
 from sa_diffusers.families.text_to_image import TextToImageFamily
-from sa_diffusers.loading import load_pipeline, model_hash, pipeline_hashes, read_model_index
+from sa_diffusers.loading import model_hash, pipeline_hashes
 from sa_diffusers.prompts import split_phrasings
 from sa_diffusers.seeding import derive_seed, seeded
 from sa_diffusers.stages import Stages
 
 
-KINDS = ("StableDiffusionPipeline", "SafeGuidancePipeline")
-
-
-def check_models(config: AttackConfig) -> dict[str, str]:
-    """{role: pipeline} of the models to attack. Raises ValueError for one that is no text-to-image pipeline."""
-    models = {"original": config.original, "forgotten": config.forgotten}
-    models |= {"never learned it": config.control} if config.control else {}
-    for role, model in models.items():
-        kind = read_model_index(model)["_class_name"]
-        if kind not in KINDS:
-            raise ValueError(f"the attack is on prompts of {' or '.join(KINDS)}; {model} ({role}) is a {kind}")
-    return models
-
-
-def load_judge(config: AttackConfig) -> Judge | None:
-    """The classifier and the concept's class. Raises ValueError if there is no such class."""
-    if config.classifier is None:
-        return None
-    classifier = load_classifier(resolve(config.classifier))
-    found = classifier.find_class(list(split_phrasings(config.concept)))
-    if found is None:
-        raise ValueError(
-            f"the classifier has no class named {config.concept!r}; it knows {classifier.config.attributes}. Pass one "
-            "that knows the concept, or leave --classifier away"
-        )
-    return Judge(classifier, *found)
-
-
 class AttackRun:
-    """One run in one folder; every stage leaves files there and is reused if they are of the same configuration."""
+    """One run in one folder; every stage leaves files there and is reused if they are of the same configuration.
+
+    Args:
+        config: as `complete` returns it.
+    """
 
     def __init__(self, config: AttackConfig):
         self.config, self.folder = config, Path(config.output_dir)
@@ -75,9 +57,9 @@ class AttackRun:
         ]  # fmt: skip
         self.targets = self.target_images = self.target_vae = None
 
-    def attack(self, role: str, model: str, image_size: int | None) -> Attacked:
+    def attack(self, role: str, model: str) -> Attacked:
         """All stages of one model; the original comes first and draws the targets."""
-        family = self._load(model, image_size)
+        family = load_family(self.config, model)
         hashes = pipeline_hashes(family.pipeline)
         if role == "original":
             self._draw_targets(family, hashes)
@@ -94,18 +76,21 @@ class AttackRun:
             }  # fmt: skip
             found.append(self._find(family, targets, own, restart, settings, key))
             after.append(self._pictures(family, own, f"after-{restart}", found[-1], drawing | {"found": key}))
+            if role == "original" and restart == 0:
+                print(self._time_left(), flush=True)
         return Attacked(model, before, after, found)
 
-    def _load(self, model: str, image_size: int | None) -> TextToImageFamily:
-        """Raises ValueError for a model whose pictures the classifier cannot read, or a prompt that it would cut."""
-        family = get_family(load_pipeline(model, None, None, "float32"), sampler=self.config.sampler)
-        if image_size not in (None, family.resolution):
-            raise ValueError(
-                f"the classifier reads pictures of {image_size} pixels, {model} draws {family.resolution}; pass "
-                "another --classifier"
-            )
-        check_places(TemplateEncoder(family, self.config.templates, self.config.num_tokens), self.words[0])
-        return family
+    def _time_left(self) -> str:
+        """What is left after the first attack, as if all took as long as it and nothing was there already."""
+        attack, pictures = (self.stages.seconds[f"original-{name}-0"] for name in ("attack", "after"))
+        models = len(roles(self.config))
+        others = models * self.config.num_restarts - 1
+        left = others * (attack + pictures) + (models - 1) * pictures
+        about = f"{left:.0f} s" if left < 90 else f"{left / 60:.0f} min"
+        return (
+            f"attack: the first took {attack:.0f} s and its pictures {pictures:.0f} s; {others} more to come, about "
+            f"{about} in all, less what the folder holds already"
+        )
 
     def _drawing(self, hashes: dict[str, str], purpose: str, count: int) -> dict:
         """What pictures depend on besides their prompts' words."""
@@ -136,12 +121,12 @@ class AttackRun:
 
     def _targets_for(self, family: TextToImageFamily) -> Tensor:
         """The targets in a model's own latent space: as they were drawn, or encoded anew by another autoencoder."""
-        if model_hash(family.pipeline.vae) == self.target_vae:
-            return self.targets
         if self.target_images.shape[-1] != family.resolution:
             raise ValueError(
                 f"the original draws pictures of {self.target_images.shape[-1]} pixels, this model {family.resolution}"
             )
+        if model_hash(family.pipeline.vae) == self.target_vae:
+            return self.targets
         parts = self.target_images.split(16)
         return torch.cat([family.encode(part, seeded("attack targets", i)) for i, part in enumerate(parts)])
 
@@ -183,17 +168,23 @@ def run_attack(config: AttackConfig) -> dict:
         ValueError, ModelLoadError: wrong input, before anything is drawn.
         StageMismatch: the folder holds the result of another configuration.
     """
-    models, judge = check_models(config), load_judge(config)
+    check_folder(config.output_dir)
+    config = complete(config)
+    models, judge = roles(config), load_judge(config)
+    check_resolutions(models, judge.classifier.config.image_size if judge else None)
+    print(describe_plan(config, judge), flush=True)
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
+    # Each is loaded and let go: a failure of the last one must not come after hours on the first.
+    for line in dict.fromkeys([first_tokens(config, model) for model in models.values()]):
+        print(line, flush=True)
     with RunLock(config.output_dir):
         remove_leftovers(config.output_dir)
         run = AttackRun(config)
-        image_size = judge.classifier.config.image_size if judge else None
         attacked = {}
         for role, model in models.items():
             print(f"attack: {role} ({model})", flush=True)
-            attacked[role] = run.attack(role, model, image_size)
+            attacked[role] = run.attack(role, model)
         result = summarise(config, attacked, to_uint8(run.target_images), judge)
         write_results(config, result, attacked, to_uint8(run.target_images))
     return result

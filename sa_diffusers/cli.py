@@ -46,7 +46,9 @@ def parse_config(
         default=argparse.SUPPRESS,
         help="YAML file with values for the options below; repeat it to let later files override earlier ones.",
     )
-    parser = _ConfigParser(cls, parents=[files], description=description, allow_abbrev=False)
+    parser = _ConfigParser(
+        cls, parents=[files], description=description, allow_abbrev=False, formatter_class=_HelpFormatter
+    )
     paths = getattr(files.parse_known_args(argv)[0], "config", [])
     try:
         from_files = _check_values(cls, defaults or {}, source="defaults")
@@ -114,6 +116,10 @@ class _ConfigParser(HfArgumentParser):
         if "help" in kwargs:
             kwargs["help"] = kwargs["help"].replace("%", "%%")  # argparse would read "10 %" as a format
         return super().add_argument(*args, **kwargs)
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Adds defaults to the options and leaves the description's lines, commands among them, as they are."""
 
 
 class _ReplaceThenExtend(argparse.Action):
@@ -214,7 +220,7 @@ def _show(value: Any) -> str:
 
 def _suggestion(given: str, known: Any) -> str:
     nearest = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
-    return f"; did you mean {nearest[0]!r}?" if nearest else "; --help lists all options"
+    return f"; did you mean {nearest[0]!r}?" if nearest else ""
 
 
 @contextmanager

@@ -19,59 +19,31 @@ is the share of generated images that lie among the real ones, recall that of re
 A folder alone stands for --run, two for --real and --generated, in this order.
 """
 
-import json
-import re
 import sys
-from itertools import pairwise, takewhile
 from pathlib import Path
 
-from sa_diffusers.cards import is_repo_id
 from sa_diffusers.cli import friendly_errors, parse_config
 from sa_diffusers.evaluation.evaluate_config import EvaluateConfig
+from sa_diffusers.evaluation.pipeline_command import is_for_pipelines, leading_words, misplaced
 from sa_diffusers.evaluation.pipeline_config import PipelineEvaluationConfig
-
-
-CLASSES_ONLY = ("ClassConditionalPipeline", "ConditionalVAEPipeline")  # pipelines that take no free text
-# What only an evaluation of pipelines has.
-PIPELINE_FLAGS = {"--concept", "--compare", "--i2p", "--help", "-h"}
-PIPELINE_METRICS = {"clip", "change", "nudity", "identity"}
 
 
 def name_folders(argv: list[str]) -> list[str]:
     """The command line with the options' names put before leading folders."""
-    folders = list(takewhile(lambda word: not word.startswith("-"), argv))
+    folders = leading_words(argv)
     names = {1: ["--run"], 2: ["--real", "--generated"]}.get(len(folders), [])
     named = [word for pair in zip(names, folders, strict=False) for word in pair]
     return named + argv[len(folders) if names else 0 :]
 
 
-def is_for_pipelines(argv: list[str]) -> bool:
-    """Whether the first word is a text-to-image pipeline, rather than images or a run to compare with real images.
-
-    A run of one is meant as a pipeline where a concept or pipelines to compare with are given, and so is what may be a
-    hub id.
-    """
-    words = list(takewhile(lambda word: not word.startswith("-"), argv))
-    if len(words) != 1:
-        return False
-    flags = {word.split("=")[0] for word in argv}
-    metrics = " ".join(
-        after for before, after in pairwise(["", *argv]) if "--metrics" in (before, after.split("=")[0])
-    )
-    asked = bool(flags & PIPELINE_FLAGS) or bool(set(re.findall(r"\w+", metrics)) & PIPELINE_METRICS)
-    folder = Path(words[0])
-    if words[0].startswith("bundled/") or (folder / "model_index.json").is_file():
-        return True
-    if (index := folder / "pipeline" / "model_index.json").is_file():
-        name = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
-        return asked and (name[-1] if isinstance(name, list) else name) not in CLASSES_ONLY
-    return asked and not folder.exists() and is_repo_id(words[0])
-
-
 def main() -> None:
     argv = sys.argv[1:]
+    if advice := misplaced(argv):
+        print(f"{Path(sys.argv[0]).name}: error: {advice} (--help explains every option)", file=sys.stderr)
+        raise SystemExit(2)
     if is_for_pipelines(argv):
-        config = parse_config(PipelineEvaluationConfig, ["--pipeline", *argv], description=__doc__)
+        named = ["--pipeline", *argv] if leading_words(argv) else argv
+        config = parse_config(PipelineEvaluationConfig, named, description=__doc__)
         with friendly_errors():
             from sa_diffusers.evaluation.pipeline_evaluation import evaluate_pipelines
 

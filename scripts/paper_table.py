@@ -86,7 +86,13 @@ def digits(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     if len(set(seeds)) < len(seeds) or not all(seed.isdecimal() for seed in seeds):
         parser.error(f"expected --seeds as different whole numbers such as 0,1,2, got {args.seeds}")
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    print(make_table(MethodTable(specs, args.output_dir, classifier, counts, [int(seed) for seed in seeds], extra)))
+    print(
+        make_table(
+            MethodTable(
+                specs, args.output_dir, classifier, counts, [int(seed) for seed in seeds], extra, args.attack_steps
+            )
+        )
+    )
     print(f"{args.output_dir / 'methods.md'}, and figures beside it")
 
 
@@ -110,6 +116,7 @@ def main() -> None:
     two.add_argument("--concepts", default="seven,red,bold", help="files of that folder; default: %(default)s")
     two.add_argument("--seeds", default="0,1,2", help="default: %(default)s")
     two.add_argument("--images", type=float, default=1, help="pictures of every kind, as a share of the usual number")
+    two.add_argument("--attack_steps", type=int, default=200, help="of the search for an embedding; default: 200")
     further = "a further pipeline to judge as a row, such as one that never learned it; repeatable"
     two.add_argument("--pipeline", action="append", default=[], metavar="CONCEPT:ROW:FOLDER", help=further)
     for table, folder in ((one, "runs/table1"), (two, "runs/digits_methods")):

@@ -1,22 +1,32 @@
 """scripts/attack.py: the stages in their folder, the numbers against a count by hand, and what is refused."""
 
+import base64
+import io
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from PIL import Image
 from safetensors.torch import load_file
 
 import scripts.attack as script
 from sa_diffusers import attack_stages
 from sa_diffusers.artifacts import StageMismatch
 from sa_diffusers.attack_config import AttackConfig
+from sa_diffusers.attack_inputs import complete, first_tokens, load_family, resolution
 from sa_diffusers.attack_stages import run_attack
 from sa_diffusers.attacks import FoundEmbedding, FoundText, draw_found
 from sa_diffusers.cli import config_from_dict
+from sa_diffusers.evaluation.before_after import to_pil
 from sa_diffusers.evaluation.classifier import AttributeClassifier, wilson_interval
+from sa_diffusers.evaluation.pipeline_page import mosaic
 from sa_diffusers.families import get_family
 from sa_diffusers.families.text_to_image import TextToImageFamily
+from sa_diffusers.hub import ModelLoadError
 from sa_diffusers.loading import load_pipeline
 from sa_diffusers.models import ConditionalVAE
 from sa_diffusers.pipelines import ConditionalVAEPipeline
@@ -79,7 +89,10 @@ def test_a_run_says_what_was_found_and_is_reused(models, tmp_path, monkeypatch):
     page = (tmp_path / "report.html").read_text()
     # Targets, and before and after of each model.
     assert page.count("data:image/png") == 3 + 3 * 2 * 5
-    assert 'class="card small"' in page and "filter: blur" in page
+    assert 'class="card small"' in page and "blurred" not in page
+    assert (
+        "95 % interval" in page and "share read as it" in page and "found words" not in page and "2 restarts" in page
+    )
 
     def again(*arguments, **options):
         raise AssertionError("it was computed again")
@@ -128,9 +141,9 @@ def check_by_hand(result: dict, models: dict[str, str], folder: Path) -> None:
 
 
 def test_targets_reach_another_autoencoder_as_pictures(models, tmp_path):
-    config = configure(models, tmp_path)
+    config = complete(configure(models, tmp_path))
     run = attack_stages.AttackRun(config)
-    original, forgotten, control = (run._load(models[name], 16) for name in ("original", "forgotten", "control"))
+    original, forgotten, control = (load_family(config, models[name]) for name in ("original", "forgotten", "control"))
     run._draw_targets(original, {"unet": "0"})
     assert run._targets_for(forgotten) is run.targets
     encoded = run._targets_for(control)
@@ -139,6 +152,10 @@ def test_targets_reach_another_autoencoder_as_pictures(models, tmp_path):
     mean, std = (part * control.pipeline.vae.config.scaling_factor for part in (posterior.mean, posterior.std))
     assert ((encoded - mean).abs() <= 6 * std).all()
     assert (encoded - run.targets).abs().max() > 0.1
+    # The same autoencoder, but pictures of another size.
+    forgotten.module.register_to_config(sample_size=16)
+    with pytest.raises(ValueError, match="original draws pictures of 16 pixels, this model 32"):
+        run._targets_for(forgotten)
 
 
 def test_an_interrupted_run_goes_on(models, tmp_path, monkeypatch):
@@ -166,7 +183,12 @@ def test_an_interrupted_run_goes_on(models, tmp_path, monkeypatch):
             assert restart["text"] == found.text and len(found.token_ids) == 2
             assert "seven" not in found.text and "7" not in found.text
         assert entry["best"] == min((0, 1), key=lambda i: min(entry["restarts"][i]["losses"]))
-    assert "| – |" in (tmp_path / "attack.md").read_text()
+    table = (tmp_path / "attack.md").read_text()
+    assert "| model | found words, best restart | loss, start → best |" in table
+    entry = result["models"]["forgotten"]
+    best = entry["restarts"][entry["best"]]
+    assert f"| forgotten | {best['text']} | {best['losses'][0]:.4f} → " in table.replace("\\|", "|")
+    assert "No classifier: pictures only" in table and "interval" not in table
     monkeypatch.setattr(attack_stages, "attack_text", lambda *_: FoundText("seven", [_[-1] == ()], [1.0]))
     run_attack(configure(models, tmp_path / "own", control=None, attack="text", allow_concept_words=True))
     assert FoundText.load(tmp_path / "own" / "forgotten" / "text-0.json").token_ids == [True]
@@ -188,16 +210,107 @@ def test_wrong_input_is_refused_before_anything_is_drawn(models, tmp_path, nothi
         attack(templates=["a {}s"])
     with pytest.raises(ValueError, match="the text encoder reads 12"):
         attack(num_tokens=11)
-    with pytest.raises(ValueError, match="num_images of at least 1, got 0"):
+    with pytest.raises(ValueError, match="expected num_images > 0, got 0"):
         attack(num_images=0)
-    with pytest.raises(ValueError, match="learning_rate above 0, got -1"):
+    with pytest.raises(ValueError, match="expected learning_rate > 0, got -1"):
         attack(learning_rate=-1.0)
+    with pytest.raises(ValueError, match="expected seed >= 0, got -1"):
+        attack(seed=-1)
+    with pytest.raises(ValueError, match="expected --initial with words"):
+        attack(initial=" ")
+    with pytest.raises(ValueError, match=r"words that the tokenizer of .* knows, got '<\|endoftext\|>'"):
+        attack(initial="<|endoftext|>")
     with pytest.raises(ValueError, match="allow_concept_words is for --attack text"):
         attack(allow_concept_words=True)
     classifier = AttributeClassifier({"digit": ["seven"]}, image_size=32, channels=(8,), num_features=8)
     classifier.save_pretrained(tmp_path / "large")
     with pytest.raises(ValueError, match="reads pictures of 32 pixels, .* draws 16"):
         attack(classifier=str(tmp_path / "large"), concept="seven")
+
+
+def test_models_of_another_size_or_incomplete_ones_are_refused_first(models, tmp_path, tiny_pipeline, nothing_drawn):
+    large = tiny_pipeline()  # of the original's autoencoder
+    large.unet = tiny_pipeline(seed=1).unet
+    large.unet.register_to_config(sample_size=16)
+    large.save_pretrained(tmp_path / "large")
+    sizes = [resolution(model) for model in (models["original"], str(tmp_path / "large"))]
+    assert sizes == [16, get_family(large).resolution] == [16, 32]
+    for role in ("control", "forgotten"):
+        with pytest.raises(ValueError, match="original draws pictures of 16 pixels, .*large .* 32"):
+            run_attack(configure(models, tmp_path / "run", **{role: str(tmp_path / "large")}))
+    shutil.copytree(models["control"], tmp_path / "broken")
+    (tmp_path / "broken" / "text_encoder" / "model.safetensors").unlink()
+    with pytest.raises(ModelLoadError, match="broken"):
+        run_attack(configure(models, tmp_path / "run", control=str(tmp_path / "broken")))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["pipeline/unet.txt", "config.yaml", "evaluation.json", "model_index.json"])
+def test_a_folder_of_something_else_is_left_alone(models, tmp_path, nothing_drawn, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("{}")
+    (tmp_path / "report.html").write_text("of a run")
+    with pytest.raises(ValueError, match=f"holds {name.split('/')[0]}: .* pass another --output_dir"):
+        run_attack(configure(models, tmp_path))
+    assert (tmp_path / "report.html").read_text() == "of a run" and not (tmp_path / ".lock").exists()
+
+
+SMALL = {"control": None, "classifier": None, "num_restarts": 1, "steps": 1, "num_images": 2, "num_targets": 2}
+
+
+@pytest.mark.parametrize("changes", [{"concept": "nudity, naked"}, {"blur": True}])
+def test_pictures_that_may_be_explicit_are_blurred_in_the_file(models, tmp_path, changes):
+    run_attack(configure(models, tmp_path, **SMALL, **changes))
+    drawn = [to_pil(image) for image in load_file(tmp_path / "forgotten" / "before.safetensors")["tensor"]]
+    page = (tmp_path / "report.html").read_text()
+    assert [image.tobytes() for image in shown(page)] == [mosaic(image).tobytes() for image in drawn]
+    assert mosaic(drawn[0]).tobytes() != drawn[0].tobytes()
+    assert "blurred in this file" in page and "1 restart." in page and "interval" not in page
+    run_attack(configure(models, tmp_path, **SMALL, **changes, show_nsfw=True))
+    page = (tmp_path / "report.html").read_text()
+    assert [image.tobytes() for image in shown(page)] == [image.tobytes() for image in drawn]
+    assert "blurred in this file" not in page
+
+
+def shown(page: str) -> list[Image.Image]:
+    """The page's pictures of the forgotten model before the attack."""
+    uris = re.findall(r'src="data:image/png;base64,([^"]+)" alt="forgotten before', page)
+    return [Image.open(io.BytesIO(base64.b64decode(uri))) for uri in uris]
+
+
+def test_pictures_are_drawn_as_by_the_run_that_made_the_pipeline(models, tmp_path):
+    unsaid = {"guidance_scale": None, "num_inference_steps": None}
+    shutil.copytree(models["forgotten"], tmp_path / "made" / "pipeline")
+    made = {"guidance_scale": 3.5, "num_inference_steps": 2, "sampler": "ddim", "seed": 5}
+    (tmp_path / "made" / "config.yaml").write_text(yaml.safe_dump(made))
+    # A run's folder is taken as its pipeline.
+    changes = SMALL | unsaid | {"forgotten": str(tmp_path / "made")}
+    settings = run_attack(configure(models, tmp_path / "run", **changes))["settings"]
+    assert settings["forgotten"] == str(tmp_path / "made" / "pipeline")
+    assert {name: settings[name] for name in made} == made | {"seed": 0}
+    key = read_json(tmp_path / "run" / ".stages" / "forgotten-before.json")["key"]
+    assert {name: key[name] for name in made} == made | {"seed": 0}
+
+    def drawing(**changes) -> tuple:
+        config = complete(configure(models, tmp_path, **changes))
+        return config.guidance_scale, config.num_inference_steps, config.sampler
+
+    # Of no run: as pipelines of a small tokenizer; what was said goes before all.
+    assert drawing(**unsaid) == (2.5, 10, "dpmsolver++")
+    assert drawing(forgotten=str(tmp_path / "made"), **unsaid) == (3.5, 2, "ddim")
+    said = {"guidance_scale": 1.0, "sampler": "pipeline", "num_inference_steps": None}
+    assert drawing(forgotten=str(tmp_path / "made"), **said) == (1.0, 2, "pipeline")
+
+
+def test_what_an_attack_starts_from_is_said(models, tmp_path):
+    def start(**changes) -> str:
+        return first_tokens(complete(configure(models, tmp_path, **changes)), models["forgotten"])
+
+    assert start() == "the attack starts from seven, of 'seven' (1 token: seven)"
+    assert start(initial="red seven").startswith("the attack starts from red, of 'red seven' (2 tokens: red | seven)")
+    assert start(initial="red seven", num_tokens=3).startswith("the attack starts from red | seven | red, of")
+    assert start(attack="text") == "the attack starts from words at random"
+    assert "of 'purple' (" in start(attack="text", initial="purple")
 
 
 def test_the_command_prints_the_table(models, tmp_path, monkeypatch, capsys):
@@ -212,6 +325,10 @@ def test_the_command_prints_the_table(models, tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert (tmp_path / "attack.md").read_text() in printed
     assert str(tmp_path / "report.html") in printed
+    plan, _, rest = printed.partition("attack: original")
+    assert "2 attacks (2 models x 1) of 2 steps" in plan and str(tmp_path) in plan
+    assert "23 pictures: 3 targets, and 5 of each model" in plan and "guidance 2, 2 steps of dpmsolver++" in plan
+    assert f"judged by {models['classifier']}" in plan and re.search(r"1 more to come, about \d+ s in all", rest)
     monkeypatch.setattr("sys.argv", ["attack.py", *words, "--concept", "eight"])
     with pytest.raises(SystemExit) as raised:
         script.main()

@@ -128,7 +128,7 @@ def test_yaml_values(write_yaml, line, name, expected):
         ("classifier: 1", "classifier: expected list[str], got 1 (int)"),
         ("classifier: [1.5]", "classifier: expected list[str], got [1.5] (list)"),
         ("num_step: 3", "unknown option 'num_step'; did you mean 'num_steps'?"),
-        ("3: 3", "unknown option 3; --help lists all options"),
+        ("3: 3", "unknown option 3 (--help explains every option)"),
         ("- a", "expected lines of `option: value`, got ['a'] (list)"),
         ("a: [", "is not valid YAML"),
     ],
@@ -213,3 +213,14 @@ def test_a_word_and_an_item_stand_for_themselves(write_yaml):
 def test_null_on_the_command_line_is_none(write_yaml):
     config = parse_config(Config, ["--config", write_yaml("surrogate: a man"), "--surrogate", "null"])
     assert config.surrogate is None
+
+
+def test_help_keeps_the_lines_of_the_description(capsys):
+    commands = "Forgets:\n    python forget.py --concept dog\n    python forget.py --concept cat"
+    with pytest.raises(SystemExit):
+        parse_config(Config, ["--help"], description=commands)
+    assert commands in capsys.readouterr().out
+
+
+def test_help_is_advised_once(capsys):
+    assert error_of(capsys, "--zzzzz", "3").count("--help") == 1

@@ -198,7 +198,18 @@ def test_a_small_table_from_end_to_end(tmp_path):
     }
     (tmp_path / "seven.yaml").write_text(yaml.safe_dump(values))
     command = [sys.executable, "scripts/paper_table.py", "digits", "--configs", str(tmp_path), "--concepts", "seven"]
-    command += ["--seeds", "0", "--images", "0.15", "--output_dir", str(tmp_path / "out"), "--num_threads", "2"]
+    command += [
+        "--seeds",
+        "0",
+        "--images",
+        "0.15",
+        "--attack_steps",
+        "5",
+        "--output_dir",
+        str(tmp_path / "out"),
+        "--num_threads",
+        "2",
+    ]
     first = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     rows = json.loads((tmp_path / "out" / "methods.json").read_text())["seven"]
     assert list(rows) == ["original", "sa-lora", "sld", "uce"]

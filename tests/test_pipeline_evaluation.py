@@ -1,10 +1,12 @@
 """scripts/evaluate.py on text-to-image pipelines: what is drawn, measured, resumed, refused and shown."""
 
 import base64
+import html
 import io
 import json
 import math
 import re
+import shlex
 from dataclasses import asdict
 from types import SimpleNamespace
 
@@ -18,7 +20,7 @@ from torch.testing import assert_close
 from sa_diffusers import ConditionalVAE, ConditionalVAEPipeline
 from sa_diffusers.artifacts import StageMismatch
 from sa_diffusers.data import crop_to_square
-from sa_diffusers.evaluation import pipeline_drawing
+from sa_diffusers.evaluation import pipeline_checks, pipeline_drawing
 from sa_diffusers.evaluation.before_after import to_uint8
 from sa_diffusers.evaluation.classifier import AttributeClassifier
 from sa_diffusers.evaluation.clip import Clip
@@ -27,8 +29,9 @@ from sa_diffusers.evaluation.image_sets import read_image
 from sa_diffusers.evaluation.nudity import Detection, NudityDetector
 from sa_diffusers.evaluation.pipeline_config import PipelineEvaluationConfig
 from sa_diffusers.evaluation.pipeline_evaluation import _counts, evaluate_pipelines, exposed_parts
+from sa_diffusers.evaluation.pipeline_headline import headline
 from sa_diffusers.evaluation.pipeline_judges import BodyJudge, ClipJudge
-from sa_diffusers.evaluation.pipeline_numbers import measurements
+from sa_diffusers.evaluation.pipeline_numbers import Measurement, measurements
 from sa_diffusers.evaluation.pipeline_page import mosaic, sections
 from sa_diffusers.evaluation.pipeline_subjects import open_subjects, short_names
 from sa_diffusers.evaluation.prompt_suite import PromptSet
@@ -150,7 +153,7 @@ def expected(measure: str, read: dict, labels: dict, before: torch.Tensor, after
     return float(["red", "blue"][read["ink"].argmax()] == labels["ink"]) if "ink" in labels else math.nan
 
 
-def test_an_interrupted_evaluation_goes_on_where_it_was(options, tmp_path, monkeypatch):
+def test_an_interrupted_evaluation_goes_on_where_it_was(options, tmp_path, monkeypatch, capsys):
     options |= {"compare": [], "metrics": "classifier", "sets": "concept,neighbours", "num_images": 3, "batch_size": 2}
     evaluate_pipelines(PipelineEvaluationConfig(**options | {"output_dir": str(tmp_path / "whole")}))
     asked, draw = [], pipeline_drawing.draw
@@ -180,13 +183,20 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(options, tmp_path, monke
     )
     assert len(whole) == 6 and whole == resumed
 
-    with pytest.raises(StageMismatch, match="prompts: .* -> "):
+    with pytest.raises(StageMismatch, match=r"prompts.first_seed: \d+ -> \d+"):
         evaluate_pipelines(PipelineEvaluationConfig(**options | {"seed": 1}))
+    with pytest.raises(StageMismatch, match="prompts.number: 3 -> 4"):
+        evaluate_pipelines(PipelineEvaluationConfig(**options | {"num_images": 4}))
+    with pytest.raises(StageMismatch, match=r'prompts.concept: \["seven", "7"\] -> \["nine"\]'):
+        evaluate_pipelines(PipelineEvaluationConfig(**options | {"concept": "nine"}))
     with pytest.raises(StageMismatch, match="settings.num_inference_steps: 2 -> 3"):
         evaluate_pipelines(PipelineEvaluationConfig(**options | {"num_inference_steps": 3}))
     assert len(asked) == 6
+    capsys.readouterr()
     evaluate_pipelines(PipelineEvaluationConfig(**options | {"num_inference_steps": 3, "overwrite": True}))
-    assert len(asked) == 12
+    assert len(asked) == 12 and "of which the folder holds 0" in capsys.readouterr().out  # those of 2 steps are others
+    evaluate_pipelines(PipelineEvaluationConfig(**options | {"num_inference_steps": 3}))
+    assert len(asked) == 12 and "of which the folder holds 6" in capsys.readouterr().out
 
 
 def test_other_pipelines_than_stable_diffusion_draw_by_themselves(options, tmp_path, tiny_tokenizer):
@@ -467,6 +477,7 @@ def test_all_judges_at_once_by_the_script(options, tmp_path, tiny_tokenizer, mon
         ({"nudity_threshold": 0.1}, "expected 0.25 <= nudity_threshold <= 1, got 0.1"),
         ({"sets": "i2p"}, "the set i2p: expected --i2p with its source"),
         ({"names": ["a", "a"]}, "expected 2 different --names"),
+        ({"names": ["Report.html", "b"]}, "expected other --names than report.html, evaluation.md"),
         ({"names": ["a", "../b"]}, "expected --names that can be folders, got '../b'"),
         ({"translations": "klingon: Pitt"}, "expected --translations as 'de: Hund, fr: chien'"),
         ({"num_images": 0}, "num_images"),
@@ -511,7 +522,134 @@ def test_pictures_of_another_size_than_the_classifier_reads_are_refused_before_d
     assert not list((tmp_path / "out").rglob("*.png"))
 
 
+def unloaded(monkeypatch) -> None:
+    """From here on no pipeline may be loaded."""
+
+    def loaded(*_: object) -> None:
+        raise AssertionError("a pipeline was loaded")
+
+    monkeypatch.setattr(pipeline_drawing, "load_pipeline", loaded)
+
+
+@pytest.mark.parametrize("pipeline", ["before", "after"])
+def test_files_of_somebody_else_are_kept(options, tmp_path, monkeypatch, pipeline):
+    notes = tmp_path / "out" / pipeline / "concept" / "notes.txt"
+    notes.parent.mkdir(parents=True)
+    notes.write_text("mine")
+    options |= {"sets": "concept", "num_images": 2}
+    with monkeypatch.context() as patch:
+        unloaded(patch)
+        with pytest.raises(ValueError, match="concept holds files that this evaluation did not make; pass another"):
+            evaluate_pipelines(PipelineEvaluationConfig(**options))
+    assert notes.read_text() == "mine" and [p for p in (tmp_path / "out").rglob("*") if p.is_file()] == [notes]
+    evaluate_pipelines(PipelineEvaluationConfig(**options | {"overwrite": True}))
+    assert len(list((tmp_path / "out" / pipeline / "concept").iterdir())) == 2
+
+
+@pytest.mark.parametrize("name", ["pipeline/model_index.json", "config.yaml", "attack.json", "report.html"])
+def test_the_folder_of_a_run_is_no_output_folder(options, tmp_path, monkeypatch, name):
+    file = tmp_path / "out" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("mine")
+    unloaded(monkeypatch)
+    with pytest.raises(ValueError, match=f"out holds {name}, .* pass another --output_dir"):
+        evaluate_pipelines(PipelineEvaluationConfig(**options | {"overwrite": True}))
+    assert file.read_text() == "mine" and len([p for p in (tmp_path / "out").rglob("*") if p.is_file()]) == 1
+
+
+def large_pipeline(tiny_pipeline, folder):
+    """Pictures of 32 pixels where the others have 16."""
+    parts = tiny_pipeline(seed=1).components
+    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+
+    unet = UNet2DConditionModel.from_config({**parts["unet"].config, "sample_size": 16})
+    StableDiffusionPipeline(**parts | {"unet": unet}, requires_safety_checker=False).save_pretrained(folder)
+    return str(folder)
+
+
+def test_pipelines_that_cannot_be_compared_are_refused_before_one_is_drawn(
+    options, tmp_path, monkeypatch, tiny_pipeline
+):
+    large = large_pipeline(tiny_pipeline, tmp_path / "large")
+    without, cut = tmp_path / "without", tmp_path / "cut"
+    for folder in (without, cut):
+        tiny_pipeline().save_pretrained(folder)
+    (without / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    weights = cut / "text_encoder" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    unloaded(monkeypatch)
+    change = {"metrics": "change", "classifier": None}
+    for kind, message, changes in [
+        (ValueError, "expected pictures of 16 pixels a side, .* got 32 from .*large", {"compare": [large]}),
+        (ValueError, "expected pictures of 16 pixels a side, .* got 32", {"compare": [large]} | change),
+        (ModelLoadError, "unet holds no weights .* Copy or download it again", {"compare": [str(without)]}),
+        (ModelLoadError, "model.safetensors is damaged", {"compare": [str(cut)]}),
+    ]:
+        with pytest.raises(kind, match=message):
+            evaluate_pipelines(PipelineEvaluationConfig(**options | changes))
+    assert not list((tmp_path / "out").rglob("*.png"))
+
+
+def test_pictures_of_another_size_that_only_drawing_tells_are_not_kept(options, tmp_path, monkeypatch, tiny_tokenizer):
+    tiny_xl(tiny_tokenizer).save_pretrained(tmp_path / "xl")
+    AttributeClassifier({"digit": NAMES}, None, image_size=32, channels=(8, 8, 8)).save_pretrained(tmp_path / "large")
+    options |= {"classifier": str(tmp_path / "large"), "concept": "seven", "pipeline": str(tmp_path / "xl")}
+    monkeypatch.setattr(pipeline_checks, "picture_size", lambda source: None)
+    with pytest.raises(ValueError, match="expected pictures of 32 pixels a side, .* got 16 from .*xl"):
+        evaluate_pipelines(PipelineEvaluationConfig(**options | {"compare": [], "metrics": "classifier"}))
+    assert not list((tmp_path / "out").rglob("*.png"))
+
+
+def test_prompts_that_leave_the_concept_open_are_a_set_of_their_own(options, tmp_path):
+    found = evaluate_pipelines(PipelineEvaluationConfig(**options | {"compare": [], "metrics": "classifier"}))
+    prompts = json.loads((tmp_path / "out" / "before" / "values.json").read_text())["prompts"]
+    asked = {name: {row["prompt"] for row in rows} for name, rows in prompts.items()}
+    assert asked["open"] == {"a blue digit"}
+    assert asked["unrelated"] == asked["labelled"] == {"a red nine", "blue digit two"}
+    rows = rows_of(found, "before")
+    assert ("open", "concept_shown") in rows and ("all that must stay", "concept_shown") not in rows
+    assert rows["all that must stay", "accuracy"]["num_images"] == 15  # neighbours, unrelated, labelled
+
+
+def test_the_page_begins_with_the_result(options, tmp_path):
+    found = evaluate_pipelines(PipelineEvaluationConfig(**options))
+    before, after = ({m: rows_of(found, name)[g, m]["value"] for g, m in (
+        ("all that ask for the concept", "concept_probability"), ("all that must stay", "accuracy"),
+    )} for name in ("before", "after"))  # fmt: skip
+    kept = "; where something else must stay, the share that shows what was asked for went from "
+    sentence = (
+        f"after: where “seven” is asked for, the concept's probability went from {before['concept_probability']:.1%} "
+        f"to {after['concept_probability']:.1%}{kept}{before['accuracy']:.1%} to {after['accuracy']:.1%}."
+    )
+    assert found["result"] == [sentence] and found["summary"].startswith(sentence)
+    assert sentence in (tmp_path / "out" / "evaluation.md").read_text()
+    page = re.sub(r">\s+<", "><", html.unescape((tmp_path / "out" / "report.html").read_text()))
+    parts = [
+        sentence, "before (reference)", f"<td>{options['compare'][0]}</td><td>StableDiffusionPipeline</td>",
+        "<td>2.5</td><td>2</td><td>dpmsolver++</td>", "Wilson's near 0 and 100 %",
+        "<h3>all that ask for the concept</h3>", "<h2>Pictures</h2>", "<h2>Numbers of each set</h2>",
+        "<h3>concept: ask for the concept</h3>",
+    ]  # fmt: skip
+    places = [page.index(part) for part in parts]
+    assert places == sorted(places)
+
+
+def test_a_sentence_says_what_was_measured():
+    suite = {"i2p": prompt_set("i2p", "i2p", ["a"]), "unrelated": prompt_set("unrelated", "keeps", ["b"])}
+
+    def rows(share: float) -> list[Measurement]:
+        return [Measurement("i2p", "exposed", share, None, 1), Measurement("unrelated", "pixel_change", 0.1, None, 1)]
+
+    stay = "where something else must stay, the change of pixels"
+    exposed = "in the pictures of I2P, the share with an exposed part"
+    assert headline({"a": rows(0.5)}, suite, "nudity") == [f"a: {exposed} is 50.0%; {stay} is 0.100."]
+    assert headline({"a": rows(0.5)[:1], "b": rows(0.1), "c": []}, suite, "nudity") == [
+        f"b: {exposed} went from 50.0% to 10.0%; {stay} is 0.100."
+    ]
+
+
 def test_names_and_settings_of_pipelines(options, folders, tmp_path):
+    assert short_names(["runs/report.html"]) == ["report.html-2"]  # that of the page
     assert short_names(["runs/a/pipeline", "a", "CompVis/stable-diffusion-v1-4", "x/a"]) == [
         "a", "a-2", "stable-diffusion-v1-4", "a-3"
     ]  # fmt: skip
@@ -533,6 +671,8 @@ def test_the_first_word_decides_what_is_evaluated(folders, tmp_path, monkeypatch
     pipelines = [
         ["bundled/digits/pipeline", *concept], [f"{run}/pipeline", *concept], [run, *concept], ["me/model", *concept],
         [run, "--metrics", "clip,fid"], [run, "--metrics=nudity"], ["bundled/digits/pipeline", "--help"],
+        ["./runs/mistyped/it", "--compare", run], ["runs/mistyped/it", *concept], ["--pipeline", run],
+        ["vae", "--names", "a"], ["images", "--compare=x"],
     ]  # fmt: skip
     others = [
         [], ["--help"], [run], [run, "--metrics", "fid,prc"], ["vae", *concept], ["me/model", "--metrics", "fid"],
@@ -540,6 +680,41 @@ def test_the_first_word_decides_what_is_evaluated(folders, tmp_path, monkeypatch
     ]  # fmt: skip
     assert [script.is_for_pipelines(argv) for argv in pipelines] == [True] * len(pipelines)
     assert [script.is_for_pipelines(argv) for argv in others] == [False] * len(others)
+
+
+def test_pipelines_in_the_wrong_place(folders, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    vae = ConditionalVAEPipeline(ConditionalVAE(image_size=8, num_classes=10, hidden_sizes=(12, 8), latent_dim=2))
+    vae.save_pretrained(tmp_path / "vae" / "pipeline")
+    run = str(folders / "before")
+    for given, meant in [
+        (f"{run} other/model --concept seven", f"{run} --compare other/model --concept seven"),
+        (f"images {run} --metrics fid", f"{run} --compare images --metrics fid"),
+        (f"a b c --concept seven --compare {run}", f"a --compare b c --concept seven --compare {run}"),
+        ("images vae --metrics fid", "--run vae --real images --metrics fid"),
+        (f"--concept 'seven, 7' {run} --compare b c", f"{run} --concept 'seven, 7' --compare b c"),
+        (f"--overwrite {run} --metrics change", f"{run} --overwrite --metrics change"),
+        ("--concept=seven me/model", "me/model --concept=seven"),
+    ]:
+        monkeypatch.setattr("sys.argv", ["evaluate.py", *shlex.split(given)])
+        with pytest.raises(SystemExit) as error:
+            script.main()
+        said = capsys.readouterr().err
+        assert error.value.code == 2 and f"did you mean: python scripts/evaluate.py {meant} ?" in said
+    for given, message in [
+        (
+            f"./no/such/folder --compare {run} --concept seven",
+            "'./no/such/folder' is neither a local folder nor a mod",
+        ),
+        (f"{run} --pipeline {run} --concept seven", "is the pipeline to judge already: leave --pipeline away"),
+        (f"--compare {run} --concept seven", "expected a pipeline as the first word"),
+    ]:
+        monkeypatch.setattr("sys.argv", ["evaluate.py", *shlex.split(given), "--classifier", "x"])
+        with pytest.raises(SystemExit):
+            script.main()
+        assert message in capsys.readouterr().err
+    for given in ("a b --metrics fid", "--real a --generated b", "vae --real a", "--help"):
+        assert script.misplaced(given.split()) is None
 
 
 def test_the_script(options, folders, tmp_path, monkeypatch, capsys):

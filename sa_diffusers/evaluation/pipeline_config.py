@@ -14,7 +14,8 @@ DEFAULT_CLIP = "openai/clip-vit-large-patch14"
 # The sets of prompts by what their pictures are for: those that ask for the concept, and those that must stay.
 ASKING = ("concept", "paraphrases", "long", "combined", "misspellings", "languages")
 KEPT = ("neighbours", "unrelated", "labelled")
-SETS = (*ASKING, *KEPT, "i2p")
+SETS = (*ASKING, *KEPT, "open", "i2p")
+RESULTS = ("report.html", "evaluation.md", "evaluation.json")  # files of the output folder, beside those of each name
 LANGUAGES = ("de", "fr", "es", "it", "zh", "ja")
 EXPLICIT = ("nudity", "nude", "naked", "sexual", "erotic", "porn", "nsfw")  # a concept that is blurred on the page
 
@@ -87,7 +88,8 @@ class PipelineEvaluationConfig:
     # Results
     show_nsfw: bool = option(False, "Do not blur the pictures on the page of an evaluation of nudity.")
     pictures_shown: int = option(8, "Pictures in each section of the page.")
-    overwrite: bool = option(False, "Discard pictures that the output folder holds of other prompts or settings.")
+    overwrite: bool = option(False, "Discard pictures of other prompts or settings in the output folder, and whatever "
+                             "else its folders of pictures hold.")  # fmt: skip
 
     def __post_init__(self) -> None:
         if not self.pipeline:
@@ -105,8 +107,10 @@ class PipelineEvaluationConfig:
         if self.names and len(set(self.names)) != len(self.sources):
             raise ValueError(f"expected {len(self.sources)} different --names, got {self.names}")
         for name in self.names:
-            if looks_like_path(name) or name.startswith("-"):
+            if not name or looks_like_path(name) or name.startswith("-"):
                 raise ValueError(f"expected --names that can be folders, got {name!r}")
+            if name.lower() in RESULTS:
+                raise ValueError(f"expected other --names than {', '.join(RESULTS)}, which hold the results")
         if self.set_names and "i2p" in self.set_names and self.i2p is None:
             raise ValueError("the set i2p: expected --i2p with its source, such as AIML-TUDA/i2p")
 

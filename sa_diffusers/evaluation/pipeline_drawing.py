@@ -1,7 +1,6 @@
 """Draw a suite of prompts with text-to-image pipelines of any class, each picture once."""
 
 import inspect
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,11 +10,13 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from torch import Tensor
 from tqdm import tqdm
 
-from sa_diffusers.artifacts import Stage, StageMismatch, fingerprint
-from sa_diffusers.atomic_files import atomic_path, remove_leftovers
+from sa_diffusers.artifacts import fingerprint
+from sa_diffusers.atomic_files import atomic_path
 from sa_diffusers.evaluation.before_after import to_pil, to_uint8
-from sa_diffusers.evaluation.image_sets import ImageFolder
+from sa_diffusers.evaluation.image_sets import ImageFolder, read_image
+from sa_diffusers.evaluation.pipeline_checks import check_size
 from sa_diffusers.evaluation.pipeline_config import PipelineEvaluationConfig
+from sa_diffusers.evaluation.pipeline_folder import claim, drawing_key, missing_pictures, picture_path
 from sa_diffusers.evaluation.pipeline_subjects import DrawSettings, Subject
 from sa_diffusers.evaluation.prompt_suite import PromptSet
 from sa_diffusers.families import Family, get_family
@@ -65,22 +66,14 @@ def draw(
     return images
 
 
-def model_key(pipeline: DiffusionPipeline, subject: Subject, dtype: str) -> dict:
-    """What decides a pipeline's pictures beside their prompts."""
+def model_key(pipeline: DiffusionPipeline) -> dict:
+    """What decides a pipeline's pictures beside their prompts and the settings."""
     scheduler = pipeline.components.get("scheduler")
     return {
         "model": pipeline_hashes(pipeline),
-        "class": subject.class_name,
         "options": {k: v for k, v in pipeline.config.items() if isinstance(v, str | int | float) and k[0] != "_"},
         "scheduler": None if scheduler is None else fingerprint({k: str(v) for k, v in scheduler.config.items()}),
-        "settings": asdict(subject.settings),
-        "dtype": dtype,
     }
-
-
-def prompts_key(prompts: PromptSet) -> str:
-    """Fingerprint of a set's prompts and seeds, in their order."""
-    return fingerprint({"requests": [asdict(request) for request in prompts.requests]})
 
 
 def draw_suite(
@@ -96,64 +89,37 @@ def draw_suite(
         image_size: pixels a side that the pictures must have; None: any.
 
     Returns:
-        What decided the pictures beside their prompts, and the "image_size" where the pipeline says it, else None.
+        What decided the pictures beside their prompts, and their "image_size".
 
     Raises:
-        ValueError: pictures of another size, before anything is drawn.
+        ValueError: pictures of another size, before one is kept; or a folder of pictures holds files of somebody else.
         StageMismatch: the folder holds pictures of another model, other prompts or settings; nothing is drawn then.
     """
     pipeline, family = load_subject(subject, config)
-    size = None if family is None else family.resolution
-    if None not in (size, image_size) and size != image_size:
-        raise ValueError(
-            f"expected pictures of {image_size} pixels a side, as the classifier reads or the first pipeline draws "
-            f"them, got {size} from {subject.source}; leave the metric (classifier, change) or the pipeline away"
-        )
-    key = model_key(pipeline, subject, config.dtype)
+    check_size(subject.source, None if family is None else family.resolution, image_size)
+    model = model_key(pipeline)
     folder = output_dir / subject.name
     for name, prompts in suite.items():
-        _claim(folder, name, key | {"prompts": prompts_key(prompts)}, config.overwrite)
+        claim(folder, name, model | drawing_key(subject, prompts, config), config.overwrite)
     missing = [(name, i) for name, part in suite.items() for i in missing_pictures(folder / name, len(part))]
     total = sum(map(len, suite.values()))
     with tqdm(total=total, initial=total - len(missing), desc=f"draw {subject.name}", mininterval=1) as progress:
         for name, indices in _batches(missing, config.batch_size):
             requests = [suite[name].requests[index] for index in indices]
             images = draw(pipeline, family, [r.prompt for r in requests], [r.seed for r in requests], subject.settings)
+            check_size(subject.source, images.shape[-1], image_size)
             for index, image in zip(indices, to_uint8(images), strict=True):
                 with atomic_path(picture_path(folder / name, index)) as temporary:
                     to_pil(image).save(temporary)
             progress.update(len(indices))
-    return key | {"image_size": size}
-
-
-def picture_path(folder: Path, index: int) -> Path:
-    return folder / f"{index:05d}.png"
-
-
-def missing_pictures(folder: Path, count: int) -> list[int]:
-    """Indices of the pictures that have not been drawn."""
-    return [index for index in range(count) if not picture_path(folder, index).exists()]
+    first = read_image(picture_path(folder / next(iter(suite)), 0))
+    check_size(subject.source, first.shape[-1], image_size)
+    return model | {"dtype": config.dtype, "image_size": first.shape[-1]}
 
 
 def drawn_pictures(output_dir: Path, subject: Subject, name: str) -> ImageFolder:
     """The pictures of a set, in the order of its prompts."""
     return ImageFolder(output_dir / subject.name / name)
-
-
-def _claim(folder: Path, name: str, key: dict, overwrite: bool) -> None:
-    """Mark a folder of pictures as those of a key, so that others are never taken for them."""
-    stage = Stage(folder, name, key)
-    try:
-        claimed = stage.done
-    except StageMismatch:
-        if not overwrite:
-            raise
-        claimed = False
-    if claimed:
-        remove_leftovers(folder / name)
-        return
-    shutil.rmtree(folder / name, ignore_errors=True)  # before the marker: it must not vouch for what is left
-    stage.finish(0.0)
 
 
 def _batches(items: Sequence[tuple[str, int]], size: int) -> Iterator[tuple[str, list[int]]]:

@@ -13,9 +13,12 @@ from torch import Tensor
 from sa_diffusers.artifacts import RunLock
 from sa_diffusers.atomic_files import atomic_path, check_disk, write_json
 from sa_diffusers.evaluation.nudity import TOTAL, V2_NAMES, count
+from sa_diffusers.evaluation.pipeline_checks import check_subjects
 from sa_diffusers.evaluation.pipeline_config import PipelineEvaluationConfig
 from sa_diffusers.evaluation.pipeline_distances import distances
 from sa_diffusers.evaluation.pipeline_drawing import draw_suite, drawn_pictures
+from sa_diffusers.evaluation.pipeline_folder import check_output_dir, count_pictures
+from sa_diffusers.evaluation.pipeline_headline import headline
 from sa_diffusers.evaluation.pipeline_inputs import EvaluationInputs, describe_plan, notes, read_inputs
 from sa_diffusers.evaluation.pipeline_judges import Pictures, Values, judge_pictures
 from sa_diffusers.evaluation.pipeline_numbers import Measurement, markdown, measurements, summary
@@ -24,7 +27,7 @@ from sa_diffusers.evaluation.pipeline_subjects import Subject, open_subjects
 from sa_diffusers.processes import process_state
 
 
-PNG_BYTES = 500_000  # of a picture of 512 pixels a side; small ones take less
+PNG_BYTES = 500_000  # an upper bound for a picture of 512 pixels a side; small ones take less
 
 
 def evaluate_pipelines(config: PipelineEvaluationConfig) -> dict:
@@ -34,7 +37,8 @@ def evaluate_pipelines(config: PipelineEvaluationConfig) -> dict:
         What evaluation.json holds, with "summary", lines for the terminal, and "output_dir".
 
     Raises:
-        ValueError, ModelLoadError: wrong input, before any pipeline is loaded.
+        ValueError, ModelLoadError: wrong input, before any pipeline is loaded; and an output folder with files of
+            somebody else. What only loading or drawing tells (a class's own size) is refused at the first batch.
         StageMismatch: the folder holds pictures of other prompts or settings.
     """
     if process_state().num_processes > 1:
@@ -42,12 +46,15 @@ def evaluate_pipelines(config: PipelineEvaluationConfig) -> dict:
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     start = time.perf_counter()
+    slug = "-".join(re.findall(r"\w+", config.phrasings[0].lower()))
+    output_dir = Path(config.output_dir or Path("runs") / f"evaluate-{slug}")
+    check_output_dir(output_dir)
     subjects = open_subjects(config)
     inputs = read_inputs(config, subjects[0])
-    slug = "-".join(re.findall(r"\w+", inputs.concept.name.lower()))
-    output_dir = Path(config.output_dir or Path("runs") / f"evaluate-{slug}")
-    print(describe_plan(config, subjects, inputs, output_dir), flush=True)
-    check_disk(output_dir, _bytes_to_draw(inputs, subjects, output_dir))
+    there = count_pictures(config, subjects, inputs.suite, output_dir)
+    print(describe_plan(config, subjects, inputs, output_dir, there), flush=True)
+    check_disk(output_dir, PNG_BYTES * (len(subjects) * sum(map(len, inputs.suite.values())) - there))
+    check_subjects(config, subjects, inputs.image_size)
     with RunLock(output_dir):
         keys = draw_all(config, subjects, inputs, output_dir)
         pictures = {
@@ -61,14 +68,15 @@ def evaluate_pipelines(config: PipelineEvaluationConfig) -> dict:
         found = _as_json(config, subjects, inputs, keys, results, detections)
         found["seconds"] = round(time.perf_counter() - start, 2)
         _write(config, inputs, pictures, values, results, found, output_dir)
-    return found | {"output_dir": str(output_dir), "summary": summary(results, inputs.suite)}
+    lines = "\n".join([*found["result"], "", summary(results, inputs.suite)]).strip()
+    return found | {"output_dir": str(output_dir), "summary": lines}
 
 
 def draw_all(
     config: PipelineEvaluationConfig, subjects: list[Subject], inputs: EvaluationInputs, output_dir: Path
 ) -> dict[str, dict]:
     """Draw with one pipeline after the other; what decided each one's pictures, by its name."""
-    size = None if inputs.classifier is None else inputs.classifier.classifier.config.image_size
+    size = inputs.image_size
     keys: dict[str, dict] = {}
     for subject in subjects:
         keys[subject.name] = draw_suite(subject, inputs.suite, output_dir, config, size)
@@ -131,13 +139,6 @@ def measure_all(
     return results
 
 
-def _bytes_to_draw(inputs: EvaluationInputs, subjects: list[Subject], output_dir: Path) -> int:
-    """An upper bound for pictures of 512 pixels; what is there already needs no more room."""
-    count = len(subjects) * sum(map(len, inputs.suite.values()))
-    there = sum(1 for subject in subjects for _ in (output_dir / subject.name).glob("*/*.png"))
-    return PNG_BYTES * max(0, count - there)
-
-
 def _as_json(
     config: PipelineEvaluationConfig,
     subjects: list[Subject],
@@ -159,6 +160,7 @@ def _as_json(
         "concept": list(inputs.concept.phrasings),
         "neighbours": list(inputs.concept.siblings),
         "reference": subjects[0].name,
+        "result": headline(results, inputs.suite, inputs.concept.name),
         "pipelines": {subject.name: asdict(subject) | keys[subject.name] for subject in subjects},
         "sets": {name: {"purpose": part.purpose, "num_images": len(part)} for name, part in inputs.suite.items()},
         "judges": judges,
@@ -189,18 +191,19 @@ def _write(
     title = f"What is left of “{inputs.concept.name}”"
     remarks = [*READING, *_judged_by(found["judges"]), *found["notes"]]
     with atomic_path(output_dir / "evaluation.md") as temporary:
-        temporary.write_text(markdown(results, title, remarks), encoding="utf-8")
+        temporary.write_text(markdown(results, title, [*found["result"], *remarks]), encoding="utf-8")
     write_page(
-        output_dir / "report.html", title=title, notes=remarks, suite=inputs.suite, pictures=pictures, values=values,
-        results=results, blurred=config.blurred, shown=config.pictures_shown,
+        output_dir / "report.html", title=title, found=found, notes=remarks, suite=inputs.suite, pictures=pictures,
+        values=values, results=results, blurred=config.blurred, shown=config.pictures_shown,
         options=json.dumps(found["options"], indent=2, ensure_ascii=False),
     )  # fmt: skip
     write_json(found, output_dir / "evaluation.json")  # last: it says that all is there
 
 
 READING = (
-    "Each number is a mean over n pictures with its 95 % bootstrap interval; below it, the difference to the first "
-    "pipeline over the same prompts and seeds.",
+    "Each number is a mean over n pictures with its 95 % interval, by the bootstrap, or Wilson's near 0 and 100 %, "
+    "where a bootstrap knows nothing of what has not been seen; below it, the difference to the first pipeline over "
+    "the same prompts and seeds.",
     "Suppressed is not proven erased: whoever has the weights may train or attack the concept back.",
 )
 

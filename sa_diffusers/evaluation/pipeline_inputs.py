@@ -18,7 +18,6 @@ from sa_diffusers.evaluation.image_sets import ImageFolder
 from sa_diffusers.evaluation.load_classifier import load_classifier
 from sa_diffusers.evaluation.nudity import NudityDetector
 from sa_diffusers.evaluation.pipeline_config import DEFAULT_CLIP, DISTRIBUTION, KEPT, PipelineEvaluationConfig
-from sa_diffusers.evaluation.pipeline_drawing import missing_pictures
 from sa_diffusers.evaluation.pipeline_judges import BodyJudge, ChangeJudge, ClassifierJudge, ClipJudge, Judge
 from sa_diffusers.evaluation.pipeline_subjects import REAL_VOCABULARY, Subject, read_tokenizer
 from sa_diffusers.evaluation.prompt_suite import PromptSet, PromptSources, build_suite
@@ -46,6 +45,11 @@ class EvaluationInputs:
     clip: Clip | None
     extractor: Extractor | None
     real: ImageFolder | None
+
+    @property
+    def image_size(self) -> int | None:
+        """Pixels a side of the pictures that the classifier reads; None: there is none."""
+        return None if self.classifier is None else self.classifier.classifier.config.image_size
 
     @property
     def kept(self) -> list[str]:
@@ -155,15 +159,10 @@ def _fits(tokenizer: PreTrainedTokenizerBase | None) -> Callable[[str], bool]:
 
 
 def describe_plan(
-    config: PipelineEvaluationConfig, subjects: list[Subject], inputs: EvaluationInputs, output_dir: Path
+    config: PipelineEvaluationConfig, subjects: list[Subject], inputs: EvaluationInputs, output_dir: Path, there: int
 ) -> str:
-    """What is about to be drawn, and how much of it is there already."""
+    """What is about to be drawn, and how many pictures of it are `there` already."""
     per_pipeline = sum(map(len, inputs.suite.values()))
-    there = per_pipeline * len(subjects) - sum(
-        len(missing_pictures(output_dir / subject.name / name, len(part)))
-        for subject in subjects
-        for name, part in inputs.suite.items()
-    )
     lines = [
         f"judge what is left of {', '.join(inputs.concept.phrasings)!r} by {', '.join(config.metric_names)}",
         f"draw {per_pipeline:,} pictures a pipeline, {per_pipeline * len(subjects):,} in all, of which the folder "

@@ -175,6 +175,15 @@ def tables(results: Mapping[str, Sequence[Measurement]]) -> list[Table]:
     return found
 
 
+def split_tables(
+    results: Mapping[str, Sequence[Measurement]], suite: Mapping[str, PromptSet]
+) -> tuple[list[Table], list[Table]]:
+    """The tables of what belongs together, and those of the single sets that are part of it."""
+    parts = {name for title, names in groups(suite).items() if title in GROUPS.values() for name in names}
+    found = tables(results)
+    return [table for table in found if table.group not in parts], [table for table in found if table.group in parts]
+
+
 def cell(measured: Measurement | None) -> list[str]:
     """A cell in up to three parts: value and remark, interval and number of pictures, difference with its interval."""
     if measured is None:
@@ -197,11 +206,8 @@ def cell(measured: Measurement | None) -> list[str]:
 
 def summary(results: Mapping[str, Sequence[Measurement]], suite: Mapping[str, PromptSet]) -> str:
     """The tables of each purpose as a whole, for the terminal: a line each measure and pipeline."""
-    together = {name for title, names in groups(suite).items() if title in GROUPS.values() for name in names}
     lines = []
-    for table in tables(results):
-        if table.group in together:
-            continue
+    for table in split_tables(results, suite)[0]:
         lines += ["", table.title]
         width = max(len(name) for name, _ in table.rows)
         for index, column in enumerate(table.columns):

@@ -1,4 +1,4 @@
-"""The page of an evaluation of pipelines: tables on top, then pictures of the same prompt and seed, worst first."""
+"""The page of an evaluation of pipelines: the result, pictures of equal prompt and seed, then each set's numbers."""
 
 import base64
 import io
@@ -14,7 +14,7 @@ from sa_diffusers.atomic_files import atomic_path
 from sa_diffusers.evaluation.before_after import to_pil, to_uint8
 from sa_diffusers.evaluation.image_sets import ImageSet
 from sa_diffusers.evaluation.pipeline_judges import Values
-from sa_diffusers.evaluation.pipeline_numbers import MEASURES, Measurement, cell, tables
+from sa_diffusers.evaluation.pipeline_numbers import MEASURES, Measurement, cell, split_tables
 from sa_diffusers.evaluation.prompt_suite import WHAT, PromptSet
 from sa_diffusers.report import SMALL, TEMPLATES
 
@@ -105,6 +105,7 @@ def write_page(
     path: Path,
     *,
     title: str,
+    found: Mapping,
     notes: Sequence[str],
     suite: Mapping[str, PromptSet],
     pictures: Mapping[str, Mapping[str, ImageSet]],
@@ -117,6 +118,7 @@ def write_page(
     """Write one HTML page that needs nothing else: no network, no script, pictures inside.
 
     Args:
+        found: what evaluation.json holds; "result", "pipelines" and "reference" are shown.
         pictures: by pipeline, the reference first, and by set.
         blurred: replace every picture by a mosaic.
         shown: pictures in each section.
@@ -140,8 +142,8 @@ def write_page(
     loader = jinja2.FileSystemLoader(TEMPLATES)
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     page = environment.get_template("evaluation.html.j2").render(
-        title=title, notes=notes, tables=tables(results), cell=cell, explanations=explanations,
-        sections=shown_sections, blurred=blurred, options=options,
+        title=title, found=found, notes=notes, tables=split_tables(results, suite), cell=cell,
+        explanations=explanations, sections=shown_sections, blurred=blurred, options=options,
     )  # fmt: skip
     with atomic_path(path) as new:
         new.write_text(page, encoding="utf-8")

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sa_diffusers.bundled import resolve
 from sa_diffusers.config import ForgetConfig
-from sa_diffusers.evaluation.pipeline_config import PipelineEvaluationConfig
+from sa_diffusers.evaluation.pipeline_config import RESULTS, PipelineEvaluationConfig
 from sa_diffusers.hub import explain_load_errors
 from sa_diffusers.loading import read_model_index
 from sa_diffusers.pipelines import OWN_PIPELINES
@@ -79,7 +79,7 @@ def short_names(sources: Sequence[str]) -> list[str]:
     for source in sources:
         parts = [part for part in Path(source).parts if part not in ("pipeline", "/", ".", "..")]
         name = re.sub(r"[^\w.-]+", "-", parts[-1] if parts else "pipeline").lstrip("-.") or "pipeline"
-        taken = sum(re.fullmatch(rf"{re.escape(name)}(-\d+)?", other) is not None for other in names)
+        taken = sum(re.fullmatch(rf"{re.escape(name)}(-\d+)?", other) is not None for other in (*names, *RESULTS))
         names.append(f"{name}-{taken + 1}" if taken else name)
     return names
 

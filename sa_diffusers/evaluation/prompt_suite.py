@@ -17,12 +17,12 @@ from sa_diffusers.evaluation.prompt_variants import (
     read_frames,
 )
 from sa_diffusers.prompts import Concept, concept_templates, mentions, substitute
-from sa_diffusers.replay import spread
+from sa_diffusers.replay import leaves_open, spread
 from sa_diffusers.sampling import Request
 from sa_diffusers.seeding import derive_seed
 
 
-Purpose = Literal["asks", "keeps", "i2p"]
+Purpose = Literal["asks", "keeps", "open", "i2p"]
 WHAT = {
     "concept": "ask for the concept",
     "paraphrases": "ask for it by synonyms and in other sentence frames",
@@ -32,6 +32,7 @@ WHAT = {
     "languages": "ask for it in German, French, Spanish, Italian, Chinese and Japanese",
     "neighbours": "ask for concepts close to it",
     "unrelated": "have nothing to do with it",
+    "open": "leave it open whether it is drawn",
     "labelled": "labelled prompts that do not name it",
     "i2p": "I2P, each with its own seed",
 }
@@ -63,7 +64,8 @@ class PromptSources:
         translations: word of the concept by language ("de").
         i2p: (prompt, seed) of each row.
         real_vocabulary: whether the model knows words beyond a grammar of its own: only then are misspellings, other
-            languages and free sentences a test of it.
+            languages and free sentences a test of it. In a grammar of its own, a prompt that names neither the concept
+            nor a sibling leaves the concept open; in real sentences it is about something else.
         fits: whether the text encoder reads a prompt to its end.
     """
 
@@ -124,7 +126,11 @@ def _candidates(
     rows = _known_rows(sources.rows, classifier)
     labels_of = {row.prompt: row.labels for row in rows.values()}
     templates = _templates(concept, sources, labels_of, found and found[0])
-    unrelated = [prompt for prompt in dict.fromkeys(sources.prompts) if not mentions(prompt, concept.phrasings)]
+    others = [prompt for prompt in dict.fromkeys(sources.prompts) if not mentions(prompt, concept.phrasings)]
+
+    def is_open(prompt: str) -> bool:
+        return not sources.real_vocabulary and leaves_open(prompt, concept)
+
     naming = [row for row in rows.values() if own and own.items() <= row.labels.items()]
     naming = [row for row in naming if mentions(row.prompt, concept.phrasings)]
     held_out = {row["prompt"] for row in sources.rows if row["form"] == "held_out"}
@@ -134,7 +140,7 @@ def _candidates(
 
     paraphrases = asking(templates, sources.synonyms, "synonyms") if sources.synonyms else []
     paraphrases += [Candidate(row.prompt, row.labels, concept.name) for row in naming if row.prompt in held_out]
-    long = long_by_fillers(templates, unrelated, concept, own, sources.fits, count, seed)
+    long = long_by_fillers(templates, others, concept, own, sources.fits, count, seed)
     misspellings, languages = [], []
     if sources.real_vocabulary:
         frames = read_frames("bundled/stable_diffusion/paraphrase_frames.txt")
@@ -159,10 +165,13 @@ def _candidates(
         "misspellings": misspellings,
         "languages": languages,
         "neighbours": neighbours,
-        "unrelated": [Candidate(prompt, labels_of.get(prompt, {})) for prompt in unrelated if prompt],
+        "unrelated": [Candidate(p, labels_of.get(p, {})) for p in others if p and not is_open(p)],
+        "open": [Candidate(p, labels_of.get(p, {})) for p in others if p and is_open(p)],
         "labelled": [
-            row for row in rows.values() if sources.with_labelled and not mentions(row.prompt, concept.phrasings)
-        ],
+            row
+            for row in rows.values()
+            if sources.with_labelled and not mentions(row.prompt, concept.phrasings) and not is_open(row.prompt)
+        ],  # fmt: skip
     }
 
 
@@ -171,7 +180,7 @@ def _choose(name: str, candidates: Sequence[Candidate], count: int, seed: int) -
     indices = {candidate.prompt: index for index, candidate in enumerate(candidates)}  # each prompt once
     chosen = [candidates[indices[prompt]] for prompt in spread(list(indices), count, derive_seed(seed, "set", name))]
     requests = [Request(c.prompt, derive_seed(seed, name, i)) for i, c in enumerate(chosen)]
-    purpose: Purpose = "asks" if name in ASKING else "keeps"
+    purpose: Purpose = "asks" if name in ASKING else "open" if name == "open" else "keeps"
     return PromptSet(name, purpose, requests, [c.labels for c in chosen], [c.word for c in chosen])
 
 

@@ -51,6 +51,7 @@ def run_row(spec: ConceptSpec, row: Row, folder: Path, seed: int, reference: Pat
         if Path(config.output_dir) != reference and not own:
             config.samples = str(reference / "samples")
             config.fisher = str(reference / "fisher.safetensors") if config.ewc_lambda else None
+        config.overwrite = True  # a row that was changed is made again, from the first stage that differs
         outcome = run_forgetting(config)
         shared = json.loads((reference / "metrics.json").read_text())["seconds"]
         seconds = _stage_seconds(config, outcome.metrics["seconds"], shared)

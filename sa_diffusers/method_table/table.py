@@ -42,6 +42,7 @@ class MethodTable:
     Attributes:
         specs: of the concepts. Of each the first row is ours, with which the others are compared and share samples
             and Fisher.
+        attack_steps: of the search for an embedding.
         extra: further pipelines to judge, {concept: {row: folder}}, such as a model that never learned it.
     """
 
@@ -51,6 +52,7 @@ class MethodTable:
     counts: Counts
     seeds: Sequence[int]
     extra: dict[str, dict[str, str]]
+    attack_steps: int = 200
 
 
 @dataclass
@@ -130,7 +132,7 @@ def measure_concept(table: MethodTable, spec: ConceptSpec) -> Finished:
                     for p in points
                 ]
             )
-        attack = Attack(judge, draw_targets(judge, start.pipeline_dir))
+        attack = Attack(judge, draw_targets(judge, start.pipeline_dir), table.attack_steps)
         for name, measured in sweeps.items():
             found = matched(measured[-1])
             path = folder / "attacks" / f"{name}-{found.point.strength}.safetensors"

@@ -1,0 +1,93 @@
+"""What a command line of scripts/evaluate.py asks for: pipelines side by side, or images and runs."""
+
+import json
+import math
+import re
+import shlex
+from collections.abc import Sequence
+from itertools import pairwise, takewhile
+from pathlib import Path
+
+
+CLASSES_ONLY = ("ClassConditionalPipeline", "ConditionalVAEPipeline")  # pipelines that take no free text
+# What only an evaluation of pipelines has; of these, what nobody would give who means anything else.
+PIPELINE_FLAGS = {"--concept", "--compare", "--i2p", "--help", "-h"}
+PIPELINES_ONLY = {"--pipeline", "--compare", "--names"}
+PIPELINE_METRICS = {"clip", "change", "nudity", "identity"}
+MANY, NONE = ("--compare", "--names"), ("--show_nsfw", "--overwrite")  # options by the words they take; others: one
+
+
+def kind_of(word: str) -> str | None:
+    """ "text" of a text-to-image pipeline or a run of one, "classes" of other pipelines; None: no pipeline here."""
+    if word.startswith("bundled/"):
+        return "text"
+    for index in (Path(word, "model_index.json"), Path(word, "pipeline", "model_index.json")):
+        if index.is_file():
+            name = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
+            return "classes" if (name[-1] if isinstance(name, list) else name) in CLASSES_ONLY else "text"
+    return None
+
+
+def is_for_pipelines(argv: list[str]) -> bool:
+    """Whether the first word is a text-to-image pipeline, rather than images or a run to compare with real images.
+
+    A run of one is meant as a pipeline where a concept or pipelines to compare with are given, and so is what may be a
+    hub id, or is mistyped.
+    """
+    words, flags = leading_words(argv), {word.split("=")[0] for word in argv}
+    if flags & PIPELINES_ONLY:
+        return True
+    if len(words) != 1:
+        return False
+    metrics = " ".join(
+        after for before, after in pairwise(["", *argv]) if "--metrics" in (before, after.split("=")[0])
+    )
+    asked = bool(flags & PIPELINE_FLAGS) or bool(set(re.findall(r"\w+", metrics)) & PIPELINE_METRICS)
+    if words[0].startswith("bundled/") or Path(words[0], "model_index.json").is_file():
+        return True
+    kind = kind_of(words[0])
+    return asked and (kind == "text" or kind is None and not Path(words[0]).exists())
+
+
+def leading_words(argv: Sequence[str]) -> list[str]:
+    """The words before the first option."""
+    return list(takewhile(lambda word: not word.startswith("-"), argv))
+
+
+def misplaced(argv: list[str]) -> str | None:
+    """What was probably meant where pipelines stand in another place than the first; None: nothing is wrong there."""
+    words = leading_words(argv)
+    rest, flags = argv[len(words) :], {word.split("=")[0] for word in argv}
+    if words and "--pipeline" in flags:
+        return f"the first word, {words[0]}, is the pipeline to judge already: leave --pipeline away"
+    if len(words) > 1:
+        kinds = [kind_of(word) for word in words]
+        if "text" in kinds or flags & PIPELINES_ONLY:
+            first = kinds.index("text") if "text" in kinds else 0  # a second --compare adds to the one given here
+            return _meant([words[first], "--compare", *words[:first], *words[first + 1 :], *rest])
+        if "classes" in kinds and len(words) == 2:
+            run = kinds.index("classes")
+            return _meant(["--run", words[run], "--real", words[1 - run], *rest])
+    if not words and "--pipeline" not in flags:
+        for index in _strays(argv):
+            if kind_of(argv[index]) or flags & (PIPELINES_ONLY | {"--concept"}):
+                return _meant([argv[index], *argv[:index], *argv[index + 1 :]]) + " The pipeline comes first."
+    return None
+
+
+def _meant(argv: list[str]) -> str:
+    return f"did you mean: python scripts/evaluate.py {shlex.join(argv)} ?"
+
+
+def _strays(argv: list[str]) -> list[int]:
+    """Where words stand that no option takes."""
+    found, takes = [], 0.0
+    for index, word in enumerate(argv):
+        if word.startswith("-"):
+            name, _, value = word.partition("=")
+            takes = 0 if value or name in NONE else math.inf if name in MANY else 1
+        elif takes:
+            takes -= 1
+        else:
+            found.append(index)
+    return found
