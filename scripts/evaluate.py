@@ -1,4 +1,4 @@
-"""Measure images: any text-to-image pipelines side by side, a run of this package, or two folders.
+r"""Measure images: any text-to-image pipelines side by side, a run of this package, or two folders.
 
 Text-to-image pipelines, ours or not, by what is left of a concept and of everything else; the first is the reference:
     python scripts/evaluate.py bundled/digits/pipeline --compare runs/digits-seven --concept "seven, 7"

@@ -57,7 +57,7 @@ def texts(suite, name: str) -> list[str]:
 def test_the_sets_of_the_digits(digits, classifier):
     suite = build_suite(SEVEN, digits, classifier, 60, 3)
     asking = ["concept", "paraphrases", "long", "combined"]
-    assert list(suite) == [*asking, "neighbours", "unrelated", "labelled"]
+    assert list(suite) == [*asking, "neighbours", "unrelated", "open", "labelled"]
     assert {name for name, part in suite.items() if part.purpose == "asks"} == set(asking)
     rows = {row["prompt"]: row for row in digits.rows}
     for name, part in suite.items():
