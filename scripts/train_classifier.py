@@ -1,4 +1,4 @@
-"""Train the classifier that judges generated images. It never takes part in training what generates them.
+r"""Train the classifier that judges generated images. It never takes part in training what generates them.
 
 The bundled classifier (MNIST from the hub, or a local folder in its layout):
     python scripts/train_classifier.py --config configs/digits_classifier.yaml --data_dir ylecun/mnist
