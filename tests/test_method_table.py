@@ -217,7 +217,7 @@ def test_a_small_table_from_end_to_end(tmp_path):
     assert rows["uce"]["unseen"]["mean"] < 0.3 < rows["uce"]["retained"]["mean"]
     assert rows["sld"]["megabytes"] == 0 < rows["sa-lora"]["megabytes"] < rows["uce"]["megabytes"] * 10
     assert [point["strength"] for point in rows["sa-lora"]["curve"][0]] == [2, 4]
-    assert "### seven, 7 → three (local)" in first and "Methods that forgot as much" in first
+    assert "### seven, 7 → three (local)" in first and "Methods with at most 0.05" in first
     assert (tmp_path / "out" / "seven_curves.png").stat().st_size > 10_000
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.safetensors")}
     subprocess.run(command, capture_output=True, text=True, check=True)
