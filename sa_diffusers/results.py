@@ -116,11 +116,12 @@ def amounts(config: ForgetConfig, family: Family, metrics: dict, steps: int) -> 
     """What each stage that the method has worked through: {"count", "of", "per_second"}; the last None if untimed."""
     terms = family.loss.num_terms if config.terms is None else min(2 * config.terms, family.loss.num_terms)
     drawn = metrics["after"]["num_images"] * (1 if config.before else 2)
+    batch = config.train_batch_size * (2 if config.replay_weight else 1)
     counts = {
         "sample": (config.num_samples, "images"),
         "surrogate": (config.num_surrogate_samples, "images"),
         "fisher": (min(config.fisher_samples, config.num_samples) * terms, "gradients"),
-        "train": (2 * config.train_batch_size * steps, f"samples, {steps} steps"),
+        "train": (batch * steps, f"samples, {steps} steps"),
         "evaluate": (drawn, "images"),
     }
     seconds = metrics["seconds"]
