@@ -12,8 +12,9 @@ settings on CIFAR10 and STL10. Every row is a file of configs/paper/table1/<scal
 scripts/forget.py takes by itself, too. Rows whose file has changed are made anew, but for base models, which are
 refused then. Writes table1.json, table1.md, samples.png and curves.png.
 digits: every concept is a file of configs/paper/digits/ with its methods and the strengths of each. Methods are
-compared at equal erasure; those whose rows have changed are made anew. Writes methods.json, methods.md and two figures a concept. All of it takes hours on two CPU
-cores; processes that are given other --seeds may share the folder, and a last one puts all together.
+compared at equal erasure; those whose rows have changed are made anew. Writes methods.json, methods.md and two
+figures a concept. All of it takes hours on two CPU cores; processes that are given other --seeds may share the folder,
+and a last one puts all together.
 """
 
 import argparse
