@@ -117,7 +117,8 @@ class ForgetConfig(TrainingConfig):
     replay_negative: Literal["open", "all", "none"] = option(
         "open",
         "Which replay prompts are drawn with the concept as negative prompt: those that leave it open (the empty "
-        "prompt, and where siblings are known those that name none), all, or none.",
+        "prompt, and where siblings are known those that name none), so that it goes where it is not named, too; all; "
+        "or none, which changes least of what is kept.",
     )
     negative_guidance_scale: float = option(
         1.5, "Guidance of these: weak, since guidance away from the concept distorts everything else in the picture."
@@ -171,6 +172,11 @@ class ForgetConfig(TrainingConfig):
         "What surrogate samples are denoised towards, under the concept's prompt: the noise that was drawn, as in the "
         "paper; or what the model before forgetting predicts of them under the surrogate's prompt. A folder of images "
         "or noise as surrogate has no prompt, and keeps the former.",
+    )
+    start: Literal["model", "edit"] = option(
+        "model",
+        "Where training starts: at the model as it is; or where uce's edit would put the weights (with its options), "
+        "so that the concept's words already read as the surrogate's, and training completes and repairs that.",
     )
     esd_guidance: float = option(1.0, "ESD's eta: how far its target is guided away from the concept.")
     esd_start_guidance: float = option(3.0, "Guidance towards the concept of the latents that ESD is trained on.")
@@ -258,6 +264,8 @@ class ForgetConfig(TrainingConfig):
             setattr(self, left_out, 0.0)
         if self.method in (*DRAWS_NO_SURROGATE, "finetune", "naive", *PROJECTIONS):
             self.surrogate_target = "noise"
+        if self.method in (*DRAWS_NO_SURROGATE, "naive"):
+            self.start = "model"
         self.train_scope = ESD_METHODS.get(self.method, self.train_scope)
         if self.fisher_terms != "all" and not (self.fisher_terms.isdigit() and int(self.fisher_terms) > 0):
             raise ValueError(f"expected fisher_terms to be a positive number or all, got {self.fisher_terms!r}")

@@ -5,6 +5,7 @@ import torch
 from sa_diffusers.config import ESD_METHODS, SLD_METHODS, ForgetConfig
 from sa_diffusers.editing.uce import concept_edits
 from sa_diffusers.families import Family
+from sa_diffusers.families.text_to_image import TextToImageFamily
 from sa_diffusers.lora import adapted_layers
 from sa_diffusers.prompts import Concept
 
@@ -53,10 +54,13 @@ def _check_method(config: ForgetConfig, family: Family, concept: Concept, diffus
             raise ValueError(
                 f"{method} is a part of guidance; expected guidance_scale > 1, got {config.guidance_scale}"
             )
-    if method == "uce":
-        if family.labels:
-            raise ValueError("uce edits what a model makes of text, and this one has classes; pass another --method")
+    if method == "uce" or config.start == "edit":
+        if not isinstance(family, TextToImageFamily):
+            what = "uce" if method == "uce" else "start edit"
+            raise ValueError(f"{what} edits what a model makes of text, and a {kind} reads none; leave it away")
         concept_edits(concept, [])
+    if config.start == "edit" and config.train_scope == "noxattn":
+        raise ValueError("start edit is one of cross-attention, which train_scope noxattn leaves out; pass another")
     if config.lora_rank:
         if not hasattr(family.module, "add_adapter"):
             raise ValueError(f"lora_rank: a {kind} takes no adapters; pass --lora_rank null")

@@ -39,7 +39,7 @@ from sa_diffusers.results import amounts, announce, combine, evaluation_key, exa
 from sa_diffusers.sample_stages import draw_open_samples, draw_replay_samples, make_surrogate
 from sa_diffusers.stages import Stages
 from sa_diffusers.tracking import SNAPSHOTS, tracker
-from sa_diffusers.train_stages import fisher_of, forget_by_editing, forget_by_training, given_fisher, safely_guided
+from sa_diffusers.train_stages import closed_form, fisher_of, forget_by_training, given_fisher, safely_guided
 
 
 @dataclass
@@ -207,14 +207,17 @@ def _forget(config: ForgetConfig, family: Family, inputs: Inputs, output_dir: Pa
 
     def compute() -> list[dict]:
         history: list[dict] = []
+        edit = None
+        if config.method == "uce" or config.start == "edit":
+            edit = closed_form(family, config, concept, inputs.prompts, inputs.templates)
         if config.method == "uce":
-            forget_by_editing(family, config, concept, inputs.prompts, inputs.templates)
+            edit.apply(family.module)
         elif config.method not in SLD_METHODS:
             if not any((output_dir / "checkpoints").glob("step_*")):
                 shutil.rmtree(output_dir / SNAPSHOTS, ignore_errors=True)  # of what --overwrite replaces
             callback = tracker(config, family, inputs, output_dir)
             history = forget_by_training(
-                stages, family, config, concept, surrogate, replay, samples, inputs.prompts, fisher, callback
+                stages, family, config, concept, surrogate, replay, samples, inputs.prompts, fisher, edit, callback
             )
         if state.is_main_process and config.lora_rank:
             save_lora(pipeline, output_dir / "lora", config.dtype)

@@ -79,10 +79,10 @@ def select_replay(samples: SampleSet, concept: Concept, mode: str) -> SampleSet:
 class Replay:
     """Batches of replay samples, each under its own prompt, or shown to the model under others.
 
-    Distilled, they are noised and denoised as the frozen model denoises them, under any prompt that keeps the concept
-    out. Prompts that leave the concept open, and all that were drawn anew without it, are an exception: what the
-    frozen model predicts under them would teach the concept back at its base rate. They keep their own samples, drawn
-    without it, and the noise as the target.
+    Distilled, they are noised and denoised as the frozen model denoises them, under any prompt that does not name the
+    concept; those of the empty prompt, which guidance uses, under that. Prompts whose samples were drawn anew without
+    the concept are an exception: what the frozen model predicts under them would teach it back at its base rate. They
+    keep these samples, and the noise as the target.
 
     Args:
         samples: what `select_replay` kept, and the samples drawn anew without the concept.
@@ -102,12 +102,12 @@ class Replay:
         distil: bool = True,
         dropout: float = 0.0,
     ):
-        def own(prompt: str) -> bool:
-            return leaves_open(prompt, concept) or needs_negative(prompt, concept, mode)
+        def negative(prompt: str) -> bool:
+            return needs_negative(prompt, concept, mode)
 
         self.samples, self.dropout = samples, dropout
-        self.prompts = [prompt for prompt in prompts if not mentions(prompt, concept.phrasings) and not own(prompt)]
-        self.distilled = torch.tensor([not own(prompt) for prompt in samples.prompts])
+        self.prompts = [p for p in prompts if not mentions(p, concept.phrasings) and not negative(p)]
+        self.distilled = torch.tensor([not negative(prompt) for prompt in samples.prompts])
         if not (distil and self.prompts):
             self.distilled[:] = False
 
@@ -119,7 +119,7 @@ class Replay:
         distilled = distilled & ~dropped
         drawn = torch.randint(max(1, len(self.prompts)), (batch_size,), generator=seeded(seed, "prompts", step))
         prompts = [
-            self.prompts[index] if other else own
+            self.prompts[index] if other and own.strip() else own
             for own, other, index in zip(chosen.prompts, distilled.tolist(), drawn.tolist(), strict=True)
         ]
         prompts = ["" if drop else prompt for prompt, drop in zip(prompts, dropped.tolist(), strict=True)]

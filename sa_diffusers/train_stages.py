@@ -10,7 +10,7 @@ from sa_diffusers.artifacts import fingerprint
 from sa_diffusers.atomic_files import atomic_path
 from sa_diffusers.config import ESD_METHODS, SLD_METHODS, ForgetConfig
 from sa_diffusers.data import SampleSet
-from sa_diffusers.editing.uce import concept_edits, edit_prompts
+from sa_diffusers.editing import ClosedFormEdit, concept_edits, edit_of_prompts, start_from_edit
 from sa_diffusers.families import Family, get_family
 from sa_diffusers.fisher import Fisher
 from sa_diffusers.fisher_sums import estimate_sums
@@ -105,12 +105,12 @@ def fisher_of(
     return fisher, fingerprint(key)
 
 
-def forget_by_editing(
+def closed_form(
     family: Family, config: ForgetConfig, concept: Concept, prompts: list[str], templates: list[str]
-) -> None:
-    """Edit keys and values of cross-attention, in place, so that the concept's words read as the surrogate's."""
+) -> ClosedFormEdit:
+    """The edit of cross-attention after which the concept's words read as the surrogate's; nothing is changed yet."""
     kept = [prompt for prompt in prompts if not mentions(prompt, concept.phrasings)]
-    edit_prompts(
+    return edit_of_prompts(
         family,
         concept_edits(concept, templates),
         ["", *spread(kept, min(config.uce_preserve_prompts, len(kept)), config.seed)],
@@ -141,6 +141,7 @@ def forget_by_training(
     samples: SampleSet | None,
     prompts: list[str],
     fisher: Fisher | None,
+    start: ClosedFormEdit | None,
     callback: Callable[[int, dict], bool | None] | None,
 ) -> list[dict]:
     """Minimise the method's objective over the scope's weights, in place; returns the history."""
@@ -154,6 +155,8 @@ def forget_by_training(
         replay = Replay(replay, prompts, concept, config.replay_negative, distils(config), dropout)
         family.prepare(replay.prompts if distils(config) else [])
     objective = make_objective(family, config, weights, fisher, frozen)
+    if start is not None:  # only now: EWC's anchor is the model as it was
+        start_from_edit(family.module, weights, start)
     surrogate, replay = training_data(family, config, concept, surrogate, replay, samples)
 
     def batches(step: int) -> dict:

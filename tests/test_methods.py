@@ -172,7 +172,7 @@ def test_wrong_options_are_refused(options, message):
     [
         ({"method": "esd-x"}, "which a ConditionalVAE is not; pass another --method"),
         ({"method": "sa+esd"}, "which a ConditionalVAE is not; pass another --method"),
-        ({"method": "uce"}, "this one has classes; pass another --method"),
+        ({"method": "uce"}, "makes of text, and a ConditionalVAE reads none"),
         ({"method": "sld-max"}, "guides by a text, which a ConditionalVAE does not read"),
         ({"surrogate_target": "model"}, "surrogate_target: a VAE predicts no noise"),
         ({"mixed_precision": "bf16"}, "a ConditionalVAE computes in float32; pass --mixed_precision no"),

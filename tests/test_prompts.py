@@ -240,6 +240,17 @@ def test_distilled_replay_shows_samples_under_other_prompts_but_open_ones_under_
     assert shown == {(index, prompt) for index in (0, 3) for prompt in replay.prompts}
 
 
+def test_without_negatives_all_replay_is_distilled_and_the_empty_prompt_kept():
+    samples = SampleSet(torch.arange(3.0), ["a six", "", "a red digit"])
+    replay = Replay(samples, ["a six", "a seven", "a red digit"], SEVEN, "none")
+    assert replay.prompts == ["a six", "a red digit"] and replay.distilled.all()
+    shown = set()
+    for step in range(20):
+        batch = replay.batch(TextFamily(), 3, step, seed=0)
+        shown |= {(int(latent), prompt) for latent, prompt in zip(batch["sample"], batch["prompts"], strict=True)}
+    assert shown == {(1, "")} | {(index, prompt) for index in (0, 2) for prompt in replay.prompts}
+
+
 def test_a_distilled_surrogate_reads_as_the_surrogate_on_any_picture():
     surrogate = SampleSet(torch.arange(4.0).view(4, 1), ["a seven", "draw 7", "a red seven", "7 on white"])
     others = SampleSet(torch.arange(10.0, 13.0).view(3, 1), ["a two", "a seven", ""])

@@ -1,6 +1,15 @@
 """Closed-form edits of a model's weights: nothing is sampled and nothing is trained."""
 
-from .uce import concept_edits, edit_prompts, unified_concept_edit
+from .start import start_from_edit
+from .uce import ClosedFormEdit, closed_form_edit, concept_edits, edit_of_prompts, edit_prompts, unified_concept_edit
 
 
-__all__ = ["concept_edits", "edit_prompts", "unified_concept_edit"]
+__all__ = [
+    "ClosedFormEdit",
+    "closed_form_edit",
+    "concept_edits",
+    "edit_of_prompts",
+    "edit_prompts",
+    "start_from_edit",
+    "unified_concept_edit",
+]

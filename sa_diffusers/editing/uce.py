@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -15,17 +16,51 @@ Tokens = Literal["tail", "last"]
 Edit = tuple[Tensor, Tensor]
 
 
-@torch.no_grad()
-def unified_concept_edit(
-    unet: nn.Module,
+@dataclass(frozen=True)
+class ClosedFormEdit:
+    """Of every to_k and to_v of a UNet's cross-attention alike: W' = W (I + change).
+
+    Attributes:
+        change: M [D, D], in float64, for text embeddings of width D.
+        gram: G [D, D], so that tr(N G N^T) says by how much a change N of W moves keys or values of the concepts and
+            of what is preserved, in the weights of the objective.
+    """
+
+    change: Tensor
+    gram: Tensor
+
+    @torch.no_grad()
+    def apply(self, unet: nn.Module) -> None:
+        """Edit a UNet2DConditionModel, or any module with layers named attn2.to_k and attn2.to_v, in place.
+
+        Raises:
+            ValueError: a UNet without cross-attention, with adapters on it, or that takes embeddings of another width.
+                Nothing has been changed then.
+        """
+        layers, width = cross_attention_projections(unet), len(self.change)
+        wrong = next((name for name, layer in layers.items() if layer.in_features != width), None)
+        if wrong:
+            raise ValueError(
+                f"expected embeddings [K, {layers[wrong].in_features}], which {wrong} takes, got [K, {width}]"
+            )
+        for layer in layers.values():
+            layer.weight.copy_(self.edited(layer.weight))
+
+    def edited(self, weight: Tensor) -> Tensor:
+        """W' for a W [out, D], in float64 on the CPU."""
+        weight = weight.to("cpu", torch.float64)
+        return weight.addmm(weight, self.change)
+
+
+def closed_form_edit(
     edits: Sequence[Edit],
     preserve: Sequence[Tensor] = (),
     *,
     erase_scale: float = 1.0,
     preserve_scale: float = 0.1,
     regularization: float = 0.5,
-) -> None:
-    """Give concepts the cross-attention keys and values of their targets, in place, and keep those of other prompts.
+) -> ClosedFormEdit:
+    """The edit that gives concepts the keys and values of their targets, and keeps those of other prompts.
 
     Every to_k and to_v of the UNet's cross-attention, W, becomes the W' that minimises, over the rows c of the
     concepts, t of their targets and k of what is preserved,
@@ -33,50 +68,21 @@ def unified_concept_edit(
         e sum |W' c - W t|^2 + p sum |W' k - W k|^2 + a |W' - W|^2,
 
     which is the paper's Eq. 7 with the weights e, p and a of the authors' code. The edits are simultaneous: W is
-    always the one before the call. The sums run over rows, so more or longer prompts weigh more.
-
-    Args:
-        unet: a UNet2DConditionModel, or any module with layers named attn2.to_k and attn2.to_v.
-        edits: (concept, target) text embeddings, both [K, D]; row i of the target replaces row i of the concept.
-        preserve: text embeddings [K, D] whose keys and values should stay.
-        erase_scale, preserve_scale, regularization: e, p and a. The defaults are those of the paper's code. a is in
-            units of a squared embedding, so that edits of smaller embeddings are held back more by it.
-
-    Raises:
-        ValueError: no edit, embeddings of another shape or not finite, weights out of range, or a UNet without
-            cross-attention or with adapters on it. Nothing has been changed then.
-    """
-    layers = cross_attention_projections(unet)
-    change = embedding_change(
-        edits, preserve, erase_scale=erase_scale, preserve_scale=preserve_scale, regularization=regularization
-    )
-    wrong = next((name for name, layer in layers.items() if layer.in_features != len(change)), None)
-    if wrong:
-        raise ValueError(
-            f"expected embeddings [K, {layers[wrong].in_features}], which {wrong} takes, got [K, {len(change)}]"
-        )
-    for layer in layers.values():
-        weight = layer.weight.to("cpu", torch.float64)
-        layer.weight.copy_(weight.addmm(weight, change).to(layer.weight.dtype))
-
-
-def embedding_change(
-    edits: Sequence[Edit],
-    preserve: Sequence[Tensor],
-    *,
-    erase_scale: float,
-    preserve_scale: float,
-    regularization: float,
-) -> Tensor:
-    """The edit as a linear map of text embeddings: W' = W (I + M) for every layer alike; M [D, D] is returned.
+    always the one before the edit. The sums run over rows, so more or longer prompts weigh more.
 
     Setting the gradient of the objective to zero gives W' (a I + e sum c c^T + p sum k k^T) = W (a I + e sum t c^T +
     p sum k k^T). With G the bracket on the left, the one on the right is G + e sum (t - c) c^T, so that
     M = e sum (t - c) c^T G^-1 depends on no layer and one system of D equations serves all of them.
     It is solved in float64 on the CPU: G's condition number is about the squared norm of all the embeddings over a.
 
+    Args:
+        edits: (concept, target) text embeddings, both [K, D]; row i of the target replaces row i of the concept.
+        preserve: text embeddings [K, D] whose keys and values should stay.
+        erase_scale, preserve_scale, regularization: e, p and a. The defaults are those of the paper's code. a is in
+            units of a squared embedding, so that edits of smaller embeddings are held back more by it.
+
     Raises:
-        ValueError: as `unified_concept_edit`.
+        ValueError: no edit, embeddings of another shape or not finite, or weights out of range.
     """
     _check_weights(erase_scale, preserve_scale, regularization)
     _check_embeddings(edits, preserve)
@@ -90,13 +96,22 @@ def embedding_change(
     for rows in preserve:
         rows = rows.to("cpu", torch.float64)
         gram += preserve_scale * rows.T @ rows
-    return torch.linalg.solve(gram, moved, left=False)
+    return ClosedFormEdit(torch.linalg.solve(gram, moved, left=False), gram)
+
+
+def unified_concept_edit(unet: nn.Module, edits: Sequence[Edit], preserve: Sequence[Tensor] = (), **weights) -> None:
+    """Edit a UNet by `closed_form_edit`, whose arguments and errors these are, in place."""
+    closed_form_edit(edits, preserve, **weights).apply(unet)
+
+
+def is_cross_attention_projection(name: str) -> bool:
+    """Whether a layer of a UNet makes keys or values of text, by its name in it."""
+    return name.split(".")[-2:] in (["attn2", "to_k"], ["attn2", "to_v"])
 
 
 def cross_attention_projections(unet: nn.Module) -> dict[str, nn.Linear]:
     """The layers that make keys and values of text, by name. Raises ValueError: there are none, or no linear ones."""
-    paths = (["attn2", "to_k"], ["attn2", "to_v"])
-    layers = {name: layer for name, layer in unet.named_modules() if name.split(".")[-2:] in paths}
+    layers = {name: layer for name, layer in unet.named_modules() if is_cross_attention_projection(name)}
     if not layers:
         raise ValueError(f"{type(unet).__name__} has no cross-attention (attn2) whose keys and values could be edited")
     for name, layer in layers.items():
@@ -107,17 +122,15 @@ def cross_attention_projections(unet: nn.Module) -> dict[str, nn.Linear]:
     return layers
 
 
-def edit_prompts(
+def edit_of_prompts(
     family: TextToImageFamily,
     edits: Sequence[tuple[str, str]],
     preserve: Sequence[str] = ("",),
     *,
     tokens: Tokens = "tail",
-    erase_scale: float = 1.0,
-    preserve_scale: float = 0.1,
-    regularization: float = 0.5,
-) -> None:
-    """`unified_concept_edit` of a pipeline's UNet, in place, for prompts: what each draws, and what it should draw.
+    **weights: float,
+) -> ClosedFormEdit:
+    """`closed_form_edit` for prompts: what each draws, and what it should draw. Its `apply` edits the UNet.
 
     Args:
         edits: (concept, target) prompts, such as ("Brad Pitt", "a middle aged man"). The target "" stands for nothing
@@ -126,11 +139,11 @@ def edit_prompts(
         tokens: "tail" is the code of the paper: the last word's token and the padding after it, each concept row
             paired with the target's at the same distance from its last word, and every token of what is preserved.
             "last" is their later code: the last word's token alone, everywhere, with preserve_scale 1.
-        erase_scale, preserve_scale, regularization: see `unified_concept_edit`.
+        weights: erase_scale, preserve_scale, regularization; see `closed_form_edit`.
 
     Raises:
         TypeError: a family of another kind.
-        ValueError: as `unified_concept_edit`; an empty concept; another choice of tokens.
+        ValueError: as `closed_form_edit`; an empty concept; another choice of tokens.
     """
     if not isinstance(family, TextToImageFamily):
         raise TypeError(f"expected a TextToImageFamily, whose prompts are free text, got a {type(family).__name__}")
@@ -142,14 +155,12 @@ def edit_prompts(
     pairs = [_paired_rows(family, *pair, tokens) for pair in edits]
     every = tokens == "tail"
     kept = [family.embed([p])[0] if every else _paired_rows(family, p, p, tokens)[0] for p in preserve]
-    unified_concept_edit(
-        family.module,
-        pairs,
-        kept,
-        erase_scale=erase_scale,
-        preserve_scale=preserve_scale,
-        regularization=regularization,
-    )
+    return closed_form_edit(pairs, kept, **weights)
+
+
+def edit_prompts(family: TextToImageFamily, edits: Sequence[tuple[str, str]], *arguments, **options) -> None:
+    """Edit a pipeline's UNet by `edit_of_prompts`, whose arguments and errors these are, in place."""
+    edit_of_prompts(family, edits, *arguments, **options).apply(family.module)
 
 
 def concept_edits(concept: Concept, templates: Sequence[str]) -> list[tuple[str, str]]:
