@@ -176,7 +176,9 @@ class ForgetConfig(TrainingConfig):
     start: Literal["model", "edit"] = option(
         "model",
         "Where training starts: at the model as it is; or where uce's edit would put the weights (with its options), "
-        "so that the concept's words already read as the surrogate's, and training completes and repairs that.",
+        "so that the concept's words already read as the surrogate's, and training completes and repairs that. EWC "
+        "still holds to the model before the edit and would undo it at its usual weight: take a thousandth of the "
+        "ewc_lambda. Methods that draw no surrogate, and naive, start at the model.",
     )
     esd_guidance: float = option(1.0, "ESD's eta: how far its target is guided away from the concept.")
     esd_start_guidance: float = option(3.0, "Guidance towards the concept of the latents that ESD is trained on.")

@@ -56,11 +56,13 @@ def _check_method(config: ForgetConfig, family: Family, concept: Concept, diffus
             )
     if method == "uce" or config.start == "edit":
         if not isinstance(family, TextToImageFamily):
-            what = "uce" if method == "uce" else "start edit"
-            raise ValueError(f"{what} edits what a model makes of text, and a {kind} reads none; leave it away")
+            what = "method uce" if method == "uce" else "start: an edit"
+            raise ValueError(f"{what} changes what a model makes of text, and a {kind} reads none; leave it away")
         concept_edits(concept, [])
     if config.start == "edit" and config.train_scope == "noxattn":
-        raise ValueError("start edit is one of cross-attention, which train_scope noxattn leaves out; pass another")
+        raise ValueError(
+            "start: an edit is one of cross-attention, which train_scope noxattn leaves out; pass another"
+        )
     if config.lora_rank:
         if not hasattr(family.module, "add_adapter"):
             raise ValueError(f"lora_rank: a {kind} takes no adapters; pass --lora_rank null")

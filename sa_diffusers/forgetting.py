@@ -176,6 +176,9 @@ def _forget(config: ForgetConfig, family: Family, inputs: Inputs, output_dir: Pa
         print(announce(config, family, inputs, output_dir), flush=True)
 
     given = given_fisher(family, config)  # refused, if it is another model's, before anything is drawn
+    edit = None
+    if config.method == "uce" or config.start == "edit":
+        edit = closed_form(family, config, concept, inputs.prompts, inputs.templates)
     samples, samples_key = None, "none"
     if config.replay_weight or (config.ewc_lambda and not config.fisher) or distils_surrogate(config, concept):
         samples, samples_key = draw_replay_samples(stages, family, config, inputs.prompts, hashes)
@@ -189,6 +192,8 @@ def _forget(config: ForgetConfig, family: Family, inputs: Inputs, output_dir: Pa
 
     examine, judged_by = examiner(config, family, inputs, replay), evaluation_key(config, inputs)
     before_key = {"model": hashes, "samples": samples_key} | judged_by
+    if replay is not None:  # on which its loss is measured
+        before_key["replay"] = [config.replay_negative, *concept.phrasings, "; siblings:", *concept.siblings]
     if config.before:
         before = Findings.load(Path(config.before)).check(before_key)
         stages.reused.append("before")
@@ -204,12 +209,11 @@ def _forget(config: ForgetConfig, family: Family, inputs: Inputs, output_dir: Pa
         "fisher": fisher_key,
         "options": identity(config),
     }
+    if edit is not None:  # these are files, of which the options hold the names
+        trained_key["edit"] = fingerprint({"prompts": inputs.prompts, "templates": inputs.templates})
 
     def compute() -> list[dict]:
         history: list[dict] = []
-        edit = None
-        if config.method == "uce" or config.start == "edit":
-            edit = closed_form(family, config, concept, inputs.prompts, inputs.templates)
         if config.method == "uce":
             edit.apply(family.module)
         elif config.method not in SLD_METHODS:

@@ -108,7 +108,7 @@ def _what_is_trained(config: ForgetConfig) -> str:
     batch = f"{config.train_batch_size}" + (f" + {config.train_batch_size}" if config.replay_weight else "")
     said = [f"{config.num_train_steps} steps of {batch}", f"scope {config.train_scope}"]
     said += [f"LoRA of rank {config.lora_rank}"] if config.lora_rank else []
-    said += [f"from the closed-form edit at {config.uce_erase_scale:g}"] if config.start == "edit" else []
+    said += [f"from UCE's edit at scale {config.uce_erase_scale:g}"] if config.start == "edit" else []
     said += [f"lambda {config.ewc_lambda:g}"] if config.ewc_lambda else []
     return ", ".join(said)
 
@@ -172,7 +172,7 @@ def write_results(
     settings = {
         "train_scope": config.train_scope,
         **({"lora_rank": config.lora_rank, "lora_targets": config.lora_targets} if config.lora_rank else {}),
-        **({"start": f"closed-form edit at {config.uce_erase_scale:g}"} if config.start == "edit" else {}),
+        **({"start": f"UCE's edit, erase scale {config.uce_erase_scale:g}"} if config.start == "edit" else {}),
         "ewc_lambda (authors' units, no 1/2)": config.ewc_lambda,
         "replay_weight": config.replay_weight,
         "num_train_steps": history[-1]["step"] if history else 0,

@@ -108,9 +108,13 @@ def fisher_of(
 def closed_form(
     family: Family, config: ForgetConfig, concept: Concept, prompts: list[str], templates: list[str]
 ) -> ClosedFormEdit:
-    """The edit of cross-attention after which the concept's words read as the surrogate's; nothing is changed yet."""
+    """The edit of cross-attention after which the concept's words read as the surrogate's; nothing is changed yet.
+
+    Raises:
+        ValueError: a UNet that it does not fit.
+    """
     kept = [prompt for prompt in prompts if not mentions(prompt, concept.phrasings)]
-    return edit_of_prompts(
+    edit = edit_of_prompts(
         family,
         concept_edits(concept, templates),
         ["", *spread(kept, min(config.uce_preserve_prompts, len(kept)), config.seed)],
@@ -118,6 +122,8 @@ def closed_form(
         preserve_scale=config.uce_preserve_scale,
         regularization=config.uce_regularization,
     )
+    edit.check(family.module)
+    return edit
 
 
 def safely_guided(family: Family, config: ForgetConfig, concept: Concept) -> Family:

@@ -349,6 +349,15 @@ def test_another_class_as_the_surrogate_is_drawn_under_its_own_label(start, pipe
     assert_close(surrogate.latents[4:5], drawn, rtol=1e-4, atol=1e-5)
 
 
+def test_another_class_can_be_taught_by_the_frozen_model(start):
+    """The first loss is the distance of its predictions for two classes, below that from the noise that was drawn."""
+    losses = {}
+    for target in ("model", "noise"):
+        outcome = start(f"to_{target}", surrogate="2", num_train_steps=1, ewc_lambda=0.0, surrogate_target=target)
+        losses[target] = json.loads((outcome.output_dir / "history.json").read_text())[0]["surrogate_loss"]
+    assert 0 < losses["model"] < 0.5 * losses["noise"]
+
+
 def test_forget_in_python_leaves_the_given_pipeline_alone(pipeline):
     before = {name: tensor.clone() for name, tensor in weights(pipeline).items()}
     options = SMALL | {"num_train_steps": 2, "num_samples": 8, "fisher_samples": 2}

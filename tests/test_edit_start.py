@@ -6,17 +6,23 @@ from functools import partial
 
 import pytest
 import torch
+from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from torch.testing import assert_close
 
+from sa_diffusers import training
+from sa_diffusers.artifacts import StageMismatch
 from sa_diffusers.editing import ClosedFormEdit, closed_form_edit, start_from_edit
 from sa_diffusers.families.scopes import select_parameters
 from sa_diffusers.forgetting import forget
 from sa_diffusers.lora import adapted_layers, add_lora, fuse_lora
 from sa_diffusers.models import ConditionalVAE
+from sa_diffusers.objectives import LowRankChange
 from sa_diffusers.pipelines import ConditionalVAEPipeline
 
 
+ROWS = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64)  # concept, target, kept
+ROWS[2] *= torch.logspace(-2, 0, 8, dtype=torch.float64)  # directions that count differently
 EDITED = ("attn2.to_k.weight", "attn2.to_v.weight")
 
 
@@ -27,9 +33,11 @@ def unet(tiny_pipeline):
 
 @pytest.fixture
 def edit() -> ClosedFormEdit:
-    rows = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    rows[2] *= torch.logspace(-2, 0, 8, dtype=torch.float64)  # directions that count differently
-    return closed_form_edit([(rows[0], rows[1])], [rows[2]], erase_scale=0.7, preserve_scale=0.9, regularization=1e-3)
+    return closed_form_edit([(ROWS[0], ROWS[1])], [ROWS[2]], erase_scale=0.7, preserve_scale=0.9, regularization=1e-3)
+
+
+def interrupted(optimisation) -> None:
+    raise KeyboardInterrupt
 
 
 def state(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -59,7 +67,8 @@ def test_a_smaller_adapter_is_the_best_there_is(unet, edit):
     changes = add_lora(unet, adapted_layers(unet, "xattn", "attention"), 2, 6.0, 0)
     lengths = {name: change.down.detach().norm(dim=1) for name, change in changes.items()}
     start_from_edit(unet, changes, edit)
-    values, vectors = torch.linalg.eigh(edit.gram)
+    gram = edit.root @ edit.root.T
+    values, vectors = torch.linalg.eigh(gram)
     root = vectors @ values.sqrt().diag() @ vectors.T
     for name, change in changes.items():
         layer = unet.get_submodule(name.removesuffix(".weight"))
@@ -69,7 +78,7 @@ def test_a_smaller_adapter_is_the_best_there_is(unet, edit):
         wanted = layer.get_base_layer().weight.double() @ edit.change
 
         def cost(delta, wanted=wanted):
-            return ((wanted - delta) @ edit.gram @ (wanted - delta).T).trace()
+            return ((wanted - delta) @ gram @ (wanted - delta).T).trace()
 
         best = torch.linalg.svdvals(wanted @ root)[2:].square().sum()
         found = change.delta().detach().double()
@@ -77,6 +86,34 @@ def test_a_smaller_adapter_is_the_best_there_is(unet, edit):
         left, values_, right = torch.linalg.svd(wanted)
         assert cost(left[:, :2] * values_[:2] @ right[:2]) > best * 1.01  # another two directions than the metric's
         assert_close(change.down.detach().norm(dim=1), lengths[name])
+
+
+def test_what_it_costs_by_the_edit_s_own_objective(edit):
+    """By tr(N G N^T), written out as the objective of W' + N less that of W', a row at a time."""
+    concept, target, kept = ROWS.unbind()
+    weight, beside = torch.randn(3, 8, dtype=torch.float64), torch.randn(3, 8, dtype=torch.float64)
+
+    def objective(new):
+        terms = [(0.7, new @ c - weight @ t) for c, t in zip(concept, target, strict=True)]
+        terms += [(0.9, new @ k - weight @ k) for k in kept] + [(1e-3, new - weight)]
+        return sum(scale * part.square().sum() for scale, part in terms)
+
+    more = objective(edit.edited(weight) + beside) - objective(edit.edited(weight))
+    assert_close((beside @ edit.root).square().sum(), more)
+
+
+@pytest.mark.parametrize("shape", [(5, 8), (12, 8)])
+def test_other_shapes_and_a_change_of_lower_rank_than_the_adapter(shape):
+    """A concept of one row has a change of rank 1: the rest of the adapter stays free, and as it was drawn."""
+    layer = nn.Linear(8, shape[0], bias=False)
+    block = nn.ModuleDict({"attn2": nn.ModuleDict({"to_k": layer})})
+    one = closed_form_edit([(ROWS[0, :1], ROWS[1, :1])], [ROWS[2]])
+    down, up = nn.Parameter(torch.randn(4, 8)), nn.Parameter(torch.zeros(shape[0], 4))
+    drawn = down.detach().clone()
+    inject_adapter_in_model(LoraConfig(r=4, target_modules=["to_k"]), block)
+    start_from_edit(block, {"attn2.to_k.weight": LowRankChange(down, up, 0.5)}, one)
+    assert_close(0.5 * up @ down, one.delta(layer.weight).float(), rtol=1e-4, atol=1e-6)
+    assert torch.equal(down[1:], drawn[1:]) and not up[:, 1:].any()
 
 
 def test_there_must_be_something_to_edit(unet, edit):
@@ -100,13 +137,40 @@ class TestRuns:
         edited = start(tmp_path / "uce", method="uce", lora_rank=None)
         assert_close(state(run.pipeline.unet), state(edited.pipeline.unet), rtol=1e-3, atol=1e-4)
 
-    def test_training_goes_on_from_there(self, start, tmp_path):
+    @pytest.mark.parametrize("replay_target", ["model", "noise"])  # with "noise" EWC copies its anchor itself
+    def test_training_goes_on_from_there(self, replay_target, start, tmp_path):
         """And the frozen teacher is the model before the edit: under a prompt to keep its target has not moved."""
-        run, plain = (start(tmp_path / name, start=name, num_train_steps=1) for name in ("edit", "model"))
+        options = {"num_train_steps": 1, "replay_negative": "none", "replay_target": replay_target}
+        run, plain = (start(tmp_path / name, start=name, **options) for name in ("edit", "model"))
         first, other = (json.loads((o.output_dir / "history.json").read_text())[0] for o in (run, plain))
-        assert other["ewc"] == 0 and other["replay_loss"] < 1e-9 < first["replay_loss"]
-        assert run.metrics != plain.metrics
-        assert "closed-form edit" in (run.output_dir / "pipeline" / "README.md").read_text()
+        assert other["ewc"] == 0 < first["ewc"]
+        if replay_target == "model":
+            assert other["replay_loss"] < 1e-9 < first["replay_loss"]
+        edited = state(start(tmp_path / "uce", method="uce").pipeline.unet)
+        moved = {name for name, value in state(run.pipeline.unet).items() if not torch.equal(value, edited[name])}
+        assert {name for name in moved if name.endswith(EDITED)} and {n for n in moved if not n.endswith(EDITED)}
+        assert "UCE's edit, erase scale 1" in (run.output_dir / "pipeline" / "README.md").read_text()
+
+    def test_it_resumes(self, start, tmp_path, monkeypatch):
+        whole = start(tmp_path / "whole", checkpointing_steps=1, ema_decay=0.5)
+        with monkeypatch.context() as patch:
+            patch.setattr(training.Optimisation, "finish", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                start(tmp_path / "run", checkpointing_steps=1, ema_decay=0.5)
+        again = start(tmp_path / "run", checkpointing_steps=1, ema_decay=0.5)
+        assert_close(state(again.pipeline.unet), state(whole.pipeline.unet), rtol=0, atol=0)
+
+    def test_other_prompts_to_keep_are_another_edit(self, start, tmp_path):
+        """Though nothing that is drawn depends on them, and the options name the same file."""
+        prompts = tmp_path / "prompts.txt"
+        prompts.write_text("a red six\na green eight\n")
+        options = {"method": "uce", "replay_prompts": str(prompts)}
+        first = state(start(tmp_path / "run", **options).pipeline.unet)
+        prompts.write_text("a red nine\n")
+        with pytest.raises(StageMismatch, match="edit"):
+            start(tmp_path / "run", **options)
+        second = state(start(tmp_path / "run", overwrite=True, **options).pipeline.unet)
+        assert any(not torch.equal(value, second[name]) for name, value in first.items())
 
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -122,5 +186,5 @@ class TestRuns:
 
     def test_a_vae_has_no_text(self):
         vae = ConditionalVAE(image_size=4, hidden_sizes=(8,), latent_dim=2, num_classes=2)
-        with pytest.raises(ValueError, match="start edit edits what a model makes of text"):
+        with pytest.raises(ValueError, match="start: an edit changes what a model makes of text"):
             forget(ConditionalVAEPipeline(vae), "0", "1", start="edit", replay_target="noise")

@@ -185,7 +185,7 @@ def test_killed_in_every_stage(server, config_path, tmp_path):
 
 @pytest.mark.slow
 def test_a_lora_killed_at_any_time(server, config_path, tmp_path):
-    options = ("--lora_rank", "2")
+    options = ("--lora_rank", "2", "--start", "edit")
     undisturbed(config_path, tmp_path / "whole", *options)
     chance, run, killed, longest = random.Random(0), tmp_path / "run", 0, 0.2
     while True:

@@ -10,12 +10,14 @@ import torch
 import yaml
 from torch.testing import assert_close
 
+from sa_diffusers.artifacts import Stage
 from sa_diffusers.bundled import resolve
+from sa_diffusers.config import ForgetConfig
 from sa_diffusers.evaluation.load_classifier import load_classifier
 from sa_diffusers.hub import ModelLoadError
 from sa_diffusers.method_table.judging import Counts, Judge
 from sa_diffusers.method_table.matching import COMPARABLE, Kept, Measured, Pooled, compare, curve, matched
-from sa_diffusers.method_table.runs import Point
+from sa_diffusers.method_table.runs import Point, stage_seconds
 from sa_diffusers.method_table.spec import only_rows, read_spec
 from sa_diffusers.method_table.table import MethodTable, check_extra
 
@@ -35,6 +37,22 @@ def measured(unseen: float, strength: int = 1, right=(1, 1, 1, 0, 1, 1), change:
         "shown": torch.zeros(2, 3, 4, 4, dtype=torch.uint8),
     }
     return Measured(Point(strength, "nowhere", 10.0 * strength, 1.5), values | others)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"samples": "there", "fisher": "there"}, 1 + 2 + 4 + 300 + 50),  # it drew its negatives itself
+        ({}, 1 + 2 + 4 + 8),
+        ({"method": "replay", "samples": "there"}, 1 + 2 + 4 + 300),
+        ({"method": "finetune"}, 1 + 2),
+    ],
+)
+def test_a_method_takes_the_seconds_of_all_it_needs(options, expected, tmp_path):
+    for name, seconds in (("sample", 300), ("sample_without_concept", 7), ("fisher", 50)):
+        Stage(tmp_path, name, {}).finish(seconds)
+    config = ForgetConfig(concept="seven", **options)
+    assert stage_seconds(config, {"surrogate": 1, "train": 2, "sample": 4, "fisher": 8}, tmp_path) == expected
 
 
 class TestSpec:
@@ -74,7 +92,7 @@ class TestSpec:
     def test_some_rows_are_ours_and_those_asked_for(self):
         spec = read_spec(Path("configs/paper/digits/seven.yaml"))
         assert list(only_rows(spec, ["uce"]).rows) == [spec.ours, "uce"]
-        with pytest.raises(ValueError, match="seven has no row uec; it has sa-lora"):
+        with pytest.raises(ValueError, match="seven has no row uec; it has sa-edit, sa-lora"):
             only_rows(spec, ["uec"])
 
 
@@ -198,17 +216,8 @@ def test_a_small_table_from_end_to_end(tmp_path):
     }
     (tmp_path / "seven.yaml").write_text(yaml.safe_dump(values))
     command = [sys.executable, "scripts/paper_table.py", "digits", "--configs", str(tmp_path), "--concepts", "seven"]
-    command += [
-        "--seeds",
-        "0",
-        "--images",
-        "0.15",
-        "--attack_steps",
-        "5",
-        "--output_dir",
-        str(tmp_path / "out"),
-        "--num_threads",
-        "2",
+    command += "--seeds 0 --images 0.15 --attack_steps 5 --num_threads 2 --output_dir".split() + [
+        str(tmp_path / "out")
     ]
     first = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     rows = json.loads((tmp_path / "out" / "methods.json").read_text())["seven"]

@@ -187,6 +187,7 @@ def test_the_edit_is_saved_with_the_pipeline(family, tmp_path):
         ([(rows(2), rows(2))], [torch.zeros(1, 2, 8)], {}, r"got \[1, 2, 8\]"),
         ([(rows(2), torch.full((2, 8), torch.nan))], [], {}, "finite"),
         ([(rows(2), rows(2))], [], {"regularization": 0.0}, "regularization > 0"),
+        ([(rows(2), rows(2))], [], {"regularization": 1e-30}, "a larger regularization"),
         ([(rows(2), rows(2))], [], {"erase_scale": -1.0}, "erase_scale > 0"),
         ([(rows(2), rows(2))], [], {"preserve_scale": -0.1}, "preserve_scale >= 0"),
     ],

@@ -10,20 +10,25 @@ from sa_diffusers.objectives import LowRankChange
 from .uce import ClosedFormEdit, is_cross_attention_projection
 
 
+NEGLIGIBLE = 1e-9  # of the largest singular value: rounding of float64
+
+
 @torch.no_grad()
 def start_from_edit(
     module: nn.Module, weights: Mapping[str, nn.Parameter] | Mapping[str, LowRankChange], edit: ClosedFormEdit
 ) -> None:
     """Put what is trained where the edit would put it, in place; all that the edit leaves alone stays.
 
-    Weights become W (I + M). Adapters of rank r take of the change N = W M what they can hold: the B A that minimises
-    tr((N - B A) G (N - B A)^T), so that the keys and values of concept and preserved prompts are the nearest to the
-    edit's (Eckart-Young, for N G^1/2). The rows of A are as long as those they replace, and B has the rest, since that
-    is the scale that a rate of adapters is meant for.
+    Weights become W (I + M). An adapter of rank r takes of the change N = W M what it can hold: the B A that is best
+    by the edit's own objective, which minimises tr((N - B A) G (N - B A)^T), by the singular vectors of N L with
+    G = L L^T (Eckart-Young). The rows of A are as long as those they replace, and B has the rest. So B does not begin
+    at 0, and a step of A moves the weights more than it does in a fresh adapter: a smaller learning rate fits. Rows of
+    A that the change has no use for stay as they were.
 
     Args:
-        module: with the adapters on it, where there are any.
+        module: with the adapters on it, where there are any; these must be fresh, with B = 0.
         weights: what is trained, by the weight's name.
+        edit: of this module as it is without adapters (`ClosedFormEdit.check`).
 
     Raises:
         ValueError: nothing that is trained is a key or a value of cross-attention.
@@ -39,14 +44,14 @@ def start_from_edit(
             weight.copy_(edit.edited(weight))
             continue
         base = module.get_submodule(name.removesuffix(".weight")).get_base_layer().weight
-        _fit(weight, edit.edited(base) - base.to("cpu", torch.float64), edit.gram)
+        _fit(weight, edit.delta(base), edit.root)
 
 
-def _fit(adapter: LowRankChange, change: Tensor, gram: Tensor) -> None:
-    """Set scaling * B A to the best approximation of a change [out, D] in the metric of a Gram matrix [D, D]."""
-    rank, root = len(adapter.down), torch.linalg.cholesky(gram)
+def _fit(adapter: LowRankChange, change: Tensor, root: Tensor) -> None:
+    """Set scaling * B A, of a fresh adapter, to the best approximation of a change [out, D] in the metric L L^T."""
     left, values, right = torch.linalg.svd(change @ root, full_matrices=False)
-    count = min(rank, len(values))
+    # Beyond the rank of the change the vectors are arbitrary, and would respond to hardly any text.
+    count = min(len(adapter.down), int((values > NEGLIGIBLE * values[0]).sum()))
     down = torch.linalg.solve_triangular(root, right[:count], upper=False, left=False)
     lengths = down.norm(dim=1)
     usual = adapter.down.norm(dim=1)[:count].to("cpu", torch.float64)

@@ -18,24 +18,22 @@ Edit = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class ClosedFormEdit:
-    """Of every to_k and to_v of a UNet's cross-attention alike: W' = W (I + change).
+    """A change of a UNet's cross-attention that is the same for every to_k and to_v: W' = W (I + change).
 
     Attributes:
         change: M [D, D], in float64, for text embeddings of width D.
-        gram: G [D, D], so that tr(N G N^T) says by how much a change N of W moves keys or values of the concepts and
-            of what is preserved, in the weights of the objective.
+        root: L [D, D], lower triangular. With G = L L^T, keys and values W' + N miss the edit's objective by exactly
+            tr(N G N^T) more than W'.
     """
 
     change: Tensor
-    gram: Tensor
+    root: Tensor
 
-    @torch.no_grad()
-    def apply(self, unet: nn.Module) -> None:
-        """Edit a UNet2DConditionModel, or any module with layers named attn2.to_k and attn2.to_v, in place.
+    def check(self, unet: nn.Module) -> dict[str, nn.Linear]:
+        """The layers to edit, by name, of a UNet2DConditionModel or any module with attn2.to_k and attn2.to_v.
 
         Raises:
             ValueError: a UNet without cross-attention, with adapters on it, or that takes embeddings of another width.
-                Nothing has been changed then.
         """
         layers, width = cross_attention_projections(unet), len(self.change)
         wrong = next((name for name, layer in layers.items() if layer.in_features != width), None)
@@ -43,11 +41,20 @@ class ClosedFormEdit:
             raise ValueError(
                 f"expected embeddings [K, {layers[wrong].in_features}], which {wrong} takes, got [K, {width}]"
             )
-        for layer in layers.values():
+        return layers
+
+    @torch.no_grad()
+    def apply(self, unet: nn.Module) -> None:
+        """Edit a UNet in place. Raises ValueError as `check`; nothing has been changed then."""
+        for layer in self.check(unet).values():
             layer.weight.copy_(self.edited(layer.weight))
 
+    def delta(self, weight: Tensor) -> Tensor:
+        """W' - W of a W [out, D], new, in float64 on the CPU."""
+        return weight.to("cpu", torch.float64) @ self.change
+
     def edited(self, weight: Tensor) -> Tensor:
-        """W' for a W [out, D], in float64 on the CPU."""
+        """W' of a W [out, D], likewise."""
         weight = weight.to("cpu", torch.float64)
         return weight.addmm(weight, self.change)
 
@@ -82,7 +89,8 @@ def closed_form_edit(
             units of a squared embedding, so that edits of smaller embeddings are held back more by it.
 
     Raises:
-        ValueError: no edit, embeddings of another shape or not finite, or weights out of range.
+        ValueError: no edit, embeddings of another shape or not finite, weights out of range, or a regularization so
+            small beside the embeddings that the system cannot be solved.
     """
     _check_weights(erase_scale, preserve_scale, regularization)
     _check_embeddings(edits, preserve)
@@ -96,7 +104,10 @@ def closed_form_edit(
     for rows in preserve:
         rows = rows.to("cpu", torch.float64)
         gram += preserve_scale * rows.T @ rows
-    return ClosedFormEdit(torch.linalg.solve(gram, moved, left=False), gram)
+    root, failed = torch.linalg.cholesky_ex(gram)
+    if failed:
+        raise ValueError(f"expected a larger regularization beside these embeddings, got {regularization:g}")
+    return ClosedFormEdit(torch.linalg.solve(gram, moved, left=False), root)
 
 
 def unified_concept_edit(unet: nn.Module, edits: Sequence[Edit], preserve: Sequence[Tensor] = (), **weights) -> None:

@@ -1,6 +1,6 @@
 """The runs of a row: each strength becomes a pipeline on the disk, with what it took to make it."""
 
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
+from sa_diffusers.artifacts import Stage
 from sa_diffusers.bundled import resolve
 from sa_diffusers.config import ForgetConfig
 from sa_diffusers.forgetting import run_forgetting
@@ -53,8 +54,7 @@ def run_row(spec: ConceptSpec, row: Row, folder: Path, seed: int, reference: Pat
             config.fisher = str(reference / "fisher.safetensors") if config.ewc_lambda else None
         config.overwrite = True  # a row that was changed is made again, from the first stage that differs
         outcome = run_forgetting(config)
-        shared = json.loads((reference / "metrics.json").read_text())["seconds"]
-        seconds = _stage_seconds(config, outcome.metrics["seconds"], shared)
+        seconds = stage_seconds(config, outcome.metrics["seconds"], reference)
         run = Path(config.output_dir)
         if not row.trains:
             points.append(_point(spec, strength, run / "pipeline", seconds, None))
@@ -79,13 +79,19 @@ def _point(spec: ConceptSpec, strength: Any, pipeline_dir: Path, seconds: float,
     return Point(strength, str(pipeline_dir), seconds, size / 1e6)
 
 
-def _stage_seconds(config: ForgetConfig, own: dict[str, float], shared: dict[str, float]) -> float:
-    """Everything from the pipeline to the one that has forgotten, as if nothing had been there."""
+def stage_seconds(config: ForgetConfig, own: Mapping[str, float], reference: Path) -> float:
+    """Everything from the pipeline to the one that has forgotten, as if nothing had been there.
+
+    Args:
+        config: of the run; where it took samples or Fisher from elsewhere, they are the reference's.
+        own: seconds of its stages; "sample" counts those drawn anew without the concept, too.
+        reference: folder of a run that drew samples and estimated the Fisher itself.
+    """
     total = own["surrogate"] + own["train"]
     if config.replay_weight or config.ewc_lambda or config.surrogate_target == "model":
-        total += max(own["sample"], shared["sample"]) if config.samples else own["sample"]
+        total += own["sample"] + (Stage(reference, "sample", {}).seconds if config.samples else 0.0)
     if config.ewc_lambda:
-        total += shared["fisher"] if config.fisher else own["fisher"]
+        total += Stage(reference, "fisher", {}).seconds if config.fisher else own["fisher"]
     return total
 
 
