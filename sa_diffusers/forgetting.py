@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -176,9 +177,10 @@ def _forget(config: ForgetConfig, family: Family, inputs: Inputs, output_dir: Pa
         print(announce(config, family, inputs, output_dir), flush=True)
 
     given = given_fisher(family, config)  # refused, if it is another model's, before anything is drawn
-    edit = None
-    if config.method == "uce" or config.start == "edit":
+    edit, started = None, time.perf_counter()
+    if config.method == "uce" or config.start == "edit":  # now, since it may find that it does not fit
         edit = closed_form(family, config, concept, inputs.prompts, inputs.templates)
+    editing = time.perf_counter() - started
     samples, samples_key = None, "none"
     if config.replay_weight or (config.ewc_lambda and not config.fisher) or distils_surrogate(config, concept):
         samples, samples_key = draw_replay_samples(stages, family, config, inputs.prompts, hashes)
@@ -242,6 +244,7 @@ def _forget(config: ForgetConfig, family: Family, inputs: Inputs, output_dir: Pa
         return json.loads((output_dir / "history.json").read_text())
 
     history = stages.run("train", trained_key, compute, load, workspace=output_dir / "checkpoints")
+    stages.seconds["train"] += editing
     after = _examine(stages, "after", {"trained": fingerprint(trained_key)} | judged_by, examine)
     metrics = combine(inputs, before, after, stages.seconds, stages.reused)
     metrics["amounts"] = amounts(config, family, metrics, history[-1]["step"] if history else 0)
