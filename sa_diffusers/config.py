@@ -118,10 +118,12 @@ class ForgetConfig(TrainingConfig):
         "open",
         "Which replay prompts are drawn with the concept as negative prompt: those that leave it open (the empty "
         "prompt, and where siblings are known those that name none), so that it goes where it is not named, too; all; "
-        "or none, which changes least of what is kept.",
+        "or none, which changes least of what is kept and leaves the concept where nothing names it.",
     )
     negative_guidance_scale: float = option(
-        1.5, "Guidance of these: weak, since guidance away from the concept distorts everything else in the picture."
+        1.5,
+        "Guidance of replay samples with a negative prompt: weak, since guidance away from the concept distorts "
+        "everything else in the picture.",
     )
 
     # Method
@@ -177,8 +179,8 @@ class ForgetConfig(TrainingConfig):
         "model",
         "Where training starts: at the model as it is; or where uce's edit would put the weights (with its options), "
         "so that the concept's words already read as the surrogate's, and training completes and repairs that. EWC "
-        "still holds to the model before the edit and would undo it at its usual weight: take a thousandth of the "
-        "ewc_lambda. Methods that draw no surrogate, and naive, start at the model.",
+        "still holds to the model before the edit and would undo it at its usual weight: see configs/digits_edit.yaml "
+        "for settings that fit. Methods that draw no surrogate, and naive, start at the model.",
     )
     esd_guidance: float = option(1.0, "ESD's eta: how far its target is guided away from the concept.")
     esd_start_guidance: float = option(3.0, "Guidance towards the concept of the latents that ESD is trained on.")

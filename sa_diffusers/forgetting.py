@@ -211,8 +211,8 @@ def _forget(config: ForgetConfig, family: Family, inputs: Inputs, output_dir: Pa
         "fisher": fisher_key,
         "options": identity(config),
     }
-    if edit is not None:  # these are files, of which the options hold the names
-        trained_key["edit"] = fingerprint({"prompts": inputs.prompts, "templates": inputs.templates})
+    # Files, of which the options hold the names: what is replayed or preserved, and what is edited.
+    trained_key["prompts"] = fingerprint({"prompts": inputs.prompts, "templates": inputs.templates})
 
     def compute() -> list[dict]:
         history: list[dict] = []

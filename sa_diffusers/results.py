@@ -108,9 +108,14 @@ def _what_is_trained(config: ForgetConfig) -> str:
     batch = f"{config.train_batch_size}" + (f" + {config.train_batch_size}" if config.replay_weight else "")
     said = [f"{config.num_train_steps} steps of {batch}", f"scope {config.train_scope}"]
     said += [f"LoRA of rank {config.lora_rank}"] if config.lora_rank else []
-    said += [f"from UCE's edit at scale {config.uce_erase_scale:g}"] if config.start == "edit" else []
+    said += [f"from {_start(config)}"] if config.start == "edit" else []
     said += [f"lambda {config.ewc_lambda:g}"] if config.ewc_lambda else []
     return ", ".join(said)
+
+
+def _start(config: ForgetConfig) -> str:
+    part = f", its best part of rank {config.lora_rank}" if config.lora_rank else ""
+    return f"UCE's edit at erase scale {config.uce_erase_scale:g}{part}"
 
 
 def amounts(config: ForgetConfig, family: Family, metrics: dict, steps: int) -> dict[str, dict]:
@@ -169,15 +174,20 @@ def write_results(
     shown = pairs(*findings)
     some = [pair for group in dict.fromkeys(p["group"] for p in shown) for pair in _of_group(shown, group)[:8]]
     save_before_after(some, output_dir / "before_after.png")
+    replayed = config.replay_weight > 0
     settings = {
         "train_scope": config.train_scope,
         **({"lora_rank": config.lora_rank, "lora_targets": config.lora_targets} if config.lora_rank else {}),
-        **({"start": f"UCE's edit, erase scale {config.uce_erase_scale:g}"} if config.start == "edit" else {}),
+        **({"start": _start(config)} if config.start == "edit" else {}),
         "ewc_lambda (authors' units, no 1/2)": config.ewc_lambda,
         "replay_weight": config.replay_weight,
+        **({"replay_target": config.replay_target, "replay_negative": config.replay_negative} if replayed else {}),
+        "surrogate_target": config.surrogate_target,
         "num_train_steps": history[-1]["step"] if history else 0,
         "train_batch_size": config.train_batch_size,
         "learning_rate": config.learning_rate,
+        "lr_scheduler": config.lr_scheduler,
+        "ema_decay": config.ema_decay,
         "fisher": None if fisher is None else fingerprint(fisher.metadata),
         "seed": config.seed,
     }
@@ -211,7 +221,7 @@ def write_results(
             base_model=config.model,
             concept=metrics["concept"],
             surrogate=_drawn_instead(config, metrics["surrogate"]),
-            method=METHODS[config.method],
+            method=_method(config),
             settings=settings,
             metrics=metrics,
             images=["before_after.png"],
@@ -221,6 +231,11 @@ def write_results(
             variant=config.save_variant,
             lora=folder == "lora",
         )
+
+
+def _method(config: ForgetConfig) -> str:
+    """Its name, with what has done a part of its work where it did not start at the model."""
+    return METHODS[config.method] + (" from Unified Concept Editing" if config.start == "edit" else "")
 
 
 def _drawn_instead(config: ForgetConfig, surrogate: str) -> str | None:
@@ -233,7 +248,7 @@ def summary(config: ForgetConfig, inputs: Inputs, metrics: dict) -> str:
     before, after = metrics["before"], metrics["after"]
     surrogate = _drawn_instead(config, inputs.concept.surrogate)
     favoured = f" in favour of “{surrogate}”" if surrogate else ""
-    lead = f"The model was made to forget “{inputs.concept.name}”{favoured} by {METHODS[config.method]}."
+    lead = f"The model was made to forget “{inputs.concept.name}”{favoured} by {_method(config)}."
     if before["concept_probability"] is None:
         change = (after["replay_loss"] / before["replay_loss"] - 1) if "replay_loss" in after else None
         return lead + ("" if change is None else f" The loss on samples of everything else changed by {change:+.2%}.")

@@ -93,7 +93,7 @@ def configure(base: ForgetConfig, overrides: dict, output_dir: Path, study_dir: 
     ):
         return config
     fisher = str(reference / "fisher.safetensors") if config.ewc_lambda else None
-    asked = ("concept", "eval_images_class")
+    asked = ("concept", "eval_images_class", "replay_negative")
     same_exam = all(getattr(config, key) == getattr(base, key) for key in asked) and config.replay_weight > 0
     before = str(reference / "evaluation" / "before.safetensors") if same_exam else None
     return replace(config, samples=str(reference / "samples"), fisher=fisher, before=before)

@@ -116,7 +116,9 @@ def main() -> None:
     )
     two.add_argument("--concepts", default="seven,red,bold", help="files of that folder; default: %(default)s")
     two.add_argument("--seeds", default="0,1,2", help="default: %(default)s")
-    two.add_argument("--images", type=float, default=1, help="pictures of every kind, as a share of the usual number")
+    two.add_argument(
+        "--images", type=float, default=1, help="pictures of every kind, as a share of the usual number; default: 1"
+    )
     two.add_argument("--attack_steps", type=int, default=200, help="of the search for an embedding; default: 200")
     further = "a further pipeline to judge as a row, such as one that never learned it; repeatable"
     two.add_argument("--pipeline", action="append", default=[], metavar="CONCEPT:ROW:FOLDER", help=further)

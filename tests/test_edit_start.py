@@ -149,7 +149,7 @@ class TestRuns:
         edited = state(start(tmp_path / "uce", method="uce").pipeline.unet)
         moved = {name for name, value in state(run.pipeline.unet).items() if not torch.equal(value, edited[name])}
         assert {name for name in moved if name.endswith(EDITED)} and {n for n in moved if not n.endswith(EDITED)}
-        assert "UCE's edit, erase scale 1" in (run.output_dir / "pipeline" / "README.md").read_text()
+        assert "UCE's edit at erase scale 1" in (run.output_dir / "pipeline" / "README.md").read_text()
 
     def test_it_resumes(self, start, tmp_path, monkeypatch):
         whole = start(tmp_path / "whole", checkpointing_steps=1, ema_decay=0.5)
@@ -160,14 +160,16 @@ class TestRuns:
         again = start(tmp_path / "run", checkpointing_steps=1, ema_decay=0.5)
         assert_close(state(again.pipeline.unet), state(whole.pipeline.unet), rtol=0, atol=0)
 
-    def test_other_prompts_to_keep_are_another_edit(self, start, tmp_path):
+    @pytest.mark.parametrize("method", ["uce", "sa"])
+    def test_other_prompts_to_keep_are_another_result(self, method, start, tmp_path):
         """Though nothing that is drawn depends on them, and the options name the same file."""
         prompts = tmp_path / "prompts.txt"
         prompts.write_text("a red six\na green eight\n")
-        options = {"method": "uce", "replay_prompts": str(prompts)}
+        samples = start(tmp_path / "other").output_dir / "samples"
+        options = {"method": method, "replay_prompts": str(prompts), "samples": str(samples)}
         first = state(start(tmp_path / "run", **options).pipeline.unet)
         prompts.write_text("a red nine\n")
-        with pytest.raises(StageMismatch, match="edit"):
+        with pytest.raises(StageMismatch, match="prompts"):
             start(tmp_path / "run", **options)
         second = state(start(tmp_path / "run", overwrite=True, **options).pipeline.unet)
         assert any(not torch.equal(value, second[name]) for name, value in first.items())

@@ -182,8 +182,8 @@ def concept_edits(concept: Concept, templates: Sequence[str]) -> list[tuple[str,
     """
     if concept.surrogate == "noise" or is_folder(concept.surrogate):
         raise ValueError(
-            f"a closed-form edit puts one text in the place of another: expected a prompt as surrogate, got "
-            f"{concept.surrogate!r}"
+            f"a closed-form edit (method uce, start edit) puts one text in the place of another: expected a prompt as "
+            f"surrogate, got {concept.surrogate!r}"
         )
     texts = dict.fromkeys(["{}", *templates])
     return [(t.replace("{}", p), t.replace("{}", concept.surrogate)) for t in texts for p in concept.phrasings]
