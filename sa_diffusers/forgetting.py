@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -40,7 +39,7 @@ from sa_diffusers.results import amounts, announce, combine, evaluation_key, exa
 from sa_diffusers.sample_stages import draw_open_samples, draw_replay_samples, make_surrogate
 from sa_diffusers.stages import Stages
 from sa_diffusers.tracking import SNAPSHOTS, tracker
-from sa_diffusers.train_stages import closed_form, fisher_of, forget_by_training, given_fisher, safely_guided
+from sa_diffusers.train_stages import edit_of, fisher_of, forget_by_training, given_fisher, safely_guided
 
 
 @dataclass
@@ -177,10 +176,7 @@ def _forget(config: ForgetConfig, family: Family, inputs: Inputs, output_dir: Pa
         print(announce(config, family, inputs, output_dir), flush=True)
 
     given = given_fisher(family, config)  # refused, if it is another model's, before anything is drawn
-    edit, started = None, time.perf_counter()
-    if config.method == "uce" or config.start == "edit":  # now, since it may find that it does not fit
-        edit = closed_form(family, config, concept, inputs.prompts, inputs.templates)
-    editing = time.perf_counter() - started
+    edit, edit_key = edit_of(stages, family, config, concept, inputs.prompts, inputs.templates, hashes)
     samples, samples_key = None, "none"
     if config.replay_weight or (config.ewc_lambda and not config.fisher) or distils_surrogate(config, concept):
         samples, samples_key = draw_replay_samples(stages, family, config, inputs.prompts, hashes)
@@ -195,7 +191,8 @@ def _forget(config: ForgetConfig, family: Family, inputs: Inputs, output_dir: Pa
     examine, judged_by = examiner(config, family, inputs, replay), evaluation_key(config, inputs)
     before_key = {"model": hashes, "samples": samples_key} | judged_by
     if replay is not None:  # on which its loss is measured
-        before_key["replay"] = [config.replay_negative, *concept.phrasings, "; siblings:", *concept.siblings]
+        words = {"phrasings": list(concept.phrasings), "siblings": list(concept.siblings)}
+        before_key["replay"] = {"negative": config.replay_negative} | words
     if config.before:
         before = Findings.load(Path(config.before)).check(before_key)
         stages.reused.append("before")
@@ -209,10 +206,10 @@ def _forget(config: ForgetConfig, family: Family, inputs: Inputs, output_dir: Pa
         "samples": samples_key,
         "surrogate": surrogate_key,
         "fisher": fisher_key,
+        "edit": edit_key,
+        "prompts": fingerprint({"prompts": inputs.prompts}),  # replayed; the options hold the name of a file
         "options": identity(config),
     }
-    # Files, of which the options hold the names: what is replayed or preserved, and what is edited.
-    trained_key["prompts"] = fingerprint({"prompts": inputs.prompts, "templates": inputs.templates})
 
     def compute() -> list[dict]:
         history: list[dict] = []
@@ -244,7 +241,6 @@ def _forget(config: ForgetConfig, family: Family, inputs: Inputs, output_dir: Pa
         return json.loads((output_dir / "history.json").read_text())
 
     history = stages.run("train", trained_key, compute, load, workspace=output_dir / "checkpoints")
-    stages.seconds["train"] += editing
     after = _examine(stages, "after", {"trained": fingerprint(trained_key)} | judged_by, examine)
     metrics = combine(inputs, before, after, stages.seconds, stages.reused)
     metrics["amounts"] = amounts(config, family, metrics, history[-1]["step"] if history else 0)

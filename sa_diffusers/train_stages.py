@@ -105,25 +105,39 @@ def fisher_of(
     return fisher, fingerprint(key)
 
 
-def closed_form(
-    family: Family, config: ForgetConfig, concept: Concept, prompts: list[str], templates: list[str]
-) -> ClosedFormEdit:
-    """The edit of cross-attention after which the concept's words read as the surrogate's; nothing is changed yet.
+def edit_of(
+    stages: Stages,
+    family: Family,
+    config: ForgetConfig,
+    concept: Concept,
+    prompts: list[str],
+    templates: list[str],
+    hashes: dict[str, str],
+) -> tuple[ClosedFormEdit | None, str]:
+    """The closed-form edit that the method is, or that training starts at, if either is so; with its fingerprint.
 
-    Raises:
-        ValueError: a UNet that it does not fit.
+    Nothing is changed yet: it is the first stage, since it may find that it does not fit the model.
     """
+    if config.method != "uce" and config.start != "edit":
+        return None, "none"
+    path = stages.output_dir / "edit.safetensors"
+    weights = {name: getattr(config, f"uce_{name}") for name in ("erase_scale", "preserve_scale", "regularization")}
     kept = [prompt for prompt in prompts if not mentions(prompt, concept.phrasings)]
-    edit = edit_of_prompts(
-        family,
-        concept_edits(concept, templates),
-        ["", *spread(kept, min(config.uce_preserve_prompts, len(kept)), config.seed)],
-        erase_scale=config.uce_erase_scale,
-        preserve_scale=config.uce_preserve_scale,
-        regularization=config.uce_regularization,
-    )
-    edit.check(family.module)
-    return edit
+    texts = {
+        "edits": concept_edits(concept, templates),
+        "preserve": ["", *spread(kept, min(config.uce_preserve_prompts, len(kept)), config.seed)],
+    }
+    key = {"model": hashes, "weights": weights, "prompts": fingerprint(texts)}
+
+    def compute() -> ClosedFormEdit:
+        edit = edit_of_prompts(family, **texts, **weights)
+        edit.check(family.module)
+        if process_state().is_main_process:
+            with atomic_path(path) as temporary:
+                edit.save(temporary)
+        return edit
+
+    return stages.run("edit", key, compute, lambda: ClosedFormEdit.load(path), counts_as="train"), fingerprint(key)
 
 
 def safely_guided(family: Family, config: ForgetConfig, concept: Concept) -> Family:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from sa_diffusers.bundled import resolve
-from sa_diffusers.editing import concept_edits, edit_prompts, unified_concept_edit
+from sa_diffusers.editing import ClosedFormEdit, closed_form_edit, concept_edits, edit_of_prompts
 from sa_diffusers.editing.uce import cross_attention_projections
 from sa_diffusers.evaluation.load_classifier import load_classifier
 from sa_diffusers.families import get_family
@@ -20,6 +20,14 @@ from sa_diffusers.prompts import Concept
 
 
 WEIGHTS = {"erase_scale": 0.7, "preserve_scale": 0.3, "regularization": 0.2}
+
+
+def unified_concept_edit(unet: nn.Module, edits, preserve=(), **weights) -> None:
+    closed_form_edit(edits, preserve, **weights).apply(unet)
+
+
+def edit_prompts(family: TextToImageFamily, edits, *arguments, **options) -> None:
+    edit_of_prompts(family, edits, *arguments, **options).apply(family.module)
 
 
 @pytest.fixture
@@ -167,6 +175,13 @@ def test_the_bundled_pipeline_draws_the_surrogate_for_the_concept():
     assert drawn.count("seven") <= 1 and drawn.count("three") >= 12, drawn
     kept = [word == asked for word, asked in zip(read(others), [o for o in others for _ in range(2)], strict=True)]
     assert sum(kept) >= len(kept) - 2, kept
+
+
+def test_an_edit_is_loaded_as_it_was_saved(tmp_path):
+    edit = closed_form_edit([(rows(2), rows(2))])
+    edit.save(tmp_path / "edit.safetensors")
+    loaded = ClosedFormEdit.load(tmp_path / "edit.safetensors")
+    assert torch.equal(loaded.change, edit.change) and torch.equal(loaded.root, edit.root)
 
 
 def test_the_edit_is_saved_with_the_pipeline(family, tmp_path):

@@ -3,9 +3,11 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sa_diffusers.families.text_to_image import TextToImageFamily
@@ -55,8 +57,14 @@ class ClosedFormEdit:
 
     def edited(self, weight: Tensor) -> Tensor:
         """W' of a W [out, D], likewise."""
-        weight = weight.to("cpu", torch.float64)
-        return weight.addmm(weight, self.change)
+        return weight.to("cpu", torch.float64) + self.delta(weight)
+
+    def save(self, path: str | Path) -> None:
+        save_file({"change": self.change.contiguous(), "root": self.root.contiguous()}, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "ClosedFormEdit":
+        return cls(**load_file(path))
 
 
 def closed_form_edit(
@@ -108,11 +116,6 @@ def closed_form_edit(
     if failed:
         raise ValueError(f"expected a larger regularization beside these embeddings, got {regularization:g}")
     return ClosedFormEdit(torch.linalg.solve(gram, moved, left=False), root)
-
-
-def unified_concept_edit(unet: nn.Module, edits: Sequence[Edit], preserve: Sequence[Tensor] = (), **weights) -> None:
-    """Edit a UNet by `closed_form_edit`, whose arguments and errors these are, in place."""
-    closed_form_edit(edits, preserve, **weights).apply(unet)
 
 
 def is_cross_attention_projection(name: str) -> bool:
@@ -167,11 +170,6 @@ def edit_of_prompts(
     every = tokens == "tail"
     kept = [family.embed([p])[0] if every else _paired_rows(family, p, p, tokens)[0] for p in preserve]
     return closed_form_edit(pairs, kept, **weights)
-
-
-def edit_prompts(family: TextToImageFamily, edits: Sequence[tuple[str, str]], *arguments, **options) -> None:
-    """Edit a pipeline's UNet by `edit_of_prompts`, whose arguments and errors these are, in place."""
-    edit_of_prompts(family, edits, *arguments, **options).apply(family.module)
 
 
 def concept_edits(concept: Concept, templates: Sequence[str]) -> list[tuple[str, str]]:
