@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 
 from sa_diffusers.atomic_files import explain_write_errors
 
@@ -30,7 +31,8 @@ class Checkpoints:
         """Load the newest checkpoint; returns the step to start with and the history so far.
 
         Raises:
-            ValueError: it holds weights in parts (FSDP2) and these are whole, or the other way round.
+            ValueError: it was written under FSDP2 or DeepSpeed and this is not, or the other way round, or by another
+                number of DeepSpeed's processes.
         """
         if self.folder is not None and self.accelerator.is_main_process:
             for partial in self.folder.glob("step_*.partial"):  # of a process that was killed
@@ -38,13 +40,19 @@ class Checkpoints:
         if not self.existing():
             return 0, []
         newest = self.existing()[-1]
-        in_parts = any(newest.glob("pytorch_model_fsdp*"))
-        if in_parts != self.accelerator.is_fsdp2:
-            kind = "under FSDP2" if in_parts else "without FSDP2"
-            raise ValueError(f"{newest} was written {kind}; resume it in this way, or remove {self.folder}")
+        written, now = _way_of(newest), self._way()
+        if written != now:
+            raise ValueError(
+                f"{newest} was written {written}, and this is {now}; resume it as it began, or remove {self.folder}"
+            )
         self.accelerator.load_state(str(newest))
         history = json.loads((newest / "history.json").read_text())
         return int(newest.name.removeprefix("step_")), history
+
+    def _way(self) -> str:
+        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            return f"under DeepSpeed in {self.accelerator.num_processes} processes"  # each reads its own part only
+        return "under FSDP2" if self.accelerator.is_fsdp2 else "with whole weights"
 
     def save(self, step: int, history: list[dict]) -> None:
         """Write a checkpoint beside its final name, then rename it, then remove the oldest beyond the limit.
@@ -74,3 +82,11 @@ class Checkpoints:
             for old in self.existing()[: -self.limit]:
                 shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
+
+
+def _way_of(checkpoint: Path) -> str:
+    """How it was written, in the words of `Checkpoints._way`."""
+    if any(checkpoint.glob("pytorch_model_fsdp*")):
+        return "under FSDP2"
+    parts = len(list(checkpoint.glob("pytorch_model/*_optim_states.pt")))
+    return f"under DeepSpeed in {parts} processes" if parts else "with whole weights"

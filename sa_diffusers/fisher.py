@@ -148,28 +148,34 @@ def estimate_fisher(
             gradient = _gradient_of_sum(model, loss, tensors, batch, chosen, weights, generator, chunk_size)
             if scale != 1:
                 torch._foreach_div_(gradient, scale)
+            if draw == 0 and terms is not None:
+                # Where the sums have no room beside the model, the first draw has none beside the second either.
+                gradient = [g.to(sums.square[name].device) for name, g in zip(names, gradient, strict=True)]
             draws.append(gradient)
         first, second = draws[0], draws[-1]  # the same one, where all timesteps were taken
-        # One transfer for all tensors: on a GPU each would wait for the device.
-        moments = torch.stack([_moments(a, b) for a, b in zip(first, second, strict=True)]).tolist()
+        moments = []
+        for position in range(len(names)):  # each square takes the place of a gradient: there may be no room for both
+            second[position], moment = _combine(first[position], second[position])
+            moments.append(moment)
+        moments = torch.stack(moments).tolist()  # all at once: on a GPU each would wait for the device
         if not math.isfinite(sum(total for total, _ in moments)):
             raise FloatingPointError(
                 f"the gradient of sample {index} is not finite; use float32, or look at that sample"
             )
         sums.unbiased[index] = 0.0
-        for name, (total, product), a, b in zip(names, moments, first, second, strict=True):
+        for name, (total, product), square in zip(names, moments, second, strict=True):
             unbiased = (1 - ratio) * product + ratio * total
-            square = sums.square[name]
-            square += (a.square() + b.square()).div_(2).to(square.device)
+            sums.square[name] += square.to(sums.square[name].device)
             sums.totals[name] = (sums.totals[name][0] + total, sums.totals[name][1] + unbiased)
             sums.unbiased[index] += unbiased
     return sums
 
 
-def _moments(first: Tensor, second: Tensor) -> Tensor:
-    """Sums over a tensor's weights of (S^2 + S'^2)/2 and of S S', [2] in float64."""
-    first, second = first.flatten().double(), second.flatten().double()
-    return torch.stack([(first @ first + second @ second) / 2, first @ second])
+def _combine(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """(S^2 + S'^2)/2 where S' is, and the sums over its weights of that and of S S', [2] in float64."""
+    first = first.to(second.device)
+    a, b = first.flatten().double(), second.flatten().double()
+    return (first.square() + second.square()).div_(2), torch.stack([(a @ a + b @ b) / 2, a @ b])
 
 
 def stratified_terms(num_terms: int, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -4,18 +4,18 @@ import copy
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import DistributedType, is_deepspeed_available, parse_flag_from_env
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
-from sa_diffusers.precision import autocasting, compute_dtype
+from sa_diffusers.precision import autocasting, compute_dtype, mixed_precision
 from sa_diffusers.sharding import local_part, part_like, whole_like
 from sa_diffusers.training_config import TrainingConfig
 
@@ -33,32 +33,51 @@ def check_launch(config: TrainingConfig, shardable: bool = True) -> None:
     Args:
         shardable: whether the objective can do with weights in parts (see `Objective.attach`).
     """
-    fsdp = parse_flag_from_env("ACCELERATE_USE_FSDP")
-    if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
-        raise ValueError(
-            "training does not run under DeepSpeed: it steps inside backward, where EWC's gradient cannot be added, "
-            "and trains copies of the weights; launch with configs/accelerate/fsdp2.yaml, which saves the same memory"
-        )
+    fsdp, deepspeed = (parse_flag_from_env(f"ACCELERATE_USE_{name}") for name in ("FSDP", "DEEPSPEED"))
+    name = "FSDP2" if fsdp else "DeepSpeed"
     if fsdp and os.environ.get("FSDP_VERSION", "1") != "2":
         raise ValueError("training is sharded by FSDP2 only; expected fsdp_version: 2 in accelerate's configuration")
-    if fsdp and not shardable:
-        raise ValueError("adapters and projected gradients need whole weights on every process; launch without FSDP")
-    if fsdp and config.optimizer == "adamw_8bit":
-        raise ValueError("adamw_8bit cannot update weights in parts; expected optimizer adamw under FSDP2")
+    if deepspeed:
+        _check_deepspeed(config)
+    if (fsdp or deepspeed) and not shardable:
+        raise ValueError(f"adapters and projected gradients are trained whole on every process; launch without {name}")
+    if (fsdp or deepspeed) and config.optimizer == "adamw_8bit":
+        raise ValueError(f"adamw_8bit cannot update weights in parts; expected optimizer adamw under {name}")
+
+
+def _check_deepspeed(config: TrainingConfig) -> None:
+    if not is_deepspeed_available():
+        raise ValueError(
+            'DeepSpeed is not installed: pip install -c constraints.txt -e ".[deepspeed]", or launch with '
+            "configs/accelerate/fsdp2.yaml, which saves more memory"
+        )
+    stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+    offloads = {
+        os.environ.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{part}_DEVICE", "none") for part in ("OPTIMIZER", "PARAM")
+    }
+    if stage not in ("1", "2") or offloads != {"none"} or "ACCELERATE_DEEPSPEED_CONFIG_FILE" in os.environ:
+        raise ValueError(
+            f"expected DeepSpeed with zero_stage 1 or 2, nothing offloaded and no file of its own, as in "
+            f"configs/accelerate/deepspeed.yaml, got stage {stage} and devices {', '.join(sorted(offloads))}; "
+            "configs/accelerate/fsdp2.yaml puts the weights in parts, too"
+        )
+    if mixed_precision(config.mixed_precision) == "fp16":
+        raise ValueError("fp16 needs a gradient scaler, which is not used under DeepSpeed; expected bf16 or no")
 
 
 class Optimisation:
     """The weights of a module that require gradients, and all that a step changes.
 
-    On one process, or several that repeat each other (DDP), the module's own weights are stepped. FSDP2 would turn
-    the module into another kind for good, so a copy of it is spread over the processes, and the module itself waits in
-    main memory. It gets the weights back, whole and on every process, within `shown` and at the end: an ordinary
-    module, with which each process may do what it likes.
+    On one process, or several that repeat each other (DDP), the module's own weights are stepped. FSDP2 and DeepSpeed
+    would change the module for good, so they get a copy of it, and the module itself waits in main memory. It gets the
+    weights back, whole and on every process, within `shown` and at the end: an ordinary module, with which each
+    process may do what it likes.
 
     Attributes:
         prepared: what the objective calls.
         parameters: those that are stepped, by their names in the module; under FSDP2 in parts (see `sharding`).
-        sharded: whether they are.
+        copied: whether they are a copy's.
+        engine: DeepSpeed's, or None. It exchanges gradients within backward and clips them where it steps.
         scheduler: of the learning rate, one step an optimiser step.
         average: the weights' moving average, or None.
         stateful: what of it a checkpoint must hold besides model and optimiser.
@@ -66,8 +85,9 @@ class Optimisation:
 
     def __init__(self, accelerator: Accelerator, model: nn.Module, config: TrainingConfig):
         self.accelerator, self.model, self.config = accelerator, model, config
-        self.sharded = accelerator.is_fsdp2
-        self._module = copy.deepcopy(model.to("cpu")) if self.sharded else model
+        deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+        self.copied = accelerator.is_fsdp2 or deepspeed
+        self._module = copy.deepcopy(model.to("cpu")) if self.copied else model
         if config.gradient_checkpointing:
             self._module.enable_gradient_checkpointing()
         optimizer = _optimizer([p for p in self._module.parameters() if p.requires_grad], config)
@@ -79,11 +99,14 @@ class Optimisation:
             num_warmup_steps=config.lr_warmup_steps,
             num_training_steps=config.num_train_steps,
         )
-        if self.sharded:
+        if accelerator.is_fsdp2:
             _set_up_fsdp(accelerator, model)
+        if deepspeed:
+            _set_up_deepspeed(accelerator, config)
         self.prepared, self.optimizer = accelerator.prepare(self._module, optimizer)
-        if self.sharded and accelerator.mixed_precision != "no":
-            dtype = compute_dtype(accelerator.mixed_precision)
+        self.engine = self.prepared if deepspeed else None
+        dtype = compute_dtype(config.mixed_precision)
+        if self.copied and dtype is not None:
             self._module.forward = autocasting(self._module, dtype, accelerator.device)
         self.parameters = {name: p for name, p in self._module.named_parameters() if p.requires_grad}
         decay = config.ema_decay
@@ -95,8 +118,27 @@ class Optimisation:
     def learning_rate(self) -> float:
         return self.optimizer.param_groups[0]["lr"]
 
+    @contextmanager
+    def accumulating(self, last: bool) -> Iterator[None]:
+        """Around forward and backward pass of a part of the batch: processes exchange gradients with the last only."""
+        if self.engine is not None:  # ZeRO-2 adds up every part's in the processes that keep them
+            self.engine.set_gradient_accumulation_boundary(last)
+        with nullcontext() if last or self.engine is not None else self.accelerator.no_sync(self.prepared):
+            yield
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of a part of the batch."""
+        # Accelerate's own would step DeepSpeed's engine here.
+        (self.accelerator if self.engine is None else self.engine).backward(loss)
+
     def clip(self) -> Tensor:
-        """Clip the gradient, of all weights and processes together; returns its norm before that, a scalar."""
+        """Clip the gradient, of all weights and processes together; returns its norm before that, a scalar.
+
+        DeepSpeed's engine steps the weights here.
+        """
+        if self.engine is not None:
+            self.engine.step()
+            return torch.as_tensor(self.engine.get_global_grad_norm())
         parameters = list(self.parameters.values())
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
@@ -109,7 +151,7 @@ class Optimisation:
         Raises:
             TrainingDiverged: float16 has overflowed too often in a row.
         """
-        self.optimizer.step()
+        self.optimizer.step()  # does nothing where an engine has stepped
         self._skipped = self._skipped + 1 if self.accelerator.optimizer_step_was_skipped else 0
         if self._skipped == MAX_SKIPPED:
             raise TrainingDiverged(f"{MAX_SKIPPED} steps in a row overflowed in float16; use bf16")
@@ -123,14 +165,14 @@ class Optimisation:
         """Within the block the caller's module has the weights that would be saved, in eval mode. All must call."""
         if self.average is not None:
             self.average.swap_in()
-        if self.sharded:
+        if self.copied:
             self._gather()
         self.model.eval()
         try:
             yield
         finally:
             self.model.train()
-            if self.sharded:
+            if self.copied:
                 self.model.to("cpu")
             if self.average is not None:
                 self.average.swap_out()
@@ -139,13 +181,15 @@ class Optimisation:
         """Leave the caller's module as an ordinary one, with the weights to be saved, in eval mode."""
         if self.average is not None:
             self.average.copy_to()
-        if self.sharded:
+        if self.copied:
             self._gather()
         else:
             # Else the model would autocast for good.
             self.accelerator.unwrap_model(self.prepared, keep_fp32_wrapper=False)
-        if self.config.gradient_checkpointing:
-            self._module.disable_gradient_checkpointing()
+            if self.config.gradient_checkpointing:
+                self.model.disable_gradient_checkpointing()
+        if self.engine is not None:
+            self.engine.destroy()  # its hooks hold the copy and its buffers
         self.model.eval()
 
     @torch.no_grad()
@@ -218,3 +262,14 @@ def _set_up_fsdp(accelerator: Accelerator, model: nn.Module) -> None:
         plugin.transformer_cls_names_to_wrap = [name for name in blocks if name in classes]
     if accelerator.mixed_precision != "no":
         plugin.mixed_precision_policy = MixedPrecisionPolicy()  # none of its own: `autocasting` does as under DDP
+
+
+def _set_up_deepspeed(accelerator: Accelerator, config: TrainingConfig) -> None:
+    """What the loop knows and DeepSpeed asks for. It is told of float32, since `autocasting` does as under DDP."""
+    shares = accelerator.num_processes * config.gradient_accumulation_steps
+    accelerator.deepspeed_plugin.deepspeed_config |= {  # which outlives a training: all of it is set again
+        "train_batch_size": config.train_batch_size // config.gradient_accumulation_steps,
+        "train_micro_batch_size_per_gpu": config.train_batch_size // shares,
+        "gradient_accumulation_steps": 1,  # the loop divides the loss, and says which part is the last
+        "gradient_clipping": config.max_grad_norm or 0.0,
+    }

@@ -1,7 +1,6 @@
 """The only optimisation loop: minimise any objective, with accelerate, resumable at any step."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, is_initialized
+from accelerate.utils import parse_flag_from_env
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -65,6 +65,8 @@ def train(
     """
     check_launch(config)
     precision = mixed_precision(config.mixed_precision)
+    if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+        precision = "no"  # it would keep the weights in half precision; `Optimisation` autocasts instead
     if is_initialized() and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()  # as its own error message says: else a program could train in one only
     # Its own: what an accelerator has prepared and registered stays in its checkpoints for good.
@@ -73,7 +75,7 @@ def train(
     if config.report_to:
         accelerator.init_trackers(description, config={k: v for k, v in asdict(config).items() if v is not None})
     optimisation = Optimisation(accelerator, model, config)
-    if optimisation.sharded:
+    if optimisation.copied:
         objective.attach(optimisation.parameters)
     checkpoints = Checkpoints(accelerator, checkpoint_dir, config.checkpoints_total_limit, optimisation.stateful)
     loop = _Loop(accelerator, optimisation, objective, config, checkpoints, seed, callback, callback_steps)
@@ -103,8 +105,9 @@ class _Loop:
         first_step, history = self.checkpoints.resume()
         if history and history[-1].get("stopped"):
             first_step = num_steps
-        prepared = self.optimisation.prepared.train()
-        drops = any(isinstance(module, DROPOUTS) and module.p > 0 for module in prepared.modules())
+        self.optimisation.prepared.train()
+        modules = self.optimisation.prepared.modules()
+        drops = any(isinstance(module, DROPOUTS) and module.p > 0 for module in modules)
         progress = tqdm(
             range(first_step, num_steps),
             initial=first_step,
@@ -133,16 +136,13 @@ class _Loop:
         """One optimiser step; returns its row of the history if it is logged, "stopped" if the callback says so."""
         config, optimisation = self.config, self.optimisation
         logs = self._backward(batch)
-        if self.accelerator.scaler is not None:
-            self.accelerator.unscale_gradients(optimisation.optimizer)
-        self.objective.add_gradient()
-        norm = optimisation.clip()
-        self._check_finite(step, logs["loss"], norm)
         calling = self.callback is not None and self.callback_steps and (step + 1) % self.callback_steps == 0
         logging = calling or step in (0, config.num_train_steps - 1) or (step + 1) % config.logging_steps == 0
         if logging:  # before the step, as the loss is
             logs |= self.objective.regularisation()
         learning_rate = optimisation.learning_rate
+        norm = optimisation.clip()
+        self._check_finite(step, logs["loss"], norm)
         optimisation.step()
         if not logging:
             return None
@@ -158,19 +158,27 @@ class _Loop:
         return row
 
     def _backward(self, batch: NestedBatch) -> dict[str, Tensor]:
-        """Accumulate the gradient of this process's share of a batch, part by part; returns the mean losses."""
-        accelerator, num_parts = self.accelerator, self.config.gradient_accumulation_steps
+        """Make the gradient of a step from this process's share of a batch, part by part; returns the mean losses."""
+        accelerator, optimisation = self.accelerator, self.optimisation
+        num_parts = self.config.gradient_accumulation_steps
         shares, first = accelerator.num_processes * num_parts, accelerator.process_index * num_parts
-        prepared = self.optimisation.prepared
         logs: dict[str, Tensor] = {}
         for part in range(num_parts):
-            rows = slice(first + part, None, shares)
-            # Processes exchange gradients once an optimiser step, with the last part.
-            with nullcontext() if part == num_parts - 1 else accelerator.no_sync(prepared):
-                loss, parts = self.objective(prepared, _take(batch, rows, accelerator.device))
-                accelerator.backward(loss / num_parts)
+            last = part == num_parts - 1
+            with optimisation.accumulating(last):
+                share = _take(batch, slice(first + part, None, shares), accelerator.device)
+                loss, parts = self.objective(optimisation.prepared, share)
+                if last and optimisation.engine is not None:
+                    # After backward the gradients are where only the engine finds them. Their mean over processes is
+                    # taken, and of this one, the same on all, it is the gradient itself.
+                    self.objective.add_gradient()
+                optimisation.backward(loss / num_parts)
             for name, value in {"loss": loss.detach(), **parts}.items():
                 logs[name] = logs.get(name, 0) + value / num_parts
+        if accelerator.scaler is not None:
+            accelerator.unscale_gradients(optimisation.optimizer)
+        if optimisation.engine is None:
+            self.objective.add_gradient()
         return logs
 
     def _check_finite(self, step: int, loss: Tensor, norm: Tensor) -> None:

@@ -319,6 +319,14 @@ def test_bytes_on_meta_are_those_of_a_real_step(tiny_pipeline, checkpointing):
     assert not shadow.is_gradient_checkpointing and all(p.grad is None for p in shadow.parameters())
 
 
+def test_bytes_on_meta_are_those_of_real_sampling(tiny_pipeline):
+    real, shadow = tiny_pipeline().unet.requires_grad_(False), tiny_pipeline().unet.to("meta")
+    inputs = [torch.zeros_like(t, device="cpu") for t in counting.unet_inputs(real, 32, 8)]
+    with timing.TensorBytes() as counter:
+        real(*inputs)
+    assert counting.forward_bytes(shadow, 32, None, size=8) == pytest.approx(counter.peak, rel=0.05)
+
+
 def test_meta_tensors_are_cast_as_on_a_gpu():
     layer, norm = meta(nn.Linear, 8, 8), meta(nn.GroupNorm, 2, 8)
     x = torch.empty(2, 8, device="meta")
@@ -375,6 +383,21 @@ def test_training_fits_the_memory_it_should():
     assert full["Adam"] == pytest.approx(weights / 2 * (1 + 1 / 64))
     parts = sum(full[key] for key in ("weights", "Adam", "frozen copy or anchor", "Fisher", "gradients"))
     assert full["peak"] == pytest.approx(parts + max(full["activations"], full["update's temporaries"]))
+    before = {row["stage"]: row["peak"] for row in estimate.estimate_stage_memory()}
+    assert before["sampling, 8 images"] < before["Fisher, checkpointing"] < 11
+    assert before["Fisher, checkpointing, sums on the GPU"] < 23
+    on_device = before["Fisher, checkpointing, sums on the GPU"] - before["Fisher, checkpointing"]
+    assert on_device == pytest.approx(2 * weights)  # the sums and the first draw
+
+
+def test_what_ewc_adds_is_its_share_of_the_bytes():
+    small, default = estimate.estimate_ewc((8, 16))
+    share = small["20% of peak"]  # of a step without EWC: seconds over seconds
+    seconds = estimate.EWC_PASSES * estimate.WEIGHTS / estimate.BANDWIDTH
+    steps = 3 * 8 * estimate.operations()[0] / (0.2 * estimate.PEAK)
+    assert seconds / steps > share > seconds / (steps + 32 * estimate.WEIGHTS / estimate.BANDWIDTH)
+    assert all(default[name] < small[name] for name in small if name != "samples")
+    assert max(value for name, value in default.items() if name != "samples") < 0.05
 
 
 def test_the_whole_job_fits_its_time_at_the_stated_rate():
@@ -446,4 +469,5 @@ def test_the_estimate_of_sd14(monkeypatch, tmp_path, capsys):
     report = run(monkeypatch, tmp_path, "--size", "sd14", "--estimate")
     assert {row["job"] for row in report["times"]} == {"nothing cached", "samples and Fisher shared"}
     assert len(report["memory"]) == len(estimate.TRAININGS)
+    assert len(report["stage_memory"]) == 5 and len(report["ewc"]) == 2
     assert "not measured" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Weights in parts: two processes under FSDP2 equal one process, which holds them all."""
+"""Training in parts: two processes under FSDP2 or DeepSpeed equal one process, which holds all."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from accelerate import PartialState
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
-from accelerate.utils.launch import prepare_multi_gpu_env
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
@@ -26,7 +26,7 @@ from sa_diffusers.sharding import local_part, part_like, sum_over_parts, whole_l
 from sa_diffusers.training import TrainingConfig, train
 
 
-CONFIG = Path(__file__).parents[1] / "configs" / "accelerate" / "fsdp2.yaml"
+CONFIGS = Path(__file__).parents[1] / "configs" / "accelerate"
 STEPS = 4
 FROZEN = ("time_embedding.", "conv_in.bias")
 
@@ -86,11 +86,17 @@ def look(model: nn.Module, seen: list, interrupt_at: int | None, step: int, row:
         raise KeyboardInterrupt
 
 
-def train_in_parts(folder: Path, cases: list[str]) -> None:
-    """What each of two processes runs in the test below."""
-    # Accelerate offers FSDP to processes with accelerators only; on CPUs it works as well once it is told of some.
+def train_in_parts(way: str, folder: Path, cases: list[str]) -> None:
+    """What each of two processes runs in the tests below."""
+    # Accelerate offers both to processes with accelerators only; on CPUs they work as well once it is told of some.
     PartialState(cpu=True)
-    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    if way == "deepspeed":
+        import deepspeed
+
+        PartialState._shared_state["distributed_type"] = DistributedType.DEEPSPEED
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else it compiles for a minute
+    else:
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     rank = int(os.environ["RANK"])
     for name in cases:
         options = CASES[name]
@@ -101,7 +107,8 @@ def train_in_parts(folder: Path, cases: list[str]) -> None:
         assert type(resumed) is type(make_model())
         weights = resumed.state_dict()
         torch.save({"weights": weights, "history": history, "seen": seen}, folder / f"{name}_{rank}.pt")
-    check_parts()
+    if way == "fsdp2":
+        check_parts()
 
 
 def check_parts() -> None:
@@ -121,13 +128,15 @@ def check_parts() -> None:
     assert_close(sum_over_parts(whole.sum(), parameter), whole.sum())
 
 
-def launch_environment(**options: str) -> dict[str, str]:
-    """What `accelerate launch --config_file configs/accelerate/fsdp2.yaml` hands to its processes."""
+def launch_environment(way: str, **options: str) -> dict[str, str]:
+    """What `accelerate launch --config_file configs/accelerate/<way>.yaml` hands to its processes."""
     arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
-    parsed = launch_command_parser().parse_args(["--config_file", str(CONFIG), *arguments, "scripts/forget.py"])
+    config = str(CONFIGS / f"{way}.yaml")
+    parsed = launch_command_parser().parse_args(["--config_file", config, *arguments, "scripts/forget.py"])
     parsed, _, _ = _validate_launch_command(parsed)
-    assert parsed.use_fsdp and not parsed.use_deepspeed
-    return prepare_multi_gpu_env(parsed)
+    assert (parsed.use_fsdp, parsed.use_deepspeed) == (way == "fsdp2", way == "deepspeed")
+    parsed.deepspeed_fields_from_accelerate_config = ""  # which the launcher fills in where it has found devices
+    return prepare_multi_gpu_env(parsed) if way == "fsdp2" else prepare_deepspeed_cmd_env(parsed)[1]
 
 
 @pytest.fixture
@@ -138,19 +147,16 @@ def fresh_accelerator():
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("precision", "cases", "tolerance"), [("no", ["plain", "averaged"], 1e-4), ("bf16", ["averaged"], 1e-2)]
-)
-def test_two_processes_with_a_part_of_the_weights_each_equal_one_with_all(
-    tmp_path, fresh_accelerator, precision, cases, tolerance
-):
-    """Weights, their average, losses, EWC's value and the gradient's norm; interrupted and resumed as well."""
-    environment = launch_environment(mixed_precision=precision)
+def check_two_processes(way: str, folder: Path, cases: list[str], precision: str, **options: str) -> None:
+    """They equal one: weights, their average, losses, EWC's value, the gradient's norm; interrupted and resumed."""
+    tolerance = {"no": 1e-4, "bf16": 1e-2}[precision]
+    environment = launch_environment(way, mixed_precision=precision, **options) | {"OMP_NUM_THREADS": "1"}
+    if way == "fsdp2":
+        environment["ACCELERATE_USE_CPU"] = "true"  # which turns DeepSpeed off
     subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29527", __file__,
-         str(tmp_path), *cases],
-        check=True, env=environment | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}, timeout=200,
+         way, str(folder), *cases],
+        check=True, env=environment, timeout=200,
     )  # fmt: skip
     close = {"rtol": tolerance, "atol": tolerance / 10}
     for name in cases:
@@ -158,7 +164,7 @@ def test_two_processes_with_a_part_of_the_weights_each_equal_one_with_all(
         history = run(one, callback=partial(look, one, seen, None), mixed_precision=precision, **CASES[name])
         assert history[-1]["ewc"] > 0.01
         for rank in (0, 1):
-            result = torch.load(tmp_path / f"{name}_{rank}.pt")
+            result = torch.load(folder / f"{name}_{rank}.pt")
             assert_close(result["weights"], one.state_dict(), **close)
             # The third step was seen twice: before the interruption, and after going on from the second.
             assert_close(result["seen"], [*seen[:3], *seen[2:]], **close)
@@ -167,10 +173,40 @@ def test_two_processes_with_a_part_of_the_weights_each_equal_one_with_all(
                 assert row == pytest.approx(expected, rel=10 * tolerance, abs=tolerance / 10)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "cases"), [("no", ["plain", "averaged"]), ("bf16", ["averaged"])])
+def test_two_processes_with_a_part_of_the_weights_each_equal_one_with_all(
+    tmp_path, fresh_accelerator, precision, cases
+):
+    check_two_processes("fsdp2", tmp_path, cases, precision)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "precision", "cases"),
+    [("1", "no", ["averaged"]), ("2", "no", ["plain", "averaged"]), ("2", "bf16", ["averaged"])],
+)
+def test_two_processes_under_deepspeed_equal_one(tmp_path, fresh_accelerator, stage, precision, cases):
+    pytest.importorskip("deepspeed", reason="an extra, which .ci/run installs for this test alone")
+    check_two_processes("deepspeed", tmp_path, cases, precision, zero_stage=stage)
+
+
+DEEPSPEED = {"ACCELERATE_USE_DEEPSPEED": "true"}
+
+
+@pytest.fixture
+def deepspeed_installed(monkeypatch):
+    monkeypatch.setattr("sa_diffusers.optimisation.is_deepspeed_available", lambda: True)
+
+
 @pytest.mark.parametrize(
     ("environment", "options", "message"),
     [
-        ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, "does not run under DeepSpeed: .*fsdp2.yaml"),
+        (DEEPSPEED | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, {}, "zero_stage 1 or 2, .*got stage 3 .*fsdp2.yaml"),
+        (DEEPSPEED | {"ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu"}, {}, "nothing offloaded .*devices cpu"),
+        (DEEPSPEED | {"ACCELERATE_DEEPSPEED_CONFIG_FILE": "zero.json"}, {}, "no file of its own"),
+        (DEEPSPEED, {"mixed_precision": "fp16"}, "expected bf16 or no"),
+        (DEEPSPEED, {"optimizer": "adamw_8bit"}, "expected optimizer adamw under DeepSpeed"),
         ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, {}, "expected fsdp_version: 2"),
         ({"ACCELERATE_USE_FSDP": "true"}, {}, "expected fsdp_version: 2"),
         (
@@ -180,7 +216,9 @@ def test_two_processes_with_a_part_of_the_weights_each_equal_one_with_all(
         ),
     ],
 )
-def test_other_ways_of_sharding_are_refused_before_anything_starts(monkeypatch, environment, options, message):
+def test_other_ways_of_sharding_are_refused_before_anything_starts(
+    monkeypatch, deepspeed_installed, environment, options, message
+):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     config = TrainingConfig()
@@ -190,13 +228,21 @@ def test_other_ways_of_sharding_are_refused_before_anything_starts(monkeypatch, 
         train(None, None, None, config, seed=0)
 
 
-def test_the_configuration_is_one_that_training_takes(monkeypatch):
-    for name, value in launch_environment().items():
-        monkeypatch.setenv(name, value)
+def test_deepspeed_that_is_not_installed_is_asked_for(monkeypatch):
+    monkeypatch.setattr("sa_diffusers.optimisation.is_deepspeed_available", lambda: False)
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ValueError, match=r"pip install .*\[deepspeed\]"):
+        check_launch(TrainingConfig())
+
+
+@pytest.mark.parametrize(("way", "name"), [("fsdp2", "FSDP2"), ("deepspeed", "DeepSpeed")])
+def test_the_configurations_are_such_that_training_takes(monkeypatch, deepspeed_installed, way, name):
+    for variable, value in launch_environment(way).items():
+        monkeypatch.setenv(variable, value)
     check_launch(TrainingConfig())
-    with pytest.raises(ValueError, match="need whole weights on every process; launch without FSDP"):
+    with pytest.raises(ValueError, match=f"trained whole on every process; launch without {name}"):
         check_launch(TrainingConfig(), shardable=False)
 
 
 if __name__ == "__main__":
-    train_in_parts(Path(sys.argv[1]), sys.argv[2:])
+    train_in_parts(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])

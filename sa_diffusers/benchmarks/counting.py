@@ -115,6 +115,20 @@ def step_bytes(
     return counter.peak
 
 
+def forward_bytes(unet: UNet2DConditionModel, batch_size: int, dtype: torch.dtype | None, size: int = 64) -> int:
+    """The most that a forward pass without gradients holds beside the weights.
+
+    Args:
+        unet: on "meta".
+        batch_size: with guidance twice as many as there are images.
+        dtype: of autocast; None: none.
+    """
+    inputs = unet_inputs(unet, batch_size, size)
+    with torch.no_grad(), TensorBytes() as counter, CudaKernels(dtype):
+        unet.requires_grad_(False)(*inputs)
+    return counter.peak
+
+
 @contextmanager
 def _checkpointing(unet: UNet2DConditionModel, dtype: torch.dtype | None) -> Iterator[None]:
     """Checkpoint the UNet's blocks; while a block is computed again, autocast is on again."""

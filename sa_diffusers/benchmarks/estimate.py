@@ -10,6 +10,7 @@ come to 209 TFLOP/s, 21 % of the peak. So 20 % is taken, with 28 % as if it were
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from sa_diffusers.lora import adapted_layers, add_lora
 from sa_diffusers.objectives import ewc
 
 from .architectures import build_unet, build_vae
-from .counting import decoding_flops, forward_flops, step_bytes, weight_bytes
+from .counting import decoding_flops, forward_bytes, forward_flops, step_bytes, weight_bytes
 from .stages import LORA_RANK
 from .tables import duration, markdown
 from .whole_run import AUTHORS, FROM_NOTHING, SHARED, Costs, Job, extrapolate
@@ -34,6 +35,7 @@ BACKWARD = 2  # a backward pass costs two forward passes
 FISHER_PASSES = 32  # reads and writes of a float32 number a weight when a sample's two draws are squared and added up
 FISHER_TIMESTEPS = 20  # of a sample, two draws of 10
 STEP_PASSES = 32  # the same for clipping, AdamW, EWC's gradient and the casts of weights to bf16
+EWC_PASSES = 7  # of these for EWC's gradient: 3 for the weights' change, 4 to add its product with the Fisher
 SAMPLED_AT_ONCE = 8  # images
 CAST_PASSES = 1.5  # the same for the casts alone, of a forward pass that draws
 ADAM_8BIT = 2 * (1 + 4 / 256)  # bytes a weight: two moments, and a float32 scale for every 256 of them
@@ -162,6 +164,40 @@ def _memory(training: Training, batch_size: int) -> dict[str, Any]:
     return {key: value if isinstance(value, str) else value / 1e9 for key, value in row.items()}
 
 
+def estimate_ewc(batch_sizes: Sequence[int] = (8, 16)) -> list[dict[str, Any]]:
+    """One row a batch size (surrogate and replay samples together): what EWC adds to a step of plain fine-tuning.
+
+    That has no frozen model: it denoises towards the noise.
+    """
+    rows = []
+    for batch_size in batch_sizes:
+        row: dict[str, Any] = {"samples": batch_size}
+        for share in SHARES:
+            passes = (1 + BACKWARD) * batch_size * operations()[0] / (share * PEAK)
+            plain = passes + (STEP_PASSES - EWC_PASSES) * WEIGHTS / BANDWIDTH
+            row[f"{share:.0%} of peak"] = EWC_PASSES * WEIGHTS / BANDWIDTH / plain
+        rows.append(row)
+    return rows
+
+
+def estimate_stage_memory() -> list[dict[str, Any]]:
+    """One row a stage before training, in gigabytes: drawing 8 guided images at once, and the Fisher of one sample."""
+    unet = _on_meta(build_unet)
+    whole = weight_bytes(unet)
+    drawing = forward_bytes(unet, 2 * SAMPLED_AT_ONCE, torch.bfloat16)
+    rows = [{"stage": f"sampling, {SAMPLED_AT_ONCE} images", "weights": whole, "sums": 0, "draws and passes": drawing}]
+    unet.requires_grad_(True)
+    for checkpointing, on_device in product((False, True), repeat=2):
+        passes = step_bytes(unet, FISHER_TIMESTEPS // 2, torch.bfloat16, checkpointing)
+        # The first draw's gradient waits where the sums are while the second is made, in one pass.
+        name = f"Fisher{', checkpointing' * checkpointing}{', sums on the GPU' * on_device}"
+        sums = whole * on_device
+        rows.append({"stage": name, "weights": whole, "sums": sums, "draws and passes": whole * on_device + passes})
+    for row in rows:
+        row["peak"] = row["weights"] + row["sums"] + row["draws and passes"]
+    return [{k: v if isinstance(v, str) else v / 1e9 for k, v in row.items()} for row in rows]
+
+
 def ewc_temporary(sizes: Sequence[int], cast_fisher: bool) -> int:
     """At most so many bytes are taken while EWC's gradient is added, in float32 and group by group.
 
@@ -192,6 +228,7 @@ def _limits() -> str:
 def estimate_report() -> tuple[dict[str, Any], str]:
     """Everything, for JSON, and as Markdown."""
     times, authors, memory = estimate_times(), authors_operations(), estimate_memory()
+    stage_memory, ewc_share = estimate_stage_memory(), estimate_ewc()
     shown = [{key: value for key, value in row.items() if key != "seconds"} for row in times]
     parts = (
         "Stable Diffusion 1.4 on one H200, estimated from counted operations: not measured. A UNet pass of one sample "
@@ -204,5 +241,12 @@ def estimate_report() -> tuple[dict[str, Any], str]:
         "Memory of a training step at 512 pixels, 4 + 4 samples, bf16 autocast, in GB (10^9 bytes): counted, not "
         "measured. Allow a gigabyte more for CUDA and the allocator.\n",
         markdown(memory),
+        f"The same of the stages before it. A sample's Fisher is the squares of two draws of {FISHER_TIMESTEPS // 2} "
+        "timesteps; sums that are not on the GPU are in main memory, and the first draw waits there.\n",
+        markdown(stage_memory),
+        f"What EWC adds to a step of plain fine-tuning: {EWC_PASSES} float32 numbers a weight are read or written, at "
+        f"{BANDWIDTH / 1e12:.1f} TB/s, by the samples of a step. Counted, not measured.\n",
+        markdown([{k: f"{v:.1%}" if isinstance(v, float) else v for k, v in row.items()} for row in ewc_share]),
     )
-    return {"times": times, "authors": authors, "memory": memory}, "\n".join(parts)
+    report = {"times": times, "authors": authors, "memory": memory, "stage_memory": stage_memory, "ewc": ewc_share}
+    return report, "\n".join(parts)

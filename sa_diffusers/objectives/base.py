@@ -30,15 +30,16 @@ class Objective(Protocol):
     def attach(self, parameters: Mapping[str, Tensor]) -> None:
         """Take the trained parameters, by name, that stand in for the module's own from now on.
 
-        Called once, before the first step and only under sharded training (FSDP2): the values are the same, but each
-        process holds a part of them (see `sharding`), and the module's own parameters are trained no more.
+        Called once, before the first step and only under FSDP2 and DeepSpeed, where a copy of the module is trained:
+        the values are the same, but under FSDP2 each process holds a part of them (see `sharding`).
         """
 
     def add_gradient(self) -> None:
         """Add the gradient of terms that depend on the weights alone to `.grad`.
 
-        Called on every process once an optimiser step, after gradients were summed over processes and unscaled, and
-        before they are clipped.
+        Called on every process once an optimiser step, after gradients were averaged over processes and unscaled, and
+        before they are clipped. (Under DeepSpeed before the last backward pass, to which it makes no difference: the
+        mean over processes of what all of them add is that itself.)
         """
 
     def regularisation(self) -> dict[str, Tensor]:

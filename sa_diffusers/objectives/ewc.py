@@ -62,9 +62,9 @@ class ElasticWeightConsolidation:
             self.anchor = [anchor[name].detach() for name in self.names]
 
     def attach(self, parameters: Mapping[str, Tensor]) -> None:
-        """Go on with parameters that stand in for the given ones: the same values, spread over processes by FSDP2.
+        """Go on with parameters that stand in for the given ones: the same values, of a copy or spread by FSDP2.
 
-        Of the Fisher and of an anchor of its own this process then keeps its part alone.
+        Of the Fisher and of an anchor of its own this process then keeps the part alone that fits its parameters.
         """
         self.parameters = [parameters[name] for name in self.names]
         self.fisher = _parts(self.fisher, self.parameters, copy=True)
@@ -151,7 +151,8 @@ def _parts(whole: list[Tensor], parameters: list[Tensor], copy: bool) -> list[Te
     """This process's parts of whole tensors; copies, so that the whole ones can go, or views."""
     parts = [part_like(values, parameter) for values, parameter in zip(whole, parameters, strict=True)]
     if copy:
-        parts = [_keep(part.clone(), part, None) for part in parts]
+        kept = zip(parts, whole, strict=True)
+        parts = [part if part is values else _keep(part.clone(), part, None) for part, values in kept]
     return parts
 
 

@@ -67,12 +67,12 @@ class LowRankEWC:
         ]
 
     def attach(self, parameters: Mapping[str, Tensor]) -> None:
-        """Refuses: FSDP2 spreads weights over processes, and adapters are too small to need it.
+        """Refuses: FSDP2 and DeepSpeed train a copy of the module, and adapters are too small to need them.
 
         Raises:
             ValueError: always.
         """
-        raise ValueError("low-rank adapters are not spread over processes; train them without FSDP2")
+        raise ValueError("low-rank adapters are trained whole on every process; launch without FSDP2 or DeepSpeed")
 
     @torch.no_grad()
     def add_gradient(self) -> None:

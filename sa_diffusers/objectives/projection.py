@@ -81,7 +81,9 @@ class GradientProjection(SelectiveAmnesia):
         return total, {name: value.detach() for name, value in losses.items()} | {"gradient_cosine": cosine}
 
     def attach(self, parameters: Mapping[str, Tensor]) -> None:
-        raise ValueError("projection needs the gradients of whole weights on every process; train without FSDP2")
+        raise ValueError(
+            "projection needs the gradients of whole weights on every process; launch without FSDP2 or DeepSpeed"
+        )
 
     def _products(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """<g_1, g_2>, |g_1| and |g_2| of the gradients of two losses: three scalars without a graph."""
