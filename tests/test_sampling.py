@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.testing import assert_close
 
 from sa_diffusers.families import get_family
 from sa_diffusers.families.text_to_image import TextToImageFamily
@@ -113,6 +114,23 @@ def test_the_safety_checker_is_never_run(tiny_pipeline, safety_checker):
     images = family.decode(draw_samples(family, REQUESTS[:2], SETTINGS).latents)
     assert images.shape == (2, 3, 16, 16)
     assert pipeline.safety_checker is safety_checker
+
+
+def test_the_autoencoder_never_takes_more_pixels_at_once_than_fit_a_small_card(tiny_pipeline, monkeypatch):
+    family = get_family(tiny_pipeline())
+    latents = torch.randn(5, *family.latent_shape, generator=torch.Generator().manual_seed(0))
+    images = family.decode(latents)
+    encoded = family.encode(images, torch.Generator().manual_seed(1))
+    vae, sizes = family.pipeline.vae, []
+    for name in ("encode", "decode"):
+        whole = getattr(vae, name)
+        monkeypatch.setattr(vae, name, lambda part, whole=whole: sizes.append(len(part)) or whole(part))
+    monkeypatch.setattr("sa_diffusers.families.text_to_image.PIXELS_AT_ONCE", 2 * family.resolution**2)
+    assert_close(family.decode(latents), images)
+    assert_close(family.encode(images, torch.Generator().manual_seed(1)), encoded)
+    assert sizes == [2, 2, 1, 2, 2, 1]
+    monkeypatch.setattr("sa_diffusers.families.text_to_image.PIXELS_AT_ONCE", 1)
+    assert len(family.decode(latents)) == 5 and sizes[6:] == [1] * 5
 
 
 def test_decode_and_encode_are_scaled_alike(tiny_pipeline):

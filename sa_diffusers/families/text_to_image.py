@@ -14,6 +14,9 @@ from .samplers import make_scheduler
 from .scopes import select_parameters
 
 
+PIXELS_AT_ONCE = 2**20  # that the VAE takes; four pictures of 512 x 512 need 3.2 GB beside the UNet in float32
+
+
 class TextToImageFamily:
     """Adapter of a StableDiffusionPipeline. The safety checker is never run: it would blacken samples.
 
@@ -136,16 +139,23 @@ class TextToImageFamily:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
+        parts = latents.split(self._images_at_once(self.pipeline.vae_scale_factor**2 * latents.shape[-2:].numel()))
         with on_device(self.pipeline.vae, self.device) as vae:
-            images = vae.decode(latents.to(vae.device, vae.dtype) / vae.config.scaling_factor).sample
-        return images.float().clamp(-1, 1).cpu()
+            scaled = (part.to(vae.device, vae.dtype) / vae.config.scaling_factor for part in parts)
+            return torch.cat([vae.decode(part).sample.float().clamp(-1, 1).cpu() for part in scaled])
 
     @torch.no_grad()
     def encode(self, images: Tensor, generator: Generator) -> Tensor:
+        parts = images.split(self._images_at_once(images.shape[-2:].numel()))
         with on_device(self.pipeline.vae, self.device) as vae:
-            posterior = vae.encode(images.to(vae.device, vae.dtype)).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=generator).to(posterior.mean)
-        return ((posterior.mean + posterior.std * noise) * vae.config.scaling_factor).float().cpu()
+            found = [vae.encode(part.to(vae.device, vae.dtype)).latent_dist for part in parts]
+        mean, std = (torch.cat([getattr(part, name) for part in found]) for name in ("mean", "std"))
+        noise = torch.randn(mean.shape, generator=generator).to(mean)
+        return ((mean + std * noise) * vae.config.scaling_factor).float().cpu()
+
+    @staticmethod
+    def _images_at_once(pixels: int) -> int:
+        return max(1, PIXELS_AT_ONCE // pixels)
 
     def batch(self, latents: Tensor, prompts: Sequence[str]) -> Batch:
         return {"sample": latents, "encoder_hidden_states": self.embed(prompts).float()}
