@@ -22,6 +22,7 @@ from sa_diffusers.families import Family, get_family
 from sa_diffusers.family_checks import check_family
 from sa_diffusers.hub import check_push, push_folder
 from sa_diffusers.inputs import Inputs, check_resolution, claim_folder, identity, read_inputs
+from sa_diffusers.launching import check_launch
 from sa_diffusers.loading import (
     copy_pipeline,
     family_defaults,
@@ -32,7 +33,6 @@ from sa_diffusers.loading import (
 )
 from sa_diffusers.lora import fuse_lora, save_lora
 from sa_diffusers.methods import distils_surrogate
-from sa_diffusers.optimisation import check_launch
 from sa_diffusers.precision import compute_dtype, in_main_memory
 from sa_diffusers.processes import process_state
 from sa_diffusers.results import amounts, announce, combine, evaluation_key, examiner, write_results

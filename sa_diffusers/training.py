@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sa_diffusers.checkpoints import Checkpoints
+from sa_diffusers.launching import check_launch
 from sa_diffusers.objectives import NestedBatch, Objective
-from sa_diffusers.optimisation import Optimisation, TrainingDiverged, check_launch
+from sa_diffusers.optimisation import Optimisation, TrainingDiverged
 from sa_diffusers.precision import mixed_precision
 from sa_diffusers.seeding import derive_seed, seeded
 from sa_diffusers.training_config import NOT_IDENTITY, TrainingConfig, check_ranges

@@ -18,9 +18,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.testing import assert_close
 
+from sa_diffusers.launching import check_launch
 from sa_diffusers.losses import DiffusionLoss
 from sa_diffusers.objectives import ElasticWeightConsolidation, SelectiveAmnesia
-from sa_diffusers.optimisation import check_launch
 from sa_diffusers.seeding import seeded
 from sa_diffusers.sharding import local_part, part_like, sum_over_parts, whole_like
 from sa_diffusers.training import TrainingConfig, train
@@ -196,7 +196,7 @@ DEEPSPEED = {"ACCELERATE_USE_DEEPSPEED": "true"}
 
 @pytest.fixture
 def deepspeed_installed(monkeypatch):
-    monkeypatch.setattr("sa_diffusers.optimisation.is_deepspeed_available", lambda: True)
+    monkeypatch.setattr("sa_diffusers.launching.is_deepspeed_available", lambda: True)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_other_ways_of_sharding_are_refused_before_anything_starts(
 
 
 def test_deepspeed_that_is_not_installed_is_asked_for(monkeypatch):
-    monkeypatch.setattr("sa_diffusers.optimisation.is_deepspeed_available", lambda: False)
+    monkeypatch.setattr("sa_diffusers.launching.is_deepspeed_available", lambda: False)
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     with pytest.raises(ValueError, match=r"pip install .*\[deepspeed\]"):
         check_launch(TrainingConfig())
