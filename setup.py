@@ -59,7 +59,7 @@ EXTRAS_REQUIRE = {
     "fid": ["torch-fidelity>=0.3", "torchmetrics>=1.8"],
     # An extra because the wheel carries an AGPL-3.0 licence file, whatever its metadata says.
     "nudity": NUDITY,
-    "deepspeed": ["deepspeed>=0.16"],  # configs/accelerate/deepspeed.yaml
+    "deepspeed": ["deepspeed>=0.19.8"],  # older ones step by gradients that are not finite
     "8bit": ["bitsandbytes>=0.49"],  # --optimizer adamw_8bit
     "tensorboard": ["tensorboard"],
     "wandb": ["wandb"],

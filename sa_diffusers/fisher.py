@@ -25,6 +25,7 @@ error, and replaced by the c over all weights where a tensor's sum of U is not p
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -135,48 +136,55 @@ def estimate_fisher(
     if terms is not None and not 1 <= terms <= num_terms:
         raise ValueError(f"expected between 1 and {num_terms} Fisher terms, or all; got {terms}")
     sums = sums or FisherSums.zeros(parameters)
-    ratio = sums.ratio = 1.0 if terms is None else terms / num_terms
+    sums.ratio = 1.0 if terms is None else terms / num_terms
     names, tensors = list(parameters), list(parameters.values())
+
+    def gradient(index: int, batch: Batch, draw: int) -> list[Tensor]:
+        generator = seeded(seed, "fisher", index, draw)
+        chosen, weights = stratified_terms(num_terms, terms or num_terms, generator)
+        scale = 1.0 if loss_scale is None else loss_scale / float(weights.max())
+        found = _gradient_of_sum(model, loss, tensors, batch, chosen, weights * scale, generator, chunk_size)
+        if scale != 1:
+            torch._foreach_div_(found, scale)
+        return found
+
     for index in indices:
         batch = {key: value.to(tensors[0].device) for key, value in sample(index).items()}
-        draws = []
-        for draw in range(1 if terms is None else 2):
-            generator = seeded(seed, "fisher", index, draw)
-            chosen, weights = stratified_terms(num_terms, terms or num_terms, generator)
-            scale = 1.0 if loss_scale is None else loss_scale / float(weights.max())
-            weights *= scale
-            gradient = _gradient_of_sum(model, loss, tensors, batch, chosen, weights, generator, chunk_size)
-            if scale != 1:
-                torch._foreach_div_(gradient, scale)
-            if draw == 0 and terms is not None:
-                # Where the sums have no room beside the model, the first draw has none beside the second either.
-                gradient = [_move(g, sums.square[name].device) for name, g in zip(names, gradient, strict=True)]
-            draws.append(gradient)
-        first, second = draws[0], draws[-1]  # the same one, where all timesteps were taken
-        moments = []
-        for position in range(len(names)):  # each square takes the place of a gradient: there may be no room for both
-            second[position], moment = _combine(first[position], second[position])
-            moments.append(moment)
-        moments = torch.stack(moments).tolist()  # all at once: on a GPU each would wait for the device
-        if not math.isfinite(sum(total for total, _ in moments)):
-            raise FloatingPointError(
-                f"the gradient of sample {index} is not finite; use float32, or look at that sample"
-            )
-        sums.unbiased[index] = 0.0
-        squares = [_move(square, sums.square[name].device) for name, square in zip(names, second, strict=True)]
-        if tensors[0].is_cuda:
-            torch.cuda.synchronize(tensors[0].device)  # what moves to main memory may be on its way
-        for name, (total, product), square in zip(names, moments, squares, strict=True):
-            unbiased = (1 - ratio) * product + ratio * total
-            sums.square[name] += square
-            sums.totals[name] = (sums.totals[name][0] + total, sums.totals[name][1] + unbiased)
-            sums.unbiased[index] += unbiased
+        _add_sample(sums, names, index, partial(gradient, index, batch), num_draws=1 if terms is None else 2)
     return sums
+
+
+def _add_sample(
+    sums: FisherSums, names: list[str], index: int, gradient: Callable[[int], list[Tensor]], num_draws: int
+) -> None:
+    """Add a sample's squares. All that it needs goes with it, before the next sample needs as much."""
+    first = gradient(0)
+    if num_draws == 2:
+        # Where the sums have no room beside the model, the first draw has none beside the second either.
+        first = [_move(g, sums.square[name].device) for name, g in zip(names, first, strict=True)]
+    second = first if num_draws == 1 else gradient(1)
+    squares, moments = [], []
+    for position in range(len(names)):
+        a, b = first[position], second[position]
+        first[position] = second[position] = None  # a square takes the place of a gradient: there is no room for both
+        square, moment = _combine(a, b)
+        squares.append(square if a.device == b.device else a.copy_(square, non_blocking=True))
+        moments.append(moment)
+    # All at once, since on a GPU each would wait for the device; after it, all that moves to main memory has come.
+    moments = torch.stack(moments).tolist()
+    if not math.isfinite(sum(total for total, _ in moments)):
+        raise FloatingPointError(f"the gradient of sample {index} is not finite; use float32, or look at that sample")
+    sums.unbiased[index] = 0.0
+    for name, (total, product), square in zip(names, moments, squares, strict=True):
+        unbiased = (1 - sums.ratio) * product + sums.ratio * total
+        sums.square[name] += square.to(sums.square[name].device)
+        sums.totals[name] = (sums.totals[name][0] + total, sums.totals[name][1] + unbiased)
+        sums.unbiased[index] += unbiased
 
 
 def _combine(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """(S^2 + S'^2)/2 where S' is, and the sums over its weights of that and of S S', [2] in float64."""
-    first = first.to(second.device)
+    first = first.to(second.device, non_blocking=True)
     a, b = first.flatten().double(), second.flatten().double()
     return (first.square() + second.square()).div_(2), torch.stack([(a @ a + b @ b) / 2, a @ b])
 
@@ -185,7 +193,7 @@ def _move(tensor: Tensor, device: torch.device) -> Tensor:
     """The tensor on the device; from a GPU into pinned memory, several times as fast, and without waiting for it."""
     if tensor.is_cuda and device.type == "cpu":
         return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
-    return tensor.to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def stratified_terms(num_terms: int, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ from sa_diffusers.seeding import derive_seed
 
 
 FISHER_SAVES = 10  # times that a long estimation saves its state
-ROOM = 0.6  # of the free memory; the rest is for activations
+ROOM = {True: 0.6, False: 0.4}  # of the free memory, with and without checkpointing; the rest is for activations
 
 
 def estimate_sums(family: Family, config: ForgetConfig, samples: SampleSet, count: int, parts_dir: Path) -> FisherSums:
@@ -96,7 +96,8 @@ def sums_device(family: Family, config: ForgetConfig) -> torch.device:
     device = family.device
     if config.fisher_device == "auto" and device.type == "cuda":
         needed = 3 * 4 * sum(p.numel() for p in family.module.parameters())
-        return device if needed < ROOM * torch.cuda.mem_get_info(device)[0] else torch.device("cpu")
+        room = ROOM[config.gradient_checkpointing] * torch.cuda.mem_get_info(device)[0]
+        return device if needed < room else torch.device("cpu")
     return torch.device("cpu") if config.fisher_device == "cpu" else device
 
 

@@ -11,6 +11,9 @@ from sa_diffusers.precision import mixed_precision
 from sa_diffusers.training_config import TrainingConfig
 
 
+BUCKET_SIZE = 50_000_000  # weights whose gradients DeepSpeed sends at once; its own 500,000,000 would take 2 GB
+
+
 def check_launch(config: TrainingConfig, shardable: bool = True) -> None:
     """Raise ValueError where `accelerate launch` was told of something that training cannot honour.
 
@@ -35,15 +38,15 @@ def _check_deepspeed(config: TrainingConfig) -> None:
             'DeepSpeed is not installed: pip install -c constraints.txt -e ".[deepspeed]", or launch with '
             "configs/accelerate/fsdp2.yaml, which saves more memory"
         )
-    stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
-    offloads = {
-        os.environ.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{part}_DEVICE", "none") for part in ("OPTIMIZER", "PARAM")
-    }
-    if stage not in ("1", "2") or offloads != {"none"} or "ACCELERATE_DEEPSPEED_CONFIG_FILE" in os.environ:
+    names = ("ZERO_STAGE", "OFFLOAD_OPTIMIZER_DEVICE", "OFFLOAD_PARAM_DEVICE", "CONFIG_FILE")
+    given = {name.lower(): os.environ.get(f"ACCELERATE_DEEPSPEED_{name}") for name in names}
+    allowed = {"zero_stage": (None, "1", "2"), "config_file": (None,)}
+    refused = [f"{name} {value}" for name, value in given.items() if value not in allowed.get(name, (None, "none"))]
+    if refused:
         raise ValueError(
-            f"expected DeepSpeed with zero_stage 1 or 2, nothing offloaded and no file of its own, as in "
-            f"configs/accelerate/deepspeed.yaml, got stage {stage} and devices {', '.join(sorted(offloads))}; "
-            "configs/accelerate/fsdp2.yaml puts the weights in parts, too"
+            "expected DeepSpeed with zero_stage 1 or 2, nothing offloaded and no file of its own, as in "
+            f"configs/accelerate/deepspeed.yaml, got {', '.join(refused)}; configs/accelerate/fsdp2.yaml puts the "
+            "weights in parts, too"
         )
     if mixed_precision(config.mixed_precision) == "fp16":
         raise ValueError("fp16 needs a gradient scaler, which is not used under DeepSpeed; expected bf16 or no")
@@ -70,3 +73,4 @@ def set_up_deepspeed(accelerator: Accelerator, config: TrainingConfig) -> None:
         "gradient_accumulation_steps": 1,  # the loop divides the loss, and says which part is the last
         "gradient_clipping": config.max_grad_norm or 0.0,
     }
+    accelerator.deepspeed_plugin.deepspeed_config["zero_optimization"]["reduce_bucket_size"] = BUCKET_SIZE

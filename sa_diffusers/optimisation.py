@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -38,7 +38,7 @@ class Optimisation:
         prepared: what the objective calls.
         parameters: those that are stepped, by their names in the module; under FSDP2 in parts (see `sharding`).
         copied: whether they are a copy's.
-        engine: DeepSpeed's, or None. It exchanges gradients within backward and clips them where it steps.
+        engine: DeepSpeed's, or None. It exchanges gradients within backward, and clips them where it steps.
         scheduler: of the learning rate, one step an optimiser step.
         average: the weights' moving average, or None.
         stateful: what of it a checkpoint must hold besides model and optimiser.
@@ -87,19 +87,29 @@ class Optimisation:
         with nullcontext() if last or self.engine is not None else self.accelerator.no_sync(self.prepared):
             yield
 
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradient of a part of the batch."""
-        # Accelerate's own would step DeepSpeed's engine here.
-        (self.accelerator if self.engine is None else self.engine).backward(loss)
+    def backward(self, loss: Tensor, last: bool, add_gradient: Callable[[], None]) -> None:
+        """Add the gradient of a part of the batch; with the last also that of the terms of the weights alone.
+
+        Args:
+            add_gradient: adds it to `.grad`, the same on every process.
+        """
+        if self.engine is None:
+            self.accelerator.backward(loss)
+            if last and self.accelerator.scaler is not None:
+                self.accelerator.unscale_gradients(self.optimizer)
+            if last:
+                add_gradient()
+            return
+        if last:
+            # After backward, gradients are where only the engine finds them. It takes their mean over processes: of
+            # what is the same on all, that is it itself, up to rounding.
+            add_gradient()
+        self.engine.backward(loss)  # accelerate's own would step, too
 
     def clip(self) -> Tensor:
-        """Clip the gradient, of all weights and processes together; returns its norm before that, a scalar.
-
-        DeepSpeed's engine steps the weights here.
-        """
+        """Clip the gradient, of all weights and processes together; returns its norm before that, a scalar."""
         if self.engine is not None:
-            self.engine.step()
-            return torch.as_tensor(self.engine.get_global_grad_norm())
+            return self.engine.optimizer.scaled_global_norm()  # infinite where it is not finite
         parameters = list(self.parameters.values())
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
@@ -112,7 +122,7 @@ class Optimisation:
         Raises:
             TrainingDiverged: float16 has overflowed too often in a row.
         """
-        self.optimizer.step()  # does nothing where an engine has stepped
+        (self.optimizer if self.engine is None else self.engine).step()
         self._skipped = self._skipped + 1 if self.accelerator.optimizer_step_was_skipped else 0
         if self._skipped == MAX_SKIPPED:
             raise TrainingDiverged(f"{MAX_SKIPPED} steps in a row overflowed in float16; use bf16")
@@ -149,9 +159,12 @@ class Optimisation:
             self.accelerator.unwrap_model(self.prepared, keep_fp32_wrapper=False)
             if self.config.gradient_checkpointing:
                 self.model.disable_gradient_checkpointing()
-        if self.engine is not None:
-            self.engine.destroy()  # its hooks hold the copy and its buffers
         self.model.eval()
+
+    def close(self) -> None:
+        """Let go of the copy; for after `finish`, or after an exception in its place."""
+        if self.engine is not None:
+            self.engine.destroy()  # else its hooks would hold the copy and its buffers for good
 
     @torch.no_grad()
     def _gather(self) -> None:

@@ -80,8 +80,11 @@ def train(
         objective.attach(optimisation.parameters)
     checkpoints = Checkpoints(accelerator, checkpoint_dir, config.checkpoints_total_limit, optimisation.stateful)
     loop = _Loop(accelerator, optimisation, objective, config, checkpoints, seed, callback, callback_steps)
-    history = loop.run(batches, description)
-    optimisation.finish()
+    try:
+        history = loop.run(batches, description)
+        optimisation.finish()
+    finally:
+        optimisation.close()
     if config.report_to:
         accelerator.end_training()
     return history
@@ -169,17 +172,9 @@ class _Loop:
             with optimisation.accumulating(last):
                 share = _take(batch, slice(first + part, None, shares), accelerator.device)
                 loss, parts = self.objective(optimisation.prepared, share)
-                if last and optimisation.engine is not None:
-                    # After backward the gradients are where only the engine finds them. Their mean over processes is
-                    # taken, and of this one, the same on all, it is the gradient itself.
-                    self.objective.add_gradient()
-                optimisation.backward(loss / num_parts)
+                optimisation.backward(loss / num_parts, last, self.objective.add_gradient)
             for name, value in {"loss": loss.detach(), **parts}.items():
                 logs[name] = logs.get(name, 0) + value / num_parts
-        if accelerator.scaler is not None:
-            accelerator.unscale_gradients(optimisation.optimizer)
-        if optimisation.engine is None:
-            self.objective.add_gradient()
         return logs
 
     def _check_finite(self, step: int, loss: Tensor, norm: Tensor) -> None:

@@ -1,5 +1,7 @@
 """Training in parts: two processes under FSDP2 or DeepSpeed equal one process, which holds all."""
 
+import gc
+import math
 import os
 import subprocess
 import sys
@@ -23,7 +25,7 @@ from sa_diffusers.losses import DiffusionLoss
 from sa_diffusers.objectives import ElasticWeightConsolidation, SelectiveAmnesia
 from sa_diffusers.seeding import seeded
 from sa_diffusers.sharding import local_part, part_like, sum_over_parts, whole_like
-from sa_diffusers.training import TrainingConfig, train
+from sa_diffusers.training import TrainingConfig, TrainingDiverged, train
 
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "accelerate"
@@ -55,7 +57,9 @@ def batches(step: int) -> dict:
     return {name: part(name) for name in ("surrogate", "replay")}
 
 
-def run(model: nn.Module, shared_anchor: bool, folder: Path | None = None, callback=None, **options) -> list[dict]:
+def run(
+    model: nn.Module, shared_anchor: bool, folder: Path | None = None, callback=None, drawn=batches, **options
+) -> list[dict]:
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     fisher = {name: 100 * torch.rand(p.shape, generator=seeded(name)) for name, p in trained.items()}
     anchor = {name: p.detach().clone() for name, p in trained.items()} if shared_anchor else None
@@ -65,7 +69,7 @@ def run(model: nn.Module, shared_anchor: bool, folder: Path | None = None, callb
     defaults = {"num_train_steps": STEPS, "train_batch_size": 4, "learning_rate": 1e-2, "adam_epsilon": 1e-3,
                 "logging_steps": 1, "checkpointing_steps": 2, "ema_decay": 0.5, "lr_warmup_steps": 2}  # fmt: skip
     return train(
-        model, objective, batches, TrainingConfig(**defaults | options),
+        model, objective, drawn, TrainingConfig(**defaults | options),
         seed=3, checkpoint_dir=folder, callback=callback, callback_steps=1,
     )  # fmt: skip
 
@@ -93,7 +97,10 @@ def train_in_parts(way: str, folder: Path, cases: list[str]) -> None:
     if way == "deepspeed":
         import deepspeed
 
+        from sa_diffusers import launching
+
         PartialState._shared_state["distributed_type"] = DistributedType.DEEPSPEED
+        launching.BUCKET_SIZE = 200  # so that many are sent while backward goes on
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else it compiles for a minute
     else:
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
@@ -107,8 +114,28 @@ def train_in_parts(way: str, folder: Path, cases: list[str]) -> None:
         assert type(resumed) is type(make_model())
         weights = resumed.state_dict()
         torch.save({"weights": weights, "history": history, "seen": seen}, folder / f"{name}_{rank}.pt")
+        del interrupted, resumed
     if way == "fsdp2":
         check_parts()
+    else:
+        check_nothing_is_left()
+        check_divergence()
+
+
+def check_nothing_is_left() -> None:
+    """Neither an interrupted training nor one that ended keeps its copy of the model."""
+    gc.collect()
+    kind = type(make_model())
+    assert not [one for one in gc.get_objects() if type(one) is kind]
+
+
+def check_divergence() -> None:
+    def broken(step: int) -> dict:
+        scale = math.nan if step == 2 else 1.0
+        return {name: part | {"sample": part["sample"] * scale} for name, part in batches(step).items()}
+
+    with pytest.raises(TrainingDiverged, match="gradient norm inf at step 3: one is not finite"):
+        run(make_model(), shared_anchor=False, drawn=broken)
 
 
 def check_parts() -> None:
@@ -202,9 +229,17 @@ def deepspeed_installed(monkeypatch):
 @pytest.mark.parametrize(
     ("environment", "options", "message"),
     [
-        (DEEPSPEED | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, {}, "zero_stage 1 or 2, .*got stage 3 .*fsdp2.yaml"),
-        (DEEPSPEED | {"ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu"}, {}, "nothing offloaded .*devices cpu"),
-        (DEEPSPEED | {"ACCELERATE_DEEPSPEED_CONFIG_FILE": "zero.json"}, {}, "no file of its own"),
+        (DEEPSPEED | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, {}, "zero_stage 1 or 2, .*got zero_stage 3; .*fsdp2"),
+        (
+            DEEPSPEED | {"ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu"},
+            {},
+            "got offload_optimizer_dev.* cpu;",
+        ),
+        (
+            DEEPSPEED | {"ACCELERATE_DEEPSPEED_CONFIG_FILE": "zero.json"},
+            {},
+            "got config_file zero.json;",
+        ),
         (DEEPSPEED, {"mixed_precision": "fp16"}, "expected bf16 or no"),
         (DEEPSPEED, {"optimizer": "adamw_8bit"}, "expected optimizer adamw under DeepSpeed"),
         ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, {}, "expected fsdp_version: 2"),

@@ -299,10 +299,19 @@ def test_an_unfinished_checkpoint_is_not_resumed_from(tmp_path):
     assert_same_weights(resumed, whole)
 
 
-def test_a_checkpoint_in_parts_is_not_resumed_from_with_whole_weights(tmp_path):
+@pytest.mark.parametrize(
+    ("files", "way"),
+    [
+        (["pytorch_model_fsdp_0/x.distcp"], "under FSDP2"),
+        ([f"pytorch_model/zero_pp_rank_{i}_mp_rank_00_optim_states.pt" for i in range(3)], "under DeepSpeed in 3 pro"),
+    ],
+)
+def test_a_checkpoint_in_parts_is_not_resumed_from_with_whole_weights(tmp_path, files, way):
     run(Denoiser(), tmp_path)
-    (tmp_path / "step_0000006" / "pytorch_model_fsdp_0").mkdir()
-    with pytest.raises(ValueError, match="step_0000006 was written under FSDP2; resume it in this way, or remove"):
+    for name in files:
+        (tmp_path / "step_0000006" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "step_0000006" / name).touch()
+    with pytest.raises(ValueError, match=f"step_0000006 was written {way}.*, and this is with whole weights; resume"):
         run(Denoiser(), tmp_path)
 
 

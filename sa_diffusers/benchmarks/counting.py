@@ -90,6 +90,14 @@ def decoding_flops(vae: AutoencoderKL, size: int = 64) -> int:
     return counter.get_total_flops()
 
 
+def decoding_bytes(vae: AutoencoderKL, batch_size: int, size: int = 64) -> int:
+    """The most that decoding holds beside the weights, in their precision; the VAE is on "meta"."""
+    with torch.no_grad(), TensorBytes() as counter, CudaKernels(None):
+        vae.requires_grad_(False)
+        vae.decode(torch.empty(batch_size, vae.config.latent_channels, size, size, device="meta"))
+    return counter.peak
+
+
 def weight_bytes(module: nn.Module, trained_only: bool = False) -> int:
     """Bytes of a module's weights."""
     return sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad or not trained_only)

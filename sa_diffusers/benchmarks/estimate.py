@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from sa_diffusers.families.text_to_image import PIXELS_AT_ONCE
 from sa_diffusers.lora import adapted_layers, add_lora
 from sa_diffusers.objectives import ewc
 
 from .architectures import build_unet, build_vae
-from .counting import decoding_flops, forward_bytes, forward_flops, step_bytes, weight_bytes
+from .counting import decoding_bytes, decoding_flops, forward_bytes, forward_flops, step_bytes, weight_bytes
 from .stages import LORA_RANK
 from .tables import duration, markdown
 from .whole_run import AUTHORS, FROM_NOTHING, SHARED, Costs, Job, extrapolate
@@ -181,11 +182,21 @@ def estimate_ewc(batch_sizes: Sequence[int] = (8, 16)) -> list[dict[str, Any]]:
 
 
 def estimate_stage_memory() -> list[dict[str, Any]]:
-    """One row a stage before training, in gigabytes: drawing 8 guided images at once, and the Fisher of one sample."""
+    """One row a stage beside training, in gigabytes: drawing guided images, decoding them, the Fisher of a sample."""
     unet = _on_meta(build_unet)
     whole = weight_bytes(unet)
     drawing = forward_bytes(unet, 2 * SAMPLED_AT_ONCE, torch.bfloat16)
-    rows = [{"stage": f"sampling, {SAMPLED_AT_ONCE} images", "weights": whole, "sums": 0, "draws and passes": drawing}]
+    vae = _on_meta(build_vae)
+    at_once = PIXELS_AT_ONCE // 512**2
+    rows = [
+        {"stage": f"sampling, {SAMPLED_AT_ONCE} latents", "weights": whole, "sums": 0, "draws and passes": drawing},
+        {
+            "stage": f"decoding, {at_once} at once",
+            "weights": whole + weight_bytes(vae),
+            "sums": 0,
+            "draws and passes": decoding_bytes(vae, at_once),
+        },
+    ]
     unet.requires_grad_(True)
     for checkpointing, on_device in product((False, True), repeat=2):
         passes = step_bytes(unet, FISHER_TIMESTEPS // 2, torch.bfloat16, checkpointing)
@@ -241,7 +252,7 @@ def estimate_report() -> tuple[dict[str, Any], str]:
         "Memory of a training step at 512 pixels, 4 + 4 samples, bf16 autocast, in GB (10^9 bytes): counted, not "
         "measured. Allow a gigabyte more for CUDA and the allocator.\n",
         markdown(memory),
-        f"The same of the stages before it. A sample's Fisher is the squares of two draws of {FISHER_TIMESTEPS // 2} "
+        f"The same of other stages. A sample's Fisher is the squares of two draws of {FISHER_TIMESTEPS // 2} "
         "timesteps; sums that are not on the GPU are in main memory, and the first draw waits there.\n",
         markdown(stage_memory),
         f"What EWC adds to a step of plain fine-tuning: {EWC_PASSES} float32 numbers a weight are read or written, at "

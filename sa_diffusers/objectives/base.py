@@ -38,8 +38,8 @@ class Objective(Protocol):
         """Add the gradient of terms that depend on the weights alone to `.grad`.
 
         Called on every process once an optimiser step, after gradients were averaged over processes and unscaled, and
-        before they are clipped. (Under DeepSpeed before the last backward pass, to which it makes no difference: the
-        mean over processes of what all of them add is that itself.)
+        before they are clipped. (Under DeepSpeed before the last backward pass, which makes no difference but
+        rounding: the mean over processes of what all of them add is that itself.)
         """
 
     def regularisation(self) -> dict[str, Tensor]:
