@@ -86,8 +86,13 @@ def _how_to_load(base: str, loader: str, library: str, dtype: str, variant: str 
     lines = ["import torch", f"from {library} import {loader}", ""]
     if lora:
         text = f"A LoRA in diffusers' own layout; nothing but {library} is needed."
+        source = f'"{base}"'
+        if base.startswith("bundled/"):
+            text = "A LoRA in diffusers' own layout, for a pipeline that ships with sa_diffusers."
+            lines.insert(2, "from sa_diffusers.bundled import resolve")
+            source = f"resolve({source})"
         lines += [
-            f'pipeline = {loader}.from_pretrained("{base}", dtype=torch.{dtype})',
+            f"pipeline = {loader}.from_pretrained({source}, dtype=torch.{dtype})",
             f'pipeline.load_lora_weights({here}, adapter_name="forget")',
             'pipeline.set_adapters("forget", 1.0)  # 0: the base model; what lies between was not measured',
             "",
@@ -226,9 +231,8 @@ def samples_card(key: Mapping[str, Any], repo_id: str, license: str | None, pict
         "any.",
         *([f"![The first of them]({picture})"] if picture else []),
         f'## Use\n\n```bash\naccelerate launch scripts/forget.py --model {model} --concept "..." --surrogate "..." '
-        f"--samples {repo_id}\n```\n\n```python\nfrom sa_diffusers.data import SampleSet\n"
-        "from sa_diffusers.sharing import fetch_samples\n\n"
-        f'samples = SampleSet.load(fetch_samples("{repo_id}") / "samples.safetensors")  # .latents, .prompts\n```\n\n'
+        f"--samples {repo_id}\n```\n\n```python\nfrom sa_diffusers.data import SampleSet\n\n"
+        f'samples = SampleSet.from_pretrained("{repo_id}")  # .latents: float32, .prompts\n```\n\n'
         "A model with other weights is refused.",
         "## How they were made\n\n" + _table(("field", "value"), _flatten(settings).items()),
         "## Weights that drew them\n\n" + _table(("part", "hash"), key.get("model", {}).items()),

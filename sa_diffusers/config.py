@@ -260,7 +260,7 @@ class ForgetConfig(TrainingConfig):
     )
     learning_rate: float = option(5e-5, "Peak learning rate; never scaled silently.")
     lr_warmup_steps: int = option(10, "Optimiser steps of linear warm-up.")
-    checkpointing_steps: int | None = option(50, "Save a checkpoint every so many steps; null: none.")
+    checkpointing_steps: int | None = option(125, "Save a checkpoint every so many steps; null: none.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -20,6 +20,7 @@ from sa_diffusers.families import Family, get_family
 from sa_diffusers.fisher import Fisher
 from sa_diffusers.loading import load_pipeline, model_hash, read_model_index
 from sa_diffusers.restricted_pickle import Placeholder, RefusedTensor, read_restricted
+from sa_diffusers.sharing import provenance
 
 
 # Theirs is the squared gradient of the sum over all 1,000 timesteps of a mean over latents (Selective Amnesia, Eq. 5).
@@ -64,6 +65,8 @@ def import_fisher(path: str | Path, model: str) -> tuple[Fisher, list[str]]:
         "num_terms": terms,
         "prediction_type": prediction,
         "terms": "all",
+        "estimator": "every timestep",
+        **provenance(model, None),
         "source": f"imported from {Path(path).name}, a file of the authors' code",
         "values": hash_tensors(converted),  # runs tell Fishers apart by their metadata
     }

@@ -83,15 +83,17 @@ class FisherSums:
 
 
 def merge(parts: Iterable[FisherSums]) -> FisherSums:
-    """Add sums over disjoint sets of samples.
+    """Add sums over disjoint sets of samples; holds one of them at a time beside the result.
 
     Raises:
         ValueError: a sample is in two of them.
     """
-    first, *rest = parts
-    square = {name: square.clone() for name, square in first.square.items()}
-    merged = FisherSums(square, dict(first.totals), dict(first.unbiased), first.ratio)
-    for part in rest:
+    parts = iter(parts)
+    part = next(parts)
+    square = {name: square.clone() for name, square in part.square.items()}
+    merged = FisherSums(square, dict(part.totals), dict(part.unbiased), part.ratio)
+    del part
+    for part in parts:
         twice = merged.unbiased.keys() & part.unbiased.keys()
         if twice:
             raise ValueError(f"sample {min(twice)} is in two of the sums to merge")

@@ -81,6 +81,9 @@ def estimate_sums(family: Family, config: ForgetConfig, samples: SampleSet, coun
     if config.gradient_checkpointing:
         family.module.disable_gradient_checkpointing()
     progress.close()
+    if state.num_processes == 1:
+        return sums
+    del sums  # there may be no room for all processes' at once
     state.wait_for_everyone()
     names = [f"{rank}_of_{state.num_processes}.safetensors" for rank in range(state.num_processes)]
     return merge(_load_sums(parts_dir / name, device) for name in names)

@@ -9,6 +9,9 @@ from accelerate.utils import convert_outputs_to_fp32
 from torch import nn
 
 
+KEPT = "_sa_diffusers_autocast"
+
+
 def mixed_precision(given: str | None) -> str:
     """ "no", "fp16" or "bf16" as given, or None as `accelerate launch` says, by default "no"."""
     return given or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
@@ -26,6 +29,20 @@ def autocasting(module: nn.Module, dtype: torch.dtype, device: torch.device) -> 
     return convert_outputs_to_fp32(torch.autocast(device.type, dtype, cache_enabled=False)(module.forward))
 
 
+def _kept(module: nn.Module, dtype: torch.dtype, device: torch.device) -> Callable:
+    """`autocasting` of the module's own forward pass, the same function each time: for another one torch.compile would
+    compile anew, and give up after eight."""
+    found = (
+        id(module),
+        module.forward,
+        dtype,
+        device,
+    )  # a copy of a module takes along what was kept for the original
+    if module.__dict__.get(KEPT, (None, None))[0] != found:
+        module.__dict__[KEPT] = (found, autocasting(module, dtype, device))
+    return module.__dict__[KEPT][1]
+
+
 @contextmanager
 def autocast_forward(module: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
     """Within the block, forward passes of the module autocast to `dtype`, as those of training do; None: as usual.
@@ -36,7 +53,7 @@ def autocast_forward(module: nn.Module, dtype: torch.dtype | None) -> Iterator[N
         yield
         return
     before = module.__dict__.get("forward")
-    module.forward = autocasting(module, dtype, next(module.parameters()).device)
+    module.forward = _kept(module, dtype, next(module.parameters()).device)
     try:
         yield
     finally:

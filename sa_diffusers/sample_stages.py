@@ -72,10 +72,12 @@ def load_shared_samples(folder: Path, hashes: dict[str, str], stretched: bool = 
         key = json.loads((folder / "samples.json").read_text())
     except FileNotFoundError as error:
         raise ValueError(f"no samples in {folder}; expected the samples/ folder of a run of this model") from error
-    key.pop("provenance", None)  # where they come from decides nothing
+    origin = key.pop("provenance", None)  # where they come from decides nothing
     differing = sorted(name for name in hashes if key["model"].get(name) != hashes[name])
     if differing:
-        raise ValueError(f"the samples in {folder} were drawn by a model with another {' and '.join(differing)}")
+        fields = "; ".join(f"{name}: expected {hashes[name]}, got {key['model'].get(name)}" for name in differing)
+        by = f" ({origin['model']})" if (origin or {}).get("model") else ""
+        raise ValueError(f"the samples in {folder} were drawn by another model{by}, which differs in {fields}")
     if key.get("stretched", False) != stretched:
         raise ValueError(
             f"the samples in {folder} were {'not ' if stretched else ''}stretched, which paper_quirks "

@@ -54,6 +54,9 @@ def draw_samples(
     starts = range(0, len(requests), settings.batch_size)
     mine = list(starts)[state.process_index :: state.num_processes] if parts_dir is not None else list(starts)
     drawn = {}
+    # All at once: the text encoder waits in main memory, and would be fetched for every batch.
+    own = [request for start in mine for request in requests[start : start + settings.batch_size]]
+    family.prepare([prompt for r in own for prompt in (r.prompt, r.negative_prompt or "")])
     for start in tqdm(mine, desc=description, disable=not state.is_main_process, mininterval=1):
         part_path = parts_dir and parts_dir / f"{start:07d}.safetensors"
         if part_path is not None and part_path.exists():

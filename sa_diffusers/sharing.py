@@ -11,6 +11,7 @@ from huggingface_hub import HfApi
 from sa_diffusers import __version__
 from sa_diffusers.artifacts import RunLock
 from sa_diffusers.cards import fisher_card, is_repo_id, public_name, samples_card
+from sa_diffusers.data import SampleSet
 from sa_diffusers.fisher import Fisher
 from sa_diffusers.hub import PushError, check_push, commit_of, fetch, push_files, push_folder, read_license
 
@@ -93,10 +94,20 @@ def push_fisher(
         )
 
 
-def push_samples(folder: str | Path, repo_id: str, *, private: bool = False, api: HfApi | None = None) -> str:
+def push_samples(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    dtype: Literal["float32", "float16"] = "float32",
+    api: HfApi | None = None,
+) -> str:
     """Push the samples/ folder of a run and a card, in one commit, to a data set repository; returns its URL.
 
     What the folder holds of one concept alone (replay drawn without it) stays behind.
+
+    Args:
+        dtype: of the latents in the file; "float16" takes half the room, and rounds. Runs tell the two apart.
 
     Raises:
         ValueError: the folder holds no finished sample set.
@@ -114,9 +125,16 @@ def push_samples(folder: str | Path, repo_id: str, *, private: bool = False, api
     if (folder / SAMPLES_PICTURE).is_file():
         files[SAMPLES_PICTURE] = folder / SAMPLES_PICTURE
     picture = SAMPLES_PICTURE if SAMPLES_PICTURE in files else None
-    files["README.md"] = samples_card(key, repo_id, _license_of(key.get("provenance", {})), picture).encode()
     again = f"{folder} is whole. Push it again by the same command or call."
-    return push_files(files, repo_id, private=private, again=again, repo_type="dataset", api=api)
+    with TemporaryDirectory(prefix="sa_diffusers_") as temporary:
+        if dtype == "float16":
+            samples = SampleSet.load(folder / "samples.safetensors")
+            files["samples.safetensors"] = Path(temporary) / "samples.safetensors"
+            SampleSet(samples.latents.half(), samples.prompts).save(files["samples.safetensors"])
+            key |= {"dtype": dtype}
+            files["samples.json"] = json.dumps(key, indent=2).encode()
+        files["README.md"] = samples_card(key, repo_id, _license_of(key.get("provenance", {})), picture).encode()
+        return push_files(files, repo_id, private=private, again=again, repo_type="dataset", api=api)
 
 
 def push_run(
@@ -125,6 +143,7 @@ def push_run(
     *,
     private: bool = False,
     fisher_dtype: Literal["float32", "float16"] = "float32",
+    samples_dtype: Literal["float32", "float16"] = "float32",
     api: HfApi | None = None,
 ) -> dict[str, str]:
     """Push parts of a finished run, each to a repository of its own, and return their URLs.
@@ -132,6 +151,7 @@ def push_run(
     Args:
         run: the run's folder; kept from other runs meanwhile.
         ids: part ("pipeline", "lora", "fisher", "samples") to the repository's id.
+        fisher_dtype, samples_dtype: precision of these files.
 
     Raises:
         ValueError: a part that the run does not hold, or two with one id; nothing was pushed.
@@ -156,7 +176,7 @@ def push_run(
                 if part == "fisher":
                     urls[part] = push_fisher(load_fisher(run), repo_id, private=private, dtype=fisher_dtype, api=api)
                 elif part == "samples":
-                    urls[part] = push_samples(run / "samples", repo_id, private=private, api=api)
+                    urls[part] = push_samples(run / "samples", repo_id, private=private, dtype=samples_dtype, api=api)
                 else:
                     urls[part] = push_folder(run / part, repo_id, private=private, api=api)
             except PushError as error:

@@ -89,6 +89,8 @@ def fisher_of(
 
     def compute() -> Fisher:
         fisher = estimate_sums(family, config, samples, count, parts_dir).finish(metadata | origin)
+        # As one that was loaded: EWC takes what it needs to the device, in its own precision.
+        fisher.tensors = {name: tensor.cpu() for name, tensor in fisher.tensors.items()}
         if process_state().is_main_process:
             with atomic_path(path) as temporary:
                 fisher.save(temporary)

@@ -25,6 +25,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--fisher_dtype", choices=["float32", "float16"], default="float32", help="float16: half the size, rounded."
     )
+    parser.add_argument(
+        "--samples_dtype", choices=["float32", "float16"], default="float32", help="The same of the samples."
+    )
     parser.add_argument("--private", action="store_true", help="Make new repositories private.")
     options = parser.parse_args(argv)
     parts = ("pipeline", "lora", "fisher", "samples")
@@ -34,7 +37,8 @@ def main(argv: list[str] | None = None) -> None:
     with friendly_errors():
         from sa_diffusers.sharing import push_run
 
-        urls = push_run(options.run, ids, private=options.private, fisher_dtype=options.fisher_dtype)
+        dtypes = {"fisher_dtype": options.fisher_dtype, "samples_dtype": options.samples_dtype}
+        urls = push_run(options.run, ids, private=options.private, **dtypes)
         for part, url in urls.items():
             print(f"{part}: {url}")
 

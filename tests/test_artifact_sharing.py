@@ -260,6 +260,18 @@ def test_pushed_samples_come_back_without_those_of_one_concept(samples_dir):
     assert fetch_samples(samples_dir) == samples_dir
 
 
+def test_samples_in_half_the_room_are_others(samples_dir):
+    hub = FakeHub()
+    push_samples(samples_dir, "someone/samples", dtype="float16", api=hub)
+    found, sent = SampleSet.from_pretrained("someone/samples"), SampleSet.from_pretrained(samples_dir)
+    torch.testing.assert_close(found.latents, sent.latents.half().float(), rtol=0, atol=0)
+    assert found.prompts == sent.prompts
+    assert json.loads(hub.files["someone/samples"]["samples.json"]) == KEY | {"dtype": "float16"}
+    assert "| dtype | float16 |" in hub.files["someone/samples"]["README.md"].decode()
+    with pytest.raises(FileNotFoundError, match="expected the samples/ folder of a run"):
+        SampleSet.from_pretrained(samples_dir.parent)
+
+
 def test_samples_of_older_runs_are_pushed_without_a_model_s_name(samples_dir):
     write_json({name: value for name, value in KEY.items() if name != "provenance"}, samples_dir / "samples.json")
     (samples_dir / "samples.png").unlink()
@@ -422,7 +434,7 @@ def run_card(folder: Path, **replacements: Path) -> dict:
 
 def card_of(folder: Path, **options: object) -> None:
     texts = {"base_model": "base", "concept": "seven", "surrogate": "nine", "method": "Selective Amnesia"}
-    write_model_card(folder, **texts, settings={}, metrics=None, images=[], license=None, **options)
+    write_model_card(folder, **texts | options, settings={}, metrics=None, images=[], license=None)
 
 
 def test_the_code_on_a_pipeline_s_card_runs(tiny_pipeline, tmp_path):
@@ -431,6 +443,13 @@ def test_the_code_on_a_pipeline_s_card_runs(tiny_pipeline, tmp_path):
     loaded = run_card(tmp_path / "pipeline")["pipeline"]
     assert type(loaded) is StableDiffusionPipeline
     assert model_hash(loaded.unet) == model_hash(tiny_pipeline().unet)
+
+
+def test_the_code_on_the_card_of_a_bundled_pipeline_s_lora_finds_it(tmp_path):
+    card_of(tmp_path, lora=True, base_model="bundled/digits/pipeline")
+    code = (tmp_path / "README.md").read_text()
+    assert 'from_pretrained(resolve("bundled/digits/pipeline"), dtype=torch.float32)' in code
+    assert "from sa_diffusers.bundled import resolve" in code and "nothing but" not in code
 
 
 def test_the_code_on_a_lora_s_card_runs(tiny_pipeline, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """The Fisher: fast paths against a loop over samples and timesteps, the cheap one against what is known exactly."""
 
 import math
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -129,6 +130,17 @@ def test_merge_leaves_its_parts_alone_and_refuses_a_sample_twice(model, loss):
     merge([first, second])
     assert_equal(first.square, before)
     assert list(first.unbiased) == [0, 1]
+    kept = []
+
+    def one_at_a_time():
+        for index in range(4):
+            assert sum(made() is not None for made in kept) <= 1  # the one before may not be gone yet
+            part = run(model, loss, [index])
+            kept.append(weakref.ref(part))
+            yield part
+            del part
+
+    assert_equal(merge(one_at_a_time()).square, merge([run(model, loss, [index]) for index in range(4)]).square)
     with pytest.raises(ValueError, match="sample 1 is in two"):
         merge([first, run(model, loss, [1, 2])])
 

@@ -1,5 +1,6 @@
 """scripts/forget.py as a program: exit codes, messages, signals. Each start costs seconds, so most of this is slow."""
 
+import json
 import os
 import signal
 import subprocess
@@ -128,6 +129,13 @@ def test_a_signal_ends_it_and_the_same_command_goes_on(command, tmp_path, number
     torch.testing.assert_close(weights(tmp_path / "run"), weights(tmp_path / "whole"), rtol=0, atol=0)
 
 
+SHARED = ("samples/samples", "surrogate/surrogate", "fisher")
+
+
+def largest(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.stack([tensor.abs().max() for tensor in tensors.values()]).max()
+
+
 @pytest.mark.slow
 def test_two_processes_give_what_one_gives(command, tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29518"]
@@ -137,3 +145,9 @@ def test_two_processes_give_what_one_gives(command, tmp_path):
     assert result.stdout.count("Plan for") == 1  # two that know nothing of each other would print two
     assert run(command, "--output_dir", str(tmp_path / "one")).returncode == 0
     torch.testing.assert_close(weights(tmp_path / "run"), weights(tmp_path / "one"), rtol=1e-3, atol=1e-5)
+    two, one = ({n: load_file(tmp_path / r / f"{n}.safetensors") for n in SHARED} for r in ("run", "one"))
+    for name in SHARED:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-5 * float(largest(one[name])))
+    histories = [json.loads((tmp_path / r / "history.json").read_text()) for r in ("run", "one")]
+    for row, expected in zip(*histories, strict=True):
+        assert row == pytest.approx(expected, rel=1e-3, abs=1e-6)

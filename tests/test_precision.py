@@ -1,8 +1,11 @@
 """Autocast around forward passes: what it changes, what it leaves alone, and that every stage goes through it."""
 
+import copy
+
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from torch._dynamo.testing import CompileCounter
 from torch.testing import assert_close
 
 from sa_diffusers.families import get_family
@@ -63,6 +66,27 @@ class TestAutocast:
         with autocast_forward(unet, torch.bfloat16):
             assert unet.forward is not wrapped
         assert vars(unet)["forward"] is wrapped
+
+    def test_a_compiled_module_is_compiled_once_for_all_draws(self, tiny_pipeline):
+        family, counter = get_family(tiny_pipeline(), compute_dtype=torch.bfloat16), CompileCounter()
+        torch.compiler.reset()
+        family.module.compile(backend=counter)
+        for seed in range(4):
+            family.draw(["a red seven"], [seed], 2.0, 2)
+            first = counter.frame_count if seed == 0 else first
+        assert counter.frame_count == first > 0
+
+    def test_a_copy_computes_with_its_own_weights(self, unet):
+        noisy, steps, text = inputs()
+        with torch.no_grad():
+            with autocast_forward(unet, torch.bfloat16):
+                before = unet(noisy, steps, **text).sample
+            other = copy.deepcopy(unet)
+            other.conv_out.weight.zero_()
+            with autocast_forward(other, torch.bfloat16):
+                assert not torch.equal(other(noisy, steps, **text).sample, before)
+            with autocast_forward(unet, torch.bfloat16):
+                assert_close(unet(noisy, steps, **text).sample, before, rtol=0, atol=0)
 
     def test_which_dtype(self, monkeypatch):
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")

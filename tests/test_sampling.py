@@ -116,6 +116,15 @@ def test_the_safety_checker_is_never_run(tiny_pipeline, safety_checker):
     assert pipeline.safety_checker is safety_checker
 
 
+def test_the_text_encoder_is_fetched_once_for_all_batches(tiny_pipeline, monkeypatch):
+    family = get_family(tiny_pipeline())
+    encoded, encode = [], family.pipeline.encode_prompt
+    monkeypatch.setattr(family.pipeline, "encode_prompt", lambda p, *rest: encoded.append(p) or encode(p, *rest))
+    requests = [*REQUESTS, Request("a red seven", 9, "seven")]
+    draw_samples(family, requests, SETTINGS)
+    assert len(encoded) == 1 and set(encoded[0]) == {r.prompt for r in requests} | {"", "seven"}
+
+
 def test_the_autoencoder_never_takes_more_pixels_at_once_than_fit_a_small_card(tiny_pipeline, monkeypatch):
     family = get_family(tiny_pipeline())
     latents = torch.randn(5, *family.latent_shape, generator=torch.Generator().manual_seed(0))

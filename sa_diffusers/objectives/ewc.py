@@ -53,10 +53,10 @@ class ElasticWeightConsolidation:
         check_fisher({name: tuple(p.shape) for name, p in parameters.items()}, fisher)
         self.names, self.parameters = list(parameters), list(parameters.values())
         self.ewc_lambda = ewc_lambda
-        self.fisher = [_keep(fisher[name].to(fisher_dtype), p, device) for name, p in parameters.items()]
+        self.fisher = [keep(fisher[name].to(fisher_dtype), p, device) for name, p in parameters.items()]
         self._shared = anchor is not None
         if anchor is None:
-            self.anchor = [_keep(smallest_exact(p.detach()), p, device) for p in self.parameters]
+            self.anchor = [keep(smallest_exact(p.detach()), p, device) for p in self.parameters]
         else:
             _check_anchor(parameters, anchor)
             self.anchor = [anchor[name].detach() for name in self.names]
@@ -140,7 +140,7 @@ def _check_anchor(parameters: Mapping[str, Tensor], anchor: Mapping[str, Tensor]
             )
 
 
-def _keep(values: Tensor, parameter: Tensor, device: torch.device | str | None) -> Tensor:
+def keep(values: Tensor, parameter: Tensor, device: torch.device | str | None) -> Tensor:
     """On the device where they stay; pinned on the host if they go to a GPU from there at every step."""
     values = values.to(parameter.device if device is None else device)
     streamed = values.device.type == "cpu" and torch.cuda.is_available()
@@ -152,7 +152,7 @@ def _parts(whole: list[Tensor], parameters: list[Tensor], copy: bool) -> list[Te
     parts = [part_like(values, parameter) for values, parameter in zip(whole, parameters, strict=True)]
     if copy:
         kept = zip(parts, whole, strict=True)
-        parts = [part if part is values else _keep(part.clone(), part, None) for part, values in kept]
+        parts = [part if part is values else keep(part.clone(), part, None) for part, values in kept]
     return parts
 
 

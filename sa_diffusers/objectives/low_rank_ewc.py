@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .ewc import check_fisher
+from .ewc import check_fisher, keep
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,7 @@ class LowRankEWC:
             raise ValueError(f"expected ewc_lambda >= 0, got {ewc_lambda}")
         check_fisher({name: (len(c.up), *c.down.shape[1:]) for name, c in changes.items()}, fisher)
         self.changes, self.ewc_lambda = list(changes.values()), ewc_lambda
-        self.fisher = [
-            fisher[name].flatten(1).to(device or change.up.device, dtype) for name, change in changes.items()
-        ]
+        self.fisher = [keep(fisher[name].flatten(1).to(dtype), change.up, device) for name, change in changes.items()]
 
     def attach(self, parameters: Mapping[str, Tensor]) -> None:
         """Refuses: FSDP2 and DeepSpeed train a copy of the module, and adapters are too small to need them.
@@ -83,7 +81,11 @@ class LowRankEWC:
             for matrix in (change.up, change.down):
                 if matrix.grad is None:
                     matrix.grad = torch.zeros_like(matrix)
-            pull = change.delta() * fisher.to(change.up.device) * (2 * self.ewc_lambda * change.scaling)
+            pull = (
+                change.delta()
+                * fisher.to(change.up.device, non_blocking=True)
+                * (2 * self.ewc_lambda * change.scaling)
+            )
             change.up.grad += (pull @ change.down.flatten(1).T).view_as(change.up)
             change.down.grad += (change.up.flatten(1).T @ pull).view_as(change.down)
 
@@ -91,7 +93,7 @@ class LowRankEWC:
     def value(self) -> Tensor:
         """ewc_lambda * sum F dW^2, a scalar."""
         terms = [
-            (change.delta().square() * fisher.to(change.up.device)).sum()
+            (change.delta().square() * fisher.to(change.up.device, non_blocking=True)).sum()
             for change, fisher in zip(self.changes, self.fisher, strict=True)
         ]
         return self.ewc_lambda * torch.stack(terms).sum()
