@@ -32,12 +32,7 @@ def autocasting(module: nn.Module, dtype: torch.dtype, device: torch.device) -> 
 def _kept(module: nn.Module, dtype: torch.dtype, device: torch.device) -> Callable:
     """`autocasting` of the module's own forward pass, the same function each time: for another one torch.compile would
     compile anew, and give up after eight."""
-    found = (
-        id(module),
-        module.forward,
-        dtype,
-        device,
-    )  # a copy of a module takes along what was kept for the original
+    found = (id(module), module.forward, dtype, device)  # a copy of the module takes along what the original kept
     if module.__dict__.get(KEPT, (None, None))[0] != found:
         module.__dict__[KEPT] = (found, autocasting(module, dtype, device))
     return module.__dict__[KEPT][1]

@@ -81,11 +81,8 @@ class LowRankEWC:
             for matrix in (change.up, change.down):
                 if matrix.grad is None:
                     matrix.grad = torch.zeros_like(matrix)
-            pull = (
-                change.delta()
-                * fisher.to(change.up.device, non_blocking=True)
-                * (2 * self.ewc_lambda * change.scaling)
-            )
+            there = fisher.to(change.up.device, non_blocking=True)
+            pull = change.delta() * there * (2 * self.ewc_lambda * change.scaling)
             change.up.grad += (pull @ change.down.flatten(1).T).view_as(change.up)
             change.down.grad += (change.up.flatten(1).T @ pull).view_as(change.down)
 
