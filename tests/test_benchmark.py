@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from sa_diffusers.benchmarks import architectures, authors, counting, estimate, stages, timing, whole_run
+from sa_diffusers.benchmarks import architectures, authors, counting, estimate, memory, stages, timing, whole_run
 from sa_diffusers.config import ForgetConfig
 from sa_diffusers.families import get_family
 from sa_diffusers.fisher import FisherSums, estimate_fisher, stratified_terms
@@ -369,15 +369,15 @@ def test_what_an_update_takes_for_a_moment(monkeypatch):
         ewc = ElasticWeightConsolidation(by_name, fisher, 1.0, anchor=anchor, fisher_dtype=dtype)
         with timing.TensorBytes() as counter:
             ewc.add_gradient()
-        taken = estimate.ewc_temporary([p.numel() for p in parameters], dtype != torch.float32)
+        taken = memory.ewc_temporary([p.numel() for p in parameters], dtype != torch.float32)
         assert 0.7 * taken < counter.peak <= taken
 
 
 @pytest.mark.slow
 def test_training_fits_the_memory_it_should():
     """A gigabyte is left to CUDA and the allocator: 24 GB for all weights, 12 GB for LoRA, both at 4 + 4 samples."""
-    chosen = [t for t in estimate.TRAININGS if t.name in ("full, checkpointing, 8-bit Adam", LORA)]
-    rows = {row["training"]: row for row in estimate.estimate_memory(chosen)}
+    chosen = [t for t in memory.TRAININGS if t.name in ("full, checkpointing, 8-bit Adam", LORA)]
+    rows = {row["training"]: row for row in memory.estimate_memory(chosen)}
     assert rows["full, checkpointing, 8-bit Adam"]["peak"] < 23
     assert rows[LORA]["peak"] < 11
     weights = estimate.WEIGHTS / 1e9
@@ -386,7 +386,7 @@ def test_training_fits_the_memory_it_should():
     assert full["Adam"] == pytest.approx(weights / 2 * (1 + 1 / 64))
     parts = sum(full[key] for key in ("weights", "Adam", "frozen copy or anchor", "Fisher", "gradients"))
     assert full["peak"] == pytest.approx(parts + max(full["activations"], full["update's temporaries"]))
-    before = {row["stage"]: row["peak"] for row in estimate.estimate_stage_memory()}
+    before = {row["stage"]: row["peak"] for row in memory.estimate_stage_memory()}
     assert before["sampling, 8 latents"] < before["decoding, 4 at once"] < before["Fisher, checkpointing"] < 11
     assert before["Fisher, checkpointing, sums on the GPU"] < 23
     on_device = before["Fisher, checkpointing, sums on the GPU"] - before["Fisher, checkpointing"]
@@ -454,7 +454,11 @@ def test_the_whole_job_fits_its_time_at_the_stated_rate():
         share = estimate.share_needed(job, 60 * minutes)
         assert share < 0.28  # what was published of training on A100s
         seconds = whole_run.extrapolate(job, estimate.estimate_costs(share * estimate.PEAK))["total"]
-        assert seconds == pytest.approx(60 * minutes)
+        assert seconds + estimate.file_seconds(job) == pytest.approx(60 * minutes)
+    # A Fisher of 3.4 GB is written eleven times, or read once.
+    more = estimate.file_seconds(whole_run.FROM_NOTHING) - estimate.file_seconds(whole_run.SHARED)
+    assert more == pytest.approx(10 * estimate.WEIGHTS / 2e9)
+    assert estimate.file_seconds(whole_run.SHARED) > (2 * 4.2e9 + 2 * 10.3e9 + 3.4e9) / 2e9
 
 
 # The script
@@ -512,6 +516,6 @@ def test_tiny_in_one_short_run(monkeypatch, tmp_path, capsys):
 def test_the_estimate_of_sd14(monkeypatch, tmp_path, capsys):
     report = run(monkeypatch, tmp_path, "--size", "sd14", "--estimate")
     assert {row["job"] for row in report["times"]} == {"nothing cached", "samples and Fisher shared"}
-    assert len(report["memory"]) == len(estimate.TRAININGS)
+    assert len(report["memory"]) == len(memory.TRAININGS)
     assert len(report["stage_memory"]) == 6 and len(report["ewc"]) == 2
     assert "not measured" in capsys.readouterr().out

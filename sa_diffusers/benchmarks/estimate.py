@@ -8,21 +8,18 @@ come to 209 TFLOP/s, 21 % of the peak. So 20 % is taken, with 28 % as if it were
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from itertools import product
 from typing import Any
 
-import torch
-from torch import nn
-
-from sa_diffusers.families.text_to_image import PIXELS_AT_ONCE
-from sa_diffusers.lora import adapted_layers, add_lora
-from sa_diffusers.objectives import ewc
-
 from .architectures import build_unet, build_vae
-from .counting import decoding_bytes, decoding_flops, forward_bytes, forward_flops, step_bytes, weight_bytes
-from .stages import LORA_RANK
+from .counting import decoding_flops, forward_flops
+from .memory import (
+    FISHER_TIMESTEPS,
+    SAMPLED_AT_ONCE,
+    estimate_memory,
+    estimate_stage_memory,
+    on_meta,
+)
 from .tables import duration, markdown
 from .whole_run import AUTHORS, FROM_NOTHING, SHARED, Costs, Job, extrapolate
 
@@ -34,49 +31,20 @@ WEIGHTS = 4 * 859_520_964  # bytes of the UNet in float32
 AUTHORS_HOURS = 500  # GPU hours of the authors' code for one concept on an A6000 (arXiv 2410.05664, Table 3)
 BACKWARD = 2  # a backward pass costs two forward passes
 FISHER_PASSES = 32  # reads and writes of a float32 number a weight when a sample's two draws are squared and added up
-FISHER_TIMESTEPS = 20  # of a sample, two draws of 10
 STEP_PASSES = 32  # the same for clipping, AdamW, EWC's gradient and the casts of weights to bf16
 EWC_PASSES = 7  # of these for EWC's gradient: 3 for the weights' change, 4 to add its product with the Fisher
-SAMPLED_AT_ONCE = 8  # images
 CAST_PASSES = 1.5  # the same for the casts alone, of a forward pass that draws
-ADAM_8BIT = 2 * (1 + 4 / 256)  # bytes a weight: two moments, and a float32 scale for every 256 of them
-
-
-@dataclass(frozen=True)
-class Training:
-    """How a training step keeps its memory small.
-
-    Attributes:
-        rank: of LoRA on attention; None: all weights of the UNet are trained.
-        checkpointing: recompute activations.
-        adam_bits: 32 or 8.
-        fisher_bytes: a weight; 0: kept in main memory.
-        dtype: of autocast; None: none.
-    """
-
-    name: str
-    rank: int | None = None
-    checkpointing: bool = False
-    adam_bits: int = 32
-    fisher_bytes: int = 4
-    dtype: torch.dtype | None = torch.bfloat16
-
-
-TRAININGS = (
-    Training("full"),
-    Training("full, checkpointing", checkpointing=True),
-    Training("full, checkpointing, bf16 Fisher", checkpointing=True, fisher_bytes=2),
-    Training("full, checkpointing, 8-bit Adam", checkpointing=True, adam_bits=8),
-    Training("full, checkpointing, 8-bit Adam, bf16 Fisher", checkpointing=True, adam_bits=8, fisher_bytes=2),
-    Training(f"LoRA of rank {LORA_RANK}", rank=LORA_RANK),
-    Training(f"LoRA of rank {LORA_RANK}, checkpointing", rank=LORA_RANK, checkpointing=True),
-)
+PIPELINE = 4 * (859_520_964 + 123_060_480 + 83_653_863)  # bytes of UNet, text encoder and VAE in float32
+DISK = 2e9  # bytes a second, read or written
+HASHING = 0.87e9  # bytes a second: blake2b on one core, as measured on a CPU
+CHECKPOINTS = 2  # of weights and Adam, with --checkpointing_steps 500
+FISHER_FILES = 11  # the sums are saved ten times on the way, and the Fisher at the end
 
 
 @lru_cache
 def operations() -> tuple[int, int]:
     """Floating point operations of a UNet pass of one sample at 512 pixels, and of decoding it."""
-    return forward_flops(_on_meta(build_unet)), decoding_flops(_on_meta(build_vae))
+    return forward_flops(on_meta(build_unet)), decoding_flops(on_meta(build_vae))
 
 
 def estimate_costs(rate: float) -> Costs:
@@ -95,12 +63,25 @@ def estimate_costs(rate: float) -> Costs:
     )
 
 
+def file_seconds(job: Job) -> float:
+    """Reading, writing and hashing weights: the pipeline twice, checkpoints, the Fisher; hashes before and after."""
+    fisher = WEIGHTS * (FISHER_FILES if job.fisher_evaluations else 1)
+    return (2 * PIPELINE + CHECKPOINTS * 3 * WEIGHTS + fisher) / DISK + 2 * PIPELINE / HASHING
+
+
+def job_seconds(job: Job, share: float) -> dict[str, float]:
+    """Seconds of each stage of a job at a share of an H200's peak, of the files, and their total."""
+    stages = extrapolate(job, estimate_costs(share * PEAK))
+    total = stages.pop("total") + file_seconds(job)
+    return stages | {"files": file_seconds(job), "total": total}
+
+
 def estimate_times(jobs: Sequence[Job] = (FROM_NOTHING, SHARED)) -> list[dict[str, Any]]:
     """One row a job and a share of an H200's peak: how long each stage takes."""
     rows = []
     for job in jobs:
         for share in SHARES:
-            seconds = extrapolate(job, estimate_costs(share * PEAK))
+            seconds = job_seconds(job, share)
             row = {"job": job.name, "share of peak": f"{share:.0%}", "TFLOP/s": round(share * PEAK / 1e12)}
             rows.append(
                 row | {stage: duration(value) for stage, value in seconds.items()} | {"seconds": seconds["total"]}
@@ -110,7 +91,7 @@ def estimate_times(jobs: Sequence[Job] = (FROM_NOTHING, SHARED)) -> list[dict[st
 
 def share_needed(job: Job, seconds: float) -> float:
     """The share of an H200's peak at which a job takes that long; time is one part over the rate and one beside it."""
-    at_peak, at_half = (extrapolate(job, estimate_costs(share * PEAK))["total"] for share in (1, 0.5))
+    at_peak, at_half = (job_seconds(job, share)["total"] for share in (1, 0.5))
     over_rate = at_half - at_peak
     return over_rate / (seconds - (at_peak - over_rate))
 
@@ -124,45 +105,6 @@ def authors_operations() -> dict[str, float]:
     passes = (2 + BACKWARD) * (AUTHORS.fisher_evaluations + AUTHORS.train_steps * AUTHORS.samples_per_step)
     total = forward * (passes + 2 * AUTHORS.images * AUTHORS.sampler_steps)
     return {"operations": total, "published_hours": AUTHORS_HOURS, "rate": total / (AUTHORS_HOURS * 3600)}
-
-
-def estimate_memory(trainings: Sequence[Training] = TRAININGS, batch_size: int = 8) -> list[dict[str, Any]]:
-    """One row a way of training at 512 pixels: gigabytes (10^9) of each part, and the most at any moment of a step.
-
-    Counted, not measured: a process holds about a gigabyte more (CUDA's context, and what the allocator cannot use).
-    The replay's targets come from a copy of the UNet as it was, whose weights are EWC's anchor, too; for LoRA, from
-    the UNet without its adapters. Text encoder and VAE are in main memory meanwhile.
-
-    Args:
-        batch_size: surrogate and replay samples together.
-    """
-    return [_memory(training, batch_size) for training in trainings]
-
-
-def _memory(training: Training, batch_size: int) -> dict[str, Any]:
-    unet = _on_meta(build_unet)
-    whole = weight_bytes(unet)
-    if training.rank:
-        changes = add_lora(unet, adapted_layers(unet, "full", "attention"), training.rank, training.rank, seed=0)
-        by_name = dict(unet.named_parameters())
-        held_by_fisher = sum(by_name[_base_weight(name)].numel() for name in changes)
-    else:
-        held_by_fisher = whole // 4
-    trained = weight_bytes(unet, trained_only=True)
-    parts = {
-        "weights": weight_bytes(unet),
-        "Adam": trained * 2 if training.adam_bits == 32 else trained / 4 * ADAM_8BIT,
-        "frozen copy or anchor": 0 if training.rank else whole,
-        "Fisher": held_by_fisher * training.fisher_bytes,
-    }
-    passes = step_bytes(unet, batch_size, training.dtype, training.checkpointing)
-    # AdamW's square roots are a copy of the weights, which 8-bit Adam does without.
-    sizes = [p.numel() for p in unet.parameters() if p.requires_grad]
-    temporary = max(trained if training.adam_bits == 32 else 0, ewc_temporary(sizes, training.fisher_bytes != 4))
-    peak = sum(parts.values()) + max(passes, trained + temporary)
-    row = {"training": training.name, **parts, "gradients": trained, "activations": passes - trained}
-    row |= {"update's temporaries": temporary, "peak": peak}
-    return {key: value if isinstance(value, str) else value / 1e9 for key, value in row.items()}
 
 
 def estimate_ewc(batch_sizes: Sequence[int] = (8, 16)) -> list[dict[str, Any]]:
@@ -181,54 +123,6 @@ def estimate_ewc(batch_sizes: Sequence[int] = (8, 16)) -> list[dict[str, Any]]:
     return rows
 
 
-def estimate_stage_memory() -> list[dict[str, Any]]:
-    """One row a stage beside training, in gigabytes: drawing guided images, decoding them, the Fisher of a sample."""
-    unet = _on_meta(build_unet)
-    whole = weight_bytes(unet)
-    drawing = forward_bytes(unet, 2 * SAMPLED_AT_ONCE, torch.bfloat16)
-    vae = _on_meta(build_vae)
-    at_once = PIXELS_AT_ONCE // 512**2
-    rows = [
-        {"stage": f"sampling, {SAMPLED_AT_ONCE} latents", "weights": whole, "sums": 0, "draws and passes": drawing},
-        {
-            "stage": f"decoding, {at_once} at once",
-            "weights": whole + weight_bytes(vae),
-            "sums": 0,
-            "draws and passes": decoding_bytes(vae, at_once),
-        },
-    ]
-    unet.requires_grad_(True)
-    for checkpointing, on_device in product((False, True), repeat=2):
-        passes = step_bytes(unet, FISHER_TIMESTEPS // 2, torch.bfloat16, checkpointing)
-        # The first draw's gradient waits where the sums are while the second is made, in one pass.
-        name = f"Fisher{', checkpointing' * checkpointing}{', sums on the GPU' * on_device}"
-        sums = whole * on_device
-        rows.append({"stage": name, "weights": whole, "sums": sums, "draws and passes": whole * on_device + passes})
-    for row in rows:
-        row["peak"] = row["weights"] + row["sums"] + row["draws and passes"]
-    return [{k: v if isinstance(v, str) else v / 1e9 for k, v in row.items()} for row in rows]
-
-
-def ewc_temporary(sizes: Sequence[int], cast_fisher: bool) -> int:
-    """At most so many bytes are taken while EWC's gradient is added, in float32 and group by group.
-
-    A group needs its pull, and its Fisher where that is kept in another precision.
-
-    Args:
-        sizes: weights of each trained tensor.
-    """
-    return 4 * (1 + cast_fisher) * min(sum(sizes), ewc.GROUP_SIZE + max(sizes))
-
-
-def _base_weight(name: str) -> str:
-    return name.removesuffix(".weight") + ".base_layer.weight"
-
-
-def _on_meta(build: type[nn.Module]) -> nn.Module:
-    with torch.device("meta"):
-        return build()
-
-
 def _limits() -> str:
     return " ".join(
         f"With {job.name}, {minutes} minutes take {share_needed(job, 60 * minutes):.1%}."
@@ -245,7 +139,8 @@ def estimate_report() -> tuple[dict[str, Any], str]:
         "Stable Diffusion 1.4 on one H200, estimated from counted operations: not measured. A UNet pass of one sample "
         f"at 512 pixels is {operations()[0] / 1e9:.0f} GFLOP. Rates are shares of the dense bf16 "
         f"peak of {PEAK / 1e12:.0f} TFLOP/s. Published training on A100s sustains 28 % of theirs; 20 % is about what "
-        f"the H200's memory, 2.4 times as fast, would make of that. {_limits()}\n",
+        f"the H200's memory, 2.4 times as fast, would make of that. Files are read and written at "
+        f"{DISK / 1e9:.0f} GB/s, with {CHECKPOINTS} checkpoints. {_limits()}\n",
         markdown(shown),
         f"The authors' settings are {authors['operations']:.3g} operations, for which {AUTHORS_HOURS} GPU hours on an "
         f"A6000 were published: {authors['rate'] / 1e12:.1f} TFLOP/s.\n",
