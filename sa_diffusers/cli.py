@@ -223,6 +223,13 @@ def _suggestion(given: str, known: Any) -> str:
     return f"; did you mean {nearest[0]!r}?" if nearest else ""
 
 
+_MEMORY = (  # after an error of torch, which this module does not import
+    "\nTake less at once (--train_batch_size, --sample_batch_size, --fisher_chunk_size, --eval_batch_size) or try "
+    "--mixed_precision bf16, --gradient_checkpointing, --fisher_device cpu, --ewc_device cpu, --lora_rank 16, where the "
+    "script has them; README, Cost, says what each takes. What was finished is kept."
+)
+
+
 @contextmanager
 def friendly_errors() -> Iterator[None]:
     """End the program on an error with its message alone and a non-zero exit code, as a user wants it.
@@ -248,5 +255,5 @@ def friendly_errors() -> Iterator[None]:
     except (ValueError, RuntimeError, OSError, ArithmeticError) as error:
         if os.environ.get("SA_DIFFUSERS_TRACEBACK"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}{_MEMORY if type(error).__name__ == 'OutOfMemoryError' else ''}", file=sys.stderr)
         raise SystemExit(1) from None

@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import pytest
+import torch
 
-from sa_diffusers.cli import config_from_dict, config_to_yaml, parse_config
+from sa_diffusers.cli import config_from_dict, config_to_yaml, friendly_errors, parse_config
 
 
 @dataclass
@@ -224,3 +225,14 @@ def test_help_keeps_the_lines_of_the_description(capsys):
 
 def test_help_is_advised_once(capsys):
     assert error_of(capsys, "--zzzzz", "3").count("--help") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "advised"), [(torch.OutOfMemoryError("CUDA out of memory"), True), (OSError("x"), False)]
+)
+def test_a_full_card_ends_in_advice(capsys, error, advised):
+    with pytest.raises(SystemExit, match="1"), friendly_errors():
+        raise error
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"error: {error}") and "Traceback" not in shown
+    assert ("--gradient_checkpointing" in shown) == advised
