@@ -309,6 +309,10 @@ class ForgetConfig(TrainingConfig):
                 f"{self.method} works without EWC, on the paper's replay: expected ewc_lambda 0, replay_weight 1, "
                 "replay_target noise"
             )
+        if self.method in PROJECTIONS and (self.compile_backend or self.mixed_precision == "fp16"):
+            raise ValueError(
+                f"{self.method} takes two gradients of one pass, unscaled: expected no compile_backend, and not fp16"
+            )
         if self.replay_weight and self.replay_negative != "none" and self.negative_guidance_scale <= 1:
             raise ValueError(
                 f"a negative prompt works through guidance: expected negative_guidance_scale > 1, got "

@@ -17,7 +17,7 @@ from sa_diffusers.fisher import FisherSums, estimate_fisher, merge
 from sa_diffusers.fisher_linear import estimate_linear_fisher, is_linear
 from sa_diffusers.losses import Batch
 from sa_diffusers.paper_quirks import FisherLabelDropout, quirky_fisher_batch
-from sa_diffusers.precision import autocast_forward
+from sa_diffusers.precision import autocast_forward, free_memory
 from sa_diffusers.processes import process_state
 from sa_diffusers.seeding import derive_seed
 
@@ -99,7 +99,7 @@ def sums_device(family: Family, config: ForgetConfig) -> torch.device:
     device = family.device
     if config.fisher_device == "auto" and device.type == "cuda":
         needed = 3 * 4 * sum(p.numel() for p in family.module.parameters())
-        room = ROOM[config.gradient_checkpointing] * torch.cuda.mem_get_info(device)[0]
+        room = ROOM[config.gradient_checkpointing] * free_memory(device)
         return device if needed < room else torch.device("cpu")
     return torch.device("cpu") if config.fisher_device == "cpu" else device
 

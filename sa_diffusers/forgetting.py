@@ -1,5 +1,6 @@
 """Forget a concept: the stages in their order, from a pipeline to one that has forgotten and a page that shows it."""
 
+import gc
 import json
 import re
 import shutil
@@ -33,7 +34,7 @@ from sa_diffusers.loading import (
 )
 from sa_diffusers.lora import fuse_lora, save_lora
 from sa_diffusers.methods import distils_surrogate
-from sa_diffusers.precision import compute_dtype, in_main_memory
+from sa_diffusers.precision import compute_dtype, in_main_memory, on_device
 from sa_diffusers.processes import process_state
 from sa_diffusers.results import amounts, announce, combine, evaluation_key, examiner, write_results
 from sa_diffusers.sample_stages import draw_open_samples, draw_replay_samples, make_surrogate
@@ -159,11 +160,13 @@ def _prepared(family: Family, config: ForgetConfig) -> Iterator[None]:
 
 def _run_stages(config: ForgetConfig, pipeline: DiffusionPipeline | None, inputs: Inputs, output_dir: Path) -> Outcome:
     pipeline = pipeline or load_pipeline(config.model, config.revision, config.variant, config.dtype)
-    family = get_family(pipeline, sampler=config.sampler, compute_dtype=compute_dtype(config.mixed_precision))
-    check_resolution(inputs, family.resolution)
-    check_family(config, family, inputs.concept)
-    with _prepared(family, config):
-        pipeline, metrics = _forget(config, family, inputs, output_dir)
+    # A caller's pipeline may lie anywhere, and accelerate trains where it chooses.
+    with on_device(getattr(pipeline, get_family(pipeline).component), process_state().device):
+        family = get_family(pipeline, sampler=config.sampler, compute_dtype=compute_dtype(config.mixed_precision))
+        check_resolution(inputs, family.resolution)
+        check_family(config, family, inputs.concept)
+        with _prepared(family, config):
+            pipeline, metrics = _forget(config, family, inputs, output_dir)
     return Outcome(pipeline, metrics, output_dir)
 
 
@@ -222,6 +225,7 @@ def _forget(config: ForgetConfig, family: Family, inputs: Inputs, output_dir: Pa
             history = forget_by_training(
                 stages, family, config, concept, surrogate, replay, samples, inputs.prompts, fisher, edit, callback
             )
+            gc.collect()  # the frozen copy and its autocast forward pass hold each other
         if state.is_main_process and config.lora_rank:
             save_lora(pipeline, output_dir / "lora", config.dtype)
         if config.lora_rank:

@@ -13,7 +13,7 @@ from sa_diffusers.config import ESD_METHODS, ForgetConfig
 from sa_diffusers.families import Family
 from sa_diffusers.lora import adapted_layers
 from sa_diffusers.methods import distils, needs_frozen
-from sa_diffusers.precision import autocast_forward
+from sa_diffusers.precision import autocast_forward, free_memory
 
 
 BACKWARD = 2.0  # a backward pass costs about two forward passes
@@ -122,7 +122,7 @@ def disk_bytes(family: Family, config: ForgetConfig) -> int:
 def check_memory(needed: int, device: torch.device) -> int:
     """Free bytes on the device; raises NotEnoughMemory if `needed` exceeds them."""
     if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
+        free = free_memory(device)
     else:
         free = psutil.virtual_memory().available
     if needed > free:

@@ -58,7 +58,7 @@ def train(
         log_dir: where trackers such as tensorboard write.
 
     Returns:
-        One dict per logged step: step, loss, its parts, grad_norm, learning_rate.
+        One dict per logged step: step, loss, its parts, grad_norm (None where float16 skipped it), learning_rate.
 
     Raises:
         ValueError: the batch does not divide by processes x accumulation steps; a launch that is not handled.
@@ -152,13 +152,16 @@ class _Loop:
             return None
         # Means over processes as plain numbers; the norm and EWC are the same on all of them.
         means = {name: self.accelerator.reduce(value.float(), "mean").item() for name, value in logs.items()}
-        row = {"step": step + 1, **means, "grad_norm": float(norm), "learning_rate": learning_rate}
+        # Not finite only where the gradient scaler skips the step, which is ordinary and no number for a file.
+        finite = float(norm) if torch.isfinite(norm) else None
+        row = {"step": step + 1, **means, "grad_norm": finite, "learning_rate": learning_rate}
         if calling:
             with optimisation.shown():
                 if self.callback(step + 1, row):
                     row["stopped"] = True
         if config.report_to:
-            self.accelerator.log({k: v for k, v in row.items() if k not in ("step", "stopped")}, step=step + 1)
+            numbers = {k: v for k, v in row.items() if k not in ("step", "stopped") and v is not None}
+            self.accelerator.log(numbers, step=step + 1)
         return row
 
     def _backward(self, batch: NestedBatch) -> dict[str, Tensor]:

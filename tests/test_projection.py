@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from sa_diffusers.config import PROJECTIONS, ForgetConfig
 from sa_diffusers.losses import DiffusionLoss
 from sa_diffusers.objectives import GradientProjection
 from sa_diffusers.seeding import seeded
@@ -184,3 +185,11 @@ def test_wrong_use_is_refused():
     with pytest.raises(ValueError, match="expected 'step'"):
         objective_of(model, "alternating", False).draw(batch, torch.Generator())
     assert set(objective_of(model, "symmetric", False).draw(batch, torch.Generator())) == {"surrogate", "replay"}
+
+
+@pytest.mark.parametrize("option", [{"compile_backend": "inductor"}, {"mixed_precision": "fp16"}])
+def test_what_two_gradients_of_one_pass_do_not_bear_is_refused(option):
+    method = {"method": PROJECTIONS[0], "ewc_lambda": 0.0, "replay_target": "noise"}
+    ForgetConfig(concept="0", **method)
+    with pytest.raises(ValueError, match="expected no compile_backend, and not fp16"):
+        ForgetConfig(concept="0", **method, **option)

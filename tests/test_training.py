@@ -340,6 +340,16 @@ def test_divergence_names_the_step_and_keeps_the_last_checkpoint(tmp_path, broke
     assert_same_weights(resumed, whole)
 
 
+def test_a_gradient_that_a_scaler_skips_is_no_number_in_the_history(monkeypatch):
+    """Without a scaler, which wants a GPU, by letting it pass."""
+    monkeypatch.setattr("sa_diffusers.training._Loop._check_finite", lambda *_: None)
+    model = Denoiser()
+    with torch.no_grad():
+        model.layers[0].bias.fill_(math.inf)
+    history = run(model)
+    assert [row["grad_norm"] for row in history] == [None] * len(history) and history
+
+
 def test_divergence_before_any_checkpoint():
     model = Denoiser()
     with torch.no_grad():
