@@ -1,6 +1,5 @@
 """Forget a concept: the stages in their order, from a pipeline to one that has forgotten and a page that shows it."""
 
-import gc
 import json
 import re
 import shutil
@@ -225,7 +224,6 @@ def _forget(config: ForgetConfig, family: Family, inputs: Inputs, output_dir: Pa
             history = forget_by_training(
                 stages, family, config, concept, surrogate, replay, samples, inputs.prompts, fisher, edit, callback
             )
-            gc.collect()  # the frozen copy and its autocast forward pass hold each other
         if state.is_main_process and config.lora_rank:
             save_lora(pipeline, output_dir / "lora", config.dtype)
         if config.lora_rank:

@@ -38,6 +38,11 @@ def _kept(module: nn.Module, dtype: torch.dtype, device: torch.device) -> Callab
     return module.__dict__[KEPT][1]
 
 
+def release(module: nn.Module) -> None:
+    """Drop what `autocast_forward` kept, by which a module holds itself and outlives those who use it."""
+    module.__dict__.pop(KEPT, None)
+
+
 @contextmanager
 def autocast_forward(module: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
     """Within the block, forward passes of the module autocast to `dtype`, as those of training do; None: as usual.

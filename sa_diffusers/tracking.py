@@ -1,6 +1,5 @@
 """What a run shows on its way: pictures, what the classifier reads in them, pipelines that training passes through."""
 
-import gc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -79,9 +78,7 @@ def save_snapshot(family: Family, config: ForgetConfig, folder: Path) -> None:
     if config.lora_rank:
         fuse_lora(module)
     save_pipeline(passing, folder, module, config.dtype, config.save_variant)
-    module.to("cpu")  # an autocast forward pass and its module hold each other: the device has no room for the copy
-    del passing, module
-    gc.collect()
+    module.to("cpu")  # it and its autocast forward pass hold each other, and the device has no room for that
 
 
 def requests_to_look_at(config: ForgetConfig, inputs: Inputs) -> tuple[list[Request], list[Request]]:

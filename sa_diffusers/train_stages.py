@@ -26,7 +26,7 @@ from sa_diffusers.methods import (
     weights_to_train,
 )
 from sa_diffusers.pipelines import SafeGuidancePipeline
-from sa_diffusers.precision import autocast_forward
+from sa_diffusers.precision import autocast_forward, release
 from sa_diffusers.processes import process_state
 from sa_diffusers.prompts import Concept, mentions
 from sa_diffusers.replay import Replay, spread
@@ -195,8 +195,9 @@ def forget_by_training(
 
     settings = TrainingConfig(**{name: getattr(config, name) for name in TrainingConfig.__dataclass_fields__})
     # Training's own forward passes autocast by accelerate, those of a frozen copy do not.
-    with autocast_forward(frozen, family.compute_dtype) if isinstance(frozen, nn.Module) else nullcontext():
-        return train(
+    copied = isinstance(frozen, nn.Module)
+    with autocast_forward(frozen, family.compute_dtype) if copied else nullcontext():
+        history = train(
             family.module,
             objective,
             batches,
@@ -208,3 +209,6 @@ def forget_by_training(
             log_dir=stages.output_dir / "logs",
             description="forget",
         )
+    if copied:
+        release(frozen)
+    return history

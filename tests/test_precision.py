@@ -1,6 +1,8 @@
 """Autocast around forward passes: what it changes, what it leaves alone, and that every stage goes through it."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from torch.testing import assert_close
 from sa_diffusers.families import get_family
 from sa_diffusers.fisher import estimate_fisher
 from sa_diffusers.fisher_sums import float16_scale
-from sa_diffusers.precision import autocast_forward, compute_dtype, in_main_memory, on_device
+from sa_diffusers.precision import autocast_forward, compute_dtype, in_main_memory, on_device, release
 
 
 @pytest.fixture
@@ -87,6 +89,20 @@ class TestAutocast:
                 assert not torch.equal(other(noisy, steps, **text).sample, before)
             with autocast_forward(unet, torch.bfloat16):
                 assert_close(unet(noisy, steps, **text).sample, before, rtol=0, atol=0)
+
+    def test_a_released_module_goes_with_its_last_user(self, unet):
+        noisy, steps, text = inputs()
+        other = copy.deepcopy(unet)
+        with torch.no_grad(), autocast_forward(other, torch.bfloat16):
+            other(noisy, steps, **text)
+        release(other)
+        gone = weakref.ref(other)
+        gc.disable()  # so that only the last user's going frees it
+        try:
+            del other
+            assert gone() is None
+        finally:
+            gc.enable()
 
     def test_which_dtype(self, monkeypatch):
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
