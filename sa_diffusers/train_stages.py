@@ -196,19 +196,20 @@ def forget_by_training(
     settings = TrainingConfig(**{name: getattr(config, name) for name in TrainingConfig.__dataclass_fields__})
     # Training's own forward passes autocast by accelerate, those of a frozen copy do not.
     copied = isinstance(frozen, nn.Module)
-    with autocast_forward(frozen, family.compute_dtype) if copied else nullcontext():
-        history = train(
-            family.module,
-            objective,
-            batches,
-            settings,
-            seed=derive_seed(seed, "train"),
-            checkpoint_dir=stages.output_dir / "checkpoints",
-            callback=callback,
-            callback_steps=config.callback_steps,
-            log_dir=stages.output_dir / "logs",
-            description="forget",
-        )
-    if copied:
-        release(frozen)
-    return history
+    try:
+        with autocast_forward(frozen, family.compute_dtype) if copied else nullcontext():
+            return train(
+                family.module,
+                objective,
+                batches,
+                settings,
+                seed=derive_seed(seed, "train"),
+                checkpoint_dir=stages.output_dir / "checkpoints",
+                callback=callback,
+                callback_steps=config.callback_steps,
+                log_dir=stages.output_dir / "logs",
+                description="forget",
+            )
+    finally:
+        if copied:
+            release(frozen)

@@ -174,8 +174,12 @@ def fresh_accelerator():
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def check_two_processes(way: str, folder: Path, cases: list[str], precision: str, **options: str) -> None:
-    """They equal one: weights, their average, losses, EWC's value, the gradient's norm; interrupted and resumed."""
+def compare_two_processes(way: str, folder: Path, cases: list[str], precision: str, **options: str) -> int:
+    """They equal one: weights, their average, losses, EWC's value, the gradient's norm; interrupted and resumed.
+
+    Returns how many results were compared: one of each process and case.
+    """
+    compared = 0
     tolerance = {"no": 1e-4, "bf16": 1e-2}[precision]
     environment = launch_environment(way, mixed_precision=precision, **options) | {"OMP_NUM_THREADS": "1"}
     if way == "fsdp2":
@@ -198,6 +202,8 @@ def check_two_processes(way: str, folder: Path, cases: list[str], precision: str
             assert result["history"][0]["ewc"] == 0
             for row, expected in zip(result["history"], history, strict=True):
                 assert row == pytest.approx(expected, rel=10 * tolerance, abs=tolerance / 10)
+            compared += 1
+    return compared
 
 
 @pytest.mark.slow
@@ -205,7 +211,7 @@ def check_two_processes(way: str, folder: Path, cases: list[str], precision: str
 def test_two_processes_with_a_part_of_the_weights_each_equal_one_with_all(
     tmp_path, fresh_accelerator, precision, cases
 ):
-    check_two_processes("fsdp2", tmp_path, cases, precision)
+    assert compare_two_processes("fsdp2", tmp_path, cases, precision) == 2 * len(cases)
 
 
 @pytest.mark.slow
@@ -215,7 +221,7 @@ def test_two_processes_with_a_part_of_the_weights_each_equal_one_with_all(
 )
 def test_two_processes_under_deepspeed_equal_one(tmp_path, fresh_accelerator, stage, precision, cases):
     pytest.importorskip("deepspeed", reason="an extra, which .ci/run installs for this test alone")
-    check_two_processes("deepspeed", tmp_path, cases, precision, zero_stage=stage)
+    assert compare_two_processes("deepspeed", tmp_path, cases, precision, zero_stage=stage) == 2 * len(cases)
 
 
 DEEPSPEED = {"ACCELERATE_USE_DEEPSPEED": "true"}
