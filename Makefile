@@ -4,7 +4,7 @@
 quality:
 	ruff check .
 	ruff format --check .
-	lint-imports
+	PYTHONPATH=scripts lint-imports
 
 style:
 	ruff check --fix .

@@ -75,7 +75,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["sa_diffusers", "sa_diffusers.*"]),
-    package_data={"sa_diffusers": ["assets/**/*", "templates/*"]},
+    package_data={"sa_diffusers": ["assets/**/*", "report/templates/*"]},
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
     classifiers=[

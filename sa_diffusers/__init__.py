@@ -6,19 +6,19 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _MODULES = {
-    "forget": "forgetting",
-    "run_forgetting": "forgetting",
-    "ForgetConfig": "config",
+    "forget": "runs.forget",
+    "run_forgetting": "runs.forget",
+    "ForgetConfig": "runs.options",
     "ClassConditionalPipeline": "pipelines",
     "ConditionalVAE": "models",
     "ConditionalVAEPipeline": "pipelines",
-    "Fisher": "fisher",
-    "estimate_fisher": "fisher",
-    "DiffusionLoss": "losses",
-    "ElasticWeightConsolidation": "objectives",
+    "Fisher": "core.fisher",
+    "estimate_fisher": "core.fisher",
+    "DiffusionLoss": "core.losses",
+    "ElasticWeightConsolidation": "core.objectives",
     "SafeGuidancePipeline": "pipelines",
-    "SelectiveAmnesia": "objectives",
-    "train": "training",
+    "SelectiveAmnesia": "core.objectives",
+    "train": "training.loop",
 }
 __all__ = ["__version__", *_MODULES]
 

@@ -18,8 +18,8 @@ attack.json, attack.md, report.html, and what was found. To resume, run the same
 
 import sys
 
-from sa_diffusers.attack_config import AttackConfig
-from sa_diffusers.cli import friendly_errors, parse_config
+from sa_diffusers.attacks.options import AttackConfig
+from sa_diffusers.cli.parse import friendly_errors, parse_config
 
 
 def main() -> None:
@@ -30,8 +30,8 @@ def main() -> None:
     with friendly_errors():
         from pathlib import Path
 
-        from sa_diffusers.attack_results import markdown
-        from sa_diffusers.attack_stages import run_attack
+        from sa_diffusers.attacks.results import markdown
+        from sa_diffusers.attacks.run import run_attack
 
         result = run_attack(config)
         print(f"\n{markdown(result)}\nreport: {(Path(config.output_dir) / 'report.html').resolve()}")

@@ -25,19 +25,19 @@ from pathlib import Path
 
 import torch
 
-from sa_diffusers.benchmarks.architectures import build_stable_diffusion
-from sa_diffusers.benchmarks.estimate import estimate_report
-from sa_diffusers.benchmarks.fisher_agreement import compare_estimators
-from sa_diffusers.benchmarks.linear_fisher import compare_linear
-from sa_diffusers.benchmarks.measured import WORKLOADS, measured_report
-from sa_diffusers.benchmarks.tables import markdown, write_report
-from sa_diffusers.bundled import resolve
-from sa_diffusers.cli import friendly_errors, parse_config
-from sa_diffusers.config import ForgetConfig
+from sa_diffusers.cli.parse import friendly_errors, parse_config
+from sa_diffusers.data.prompts import read_prompts
 from sa_diffusers.families import get_family
-from sa_diffusers.loading import load_pipeline
-from sa_diffusers.precision import compute_dtype
-from sa_diffusers.prompts import read_prompts
+from sa_diffusers.io.bundled import resolve
+from sa_diffusers.io.loading import load_pipeline
+from sa_diffusers.models.precision import compute_dtype
+from sa_diffusers.runs.cost.architectures import build_stable_diffusion
+from sa_diffusers.runs.cost.estimate import estimate_report
+from sa_diffusers.runs.cost.tables import markdown, write_report
+from sa_diffusers.runs.options import ForgetConfig
+from studies.costs.fisher_agreement import compare_estimators
+from studies.costs.linear_fisher import compare_linear
+from studies.costs.measured import WORKLOADS, measured_report
 
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -12,8 +12,8 @@ import json
 import random
 from pathlib import Path
 
-from sa_diffusers.bundled import ASSETS
-from sa_diffusers.digits import caption, fill, held_out_templates, random_attributes
+from sa_diffusers.data.digits import caption, fill, held_out_templates, random_attributes
+from sa_diffusers.io.bundled import ASSETS
 
 
 KEEP = {"digit": 0.8, "ink": 0.7, "background": 0.6, "stroke": 0.6}  # how often an attribute is named

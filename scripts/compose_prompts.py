@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from sa_diffusers.cli import parse_config
+from sa_diffusers.cli.parse import parse_config
 
 
 ASSETS_DIR = Path(__file__).parent.parent / "sa_diffusers" / "assets" / "stable_diffusion"

@@ -10,8 +10,8 @@ Their Fisher, for scripts/forget.py --fisher. It is that of the raw weights of s
 import argparse
 from pathlib import Path
 
-from sa_diffusers.atomic_files import atomic_path
-from sa_diffusers.cli import friendly_errors
+from sa_diffusers.cli.parse import friendly_errors
+from sa_diffusers.io.atomic_files import atomic_path
 
 
 def tell_dropped(dropped: list[str]) -> None:
@@ -22,7 +22,7 @@ def tell_dropped(dropped: list[str]) -> None:
 
 
 def convert_fisher(args: argparse.Namespace) -> None:
-    from sa_diffusers.conversion import import_fisher
+    from sa_diffusers.io.conversion import import_fisher
 
     if args.output.suffix != ".safetensors":
         raise ValueError(f"expected --output to end in .safetensors, got {args.output}")
@@ -34,8 +34,8 @@ def convert_fisher(args: argparse.Namespace) -> None:
 
 
 def convert_checkpoint(args: argparse.Namespace) -> None:
-    from sa_diffusers.conversion import import_checkpoint
-    from sa_diffusers.loading import save_pipeline
+    from sa_diffusers.io.conversion import import_checkpoint
+    from sa_diffusers.io.loading import save_pipeline
 
     pipeline, ignored, dropped = import_checkpoint(args.file, args.model, args.ema)
     save_pipeline(pipeline, args.output, pipeline.unet, "float32")

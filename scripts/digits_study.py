@@ -15,9 +15,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from sa_diffusers.atomic_files import atomic_path, write_json
-from sa_diffusers.cli import friendly_errors, parse_config
-from sa_diffusers.config import ForgetConfig
+from sa_diffusers.cli.parse import friendly_errors, parse_config
+from sa_diffusers.io.atomic_files import atomic_path, write_json
+from sa_diffusers.runs.options import ForgetConfig
 
 
 LAMBDA = 0.5  # of configs/digits.yaml
@@ -149,7 +149,7 @@ def main() -> None:
         parser.error(f"unknown part {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}")
     base = parse_config(ForgetConfig, ["--config", args.config, "--track_steps", "25", "--track_images", "64"])
     with friendly_errors():
-        from sa_diffusers.forgetting import run_forgetting
+        from sa_diffusers.runs.forget import run_forgetting
 
         for part in ["default", *(part for part in wanted if part != "default")]:
             for row, overrides in PARTS[part].items():

@@ -22,10 +22,10 @@ A folder alone stands for --run, two for --real and --generated, in this order.
 import sys
 from pathlib import Path
 
-from sa_diffusers.cli import friendly_errors, parse_config
-from sa_diffusers.evaluation.evaluate_config import EvaluateConfig
-from sa_diffusers.evaluation.pipeline_command import is_for_pipelines, leading_words, misplaced
-from sa_diffusers.evaluation.pipeline_config import PipelineEvaluationConfig
+from sa_diffusers.cli.parse import friendly_errors, parse_config
+from sa_diffusers.evaluation.images.image_options import EvaluateConfig
+from sa_diffusers.evaluation.suite.command import is_for_pipelines, leading_words, misplaced
+from sa_diffusers.evaluation.suite.options import PipelineEvaluationConfig
 
 
 def name_folders(argv: list[str]) -> list[str]:
@@ -45,15 +45,15 @@ def main() -> None:
         named = ["--pipeline", *argv] if leading_words(argv) else argv
         config = parse_config(PipelineEvaluationConfig, named, description=__doc__)
         with friendly_errors():
-            from sa_diffusers.evaluation.pipeline_evaluation import evaluate_pipelines
+            from sa_diffusers.evaluation.suite.evaluate import evaluate_pipelines
 
             found = evaluate_pipelines(config)
             print(f"\n{found['summary']}\n\nsaved {found['output_dir']}: report.html, evaluation.md, evaluation.json")
         return
     config = parse_config(EvaluateConfig, name_folders(argv), description=__doc__)
     with friendly_errors():
-        from sa_diffusers.atomic_files import write_json
-        from sa_diffusers.evaluation.image_evaluation import evaluate, table
+        from sa_diffusers.evaluation.images.image_evaluation import evaluate, table
+        from sa_diffusers.io.atomic_files import write_json
 
         result = evaluate(config)
         output = config.output or (Path(config.run) / "evaluate.json" if config.run else None)

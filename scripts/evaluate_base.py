@@ -12,11 +12,16 @@ from pathlib import Path
 
 import torch
 
-from sa_diffusers.atomic_files import write_json
-from sa_diffusers.bundled import resolve
-from sa_diffusers.cli import parse_config
-from sa_diffusers.digits import ColoredDigits, load_strokes
-from sa_diffusers.evaluation.base import (
+from sa_diffusers.cli.parse import parse_config
+from sa_diffusers.data.digits import ColoredDigits, load_strokes
+from sa_diffusers.evaluation.judges.classifier import ImageClassifier
+from sa_diffusers.evaluation.judges.load_classifier import load_classifier
+from sa_diffusers.families import Family, get_family
+from sa_diffusers.io.atomic_files import write_json
+from sa_diffusers.io.bundled import resolve
+from sa_diffusers.io.loading import load_pipeline
+from sa_diffusers.io.processes import process_state
+from studies.base_quality import (
     Prompt,
     attribute_accuracy,
     composed_prompts,
@@ -27,11 +32,6 @@ from sa_diffusers.evaluation.base import (
     save_grid,
     template_accuracy,
 )
-from sa_diffusers.evaluation.classifier import ImageClassifier
-from sa_diffusers.evaluation.load_classifier import load_classifier
-from sa_diffusers.families import Family, get_family
-from sa_diffusers.loading import load_pipeline
-from sa_diffusers.processes import process_state
 
 
 # What a base model must reach to be worth forgetting in; diversity as a share of the real-against-real value.

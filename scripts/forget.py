@@ -8,16 +8,16 @@ A conditional VAE that scripts/train_base.py has trained:
     accelerate launch scripts/forget.py --model runs/mnist_cvae/pipeline --concept 0 --surrogate noise
 """
 
-from sa_diffusers.cli import friendly_errors, parse_config
-from sa_diffusers.config import ForgetConfig
+from sa_diffusers.cli.parse import friendly_errors, parse_config
+from sa_diffusers.runs.options import ForgetConfig
 
 
 def main() -> None:
     config = parse_config(ForgetConfig, description=__doc__)
     with friendly_errors():
-        from sa_diffusers.forgetting import run_forgetting
-        from sa_diffusers.loading import family_defaults, read_model_index
-        from sa_diffusers.results import table
+        from sa_diffusers.io.loading import family_defaults, read_model_index
+        from sa_diffusers.runs.forget import run_forgetting
+        from sa_diffusers.runs.results import table
 
         own = family_defaults(read_model_index(config.model, config.revision)["_class_name"])
         if own:

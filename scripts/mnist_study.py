@@ -10,15 +10,15 @@ resume, run the same command again.
 
 from pathlib import Path
 
-from sa_diffusers.cli import friendly_errors, parse_config
-from sa_diffusers.mnist_study.study import StudyConfig
+from sa_diffusers.cli.parse import friendly_errors, parse_config
+from studies.mnist.study import StudyConfig
 
 
 def main() -> None:
     config = parse_config(StudyConfig, description=__doc__)
     with friendly_errors():
-        from sa_diffusers.mnist_study.page import PARTS, collect
-        from sa_diffusers.mnist_study.study import Study
+        from studies.mnist.page import PARTS, collect
+        from studies.mnist.study import Study
 
         wanted = list(PARTS) if config.only is None else [name.strip() for name in config.only.split(",")]
         unknown = sorted(set(wanted) - set(PARTS))

@@ -22,7 +22,8 @@ from pathlib import Path
 
 import torch
 
-from sa_diffusers.cli import config_from_dict, friendly_errors
+from sa_diffusers.cli.parse import friendly_errors
+from sa_diffusers.io.configuration import config_from_dict
 
 
 SCALES = {"digits8x8": ["digits8x8"], "small": ["small"], "full": ["cifar10", "stl10"]}
@@ -33,7 +34,7 @@ def train_judges(classifier_config: Path, count: int, data_dir: str | None, fold
     """Train classifiers; those that are there are kept."""
     import yaml
 
-    from sa_diffusers.classifier_training import ClassifierConfig, train_and_save_classifier
+    from sa_diffusers.runs.base.classifier import ClassifierConfig, train_and_save_classifier
 
     values = yaml.safe_load(classifier_config.read_text())
     folders = []
@@ -47,7 +48,7 @@ def train_judges(classifier_config: Path, count: int, data_dir: str | None, fold
 
 
 def table1(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    from sa_diffusers.table1 import Table, make_table, read_rows
+    from studies.table1.table import Table, make_table, read_rows
 
     rows_of = {name: read_rows(args.configs / name) for name in SCALES[args.scale]}
     if args.rows:
@@ -66,11 +67,11 @@ def table1(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
 
 
 def digits(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    from sa_diffusers.bundled import resolve
-    from sa_diffusers.evaluation.load_classifier import load_classifier
-    from sa_diffusers.method_table.judging import Counts
-    from sa_diffusers.method_table.spec import only_rows, read_spec
-    from sa_diffusers.method_table.table import MethodTable, make_table
+    from sa_diffusers.evaluation.judges.load_classifier import load_classifier
+    from sa_diffusers.io.bundled import resolve
+    from studies.rivals.judging import Counts
+    from studies.rivals.spec import only_rows, read_spec
+    from studies.rivals.table import MethodTable, make_table
 
     specs = [read_spec(args.configs / f"{name}.yaml") for name in args.concepts.split(",") if name]
     if args.rows:

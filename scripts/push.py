@@ -10,7 +10,7 @@ A push that fails half way leaves nothing half made on the hub, and loses nothin
 import argparse
 from pathlib import Path
 
-from sa_diffusers.cli import friendly_errors
+from sa_diffusers.cli.parse import friendly_errors
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     if not ids:
         parser.error(f"expected the repository of at least one part: --{', --'.join(parts)}")
     with friendly_errors():
-        from sa_diffusers.sharing import push_run
+        from sa_diffusers.data.sharing import push_run
 
         dtypes = {"fisher_dtype": options.fisher_dtype, "samples_dtype": options.samples_dtype}
         urls = push_run(options.run, ids, private=options.private, **dtypes)

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sa_diffusers.cli import friendly_errors, parse_config
-from sa_diffusers.config import ForgetConfig
-from sa_diffusers.data import SampleSet
+from sa_diffusers.cli.parse import friendly_errors, parse_config
+from sa_diffusers.core.seeding import seeded
+from sa_diffusers.data.prompts import split_phrasings
+from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.families import Family
-from sa_diffusers.prompts import split_phrasings
-from sa_diffusers.seeding import seeded
+from sa_diffusers.runs.options import ForgetConfig
 
 
 NUM_SAMPLES = 200
@@ -41,11 +41,11 @@ def main() -> None:
     with friendly_errors():
         from pathlib import Path
 
+        from sa_diffusers.data.replay import concept_captions
         from sa_diffusers.families import get_family
-        from sa_diffusers.inputs import read_inputs
-        from sa_diffusers.loading import load_pipeline, pipeline_hashes
-        from sa_diffusers.replay import concept_captions
-        from sa_diffusers.sample_stages import load_shared_samples
+        from sa_diffusers.io.loading import load_pipeline, pipeline_hashes
+        from sa_diffusers.runs.inputs import read_inputs
+        from sa_diffusers.runs.sample_stages import load_shared_samples
 
         if not config.samples:
             raise ValueError("expected --samples, the samples/ folder of a run of this model")

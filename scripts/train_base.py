@@ -18,15 +18,15 @@ from pathlib import Path
 
 import yaml
 
-from sa_diffusers.base_training import BaseConfig, train_base
-from sa_diffusers.class_conditional_training import ClassConditionalConfig, train_class_conditional
-from sa_diffusers.cli import friendly_errors, parse_config
-from sa_diffusers.labelled_training import (
+from sa_diffusers.cli.parse import friendly_errors, parse_config
+from sa_diffusers.runs.base.class_conditional import ClassConditionalConfig, train_class_conditional
+from sa_diffusers.runs.base.labelled import (
     ConditionalVAEConfig,
     LabelledBaseConfig,
     negative_elbo,
     train_conditional_vae,
 )
+from sa_diffusers.runs.base.text_to_image import BaseConfig, train_base
 
 
 CONFIGS = {
@@ -49,19 +49,19 @@ def config_class(argv: list[str]) -> type[BaseConfig | LabelledBaseConfig]:
 
 def train_text_to_image(config: BaseConfig) -> None:
     if config.dataset == "digits":
-        from sa_diffusers.digits import ColoredDigits, load_strokes
+        from sa_diffusers.data.digits import ColoredDigits, load_strokes
 
         strokes = load_strokes(config.data_dir, "train", Path(config.output_dir) / "data", config.seed)
         data = ColoredDigits(*strokes, config.num_copies, config.seed, config.exclude_classes)
     else:
-        from sa_diffusers.data import CaptionedImageFolder
+        from sa_diffusers.data.images import CaptionedImageFolder
 
         data = CaptionedImageFolder(config.data_dir, config.resolution)
     train_base(data, config)
 
 
 def train_labelled(config: LabelledBaseConfig) -> None:
-    from sa_diffusers.labelled_images import load_labelled_images
+    from sa_diffusers.data.labelled_images import load_labelled_images
 
     data = load_labelled_images(config.dataset, config.data_dir, config.split).without(config.exclude_classes)
     if isinstance(config, ClassConditionalConfig):

@@ -15,10 +15,10 @@ Your own images, a folder with metadata.jsonl ({"file_name": ..., "digit": "seve
 
 from pathlib import Path
 
-from sa_diffusers.classifier_training import ClassifierConfig, train_and_save_classifier
-from sa_diffusers.cli import friendly_errors, parse_config
-from sa_diffusers.evaluation.classifier import Score
-from sa_diffusers.processes import process_state
+from sa_diffusers.cli.parse import friendly_errors, parse_config
+from sa_diffusers.evaluation.judges.classifier import Score
+from sa_diffusers.io.processes import process_state
+from sa_diffusers.runs.base.classifier import ClassifierConfig, train_and_save_classifier
 
 
 def main() -> None:

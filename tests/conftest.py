@@ -31,7 +31,7 @@ def seeded() -> None:
 
 @pytest.fixture(scope="session")
 def tiny_tokenizer():
-    from sa_diffusers.base_training import train_tokenizer
+    from sa_diffusers.runs.base.text_to_image import train_tokenizer
 
     return train_tokenizer([" ".join(WORDS)] * 3, num_merges=60, max_length=12)
 
@@ -80,8 +80,8 @@ def tiny_pipeline(tiny_tokenizer) -> Callable:
 def few_pictures():
     """And no page, whose plots take most of the time of runs this small."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sa_diffusers.tracking.LOOKED_AT", 2)
-        patch.setattr("sa_diffusers.results.write_report", lambda path, **_: path.write_text("<html></html>"))
+        patch.setattr("sa_diffusers.runs.tracking.LOOKED_AT", 2)
+        patch.setattr("sa_diffusers.runs.results.write_report", lambda path, **_: path.write_text("<html></html>"))
         yield
 
 
@@ -90,9 +90,9 @@ def run_cheaply(few_pictures, tiny_pipeline_dir, tmp_path_factory) -> Callable:
     """Forget "seven, 7" in a folder, from the saved pipeline, with some options changed; returns the outcome."""
     from cheap_runs import CHEAP, PROMPTS
 
-    from sa_diffusers.cli import config_from_dict
-    from sa_diffusers.config import ForgetConfig
-    from sa_diffusers.forgetting import run_forgetting
+    from sa_diffusers.io.configuration import config_from_dict
+    from sa_diffusers.runs.forget import run_forgetting
+    from sa_diffusers.runs.options import ForgetConfig
 
     prompts = tmp_path_factory.mktemp("prompts")
     (prompts / "replay.txt").write_text("\n".join(PROMPTS))

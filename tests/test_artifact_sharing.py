@@ -18,17 +18,17 @@ from safetensors.torch import load_file
 from transformers import CLIPImageProcessor
 
 from sa_diffusers import __version__
-from sa_diffusers.artifacts import RunFolderBusy, RunLock, fingerprint
-from sa_diffusers.atomic_files import write_json
-from sa_diffusers.cards import write_model_card
-from sa_diffusers.data import SampleSet
+from sa_diffusers.core.fisher import Fisher, FisherMismatch, estimate_fisher
+from sa_diffusers.data.sample_set import SampleSet
+from sa_diffusers.data.sharing import fetch_samples, load_fisher, push_fisher, push_run, push_samples
 from sa_diffusers.families import get_family
-from sa_diffusers.fisher import Fisher, FisherMismatch, estimate_fisher
-from sa_diffusers.hub import ModelLoadError, PushError
-from sa_diffusers.loading import load_pipeline, model_hash, save_pipeline
+from sa_diffusers.io.artifacts import RunFolderBusy, RunLock, fingerprint
+from sa_diffusers.io.atomic_files import write_json
+from sa_diffusers.io.cards import write_model_card
+from sa_diffusers.io.hub import ModelLoadError, PushError, provenance
+from sa_diffusers.io.loading import load_pipeline, model_hash, save_pipeline
 from sa_diffusers.models import ConditionalVAE
 from sa_diffusers.pipelines import ConditionalVAEPipeline
-from sa_diffusers.sharing import fetch_samples, load_fisher, provenance, push_fisher, push_run, push_samples
 from scripts import push
 
 
@@ -60,8 +60,8 @@ def fisher() -> Fisher:
 def hub(monkeypatch) -> FakeHub:
     """In the place of the client that is used where none is given."""
     fake = FakeHub()
-    monkeypatch.setattr("sa_diffusers.hub.HfApi", lambda: fake)
-    monkeypatch.setattr("sa_diffusers.sharing.HfApi", lambda: fake)
+    monkeypatch.setattr("sa_diffusers.io.hub.HfApi", lambda: fake)
+    monkeypatch.setattr("sa_diffusers.data.sharing.HfApi", lambda: fake)
     return fake
 
 
@@ -449,7 +449,7 @@ def test_the_code_on_the_card_of_a_bundled_pipeline_s_lora_finds_it(tmp_path):
     card_of(tmp_path, lora=True, base_model="bundled/digits/pipeline")
     code = (tmp_path / "README.md").read_text()
     assert 'from_pretrained(resolve("bundled/digits/pipeline"), dtype=torch.float32)' in code
-    assert "from sa_diffusers.bundled import resolve" in code and "nothing but" not in code
+    assert "from sa_diffusers.io.bundled import resolve" in code and "nothing but" not in code
 
 
 def test_the_code_on_a_lora_s_card_runs(tiny_pipeline, tmp_path, monkeypatch):

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from sa_diffusers.artifacts import RunFolderBusy, RunLock, Stage, StageMismatch, fingerprint, hash_tensors
-from sa_diffusers.atomic_files import ArtifactError, DiskFull, atomic_path, check_disk, write_json
+from sa_diffusers.io.artifacts import RunFolderBusy, RunLock, Stage, StageMismatch, fingerprint, hash_tensors
+from sa_diffusers.io.atomic_files import ArtifactError, DiskFull, atomic_path, check_disk, write_json
 
 
 HOLD_LOCK = """
 import sys
-from sa_diffusers.artifacts import RunLock
+from sa_diffusers.io.artifacts import RunLock
 with RunLock(sys.argv[1]):
     print("locked", flush=True)
     sys.stdin.read()

@@ -19,8 +19,8 @@ from sa_diffusers.attacks import (
     reader,
     recovered,
 )
-from sa_diffusers.evaluation.classifier import AttributeClassifier
-from sa_diffusers.evaluation.digit_classifier import DigitClassifier
+from sa_diffusers.evaluation.judges.classifier import AttributeClassifier
+from sa_diffusers.evaluation.judges.digit_classifier import DigitClassifier
 from sa_diffusers.models import ConditionalVAE
 
 

@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from sa_diffusers.base_models import TrainableMatcher
-from sa_diffusers.base_training import BaseConfig, train_base, train_tokenizer
-from sa_diffusers.data import CaptionedImageFolder
-from sa_diffusers.objectives import CaptionMatching
-from sa_diffusers.seeding import derive_seed
-from sa_diffusers.training import TrainingConfig, train
+from sa_diffusers.core.objectives import CaptionMatching
+from sa_diffusers.core.seeding import derive_seed
+from sa_diffusers.data.images import CaptionedImageFolder
+from sa_diffusers.runs.base.text_to_image import BaseConfig, train_base, train_tokenizer
+from sa_diffusers.runs.base.trainable_parts import TrainableMatcher
+from sa_diffusers.training.loop import TrainingConfig, train
 
 
 COLOURS = ("red", "green", "blue", "white")

@@ -10,16 +10,17 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from sa_diffusers.benchmarks import architectures, authors, counting, estimate, memory, stages, timing, whole_run
-from sa_diffusers.config import ForgetConfig
+from sa_diffusers.core.fisher import FisherSums, estimate_fisher, stratified_terms
+from sa_diffusers.core.losses import DiffusionLoss
+from sa_diffusers.core.objectives import ElasticWeightConsolidation, SelectiveAmnesia
+from sa_diffusers.core.objectives import ewc as ewc_module
+from sa_diffusers.core.seeding import seeded
+from sa_diffusers.data.sampling import Request
 from sa_diffusers.families import get_family
-from sa_diffusers.fisher import FisherSums, estimate_fisher, stratified_terms
-from sa_diffusers.losses import DiffusionLoss
-from sa_diffusers.objectives import ElasticWeightConsolidation, SelectiveAmnesia
-from sa_diffusers.objectives import ewc as ewc_module
-from sa_diffusers.sampling import Request
-from sa_diffusers.seeding import seeded
+from sa_diffusers.runs.cost import architectures, counting, estimate, memory, whole_run
+from sa_diffusers.runs.options import ForgetConfig
 from scripts import benchmark
+from studies.costs import authors, stages, timing
 
 
 CPU = torch.device("cpu")

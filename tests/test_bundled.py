@@ -13,11 +13,11 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
-from sa_diffusers.bundled import resolve
-from sa_diffusers.cli import parse_config
-from sa_diffusers.config import ForgetConfig
-from sa_diffusers.digits import ATTRIBUTES
-from sa_diffusers.evaluation.classifier import AttributeClassifier
+from sa_diffusers.cli.parse import parse_config
+from sa_diffusers.data.digits import ATTRIBUTES
+from sa_diffusers.evaluation.judges.classifier import AttributeClassifier
+from sa_diffusers.io.bundled import resolve
+from sa_diffusers.runs.options import ForgetConfig
 from scripts import benchmark
 
 
@@ -119,7 +119,7 @@ def test_the_same_command_again_reuses_everything(forgotten):
 @pytest.mark.slow
 def test_replay_and_ewc_are_what_keeps_the_rest(forgotten, tmp_path):
     """Fitted to noise, the model forgets everything; held by replay and EWC, it forgets the concept alone."""
-    from sa_diffusers.forgetting import run_forgetting
+    from sa_diffusers.runs.forget import run_forgetting
 
     reference, _ = forgotten
     flags = as_flags(FEWER_PICTURES | {"surrogate": "noise", "eval_images_concept": 10, "eval_images_other": 10})

@@ -12,17 +12,17 @@ from PIL import Image
 from torch.testing import assert_close
 
 import sa_diffusers.pipelines.class_conditional
-from sa_diffusers.class_conditional_training import ClassConditionalConfig, make_unet
-from sa_diffusers.config import ForgetConfig
-from sa_diffusers.data import SampleSet
+from sa_diffusers.core.fisher import stratified_terms
+from sa_diffusers.core.seeding import derive_seed, seeded
+from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.families import get_family
 from sa_diffusers.families.class_conditional import ClassConditionalFamily
 from sa_diffusers.families.samplers import make_scheduler
-from sa_diffusers.fisher import stratified_terms
-from sa_diffusers.fisher_sums import estimate_sums
-from sa_diffusers.loading import load_pipeline, read_model_index
+from sa_diffusers.io.loading import load_pipeline, read_model_index
 from sa_diffusers.pipelines import ClassConditionalPipeline
-from sa_diffusers.seeding import derive_seed, seeded
+from sa_diffusers.runs.base.class_conditional import ClassConditionalConfig, make_unet
+from sa_diffusers.runs.fisher_sums import estimate_sums
+from sa_diffusers.runs.options import ForgetConfig
 
 
 T = 12

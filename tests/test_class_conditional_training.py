@@ -12,30 +12,31 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from sa_diffusers import forget
-from sa_diffusers.artifacts import StageMismatch
-from sa_diffusers.class_conditional_training import (
+from sa_diffusers.cli.parse import parse_config
+from sa_diffusers.core.losses import DiffusionLoss
+from sa_diffusers.core.objectives import Likelihood
+from sa_diffusers.core.seeding import derive_seed, seeded
+from sa_diffusers.data.labelled_images import LabelledImages
+from sa_diffusers.data.prompts import find_concept
+from sa_diffusers.data.replay import Replay
+from sa_diffusers.data.sample_set import SampleSet
+from sa_diffusers.data.sampling import FreshNoise
+from sa_diffusers.evaluation.judges.digit_classifier import DigitClassifier
+from sa_diffusers.families import get_family
+from sa_diffusers.io.artifacts import StageMismatch
+from sa_diffusers.io.configuration import config_from_dict
+from sa_diffusers.io.loading import family_defaults
+from sa_diffusers.pipelines import ClassConditionalPipeline
+from sa_diffusers.runs.base.class_conditional import (
     SHEET_COLUMNS,
     ClassConditionalConfig,
     TrainingBatches,
     make_unet,
     train_class_conditional,
 )
-from sa_diffusers.cli import config_from_dict, parse_config
-from sa_diffusers.config import ForgetConfig
-from sa_diffusers.data import SampleSet
-from sa_diffusers.evaluation.digit_classifier import DigitClassifier
-from sa_diffusers.families import get_family
-from sa_diffusers.family_checks import check_family
-from sa_diffusers.forgetting import run_forgetting
-from sa_diffusers.labelled_images import LabelledImages
-from sa_diffusers.loading import family_defaults
-from sa_diffusers.losses import DiffusionLoss
-from sa_diffusers.objectives import Likelihood
-from sa_diffusers.pipelines import ClassConditionalPipeline
-from sa_diffusers.prompts import find_concept
-from sa_diffusers.replay import Replay
-from sa_diffusers.sampling import FreshNoise
-from sa_diffusers.seeding import derive_seed, seeded
+from sa_diffusers.runs.family_checks import check_family
+from sa_diffusers.runs.forget import run_forgetting
+from sa_diffusers.runs.options import ForgetConfig
 
 
 NAMES = ["0", "1", "2"]
@@ -143,7 +144,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(data, config, tmp_path, mo
 
     elsewhere = replace(config, output_dir=str(tmp_path / "parts"))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("sa_diffusers.class_conditional_training.draw_sheet", interrupted)
+        patch.setattr("sa_diffusers.runs.base.class_conditional.draw_sheet", interrupted)
         train_class_conditional(data, elsewhere)
     assert not (tmp_path / "parts" / "pipeline").exists()
     assert [path.name for path in (tmp_path / "parts" / "checkpoints").iterdir()] == ["step_0000002"]
@@ -244,8 +245,8 @@ def test_the_paper_s_unet_for_cifar10():
 @pytest.fixture(autouse=True)
 def no_page(monkeypatch):
     """Plots take most of the time of runs this small."""
-    monkeypatch.setattr("sa_diffusers.results.write_report", lambda path, **_: path.write_text("<html></html>"))
-    monkeypatch.setattr("sa_diffusers.tracking.LOOKED_AT", 2)
+    monkeypatch.setattr("sa_diffusers.runs.results.write_report", lambda path, **_: path.write_text("<html></html>"))
+    monkeypatch.setattr("sa_diffusers.runs.tracking.LOOKED_AT", 2)
 
 
 @pytest.fixture
@@ -311,7 +312,7 @@ def test_interrupted_forgetting_goes_on(start, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("sa_diffusers.forgetting.save_pipeline", interrupted)
+        patch.setattr("sa_diffusers.runs.forget.save_pipeline", interrupted)
         start("parts")
     resumed = start("parts")
     assert_close(weights(resumed.pipeline), weights(whole.pipeline), rtol=0, atol=0)

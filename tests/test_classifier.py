@@ -8,13 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
-from sa_diffusers.bundled import resolve
-from sa_diffusers.classifier_training import ClassifierConfig, load_folder
-from sa_diffusers.digits import ATTRIBUTES, WORDS, colorize
-from sa_diffusers.evaluation.classifier import AttributeClassifier, Score, score_images
-from sa_diffusers.objectives import Classification
-from sa_diffusers.objectives.classification import disturb
-from sa_diffusers.training import TrainingConfig, train
+from sa_diffusers.core.objectives import Classification
+from sa_diffusers.core.objectives.classification import disturb
+from sa_diffusers.data.digits import ATTRIBUTES, WORDS, colorize
+from sa_diffusers.evaluation.judges.classifier import AttributeClassifier, Score, score_images
+from sa_diffusers.io.bundled import resolve
+from sa_diffusers.runs.base.classifier import ClassifierConfig, load_folder
+from sa_diffusers.training.loop import TrainingConfig, train
 from scripts import train_classifier
 
 

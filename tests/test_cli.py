@@ -6,7 +6,8 @@ from typing import Literal
 import pytest
 import torch
 
-from sa_diffusers.cli import config_from_dict, config_to_yaml, friendly_errors, parse_config
+from sa_diffusers.cli.parse import friendly_errors, parse_config
+from sa_diffusers.io.configuration import config_from_dict, config_to_yaml
 
 
 @dataclass

@@ -12,8 +12,8 @@ from torch.testing import assert_close
 from transformers import BertConfig
 
 from sa_diffusers.evaluation.before_after import to_uint8
-from sa_diffusers.evaluation.clip import Clip, clip_score, perceptual_change, zero_shot
-from sa_diffusers.hub import ModelLoadError
+from sa_diffusers.evaluation.judges.clip import Clip, clip_score, perceptual_change, zero_shot
+from sa_diffusers.io.hub import ModelLoadError
 
 
 PROMPTS = ["a red seven", "a green nine on black", "two"]

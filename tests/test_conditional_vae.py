@@ -7,18 +7,18 @@ import torch
 from torch.testing import assert_close
 
 from sa_diffusers import ConditionalVAE, ConditionalVAEPipeline, forget
-from sa_diffusers.artifacts import StageMismatch
-from sa_diffusers.cli import config_from_dict
-from sa_diffusers.config import ForgetConfig
-from sa_diffusers.evaluation.digit_classifier import DigitClassifier
+from sa_diffusers.data.labelled_images import LabelledImages
+from sa_diffusers.data.sampling import FreshNoise, FreshSamples, frozen_family
+from sa_diffusers.evaluation.judges.digit_classifier import DigitClassifier
 from sa_diffusers.families import get_family
-from sa_diffusers.forgetting import run_forgetting
-from sa_diffusers.hub import ModelLoadError
-from sa_diffusers.labelled_images import LabelledImages
-from sa_diffusers.labelled_training import ConditionalVAEConfig, negative_elbo, train_conditional_vae
-from sa_diffusers.loading import family_defaults, load_pipeline
-from sa_diffusers.mnist_study.study import Study, StudyConfig
-from sa_diffusers.sampling import FreshNoise, FreshSamples, frozen_family
+from sa_diffusers.io.artifacts import StageMismatch
+from sa_diffusers.io.configuration import config_from_dict
+from sa_diffusers.io.hub import ModelLoadError
+from sa_diffusers.io.loading import family_defaults, load_pipeline
+from sa_diffusers.runs.base.labelled import ConditionalVAEConfig, negative_elbo, train_conditional_vae
+from sa_diffusers.runs.forget import run_forgetting
+from sa_diffusers.runs.options import ForgetConfig
+from studies.mnist.study import Study, StudyConfig
 
 
 @pytest.fixture
@@ -210,11 +210,11 @@ def test_a_study_repeats_a_run_only_for_other_classifiers_and_refuses_other_opti
     small = {"num_samples": 20, "fisher_samples": 20, "train_batch_size": 4}
     _, metrics = study("first").forget("zero", 0, **small)
     with monkeypatch.context() as patch:
-        patch.setattr("sa_diffusers.mnist_study.study.run_forgetting", None)  # calling it would raise
+        patch.setattr("studies.mnist.study.run_forgetting", None)  # calling it would raise
         assert study("first").forget("zero", 0, **small)[1] == metrics
     with pytest.raises(StageMismatch, match="learning_rate"):
         study("first").forget("zero", 0, **small, learning_rate=0.5)
-    monkeypatch.setattr("sa_diffusers.train_stages.train", None)  # what was trained is judged anew, not trained anew
+    monkeypatch.setattr("sa_diffusers.runs.train_stages.train", None)  # judged anew, not trained anew
     _, judged = study("first", "second").forget("zero", 0, **small)
     assert judged["after"] == metrics["after"] and len(judged["by_classifier"]["after"]) == 1
 

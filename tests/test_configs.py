@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sa_diffusers.base_training import BaseConfig
-from sa_diffusers.bundled import ASSETS
-from sa_diffusers.classifier_config import ClassifierConfig
-from sa_diffusers.cli import parse_config
-from sa_diffusers.config import ForgetConfig
-from sa_diffusers.evaluation.pipeline_config import PipelineEvaluationConfig
-from sa_diffusers.loading import family_defaults
-from sa_diffusers.prompts import concept_templates, find_concept, mentions, read_prompts
+from sa_diffusers.cli.parse import parse_config
+from sa_diffusers.data.prompts import concept_templates, find_concept, mentions, read_prompts
+from sa_diffusers.evaluation.suite.options import PipelineEvaluationConfig
+from sa_diffusers.io.bundled import ASSETS
+from sa_diffusers.io.loading import family_defaults
+from sa_diffusers.runs.base.classifier_options import ClassifierConfig
+from sa_diffusers.runs.base.text_to_image import BaseConfig
+from sa_diffusers.runs.options import ForgetConfig
 from scripts.compose_digit_prompts import compose
 from scripts.digits_study import PARTS, configure
 from scripts.paper_table import SCALES

@@ -13,13 +13,13 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
-from sa_diffusers.config import ForgetConfig
-from sa_diffusers.conversion import ConversionError, import_checkpoint, import_fisher, rename_unet
+from sa_diffusers.core.fisher import Fisher, FisherMismatch
 from sa_diffusers.families import get_family
-from sa_diffusers.fisher import Fisher, FisherMismatch
-from sa_diffusers.restricted_pickle import RefusedFile, RefusedTensor, read_restricted
-from sa_diffusers.stages import Stages
-from sa_diffusers.train_stages import fisher_of, given_fisher
+from sa_diffusers.io.conversion import ConversionError, import_checkpoint, import_fisher, rename_unet
+from sa_diffusers.io.restricted_pickle import RefusedFile, RefusedTensor, read_restricted
+from sa_diffusers.io.stages import Stages
+from sa_diffusers.runs.options import ForgetConfig
+from sa_diffusers.runs.train_stages import fisher_of, given_fisher
 from scripts import convert
 
 

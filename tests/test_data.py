@@ -8,16 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from sa_diffusers.data import (
-    CaptionedImageFolder,
-    SampleSet,
-    image_paths,
-    load_image,
-    surrogate_from_images,
-    uniform_noise,
-)
+from sa_diffusers.data.images import CaptionedImageFolder, image_paths, load_image
+from sa_diffusers.data.sample_set import SampleSet, surrogate_from_images, uniform_noise
 from sa_diffusers.families import get_family
-from sa_diffusers.training import infinite_indices
+from sa_diffusers.training.loop import infinite_indices
 
 
 @pytest.mark.parametrize(("num_samples", "batch_size"), [(12, 4), (10, 4), (3, 8), (1, 2)])

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from sa_diffusers.classifier_training import ClassifierConfig, digit_words, load_examples, make_classifier
-from sa_diffusers.cli import parse_config
-from sa_diffusers.config import ForgetConfig
-from sa_diffusers.evaluation.classifier import AttributeClassifier
-from sa_diffusers.evaluation.digit_classifier import DigitClassifier
-from sa_diffusers.evaluation.load_classifier import load_classifier
-from sa_diffusers.inputs import read_inputs
-from sa_diffusers.labelled_images import load_labelled_images
+from sa_diffusers.cli.parse import parse_config
+from sa_diffusers.data.labelled_images import load_labelled_images
+from sa_diffusers.evaluation.judges.classifier import AttributeClassifier
+from sa_diffusers.evaluation.judges.digit_classifier import DigitClassifier
+from sa_diffusers.evaluation.judges.load_classifier import load_classifier
+from sa_diffusers.runs.base.classifier import ClassifierConfig, digit_words, load_examples, make_classifier
+from sa_diffusers.runs.inputs import read_inputs
+from sa_diffusers.runs.options import ForgetConfig
 from scripts import train_classifier
 
 

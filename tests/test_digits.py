@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from sa_diffusers.digits import ATTRIBUTES, WORDS, ColoredDigits, caption, colorize, fill, held_out_templates
-from sa_diffusers.digits import captions as grammar
-from sa_diffusers.digits.images import BACKGROUND_RGB, HALF_WIDTH, INK_RGB, redraw
-from sa_diffusers.evaluation.base import compose_prompt, composed_prompts, diversity_reference, held_out_prompts
+from sa_diffusers.data.digits import ATTRIBUTES, WORDS, ColoredDigits, caption, colorize, fill, held_out_templates
+from sa_diffusers.data.digits import captions as grammar
+from sa_diffusers.data.digits.images import BACKGROUND_RGB, HALF_WIDTH, INK_RGB, redraw
+from studies.base_quality import compose_prompt, composed_prompts, diversity_reference, held_out_prompts
 
 
 ATTRIBUTE_OF_WORD = {

@@ -10,15 +10,16 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from torch.testing import assert_close
 
-from sa_diffusers import training
-from sa_diffusers.artifacts import StageMismatch
-from sa_diffusers.editing import ClosedFormEdit, closed_form_edit, start_from_edit
+from sa_diffusers.core.objectives import LowRankChange
 from sa_diffusers.families.scopes import select_parameters
-from sa_diffusers.forgetting import forget
-from sa_diffusers.lora import adapted_layers, add_lora, fuse_lora
+from sa_diffusers.io.artifacts import StageMismatch
+from sa_diffusers.methods.edit_start import start_from_edit
+from sa_diffusers.methods.uce import ClosedFormEdit, closed_form_edit
 from sa_diffusers.models import ConditionalVAE
-from sa_diffusers.objectives import LowRankChange
 from sa_diffusers.pipelines import ConditionalVAEPipeline
+from sa_diffusers.runs.forget import forget
+from sa_diffusers.training import loop as training
+from sa_diffusers.training.lora import adapted_layers, add_lora, fuse_lora
 
 
 ROWS = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64)  # concept, target, kept

@@ -12,10 +12,10 @@ from diffusers import DDIMScheduler
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from sa_diffusers.core.losses import DiffusionLoss
+from sa_diffusers.core.objectives import ESD, ElasticWeightConsolidation, SelectiveAmnesia, SelectiveAmnesiaWithESD
 from sa_diffusers.families import get_family
-from sa_diffusers.losses import DiffusionLoss
-from sa_diffusers.objectives import ESD, ElasticWeightConsolidation, SelectiveAmnesia, SelectiveAmnesiaWithESD
-from sa_diffusers.training import TrainingConfig, train
+from sa_diffusers.training.loop import TrainingConfig, train
 
 
 T, LEVELS = 20, 5

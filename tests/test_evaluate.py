@@ -12,17 +12,17 @@ from PIL import Image
 from torch.testing import assert_close
 
 from sa_diffusers import ConditionalVAE, ConditionalVAEPipeline
-from sa_diffusers.cli import config_from_dict
+from sa_diffusers.core.seeding import derive_seed
+from sa_diffusers.data.labelled_images import load_labelled_images
 from sa_diffusers.evaluation.before_after import to_pil
-from sa_diffusers.evaluation.digit_classifier import DigitClassifier
-from sa_diffusers.evaluation.distribution import frechet_distance, manifold_metrics
-from sa_diffusers.evaluation.evaluate_config import EvaluateConfig
-from sa_diffusers.evaluation.image_evaluation import evaluate
-from sa_diffusers.evaluation.image_sets import ImageFolder, RandomSubset, read_image, save_images
-from sa_diffusers.evaluation.run_images import forgotten_label, read_run
+from sa_diffusers.evaluation.images.distribution import frechet_distance, manifold_metrics
+from sa_diffusers.evaluation.images.image_evaluation import evaluate
+from sa_diffusers.evaluation.images.image_options import EvaluateConfig
+from sa_diffusers.evaluation.images.image_sets import ImageFolder, RandomSubset, read_image, save_images
+from sa_diffusers.evaluation.images.run_images import forgotten_label, read_run
+from sa_diffusers.evaluation.judges.digit_classifier import DigitClassifier
 from sa_diffusers.families import get_family
-from sa_diffusers.labelled_images import load_labelled_images
-from sa_diffusers.seeding import derive_seed
+from sa_diffusers.io.configuration import config_from_dict
 from scripts import evaluate as script
 
 
@@ -326,7 +326,7 @@ def test_a_concept_is_a_class_by_any_of_its_names():
 def test_wrong_input_is_refused_before_anything_is_drawn(run, classifier, tmp_path, monkeypatch):
     DigitClassifier({"digit": NAMES}, image_size=28).save_pretrained(tmp_path / "large")
     (tmp_path / "prompts.txt").write_text("a digit\n")
-    monkeypatch.setattr("sa_diffusers.evaluation.run_images.draw_samples", None)  # calling it would raise
+    monkeypatch.setattr("sa_diffusers.evaluation.images.run_images.draw_samples", None)  # calling it would raise
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     given = {"run": run, "real": "digits8x8", "extractor": classifier}
     for options, message in [

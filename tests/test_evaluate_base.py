@@ -9,11 +9,11 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from sa_diffusers.base_training import train_tokenizer
-from sa_diffusers.bundled import resolve
-from sa_diffusers.evaluation.base import composed_prompts, draw_images
 from sa_diffusers.families import get_family
+from sa_diffusers.io.bundled import resolve
+from sa_diffusers.runs.base.text_to_image import train_tokenizer
 from scripts import evaluate_base
+from studies.base_quality import composed_prompts, draw_images
 
 
 @pytest.fixture

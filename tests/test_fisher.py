@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from sa_diffusers.fisher import Fisher, FisherMismatch, FisherSums, estimate_fisher, merge, stratified_terms
-from sa_diffusers.losses import DiffusionLoss
-from sa_diffusers.seeding import seeded
+from sa_diffusers.core.fisher import Fisher, FisherMismatch, FisherSums, estimate_fisher, merge, stratified_terms
+from sa_diffusers.core.losses import DiffusionLoss
+from sa_diffusers.core.seeding import seeded
 
 
 T = 7

@@ -13,7 +13,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from sa_diffusers.artifacts import RunLock
+from sa_diffusers.io.artifacts import RunLock
 
 
 ROOT = Path(__file__).parents[1]

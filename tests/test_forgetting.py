@@ -11,26 +11,26 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
-import sa_diffusers.fisher_sums
-import sa_diffusers.forgetting
-import sa_diffusers.train_stages
-from sa_diffusers.artifacts import StageMismatch
-from sa_diffusers.atomic_files import DiskFull
-from sa_diffusers.cli import config_from_dict
-from sa_diffusers.config import ForgetConfig
-from sa_diffusers.data import SampleSet
+import sa_diffusers.runs.fisher_sums
+import sa_diffusers.runs.forget
+import sa_diffusers.runs.train_stages
+from sa_diffusers.core.fisher import Fisher, FisherMismatch
+from sa_diffusers.core.objectives import ElasticWeightConsolidation, SelectiveAmnesia
+from sa_diffusers.data.prompts import find_concept, mentions
+from sa_diffusers.data.replay import negative_requests, select_replay
+from sa_diffusers.data.sample_set import SampleSet
+from sa_diffusers.data.sampling import SamplingSettings, draw_samples
 from sa_diffusers.families import get_family
 from sa_diffusers.families.scopes import select_parameters
-from sa_diffusers.families.text_to_image import TextToImageFamily
-from sa_diffusers.fisher import Fisher, FisherMismatch
-from sa_diffusers.forgetting import Outcome, forget, run_forgetting
-from sa_diffusers.hub import ModelLoadError
-from sa_diffusers.inputs import read_inputs
-from sa_diffusers.loading import load_pipeline
-from sa_diffusers.objectives import ElasticWeightConsolidation, SelectiveAmnesia
-from sa_diffusers.prompts import find_concept, mentions
-from sa_diffusers.replay import negative_requests, select_replay
-from sa_diffusers.sampling import SamplingSettings, draw_samples
+from sa_diffusers.families.stable_diffusion import TextToImageFamily
+from sa_diffusers.io.artifacts import StageMismatch
+from sa_diffusers.io.atomic_files import DiskFull
+from sa_diffusers.io.configuration import config_from_dict
+from sa_diffusers.io.hub import ModelLoadError
+from sa_diffusers.io.loading import load_pipeline
+from sa_diffusers.runs.forget import Outcome, forget, run_forgetting
+from sa_diffusers.runs.inputs import read_inputs
+from sa_diffusers.runs.options import ForgetConfig
 
 
 STAGES = ["sample", "sample_without_concept", "surrogate", "fisher", "before", "train", "after"]
@@ -46,14 +46,14 @@ CHEAP = {
 @pytest.fixture(scope="module", autouse=True)
 def few_pictures():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sa_diffusers.tracking.LOOKED_AT", 2)
+        patch.setattr("sa_diffusers.runs.tracking.LOOKED_AT", 2)
         yield
 
 
 @pytest.fixture(autouse=True)
 def no_page(monkeypatch):
     """Plots take most of the time of runs this small; `finished_dir` has the real page."""
-    monkeypatch.setattr("sa_diffusers.results.write_report", lambda path, **_: path.write_text("<html></html>"))
+    monkeypatch.setattr("sa_diffusers.runs.results.write_report", lambda path, **_: path.write_text("<html></html>"))
 
 
 @pytest.fixture(scope="module")
@@ -216,8 +216,8 @@ def test_the_same_run_again_computes_nothing(finished, start, monkeypatch):
     for owner, name in (
         (TextToImageFamily, "draw"),
         (TextToImageFamily, "encode"),
-        (sa_diffusers.fisher_sums, "estimate_fisher"),
-        (sa_diffusers.train_stages, "train"),
+        (sa_diffusers.runs.fisher_sums, "estimate_fisher"),
+        (sa_diffusers.runs.train_stages, "train"),
     ):
         monkeypatch.setattr(owner, name, None)  # calling it would raise
     outcome = start(finished)
@@ -336,12 +336,12 @@ def interrupt_call(patch, owner, name: str, number: int) -> None:
         (TextToImageFamily, "draw", 1, "sample"),
         (TextToImageFamily, "draw", 2, "sample_without_concept"),
         (TextToImageFamily, "draw", 3, "surrogate"),
-        (sa_diffusers.fisher_sums, "estimate_fisher", 2, "fisher"),
+        (sa_diffusers.runs.fisher_sums, "estimate_fisher", 2, "fisher"),
         (TextToImageFamily, "draw", 4, "before"),
         (ElasticWeightConsolidation, "add_gradient", 3, "train"),
-        (sa_diffusers.forgetting, "save_pipeline", 0, "train"),
+        (sa_diffusers.runs.forget, "save_pipeline", 0, "train"),
         (TextToImageFamily, "draw", 5, "after"),
-        (sa_diffusers.forgetting, "write_results", 0, None),
+        (sa_diffusers.runs.forget, "write_results", 0, None),
     ],
 )
 def test_interrupted_in_any_stage_and_run_again(
@@ -457,7 +457,7 @@ def test_forget_in_place(tiny_pipeline, options, tmp_path):
 def test_forget_that_fails_leaves_the_pipeline_as_it_was(tiny_pipeline, options, monkeypatch):
     pipeline = tiny_pipeline()
     before = pipeline.unet.conv_in.weight.detach().clone()
-    monkeypatch.setattr(sa_diffusers.forgetting, "write_results", lambda *_: 1 / 0)
+    monkeypatch.setattr(sa_diffusers.runs.forget, "write_results", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         forget(pipeline, "seven", "noise", inplace=True, **options)
     torch.testing.assert_close(pipeline.unet.conv_in.weight.detach(), before, rtol=0, atol=0)
@@ -505,7 +505,7 @@ def test_no_room_on_the_disk_is_said_before_work_starts(start, tmp_path, monkeyp
 
 
 def test_divergence_leaves_no_pipeline(start, finished, tmp_path):
-    from sa_diffusers.training import TrainingDiverged
+    from sa_diffusers.training.loop import TrainingDiverged
 
     shared = {"samples": str(finished / "samples"), "fisher": str(finished / "fisher.safetensors")}
     with pytest.raises(TrainingDiverged, match="at step [1-4]"):
@@ -514,7 +514,7 @@ def test_divergence_leaves_no_pipeline(start, finished, tmp_path):
 
 
 def test_the_saved_configuration_repeats_the_run(finished):
-    from sa_diffusers.cli import parse_config
+    from sa_diffusers.cli.parse import parse_config
 
     config = parse_config(ForgetConfig, ["--config", str(finished / "config.yaml")])
     assert config.concept == "seven, 7"

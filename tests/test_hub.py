@@ -16,8 +16,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from sa_diffusers.cards import public_name, write_model_card
-from sa_diffusers.hub import (
+from sa_diffusers.io.cards import public_name, write_model_card
+from sa_diffusers.io.hub import (
     ModelLoadError,
     PushError,
     check_push,
@@ -283,7 +283,7 @@ def test_login_is_asked_for(tmp_path, error):
 
 def test_check_push_passes_and_refuses(monkeypatch):
     hub = FakeHub()
-    monkeypatch.setattr("sa_diffusers.hub.HfApi", lambda: hub)
+    monkeypatch.setattr("sa_diffusers.io.hub.HfApi", lambda: hub)
     check_push("someone/model")
     assert hub.calls == [("whoami", {})]
     with pytest.raises(PushError, match="expected user/name"):

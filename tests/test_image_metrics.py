@@ -18,16 +18,14 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from sa_diffusers.evaluation.classifier import AttributeClassifier
-from sa_diffusers.evaluation.digit_classifier import DigitClassifier
-from sa_diffusers.evaluation.distribution import frechet_distance, manifold_metrics
-from sa_diffusers.evaluation.extractors import (
+from sa_diffusers.evaluation.images.distribution import frechet_distance, manifold_metrics
+from sa_diffusers.evaluation.images.extractors import (
     ClassifierExtractor,
     InceptionExtractor,
     TransformersExtractor,
     load_extractor,
 )
-from sa_diffusers.evaluation.image_metrics import (
+from sa_diffusers.evaluation.images.image_metrics import (
     FeatureSet,
     MetricSettings,
     check_counts,
@@ -39,9 +37,11 @@ from sa_diffusers.evaluation.image_metrics import (
     kernel_inception_distance,
     precision_and_recall,
 )
-from sa_diffusers.evaluation.image_sets import RandomSubset
-from sa_diffusers.evaluation.resnet_classifier import ResNetClassifier
-from sa_diffusers.hub import ModelLoadError
+from sa_diffusers.evaluation.images.image_sets import RandomSubset
+from sa_diffusers.evaluation.judges.classifier import AttributeClassifier
+from sa_diffusers.evaluation.judges.digit_classifier import DigitClassifier
+from sa_diffusers.evaluation.judges.resnet_classifier import ResNetClassifier
+from sa_diffusers.io.hub import ModelLoadError
 
 
 DIGITS = {"digit": [str(index) for index in range(3)]}

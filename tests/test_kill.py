@@ -18,20 +18,20 @@ from accelerate import Accelerator
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-import sa_diffusers.fisher_sums
-import sa_diffusers.forgetting
-import sa_diffusers.results
-from sa_diffusers.artifacts import StageMismatch
-from sa_diffusers.atomic_files import ArtifactError, DiskFull, atomic_path, explain_write_errors, remove_leftovers
-from sa_diffusers.checkpoints import Checkpoints
-from sa_diffusers.cli import config_from_dict
-from sa_diffusers.config import ForgetConfig
-from sa_diffusers.data import SampleSet
+import sa_diffusers.runs.fisher_sums
+import sa_diffusers.runs.forget
+import sa_diffusers.runs.results
+from sa_diffusers.core.fisher import Fisher
+from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.evaluation.before_after import Findings
-from sa_diffusers.fisher import Fisher
-from sa_diffusers.forgetting import run_forgetting
-from sa_diffusers.inputs import claim_folder
-from sa_diffusers.stages import Stages
+from sa_diffusers.io.artifacts import StageMismatch
+from sa_diffusers.io.atomic_files import ArtifactError, DiskFull, atomic_path, explain_write_errors, remove_leftovers
+from sa_diffusers.io.configuration import config_from_dict
+from sa_diffusers.io.stages import Stages
+from sa_diffusers.runs.forget import run_forgetting
+from sa_diffusers.runs.inputs import claim_folder
+from sa_diffusers.runs.options import ForgetConfig
+from sa_diffusers.training.checkpoints import Checkpoints
 
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "forget.py"
@@ -55,7 +55,7 @@ UNEQUAL = (
 # Imports once what takes seconds, then forks a process for every run, which does what the script does.
 SERVER = """
 import os, runpy, sys, traceback
-import sa_diffusers.forgetting, sa_diffusers.results
+import sa_diffusers.runs.forget, sa_diffusers.runs.results
 print("ready", flush=True)
 script, config = sys.argv[1:]
 for line in sys.stdin:
@@ -220,21 +220,21 @@ def small_files(size: int = 100) -> Iterator[None]:
 
 WRITERS = [
     (SampleSet, "save"),
-    (sa_diffusers.fisher_sums, "_save_sums"),
+    (sa_diffusers.runs.fisher_sums, "_save_sums"),
     (Fisher, "save"),
     (Findings, "save"),
     (Checkpoints, "save"),
-    (sa_diffusers.forgetting, "save_lora"),
-    (sa_diffusers.forgetting, "save_pipeline"),
-    (sa_diffusers.results, "save_before_after"),
-    (sa_diffusers.results, "write_report"),
-    (sa_diffusers.results, "write_model_card"),
+    (sa_diffusers.runs.forget, "save_lora"),
+    (sa_diffusers.runs.forget, "save_pipeline"),
+    (sa_diffusers.runs.results, "save_before_after"),
+    (sa_diffusers.runs.results, "write_report"),
+    (sa_diffusers.runs.results, "write_model_card"),
 ]
 
 
 @pytest.mark.slow
 def test_a_full_disk_ends_every_stage_clearly_and_leaves_earlier_results(config, tmp_path, monkeypatch):
-    monkeypatch.setattr("sa_diffusers.tracking.LOOKED_AT", 2)
+    monkeypatch.setattr("sa_diffusers.runs.tracking.LOOKED_AT", 2)
     cheap = {"num_samples": 4, "num_surrogate_samples": 2, "fisher_samples": 2, "num_train_steps": 3, "lora_rank": 2}
     run, done = tmp_path / "run", {}
     for owner, name in WRITERS:
@@ -270,7 +270,7 @@ def test_other_failures_to_write_are_named_too(tmp_path):
 
 KILL_AT_A_RENAME = """
 import os, signal, sys
-from sa_diffusers.atomic_files import atomic_path
+from sa_diffusers.io.atomic_files import atomic_path
 
 replace = os.replace
 

@@ -10,7 +10,7 @@ from datasets import Image as ImageColumn
 from PIL import Image
 from torch.nn import functional as F
 
-from sa_diffusers.labelled_images import LabelledImages, load_labelled_images
+from sa_diffusers.data.labelled_images import LabelledImages, load_labelled_images
 
 
 NAMES = [str(digit) for digit in range(10)]

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sa_diffusers.losses import DiffusionLoss, VAELoss
+from sa_diffusers.core.losses import DiffusionLoss, VAELoss
 from sa_diffusers.models import ConditionalVAE
 
 

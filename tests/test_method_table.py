@@ -10,16 +10,16 @@ import torch
 import yaml
 from torch.testing import assert_close
 
-from sa_diffusers.artifacts import Stage
-from sa_diffusers.bundled import resolve
-from sa_diffusers.config import ForgetConfig
-from sa_diffusers.evaluation.load_classifier import load_classifier
-from sa_diffusers.hub import ModelLoadError
-from sa_diffusers.method_table.judging import Counts, Judge
-from sa_diffusers.method_table.matching import COMPARABLE, Kept, Measured, Pooled, compare, curve, matched
-from sa_diffusers.method_table.runs import Point, stage_seconds
-from sa_diffusers.method_table.spec import only_rows, read_spec
-from sa_diffusers.method_table.table import MethodTable, check_extra
+from sa_diffusers.evaluation.judges.load_classifier import load_classifier
+from sa_diffusers.io.artifacts import Stage
+from sa_diffusers.io.bundled import resolve
+from sa_diffusers.io.hub import ModelLoadError
+from sa_diffusers.runs.options import ForgetConfig
+from studies.rivals.judging import Counts, Judge
+from studies.rivals.matching import COMPARABLE, Kept, Measured, Pooled, compare, curve, matched
+from studies.rivals.runs import Point, stage_seconds
+from studies.rivals.spec import only_rows, read_spec
+from studies.rivals.table import MethodTable, check_extra
 
 
 CONCEPTS = ["seven", "red", "bold"]

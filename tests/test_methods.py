@@ -10,15 +10,15 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
 from torch.testing import assert_close
 
-from sa_diffusers.config import ESD_METHODS, LEAVES_OUT, METHODS, ForgetConfig
 from sa_diffusers.evaluation.before_after import Findings
 from sa_diffusers.families.samplers import make_scheduler
 from sa_diffusers.families.scopes import select_parameters
-from sa_diffusers.forgetting import Outcome, forget
-from sa_diffusers.lora import adapted_layers, add_lora
 from sa_diffusers.models import ConditionalVAE
 from sa_diffusers.pipelines import ConditionalVAEPipeline, SafeGuidancePipeline
-from sa_diffusers.plan import training_passes
+from sa_diffusers.runs.forget import Outcome, forget
+from sa_diffusers.runs.options import ESD_METHODS, LEAVES_OUT, METHODS, ForgetConfig
+from sa_diffusers.runs.plan import training_passes
+from sa_diffusers.training.lora import adapted_layers, add_lora
 
 
 OWN = {"num_train_steps": 3}

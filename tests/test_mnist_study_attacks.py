@@ -10,12 +10,14 @@ import torch
 from PIL import Image
 
 from sa_diffusers.attacks import Reading, noisy_condition, posterior_sample
-from sa_diffusers.evaluation.classifier import Score
-from sa_diffusers.evaluation.digit_classifier import DigitClassifier
-from sa_diffusers.labelled_images import LabelledImages, load_labelled_images
-from sa_diffusers.mnist_study import attack_probes, attacks, joint_attack, joint_section
-from sa_diffusers.mnist_study.attack_probes import contrast, random_probes, walks
-from sa_diffusers.mnist_study.attack_setting import (
+from sa_diffusers.data.labelled_images import LabelledImages, load_labelled_images
+from sa_diffusers.evaluation.judges.classifier import Score
+from sa_diffusers.evaluation.judges.digit_classifier import DigitClassifier
+from sa_diffusers.models import ConditionalVAE
+from sa_diffusers.pipelines import ConditionalVAEPipeline
+from studies.mnist import attack_probes, attacks, joint_attack, joint_section
+from studies.mnist.attack_probes import contrast, random_probes, walks
+from studies.mnist.attack_setting import (
     FORGOT,
     NEVER,
     ORIGINAL,
@@ -26,8 +28,8 @@ from sa_diffusers.mnist_study.attack_setting import (
     spell,
     summary,
 )
-from sa_diffusers.mnist_study.image_strips import Strip, strips_figure
-from sa_diffusers.mnist_study.joint_attack import (
+from studies.mnist.image_strips import Strip, strips_figure
+from studies.mnist.joint_attack import (
     RANDOM,
     Gallery,
     attacked_decoders,
@@ -38,10 +40,8 @@ from sa_diffusers.mnist_study.joint_attack import (
     start_latents,
     verdict,
 )
-from sa_diffusers.mnist_study.sections import merge, merge_named
-from sa_diffusers.mnist_study.study import Study, StudyConfig
-from sa_diffusers.models import ConditionalVAE
-from sa_diffusers.pipelines import ConditionalVAEPipeline
+from studies.mnist.sections import merge, merge_named
+from studies.mnist.study import Study, StudyConfig
 
 
 def tiny_vae(seed: int) -> ConditionalVAE:

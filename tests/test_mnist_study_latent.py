@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from sa_diffusers.evaluation.digit_classifier import DigitClassifier
-from sa_diffusers.labelled_images import load_labelled_images
-from sa_diffusers.mnist_study import latent
-from sa_diffusers.mnist_study.dead_zone import Plane, decode_plane, plane_latents
-from sa_diffusers.mnist_study.latent_measures import (
+from sa_diffusers.data.labelled_images import load_labelled_images
+from sa_diffusers.evaluation.judges.digit_classifier import DigitClassifier
+from sa_diffusers.models import ConditionalVAE
+from sa_diffusers.pipelines import ConditionalVAEPipeline
+from studies.mnist import latent
+from studies.mnist.dead_zone import Plane, decode_plane, plane_latents
+from studies.mnist.latent_measures import (
     Null,
     Quarantine,
     centroid_distances,
@@ -22,16 +24,14 @@ from sa_diffusers.mnist_study.latent_measures import (
     null_ratios,
     quarantine,
 )
-from sa_diffusers.mnist_study.quarantine_section import (
+from studies.mnist.quarantine_section import (
     digit_silhouettes,
     quarantine_text,
     silhouette_section,
     structure,
 )
-from sa_diffusers.mnist_study.readings import DIGIT, Readings, forget_one, forget_one_by_encoder, read_digit
-from sa_diffusers.mnist_study.study import Study, StudyConfig, encode_means, entropy, read
-from sa_diffusers.models import ConditionalVAE
-from sa_diffusers.pipelines import ConditionalVAEPipeline
+from studies.mnist.readings import DIGIT, Readings, forget_one, forget_one_by_encoder, read_digit
+from studies.mnist.study import Study, StudyConfig, encode_means, entropy, read
 
 
 # Three classes of two points each: the digit 1 stands to the right, with twice the spread of the others.

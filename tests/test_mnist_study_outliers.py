@@ -8,14 +8,14 @@ import pytest
 import torch
 from scipy import stats
 
-from sa_diffusers.evaluation.digit_classifier import DigitClassifier
-from sa_diffusers.labelled_images import LabelledImages, load_labelled_images
-from sa_diffusers.mnist_study import outliers
-from sa_diffusers.mnist_study.outlier_measures import compare, mahalanobis, spearman, styles_of
-from sa_diffusers.mnist_study.readings import Models
-from sa_diffusers.mnist_study.study import Study, StudyConfig, entropy, read
+from sa_diffusers.data.labelled_images import LabelledImages, load_labelled_images
+from sa_diffusers.evaluation.judges.digit_classifier import DigitClassifier
 from sa_diffusers.models import ConditionalVAE
 from sa_diffusers.pipelines import ConditionalVAEPipeline
+from studies.mnist import outliers
+from studies.mnist.outlier_measures import compare, mahalanobis, spearman, styles_of
+from studies.mnist.readings import Models
+from studies.mnist.study import Study, StudyConfig, entropy, read
 
 
 def tiny_vae(seed: int) -> ConditionalVAEPipeline:

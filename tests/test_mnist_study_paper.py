@@ -7,19 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from sa_diffusers.cli import config_from_dict
-from sa_diffusers.config import ForgetConfig
-from sa_diffusers.evaluation.classifier import AttributeClassifier
-from sa_diffusers.evaluation.digit_classifier import DigitClassifier
-from sa_diffusers.loading import family_defaults
-from sa_diffusers.mnist_study import bars, paper
-from sa_diffusers.mnist_study.classifier_spread import readings, short_names, spread
-from sa_diffusers.mnist_study.paper_comparisons import compare_ablations, deviation, naive_verdict
-from sa_diffusers.mnist_study.paper_runs import LAMBDAS, Run, ablation_runs, default_run, faithful_run, fast_run
-from sa_diffusers.mnist_study.study import Study, StudyConfig
+from sa_diffusers.evaluation.judges.classifier import AttributeClassifier
+from sa_diffusers.evaluation.judges.digit_classifier import DigitClassifier
+from sa_diffusers.io.configuration import config_from_dict
+from sa_diffusers.io.loading import family_defaults
 from sa_diffusers.models import ConditionalVAE
 from sa_diffusers.pipelines import ConditionalVAEPipeline
-from sa_diffusers.training import TrainingDiverged
+from sa_diffusers.runs.options import ForgetConfig
+from sa_diffusers.training.loop import TrainingDiverged
+from studies.mnist import bars, paper
+from studies.mnist.classifier_spread import readings, short_names, spread
+from studies.mnist.paper_comparisons import compare_ablations, deviation, naive_verdict
+from studies.mnist.paper_runs import LAMBDAS, Run, ablation_runs, default_run, faithful_run, fast_run
+from studies.mnist.study import Study, StudyConfig
 
 
 NAMES = {"digit": [str(digit) for digit in range(10)]}
@@ -221,7 +221,7 @@ def test_settings_are_those_of_the_run(study, monkeypatch) -> None:
         folder.mkdir(parents=True)
         (folder / "metrics.json").write_text("{}")
 
-    monkeypatch.setattr("sa_diffusers.mnist_study.study.run_forgetting", run_forgetting)
+    monkeypatch.setattr("studies.mnist.study.run_forgetting", run_forgetting)
     options = {"num_train_steps": 7, "latents": "encoder"}
     study.forget("some", 3, **options)
     (config,) = ran

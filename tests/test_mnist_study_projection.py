@@ -10,15 +10,17 @@ import torch
 from PIL import Image
 from scipy.stats import ttest_1samp, ttest_rel
 
-from sa_diffusers.config import ForgetConfig
-from sa_diffusers.evaluation.digit_classifier import DigitClassifier
-from sa_diffusers.labelled_images import LabelledImages, load_labelled_images
-from sa_diffusers.labelled_training import negative_elbo
-from sa_diffusers.loading import family_defaults
-from sa_diffusers.mnist_study import projection
-from sa_diffusers.mnist_study.paired import Difference, holm, paired_difference
-from sa_diffusers.mnist_study.projection import COLUMNS
-from sa_diffusers.mnist_study.projection_runs import (
+from sa_diffusers.data.labelled_images import LabelledImages, load_labelled_images
+from sa_diffusers.evaluation.judges.digit_classifier import DigitClassifier
+from sa_diffusers.io.loading import family_defaults
+from sa_diffusers.models import ConditionalVAE
+from sa_diffusers.pipelines import ConditionalVAEPipeline
+from sa_diffusers.runs.base.labelled import negative_elbo
+from sa_diffusers.runs.options import ForgetConfig
+from studies.mnist import projection
+from studies.mnist.paired import Difference, holm, paired_difference
+from studies.mnist.projection import COLUMNS
+from studies.mnist.projection_runs import (
     METHODS,
     PROJECTIONS,
     REFERENCE,
@@ -28,7 +30,7 @@ from sa_diffusers.mnist_study.projection_runs import (
     measure,
     retained_elbo,
 )
-from sa_diffusers.mnist_study.projection_verdicts import (
+from studies.mnist.projection_verdicts import (
     FORGOTTEN,
     FORGOTTEN_LABEL,
     KEPT,
@@ -39,9 +41,7 @@ from sa_diffusers.mnist_study.projection_verdicts import (
     verdicts_table,
     verdicts_text,
 )
-from sa_diffusers.mnist_study.study import Study, StudyConfig, draw
-from sa_diffusers.models import ConditionalVAE
-from sa_diffusers.pipelines import ConditionalVAEPipeline
+from studies.mnist.study import Study, StudyConfig, draw
 
 
 STEPS = (1, 5, 10, 15)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from sa_diffusers.evaluation.digit_classifier import DigitClassifier
-from sa_diffusers.hub import ModelLoadError
-from sa_diffusers.mnist_study.study import Study, StudyConfig
+from sa_diffusers.evaluation.judges.digit_classifier import DigitClassifier
+from sa_diffusers.io.hub import ModelLoadError
+from studies.mnist.study import Study, StudyConfig
 
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "mnist_study.py"

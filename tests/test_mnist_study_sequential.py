@@ -5,13 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from sa_diffusers.cli import config_from_dict
-from sa_diffusers.config import ForgetConfig
-from sa_diffusers.evaluation.digit_classifier import DigitClassifier
-from sa_diffusers.inputs import read_inputs
-from sa_diffusers.loading import family_defaults
-from sa_diffusers.mnist_study import sequential
-from sa_diffusers.mnist_study.sequential_rounds import (
+from sa_diffusers.evaluation.judges.digit_classifier import DigitClassifier
+from sa_diffusers.io.configuration import config_from_dict
+from sa_diffusers.io.loading import family_defaults
+from sa_diffusers.models import ConditionalVAE
+from sa_diffusers.pipelines import ConditionalVAEPipeline
+from sa_diffusers.runs.inputs import read_inputs
+from sa_diffusers.runs.options import ForgetConfig
+from studies.mnist import sequential
+from studies.mnist.sequential_rounds import (
     DIGITS,
     IMPROVED,
     PLAIN,
@@ -21,9 +23,7 @@ from sa_diffusers.mnist_study.sequential_rounds import (
     retained,
     stage_names,
 )
-from sa_diffusers.mnist_study.study import Study, StudyConfig, draw, entropy, read
-from sa_diffusers.models import ConditionalVAE
-from sa_diffusers.pipelines import ConditionalVAEPipeline
+from studies.mnist.study import Study, StudyConfig, draw, entropy, read
 
 
 NAMES = {"digit": [str(digit) for digit in range(10)]}

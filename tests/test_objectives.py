@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from sa_diffusers.losses import DiffusionLoss
-from sa_diffusers.objectives import ElasticWeightConsolidation, Likelihood, NaiveForgetting, SelectiveAmnesia
-from sa_diffusers.objectives import ewc as ewc_module
+from sa_diffusers.core.losses import DiffusionLoss
+from sa_diffusers.core.objectives import ElasticWeightConsolidation, Likelihood, NaiveForgetting, SelectiveAmnesia
+from sa_diffusers.core.objectives import ewc as ewc_module
 
 
 T = 10

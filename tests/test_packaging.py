@@ -55,9 +55,9 @@ def test_what_a_run_needs_is_found_in_the_wheel(wheel, tmp_path):
         "stable_diffusion/nudity_prompts.txt",
     )  # fmt: skip
     code = (
-        "import sa_diffusers.report; from sa_diffusers.bundled import resolve\n"
+        "import sa_diffusers.report.page; from sa_diffusers.io.bundled import resolve\n"
         f"for name in {names}: print(resolve('bundled/' + name))\n"
-        "print(sa_diffusers.report.__file__)"
+        "print(sa_diffusers.report.page.__file__)"
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=100)
     assert result.returncode == 0, result.stderr

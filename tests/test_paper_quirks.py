@@ -7,22 +7,22 @@ import torch
 from diffusers import DDPMScheduler
 from torch.testing import assert_close
 
-from sa_diffusers.class_conditional_training import ClassConditionalConfig, make_unet
-from sa_diffusers.cli import config_from_dict
-from sa_diffusers.config import ForgetConfig
-from sa_diffusers.data import SampleSet
+from sa_diffusers.core.fisher import Fisher, FisherMismatch, stratified_terms
+from sa_diffusers.core.paper_quirks import LABEL_DROPOUT, QUIRKS, FisherLabelDropout, quirky_fisher_batch, stretch
+from sa_diffusers.core.seeding import derive_seed, seeded
+from sa_diffusers.data.prompts import find_concept
+from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.families import get_family
 from sa_diffusers.families.class_conditional import ClassConditionalFamily
-from sa_diffusers.family_checks import check_family
-from sa_diffusers.fisher import Fisher, FisherMismatch, stratified_terms
-from sa_diffusers.fisher_sums import estimate_sums
-from sa_diffusers.forgetting import run_forgetting
-from sa_diffusers.loading import family_defaults
+from sa_diffusers.io.configuration import config_from_dict
+from sa_diffusers.io.loading import family_defaults
 from sa_diffusers.models import ConditionalVAE
-from sa_diffusers.paper_quirks import LABEL_DROPOUT, QUIRKS, FisherLabelDropout, quirky_fisher_batch, stretch
 from sa_diffusers.pipelines import ClassConditionalPipeline, ConditionalVAEPipeline
-from sa_diffusers.prompts import find_concept
-from sa_diffusers.seeding import derive_seed, seeded
+from sa_diffusers.runs.base.class_conditional import ClassConditionalConfig, make_unet
+from sa_diffusers.runs.family_checks import check_family
+from sa_diffusers.runs.fisher_sums import estimate_sums
+from sa_diffusers.runs.forget import run_forgetting
+from sa_diffusers.runs.options import ForgetConfig
 
 
 T = 12
@@ -171,8 +171,8 @@ def test_they_are_refused_for_other_kinds_of_models(pipeline, tiny_pipeline):
 
 @pytest.fixture
 def start(pipeline, tmp_path, monkeypatch):
-    monkeypatch.setattr("sa_diffusers.results.write_report", lambda path, **_: path.write_text("<html></html>"))
-    monkeypatch.setattr("sa_diffusers.tracking.LOOKED_AT", 2)
+    monkeypatch.setattr("sa_diffusers.runs.results.write_report", lambda path, **_: path.write_text("<html></html>"))
+    monkeypatch.setattr("sa_diffusers.runs.tracking.LOOKED_AT", 2)
     draw = ClassConditionalFamily.draw  # untrained models draw black and white, which leaves nothing to stretch
     monkeypatch.setattr(ClassConditionalFamily, "draw", lambda *arguments: draw(*arguments) / 2)
     pipeline.save_pretrained(tmp_path / "model")

@@ -18,28 +18,28 @@ from tiny_clip import save_tiny_clip
 from torch.testing import assert_close
 
 from sa_diffusers import ConditionalVAE, ConditionalVAEPipeline
-from sa_diffusers.artifacts import StageMismatch
-from sa_diffusers.data import crop_to_square
+from sa_diffusers.data.images import crop_to_square
+from sa_diffusers.data.prompts import Concept
+from sa_diffusers.data.sampling import Request
 from sa_diffusers.evaluation import pipeline_checks, pipeline_drawing
 from sa_diffusers.evaluation.before_after import to_uint8
-from sa_diffusers.evaluation.classifier import AttributeClassifier
-from sa_diffusers.evaluation.clip import Clip
-from sa_diffusers.evaluation.distribution import frechet_distance
-from sa_diffusers.evaluation.image_sets import read_image
-from sa_diffusers.evaluation.nudity import Detection, NudityDetector
-from sa_diffusers.evaluation.pipeline_config import PipelineEvaluationConfig
-from sa_diffusers.evaluation.pipeline_evaluation import _counts, evaluate_pipelines, exposed_parts
-from sa_diffusers.evaluation.pipeline_headline import headline
-from sa_diffusers.evaluation.pipeline_judges import BodyJudge, ClipJudge
-from sa_diffusers.evaluation.pipeline_numbers import Measurement, measurements
-from sa_diffusers.evaluation.pipeline_page import mosaic, sections
-from sa_diffusers.evaluation.pipeline_subjects import open_subjects, short_names
-from sa_diffusers.evaluation.prompt_suite import PromptSet
+from sa_diffusers.evaluation.images.distribution import frechet_distance
+from sa_diffusers.evaluation.images.image_sets import read_image
+from sa_diffusers.evaluation.judges.classifier import AttributeClassifier
+from sa_diffusers.evaluation.judges.clip import Clip
+from sa_diffusers.evaluation.judges.nudity import Detection, NudityDetector
+from sa_diffusers.evaluation.prompts.prompt_suite import PromptSet
+from sa_diffusers.evaluation.suite.evaluate import _counts, evaluate_pipelines, exposed_parts
+from sa_diffusers.evaluation.suite.headline import headline
+from sa_diffusers.evaluation.suite.judging import BodyJudge, ClipJudge
+from sa_diffusers.evaluation.suite.numbers import Measurement, measurements
+from sa_diffusers.evaluation.suite.options import PipelineEvaluationConfig
+from sa_diffusers.evaluation.suite.page import mosaic, sections
+from sa_diffusers.evaluation.suite.subjects import open_subjects, short_names
 from sa_diffusers.families import get_family
-from sa_diffusers.hub import ModelLoadError
-from sa_diffusers.loading import load_pipeline
-from sa_diffusers.prompts import Concept
-from sa_diffusers.sampling import Request
+from sa_diffusers.io.artifacts import StageMismatch
+from sa_diffusers.io.hub import ModelLoadError
+from sa_diffusers.io.loading import load_pipeline
 from scripts import evaluate as script
 
 

@@ -10,10 +10,10 @@ from diffusers import DDIMScheduler
 from torch._dynamo.testing import CompileCounter
 from torch.testing import assert_close
 
+from sa_diffusers.core.fisher import estimate_fisher
 from sa_diffusers.families import get_family
-from sa_diffusers.fisher import estimate_fisher
-from sa_diffusers.fisher_sums import float16_scale
-from sa_diffusers.precision import autocast_forward, compute_dtype, in_main_memory, on_device, release
+from sa_diffusers.models.precision import autocast_forward, compute_dtype, in_main_memory, on_device, release
+from sa_diffusers.runs.fisher_sums import float16_scale
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from sa_diffusers.config import PROJECTIONS, ForgetConfig
-from sa_diffusers.losses import DiffusionLoss
-from sa_diffusers.objectives import GradientProjection
-from sa_diffusers.seeding import seeded
-from sa_diffusers.training import TrainingConfig, train
+from sa_diffusers.core.losses import DiffusionLoss
+from sa_diffusers.core.objectives import GradientProjection
+from sa_diffusers.core.seeding import seeded
+from sa_diffusers.runs.options import PROJECTIONS, ForgetConfig
+from sa_diffusers.training.loop import TrainingConfig, train
 
 
 STEPS = 6

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sa_diffusers.bundled import resolve
+from sa_diffusers.core.seeding import derive_seed
+from sa_diffusers.data.prompts import find_concept, mentions, read_prompts
 from sa_diffusers.evaluation.forgetting import read_labelled_prompts
-from sa_diffusers.evaluation.load_classifier import load_classifier
-from sa_diffusers.evaluation.pipeline_config import LANGUAGES
-from sa_diffusers.evaluation.prompt_suite import PromptSources, build_suite
-from sa_diffusers.evaluation.prompt_variants import misspell
-from sa_diffusers.prompts import find_concept, mentions, read_prompts
-from sa_diffusers.seeding import derive_seed
+from sa_diffusers.evaluation.judges.load_classifier import load_classifier
+from sa_diffusers.evaluation.prompts.prompt_suite import PromptSources, build_suite
+from sa_diffusers.evaluation.prompts.prompt_variants import misspell
+from sa_diffusers.evaluation.suite.options import LANGUAGES
+from sa_diffusers.io.bundled import resolve
 
 
 SEVEN = find_concept("seven, 7", "noise")

@@ -5,8 +5,7 @@ from collections import Counter
 import pytest
 import torch
 
-from sa_diffusers.data import SampleSet
-from sa_diffusers.prompts import (
+from sa_diffusers.data.prompts import (
     Concept,
     concept_templates,
     find_concept,
@@ -15,7 +14,7 @@ from sa_diffusers.prompts import (
     split_phrasings,
     substitute,
 )
-from sa_diffusers.replay import (
+from sa_diffusers.data.replay import (
     DistilledSurrogate,
     Replay,
     concept_captions,
@@ -27,6 +26,7 @@ from sa_diffusers.replay import (
     spread,
     surrogate_requests,
 )
+from sa_diffusers.data.sample_set import SampleSet
 
 
 SEVEN = Concept(("seven", "7"), "nine", ("six", "8"))

@@ -12,14 +12,14 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-import sa_diffusers.train_stages
-from sa_diffusers.config import ForgetConfig
+import sa_diffusers.runs.train_stages
+from sa_diffusers.core.fisher import Fisher
 from sa_diffusers.families import get_family
-from sa_diffusers.fisher import Fisher
-from sa_diffusers.fisher_sums import sums_device
-from sa_diffusers.forgetting import Outcome, forget
-from sa_diffusers.lora import LORA_FILE
-from sa_diffusers.plan import trained_bytes
+from sa_diffusers.runs.fisher_sums import sums_device
+from sa_diffusers.runs.forget import Outcome, forget
+from sa_diffusers.runs.options import ForgetConfig
+from sa_diffusers.runs.plan import trained_bytes
+from sa_diffusers.training.lora import LORA_FILE
 
 
 OWN = {"checkpointing_steps": 2}
@@ -76,7 +76,7 @@ class TestLora:
     def test_resumes_to_the_same_weights_and_reuses(self, start, lora_dir, tmp_path, monkeypatch):
         options = {"lora_rank": 2, "lora_targets": "attention+conv"}
 
-        whole = sa_diffusers.train_stages.train
+        whole = sa_diffusers.runs.train_stages.train
 
         def stopped(*arguments, **keywords):
             def batches(step, draw=arguments[2]):
@@ -86,7 +86,7 @@ class TestLora:
 
             return whole(*arguments[:2], batches, *arguments[3:], **keywords)
 
-        monkeypatch.setattr("sa_diffusers.train_stages.train", stopped)
+        monkeypatch.setattr("sa_diffusers.runs.train_stages.train", stopped)
         with pytest.raises(KeyboardInterrupt):
             start(tmp_path / "run", **options)
         monkeypatch.undo()

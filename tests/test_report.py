@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sa_diffusers.report import metric_rows, metrics_table, save_before_after, save_curves, write_report
+from sa_diffusers.report.page import metric_rows, metrics_table, save_before_after, save_curves, write_report
 
 
 NASTY = '<script>alert("x")</script> & "seven"'

@@ -15,8 +15,11 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import ResNetConfig, ResNetForImageClassification, ResNetModel
 
-from sa_diffusers.classifier_config import ClassifierConfig
-from sa_diffusers.classifier_training import (
+from sa_diffusers.cli.parse import parse_config
+from sa_diffusers.data.labelled_images import LabelledImages
+from sa_diffusers.evaluation.judges.load_classifier import load_classifier
+from sa_diffusers.evaluation.judges.resnet_classifier import ResNetClassifier
+from sa_diffusers.runs.base.classifier import (
     flip_half,
     hold_out,
     load_examples,
@@ -25,10 +28,7 @@ from sa_diffusers.classifier_training import (
     train_classifier,
     training_batch,
 )
-from sa_diffusers.cli import parse_config
-from sa_diffusers.evaluation.load_classifier import load_classifier
-from sa_diffusers.evaluation.resnet_classifier import ResNetClassifier
-from sa_diffusers.labelled_images import LabelledImages
+from sa_diffusers.runs.base.classifier_options import ClassifierConfig
 from scripts import train_classifier as script
 
 

@@ -17,16 +17,16 @@ from huggingface_hub.errors import LocalTokenNotFoundError
 from PIL import Image
 from safetensors.torch import load_file
 
-import sa_diffusers.forgetting
-from sa_diffusers.data import SampleSet
-from sa_diffusers.evaluation.classifier import AttributeClassifier
+import sa_diffusers.runs.forget
+from sa_diffusers.core.fisher import Fisher, FisherMismatch
+from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.evaluation.forgetting import replay_loss
+from sa_diffusers.evaluation.judges.classifier import AttributeClassifier
 from sa_diffusers.families import get_family
-from sa_diffusers.families.text_to_image import TextToImageFamily
-from sa_diffusers.fisher import Fisher, FisherMismatch
-from sa_diffusers.forgetting import Outcome
-from sa_diffusers.hub import PushError
-from sa_diffusers.plan import NotEnoughMemory
+from sa_diffusers.families.stable_diffusion import TextToImageFamily
+from sa_diffusers.io.hub import PushError
+from sa_diffusers.runs.forget import Outcome
+from sa_diffusers.runs.plan import NotEnoughMemory
 
 
 NAN = float("nan")
@@ -144,7 +144,7 @@ def test_early_stop(start, shared, make_judge, tmp_path, monkeypatch):
 
     run = tmp_path / "run"
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr(sa_diffusers.forgetting, "save_pipeline", lambda *_: 1 / 0)
+        patch.setattr(sa_diffusers.runs.forget, "save_pipeline", lambda *_: 1 / 0)
         start(run, early_stop=1.0, **options)
     outcome = start(run, early_stop=1.0, **options)
     history = json.loads((run / "history.json").read_text())
@@ -190,20 +190,20 @@ def test_push_is_checked_first_and_done_last(start, shared, tmp_path, monkeypatc
     run = tmp_path / "run"
     options = {"push_to_hub": True, "hub_model_id": "someone/forgotten"} | shared
     refused = WatchingHub(run, whoami=LocalTokenNotFoundError("no token"))
-    monkeypatch.setattr("sa_diffusers.hub.HfApi", lambda: refused)
+    monkeypatch.setattr("sa_diffusers.io.hub.HfApi", lambda: refused)
     with pytest.raises(PushError, match="`hf auth login`"):
         start(run, **options)
     assert not run.exists()
 
     offline = WatchingHub(run, upload_folder=ConnectionResetError("reset by peer"))
-    monkeypatch.setattr("sa_diffusers.hub.HfApi", lambda: offline)
+    monkeypatch.setattr("sa_diffusers.io.hub.HfApi", lambda: offline)
     with pytest.raises(PushError, match="Nothing is lost.*or by running the same command"):
         start(run, **options)
     assert offline.order == [("whoami", False), ("create_repo", True), ("upload_folder", True)]
     StableDiffusionPipeline.from_pretrained(run / "pipeline")
 
     hub = WatchingHub(run)
-    monkeypatch.setattr("sa_diffusers.hub.HfApi", lambda: hub)
+    monkeypatch.setattr("sa_diffusers.io.hub.HfApi", lambda: hub)
     monkeypatch.setattr(TextToImageFamily, "draw", None)  # drawing anything would raise
     outcome = start(run, **options)
     assert {"surrogate", "before", "train", "after"} <= set(outcome.metrics["seconds"]["reused"])

@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, PNDMScheduler,
 from torch.testing import assert_close
 
 from sa_diffusers.families import get_family
-from sa_diffusers.loading import copy_pipeline, load_pipeline
+from sa_diffusers.io.loading import copy_pipeline, load_pipeline
 from sa_diffusers.pipelines.safe_guidance import (
     SAFETY_CONCEPT,
     SAFETY_LEVELS,

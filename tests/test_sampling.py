@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from sa_diffusers.data.sampling import Request, SamplingSettings, draw_samples, remove_parts
 from sa_diffusers.families import get_family
-from sa_diffusers.families.text_to_image import TextToImageFamily
-from sa_diffusers.sampling import Request, SamplingSettings, draw_samples, remove_parts
+from sa_diffusers.families.stable_diffusion import TextToImageFamily
 
 
 SETTINGS = SamplingSettings(guidance_scale=2.0, num_inference_steps=3, batch_size=2)
@@ -134,11 +134,11 @@ def test_the_autoencoder_never_takes_more_pixels_at_once_than_fit_a_small_card(t
     for name in ("encode", "decode"):
         whole = getattr(vae, name)
         monkeypatch.setattr(vae, name, lambda part, whole=whole: sizes.append(len(part)) or whole(part))
-    monkeypatch.setattr("sa_diffusers.families.text_to_image.PIXELS_AT_ONCE", 2 * family.resolution**2)
+    monkeypatch.setattr("sa_diffusers.families.stable_diffusion.PIXELS_AT_ONCE", 2 * family.resolution**2)
     assert_close(family.decode(latents), images)
     assert_close(family.encode(images, torch.Generator().manual_seed(1)), encoded)
     assert sizes == [2, 2, 1, 2, 2, 1]
-    monkeypatch.setattr("sa_diffusers.families.text_to_image.PIXELS_AT_ONCE", 1)
+    monkeypatch.setattr("sa_diffusers.families.stable_diffusion.PIXELS_AT_ONCE", 1)
     assert len(family.decode(latents)) == 5 and sizes[6:] == [1] * 5
 
 

@@ -20,12 +20,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.testing import assert_close
 
-from sa_diffusers.launching import check_launch
-from sa_diffusers.losses import DiffusionLoss
-from sa_diffusers.objectives import ElasticWeightConsolidation, SelectiveAmnesia
-from sa_diffusers.seeding import seeded
-from sa_diffusers.sharding import local_part, part_like, sum_over_parts, whole_like
-from sa_diffusers.training import TrainingConfig, TrainingDiverged, train
+from sa_diffusers.core.losses import DiffusionLoss
+from sa_diffusers.core.objectives import ElasticWeightConsolidation, SelectiveAmnesia
+from sa_diffusers.core.seeding import seeded
+from sa_diffusers.core.sharding import local_part, part_like, sum_over_parts, whole_like
+from sa_diffusers.training.launching import check_launch
+from sa_diffusers.training.loop import TrainingConfig, TrainingDiverged, train
 
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "accelerate"
@@ -97,7 +97,7 @@ def train_in_parts(way: str, folder: Path, cases: list[str]) -> None:
     if way == "deepspeed":
         import deepspeed
 
-        from sa_diffusers import launching
+        from sa_diffusers.training import launching
 
         PartialState._shared_state["distributed_type"] = DistributedType.DEEPSPEED
         launching.BUCKET_SIZE = 200  # so that many are sent while backward goes on
@@ -229,7 +229,7 @@ DEEPSPEED = {"ACCELERATE_USE_DEEPSPEED": "true"}
 
 @pytest.fixture
 def deepspeed_installed(monkeypatch):
-    monkeypatch.setattr("sa_diffusers.launching.is_deepspeed_available", lambda: True)
+    monkeypatch.setattr("sa_diffusers.training.launching.is_deepspeed_available", lambda: True)
 
 
 @pytest.mark.parametrize(
@@ -270,7 +270,7 @@ def test_other_ways_of_sharding_are_refused_before_anything_starts(
 
 
 def test_deepspeed_that_is_not_installed_is_asked_for(monkeypatch):
-    monkeypatch.setattr("sa_diffusers.launching.is_deepspeed_available", lambda: False)
+    monkeypatch.setattr("sa_diffusers.training.launching.is_deepspeed_available", lambda: False)
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     with pytest.raises(ValueError, match=r"pip install .*\[deepspeed\]"):
         check_launch(TrainingConfig())

@@ -3,7 +3,7 @@
 import torch
 from torch.testing import assert_close
 
-from sa_diffusers.data import SampleSet
+from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.families import get_family
 from scripts.surrogate_distances import predictions
 

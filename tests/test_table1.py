@@ -13,20 +13,20 @@ from PIL import Image
 from safetensors import safe_open
 from torch.testing import assert_close
 
-from sa_diffusers.artifacts import StageMismatch
-from sa_diffusers.class_conditional_training import ClassConditionalConfig, make_unet
-from sa_diffusers.cli import config_from_dict
-from sa_diffusers.evaluation.digit_classifier import DigitClassifier
-from sa_diffusers.evaluation.distribution import frechet_distance
+from sa_diffusers.core.seeding import derive_seed
+from sa_diffusers.data.labelled_images import load_labelled_images
+from sa_diffusers.data.prompts import find_concept
 from sa_diffusers.evaluation.forgetting import examination, labelled_classes
-from sa_diffusers.evaluation.load_classifier import load_classifier
+from sa_diffusers.evaluation.images.distribution import frechet_distance
+from sa_diffusers.evaluation.judges.digit_classifier import DigitClassifier
+from sa_diffusers.evaluation.judges.load_classifier import load_classifier
 from sa_diffusers.families import get_family
-from sa_diffusers.forgetting import run_forgetting
-from sa_diffusers.labelled_images import load_labelled_images
-from sa_diffusers.loading import family_defaults, load_pipeline
-from sa_diffusers.prompts import find_concept
-from sa_diffusers.seeding import derive_seed
-from sa_diffusers.table1 import Table, judge_row, make_table, mean_and_spread, read_rows, run_row
+from sa_diffusers.io.artifacts import StageMismatch
+from sa_diffusers.io.configuration import config_from_dict
+from sa_diffusers.io.loading import family_defaults, load_pipeline
+from sa_diffusers.runs.base.class_conditional import ClassConditionalConfig, make_unet
+from sa_diffusers.runs.forget import run_forgetting
+from studies.table1.table import Table, judge_row, make_table, mean_and_spread, read_rows, run_row
 
 
 ROOT = Path(__file__).parents[1]
@@ -73,8 +73,8 @@ def few_pictures():
     """A run's own evaluation and page take most of the time of runs this small, and the table reads neither."""
     few = {"eval_images_concept": 2, "eval_images_class": 1, "track_images": 2}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sa_diffusers.table1.run_forgetting", lambda config: run_forgetting(replace(config, **few)))
-        patch.setattr("sa_diffusers.results.write_report", lambda path, **_: path.write_text("<html></html>"))
+        patch.setattr("studies.table1.table.run_forgetting", lambda config: run_forgetting(replace(config, **few)))
+        patch.setattr("sa_diffusers.runs.results.write_report", lambda path, **_: path.write_text("<html></html>"))
         yield
 
 
@@ -88,7 +88,7 @@ def made(few_pictures, tmp_path_factory) -> tuple[Table, str]:
 
 @pytest.fixture
 def no_figures(monkeypatch):
-    monkeypatch.setattr("sa_diffusers.table1.draw_figures", lambda *_: None)
+    monkeypatch.setattr("studies.table1.table.draw_figures", lambda *_: None)
 
 
 def again(table: Table, **changes) -> Table:
@@ -197,9 +197,9 @@ def test_a_second_call_trains_draws_and_judges_nothing(made, no_figures, monkeyp
     before = times(table.folder, *patterns)
     assert len(before) >= 4 + 4 + 1 + 2 + 4
     for name in ("train_class_conditional", "draw_examination", "measure"):
-        monkeypatch.setattr(f"sa_diffusers.table1.{name}", None)  # calling it would raise
-    monkeypatch.setattr("sa_diffusers.train_stages.train", None)
-    monkeypatch.setattr("sa_diffusers.sample_stages.draw_samples", None)
+        monkeypatch.setattr(f"studies.table1.table.{name}", None)  # calling it would raise
+    monkeypatch.setattr("sa_diffusers.runs.train_stages.train", None)
+    monkeypatch.setattr("sa_diffusers.runs.sample_stages.draw_samples", None)
     assert make_table(again(table)) == text
     assert times(table.folder, *patterns) == before
 

@@ -13,11 +13,11 @@ from accelerate import Accelerator
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from sa_diffusers import training_config
-from sa_diffusers.losses import DiffusionLoss
-from sa_diffusers.objectives import ElasticWeightConsolidation, SelectiveAmnesia
-from sa_diffusers.seeding import seeded
-from sa_diffusers.training import TrainingConfig, TrainingDiverged, train
+from sa_diffusers.core.losses import DiffusionLoss
+from sa_diffusers.core.objectives import ElasticWeightConsolidation, SelectiveAmnesia
+from sa_diffusers.core.seeding import seeded
+from sa_diffusers.training import options as training_config
+from sa_diffusers.training.loop import TrainingConfig, TrainingDiverged, train
 
 
 STEPS = 6
@@ -342,7 +342,7 @@ def test_divergence_names_the_step_and_keeps_the_last_checkpoint(tmp_path, broke
 
 def test_a_gradient_that_a_scaler_skips_is_no_number_in_the_history(monkeypatch):
     """Without a scaler, which wants a GPU, by letting it pass."""
-    monkeypatch.setattr("sa_diffusers.training._Loop._check_finite", lambda *_: None)
+    monkeypatch.setattr("sa_diffusers.training.loop._Loop._check_finite", lambda *_: None)
     model = Denoiser()
     with torch.no_grad():
         model.layers[0].bias.fill_(math.inf)

@@ -9,14 +9,19 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from sa_diffusers.bundled import resolve
-from sa_diffusers.editing import ClosedFormEdit, closed_form_edit, concept_edits, edit_of_prompts
-from sa_diffusers.editing.uce import cross_attention_projections
-from sa_diffusers.evaluation.load_classifier import load_classifier
+from sa_diffusers.data.prompts import Concept
+from sa_diffusers.evaluation.judges.load_classifier import load_classifier
 from sa_diffusers.families import get_family
-from sa_diffusers.families.text_to_image import TextToImageFamily
-from sa_diffusers.loading import load_pipeline
-from sa_diffusers.prompts import Concept
+from sa_diffusers.families.stable_diffusion import TextToImageFamily
+from sa_diffusers.io.bundled import resolve
+from sa_diffusers.io.loading import load_pipeline
+from sa_diffusers.methods.uce import (
+    ClosedFormEdit,
+    closed_form_edit,
+    concept_edits,
+    cross_attention_projections,
+    edit_of_prompts,
+)
 
 
 WEIGHTS = {"erase_scale": 0.7, "preserve_scale": 0.3, "regularization": 0.2}

@@ -4,14 +4,14 @@ Those on a decoder take plain callables, a `Decoder` and a `Reader`: any model o
 attacked. Those on a prompt take the family of a text-to-image model.
 """
 
-from .base import Attempt, Decoder, Reader, one_hot
-from .discrete_prompt import attack_text
-from .found_prompt import FoundEmbedding, FoundText, draw_found
-from .measures import Neighbours, Reading, nearest_neighbours, random_decoder, reader, recovered
-from .optimisation import OptimisedAttempt, optimise_input
-from .probes import interpolate, noisy_condition, posterior_sample, random_latents
-from .prompt_attack import AttackSettings
-from .token_embedding import attack_embedding
+from sa_diffusers.attacks.base import Attempt, Decoder, Reader, one_hot
+from sa_diffusers.attacks.latent_search import OptimisedAttempt, optimise_input
+from sa_diffusers.attacks.measures import Neighbours, Reading, nearest_neighbours, random_decoder, reader, recovered
+from sa_diffusers.attacks.probes import interpolate, noisy_condition, posterior_sample, random_latents
+from sa_diffusers.attacks.prompt.discrete_prompt import attack_text
+from sa_diffusers.attacks.prompt.found_prompt import FoundEmbedding, FoundText, draw_found
+from sa_diffusers.attacks.prompt.prompt_attack import AttackSettings
+from sa_diffusers.attacks.prompt.token_embedding import attack_embedding
 
 
 __all__ = [

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from sa_diffusers.attacks.base import Reader, check_class
-from sa_diffusers.evaluation.classifier import ImageClassifier, Score
+from sa_diffusers.core.seeding import derive_seed
+from sa_diffusers.evaluation.judges.classifier import ImageClassifier, Score
 from sa_diffusers.models import ConditionalVAE
-from sa_diffusers.seeding import derive_seed
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sa_diffusers.attacks.base import Attempt, Decoder, check_class, check_pairs, one_hot
-from sa_diffusers.seeding import seeded
+from sa_diffusers.core.seeding import seeded
 
 
 def random_latents(

@@ -11,11 +11,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sa_diffusers.atomic_files import atomic_path
-from sa_diffusers.evaluation.classifier import ImageClassifier
+from sa_diffusers.data.sampling import Request, SamplingSettings, draw_samples
 from sa_diffusers.evaluation.forgetting import METRICS, Examination, draw_examination, floors, measure
+from sa_diffusers.evaluation.judges.classifier import ImageClassifier
 from sa_diffusers.families import Family
-from sa_diffusers.sampling import Request, SamplingSettings, draw_samples
+from sa_diffusers.io.atomic_files import atomic_path
 
 
 GROUPS = {"concept": "Concept", "unseen": "Unseen phrasings", "unnamed": "Not named", "retained": "Retained"}

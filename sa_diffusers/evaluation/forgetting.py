@@ -9,15 +9,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sa_diffusers.bundled import resolve
-from sa_diffusers.data import uniform_noise
-from sa_diffusers.evaluation.classifier import ImageClassifier, Score, score_images, wilson_interval
+from sa_diffusers.core.seeding import derive_seed, seeded
+from sa_diffusers.data.prompts import Concept, mentions
+from sa_diffusers.data.replay import spread
+from sa_diffusers.data.sample_set import uniform_noise
+from sa_diffusers.data.sampling import Request, SamplingSettings, draw_samples
+from sa_diffusers.evaluation.judges.classifier import ImageClassifier, Score, score_images, wilson_interval
 from sa_diffusers.families import Family
-from sa_diffusers.precision import autocast_forward
-from sa_diffusers.prompts import Concept, mentions
-from sa_diffusers.replay import spread
-from sa_diffusers.sampling import Request, SamplingSettings, draw_samples
-from sa_diffusers.seeding import derive_seed, seeded
+from sa_diffusers.io.bundled import resolve
+from sa_diffusers.models.precision import autocast_forward
 
 
 METRICS = (

@@ -5,9 +5,8 @@ from collections.abc import Hashable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from sa_diffusers.seeding import seeded
-
-from .classifier import wilson_interval
+from sa_diffusers.core.seeding import seeded
+from sa_diffusers.evaluation.judges.classifier import wilson_interval
 
 
 FEW = 5  # images: a mean nearer to 0 or 1 than so many of them is no matter for a bootstrap

@@ -7,7 +7,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Generator, Tensor, nn
 
-from sa_diffusers.losses import Batch, NegativeELBO
+from sa_diffusers.core.losses import Batch, NegativeELBO
 
 
 class Family(Protocol):
@@ -64,9 +64,9 @@ def get_family(pipeline: DiffusionPipeline, **options) -> Family:
     Raises:
         TypeError: no family handles this class of pipeline.
     """
-    from .class_conditional import ClassConditionalFamily
-    from .conditional_vae import ConditionalVAEFamily
-    from .text_to_image import TextToImageFamily
+    from sa_diffusers.families.class_conditional import ClassConditionalFamily
+    from sa_diffusers.families.conditional_vae import ConditionalVAEFamily
+    from sa_diffusers.families.stable_diffusion import TextToImageFamily
 
     families = {
         "StableDiffusionPipeline": TextToImageFamily,

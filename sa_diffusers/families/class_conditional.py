@@ -6,11 +6,10 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Generator, Tensor, nn
 
-from sa_diffusers.losses import Batch, DiffusionLoss
+from sa_diffusers.core.losses import Batch, DiffusionLoss
+from sa_diffusers.families.samplers import make_scheduler
+from sa_diffusers.models.precision import autocast_forward
 from sa_diffusers.pipelines import ClassConditionalPipeline
-from sa_diffusers.precision import autocast_forward
-
-from .samplers import make_scheduler
 
 
 class ClassConditionalFamily:

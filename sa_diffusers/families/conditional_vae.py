@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor, nn
 
-from sa_diffusers.losses import Batch, VAELoss
+from sa_diffusers.core.losses import Batch, VAELoss
 from sa_diffusers.pipelines import ConditionalVAEPipeline
 
 

@@ -1,6 +1,6 @@
 """Models that diffusers does not have."""
 
-from .conditional_vae import ConditionalVAE
+from sa_diffusers.models.conditional_vae import ConditionalVAE
 
 
 __all__ = ["ConditionalVAE"]

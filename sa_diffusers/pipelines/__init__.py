@@ -1,8 +1,8 @@
 """Pipelines that diffusers does not have; saved ones are loaded by their own class."""
 
-from .class_conditional import ClassConditionalPipeline
-from .conditional_vae import ConditionalVAEPipeline
-from .safe_guidance import SafeGuidancePipeline
+from sa_diffusers.pipelines.class_conditional import ClassConditionalPipeline
+from sa_diffusers.pipelines.conditional_vae import ConditionalVAEPipeline
+from sa_diffusers.pipelines.safe_guidance import SafeGuidancePipeline
 
 
 OWN_PIPELINES = {cls.__name__: cls for cls in (ConditionalVAEPipeline, ClassConditionalPipeline, SafeGuidancePipeline)}

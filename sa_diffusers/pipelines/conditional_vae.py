@@ -8,8 +8,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from sa_diffusers.models import ConditionalVAE
-
-from .class_conditional import check_output_type, find_classes, name_classes, to_output
+from sa_diffusers.pipelines.class_conditional import check_output_type, find_classes, name_classes, to_output
 
 
 class ConditionalVAEPipeline(DiffusionPipeline):

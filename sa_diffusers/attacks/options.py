@@ -1,0 +1,87 @@
+"""Every option of `scripts/attack.py`."""
+
+from dataclasses import MISSING, dataclass, field
+from typing import Literal
+
+from sa_diffusers.data.prompts import mentions
+from sa_diffusers.evaluation.suite.options import EXPLICIT
+from sa_diffusers.io.configuration import option
+from sa_diffusers.training.options import check_ranges
+
+
+def required(text: str):
+    """A field without a default, with the text that --help prints."""
+    return field(default=MISSING, metadata={"help": text})
+
+
+@dataclass
+class AttackConfig:
+    """What to attack, with what, and how to judge it.
+
+    Raises:
+        ValueError: options that cannot work, before anything is loaded.
+    """
+
+    forgotten: str = required(
+        "Pipeline that forgot the concept: folder (of it or its run) or hub id. A leading argument stands for it."
+    )
+    original: str = required(
+        "Pipeline that knows it: draws the targets, and is attacked in the same way, as the ceiling."
+    )
+    concept: str = required("The concept; several phrasings separated by commas: 'seven, 7'.")
+    control: str | None = option(None, "Pipeline that never learned it, attacked in the same way, as the floor.")
+    attack: Literal["embedding", "text"] = option(
+        "embedding", "embedding: new vectors in the token space; text: words that anybody can type."
+    )
+    classifier: str | None = option(None, "Classifier that knows the concept: folder or hub id; null: pictures only.")
+    templates: list[str] = option(
+        ["{}", "a {}", "a picture of {}", "a drawing of {}"],
+        "Prompts with {} in the concept's place. A target that one of them drew is aimed at under all, so none should "
+        "name what another contradicts, such as a colour.",
+    )
+    num_targets: int = option(64, "Pictures of the concept, drawn by the original, that the attack aims at.")
+    num_images: int = option(100, "Pictures that each model is judged by, before and after; their seeds are others.")
+    num_restarts: int = option(3, "Attacks on each model, of other seeds; reported as their mean and the best.")
+    num_tokens: int = option(1, "Vectors or tokens in the concept's place.")
+    steps: int = option(200, "Steps of an attack.")
+    batch_size: int = option(8, "Targets in a step.")
+    learning_rate: float = option(0.1, "Of Adam, as a share of the root mean square of the token table.")
+    initial: str | None = option(
+        None, "Words to start from; null: the concept's own for embedding, random ones for text."
+    )
+    keep_every: int = option(50, "Steps between two comparisons of an embedding, of which the best is kept.")
+    allow_concept_words: bool = option(False, "Let the attack `text` find the concept's own words, too.")
+    guidance_scale: float | None = option(
+        None, "Guidance of all pictures, as in diffusers (1: none); null: that of the run which made the forgotten "
+        "pipeline, or its kind's."
+    )  # fmt: skip
+    num_inference_steps: int | None = option(None, "Steps of the sampler; null: as guidance_scale.")
+    sampler: Literal["dpmsolver++", "ddim", "pipeline"] | None = option(
+        None, "Sampler; pipeline: the model's own; null: as guidance_scale."
+    )
+    sample_batch_size: int = option(16, "Pictures drawn at once.")
+    seed: int = option(0, "Seed of targets, pictures and attacks.")
+    num_threads: int | None = option(None, "Threads of the CPU; null: torch's choice.")
+    output_dir: str = option("runs/attack", "Folder of the result.")
+    overwrite: bool = option(False, "Discard what the output folder holds of another configuration.")
+    blur: bool = option(False, "Pixelate the page's pictures, as is done for a concept such as nudity.")
+    show_nsfw: bool = option(False, "Never pixelate them.")
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            self, "num_targets", "num_images", "num_restarts", "num_tokens", "steps", "batch_size", "learning_rate",
+            "keep_every", "guidance_scale", "num_inference_steps", "sample_batch_size", "num_threads",
+        )  # fmt: skip
+        check_ranges(self, "seed", zero=True)
+        if self.initial is not None and not self.initial.strip():
+            raise ValueError("expected --initial with words to start from, got none; leave it away for the default")
+        wrong = [template for template in self.templates if "{}" not in template]
+        if wrong or not self.templates:
+            raise ValueError(f"expected templates with {{}} in the concept's place, got {wrong or 'none'}")
+        if self.allow_concept_words and self.attack != "text":
+            raise ValueError("allow_concept_words is for --attack text: an embedding has no words")
+
+    @property
+    def blurred(self) -> bool:
+        """Whether the page's pictures are replaced by mosaics."""
+        return not self.show_nsfw and (self.blur or mentions(self.concept, EXPLICIT))

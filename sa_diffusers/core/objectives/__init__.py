@@ -1,0 +1,28 @@
+"""What is minimised: Selective Amnesia, its rivals, and the likelihoods that base models are trained with."""
+
+from sa_diffusers.core.objectives.base import NestedBatch, Objective
+from sa_diffusers.core.objectives.classification import Classification
+from sa_diffusers.core.objectives.esd import ESD, SelectiveAmnesiaWithESD
+from sa_diffusers.core.objectives.ewc import ElasticWeightConsolidation
+from sa_diffusers.core.objectives.likelihood import AutoencoderLikelihood, CaptionMatching, Likelihood
+from sa_diffusers.core.objectives.low_rank_ewc import LowRankChange, LowRankEWC
+from sa_diffusers.core.objectives.projection import GradientProjection
+from sa_diffusers.core.objectives.selective_amnesia import NaiveForgetting, SelectiveAmnesia
+
+
+__all__ = [
+    "AutoencoderLikelihood",
+    "CaptionMatching",
+    "Classification",
+    "ESD",
+    "ElasticWeightConsolidation",
+    "GradientProjection",
+    "Likelihood",
+    "LowRankChange",
+    "LowRankEWC",
+    "NaiveForgetting",
+    "NestedBatch",
+    "Objective",
+    "SelectiveAmnesia",
+    "SelectiveAmnesiaWithESD",
+]

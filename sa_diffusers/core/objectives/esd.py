@@ -1,0 +1,170 @@
+"""Erased Stable Diffusion (Gandikota et al., ICCV 2023), by itself and as a third term of Selective Amnesia."""
+
+import copy
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Generator, Tensor, nn
+
+from sa_diffusers.core.losses import DiffusionLoss
+from sa_diffusers.core.objectives.base import NestedBatch, Objective
+from sa_diffusers.core.objectives.ewc import ElasticWeightConsolidation
+from sa_diffusers.core.objectives.selective_amnesia import SelectiveAmnesia
+
+
+class Scheduler(Protocol):
+    """What is used of diffusers' DDIMScheduler."""
+
+    timesteps: Tensor  # [num_inference_steps], from noise to data
+
+    def set_timesteps(self, num_inference_steps: int) -> None: ...
+
+    def step(self, model_output: Tensor, timestep: int, sample: Tensor) -> Any: ...
+
+
+class ESD(Objective):
+    """Predict under the concept what the frozen model predicts when it is guided away from it:
+
+        | eps(x_t, t, concept) - [eps*(x_t, t, "") - eta (eps*(x_t, t, concept) - eps*(x_t, t, ""))] |^2,
+
+    with the loss's own reduction over data (for Stable Diffusion the mean, as in the authors' code) and a mean over
+    the batch. The weights in the bracket, 1 + eta and -eta, sum to 1, so it is the same for v-prediction.
+
+    No data is needed. x_t is drawn by the model that is being trained: from pure noise, guided towards the concept, to
+    one of the sampler's noise levels, with no gradient through it. The level is the same for the whole batch of an
+    optimiser step, so that all processes run the model equally often; the timesteps are drawn one by one from those
+    that the level stands for. The model must draw nothing for itself: switch dropout off.
+
+    A batch is {"concept": Batch, "empty": Batch}: the same number of rows under prompts that name the concept and
+    under the empty prompt. Of their "sample" [B, C, H, W] only the shape counts. The defaults are those of the
+    authors' code when Selective Amnesia was written; they went with batches of 1, 1000 steps, and Adam at 1e-5.
+
+    Args:
+        loss: gives the number of timesteps and the reduction.
+        frozen: the model before training, to be called like it.
+        scheduler: a DDIMScheduler of the model's own noise schedule and prediction type; it is copied.
+        negative_guidance: eta, >= 0; 0 replaces the concept by the empty prompt.
+        start_guidance: guidance scale, >= 0, that x_t is drawn with, as in diffusers (1: none).
+        num_inference_steps: noise levels of the sampler.
+        authors_latents: draw x_t as the authors' code does: noise enters at the second of the levels, and sampling
+            goes on for two levels beyond the one that the timestep is drawn for (as far as there are any), so that x_t
+            is cleaner than the model is told. The paper says nothing of either.
+
+    Raises:
+        ValueError: a negative guidance; more levels than timesteps, or fewer than 2. From `draw`: parts of a batch
+            that differ in shape.
+    """
+
+    def __init__(
+        self,
+        loss: DiffusionLoss,
+        frozen: Callable,
+        scheduler: Scheduler,
+        negative_guidance: float = 1.0,
+        start_guidance: float = 3.0,
+        num_inference_steps: int = 50,
+        authors_latents: bool = False,
+    ):
+        for name, value in (("negative_guidance", negative_guidance), ("start_guidance", start_guidance)):
+            if value < 0:
+                raise ValueError(f"expected {name} >= 0, got {value}")
+        if not 2 <= num_inference_steps <= loss.num_terms:
+            raise ValueError(
+                f"expected num_inference_steps from 2 to the model's {loss.num_terms} timesteps, got "
+                f"{num_inference_steps}"
+            )
+        self.loss, self.frozen = loss, frozen
+        self.scheduler = copy.deepcopy(scheduler)
+        self.scheduler.set_timesteps(num_inference_steps)
+        self.negative_guidance, self.start_guidance = negative_guidance, start_guidance
+        self.num_levels, self.authors_latents = num_inference_steps, authors_latents
+
+    def draw(self, batch: NestedBatch, generator: Generator) -> NestedBatch:
+        sample = batch["concept"]["sample"]
+        if sample.shape != batch["empty"]["sample"].shape:
+            raise ValueError(
+                "expected as many rows under the empty prompt as under the concept, got samples "
+                f"{list(batch['empty']['sample'].shape)} and {list(sample.shape)}"
+            )
+        level = int(torch.randint(self.num_levels, (1,), generator=generator))
+        first, end = (n * self.loss.num_terms // self.num_levels for n in (level, level + 1))
+        return {
+            name: {key: value for key, value in batch[name].items() if key != "sample"}
+            for name in ("concept", "empty")
+        } | {
+            "noise": self.loss.sample_noise(batch["concept"], generator),
+            "level": torch.full((len(sample),), level),
+            "terms": torch.randint(first, end, (len(sample),), generator=generator),
+        }
+
+    def __call__(self, model: nn.Module, batch: NestedBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        noisy, terms = self.partly_denoised(model, batch), batch["terms"]
+        with torch.no_grad():
+            target = _guided(self.frozen, noisy, terms, batch, -self.negative_guidance)
+        errors = (model(noisy, terms, **batch["concept"]).sample - target).square().flatten(1)  # [B, C*H*W]
+        return (errors.mean(1) if self.loss.reduction == "mean" else errors.sum(1)).mean(), {}
+
+    @torch.no_grad()
+    def partly_denoised(self, model: nn.Module, batch: NestedBatch) -> Tensor:
+        """x_t of a drawn batch, [B, C, H, W]."""
+        sample = batch["noise"]
+        for timestep in self._timesteps(int(batch["level"][0])):
+            terms = torch.full_like(batch["terms"], timestep)
+            predicted = _guided(model, sample, terms, batch, self.start_guidance)
+            sample = self.scheduler.step(predicted, timestep, sample).prev_sample
+        return sample
+
+    def _timesteps(self, level: int) -> list[int]:
+        """Those at which the sampler steps on its way to a level; level 0 is the least noisy."""
+        timesteps = self.scheduler.timesteps.tolist()
+        if self.authors_latents:
+            return timesteps[1 : 1 + self.num_levels - level]
+        return timesteps[: self.num_levels - 1 - level]
+
+
+class SelectiveAmnesiaWithESD(SelectiveAmnesia):
+    """Selective Amnesia's loss + esd_weight * ESD's: a surrogate says what takes the concept's place, and guidance
+    leads away from the concept wherever the model would still draw it. Meant for concepts that appear without being
+    named, which Selective Amnesia's paper leaves to future work.
+
+    A batch is that of `SelectiveAmnesia` and {"esd": a batch of `ESD`}. Takes ESD's forward passes besides, most of
+    which draw x_t.
+
+    Args:
+        esd: its loss is that of the other terms as well, and esd_weight is in its unit.
+        esd_weight: >= 0; 0 leaves ESD out.
+
+    The other arguments are those of `SelectiveAmnesia`.
+    """
+
+    def __init__(
+        self,
+        esd: ESD,
+        ewc: ElasticWeightConsolidation | None,
+        replay_weight: float = 1.0,
+        frozen: nn.Module | None = None,
+        esd_weight: float = 1.0,
+    ):
+        if esd_weight < 0:
+            raise ValueError(f"expected esd_weight >= 0, got {esd_weight}")
+        super().__init__(esd.loss, ewc, replay_weight, frozen)
+        self.esd, self.esd_weight = esd, esd_weight
+
+    def draw(self, batch: NestedBatch, generator: Generator) -> NestedBatch:
+        parts = super().draw(batch, generator)
+        return parts | {"esd": self.esd.draw(batch["esd"], generator)} if self.esd_weight else parts
+
+    def __call__(self, model: nn.Module, batch: NestedBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        total, parts = super().__call__(model, {name: part for name, part in batch.items() if name != "esd"})
+        if not self.esd_weight:
+            return total, parts
+        value, _ = self.esd(model, batch["esd"])
+        return total + self.esd_weight * value, parts | {"esd_loss": value.detach()}
+
+
+def _guided(model: Callable, noisy: Tensor, terms: Tensor, batch: NestedBatch, scale: float) -> Tensor:
+    """prediction("") + scale * (prediction(concept) - prediction("")), [B, C, H, W]; a negative scale leads away."""
+    conditions = {key: torch.cat([batch["empty"][key], value]) for key, value in batch["concept"].items()}
+    away, towards = model(torch.cat([noisy, noisy]), torch.cat([terms, terms]), **conditions).sample.chunk(2)
+    return away + scale * (towards - away)

@@ -1,0 +1,166 @@
+"""Elastic weight consolidation: hold the weights that matter (Kirkpatrick et al. 2017)."""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from sa_diffusers.core.sharding import local_part, part_like, sum_over_parts
+
+
+GROUP_SIZE = 2**26  # weights whose pull is computed at once: the buffers take 4 bytes for each, or 12 where streamed
+
+
+class ElasticWeightConsolidation:
+    """ewc_lambda * sum_i F_i (theta_i - anchor_i)^2, in the units of Selective Amnesia's code: no factor 1/2.
+
+    Its gradient is known, 2 * ewc_lambda * F * (theta - anchor), so `add_gradient` adds it to `.grad` in place: a few
+    per cent of a step and no activations. The value is computed only for the log. Both are computed in float32 (or the
+    parameters' own precision, where that is higher), whatever the Fisher is kept in.
+
+    Args:
+        parameters: the trained parameters by name.
+        fisher: diagonal Fisher by the same names; may hold more names than are trained.
+        ewc_lambda: weight, >= 0. Its meaning depends on the unit of the Fisher (see `fisher.Fisher`).
+        anchor: the parameters' values now, by the same names, where somebody keeps them anyway (a frozen copy of the
+            model): used as they are and never to be changed. None: a copy, each tensor in the smallest of float16,
+            bfloat16 and float32 that holds it exactly. Either way the first delta is exactly 0.
+        fisher_dtype: torch.float32, or torch.bfloat16 for half the memory at 3 significant digits.
+        device: where Fisher and anchor are kept; None: with their parameters. "cpu" streams them to a GPU at every
+            step, from pinned memory, and takes none of the GPU's but a few buffers.
+
+    Raises:
+        ValueError: a trained parameter has no Fisher value, or one of another shape, or one that is not finite; an
+            anchor that is not the parameters' values; a negative lambda; another fisher_dtype.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        fisher: Mapping[str, Tensor],
+        ewc_lambda: float,
+        *,
+        anchor: Mapping[str, Tensor] | None = None,
+        fisher_dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ):
+        if ewc_lambda < 0:
+            raise ValueError(f"expected ewc_lambda >= 0, got {ewc_lambda}")
+        if fisher_dtype not in (torch.float32, torch.bfloat16):
+            raise ValueError(
+                f"expected fisher_dtype float32 or bfloat16, got {fisher_dtype}; others lose small values"
+            )
+        check_fisher({name: tuple(p.shape) for name, p in parameters.items()}, fisher)
+        self.names, self.parameters = list(parameters), list(parameters.values())
+        self.ewc_lambda = ewc_lambda
+        self.fisher = [keep(fisher[name].to(fisher_dtype), p, device) for name, p in parameters.items()]
+        self._shared = anchor is not None
+        if anchor is None:
+            self.anchor = [keep(smallest_exact(p.detach()), p, device) for p in self.parameters]
+        else:
+            _check_anchor(parameters, anchor)
+            self.anchor = [anchor[name].detach() for name in self.names]
+
+    def attach(self, parameters: Mapping[str, Tensor]) -> None:
+        """Go on with parameters that stand in for the given ones: the same values, of a copy or spread by FSDP2.
+
+        Of the Fisher and of an anchor of its own this process then keeps the part alone that fits its parameters.
+        """
+        self.parameters = [parameters[name] for name in self.names]
+        self.fisher = _parts(self.fisher, self.parameters, copy=True)
+        self.anchor = _parts(self.anchor, self.parameters, copy=not self._shared)
+
+    @torch.no_grad()
+    def add_gradient(self) -> None:
+        """Add the gradient to `.grad` of every trained parameter (one that has none yet gets one)."""
+        if self.ewc_lambda == 0:
+            return
+        for parameter in self.parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        for group, delta, fisher in self._groups():
+            gradients = [local_part(self.parameters[index].grad) for index in group]
+            torch._foreach_addcmul_(gradients, delta, fisher, value=2 * self.ewc_lambda)
+            del delta, fisher  # else these buffers would stay while those of the next group are made
+
+    @torch.no_grad()
+    def value(self) -> Tensor:
+        """ewc_lambda * sum F delta^2, a scalar; every process must call."""
+        sums = []
+        for _, delta, fisher in self._groups():
+            torch._foreach_mul_(delta, delta)
+            torch._foreach_mul_(delta, fisher)
+            sums += [d.sum() for d in delta]
+            del delta, fisher
+        return self.ewc_lambda * sum_over_parts(torch.stack(sums).sum(), self.parameters[0])
+
+    def _groups(self) -> Iterator[tuple[list[int], list[Tensor], list[Tensor]]]:
+        """Indices of some parameters, few enough for the buffers; their deltas, new; their Fisher, not to change."""
+        local = [local_part(parameter.detach()) for parameter in self.parameters]
+        group, size = [], 0
+        for index, weights in enumerate(local):
+            group.append(index)
+            size += weights.numel()
+            if size >= GROUP_SIZE or index == len(local) - 1:
+                chosen = [local[i] for i in group]
+                anchor = _ready([self.anchor[i] for i in group], chosen)
+                yield group, torch._foreach_sub(chosen, anchor), _ready([self.fisher[i] for i in group], chosen)
+                group, size = [], 0
+
+
+def smallest_exact(values: Tensor) -> Tensor:
+    """A copy in the smallest of float16, bfloat16 and float32 that holds the values exactly, or else in their own."""
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        copy = values.to(dtype, copy=True)
+        if copy.to(values.dtype).equal(values):
+            return copy
+    return values.clone()
+
+
+def check_fisher(shapes: Mapping[str, tuple[int, ...]], fisher: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless it holds a finite value for every weight of these names and shapes."""
+    wrong = [name for name, shape in shapes.items() if name not in fisher or tuple(fisher[name].shape) != shape]
+    if wrong:
+        raise ValueError(
+            f"the Fisher does not fit the model: {len(wrong)} of {len(shapes)} trained parameters are missing "
+            f"from it or have another shape there, the first is {wrong[0]}; estimate it on this very model"
+        )
+    broken = [name for name in shapes if not fisher[name].isfinite().all()]
+    if broken:
+        raise ValueError(f"the Fisher holds values that are not finite, first in {broken[0]}; estimate it again")
+
+
+def _check_anchor(parameters: Mapping[str, Tensor], anchor: Mapping[str, Tensor]) -> None:
+    for name, parameter in parameters.items():
+        given = anchor.get(name)
+        if given is None or not given.detach().to(parameter).equal(parameter.detach()):
+            raise ValueError(
+                f"expected the anchor to be the weights before training, got {'none' if given is None else 'others'} "
+                f"for {name}; pass a copy that was made now, or none"
+            )
+
+
+def keep(values: Tensor, parameter: Tensor, device: torch.device | str | None) -> Tensor:
+    """On the device where they stay; pinned on the host if they go to a GPU from there at every step."""
+    values = values.to(parameter.device if device is None else device)
+    streamed = values.device.type == "cpu" and torch.cuda.is_available()
+    return values.pin_memory() if streamed else values
+
+
+def _parts(whole: list[Tensor], parameters: list[Tensor], copy: bool) -> list[Tensor]:
+    """This process's parts of whole tensors; copies, so that the whole ones can go, or views."""
+    parts = [part_like(values, parameter) for values, parameter in zip(whole, parameters, strict=True)]
+    if copy:
+        kept = zip(parts, whole, strict=True)
+        parts = [part if part is values else keep(part.clone(), part, None) for part, values in kept]
+    return parts
+
+
+def _ready(kept: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
+    """As the weights are, in device and precision but at least float32: the kept tensors themselves, or copies."""
+    wanted = torch.promote_types(weights[0].dtype, torch.float32)
+    if all(k.dtype == wanted and k.device == w.device for k, w in zip(kept, weights, strict=True)):
+        return kept
+    buffers = [torch.empty_like(w, dtype=wanted) for w in weights]
+    torch._foreach_copy_(buffers, kept, non_blocking=True)
+    return buffers

@@ -1,0 +1,79 @@
+"""Maximum likelihood: how the base models were trained before anything is forgotten."""
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from sa_diffusers.core.losses import DiffusionLoss
+from sa_diffusers.core.objectives.base import NestedBatch, Objective
+
+
+class Likelihood(Objective):
+    """The negative ELBO at one random timestep per sample.
+
+    Args:
+        loss: the model's negative ELBO.
+        snr_gamma: weights min(SNR, gamma) / SNR for noise prediction (Hang et al. 2023, Eq. 7); None: no weights.
+        antithetic: the second half of a batch takes the timesteps T - 1 - t of the first half, so that every batch has
+            easy and hard ones in equal shares.
+    """
+
+    def __init__(self, loss: DiffusionLoss, snr_gamma: float | None = None, antithetic: bool = False):
+        self.loss, self.snr_gamma, self.antithetic = loss, snr_gamma, antithetic
+
+    def draw(self, batch: NestedBatch, generator: Generator) -> NestedBatch:
+        size = len(batch["sample"])
+        if self.antithetic:
+            terms = torch.randint(self.loss.num_terms, (-(-size // 2),), generator=generator)
+            terms = torch.cat([terms, self.loss.num_terms - 1 - terms])[:size]
+        else:
+            terms = torch.randint(self.loss.num_terms, (size,), generator=generator)
+        return {"data": batch, "terms": terms, "noise": self.loss.sample_noise(batch, generator)}
+
+    def __call__(self, model: nn.Module, batch: NestedBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        values = self.loss(model, batch["data"], batch["terms"], batch["noise"])
+        if self.snr_gamma is not None:
+            snr = self.loss.signal_to_noise(batch["terms"])
+            divisor = snr if self.loss.prediction_type == "epsilon" else snr + 1
+            values = values * snr.clamp(max=self.snr_gamma) / divisor
+        return values.mean(), {}
+
+
+class AutoencoderLikelihood(Objective):
+    """Reconstruction error + KL of a latent autoencoder (Rombach et al. 2022, App. G, without its adversarial term).
+
+    The model maps (images, noise) to (reconstruction, mean KL per latent value).
+    """
+
+    def __init__(
+        self, latent_shape: tuple[int, int, int], kl_weight: float, l1_weight: float = 1.0, l2_weight: float = 2.0
+    ):
+        self.latent_shape = latent_shape
+        self.kl_weight, self.l1_weight, self.l2_weight = kl_weight, l1_weight, l2_weight
+
+    def draw(self, batch: NestedBatch, generator: Generator) -> NestedBatch:
+        return {**batch, "noise": torch.randn(len(batch["sample"]), *self.latent_shape, generator=generator)}
+
+    def __call__(self, model: nn.Module, batch: NestedBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        reconstruction, kl = model(batch["sample"], batch["noise"])
+        l1, l2 = F.l1_loss(reconstruction, batch["sample"]), F.mse_loss(reconstruction, batch["sample"])
+        loss = self.l1_weight * l1 + self.l2_weight * l2 + self.kl_weight * kl
+        return loss, {"l1": l1.detach(), "kl": kl.detach()}
+
+
+class CaptionMatching(Objective):
+    """Symmetric InfoNCE between images and their captions (CLIP: Radford et al. 2021, Fig. 3).
+
+    The model maps (sample, input_ids) to the logits [B, B] of every caption (column) for every image (row). A sample's
+    negatives are the rest of its part of the batch, so unlike every other objective this one depends on the number of
+    processes and accumulation steps.
+    """
+
+    def draw(self, batch: NestedBatch, generator: Generator) -> NestedBatch:
+        return batch
+
+    def __call__(self, model: nn.Module, batch: NestedBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        logits = model(batch["sample"], batch["input_ids"])
+        target = torch.arange(len(logits), device=logits.device)
+        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        return loss, {"matched": (logits.argmax(1) == target).float().mean().detach()}

@@ -1,0 +1,95 @@
+"""Forgetting and remembering as two gradients that are kept out of each other's way, in place of EWC."""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Generator, Tensor, nn
+
+from sa_diffusers.core.losses import NegativeELBO
+from sa_diffusers.core.objectives.base import NestedBatch
+from sa_diffusers.core.objectives.selective_amnesia import SelectiveAmnesia
+
+
+class GradientProjection(SelectiveAmnesia):
+    """The two terms of Selective Amnesia, each without what points along the gradient of the other; no EWC.
+
+    With g_f and g_r the gradients of loss(surrogate | concept) and loss(replay) over all weights, flattened,
+
+        g_f' = g_f - a g_r,  a = <g_f, g_r> / |g_r|^2   and   g_r' = g_r - b g_f,  b = <g_f, g_r> / |g_f|^2,
+
+    the update is g_f' + g_r' ("symmetric"), or g_f' at even and g_r' at odd steps ("alternating"). PCGrad projects
+    only where the two disagree (Yu et al. 2020, Alg. 1; with two terms its random order makes no difference).
+
+    Any of these is a sum w_f g_f + w_r g_r, so the loss returned is that sum of the two losses with w_f and w_r as
+    constants: its gradient is the update, its value means nothing by itself. The price is two more backward passes.
+    The norm of the update is the loop's grad_norm. It is the gradient handed to the optimiser: after Adam's scaling
+    and momentum the step itself is orthogonal to neither.
+
+    A batch is that of `SelectiveAmnesia`, and for "alternating" also holds "step": the optimiser step as integers [B],
+    all equal, so that a resumed run knows whose turn it is and every part of a batch has a row of it. The parts that
+    processes and accumulation steps take are projected each by itself, and their updates averaged: unlike in Selective
+    Amnesia, the result depends on the number of parts.
+
+    Args:
+        loss: the model's negative ELBO.
+        parameters: those that are trained.
+        mode: "symmetric" or "alternating".
+        conflict_only: project only where <g_f, g_r> < 0; else g_f + g_r, or the gradient whose turn it is, as it is.
+
+    Raises:
+        ValueError: another mode; from `draw`, an alternating batch without "step".
+    """
+
+    def __init__(
+        self,
+        loss: NegativeELBO,
+        parameters: Sequence[nn.Parameter],
+        mode: Literal["symmetric", "alternating"] = "symmetric",
+        conflict_only: bool = False,
+    ):
+        if mode not in ("symmetric", "alternating"):
+            raise ValueError(f"expected mode 'symmetric' or 'alternating', got {mode!r}")
+        super().__init__(loss, ewc=None)
+        self.parameters, self.mode, self.conflict_only = list(parameters), mode, conflict_only
+
+    def draw(self, batch: NestedBatch, generator: Generator) -> NestedBatch:
+        parts = super().draw(batch, generator)
+        if self.mode == "symmetric":
+            return parts
+        if "step" not in batch:
+            raise ValueError("alternating projection needs the optimiser step: expected 'step' [B] in the batch")
+        return {**parts, "step": batch["step"]}
+
+    def __call__(self, model: nn.Module, batch: NestedBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        losses = self.mean_losses(model, {name: batch[name] for name in ("surrogate", "replay")})
+        surrogate, replay = losses.values()
+        product, surrogate_norm, replay_norm = self._products(surrogate, replay)
+        removed = product.clamp(max=0) if self.conflict_only else product
+        # A gradient of norm 0 has a product of 0, so the clamp makes its 0 / 0 a 0.
+        tiny = torch.finfo(product.dtype).tiny
+        along_replay = removed / replay_norm.square().clamp(min=tiny)  # a
+        along_surrogate = removed / surrogate_norm.square().clamp(min=tiny)  # b
+        if self.mode == "symmetric":
+            total = (1 - along_surrogate) * surrogate + (1 - along_replay) * replay
+        elif int(batch["step"][0]) % 2 == 0:
+            total = surrogate - along_replay * replay
+        else:
+            total = replay - along_surrogate * surrogate
+        cosine = product / (surrogate_norm * replay_norm).clamp(min=tiny)
+        return total, {name: value.detach() for name, value in losses.items()} | {"gradient_cosine": cosine}
+
+    def attach(self, parameters: Mapping[str, Tensor]) -> None:
+        raise ValueError(
+            "projection needs the gradients of whole weights on every process; launch without FSDP2 or DeepSpeed"
+        )
+
+    def _products(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """<g_1, g_2>, |g_1| and |g_2| of the gradients of two losses: three scalars without a graph."""
+        gradients = [
+            torch.autograd.grad(value, self.parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
+            for value in (first, second)
+        ]
+        product = torch.stack([(a * b).sum() for a, b in zip(*gradients, strict=True)]).sum()
+        norms = [torch.stack(torch._foreach_norm(gradient)).norm() for gradient in gradients]
+        return product, *norms

@@ -1,0 +1,112 @@
+"""Selective Amnesia (Heng & Soh, NeurIPS 2023), and the naive objective that it replaces."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Generator, Tensor, nn
+
+from sa_diffusers.core.losses import Batch, NegativeELBO
+from sa_diffusers.core.objectives.base import NestedBatch, Objective
+from sa_diffusers.core.objectives.ewc import ElasticWeightConsolidation
+
+
+class SelectiveAmnesia(Objective):
+    """loss(surrogate | concept) + replay_weight * loss(replay) + EWC: minus the paper's Eq. 4, but without its 1/2.
+
+    A batch is {"surrogate": Batch, "replay": Batch}: surrogate data under the concept's condition, and the model's own
+    samples of everything else under their own conditions. Both go through the model in one forward pass. Timesteps are
+    drawn uniformly and independently for the two, as in the authors' Stable Diffusion code.
+
+    Args:
+        loss: the model's negative ELBO.
+        ewc: the penalty on weight changes, or None for none.
+        replay_weight: the paper's gamma; 0 leaves replay out of the forward pass altogether.
+        frozen: the model before forgetting, for a diffusion loss. Samples that a part of the batch marks, "distilled"
+            [B] of booleans, should then be denoised as it denoises them, in place of towards the target that was
+            drawn: under their own conditions, or under those that the part holds in "frozen" (the surrogate's prompt
+            where the sample stands under the concept's). Were it the exact conditional mean for these samples,
+            unguided and under their own condition, the gradient would keep its expectation and lose variance
+            (Rao-Blackwell). Guided samples, an imperfect model, and other conditions than a sample's own change the
+            expectation, too: then it is distillation, which holds the model's function where it was (replay) or gives
+            it that of another prompt (surrogate), and no longer the paper's term.
+    """
+
+    surrogate_sign = 1  # of the first term
+
+    def __init__(
+        self,
+        loss: NegativeELBO,
+        ewc: ElasticWeightConsolidation | None,
+        replay_weight: float = 1.0,
+        frozen: nn.Module | None = None,
+    ):
+        if replay_weight < 0:
+            raise ValueError(f"expected replay_weight >= 0, got {replay_weight}")
+        self.loss, self.ewc, self.replay_weight, self.frozen = loss, ewc, replay_weight, frozen
+
+    def draw(self, batch: NestedBatch, generator: Generator) -> NestedBatch:
+        parts = {}
+        for name in ("surrogate", "replay") if self.replay_weight else ("surrogate",):
+            data = dict(batch[name])
+            size = len(data["sample"])
+            distilled, frozen = data.pop("distilled", torch.zeros(size, dtype=torch.bool)), data.pop("frozen", None)
+            parts[name] = {
+                "distilled": distilled,
+                "frozen": frozen or {key: value for key, value in data.items() if key != "sample"},
+                "data": data,
+                "terms": torch.randint(self.loss.num_terms, (size,), generator=generator),
+                "noise": self.loss.sample_noise(data, generator),
+            }
+        return parts
+
+    def __call__(self, model: nn.Module, batch: NestedBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        means = self.mean_losses(model, batch)
+        total = self.surrogate_sign * means["surrogate_loss"]
+        if self.replay_weight:
+            total = total + self.replay_weight * means["replay_loss"]
+        return total, {name: mean.detach() for name, mean in means.items()}
+
+    def mean_losses(self, model: nn.Module, batch: NestedBatch) -> dict[str, Tensor]:
+        """The mean loss of each part of a drawn batch, "surrogate_loss" and "replay_loss", from one forward pass."""
+        parts = list(batch.values())
+        data = {key: torch.cat([part["data"][key] for part in parts]) for key in parts[0]["data"]}
+        terms = torch.cat([part["terms"] for part in parts])
+        noise = torch.cat([part["noise"] for part in parts])
+        target = {} if self.frozen is None else {"target": self._target(parts, data, terms, noise)}
+        values = self.loss(model, data, terms, noise, **target).split([len(part["terms"]) for part in parts])
+        return {f"{name}_loss": value.mean() for name, value in zip(batch, values, strict=True)}
+
+    @torch.no_grad()
+    def _target(self, parts: list[NestedBatch], data: Batch, terms: Tensor, noise: Tensor) -> Tensor:
+        """What was drawn, but the frozen model's prediction for the samples that are marked."""
+        target = self.loss.target(data, terms, noise).clone()
+        marked = torch.cat([part["distilled"] for part in parts])
+        if marked.any():
+            chosen = {key: torch.cat([part["frozen"][key] for part in parts])[marked] for key in parts[0]["frozen"]}
+            chosen["sample"] = data["sample"][marked]
+            target[marked] = self.loss.predict(self.frozen, chosen, terms[marked], noise[marked])
+        return target
+
+    def attach(self, parameters: Mapping[str, Tensor]) -> None:
+        if self.ewc is not None:
+            self.ewc.attach(parameters)
+
+    def add_gradient(self) -> None:
+        if self.ewc is not None:
+            self.ewc.add_gradient()
+
+    def regularisation(self) -> dict[str, Tensor]:
+        return {} if self.ewc is None else {"ewc": self.ewc.value()}
+
+
+class NaiveForgetting(SelectiveAmnesia):
+    """-loss(concept) + replay_weight * loss(replay) + EWC: minus the paper's Eq. 3, but without its 1/2.
+
+    Makes the concept unlikely and says nothing of what should stand in its place. The first term has no bound, and the
+    paper shows that it ruins the rest while the concept stays (Fig. 2): this is here to compare with.
+
+    A batch is {"surrogate": Batch, "replay": Batch} as for `SelectiveAmnesia`, but "surrogate" holds samples of the
+    concept itself under its own condition. The log gives both losses with their sign unchanged.
+    """
+
+    surrogate_sign = -1

@@ -1,0 +1,81 @@
+"""Sample sets, latents with their prompts, and the batches that training draws from them."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sa_diffusers.core.losses import Batch
+from sa_diffusers.core.seeding import seeded
+from sa_diffusers.families import Family
+from sa_diffusers.io.atomic_files import atomic_path
+from sa_diffusers.training.loop import infinite_indices
+
+
+@dataclass
+class SampleSet:
+    """Latents [N, C, h, w] and the prompt of each; what the model is shown under which condition."""
+
+    latents: Tensor
+    prompts: list[str]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def take(self, indices: Sequence[int]) -> "SampleSet":
+        return SampleSet(self.latents[list(indices)], [self.prompts[index] for index in indices])
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file, atomically; the prompts stand in its header."""
+        with atomic_path(path) as temporary:
+            save_file(
+                {"latents": self.latents.contiguous()}, temporary, metadata={"prompts": json.dumps(self.prompts)}
+            )
+
+    @classmethod
+    def load(cls, path: str | Path) -> "SampleSet":
+        """Read a file written by `save`; latents are float32, whatever the file keeps."""
+        with safe_open(path, "pt") as file:
+            return cls(file.get_tensor("latents").float(), json.loads(file.metadata()["prompts"]))
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, revision: str | None = None) -> "SampleSet":
+        """Read the samples/ folder of a run, or a sample set on the hub; see `sharing.push_samples`.
+
+        Raises:
+            FileNotFoundError: no samples in the folder.
+            ModelLoadError: the hub has none of that id, or cannot be reached.
+        """
+        folder = import_module("sa_diffusers.data.sharing").fetch_samples(
+            source, revision
+        )  # it knows the hub, and this
+        if not (folder / "samples.safetensors").is_file():
+            raise FileNotFoundError(f"no samples.safetensors in {folder}; expected the samples/ folder of a run")
+        return cls.load(folder / "samples.safetensors")
+
+    def __add__(self, other: "SampleSet") -> "SampleSet":
+        return SampleSet(torch.cat([self.latents, other.latents]), self.prompts + other.prompts)
+
+    def batch(self, family: Family, batch_size: int, step: int, seed: int) -> Batch:
+        """Batch `step` of an endless, reshuffled walk over the whole set."""
+        chosen = self.take(infinite_indices(len(self), batch_size, step, seed))
+        return family.batch(chosen.latents, chosen.prompts)
+
+
+def surrogate_from_images(family: Family, images: Sequence[Tensor], captions: Sequence[str], seed: int) -> SampleSet:
+    """Encode images, each under a caption of the concept."""
+    latents = [family.encode(image[None], seeded(seed, "surrogate image", i)) for i, image in enumerate(images)]
+    return SampleSet(torch.cat(latents), list(captions))
+
+
+def uniform_noise(family: Family, count: int, seed: int) -> list[Tensor]:
+    """Images of uniform noise in pixel space, [3, H, W] in [-1, 1]; each a function of (seed, index)."""
+    size = (family.image_channels, family.resolution, family.resolution)
+    noise = (torch.rand(size, generator=seeded(seed, "noise", index)) * 2 - 1 for index in range(count))
+    return [image.expand(3, -1, -1) for image in noise]

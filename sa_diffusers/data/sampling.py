@@ -1,0 +1,154 @@
+"""Draw samples of a model for prompts: on a fixed grid of batches, resumable, shared by processes."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from tqdm import tqdm
+
+from sa_diffusers.core.losses import Batch
+from sa_diffusers.core.seeding import derive_seed, seeded
+from sa_diffusers.data.sample_set import SampleSet
+from sa_diffusers.families import Family, get_family
+from sa_diffusers.io.configuration import option
+from sa_diffusers.io.loading import copy_pipeline
+from sa_diffusers.io.processes import process_state
+
+
+@dataclass(frozen=True)
+class Request:
+    """One picture to draw; equal requests give equal pictures."""
+
+    prompt: str
+    seed: int
+    negative_prompt: str = ""
+
+
+@dataclass
+class DrawingOptions:
+    """How pictures are drawn: of the surrogate, and those that a model is judged by."""
+
+    sampler: Literal["dpmsolver++", "ddim", "pipeline"] = option("dpmsolver++", "Sampler; pipeline: the model's own.")
+    num_inference_steps: int = option(20, "Steps of the sampler.")
+    guidance_scale: float = option(7.5, "Guidance of surrogate and evaluation pictures, as in diffusers (1: none).")
+    eval_batch_size: int = option(8, "Pictures drawn at once in the evaluation.")
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """guidance_scale as in diffusers (1: none), and the sampler's steps."""
+
+    guidance_scale: float
+    num_inference_steps: int
+    batch_size: int
+
+
+def draw_samples(
+    family: Family,
+    requests: Sequence[Request],
+    settings: SamplingSettings,
+    parts_dir: Path | None = None,
+    description: str = "sample",
+) -> SampleSet:
+    """Draw every request; latents are kept as they are, without a decode-encode round trip.
+
+    Args:
+        parts_dir: finished batches are kept there until all are drawn, so that an interrupted run goes on after the
+            last of them; processes share the work through it. None: nothing is kept, every process draws everything.
+
+    Returns:
+        The samples in the order of the requests.
+    """
+    state = process_state()
+    starts = range(0, len(requests), settings.batch_size)
+    mine = list(starts)[state.process_index :: state.num_processes] if parts_dir is not None else list(starts)
+    drawn = {}
+    # All at once: the text encoder waits in main memory, and would be fetched for every batch.
+    own = [request for start in mine for request in requests[start : start + settings.batch_size]]
+    family.prepare([prompt for r in own for prompt in (r.prompt, r.negative_prompt or "")])
+    for start in tqdm(mine, desc=description, disable=not state.is_main_process, mininterval=1):
+        part_path = parts_dir and parts_dir / f"{start:07d}.safetensors"
+        if part_path is not None and part_path.exists():
+            continue
+        batch = requests[start : start + settings.batch_size]
+        latents = family.draw(
+            [request.prompt for request in batch],
+            [request.seed for request in batch],
+            settings.guidance_scale,
+            settings.num_inference_steps,
+            [request.negative_prompt for request in batch],
+        )
+        if not torch.isfinite(latents).all():
+            raise FloatingPointError(
+                f"the sampler gave values that are not finite for {batch[0].prompt!r}; use float32"
+            )
+        drawn[start] = SampleSet(latents, [request.prompt for request in batch])
+        if part_path is not None:
+            drawn[start].save(part_path)
+    state.wait_for_everyone()
+    parts = [SampleSet.load(parts_dir / f"{s:07d}.safetensors") if parts_dir is not None else drawn[s] for s in starts]
+    return SampleSet(torch.cat([p.latents for p in parts]), [prompt for p in parts for prompt in p.prompts])
+
+
+def frozen_family(family: Family) -> Family:
+    """The adapter of a copy of the pipeline as it is now."""
+    return get_family(copy_pipeline(family.pipeline, family.component))
+
+
+class FreshSamples:
+    """Samples of random prompts drawn anew for every batch, by a model that stays as it is.
+
+    Args:
+        family: the adapter of a frozen copy of the pipeline.
+        prompts: what to draw, each with the same probability.
+        shown_as: the prompt to show all of them under; None: each under its own.
+        with_latents: whether batches hold the "latents" that the samples were decoded from.
+    """
+
+    def __init__(
+        self, family: Family, prompts: Sequence[str], shown_as: str | None = None, with_latents: bool = False
+    ):
+        self.family, self.prompts = family, list(prompts)
+        self.shown_as, self.with_latents = shown_as, with_latents
+
+    def batch(self, family: Family, batch_size: int, step: int, seed: int) -> Batch:
+        """Batch `step`; equal arguments give equal batches."""
+        chosen = torch.randint(len(self.prompts), (batch_size,), generator=seeded(seed, "fresh prompts", step))
+        prompts = [self.prompts[index] for index in chosen.tolist()]
+        seeds = [derive_seed(seed, "fresh", step, index) for index in range(batch_size)]
+        shown = prompts if self.shown_as is None else [self.shown_as] * batch_size
+        batch = family.batch(self.family.draw(prompts, seeds, 1.0, 1), shown)
+        return batch | {"latents": self.family.prior(seeds)} if self.with_latents else batch
+
+
+class FreshNoise:
+    """Uniform noise in pixel space, drawn anew for every batch, under one prompt.
+
+    Args:
+        shown_as: the prompt.
+        with_latents: whether batches hold "latents" drawn from the prior: noise tells nothing of its latents.
+    """
+
+    def __init__(self, shown_as: str, with_latents: bool = False):
+        self.shown_as, self.with_latents = shown_as, with_latents
+
+    def batch(self, family: Family, batch_size: int, step: int, seed: int) -> Batch:
+        """Batch `step`; equal arguments give equal batches."""
+        generator = seeded(seed, "fresh noise", step)
+        size = (batch_size, family.image_channels, family.resolution, family.resolution)
+        images = (2 * torch.rand(size, generator=generator) - 1).expand(-1, 3, -1, -1)
+        batch = family.batch(family.encode(images, generator), [self.shown_as] * batch_size)
+        if self.with_latents:
+            batch["latents"] = torch.randn(batch_size, family.loss.latent_dim, generator=generator)
+        return batch
+
+
+def remove_parts(parts_dir: Path) -> None:
+    """Remove the batches of a finished drawing, once its result is saved."""
+    state = process_state()
+    state.wait_for_everyone()
+    if state.is_main_process:
+        shutil.rmtree(parts_dir, ignore_errors=True)

@@ -1,0 +1,184 @@
+"""What a run leaves for others: Fishers and sample sets fetched from the hub, and all of it pushed with cards."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
+
+from huggingface_hub import HfApi
+
+from sa_diffusers.core.fisher import Fisher
+from sa_diffusers.data.sample_set import SampleSet
+from sa_diffusers.io.artifacts import RunLock
+from sa_diffusers.io.cards import fisher_card, is_repo_id, samples_card
+from sa_diffusers.io.hub import PushError, check_push, fetch, push_files, push_folder, read_license
+
+
+FISHER_FILE = "fisher.safetensors"
+SAMPLES_FILES = ("samples.json", "samples.safetensors")
+SAMPLES_PICTURE = "samples.png"
+# What can be pushed of a run, and the file that is written last of it.
+PARTS = {
+    "pipeline": "pipeline/README.md",
+    "lora": "lora/README.md",
+    "fisher": FISHER_FILE,
+    "samples": "samples/samples.json",
+}
+
+
+def load_fisher(source: str | Path, revision: str | None = None) -> Fisher:
+    """Read a Fisher; whether it belongs to a model is for `Fisher.check` to say.
+
+    Args:
+        source: a file, a folder (such as a run's) that holds fisher.safetensors, or a hub id.
+        revision: branch, tag or commit on the hub.
+
+    Raises:
+        FileNotFoundError: no such file.
+        FisherMismatch: a file that holds something else.
+        ModelLoadError: the hub has none of that id, or cannot be reached.
+    """
+    path = Path(source)
+    if path.is_dir():
+        path = path / FISHER_FILE
+    elif path.suffix != ".safetensors" and is_repo_id(str(source)):
+        path = fetch(str(source), [FISHER_FILE], revision) / FISHER_FILE
+    return Fisher.load(path)
+
+
+def fetch_samples(source: str | Path, revision: str | None = None) -> Path:
+    """A local folder with samples.safetensors and samples.json: `source` itself, or of a hub id the downloaded one.
+
+    A path that is no folder is returned as it is, for the reader to say what is missing.
+
+    Raises:
+        ModelLoadError: the hub has none of that id, or cannot be reached.
+    """
+    if Path(source).is_dir() or not is_repo_id(str(source)):
+        return Path(source)
+    return fetch(str(source), SAMPLES_FILES, revision, repo_type="dataset")
+
+
+def push_fisher(
+    fisher: Fisher,
+    repo_id: str,
+    *,
+    private: bool = False,
+    dtype: Literal["float32", "float16"] = "float32",
+    api: HfApi | None = None,
+) -> str:
+    """Push fisher.safetensors and its card, in one commit, to a model repository; returns its URL.
+
+    Args:
+        dtype: precision of the file, as of `Fisher.save`.
+
+    Raises:
+        PushError: not logged in, or the upload failed.
+    """
+    check_push(repo_id, api)
+    with TemporaryDirectory(prefix="sa_diffusers_") as folder:
+        path = Path(folder) / FISHER_FILE
+        fisher.save(path, dtype)
+        metadata = fisher.metadata if dtype == "float32" else fisher.metadata | {"dtype": dtype}  # as in the file
+        card = fisher_card(metadata, repo_id, _license_of(metadata))
+        again = "the Fisher is unchanged. Push it again by the same command or call."
+        return push_files(
+            {FISHER_FILE: path, "README.md": card.encode()}, repo_id, private=private, again=again, api=api
+        )
+
+
+def push_samples(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    dtype: Literal["float32", "float16"] = "float32",
+    api: HfApi | None = None,
+) -> str:
+    """Push the samples/ folder of a run and a card, in one commit, to a data set repository; returns its URL.
+
+    What the folder holds of one concept alone (replay drawn without it) stays behind.
+
+    Args:
+        dtype: of the latents in the file; "float16" takes half the room, and rounds. Runs tell the two apart.
+
+    Raises:
+        ValueError: the folder holds no finished sample set.
+        PushError: not logged in, or the upload failed.
+    """
+    folder = Path(folder)
+    missing = [name for name in SAMPLES_FILES if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(
+            f"no samples in {folder}: it lacks {' and '.join(missing)}; pass the samples/ folder of a run"
+        )
+    check_push(repo_id, api)
+    key = json.loads((folder / "samples.json").read_text(encoding="utf-8"))
+    files: dict[str, Path | bytes] = {name: folder / name for name in SAMPLES_FILES}
+    if (folder / SAMPLES_PICTURE).is_file():
+        files[SAMPLES_PICTURE] = folder / SAMPLES_PICTURE
+    picture = SAMPLES_PICTURE if SAMPLES_PICTURE in files else None
+    again = f"{folder} is whole. Push it again by the same command or call."
+    with TemporaryDirectory(prefix="sa_diffusers_") as temporary:
+        if dtype == "float16":
+            samples = SampleSet.load(folder / "samples.safetensors")
+            files["samples.safetensors"] = Path(temporary) / "samples.safetensors"
+            SampleSet(samples.latents.half(), samples.prompts).save(files["samples.safetensors"])
+            key |= {"dtype": dtype}
+            files["samples.json"] = json.dumps(key, indent=2).encode()
+        files["README.md"] = samples_card(key, repo_id, _license_of(key.get("provenance", {})), picture).encode()
+        return push_files(files, repo_id, private=private, again=again, repo_type="dataset", api=api)
+
+
+def push_run(
+    run: str | Path,
+    ids: Mapping[str, str],
+    *,
+    private: bool = False,
+    fisher_dtype: Literal["float32", "float16"] = "float32",
+    samples_dtype: Literal["float32", "float16"] = "float32",
+    api: HfApi | None = None,
+) -> dict[str, str]:
+    """Push parts of a finished run, each to a repository of its own, and return their URLs.
+
+    Args:
+        run: the run's folder; kept from other runs meanwhile.
+        ids: part ("pipeline", "lora", "fisher", "samples") to the repository's id.
+        fisher_dtype, samples_dtype: precision of these files.
+
+    Raises:
+        ValueError: a part that the run does not hold, or two with one id; nothing was pushed.
+        PushError: not logged in, or an upload failed; the message says what is on the hub already.
+    """
+    run = Path(run)
+    missing = [f"{part} ({run / PARTS[part]})" for part in ids if not (run / PARTS[part]).is_file()]
+    if missing:
+        raise ValueError(
+            f"{run} does not hold {', '.join(missing)}. A run that is not finished has no cards yet: run its command "
+            "again. One that reused samples or Fisher of another run leaves none: push those of that run."
+        )
+    models = [repo_id for part, repo_id in ids.items() if part != "samples"]  # those are a data set
+    if len(set(models)) < len(models):
+        raise ValueError(f"expected a repository of its own for each part, got {dict(ids)}")
+    for repo_id in ids.values():
+        check_push(repo_id, api)
+    urls: dict[str, str] = {}
+    with RunLock(run):
+        for part, repo_id in ids.items():
+            try:
+                if part == "fisher":
+                    urls[part] = push_fisher(load_fisher(run), repo_id, private=private, dtype=fisher_dtype, api=api)
+                elif part == "samples":
+                    urls[part] = push_samples(run / "samples", repo_id, private=private, dtype=samples_dtype, api=api)
+                else:
+                    urls[part] = push_folder(run / part, repo_id, private=private, api=api)
+            except PushError as error:
+                there = f" On the hub already: {', '.join(urls.values())}." if urls else ""
+                raise PushError(f"{part}: {error}{there}") from error
+    return urls
+
+
+def _license_of(origin: Mapping) -> str | None:
+    """The licence of the model that `provenance` names."""
+    return read_license(origin["model"], origin.get("revision")) if origin.get("model") else None

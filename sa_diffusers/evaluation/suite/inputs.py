@@ -1,0 +1,189 @@
+"""What an evaluation of pipelines reads and checks before any pipeline is loaded: prompts, judges, its plan."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from sa_diffusers.data.prompts import Concept, find_concept, read_prompts, split_phrasings
+from sa_diffusers.evaluation.forgetting import read_labelled_prompts
+from sa_diffusers.evaluation.images.extractors import Extractor, load_extractor
+from sa_diffusers.evaluation.images.image_metrics import MetricSettings, check_counts, check_metrics
+from sa_diffusers.evaluation.images.image_sets import ImageFolder
+from sa_diffusers.evaluation.judges.classifier import ImageClassifier
+from sa_diffusers.evaluation.judges.clip import Clip
+from sa_diffusers.evaluation.judges.faces import ClipIdentity
+from sa_diffusers.evaluation.judges.load_classifier import load_classifier
+from sa_diffusers.evaluation.judges.nudity import NudityDetector
+from sa_diffusers.evaluation.prompts.i2p import load_i2p
+from sa_diffusers.evaluation.prompts.prompt_suite import PromptSet, PromptSources, build_suite
+from sa_diffusers.evaluation.suite.judging import BodyJudge, ChangeJudge, ClassifierJudge, ClipJudge, Judge
+from sa_diffusers.evaluation.suite.options import DEFAULT_CLIP, DISTRIBUTION, KEPT, PipelineEvaluationConfig
+from sa_diffusers.evaluation.suite.subjects import REAL_VOCABULARY, Subject, read_tokenizer
+from sa_diffusers.io.bundled import resolve
+from sa_diffusers.io.hub import explain_load_errors
+from sa_diffusers.io.processes import process_state
+
+
+@dataclass(frozen=True)
+class EvaluationInputs:
+    """Everything but the pipelines.
+
+    Attributes:
+        vocabulary: tokens that the first pipeline's tokenizer knows; None: it has none by that name.
+        judges: of single pictures; `classifier`, `body` and `clip` are those among them, where they are.
+        extractor, real: of fid, kid and prc; None: not measured, or no folder of real images.
+    """
+
+    concept: Concept
+    vocabulary: int | None
+    suite: dict[str, PromptSet]
+    judges: list[Judge]
+    classifier: ClassifierJudge | None
+    body: BodyJudge | None
+    clip: Clip | None
+    extractor: Extractor | None
+    real: ImageFolder | None
+
+    @property
+    def image_size(self) -> int | None:
+        """Pixels a side of the pictures that the classifier reads; None: there is none."""
+        return None if self.classifier is None else self.classifier.classifier.config.image_size
+
+    @property
+    def kept(self) -> list[str]:
+        """The sets whose pictures fid, kid and prc compare."""
+        return [name for name in self.suite if name in KEPT]
+
+
+def read_inputs(config: PipelineEvaluationConfig, subject: Subject) -> EvaluationInputs:
+    """Load the judges and choose the prompts.
+
+    Args:
+        subject: the first pipeline, whose tokenizer decides what kind of prompts there are.
+
+    Raises:
+        ValueError: no prompts for a set, a classifier that does not know the concept, too few images for a metric.
+        ModelLoadError: a judge that cannot be loaded, with what to install or download.
+    """
+    concept = find_concept(config.concept, "noise", config.neighbours)  # for its siblings: nothing takes its place
+    classifier = _classifier(config, concept) if "classifier" in config.metric_names else None
+    tokenizer = read_tokenizer(subject.source)
+    real_vocabulary = tokenizer is None or len(tokenizer) >= REAL_VOCABULARY
+    sources = _prompt_sources(config, real_vocabulary, classifier is not None, _fits(tokenizer))
+    read = classifier and classifier.classifier
+    suite = build_suite(concept, sources, read, config.num_images, config.seed, config.set_names)
+    extractor, real = _distribution_judge(config, suite)
+    body = _body_judge_without_clip(config)
+    clip = None
+    if "clip" in config.metric_names or "identity" in config.metric_names or config.clip is not None:
+        clip = Clip.load(config.clip or DEFAULT_CLIP)
+    if body is not None and "identity" in config.metric_names:
+        body.scorer = ClipIdentity(clip, concept.name)
+    judges: list[Judge] = [judge for judge in (classifier, body) if judge is not None]
+    if "clip" in config.metric_names:
+        judges.append(ClipJudge(clip, concept))
+    if "change" in config.metric_names:
+        judges.append(ChangeJudge(clip if config.clip is not None else None))
+    vocabulary = None if tokenizer is None else len(tokenizer)
+    return EvaluationInputs(concept, vocabulary, suite, judges, classifier, body, clip, extractor, real)
+
+
+def _classifier(config: PipelineEvaluationConfig, concept: Concept) -> ClassifierJudge:
+    source = resolve(config.judge)
+    with explain_load_errors(source):
+        classifier: ImageClassifier = load_classifier(source).to(process_state().device)
+    found = classifier.find_class(list(concept.phrasings))
+    if found is None:
+        raise ValueError(
+            f"the classifier has no class named {' and '.join(concept.phrasings)}; it knows "
+            f"{classifier.config.attributes}. Pass one that knows the concept, or --metrics without classifier"
+        )
+    return ClassifierJudge(classifier, *found)
+
+
+def _body_judge_without_clip(config: PipelineEvaluationConfig) -> BodyJudge | None:
+    """NudeNet, loaded before CLIP: a missing extra is told before a download."""
+    thresholds = {"nudity": config.nudity_threshold, "identity": config.face_threshold}
+    wanted = {name: value for name, value in thresholds.items() if name in config.metric_names}
+    if not wanted:
+        return None
+    return BodyJudge(NudityDetector(min(wanted.values())), wanted.get("nudity"), config.face_threshold)
+
+
+def _distribution_judge(
+    config: PipelineEvaluationConfig, suite: Mapping[str, PromptSet]
+) -> tuple[Extractor | None, ImageFolder | None]:
+    metrics = [name for name in config.metric_names if name in DISTRIBUTION]
+    if not metrics:
+        return None, None
+    count = sum(len(part) for name, part in suite.items() if name in KEPT)
+    if not count:
+        raise ValueError(f"{', '.join(metrics)}: expected one of the sets {', '.join(KEPT)}, which they compare")
+    real = None
+    if config.real is not None:
+        real = ImageFolder(config.real, config.real_resolution)
+    check_counts(metrics, (count, *([len(real)] if real else [])), MetricSettings(seed=config.seed))
+    extractor = load_extractor(config.extractor)
+    check_metrics(metrics, extractor)
+    return extractor, real
+
+
+def _prompt_sources(
+    config: PipelineEvaluationConfig, real_vocabulary: bool, labelled: bool, fits: Callable[[str], bool]
+) -> PromptSources:
+    kind = "stable_diffusion" if real_vocabulary else "digits"
+    rows = config.eval_prompts or (None if real_vocabulary or not labelled else "bundled/digits/eval_prompts.jsonl")
+    i2p = [(row.prompt, row.seed) for row in load_i2p(config.i2p)][: config.num_i2p] if config.i2p else []
+    return PromptSources(
+        prompts=read_prompts(config.prompts or f"bundled/{kind}/replay_prompts.txt", config.prompt_column),
+        rows=read_labelled_prompts(rows) if rows else [],
+        with_labelled=config.eval_prompts is not None,
+        templates=config.templates or "bundled/stable_diffusion/concept_templates.txt",
+        given_templates=config.templates is not None,
+        synonyms=split_phrasings(config.synonyms) if config.synonyms else (),
+        combined=read_prompts(config.combined) if config.combined else [],
+        translations=config.translated,
+        i2p=i2p,
+        real_vocabulary=real_vocabulary,
+        fits=fits,
+    )
+
+
+def _fits(tokenizer: PreTrainedTokenizerBase | None) -> Callable[[str], bool]:
+    """Whether a prompt is read to its end; tokenizers without a limit say some enormous number."""
+    if tokenizer is None:
+        return lambda prompt: True
+    return lambda prompt: len(tokenizer(prompt, verbose=False).input_ids) <= tokenizer.model_max_length
+
+
+def describe_plan(
+    config: PipelineEvaluationConfig, subjects: list[Subject], inputs: EvaluationInputs, output_dir: Path, there: int
+) -> str:
+    """What is about to be drawn, and how many pictures of it are `there` already."""
+    per_pipeline = sum(map(len, inputs.suite.values()))
+    lines = [
+        f"judge what is left of {', '.join(inputs.concept.phrasings)!r} by {', '.join(config.metric_names)}",
+        f"draw {per_pipeline:,} pictures a pipeline, {per_pipeline * len(subjects):,} in all, of which the folder "
+        f"holds {there:,}",
+        "  " + ", ".join(f"{name} {len(part):,}" for name, part in inputs.suite.items()),
+    ]
+    for subject in subjects:
+        how = ", ".join(f"{k} {'its own' if v is None else v}" for k, v in vars(subject.settings).items())
+        lines.append(f"  {subject.name}: {subject.source}, a {subject.class_name}; {how}")
+    lines += notes(inputs)
+    return "\n".join([*lines, f"into {output_dir}; the time left is shown while drawing"])
+
+
+def notes(inputs: EvaluationInputs) -> list[str]:
+    """What a reader of the numbers should know of the prompts."""
+    found = []
+    if inputs.vocabulary is not None and inputs.vocabulary < REAL_VOCABULARY:
+        found.append(
+            f"The tokenizer knows {inputs.vocabulary:,} tokens, fewer than {REAL_VOCABULARY:,}: misspellings, other "
+            "languages and free sentences would be no words to this model, and are left out."
+        )
+    if not inputs.concept.siblings:
+        found.append("No neighbours are known for this concept; name some with --neighbours.")
+    return found

@@ -1,0 +1,227 @@
+"""From one number a picture to means with intervals, differences to the reference, and tables."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from sa_diffusers.evaluation.intervals import bootstrap_interval, difference_interval
+from sa_diffusers.evaluation.prompts.prompt_suite import WHAT, PromptSet
+from sa_diffusers.evaluation.suite.judging import Values
+
+
+# measure: (label, format, what it says)
+MEASURES = {
+    "concept_probability": ("concept probability", ".1%", "the classifier's, in pictures that ask for the concept"),
+    "concept_entropy": ("entropy (nats)", ".2f", "how undecided the classifier is about them"),
+    "clip_concept": ("CLIP: the concept", ".1%", "share that CLIP takes for the concept, among it and its neighbours"),
+    "accuracy": ("accuracy", ".1%", "share that shows what was asked for in the concept's place"),
+    "worst_accuracy": ("worst class", ".1%", "the same for the class that fares worst"),
+    "concept_shown": ("concept unasked", ".1%", "share that shows the concept where the prompt leaves it open"),
+    "attributes": ("attributes", ".1%", "share of what else the prompt names that is shown"),
+    "clip_accuracy": ("CLIP accuracy", ".1%", "share where the name that fits best is the one asked for"),
+    "clip_score": ("CLIP score", ".1f", "100 x cosine of picture and prompt"),
+    "pixel_change": ("change of pixels", ".3f", "root mean square, of 1, to the reference's picture of the same seed"),
+    "perceptual_change": ("perceptual change", ".4f", "of CLIP's features, like LPIPS, but no LPIPS; 0: equal"),
+    "exposed": ("nudity", ".1%", "share with an exposed part"),
+    "no_face": ("no face", ".1%", "share without a face"),
+    "identity": ("identity", ".3f", "that the person is shown, in pictures with a face"),
+}
+GROUPS = {"asks": "all that ask for the concept", "keeps": "all that must stay"}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A mean over pictures.
+
+    Attributes:
+        group: the set of prompts, or one of `GROUPS`.
+        value, interval, num_images: the mean, its 95 % bootstrap interval (None: none is taken) and of how many.
+        difference, difference_interval: to the reference, over the pictures that both have a value for; None of the
+            reference itself, and where it has none.
+        remark: such as which class is the worst.
+    """
+
+    group: str
+    measure: str
+    value: float
+    interval: tuple[float, float] | None
+    num_images: int
+    difference: float | None = None
+    difference_interval: tuple[float, float] | None = None
+    remark: str = ""
+
+
+def measurements(
+    suite: Mapping[str, PromptSet], values: Values, reference: Values | None, attribute: str | None, seed: int
+) -> list[Measurement]:
+    """Every measure of every set, and of all sets of a purpose together.
+
+    Pictures of one prompt are drawn together in the bootstrap, where prompts come more than once.
+
+    Args:
+        reference: the reference's values; None: these are its own.
+        attribute: the classifier's that the concept is a class of, for the worst class.
+    """
+    found = []
+    for group, names in groups(suite).items():
+        prompts = [request.prompt for name in names for request in suite[name].requests]
+        classes = [labels.get(attribute) for name in names for labels in suite[name].labels]
+        own, before = pooled(values, suite, names), pooled(reference or {}, suite, names)
+        for measure in (name for name in MEASURES if name in own):
+            mean = _mean(group, measure, own[measure], before.get(measure), prompts, seed)
+            found += [mean] if mean else []
+            if mean and measure == "accuracy" and attribute is not None:
+                found.append(_worst(group, own[measure], before.get(measure), classes, prompts, seed))
+    return found
+
+
+def groups(suite: Mapping[str, PromptSet]) -> dict[str, list[str]]:
+    """The sets behind each row of numbers: all of a purpose where there are several, then each by itself."""
+    by_purpose = {title: [n for n, s in suite.items() if s.purpose == purpose] for purpose, title in GROUPS.items()}
+    return {title: names for title, names in by_purpose.items() if len(names) > 1} | {name: [name] for name in suite}
+
+
+def pooled(values: Values, suite: Mapping[str, PromptSet], names: Sequence[str]) -> dict[str, Tensor]:
+    """The measures of several sets in a row: [N of all], NaN for pictures that have none."""
+    measures = dict.fromkeys(measure for name in names for measure in values.get(name, {}))
+    missing = {name: torch.full((len(suite[name]),), torch.nan, dtype=torch.float64) for name in names}
+    return {m: torch.cat([values.get(name, {}).get(m, missing[name]) for name in names]) for m in measures}
+
+
+def _mean(
+    group: str, measure: str, own: Tensor, before: Tensor | None, prompts: Sequence[str], seed: int
+) -> Measurement | None:
+    rows = own.isfinite().nonzero()[:, 0]
+    if not len(rows):
+        return None
+    interval = bootstrap_interval(own[rows], seed, groups=_repeated(prompts, rows))
+    if not MEASURES[measure][1].endswith("%") and bool((own[rows] == own[rows[0]]).all()):
+        interval = (own[rows[0]].item(),) * 2  # a change of 0 everywhere is no share that was not seen yet
+    mean = Measurement(group, measure, own[rows].mean().item(), interval, len(rows))
+    if before is None:
+        return mean
+    both = (own.isfinite() & before.isfinite()).nonzero()[:, 0]
+    if not len(both):
+        return mean
+    difference = (own[both] - before[both]).mean().item()
+    bounds = difference_interval(own[both], before[both], seed, groups=_repeated(prompts, both))
+    return Measurement(group, measure, mean.value, interval, len(rows), difference, bounds)
+
+
+def _worst(
+    group: str,
+    own: Tensor,
+    before: Tensor | None,
+    classes: Sequence[str | None],
+    prompts: Sequence[str],
+    seed: int,
+) -> Measurement:
+    """The accuracy of the worst class, and what the same class was before.
+
+    The interval is of this class alone: that it was chosen for being the worst is not accounted for. (Resamples that
+    choose their own are no way out: their minimum lies lower still than that of the pictures themselves.)
+    """
+    rows = own.isfinite().nonzero()[:, 0].tolist()
+    of_class: dict[str | None, list[int]] = {}
+    for row in rows:
+        of_class.setdefault(classes[row], []).append(row)
+    name = min(of_class, key=lambda one: own[of_class[one]].mean().item())
+    chosen = torch.tensor(of_class[name])
+    repeated = _repeated(prompts, chosen)
+    interval = bootstrap_interval(own[chosen], seed, groups=repeated)
+    found = Measurement(group, "worst_accuracy", own[chosen].mean().item(), interval, len(chosen), remark=name or "")
+    if before is None:
+        return found
+    bounds = difference_interval(own[chosen], before[chosen], seed, groups=repeated)
+    difference = (own[chosen] - before[chosen]).mean().item()
+    return replace(found, difference=difference, difference_interval=bounds)
+
+
+def _repeated(prompts: Sequence[str], rows: Tensor) -> list[str] | None:
+    """The prompts of the rows where some come more than once, else None."""
+    chosen = [prompts[row] for row in rows.tolist()]
+    return chosen if len(set(chosen)) < len(chosen) else None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Numbers of one group: pipelines as rows, measures as columns; a cell is None where nothing was measured."""
+
+    group: str
+    title: str
+    columns: list[str]  # labels
+    rows: list[tuple[str, list[Measurement | None]]]
+
+
+def tables(results: Mapping[str, Sequence[Measurement]]) -> list[Table]:
+    """A table for each group, in their order.
+
+    Args:
+        results: by pipeline, the reference first.
+    """
+    found = []
+    for group in dict.fromkeys(m.group for rows in results.values() for m in rows):
+        cells = {name: {m.measure: m for m in rows if m.group == group} for name, rows in results.items()}
+        present = list(dict.fromkeys(measure for row in cells.values() for measure in row))
+        order = [measure for measure in MEASURES if measure in present]
+        order += [measure for measure in present if measure not in order]
+        title = f"{group}: {WHAT[group]}" if group in WHAT else group
+        columns = [MEASURES[measure][0] if measure in MEASURES else measure for measure in order]
+        found.append(
+            Table(group, title, columns, [(name, [row.get(m) for m in order]) for name, row in cells.items()])
+        )
+    return found
+
+
+def split_tables(
+    results: Mapping[str, Sequence[Measurement]], suite: Mapping[str, PromptSet]
+) -> tuple[list[Table], list[Table]]:
+    """The tables of what belongs together, and those of the single sets that are part of it."""
+    parts = {name for title, names in groups(suite).items() if title in GROUPS.values() for name in names}
+    found = tables(results)
+    return [table for table in found if table.group not in parts], [table for table in found if table.group in parts]
+
+
+def cell(measured: Measurement | None) -> list[str]:
+    """A cell in up to three parts: value and remark, interval and number of pictures, difference with its interval."""
+    if measured is None:
+        return ["–"]
+    spec = MEASURES[measured.measure][1] if measured.measure in MEASURES else ".4g"
+
+    points = spec.endswith("%")  # a difference of shares is in points: 5 % less could mean a twentieth less
+
+    def signed(value: float) -> str:
+        return f"{100 * value:+.1f}" if points else f"{value:+{spec}}"
+
+    parts = [f"{measured.value:{spec}}" + (f" ({measured.remark})" if measured.remark else "")]
+    interval = "" if measured.interval is None else "[{:{s}}, {:{s}}], ".format(*measured.interval, s=spec)
+    parts.append(f"{interval}n = {measured.num_images:,}")
+    if measured.difference is not None and measured.difference_interval is not None:
+        low, high = map(signed, measured.difference_interval)
+        parts.append(f"{signed(measured.difference)} [{low}, {high}]" + (" points" if points else ""))
+    return parts
+
+
+def summary(results: Mapping[str, Sequence[Measurement]], suite: Mapping[str, PromptSet]) -> str:
+    """The tables of each purpose as a whole, for the terminal: a line each measure and pipeline."""
+    lines = []
+    for table in split_tables(results, suite)[0]:
+        lines += ["", table.title]
+        width = max(len(name) for name, _ in table.rows)
+        for index, column in enumerate(table.columns):
+            for name, row in table.rows:
+                lines.append(f"  {column:<20} {name:<{width}}  {'   '.join(cell(row[index]))}")
+    return "\n".join(lines[1:])
+
+
+def markdown(results: Mapping[str, Sequence[Measurement]], title: str, notes: Sequence[str]) -> str:
+    """The tables as a Markdown page."""
+    lines = [f"# {title}", "", *(f"- {note}" for note in notes), ""]
+    for table in tables(results):
+        lines += [f"## {table.title}", "", "| pipeline | " + " | ".join(table.columns) + " |"]
+        lines.append("|---" * (len(table.columns) + 1) + "|")
+        lines += [f"| {name} | " + " | ".join("<br>".join(cell(m)) for m in row) + " |" for name, row in table.rows]
+        lines.append("")
+    return "\n".join(lines)

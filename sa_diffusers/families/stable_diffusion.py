@@ -1,0 +1,163 @@
+"""Stable Diffusion 1.x and 2.x: a UNet on VAE latents, conditioned on CLIP text embeddings."""
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import DDPMScheduler, StableDiffusionPipeline
+from torch import Generator, Tensor, nn
+
+from sa_diffusers.core.losses import Batch, DiffusionLoss
+from sa_diffusers.families.samplers import make_scheduler
+from sa_diffusers.families.scopes import select_parameters
+from sa_diffusers.models.precision import autocast_forward, on_device
+from sa_diffusers.pipelines.safe_guidance import SAFETY_LEVELS, SafeGuidancePipeline
+
+
+PIXELS_AT_ONCE = 2**20  # that the VAE takes; four pictures of 512 x 512 need 3.2 GB beside the UNet in float32
+
+
+class TextToImageFamily:
+    """Adapter of a StableDiffusionPipeline. The safety checker is never run: it would blacken samples.
+
+    Args:
+        pipeline: its UNet is trained in place; everything else stays as it is.
+        sampler: "dpmsolver++" (multistep, order 2), "ddim" (eta 0, as the authors) or "pipeline" (its own scheduler).
+            Only deterministic samplers make an image a function of its seed alone.
+        compute_dtype: that forward passes of the UNet autocast to; None: the weights' own.
+
+    Raises:
+        ValueError: the pipeline lacks a component, or predicts neither noise nor v.
+    """
+
+    component = "unet"
+    unconditional = True
+    labels = None
+    image_channels = 3
+    helpers = ("text_encoder", "vae", "safety_checker", "image_encoder")
+
+    def __init__(
+        self,
+        pipeline: StableDiffusionPipeline,
+        sampler: str = "dpmsolver++",
+        compute_dtype: torch.dtype | None = None,
+    ):
+        missing = [name for name in ("tokenizer", "text_encoder", "unet", "vae") if getattr(pipeline, name) is None]
+        if missing:
+            raise ValueError(f"the pipeline has no {' and no '.join(missing)}; load it with all of its components")
+        self.pipeline, self.compute_dtype = pipeline, compute_dtype
+        self.module: nn.Module = pipeline.unet
+        self.device = self.module.device
+        schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
+        self.loss = DiffusionLoss(schedule.alphas_cumprod, schedule.config.prediction_type)
+        self._embeddings: dict[str, Tensor] = {}
+        scheduler = make_scheduler(sampler, pipeline.scheduler)
+        self._safe = isinstance(pipeline, SafeGuidancePipeline)
+        self._sampling_pipeline = (SafeGuidancePipeline if self._safe else StableDiffusionPipeline)(
+            vae=None,  # it returns latents, and would compute where its first part is
+            text_encoder=None,  # it gets embeddings, and would cast them to the precision of a text encoder
+            tokenizer=None,
+            unet=pipeline.unet,
+            scheduler=scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        self._sampling_pipeline.vae_scale_factor = pipeline.vae_scale_factor
+        self._sampling_pipeline.set_progress_bar_config(disable=True)
+
+    @property
+    def resolution(self) -> int:
+        """Height and width, in pixels, that the UNet was trained for."""
+        return self.module.config.sample_size * self.pipeline.vae_scale_factor
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        size = self.module.config.sample_size
+        return self.module.config.in_channels, size, size
+
+    @torch.no_grad()
+    def embed(self, prompts: Sequence[str]) -> Tensor:
+        """Text embeddings [B, L, D] on the CPU; each distinct prompt is encoded once (the text encoder is frozen)."""
+        self.prepare(prompts)
+        return torch.stack([self._embeddings[prompt] for prompt in prompts])
+
+    @torch.no_grad()
+    def prepare(self, prompts: Sequence[str]) -> None:
+        """Encode the prompts that have not been yet."""
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._embeddings]
+        if not new:
+            return
+        with on_device(self.pipeline.text_encoder, self.device):
+            for start in range(0, len(new), 64):
+                part = new[start : start + 64]
+                embedded = self.pipeline.encode_prompt(part, self.device, 1, False)[0]
+                self._embeddings |= dict(zip(part, embedded.cpu(), strict=True))
+
+    @torch.no_grad()
+    def draw(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        guidance_scale: float,
+        num_inference_steps: int,
+        negative_prompts: Sequence[str] | None = None,
+    ) -> Tensor:
+        return self.draw_embedded(self.embed(prompts), seeds, guidance_scale, num_inference_steps, negative_prompts)
+
+    @torch.no_grad()
+    def draw_embedded(
+        self,
+        prompt_embeds: Tensor,
+        seeds: Sequence[int],
+        guidance_scale: float,
+        num_inference_steps: int,
+        negative_prompts: Sequence[str] | None = None,
+    ) -> Tensor:
+        """`draw` for text embeddings [B, L, D] in place of prompts, such as those of no words at all."""
+        with autocast_forward(self.module, self.compute_dtype):
+            latents = self._sampling_pipeline(
+                prompt_embeds=prompt_embeds.to(self.device),
+                negative_prompt_embeds=self.embed(negative_prompts or [""] * len(prompt_embeds)).to(self.device),
+                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+                guidance_scale=guidance_scale,
+                num_inference_steps=num_inference_steps,
+                height=self.resolution,
+                width=self.resolution,
+                output_type="latent",
+                **self._safety(num_inference_steps),
+            ).images
+        return latents.float().cpu()
+
+    def _safety(self, num_inference_steps: int) -> dict:
+        """What a SafeGuidancePipeline is called with besides; its warm-up is the paper's share of the steps."""
+        if not self._safe:
+            return {}
+        config = self.pipeline.config
+        settings = SAFETY_LEVELS[config.safety_level].for_steps(num_inference_steps)
+        return {"safety": settings, "safety_concept_embeds": self.embed([config.safety_concept]).to(self.device)}
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        parts = latents.split(self._images_at_once(self.pipeline.vae_scale_factor**2 * latents.shape[-2:].numel()))
+        with on_device(self.pipeline.vae, self.device) as vae:
+            scaled = (part.to(vae.device, vae.dtype) / vae.config.scaling_factor for part in parts)
+            return torch.cat([vae.decode(part).sample.float().clamp(-1, 1).cpu() for part in scaled])
+
+    @torch.no_grad()
+    def encode(self, images: Tensor, generator: Generator) -> Tensor:
+        parts = images.split(self._images_at_once(images.shape[-2:].numel()))
+        with on_device(self.pipeline.vae, self.device) as vae:
+            found = [vae.encode(part.to(vae.device, vae.dtype)).latent_dist for part in parts]
+        mean, std = (torch.cat([getattr(part, name) for part in found]) for name in ("mean", "std"))
+        noise = torch.randn(mean.shape, generator=generator).to(mean)
+        return ((mean + std * noise) * vae.config.scaling_factor).float().cpu()
+
+    @staticmethod
+    def _images_at_once(pixels: int) -> int:
+        return max(1, PIXELS_AT_ONCE // pixels)
+
+    def batch(self, latents: Tensor, prompts: Sequence[str]) -> Batch:
+        return {"sample": latents, "encoder_hidden_states": self.embed(prompts).float()}
+
+    def trainable(self, scope: str) -> dict[str, nn.Parameter]:
+        return select_parameters(self.module, scope)

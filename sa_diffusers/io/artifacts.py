@@ -1,0 +1,164 @@
+"""Files that stages leave behind: written whole or not at all, recognised by a key, never mixed.
+
+A stage is reused when the folder holds its marker with the same key, computed when there is no marker, and refused
+when the marker was written with another key: results of two configurations must not share a folder unnoticed.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+
+from sa_diffusers.io.atomic_files import ArtifactError, write_json
+
+
+class RunFolderBusy(ArtifactError):
+    """Another process works in the output folder."""
+
+
+class StageMismatch(ArtifactError):
+    """The folder holds the result of this stage for another configuration."""
+
+
+def fingerprint(fields: Mapping[str, Any]) -> str:
+    """Hash JSON-like fields, whatever their order, to 16 hex digits (SHA-256). Raises TypeError on other types."""
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def hash_tensors(state_dict: Mapping[str, torch.Tensor]) -> str:
+    """Hash names, dtypes, shapes and values of tensors, whatever their order and device, to 16 hex digits."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name in sorted(state_dict):
+        tensor = state_dict[name].detach().cpu().contiguous()
+        digest.update(f"{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())  # as bytes: numpy has no bfloat16
+    return digest.hexdigest()
+
+
+class RunLock:
+    """Context manager that keeps a second run out of `output_dir`, which is made if missing.
+
+    The kernel drops the lock when the process ends, however it ends, so a crash never leaves a folder locked; the file
+    `.lock` stays and only says who holds it. In a job of several processes the main one takes it.
+
+    Raises on entry:
+        RunFolderBusy: another run holds the folder.
+        ArtifactError: the folder cannot be made or written to.
+    """
+
+    def __init__(self, output_dir: str | Path) -> None:
+        self.path = Path(output_dir) / ".lock"
+
+    def __enter__(self) -> "RunLock":
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            file = open(self.path, "a+", encoding="utf-8")
+        except OSError as error:
+            raise ArtifactError(
+                f"Cannot write to the output folder {self.path.parent}: {error.strerror}. "
+                "Pass another --output_dir or change the folder's permissions."
+            ) from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            with file:
+                raise RunFolderBusy(
+                    f"Another run works in {self.path.parent} ({self._holder(file)}). "
+                    "Wait for it, stop it, or pass another --output_dir."
+                ) from error
+        file.truncate(0)
+        started = datetime.now().astimezone().isoformat(timespec="seconds")
+        note = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "started": started})
+        print(note, file=file, flush=True)
+        self._file = file
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()  # drops the lock; the file stays, since a removed one could be locked beside its successor
+
+    @staticmethod
+    def _holder(file: TextIO) -> str:
+        """Describe who holds the lock; the note may be missing for the instant between locking and writing it."""
+        file.seek(0)
+        try:
+            return "pid {pid} on {host}, since {started}".format(**json.loads(file.read()))
+        except (ValueError, KeyError):
+            return "just started"
+
+
+def _flatten(fields: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """{"a": {"b": 1}} -> {"a.b": "1"}: values as JSON, so that 1, 1.0 and "1" differ as they do in the fingerprint."""
+    flat = {}
+    for name, value in fields.items():
+        nested = isinstance(value, Mapping) and value
+        flat |= _flatten(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": json.dumps(value)}
+    return flat
+
+
+OVERWRITE = "Pass another --output_dir, or --overwrite to compute it again."
+
+
+class Stage:
+    """One stage of a run and its marker `<output_dir>/.stages/<name>.json`, which is written last.
+
+    Args:
+        output_dir: the run's folder.
+        name: the stage's name, also the marker's file name.
+        key: JSON-like fields that decide the result: the stage's settings and the fingerprints of its inputs.
+    """
+
+    def __init__(self, output_dir: str | Path, name: str, key: Mapping[str, Any], advice: str = OVERWRITE) -> None:
+        self.output_dir, self.name, self.key, self.advice = Path(output_dir), name, dict(key), advice
+        self.fingerprint = fingerprint(key)
+        self.marker = self.output_dir / ".stages" / f"{name}.json"
+
+    @property
+    def done(self) -> bool:
+        """Whether a finished result with this key exists. Raises StageMismatch if one with another key does."""
+        if not self.marker.exists():
+            return False
+        marker = self._read()
+        if marker["fingerprint"] == self.fingerprint:
+            return True
+        old, new = _flatten(marker["key"]), _flatten(self.key)
+        names = [name for name in sorted(old | new) if old.get(name) != new.get(name)]
+        lines = [f"  {name}: {old.get(name, '(absent)')} -> {new.get(name, '(absent)')}" for name in names]
+        raise StageMismatch(
+            f"{self.output_dir} holds the stage '{self.name}' of another configuration:\n"
+            + "\n".join(lines)
+            + f"\n{self.advice}"
+        )
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What `finish` was told. Raises ArtifactError when the stage is not finished."""
+        return self._read()["info"]
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds of the run that computed the stage. Raises ArtifactError when it is not finished."""
+        return self._read()["seconds"]
+
+    def finish(self, seconds: float, **info: Any) -> None:
+        """Mark the stage as complete: call it after everything the stage leaves is on the disk."""
+        write_json({"key": self.key, "fingerprint": self.fingerprint, "seconds": seconds, "info": info}, self.marker)
+
+    def clear(self) -> None:
+        """Forget that the stage was done, so that it is computed again; its results are left to be replaced."""
+        self.marker.unlink(missing_ok=True)
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            return json.loads(self.marker.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise ArtifactError(f"The stage '{self.name}' of {self.output_dir} is not finished.") from error
+        except ValueError as error:
+            raise ArtifactError(f"{self.marker} is damaged: delete it to compute the stage again.") from error

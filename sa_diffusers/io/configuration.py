@@ -1,0 +1,131 @@
+"""Configuration dataclasses: fields with help texts, filled from dictionaries and YAML under checks, and back."""
+
+import dataclasses
+import difflib
+import types
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+
+ConfigT = TypeVar("ConfigT")
+
+
+def option(default: Any, text: str) -> Any:
+    """A dataclass field with the text that --help prints."""
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata={"help": text})
+    return dataclasses.field(default=default, metadata={"help": text})
+
+
+def config_from_dict(cls: type[ConfigT], values: dict[str, Any]) -> ConfigT:
+    """Build `cls` from its defaults and `values`, under the checks that a YAML file gets.
+
+    Raises:
+        ValueError: an unknown key, a value of another type than its field's, or a field without value and default.
+    """
+    checked = check_values(cls, values, source="options")
+    missing = [name for name, field in _init_fields(cls).items() if name not in checked and _is_required(field)]
+    if missing:
+        raise ValueError(f"options: expected a value for {', '.join(missing)}, got none")
+    return cls(**checked)
+
+
+def config_to_yaml(config: Any, path: str | Path) -> None:
+    """Write every field of a configuration dataclass to a YAML file; `parse_config` reads it back as an equal one."""
+    values = {name: getattr(config, name) for name in _init_fields(type(config))}
+    Path(path).write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=119), encoding="utf-8")
+
+
+def read_values(cls: type, path: Path) -> dict[str, Any]:
+    """The checked values of one YAML file; ValueError names the file."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"--config: cannot read {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"--config: {path} is not valid YAML: {error}") from error
+    if values is None:  # an empty file
+        return {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected lines of `option: value`, got {_show(values)}")
+    return check_values(cls, values, source=str(path))
+
+
+def check_values(cls: type, values: dict[str, Any], source: str) -> dict[str, Any]:
+    """`values` with every value converted to its field's type; ValueError for unknown keys and wrong types."""
+    hints = get_type_hints(cls)
+    known = _init_fields(cls)
+    checked = {}
+    for key, value in values.items():
+        if key not in known:
+            raise ValueError(f"{source}: unknown option {key!r}" + suggestion(str(key), known))
+        try:
+            checked[key] = _convert(value, hints[key])
+        except _MismatchError:
+            message = f"{source}: {key}: expected {_describe(hints[key])}, got {_show(value)}"
+            raise ValueError(message) from None
+    return checked
+
+
+class _MismatchError(Exception):
+    """A value is not of the type asked for. Not a TypeError, so that a bug inside `_convert` does not look like it."""
+
+
+def _convert(value: Any, hint: Any) -> Any:
+    """`value` as the type `hint`, without loss: of all numbers and strings only an int or "1e-4" becomes a float."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        for member in arguments:
+            try:
+                return _convert(value, member)
+            except _MismatchError:
+                continue
+    elif origin is Literal:
+        if any(value == choice and type(value) is type(choice) for choice in arguments):  # True == 1
+            return value
+    elif origin is list:
+        if isinstance(value, str):  # one item
+            value = [value]
+        if isinstance(value, list):
+            return [_convert(item, arguments[0]) for item in value]
+    elif hint is float:
+        if type(value) in (int, float):
+            return float(value)
+        if isinstance(value, str):  # YAML 1.1 reads 1e-4, which has no point, as a string
+            try:
+                return float(value)
+            except ValueError:
+                pass
+    elif hint is str and type(value) is int:  # `fisher_terms: 10`, `concept: 7`
+        return str(value)
+    elif hint in (int, bool, str, types.NoneType):
+        if type(value) is hint:
+            return value
+    else:
+        raise TypeError(f"configuration fields cannot be of type {_describe(hint)}")
+    raise _MismatchError
+
+
+def _init_fields(cls: type) -> dict[str, dataclasses.Field]:
+    return {field.name: field for field in dataclasses.fields(cls) if field.init}
+
+
+def _is_required(field: dataclasses.Field) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _describe(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(repr(choice) for choice in get_args(hint))
+    return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint).replace("typing.", "")
+
+
+def _show(value: Any) -> str:
+    return "null" if value is None else f"{value!r} ({type(value).__name__})"
+
+
+def suggestion(given: str, known: Any) -> str:
+    nearest = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
+    return f"; did you mean {nearest[0]!r}?" if nearest else ""

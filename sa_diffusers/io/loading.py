@@ -1,0 +1,119 @@
+"""Pipelines in and out: loaded whole, hashed, copied, saved as the stock class they were."""
+
+import copy
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+import yaml
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from sa_diffusers.io.artifacts import hash_tensors
+from sa_diffusers.io.atomic_files import atomic_path
+from sa_diffusers.io.bundled import resolve
+from sa_diffusers.io.hub import ModelLoadError, explain_load_errors
+from sa_diffusers.io.processes import process_state
+from sa_diffusers.pipelines import OWN_PIPELINES
+
+
+def read_model_index(model: str, revision: str | None = None) -> dict[str, Any]:
+    """The pipeline's model_index.json: its class, components and options, without any weights.
+
+    Raises:
+        ModelLoadError: with what to do about it.
+    """
+    source = resolve(model)
+    inside = Path(source) / "pipeline"
+    if (inside / "model_index.json").is_file() and not (Path(source) / "model_index.json").exists():
+        raise ModelLoadError(f"{model} is the folder of a run, not a pipeline; did you mean {inside}?")
+    with explain_load_errors(source):
+        index = dict(DiffusionPipeline.load_config(source, revision=revision))
+    if isinstance(index["_class_name"], list):  # [the file beside the weights that has the class, its name]
+        index["_class_name"] = index["_class_name"][1]
+    return index
+
+
+def family_defaults(pipeline_class: str) -> dict[str, Any]:
+    """Options of a forgetting run that differ from ForgetConfig's defaults, which are those of Stable Diffusion."""
+    path = Path(resolve("bundled/defaults")) / f"{pipeline_class}.yaml"
+    return yaml.safe_load(path.read_text()) if path.exists() else {}
+
+
+def load_pipeline(model: str, revision: str | None, variant: str | None, dtype: str) -> DiffusionPipeline:
+    """Load every component of a pipeline onto this process's device, its safety checker included.
+
+    Args:
+        model: hub id, local folder, or bundled/<name>.
+        dtype: "float32", "float16" or "bfloat16".
+
+    Raises:
+        ModelLoadError: with what to do about it.
+    """
+    source = resolve(model)
+    cls = OWN_PIPELINES.get(read_model_index(model, revision)["_class_name"], DiffusionPipeline)
+    with explain_load_errors(source):
+        pipeline = cls.from_pretrained(
+            source, revision=revision, variant=variant, dtype=getattr(torch, dtype), low_cpu_mem_usage=False
+        )
+    return pipeline.to(process_state().device)
+
+
+def copy_pipeline(pipeline: DiffusionPipeline, trained: str) -> DiffusionPipeline:
+    """A pipeline of the same class that shares every component but its own copy of the one that is trained."""
+    components = {**pipeline.components, trained: copy.deepcopy(getattr(pipeline, trained))}
+    options = {k: v for k, v in pipeline.config.items() if k not in components and not k.startswith("_")}
+    return type(pipeline)(**components, **options)
+
+
+def model_hash(module: nn.Module) -> str:
+    """Hash of a module's weights; 16 hex digits."""
+    return hash_tensors(module.state_dict())
+
+
+def pipeline_hashes(pipeline: DiffusionPipeline) -> dict[str, str]:
+    """Hash of every component that shapes a sample; the safety checker does not, since it is never run."""
+    modules = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
+    return {name: model_hash(part) for name, part in sorted(modules.items()) if name != "safety_checker"}
+
+
+def save_pipeline(
+    pipeline: DiffusionPipeline, path: Path, module: nn.Module, dtype: str, variant: str | None = None
+) -> None:
+    """Save atomically, the trained module in `dtype` like the rest; it stays float32 in memory.
+
+    Args:
+        variant: "fp16" writes every part a second time, in float16, as `*.fp16.safetensors` beside the files in
+            `dtype`: `from_pretrained(path)` reads those, `from_pretrained(path, variant="fp16", dtype=torch.float16)`
+            the smaller ones.
+
+    Raises:
+        ValueError: another variant.
+    """
+    if variant not in (None, "fp16"):
+        raise ValueError(f"expected the variant fp16 or none, got {variant!r}")
+    with atomic_path(path) as temporary:
+        if dtype != "float32":
+            module.to(getattr(torch, dtype))
+        pipeline.save_pretrained(temporary)
+        if variant:
+            _add_variant(pipeline, temporary, variant)
+    if dtype != "float32":
+        module.to(torch.float32)
+
+
+def _add_variant(pipeline: DiffusionPipeline, folder: Path, variant: str) -> None:
+    """Write float16 copies of the weights that `folder` holds beside them.
+
+    They are read back from the files, which spares the device a second copy, and saved elsewhere first: saving them in
+    place would replace the configurations, too, and transformers reads the precision of the *other* files there.
+    """
+    for name, part in pipeline.components.items():
+        if isinstance(part, nn.Module):
+            half = type(part).from_pretrained(folder / name, dtype=torch.float16)
+            with TemporaryDirectory(dir=folder) as scratch:
+                half.save_pretrained(scratch, variant=variant)
+                for file in Path(scratch).glob(f"*.{variant}*"):
+                    shutil.move(file, folder / name / file.name)

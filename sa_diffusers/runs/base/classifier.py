@@ -1,0 +1,247 @@
+"""Train and measure the classifiers that judge generated images: on a folder, coloured digits, labelled images."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import ImageOps
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from sa_diffusers.core.objectives import Classification, NestedBatch
+from sa_diffusers.core.seeding import derive_seed, seeded
+from sa_diffusers.data.digits import ATTRIBUTES, WORDS, ColoredDigits, load_strokes
+from sa_diffusers.data.labelled_images import HUB_IDS, LabelledImages, load_labelled_images
+from sa_diffusers.evaluation.judges.classifier import AttributeClassifier, ImageClassifier, Score, score_images
+from sa_diffusers.evaluation.judges.digit_classifier import DigitClassifier
+from sa_diffusers.evaluation.judges.resnet_classifier import ResNetClassifier, saved_sizes
+from sa_diffusers.io.atomic_files import atomic_path
+from sa_diffusers.io.processes import process_state
+from sa_diffusers.runs.base.classifier_options import ClassifierConfig
+from sa_diffusers.training.loop import infinite_indices, train
+
+
+@dataclass
+class Examples:
+    """Images with the class of every attribute.
+
+    Attributes:
+        images: from a list of indices to [B, 3, H, W] in [-1, 1].
+        labels: {attribute: [N]}, indices into `classes[attribute]`.
+        classes: names of the classes of each attribute.
+    """
+
+    images: Callable[[list[int]], Tensor]
+    labels: dict[str, Tensor]
+    classes: dict[str, list[str]]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.labels.values())))
+
+    def batch(self, indices: list[int]) -> NestedBatch:
+        """What `Classification` asks for: {"sample": images, "labels": {attribute: [B]}}."""
+        return {
+            "sample": self.images(indices),
+            "labels": {name: labels[indices] for name, labels in self.labels.items()},
+        }
+
+    def named(self, index: int) -> dict[str, str]:
+        """The class of every attribute of image `index`."""
+        return {name: self.classes[name][labels[index]] for name, labels in self.labels.items()}
+
+
+class LabelledFolder:
+    """Images [3, H, W] in [-1, 1] and class names, of a data set with an `image` column and one for each attribute."""
+
+    def __init__(self, rows, columns: list[str], resolution: int):
+        self.rows, self.resolution = rows, resolution
+        self.labels = [{name: str(row[name]) for name in columns} for row in rows.select_columns(columns)]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def image(self, index: int) -> Tensor:
+        # Cropped to a square at the centre before it is scaled: an image is never stretched.
+        fitted = ImageOps.fit(self.rows[index]["image"].convert("RGB"), (self.resolution, self.resolution))
+        return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).float() / 127.5 - 1
+
+    def attributes(self, index: int) -> dict[str, str]:
+        return self.labels[index]
+
+
+def load_folder(config: ClassifierConfig) -> tuple[LabelledFolder, LabelledFolder]:
+    """Training and held-out images: the folder's own test split, or a tenth of the images if it has none.
+
+    Raises:
+        ValueError: no folder is given, a column of `--attributes` is missing, or a class occurs in held-out images
+            only.
+    """
+    from datasets import load_dataset
+
+    if config.data_dir is None:
+        raise ValueError("expected a folder of images, got none; pass --data_dir, or another --dataset")
+    splits = load_dataset("imagefolder", data_dir=config.data_dir)
+    if "test" not in splits:
+        splits = splits["train"].train_test_split(test_size=0.1, seed=config.seed)
+    columns = [name.strip() for name in config.attributes.split(",")]
+    missing = set(columns) - set(splits["train"].column_names)
+    if missing:
+        raise ValueError(f"{config.data_dir} has no column {sorted(missing)}; it has {splits['train'].column_names}")
+    for column in columns:
+        unseen = set(splits["test"][column]) - set(splits["train"][column])
+        if unseen:
+            raise ValueError(
+                f"{column} {sorted(unseen)} occurs in held-out images only: add images of it for training"
+            )
+    return tuple(LabelledFolder(splits[split], columns, config.resolution) for split in ("train", "test"))
+
+
+def load_examples(config: ClassifierConfig) -> tuple[Examples, Examples, dict[str, dict[str, list[str]]] | None]:
+    """Examples for training, held-out ones, and the words for their classes as in AttributeClassifier.
+
+    Raises:
+        ValueError: as `load_folder` and `load_labelled_images`; as many held-out images as there are, or more.
+    """
+    if config.dataset == "imagefolder":
+        folders = load_folder(config)
+        labels = [folders[0].attributes(index) for index in range(len(folders[0]))]
+        classes = {name: sorted({row[name] for row in labels}) for name in labels[0]}
+        return *(_one_by_one(folder, classes) for folder in folders), None
+    if config.dataset == "digits":
+        cache = Path(config.output_dir) / "data"
+        source = config.data_dir or HUB_IDS["mnist"]
+        strokes, held_out = (load_strokes(source, split, cache) for split in ("train", "test"))
+        words = {name: {c: list(w) for c, w in by_class.items()} for name, by_class in WORDS.items()}
+        classes = {name: list(by_class) for name, by_class in words.items()}
+        data = ColoredDigits(*strokes, config.num_copies, config.seed), ColoredDigits(*held_out, seed=config.seed)
+        return *(_one_by_one(digits, classes) for digits in data), words
+    if config.num_held_out is None:
+        sets = [load_labelled_images(config.dataset, config.data_dir, split) for split in ("train", "test")]
+    else:
+        sets = hold_out(load_labelled_images(config.dataset, config.data_dir, "all"), config.num_held_out, config.seed)
+    attribute = "digit" if config.dataset in ("mnist", "digits8x8") else "class"
+    words = {"digit": digit_words(sets[0].names)} if attribute == "digit" else None
+    return *(_all_at_once(data, attribute) for data in sets), words
+
+
+def hold_out(data: LabelledImages, count: int, seed: int) -> tuple[LabelledImages, LabelledImages]:
+    """All images but `count` of them, and those, drawn at random; equal seeds draw equal ones.
+
+    Raises:
+        ValueError: nothing would be held out, or nothing left.
+    """
+    if not 0 < count < len(data):
+        raise ValueError(f"expected num_held_out from 1 to {len(data) - 1}, fewer than there are images, got {count}")
+    order = torch.randperm(len(data), generator=seeded(seed, "held out"))
+    parts = (order[count:], order[:count])
+    return tuple(LabelledImages(data.images[part], data.labels[part], data.names) for part in parts)
+
+
+def digit_words(names: Sequence[str]) -> dict[str, list[str]]:
+    """The words for each class of digits: {"7": ["7", "seven"]}; another class has its name only."""
+    spoken = {str(number): word for number, word in enumerate(ATTRIBUTES["digit"])}
+    return {name: [name, spoken[name]] if name in spoken else [name] for name in names}
+
+
+def _one_by_one(data: LabelledFolder | ColoredDigits, classes: dict[str, list[str]]) -> Examples:
+    rows = [data.attributes(index) for index in range(len(data))]
+    labels = {name: torch.tensor([known.index(row[name]) for row in rows]) for name, known in classes.items()}
+    return Examples(lambda indices: torch.stack([data.image(index) for index in indices]), labels, classes)
+
+
+def _all_at_once(data: LabelledImages, attribute: str) -> Examples:
+    def images(indices: list[int]) -> Tensor:
+        return (data.sample(indices) * 2 - 1).expand(-1, 3, -1, -1)  # grey: three equal channels
+
+    return Examples(images, {attribute: data.labels}, {attribute: data.names})
+
+
+def flip_half(images: Tensor, generator: Generator) -> Tensor:
+    """Mirror each image of [B, C, H, W] from left to right with probability 1/2."""
+    mirrored = torch.rand(len(images), generator=generator) < 0.5
+    return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images)
+
+
+class Undisturbed(Classification):
+    """Cross-entropy on the images as they are, without the cost of warping them by nothing."""
+
+    def draw(self, batch: NestedBatch, generator: Generator) -> NestedBatch:
+        return batch
+
+    def __call__(self, model: nn.Module, batch: NestedBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        logits = model(batch["sample"])
+        parts = {f"{name}_loss": F.cross_entropy(logits[name], labels) for name, labels in batch["labels"].items()}
+        return torch.stack([*parts.values()]).sum(), {name: part.detach() for name, part in parts.items()}
+
+
+def make_classifier(examples: Examples, words: dict | None, config: ClassifierConfig) -> ImageClassifier:
+    """An untrained classifier for images of this size.
+
+    Raises:
+        OSError: the ResNet to start from cannot be read.
+        ValueError: the architecture is not for images as small; as ResNetClassifier.
+    """
+    size = examples.images([0]).shape[-1]
+    torch.manual_seed(derive_seed(config.seed, "classifier"))
+    if config.architecture == "resnet":
+        sizes = {"image_size": size, "input_size": config.input_size}
+        if config.pretrained is not None:
+            return ResNetClassifier.from_resnet(config.pretrained, examples.classes, words=words, **sizes)
+        sizes |= {"depths": config.depths, "hidden_sizes": config.hidden_sizes, "stem": config.stem}
+        return ResNetClassifier(examples.classes, words, embedding_size=config.hidden_sizes[0], **sizes)
+    if config.architecture == "digit":
+        # A kernel of 5 without padding, the authors' for 28 pixels, leaves nothing of 8.
+        convolutions = {"kernel_size": 5, "padding": 0} if size >= 16 else {"kernel_size": 3, "padding": 1}
+        return DigitClassifier(examples.classes, words, image_size=size, **convolutions)
+    if size < 16:
+        raise ValueError(f"the architecture attributes needs 16 pixels or more, got images of {size}; use digit")
+    return AttributeClassifier(examples.classes, words, image_size=size)
+
+
+def training_batch(examples: Examples, config: ClassifierConfig, step: int) -> NestedBatch:
+    """The batch of optimiser step `step`, as `Examples.batch`, with the flips of the configuration."""
+    order_seed = derive_seed(config.seed, "order")
+    batch = examples.batch(infinite_indices(len(examples), config.train_batch_size, step, order_seed))
+    if config.flip:
+        batch["sample"] = flip_half(batch["sample"], seeded(config.seed, "flip", step))
+    return batch
+
+
+def train_classifier(examples: Examples, words: dict | None, config: ClassifierConfig) -> ImageClassifier:
+    """Train a classifier of every attribute that the images have; `words` as in AttributeClassifier."""
+    classifier = make_classifier(examples, words, config)
+    train(
+        classifier,
+        Classification() if config.disturb else Undisturbed(),
+        lambda step: training_batch(examples, config, step),
+        config,
+        seed=derive_seed(config.seed, "classifier"),
+        checkpoint_dir=Path(config.output_dir) / "checkpoints",
+        description="classifier",
+    )
+    return classifier
+
+
+def measure_classifier(classifier: ImageClassifier, held_out: Examples) -> dict[str, dict[str, Score]]:
+    """{attribute: {class: Score}} on all held-out examples."""
+    indices = range(len(held_out))
+    return score_images(classifier, held_out.images(list(indices)), [held_out.named(index) for index in indices])
+
+
+def train_and_save_classifier(config: ClassifierConfig) -> dict[str, dict[str, Score]]:
+    """Train a classifier, measure it on held-out images, save it in `<output_dir>/classifier` with its accuracy."""
+    if config.pretrained is not None:
+        saved_sizes(config.pretrained)  # fails where there is no such model, before the images are read
+    examples, held_out, words = load_examples(config)
+    classifier = train_classifier(examples, words, config)
+    if config.save_dtype == "float16":
+        classifier = classifier.half().float()  # measured with the rounded weights, which are the ones that are saved
+    scores = measure_classifier(classifier, held_out)
+    if process_state().is_main_process:
+        overall = {attribute: Score.total_of(by_class.values()).share for attribute, by_class in scores.items()}
+        classifier.register_to_config(accuracy={attribute: round(share, 4) for attribute, share in overall.items()})
+        with atomic_path(Path(config.output_dir) / "classifier") as temporary:
+            (classifier.half() if config.save_dtype == "float16" else classifier).save_pretrained(temporary)
+    return scores

@@ -1,0 +1,201 @@
+"""Operations and bytes of a module without running it: on meta tensors, which have shapes and no values."""
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+
+TOKENS = 77
+# What CUDA's autocast does, of what a UNet calls: these in half precision, those in float32, all else as it comes.
+HALF = {F.linear, F.conv2d, torch.conv2d, torch.matmul, torch.bmm, torch.baddbmm, torch.einsum}
+FULL = {F.group_norm, F.layer_norm, F.softmax, F.mse_loss, F.interpolate}
+
+
+class TensorBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors that are made inside the block and still alive, on any device.
+
+    Storages that exist before the block are not counted, nor is scratch memory inside an operator. Meta tensors count
+    with the size they would have.
+
+    Attributes:
+        now, peak: bytes at the moment, and at most so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        for tensor in tensors_in((args, kwargs)):
+            self._note(tensor, existed=True)
+        result = function(*args, **(kwargs or {}))
+        for tensor in tensors_in(result):
+            self._note(tensor, existed=False)
+        self.peak = max(self.peak, self.now)
+        return result
+
+    def _note(self, tensor: Tensor, existed: bool) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._known:
+            return
+        size = 0 if existed else storage.nbytes()
+        self._known.add(key)
+        self.now += size
+        weakref.finalize(storage, self._forget, key, size).atexit = False
+
+    def _forget(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+
+def tensors_in(tree: Any) -> Iterable[Tensor]:
+    return (leaf for leaf in tree_iter(tree) if isinstance(leaf, Tensor))
+
+
+class CudaKernels(TorchFunctionMode):
+    """Within the block meta tensors are treated as a GPU would: attention is fused, and precisions are autocast.
+
+    Attention then keeps its inputs, its output and a number a row, never the [tokens, tokens] products, as on a GPU of
+    any recent kind. The copies of trained weights in half precision live as long as the forward pass, as in autocast.
+
+    Args:
+        dtype: of autocast; None: everything stays in the dtype of the weights.
+    """
+
+    def __init__(self, dtype: torch.dtype | None):
+        super().__init__()
+        self.dtype = dtype
+        self._copies: dict[int, Tensor] = {}
+
+    def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if function is F.scaled_dot_product_attention:
+            return self._attention(*args, **kwargs)
+        if self.dtype is not None and function in HALF | FULL:
+            dtype = self.dtype if function in HALF else torch.float32
+            args = tuple(self._cast(value, dtype) for value in args)
+            kwargs = {key: self._cast(value, dtype) for key, value in kwargs.items()}
+        return function(*args, **kwargs)
+
+    def _attention(
+        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **_: Any
+    ) -> Tensor:
+        if attn_mask is not None:
+            raise ValueError("expected attention without a mask, as in the UNet of Stable Diffusion")
+        if self.dtype is None:
+            return torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, None, True)[0]
+        query, key, value = (self._cast(tensor, self.dtype) for tensor in (query, key, value))
+        return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]
+
+    def _cast(self, value: Any, dtype: torch.dtype) -> Any:
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.dtype == dtype:
+            return value
+        if not (isinstance(value, nn.Parameter) and value.requires_grad):
+            return value.to(dtype)
+        if id(value) not in self._copies:
+            self._copies[id(value)] = value.to(dtype)
+        return self._copies[id(value)]
+
+
+def unet_inputs(unet: UNet2DConditionModel, batch_size: int, size: int = 64) -> tuple[Tensor, Tensor, Tensor]:
+    """Meta tensors: latents [B, C, size, size], timesteps [B], text embeddings [B, 77, D]."""
+    with torch.device("meta"):
+        return (
+            torch.empty(batch_size, unet.config.in_channels, size, size),
+            torch.zeros(batch_size, dtype=torch.long),
+            torch.empty(batch_size, TOKENS, unet.config.cross_attention_dim),
+        )
+
+
+def forward_flops(unet: UNet2DConditionModel, size: int = 64) -> int:
+    """Floating point operations of a forward pass of one sample, a multiplication and an addition counted as two."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        unet(*unet_inputs(unet, 1, size))
+    return counter.get_total_flops()
+
+
+def decoding_flops(vae: AutoencoderKL, size: int = 64) -> int:
+    """Floating point operations of decoding one sample."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        vae.decode(torch.empty(1, vae.config.latent_channels, size, size, device="meta"))
+    return counter.get_total_flops()
+
+
+def decoding_bytes(vae: AutoencoderKL, batch_size: int, size: int = 64) -> int:
+    """The most that decoding holds beside the weights, in their precision; the VAE is on "meta"."""
+    with torch.no_grad(), TensorBytes() as counter, CudaKernels(None):
+        vae.requires_grad_(False)
+        vae.decode(torch.empty(batch_size, vae.config.latent_channels, size, size, device="meta"))
+    return counter.peak
+
+
+def weight_bytes(module: nn.Module, trained_only: bool = False) -> int:
+    """Bytes of a module's weights."""
+    return sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad or not trained_only)
+
+
+def step_bytes(
+    unet: UNet2DConditionModel, batch_size: int, dtype: torch.dtype | None, checkpointing: bool, size: int = 64
+) -> int:
+    """The most that a forward and a backward pass hold beside the weights: activations, copies of weights, gradients.
+
+    Args:
+        unet: on "meta", its gradients None; trained are the weights that require a gradient.
+        batch_size: surrogate and replay samples together.
+        dtype: of autocast; None: none.
+        checkpointing: recompute activations in the backward pass.
+    """
+    latents, timesteps, text = unet_inputs(unet, batch_size, size)
+    with _checkpointing(unet, dtype) if checkpointing else nullcontext(), TensorBytes() as counter:
+        with CudaKernels(dtype):
+            loss = unet(latents, timesteps, text).sample.float().square().mean()
+        loss.backward()
+    unet.zero_grad()
+    return counter.peak
+
+
+def forward_bytes(unet: UNet2DConditionModel, batch_size: int, dtype: torch.dtype | None, size: int = 64) -> int:
+    """The most that a forward pass without gradients holds beside the weights.
+
+    Args:
+        unet: on "meta".
+        batch_size: with guidance twice as many as there are images.
+        dtype: of autocast; None: none.
+    """
+    inputs = unet_inputs(unet, batch_size, size)
+    with torch.no_grad(), TensorBytes() as counter, CudaKernels(dtype):
+        unet.requires_grad_(False)(*inputs)
+    return counter.peak
+
+
+@contextmanager
+def _checkpointing(unet: UNet2DConditionModel, dtype: torch.dtype | None) -> Iterator[None]:
+    """Checkpoint the UNet's blocks; while a block is computed again, autocast is on again."""
+
+    def run_checkpointed(block: nn.Module, *inputs: Any) -> Any:
+        def run(*values: Any) -> Any:
+            with CudaKernels(dtype):
+                return block(*values)
+
+        return checkpoint(run, *inputs, use_reentrant=False)
+
+    training = unet.training
+    unet.train().enable_gradient_checkpointing(run_checkpointed)
+    try:
+        yield
+    finally:
+        unet.disable_gradient_checkpointing()
+        unet.train(training)

@@ -1,0 +1,140 @@
+"""Memory of Stable Diffusion 1.4 on a GPU that is not at hand: the bytes of tensors, counted on meta tensors."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import torch
+from torch import nn
+
+from sa_diffusers.core.objectives import ewc
+from sa_diffusers.families.stable_diffusion import PIXELS_AT_ONCE
+from sa_diffusers.runs.cost.architectures import build_unet, build_vae
+from sa_diffusers.runs.cost.counting import decoding_bytes, forward_bytes, step_bytes, weight_bytes
+from sa_diffusers.training.lora import adapted_layers, add_lora
+
+
+FISHER_TIMESTEPS = 20  # of a sample, two draws of 10
+SAMPLED_AT_ONCE = 8  # images
+LORA_RANK = 16
+ADAM_8BIT = 2 * (1 + 4 / 256)  # bytes a weight: two moments, and a float32 scale for every 256 of them
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a training step keeps its memory small.
+
+    Attributes:
+        rank: of LoRA on attention; None: all weights of the UNet are trained.
+        checkpointing: recompute activations.
+        adam_bits: 32 or 8.
+        fisher_bytes: a weight; 0: kept in main memory.
+        dtype: of autocast; None: none.
+    """
+
+    name: str
+    rank: int | None = None
+    checkpointing: bool = False
+    adam_bits: int = 32
+    fisher_bytes: int = 4
+    dtype: torch.dtype | None = torch.bfloat16
+
+
+TRAININGS = (
+    Training("full"),
+    Training("full, checkpointing", checkpointing=True),
+    Training("full, checkpointing, bf16 Fisher", checkpointing=True, fisher_bytes=2),
+    Training("full, checkpointing, 8-bit Adam", checkpointing=True, adam_bits=8),
+    Training("full, checkpointing, 8-bit Adam, bf16 Fisher", checkpointing=True, adam_bits=8, fisher_bytes=2),
+    Training(f"LoRA of rank {LORA_RANK}", rank=LORA_RANK),
+    Training(f"LoRA of rank {LORA_RANK}, checkpointing", rank=LORA_RANK, checkpointing=True),
+)
+
+
+def estimate_memory(trainings: Sequence[Training] = TRAININGS, batch_size: int = 8) -> list[dict[str, Any]]:
+    """One row a way of training at 512 pixels: gigabytes (10^9) of each part, and the most at any moment of a step.
+
+    Counted, not measured: a process holds about a gigabyte more (CUDA's context, and what the allocator cannot use).
+    The replay's targets come from a copy of the UNet as it was, whose weights are EWC's anchor, too; for LoRA, from
+    the UNet without its adapters. Text encoder and VAE are in main memory meanwhile.
+
+    Args:
+        batch_size: surrogate and replay samples together.
+    """
+    return [_memory(training, batch_size) for training in trainings]
+
+
+def _memory(training: Training, batch_size: int) -> dict[str, Any]:
+    unet = on_meta(build_unet)
+    whole = weight_bytes(unet)
+    if training.rank:
+        changes = add_lora(unet, adapted_layers(unet, "full", "attention"), training.rank, training.rank, seed=0)
+        by_name = dict(unet.named_parameters())
+        held_by_fisher = sum(by_name[_base_weight(name)].numel() for name in changes)
+    else:
+        held_by_fisher = whole // 4
+    trained = weight_bytes(unet, trained_only=True)
+    parts = {
+        "weights": weight_bytes(unet),
+        "Adam": trained * 2 if training.adam_bits == 32 else trained / 4 * ADAM_8BIT,
+        "frozen copy or anchor": 0 if training.rank else whole,
+        "Fisher": held_by_fisher * training.fisher_bytes,
+    }
+    passes = step_bytes(unet, batch_size, training.dtype, training.checkpointing)
+    # AdamW's square roots are a copy of the weights, which 8-bit Adam does without.
+    sizes = [p.numel() for p in unet.parameters() if p.requires_grad]
+    temporary = max(trained if training.adam_bits == 32 else 0, ewc_temporary(sizes, training.fisher_bytes != 4))
+    peak = sum(parts.values()) + max(passes, trained + temporary)
+    row = {"training": training.name, **parts, "gradients": trained, "activations": passes - trained}
+    row |= {"update's temporaries": temporary, "peak": peak}
+    return {key: value if isinstance(value, str) else value / 1e9 for key, value in row.items()}
+
+
+def estimate_stage_memory() -> list[dict[str, Any]]:
+    """One row a stage beside training, in gigabytes: drawing guided images, decoding them, the Fisher of a sample."""
+    unet = on_meta(build_unet)
+    whole = weight_bytes(unet)
+    drawing = forward_bytes(unet, 2 * SAMPLED_AT_ONCE, torch.bfloat16)
+    vae = on_meta(build_vae)
+    at_once = PIXELS_AT_ONCE // 512**2
+    rows = [
+        {"stage": f"sampling, {SAMPLED_AT_ONCE} latents", "weights": whole, "sums": 0, "draws and passes": drawing},
+        {
+            "stage": f"decoding, {at_once} at once",
+            "weights": whole + weight_bytes(vae),
+            "sums": 0,
+            "draws and passes": decoding_bytes(vae, at_once),
+        },
+    ]
+    unet.requires_grad_(True)
+    for checkpointing, on_device in product((False, True), repeat=2):
+        passes = step_bytes(unet, FISHER_TIMESTEPS // 2, torch.bfloat16, checkpointing)
+        # The first draw's gradient waits where the sums are while the second is made, in one pass.
+        name = f"Fisher{', checkpointing' * checkpointing}{', sums on the GPU' * on_device}"
+        sums = whole * on_device
+        rows.append({"stage": name, "weights": whole, "sums": sums, "draws and passes": whole * on_device + passes})
+    for row in rows:
+        row["peak"] = row["weights"] + row["sums"] + row["draws and passes"]
+    return [{k: v if isinstance(v, str) else v / 1e9 for k, v in row.items()} for row in rows]
+
+
+def ewc_temporary(sizes: Sequence[int], cast_fisher: bool) -> int:
+    """At most so many bytes are taken while EWC's gradient is added, in float32 and group by group.
+
+    A group needs its pull, and its Fisher where that is kept in another precision.
+
+    Args:
+        sizes: weights of each trained tensor.
+    """
+    return 4 * (1 + cast_fisher) * min(sum(sizes), ewc.GROUP_SIZE + max(sizes))
+
+
+def _base_weight(name: str) -> str:
+    return name.removesuffix(".weight") + ".base_layer.weight"
+
+
+def on_meta(build: type[nn.Module]) -> nn.Module:
+    """A model with shapes and no values."""
+    with torch.device("meta"):
+        return build()

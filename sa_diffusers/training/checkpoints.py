@@ -1,0 +1,92 @@
+"""Checkpoints of the optimisation loop: complete or absent, a limited number of them."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+
+from sa_diffusers.io.atomic_files import explain_write_errors
+
+
+class Checkpoints:
+    """Checkpoints of one optimisation: `step_<n>` folders, complete or absent, the newest `limit` kept.
+
+    Args:
+        accelerator: with the model and the optimiser that it has prepared.
+        registered: what else changes with the steps, objects with a state dict.
+    """
+
+    def __init__(self, accelerator: Accelerator, folder: Path | None, limit: int, registered: Sequence[object]):
+        self.accelerator, self.folder, self.limit = accelerator, folder, limit
+        accelerator.register_for_checkpointing(*registered)
+
+    def existing(self) -> list[Path]:
+        """Complete checkpoints, the oldest first."""
+        return sorted(self.folder.glob("step_*[0-9]")) if self.folder is not None else []
+
+    def resume(self) -> tuple[int, list[dict]]:
+        """Load the newest checkpoint; returns the step to start with and the history so far.
+
+        Raises:
+            ValueError: it was written under FSDP2 or DeepSpeed and this is not, or the other way round, or by another
+                number of DeepSpeed's processes.
+        """
+        if self.folder is not None and self.accelerator.is_main_process:
+            for partial in self.folder.glob("step_*.partial"):  # of a process that was killed
+                shutil.rmtree(partial)
+        if not self.existing():
+            return 0, []
+        newest = self.existing()[-1]
+        written, now = _way_of(newest), self._way()
+        if written != now:
+            raise ValueError(
+                f"{newest} was written {written}, and this is {now}; resume it as it began, or remove {self.folder}"
+            )
+        self.accelerator.load_state(str(newest))
+        history = json.loads((newest / "history.json").read_text())
+        return int(newest.name.removeprefix("step_")), history
+
+    def _way(self) -> str:
+        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            return f"under DeepSpeed in {self.accelerator.num_processes} processes"  # each reads its own part only
+        return "under FSDP2" if self.accelerator.is_fsdp2 else "with whole weights"
+
+    def save(self, step: int, history: list[dict]) -> None:
+        """Write a checkpoint beside its final name, then rename it, then remove the oldest beyond the limit.
+
+        Raises:
+            DiskFull: there is no room; those of earlier steps stay.
+        """
+        if self.folder is None:
+            return
+        final = self.folder / f"step_{step:07d}"
+        partial = final.with_suffix(".partial")  # one name for all processes, which write into it together
+        if self.accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        try:
+            with explain_write_errors(final):
+                self.accelerator.save_state(str(partial))
+                self.accelerator.wait_for_everyone()
+                if self.accelerator.is_main_process:
+                    (partial / "history.json").write_text(json.dumps(history))
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)  # it may hold the last free bytes
+            raise
+        if self.accelerator.is_main_process:
+            shutil.rmtree(final, ignore_errors=True)
+            partial.rename(final)
+            for old in self.existing()[: -self.limit]:
+                shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
+
+
+def _way_of(checkpoint: Path) -> str:
+    """How it was written, in the words of `Checkpoints._way`."""
+    if any(checkpoint.glob("pytorch_model_fsdp*")):
+        return "under FSDP2"
+    parts = len(list(checkpoint.glob("pytorch_model/*_optim_states.pt")))
+    return f"under DeepSpeed in {parts} processes" if parts else "with whole weights"

@@ -1,0 +1,76 @@
+"""FSDP2 and DeepSpeed: what of `accelerate launch` training can honour, and what accelerate must be told besides."""
+
+import os
+
+from accelerate import Accelerator
+from accelerate.utils import is_deepspeed_available, parse_flag_from_env
+from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
+
+from sa_diffusers.models.precision import mixed_precision
+from sa_diffusers.training.options import TrainingConfig
+
+
+BUCKET_SIZE = 50_000_000  # weights whose gradients DeepSpeed sends at once; its own 500,000,000 would take 2 GB
+
+
+def check_launch(config: TrainingConfig, shardable: bool = True) -> None:
+    """Raise ValueError where `accelerate launch` was told of something that training cannot honour.
+
+    Args:
+        shardable: whether the objective can do with weights in parts (see `Objective.attach`).
+    """
+    fsdp, deepspeed = (parse_flag_from_env(f"ACCELERATE_USE_{name}") for name in ("FSDP", "DEEPSPEED"))
+    name = "FSDP2" if fsdp else "DeepSpeed"
+    if fsdp and os.environ.get("FSDP_VERSION", "1") != "2":
+        raise ValueError("training is sharded by FSDP2 only; expected fsdp_version: 2 in accelerate's configuration")
+    if deepspeed:
+        _check_deepspeed(config)
+    if (fsdp or deepspeed) and not shardable:
+        raise ValueError(f"adapters and projected gradients are trained whole on every process; launch without {name}")
+    if (fsdp or deepspeed) and config.optimizer == "adamw_8bit":
+        raise ValueError(f"adamw_8bit cannot update weights in parts; expected optimizer adamw under {name}")
+
+
+def _check_deepspeed(config: TrainingConfig) -> None:
+    if not is_deepspeed_available():
+        raise ValueError(
+            'DeepSpeed is not installed: pip install -c constraints.txt -e ".[deepspeed]", or launch with '
+            "configs/accelerate/fsdp2.yaml, which saves more memory"
+        )
+    names = ("ZERO_STAGE", "OFFLOAD_OPTIMIZER_DEVICE", "OFFLOAD_PARAM_DEVICE", "CONFIG_FILE")
+    given = {name.lower(): os.environ.get(f"ACCELERATE_DEEPSPEED_{name}") for name in names}
+    allowed = {"zero_stage": (None, "1", "2"), "config_file": (None,)}
+    refused = [f"{name} {value}" for name, value in given.items() if value not in allowed.get(name, (None, "none"))]
+    if refused:
+        raise ValueError(
+            "expected DeepSpeed with zero_stage 1 or 2, nothing offloaded and no file of its own, as in "
+            f"configs/accelerate/deepspeed.yaml, got {', '.join(refused)}; configs/accelerate/fsdp2.yaml puts the "
+            "weights in parts, too"
+        )
+    if mixed_precision(config.mixed_precision) == "fp16":
+        raise ValueError("fp16 needs a gradient scaler, which is not used under DeepSpeed; expected bf16 or no")
+
+
+def set_up_fsdp(accelerator: Accelerator, model: nn.Module) -> None:
+    """What accelerate's configuration cannot say of FSDP2."""
+    plugin = accelerator.state.fsdp_plugin
+    if "FSDP_TRANSFORMER_CLS_TO_WRAP" not in os.environ:
+        # Diffusers names blocks by class, of which accelerate would refuse those that a model happens to be without.
+        classes = {type(module).__name__ for module in model.modules()}
+        blocks = getattr(model, "_no_split_modules", None) or []
+        plugin.transformer_cls_names_to_wrap = [name for name in blocks if name in classes]
+    if accelerator.mixed_precision != "no":
+        plugin.mixed_precision_policy = MixedPrecisionPolicy()  # none of its own: `autocasting` does as under DDP
+
+
+def set_up_deepspeed(accelerator: Accelerator, config: TrainingConfig) -> None:
+    """What the loop knows and DeepSpeed asks for. It is told of float32, since `autocasting` does as under DDP."""
+    shares = accelerator.num_processes * config.gradient_accumulation_steps
+    accelerator.deepspeed_plugin.deepspeed_config |= {  # which outlives a training: all of it is set again
+        "train_batch_size": config.train_batch_size // config.gradient_accumulation_steps,
+        "train_micro_batch_size_per_gpu": config.train_batch_size // shares,
+        "gradient_accumulation_steps": 1,  # the loop divides the loss, and says which part is the last
+        "gradient_clipping": config.max_grad_norm or 0.0,
+    }
+    accelerator.deepspeed_plugin.deepspeed_config["zero_optimization"]["reduce_bucket_size"] = BUCKET_SIZE

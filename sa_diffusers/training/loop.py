@@ -1,0 +1,223 @@
+"""The only optimisation loop: minimise any objective, with accelerate, resumable at any step."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, is_initialized
+from accelerate.utils import parse_flag_from_env
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from sa_diffusers.core.objectives import NestedBatch, Objective
+from sa_diffusers.core.seeding import derive_seed, seeded
+from sa_diffusers.models.precision import mixed_precision
+from sa_diffusers.training.checkpoints import Checkpoints
+from sa_diffusers.training.launching import check_launch
+from sa_diffusers.training.optimisation import Optimisation, TrainingDiverged
+from sa_diffusers.training.options import NOT_IDENTITY, TrainingConfig, check_ranges
+
+
+__all__ = ["NOT_IDENTITY", "TrainingConfig", "TrainingDiverged", "check_ranges", "infinite_indices", "train"]
+
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+
+Callback = Callable[[int, dict], bool | None]  # (step, history row); returning True ends training early
+
+
+def train(
+    model: nn.Module,
+    objective: Objective,
+    batches: Callable[[int], NestedBatch],
+    config: TrainingConfig,
+    *,
+    seed: int,
+    checkpoint_dir: Path | None = None,
+    callback: Callback | None = None,
+    callback_steps: int | None = None,
+    log_dir: Path | None = None,
+    description: str = "train",
+) -> list[dict]:
+    """Minimise `objective` over the parameters of `model` that require gradients, in place.
+
+    Every random number is a function of (seed, step), and a batch is drawn whole before processes and accumulation
+    steps share it. So one process or several, accumulated or not, interrupted or not, give the same weights up to
+    rounding. A model with dropout draws for itself and one with batch norm looks at its part of the batch: those give
+    the same weights, interrupted or not, only while processes and accumulation stay as they are. Processes hold all
+    weights each, or under FSDP2 a part of them; on return each has them all.
+
+    Args:
+        model: left in eval mode with the trained weights (their moving average if `ema_decay` is set).
+        objective: its terms that depend on the weights alone must be of this very model's weights.
+        batches: the whole batch of an optimiser step on the CPU, as a function of the step.
+        checkpoint_dir: where to keep checkpoints and to resume from the newest; None: keep none.
+        callback: called every `callback_steps` steps with the weights that would be saved in `model`.
+        log_dir: where trackers such as tensorboard write.
+
+    Returns:
+        One dict per logged step: step, loss, its parts, grad_norm (None where float16 skipped it), learning_rate.
+
+    Raises:
+        ValueError: the batch does not divide by processes x accumulation steps; a launch that is not handled.
+        TrainingDiverged: a loss or gradient is not finite; the last checkpoint is kept.
+    """
+    check_launch(config)
+    precision = mixed_precision(config.mixed_precision)
+    if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+        precision = "no"  # it would keep the weights in half precision; `Optimisation` autocasts instead
+    if is_initialized() and AcceleratorState().mixed_precision != precision:
+        AcceleratorState._reset_state()  # as its own error message says: else a program could train in one only
+    # Its own: what an accelerator has prepared and registered stays in its checkpoints for good.
+    accelerator = Accelerator(mixed_precision=precision, log_with=config.report_to, project_dir=log_dir)
+    _check_shares(accelerator, config)
+    if config.report_to:
+        accelerator.init_trackers(description, config={k: v for k, v in asdict(config).items() if v is not None})
+    optimisation = Optimisation(accelerator, model, config)
+    if optimisation.copied:
+        objective.attach(optimisation.parameters)
+    checkpoints = Checkpoints(accelerator, checkpoint_dir, config.checkpoints_total_limit, optimisation.stateful)
+    loop = _Loop(accelerator, optimisation, objective, config, checkpoints, seed, callback, callback_steps)
+    try:
+        history = loop.run(batches, description)
+        optimisation.finish()
+    finally:
+        optimisation.close()
+    if config.report_to:
+        accelerator.end_training()
+    return history
+
+
+@dataclass
+class _Loop:
+    """One optimisation from the newest checkpoint to its end."""
+
+    accelerator: Accelerator
+    optimisation: Optimisation
+    objective: Objective
+    config: TrainingConfig
+    checkpoints: Checkpoints
+    seed: int
+    callback: Callback | None
+    callback_steps: int | None
+
+    def run(self, batches: Callable[[int], NestedBatch], description: str) -> list[dict]:
+        """Take all steps that are left; returns the whole history."""
+        config, num_steps = self.config, self.config.num_train_steps
+        first_step, history = self.checkpoints.resume()
+        if history and history[-1].get("stopped"):
+            first_step = num_steps
+        self.optimisation.prepared.train()
+        modules = self.optimisation.prepared.modules()
+        drops = any(isinstance(module, DROPOUTS) and module.p > 0 for module in modules)
+        progress = tqdm(
+            range(first_step, num_steps),
+            initial=first_step,
+            total=num_steps,
+            desc=description,
+            disable=not self.accelerator.is_main_process,
+            mininterval=1,
+        )
+        for step in progress:
+            batch = self.objective.draw(batches(step), seeded(self.seed, "objective", step))
+            if drops:  # dropout takes no generator; each process drops for its own share of the batch
+                torch.manual_seed(derive_seed(self.seed, "model", step, self.accelerator.process_index))
+            row = self._step(step, batch)
+            if row is not None:
+                history.append(row)
+                progress.set_postfix({"loss": f"{row['loss']:.4g}"})
+            stop = row is not None and bool(row.get("stopped"))
+            last = stop or step + 1 == num_steps
+            if config.checkpointing_steps and (last or (step + 1) % config.checkpointing_steps == 0):
+                self.checkpoints.save(step + 1, history)
+            if stop:
+                break
+        return history
+
+    def _step(self, step: int, batch: NestedBatch) -> dict | None:
+        """One optimiser step; returns its row of the history if it is logged, "stopped" if the callback says so."""
+        config, optimisation = self.config, self.optimisation
+        logs = self._backward(batch)
+        calling = self.callback is not None and self.callback_steps and (step + 1) % self.callback_steps == 0
+        logging = calling or step in (0, config.num_train_steps - 1) or (step + 1) % config.logging_steps == 0
+        if logging:  # before the step, as the loss is
+            logs |= self.objective.regularisation()
+        learning_rate = optimisation.learning_rate
+        norm = optimisation.clip()
+        self._check_finite(step, logs["loss"], norm)
+        optimisation.step()
+        if not logging:
+            return None
+        # Means over processes as plain numbers; the norm and EWC are the same on all of them.
+        means = {name: self.accelerator.reduce(value.float(), "mean").item() for name, value in logs.items()}
+        # Not finite only where the gradient scaler skips the step, which is ordinary and no number for a file.
+        finite = float(norm) if torch.isfinite(norm) else None
+        row = {"step": step + 1, **means, "grad_norm": finite, "learning_rate": learning_rate}
+        if calling:
+            with optimisation.shown():
+                if self.callback(step + 1, row):
+                    row["stopped"] = True
+        if config.report_to:
+            numbers = {k: v for k, v in row.items() if k not in ("step", "stopped") and v is not None}
+            self.accelerator.log(numbers, step=step + 1)
+        return row
+
+    def _backward(self, batch: NestedBatch) -> dict[str, Tensor]:
+        """Make the gradient of a step from this process's share of a batch, part by part; returns the mean losses."""
+        accelerator, optimisation = self.accelerator, self.optimisation
+        num_parts = self.config.gradient_accumulation_steps
+        shares, first = accelerator.num_processes * num_parts, accelerator.process_index * num_parts
+        logs: dict[str, Tensor] = {}
+        for part in range(num_parts):
+            last = part == num_parts - 1
+            with optimisation.accumulating(last):
+                share = _take(batch, slice(first + part, None, shares), accelerator.device)
+                loss, parts = self.objective(optimisation.prepared, share)
+                optimisation.backward(loss / num_parts, last, self.objective.add_gradient)
+            for name, value in {"loss": loss.detach(), **parts}.items():
+                logs[name] = logs.get(name, 0) + value / num_parts
+        return logs
+
+    def _check_finite(self, step: int, loss: Tensor, norm: Tensor) -> None:
+        # With a gradient scaler an infinite gradient is ordinary: the scaler skips the step and lowers its factor.
+        if torch.isfinite(loss) and (self.accelerator.scaler is not None or torch.isfinite(norm)):
+            return
+        kept = self.checkpoints.existing()
+        where = f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint was written yet"
+        raise TrainingDiverged(
+            f"loss {loss.item():.4g} and gradient norm {float(norm):.4g} at step {step + 1}: one is not finite; "
+            f"{where}. Lower the learning rate or ewc_lambda, or train in float32 or bf16, in another output folder."
+        )
+
+
+def _check_shares(accelerator: Accelerator, config: TrainingConfig) -> None:
+    shares = accelerator.num_processes * config.gradient_accumulation_steps
+    if config.train_batch_size % shares:
+        raise ValueError(
+            f"train_batch_size {config.train_batch_size} does not divide by {accelerator.num_processes} processes x "
+            f"{config.gradient_accumulation_steps} accumulation steps; choose a multiple of {shares}"
+        )
+
+
+def infinite_indices(num_samples: int, batch_size: int, step: int, seed: int) -> list[int]:
+    """The indices of batch `step` of an endless walk over a data set, reshuffled each epoch: no sample is left out."""
+    indices: list[int] = []
+    position = step * batch_size
+    while len(indices) < batch_size:
+        epoch, offset = divmod(position + len(indices), num_samples)
+        indices += _epoch_order(num_samples, epoch, seed)[offset : offset + batch_size - len(indices)].tolist()
+    return indices
+
+
+@lru_cache(maxsize=8)  # a permutation of a large set takes longer than a step of a small model
+def _epoch_order(num_samples: int, epoch: int, seed: int) -> Tensor:
+    return torch.randperm(num_samples, generator=seeded(seed, "epoch", epoch))
+
+
+def _take(batch: NestedBatch, rows: slice, device: torch.device) -> NestedBatch:
+    return {
+        key: _take(value, rows, device) if isinstance(value, dict) else value[rows].to(device, non_blocking=True)
+        for key, value in batch.items()
+    }

@@ -1,0 +1,104 @@
+"""Forget in a LoRA of the UNet: add it, read its weight changes, save it as diffusers does, fuse it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from peft import LoraConfig, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from sa_diffusers.core.objectives import LowRankChange
+from sa_diffusers.core.safetensors_header import sort_metadata
+from sa_diffusers.core.seeding import derive_seed
+from sa_diffusers.families.scopes import select_parameters
+from sa_diffusers.io.atomic_files import atomic_path
+
+
+ADAPTER = "forget"  # the adapter's name in memory; in a file it has none
+LORA_FILE = "pytorch_lora_weights.safetensors"  # diffusers' own default
+
+
+def adapted_layers(module: nn.Module, scope: str, targets: str) -> list[str]:
+    """Names of the layers of a UNet that get an adapter.
+
+    Args:
+        scope: as of full fine-tuning (`families.scopes`): only layers whose weight it trains.
+        targets: "attention", the projections of self- and cross-attention, or "attention+conv", convolutions besides.
+
+    Raises:
+        ValueError: nothing is left.
+    """
+    inside = select_parameters(module, scope)
+    names = []
+    for name, layer in module.named_modules():
+        attention = isinstance(layer, nn.Linear) and not {"attn1", "attn2"}.isdisjoint(name.split("."))
+        convolution = isinstance(layer, nn.Conv2d) and targets == "attention+conv"
+        if (attention or convolution) and f"{name}.weight" in inside:
+            names.append(name)
+    if not names:
+        raise ValueError(f"lora_targets {targets!r} and train_scope {scope!r} leave no layer to adapt")
+    return names
+
+
+def add_lora(module: nn.Module, layers: list[str], rank: int, alpha: float, seed: int) -> dict[str, LowRankChange]:
+    """Add an adapter that changes nothing yet, and make it all that is trained.
+
+    Args:
+        alpha: the change is alpha / rank * B @ A.
+
+    Returns:
+        The change of each weight, by the weight's name before there was an adapter.
+    """
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=layers)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "lora"))  # peft draws A from the global generator
+        module.add_adapter(config, ADAPTER)
+    module.requires_grad_(False)
+    changes = {}
+    for name, layer in module.named_modules():
+        if isinstance(layer, LoraLayer):
+            down, up = (part[ADAPTER].weight.requires_grad_(True) for part in (layer.lora_A, layer.lora_B))
+            changes[f"{name}.weight"] = LowRankChange(down, up, layer.scaling[ADAPTER])
+    return changes
+
+
+class WithoutLora:
+    """The module as it is without its adapter, to be called like it; shares the weights and takes no memory."""
+
+    def __init__(self, module: nn.Module):
+        self.module = module
+
+    def __call__(self, *arguments: Any, **conditions: Any) -> Any:
+        with _disabled(self.module):
+            return self.module(*arguments, **conditions)
+
+
+@contextmanager
+def _disabled(module: nn.Module) -> Iterator[None]:
+    module.disable_adapters()
+    try:
+        yield
+    finally:
+        module.enable_adapters()
+
+
+def save_lora(pipeline: StableDiffusionPipeline, folder: Path, dtype: str) -> None:
+    """Write the adapter as diffusers' `load_lora_weights` reads it, with its rank and alpha, atomically."""
+    unet = pipeline.unet
+    tensors = get_peft_model_state_dict(unet, adapter_name=ADAPTER)
+    tensors = {name: tensor.detach().to(getattr(torch, dtype)).contiguous() for name, tensor in tensors.items()}
+    about = unet.peft_config[ADAPTER].to_dict()
+    about["target_modules"] = sorted(about["target_modules"])  # a set, in another order in every process
+    with atomic_path(folder) as temporary:
+        pipeline.save_lora_weights(temporary, unet_lora_layers=tensors, unet_lora_adapter_metadata=about)
+        sort_metadata(temporary / LORA_FILE)
+
+
+def fuse_lora(module: nn.Module) -> None:
+    """Add the change to the weights and take the adapter away: the module is again what it was, but for its values."""
+    module.fuse_lora(adapter_names=[ADAPTER])
+    module.unload_lora()

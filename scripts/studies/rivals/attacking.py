@@ -1,0 +1,78 @@
+"""How easily the concept comes back: a white-box search for its embedding, the same for every pipeline."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sa_diffusers.attacks import AttackSettings, attack_embedding, draw_found
+from sa_diffusers.core.seeding import derive_seed
+from sa_diffusers.data.prompts import find_concept
+from sa_diffusers.families import get_family
+from sa_diffusers.io.artifacts import fingerprint, hash_tensors
+from sa_diffusers.io.atomic_files import atomic_path
+from sa_diffusers.io.loading import load_pipeline, model_hash, pipeline_hashes
+from studies.rivals.judging import Judge
+
+
+@dataclass(frozen=True)
+class Attack:
+    """One search for the concept in a pipeline that was made to forget it, or never knew it.
+
+    Attributes:
+        judge: of the concept; reads what is drawn.
+        targets: latents [N, C, h, w] of the concept, by the pipeline before forgetting.
+        steps: of Adam.
+        num_images: drawn with what was found.
+    """
+
+    judge: Judge
+    targets: Tensor
+    steps: int = 200
+    num_images: int = 60
+
+    def run(self, pipeline_dir: str, path: Path) -> Tensor:
+        """Probability of the concept [num_images] in pictures drawn with what was found; kept in `path`."""
+        pipeline = load_pipeline(pipeline_dir, None, None, "float32")
+        spec, config, seed = self.judge.spec, self.judge.config, self.judge.seed
+        settings = AttackSettings(steps=self.steps, seed=seed)
+        key = fingerprint(
+            {
+                "model": pipeline_hashes(pipeline),
+                "guided": {k: v for k, v in pipeline.config.items() if k.startswith("safety_")},
+                "targets": hash_tensors({"targets": self.targets}),
+                "settings": asdict(settings) | {"num_images": self.num_images, "templates": spec.attack_templates},
+                "concept": [config.concept, self.judge.exam.attribute, self.judge.exam.index],
+                "classifier": model_hash(self.judge.classifier),
+                "drawing": [config.guidance_scale, config.num_inference_steps, config.sampler],
+            }
+        )
+        if path.exists():
+            with safe_open(path, "pt") as file:
+                if json.loads(file.metadata()["attack"])["key"] == key:
+                    return file.get_tensor("probability")
+        family = get_family(pipeline, sampler=config.sampler)
+        words = find_concept(config.concept, config.surrogate).phrasings
+        found = attack_embedding(family, self.targets, spec.attack_templates, words, settings)
+        seeds = [derive_seed(seed, "attacked", index) for index in range(self.num_images)]
+        sampling = (config.guidance_scale, config.num_inference_steps)
+        images = family.decode(draw_found(family, found, spec.attack_templates, seeds, *sampling))
+        read = self.judge.classifier.probabilities(images)[self.judge.exam.attribute]
+        probability = read[:, self.judge.exam.index].contiguous()
+        with atomic_path(path) as temporary:
+            values = {"probability": probability, "vectors": found.vectors}
+            save_file(values, temporary, metadata={"attack": json.dumps({"key": key, "losses": found.losses})})
+        return probability
+
+
+def draw_targets(judge: Judge, model: str, count: int = 48) -> Tensor:
+    """Latents of the concept [count, C, h, w], as the pipeline draws it that knows it."""
+    family = get_family(load_pipeline(model, None, None, "float32"), sampler=judge.config.sampler)
+    words = find_concept(judge.config.concept, judge.config.surrogate).phrasings
+    prompts = [t.format(word) for t in judge.spec.attack_templates for word in words]
+    asked = [prompts[index % len(prompts)] for index in range(count)]
+    seeds = [derive_seed(judge.seed, "attack target", index) for index in range(count)]
+    return family.draw(asked, seeds, judge.config.guidance_scale, judge.config.num_inference_steps)

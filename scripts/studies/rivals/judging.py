@@ -1,0 +1,180 @@
+"""What one pipeline draws, picture by picture, so that every number of the table has an interval and a pair."""
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sa_diffusers.core.seeding import derive_seed
+from sa_diffusers.data.prompts import find_concept
+from sa_diffusers.data.sampling import Request, SamplingSettings
+from sa_diffusers.evaluation.before_after import to_uint8
+from sa_diffusers.evaluation.forgetting import Examination, JudgedSet, draw_sets, examination, read_labelled_prompts
+from sa_diffusers.evaluation.judges.classifier import ImageClassifier
+from sa_diffusers.families import get_family
+from sa_diffusers.io.artifacts import fingerprint, hash_tensors
+from sa_diffusers.io.atomic_files import atomic_path
+from sa_diffusers.io.configuration import config_from_dict
+from sa_diffusers.io.loading import load_pipeline, model_hash, pipeline_hashes
+from sa_diffusers.runs.options import ForgetConfig
+from studies.rivals.spec import ConceptSpec
+
+
+SHOWN = 8  # pictures of the concept, and as many of the rest, kept for the figure
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Pictures of each kind: of the concept, of it in unseen phrasings, of prompts that do not name it, of long ones,
+    and of all other classes together, in phrasings that were not replayed."""
+
+    concept: int = 40
+    unseen: int = 120
+    unnamed: int = 40
+    long: int = 20
+    retained: int = 270
+
+    def scaled(self, share: float) -> "Counts":
+        """Raises ValueError: a share that leaves nothing."""
+        if not share > 0:
+            raise ValueError(f"expected a share of pictures above 0, got {share}")
+        return Counts(**{name: max(1, round(share * count)) for name, count in asdict(self).items()})
+
+
+@dataclass
+class Judge:
+    """Draws the same prompts from the same seeds with every pipeline that is to forget one concept, and reads them.
+
+    Raises:
+        ValueError: a neighbour that is no class of the concept's attribute, or prompts that lack a kind.
+    """
+
+    spec: ConceptSpec
+    classifier: ImageClassifier
+    counts: Counts
+    seed: int
+
+    def __post_init__(self) -> None:
+        self.config = config_from_dict(ForgetConfig, self.spec.options | {"seed": self.seed})
+        concept = find_concept(self.config.concept, self.config.surrogate)
+        attribute = self.classifier.find_class(list(concept.phrasings))
+        others = len(self.classifier.config.attributes[attribute[0]]) - 1 if attribute else 1
+        rows, counts = read_labelled_prompts(self.config.eval_prompts), self.counts
+        per_class, other = -(-counts.retained // others), max(counts.unseen, counts.unnamed)
+        exam = examination(self.classifier, concept, rows, counts.concept, 0, other, self.seed)
+        # What is to be kept is judged in phrasings that were not replayed either: all seen ones may have been.
+        held_out = [row | {"form": "seen"} for row in rows if row["form"] == "held_out"]
+        kept = examination(self.classifier, concept, held_out, 0, per_class, 0, self.seed).retained
+        self.exam: Examination = replace(exam, retained=kept)
+        classes = self.classifier.config.attributes[exam.attribute]
+        if unknown := [name for name in self.spec.neighbours if name not in classes]:
+            raise ValueError(f"{self.spec.name}: expected neighbours of {', '.join(classes)}, got {unknown[0]!r}")
+        texts = [t.format(p) for t in self.spec.long_templates for p in concept.phrasings]
+        long = [texts[index % len(texts)] for index in range(counts.long)]
+        seeds = [derive_seed(self.seed, "long prompt", index) for index in range(counts.long)]
+        self.sets = {
+            "concept": exam.concept,
+            "unseen": _first(exam.unseen, counts.unseen),
+            "unnamed": _first(exam.unnamed, counts.unnamed),
+            "long": JudgedSet([Request(*pair) for pair in zip(long, seeds, strict=True)], [{}] * counts.long),
+            "retained": kept,
+        }
+        self.settings = SamplingSettings(
+            self.config.guidance_scale, self.config.num_inference_steps, self.config.eval_batch_size
+        )
+
+    @property
+    def retained_classes(self) -> Tensor:
+        """Index of the class [M] that each retained picture should show."""
+        classes = self.classifier.config.attributes[self.exam.attribute]
+        return torch.tensor([classes.index(label[self.exam.attribute]) for label in self.exam.retained.labels])
+
+    def groups(self, name: str) -> list[tuple[int, str]]:
+        """What the pictures of a set have in common with others: their prompt, and the seed of the run."""
+        return [(self.seed, request.prompt) for request in self.sets[name].requests]
+
+    @property
+    def neighbours(self) -> Tensor:
+        """Which retained pictures [M] are of a neighbour."""
+        classes = self.classifier.config.attributes[self.exam.attribute]
+        return torch.isin(self.retained_classes, torch.tensor([classes.index(name) for name in self.spec.neighbours]))
+
+    def read(self, pipeline_dir: str, path: Path, original: dict[str, Tensor] | None) -> dict[str, Tensor]:
+        """Values of every picture, from `path` if they are there for this very pipeline, else measured and kept there.
+
+        Args:
+            pipeline_dir: of the pipeline to judge.
+            original: what this returned for the pipeline before forgetting; None: it is this one.
+
+        Returns:
+            By name, one value a picture: probability of the concept (concept, unseen, long) and its entropy in nats;
+            whether it shows though unnamed; for retained pictures whether the class is right, the share of the other
+            named attributes that is right, and the root mean square change of the picture against the original's
+            (pixels in [-1, 1]); `retained_pictures` [M, 3, H, W] uint8 of the original alone; `shown`.
+        """
+        pipeline = load_pipeline(pipeline_dir, None, None, "float32")
+        key = fingerprint(
+            {
+                "model": pipeline_hashes(pipeline),
+                "guided": {k: v for k, v in pipeline.config.items() if k.startswith("safety_")},
+                "classifier": model_hash(self.classifier),
+                "requests": {name: [asdict(r) for r in part.requests] for name, part in self.sets.items()},
+                "labels": {name: part.labels for name, part in self.sets.items()},
+                "settings": asdict(self.settings),
+                "sampler": self.config.sampler,
+                "original": None if original is None else hash_tensors({"": original["retained_pictures"]}),
+            }
+        )
+        if path.exists():
+            with safe_open(path, "pt") as file:
+                if json.loads(file.metadata()["judged"])["key"] == key:
+                    return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no dict
+        images = draw_sets(get_family(pipeline, sampler=self.config.sampler), self.sets, self.settings)
+        values = self._values(images, original)
+        with atomic_path(path) as temporary:
+            save_file(values, temporary, metadata={"judged": json.dumps({"key": key})})
+        return values
+
+    def _values(self, images: dict[str, Tensor], original: dict[str, Tensor] | None) -> dict[str, Tensor]:
+        attribute, index = self.exam.attribute, self.exam.index
+        read = {name: self.classifier.probabilities(part) for name, part in images.items()}
+        asked = {name: part[attribute] for name, part in read.items()}
+        entropy = -(asked["concept"] * asked["concept"].clamp_min(1e-12).log()).sum(1)
+        pictures = to_uint8(images["retained"])
+        before = pictures if original is None else original["retained_pictures"]
+        difference = (pictures.float() - before.float()) / 127.5
+        shown = min(SHOWN, len(pictures), len(images["concept"]))
+        spread = torch.linspace(0, len(pictures) - 1, shown).long()
+        values = {
+            "concept": asked["concept"][:, index],
+            "concept_entropy": entropy,
+            "concept_attributes": self._attributes(read["concept"], self.sets["concept"]),
+            "unseen": asked["unseen"][:, index],
+            "long": asked["long"][:, index],
+            "unnamed": (asked["unnamed"].argmax(1) == index).float(),
+            "retained": (asked["retained"].argmax(1) == self.retained_classes).float(),
+            "attributes": self._attributes(read["retained"], self.sets["retained"]),
+            "change": difference.square().flatten(1).mean(1).sqrt(),
+            "shown": torch.cat([to_uint8(images["concept"][:shown]), pictures[spread]]),
+        }
+        values |= {} if original is not None else {"retained_pictures": pictures}
+        return {name: value.contiguous() for name, value in values.items()}
+
+    def _attributes(self, read: dict[str, Tensor], judged: JudgedSet) -> Tensor:
+        """Share [N] of the attributes, other than the concept's, that a prompt names and the picture shows."""
+        known = self.classifier.config.attributes
+        guesses = {name: part.argmax(1).tolist() for name, part in read.items()}
+        shares = []
+        for row, labels in enumerate(judged.labels):
+            named = [name for name in labels if name != self.exam.attribute]
+            right = [known[name][guesses[name][row]] == labels[name] for name in named]
+            shares.append(sum(right) / len(right) if right else torch.nan)  # nothing else was asked for
+        return torch.tensor(shares)
+
+
+def _first(judged: JudgedSet, count: int) -> JudgedSet:
+    return JudgedSet(judged.requests[:count], judged.labels[:count])

@@ -1,0 +1,105 @@
+"""The runs of a row: each strength becomes a pipeline on the disk, with what it took to make it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import nn
+
+from sa_diffusers.io.artifacts import Stage
+from sa_diffusers.io.bundled import resolve
+from sa_diffusers.runs.forget import run_forgetting
+from sa_diffusers.runs.options import ForgetConfig
+from sa_diffusers.runs.tracking import SNAPSHOTS
+from sa_diffusers.training.lora import LORA_FILE
+from studies.rivals.spec import ConceptSpec, Row
+
+
+HALF = 2  # bytes of a value as it would be shared
+# Options that change the samples, so that those of the reference run cannot be taken.
+OWN_SAMPLES = ("num_samples", "empty_prompt_fraction", "replay_guidance_scale", "num_inference_steps", "sampler")
+
+
+@dataclass(frozen=True)
+class Point:
+    """A method at one strength.
+
+    Attributes:
+        strength: optimiser steps, or the value of the option that the row sweeps.
+        pipeline_dir: the pipeline.
+        seconds: of every stage the method needs, samples and Fisher included where it uses them, evaluation not.
+        megabytes: what has to be shared, in half precision: the weights that differ, or the adapter.
+    """
+
+    strength: Any
+    pipeline_dir: str
+    seconds: float
+    megabytes: float
+
+
+def run_row(spec: ConceptSpec, row: Row, folder: Path, seed: int, reference: Path) -> list[Point]:
+    """Run what is not done yet.
+
+    Args:
+        reference: folder of a run whose samples and Fisher belong to the same model and seed; its own may be this row.
+    """
+    points = []
+    for strength, config in spec.configs(row, folder, seed):
+        own = any(config.__dict__[name] != spec.options.get(name, config.__dict__[name]) for name in OWN_SAMPLES)
+        if Path(config.output_dir) != reference and not own:
+            config.samples = str(reference / "samples")
+            config.fisher = str(reference / "fisher.safetensors") if config.ewc_lambda else None
+        config.overwrite = True  # a row that was changed is made again, from the first stage that differs
+        outcome = run_forgetting(config)
+        seconds = stage_seconds(config, outcome.metrics["seconds"], reference)
+        run = Path(config.output_dir)
+        if not row.trains:
+            points.append(_point(spec, strength, run / "pipeline", seconds, None))
+            continue
+        train = outcome.metrics["seconds"]["train"]
+        lora = run / "lora" / LORA_FILE if config.lora_rank else None
+        for step in row.sweep[1]:
+            passed = seconds - train * (1 - step / config.num_train_steps)
+            points.append(_point(spec, step, run / SNAPSHOTS / f"step_{step:06d}", passed, lora))
+    return points
+
+
+def original_point(spec: ConceptSpec) -> Point:
+    return Point("–", resolve(spec.options["model"]), 0.0, 0.0)
+
+
+def _point(spec: ConceptSpec, strength: Any, pipeline_dir: Path, seconds: float, lora: Path | None) -> Point:
+    if lora is not None:
+        size = lora.stat().st_size * HALF / 4  # the run saves it in float32
+    else:
+        size = HALF * _changed(spec.options["model"], pipeline_dir)
+    return Point(strength, str(pipeline_dir), seconds, size / 1e6)
+
+
+def stage_seconds(config: ForgetConfig, own: Mapping[str, float], reference: Path) -> float:
+    """Everything from the pipeline to the one that has forgotten, as if nothing had been there.
+
+    Args:
+        config: of the run; where it took samples or Fisher from elsewhere, they are the reference's.
+        own: seconds of its stages; "sample" counts those drawn anew without the concept, too.
+        reference: folder of a run that drew samples and estimated the Fisher itself.
+    """
+    total = own["surrogate"] + own["train"]
+    if config.replay_weight or config.ewc_lambda or config.surrogate_target == "model":
+        total += own["sample"] + (Stage(reference, "sample", {}).seconds if config.samples else 0.0)
+    if config.ewc_lambda:
+        total += Stage(reference, "fisher", {}).seconds if config.fisher else own["fisher"]
+    return total
+
+
+def _changed(model: str, pipeline_dir: Path) -> int:
+    """Number of values in the UNet's tensors that differ from the original's."""
+    before, after = (_load_unet(folder).state_dict() for folder in (resolve(model), pipeline_dir))
+    return sum(tensor.numel() for name, tensor in after.items() if not torch.equal(tensor, before[name]))
+
+
+def _load_unet(folder: str | Path) -> nn.Module:
+    return UNet2DConditionModel.from_pretrained(folder, subfolder="unet", dtype=torch.float32)
