@@ -21,7 +21,8 @@ from sa_diffusers.data.replay import negative_requests, select_replay
 from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.data.sampling import SamplingSettings, draw_samples
 from sa_diffusers.families import get_family
-from sa_diffusers.families.scopes import select_parameters
+from sa_diffusers.families.base import select_parameters
+from sa_diffusers.families.scopes import SCOPES
 from sa_diffusers.families.stable_diffusion import TextToImageFamily
 from sa_diffusers.io.artifacts import StageMismatch
 from sa_diffusers.io.atomic_files import DiskFull
@@ -376,7 +377,7 @@ def test_a_scope_changes_its_parameters_only(scope, start, finished, tmp_path):
     shared = {"samples": str(finished / "samples"), "fisher": str(finished / "fisher.safetensors")}
     outcome = start(tmp_path / "run", train_scope=scope, surrogate="noise", **shared)
     base = load_pipeline(str(outcome.pipeline.config._name_or_path), None, None, "float32").unet
-    inside = select_parameters(base, scope)
+    inside = select_parameters(base, scope, SCOPES)
     changed = {name for name, p in outcome.pipeline.unet.named_parameters() if not p.equal(base.get_parameter(name))}
     assert changed <= set(inside)
     assert len(changed) > 0.8 * len(inside)  # some gradients are zero by construction, as that of a key's bias
