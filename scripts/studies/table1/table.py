@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.data.labelled_images import LabelledImages, load_labelled_images
-from sa_diffusers.data.prompts import find_concept
+from sa_diffusers.data.concepts import find_concept
 from sa_diffusers.data.sampling import Request, SamplingSettings
 from sa_diffusers.evaluation.before_after import to_uint8
 from sa_diffusers.evaluation.forgetting import (
