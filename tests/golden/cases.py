@@ -5,13 +5,16 @@ lines of `scripts/`, the files of `configs/`, and the files that a run leaves. E
 that its method uses, since others may be refused.
 """
 
+import io
 import json
 import math
 import os
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +35,11 @@ TEMPLATES = ["a {}", "a red {}", "a green {} on black"]
 # Options by what they belong to; a recipe is made of those that its method has.
 LOOK: Options = {"num_inference_steps": 2, "guidance_scale": 2.0, "eval_batch_size": 16}
 TRAIN: Options = {
-    "num_train_steps": 5, "train_batch_size": 2, "learning_rate": 1e-2, "lr_warmup_steps": 0,
+    "num_train_steps": 5, "train_batch_size": 2, "learning_rate": 3e-3, "lr_warmup_steps": 0,
     "checkpointing_steps": None, "logging_steps": 1,
+    # Large: weights whose gradient is nothing but rounding would take whole steps by its sign, which every processor
+    # has otherwise.
+    "adam_epsilon": 1e-3,
 }  # fmt: skip
 SAMPLES: Options = {"num_samples": 8, "replay_guidance_scale": 2.0, "sample_batch_size": 4}
 SURROGATE: Options = {"surrogate": "nine", "num_surrogate_samples": 4}
@@ -94,8 +100,8 @@ CONDITIONAL_VAE: dict[str, Options] = {
 }
 # The handful that runs every time.
 FAST = {
-    ("stable_diffusion", "sa"), ("stable_diffusion", "esd-x"), ("stable_diffusion", "uce"),
-    ("class_conditional", "sa"), ("conditional_vae", "sa, fresh samples"), ("conditional_vae", "naive"),
+    ("stable_diffusion", "sa"), ("stable_diffusion", "uce"), ("class_conditional", "finetune"),
+    ("conditional_vae", "sa, fresh samples"), ("conditional_vae", "naive"),
 }  # fmt: skip
 
 
@@ -182,49 +188,52 @@ def norm(tensors) -> float:
     return math.sqrt(sum(tensor.double().square().sum().item() for tensor in tensors))
 
 
-# Base models and forgetting by command line. Small budgets, each well below a minute on one core.
-THREADS = ("--num_threads", "1")
+# Base models and forgetting by command line, each well below a minute on one core. The large epsilon as above.
+RUN = ("--num_threads", "1", "--adam_epsilon", "1e-4")
+NUM_CONCEPT, NUM_CLASS, NUM_OTHER = 8, 3, 8  # pictures judged: of the concept, of each other class, of other prompts
+JUDGED = ("--eval_images_concept", str(NUM_CONCEPT), "--eval_images_class", str(NUM_CLASS))
 DIGITS = (
-    *THREADS, "--num_samples", "40", "--num_surrogate_samples", "20", "--num_inference_steps", "4",
-    "--sample_batch_size", "20", "--fisher_samples", "8", "--fisher_terms", "2",
-    "--num_train_steps", "15", "--train_batch_size", "8", "--lr_warmup_steps", "2", "--logging_steps", "1",
+    *RUN, *JUDGED, "--eval_images_other", str(NUM_OTHER), "--eval_batch_size", "20",
+    "--num_samples", "40", "--num_surrogate_samples", "20", "--num_inference_steps", "4", "--sample_batch_size", "20",
+    "--fisher_samples", "6", "--fisher_terms", "2",
+    "--num_train_steps", "10", "--train_batch_size", "4", "--lr_warmup_steps", "2", "--logging_steps", "1",
     "--checkpointing_steps", "null", "--track_steps", "null",
-    "--eval_images_concept", "12", "--eval_images_class", "4", "--eval_images_other", "8", "--eval_batch_size", "20",
 )  # fmt: skip
-EVALUATED_CLASS = 4  # pictures of each class that is kept, as said above
 DIGITS_RUNS: dict[str, Sequence[str]] = {
     "digits": ("--config", "configs/digits.yaml", *DIGITS),
     "digits_edit": ("--config", "configs/digits_edit.yaml", *DIGITS),
 }
+CLASSIFIER = (
+    "--config", "configs/digits8x8_classifier.yaml", "--adam_epsilon", "1e-4", "--num_train_steps", "300",
+    "--lr_warmup_steps", "20", "--checkpointing_steps", "300",
+)  # fmt: skip
 BASES: dict[str, Sequence[str]] = {
     "digits8x8_base": (
-        "--config", "configs/digits8x8_base.yaml", *THREADS, "--num_train_steps", "60", "--train_batch_size", "32",
-        "--lr_warmup_steps", "10", "--logging_steps", "10", "--checkpointing_steps", "60", "--sample_steps", "null",
+        "--config", "configs/digits8x8_base.yaml", *RUN, "--num_train_steps", "40", "--train_batch_size", "32",
+        "--lr_warmup_steps", "10", "--logging_steps", "10", "--checkpointing_steps", "40", "--sample_steps", "null",
     ),
     "digits8x8_cvae": (
-        "--config", "configs/digits8x8_cvae.yaml", *THREADS, "--num_train_steps", "300", "--logging_steps", "50",
+        "--config", "configs/digits8x8_cvae.yaml", *RUN, "--num_train_steps", "300", "--logging_steps", "50",
         "--checkpointing_steps", "300",
     ),
 }  # fmt: skip
-CLASSIFIER = (
-    "--config", "configs/digits8x8_classifier.yaml", "--num_train_steps", "300", "--lr_warmup_steps", "20",
-    "--checkpointing_steps", "300",
-)  # fmt: skip
 LABELLED_RUN = (
-    *THREADS, "--concept", "0", "--surrogate", "noise", "--num_train_steps", "15", "--train_batch_size", "16",
-    "--logging_steps", "1", "--num_samples", "200", "--fisher_samples", "40", "--eval_images_concept", "12",
-    "--eval_images_class", "4",
+    *RUN, *JUDGED, "--concept", "0", "--surrogate", "noise", "--num_train_steps", "10", "--train_batch_size", "16",
+    "--logging_steps", "1", "--checkpointing_steps", "null", "--num_samples", "100",
 )  # fmt: skip
 LABELLED_RUNS: dict[str, Sequence[str]] = {
-    "digits8x8_base": (*LABELLED_RUN, "--num_inference_steps", "4", "--fisher_terms", "2", "--lr_warmup_steps", "2"),
-    "digits8x8_cvae": LABELLED_RUN,
-}
+    "digits8x8_base": (
+        *LABELLED_RUN, "--num_inference_steps", "4", "--fisher_samples", "20", "--fisher_terms", "2",
+        "--lr_warmup_steps", "2",
+    ),
+    "digits8x8_cvae": (*LABELLED_RUN, "--fisher_samples", "100"),
+}  # fmt: skip
 
 
 def run_script(script: str, *arguments: str) -> str:
     """Standard output of scripts/<script>.py in a process of its own, with one thread and this checkout's package."""
     environment = os.environ | {
-        "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "119",
+        "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
     }  # fmt: skip
     result = subprocess.run(
         [sys.executable, str(ROOT / "scripts" / f"{script}.py"), *arguments],
@@ -240,25 +249,25 @@ def forget_digits(name: str, folder: Path) -> dict:
     return results(folder / "run")
 
 
-def forget_labelled_digits(name: str, folder: Path) -> dict:
-    """Numbers of a base model of `BASES` and of forgetting a class of it, judged by a classifier that is trained."""
+def train_classifier(folder: Path) -> str:
+    """Where the classifier of 8x8 digits lies then."""
+    run_script("train_classifier", *CLASSIFIER, "--output_dir", str(folder))
+    return str(folder / "classifier")
+
+
+def forget_labelled_digits(name: str, classifier: str, folder: Path) -> dict:
+    """Numbers of a base model of `BASES` and of forgetting a class of it."""
     run_script("train_base", *BASES[name], "--output_dir", str(folder / "base"))
-    run_script("train_classifier", *CLASSIFIER, "--output_dir", str(folder / "judge"))
-    models = ("--model", str(folder / "base" / "pipeline"), "--classifier", classifier_folder(folder / "judge"))
+    models = ("--model", str(folder / "base" / "pipeline"), "--classifier", classifier)
     run_script("forget", *models, *LABELLED_RUNS[name], "--output_dir", str(folder / "run"))
     (history,) = (folder / "base" / "checkpoints").rglob("history.json")
     return {"base": json.loads(history.read_text())[-1]} | results(folder / "run")
 
 
-def classifier_folder(run: Path) -> str:
-    return str(run / "classifier")
-
-
 def results(run: Path) -> dict:
     """metrics.json without what it took and the intervals, which follow from the rest; and the history's last row."""
-    metrics = json.loads((run / "metrics.json").read_text())
-    judged = {key: dict(metrics[key]) for key in ("before", "after")}
-    return {"metrics": judged, "last": json.loads((run / "history.json").read_text())[-1]}
+    metrics, history = (json.loads((run / f"{name}.json").read_text()) for name in ("metrics", "history"))
+    return {"metrics": {when: metrics[when] for when in ("before", "after")}, "last": history[-1]}
 
 
 # `--help` of each script, and where the options depend on one of them, for each of its values.
@@ -269,7 +278,20 @@ HELP: dict[str, Sequence[str]] = {path.stem: () for path in sorted((ROOT / "scri
 
 
 def help_of(name: str) -> str:
-    return run_script(name.split("-")[0], *HELP[name], "--help")
+    """What `python scripts/<script>.py ... --help` prints, in this process, to import everything once."""
+    script = ROOT / "scripts" / f"{name.split('-')[0]}.py"
+    printed, argv, columns = io.StringIO(), sys.argv, os.environ.get("COLUMNS")
+    sys.argv, os.environ["COLUMNS"] = [str(script), *HELP[name], "--help"], "119"
+    try:
+        with redirect_stdout(printed), suppress(SystemExit):
+            runpy.run_path(str(script), run_name="__main__")
+    finally:
+        sys.argv = argv
+        if columns is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = columns
+    return printed.getvalue().replace(str(ROOT), "<root>")  # in defaults that lie in the package
 
 
 def options_in(text: str) -> set[str]:

@@ -3,6 +3,10 @@
 All of them, in five minutes on one core, or those that pytest's options choose:
     python tests/golden/record.py
     python tests/golden/record.py -k stable_diffusion
+
+`run_of_0_1/` is not written again: it is the folder of a run of version 0.1 on the tiny pipeline of
+tests/conftest.py, without its pictures, its page, its lock and the pipeline's weights. Later versions must say what it
+is, and leave it whole.
 """
 
 import os
