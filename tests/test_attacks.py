@@ -7,21 +7,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sa_diffusers.attacks import (
-    interpolate,
-    nearest_neighbours,
-    noisy_condition,
-    one_hot,
-    optimise_input,
-    posterior_sample,
-    random_decoder,
-    random_latents,
-    reader,
-    recovered,
-)
 from sa_diffusers.evaluation.judges.classifier import AttributeClassifier
 from sa_diffusers.evaluation.judges.digit_classifier import DigitClassifier
 from sa_diffusers.models import ConditionalVAE
+from studies.mnist.attacks.attempt import one_hot
+from studies.mnist.attacks.inputs import interpolate, noisy_condition, posterior_sample, random_latents
+from studies.mnist.attacks.recovered import nearest_neighbours, random_decoder, reader, recovered
+from studies.mnist.attacks.search import optimise_input
 
 
 MODES = ["free", "simplex", "fixed"]

@@ -7,14 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sa_diffusers.attacks import (
-    AttackSettings,
-    FoundEmbedding,
-    FoundText,
-    attack_embedding,
-    attack_text,
-    draw_found,
-)
+from sa_diffusers.attacks import AttackSettings, FoundEmbedding, FoundText, attack_embedding, attack_text, draw_found
 from sa_diffusers.attacks.attacked import (
     check_folder,
     check_resolutions,

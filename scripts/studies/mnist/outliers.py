@@ -7,9 +7,9 @@ import torch
 from matplotlib.figure import Figure
 from torch.nn import functional as F
 
-from studies.mnist.image_strips import Strip, strips_figure
 from studies.mnist.outlier_measures import NUM_PICTURES, Comparison, Styles, compare, styles_of
 from studies.mnist.readings import DIGIT, NEARLY_GREY, forget_one
+from studies.mnist.strips import Strip, strips_figure
 from studies.mnist.study import Study, image_grid, save_figure
 
 

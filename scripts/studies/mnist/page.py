@@ -9,17 +9,22 @@ import jinja2
 
 from sa_diffusers.io.atomic_files import atomic_path, write_json
 from sa_diffusers.report.page import TEMPLATES
-from studies.mnist import attacks, latent, outliers, paper, projection, sequential
+from studies.mnist import outliers
+from studies.mnist.attacks import recovery
+from studies.mnist.latent import spaces
+from studies.mnist.paper import results
+from studies.mnist.projection import comparison
+from studies.mnist.sequential import turns
 from studies.mnist.study import Study
 
 
 PARTS = {
-    "paper": paper.run,
-    "sequential": sequential.run,
-    "attacks": attacks.run,
-    "latent": latent.run,
+    "paper": results.run,
+    "sequential": turns.run,
+    "attacks": recovery.run,
+    "latent": spaces.run,
     "outliers": outliers.run,
-    "projection": projection.run,
+    "projection": comparison.run,
 }
 
 

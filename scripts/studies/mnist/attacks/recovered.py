@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sa_diffusers.attacks.base import Reader, check_class
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.evaluation.judges.classifier import ImageClassifier, Score
 from sa_diffusers.models import ConditionalVAE
+from studies.mnist.attacks.attempt import Reader, check_class
 
 
 @dataclass(frozen=True)

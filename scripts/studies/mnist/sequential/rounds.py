@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sa_diffusers.io.atomic_files import atomic_path
-from studies.mnist.paper_runs import default_run
+from studies.mnist.paper.runs import default_run
 from studies.mnist.readings import GREY
 from studies.mnist.study import Study, draw, entropy, read
 

@@ -3,21 +3,12 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from studies.mnist.bars import differences, judges, runs_table, runs_text
-from studies.mnist.classifier_spread import (
-    CONCEPT,
-    FLOORS,
-    RETAINED,
-    Values,
-    cells,
-    pick,
-    readings,
-    spread,
-)
-from studies.mnist.paper_comparisons import compare_ablations, compare_digits, compare_with_study
-from studies.mnist.paper_figures import save_classifier_points
-from studies.mnist.paper_runs import Run, ablation_runs, default_run, faithful_run, fast_run
+from studies.mnist.paper.bars import differences, judges, runs_table, runs_text
+from studies.mnist.paper.comparisons import compare_ablations, compare_digits, compare_with_study
+from studies.mnist.paper.figures import save_classifier_points
+from studies.mnist.paper.runs import Run, ablation_runs, default_run, faithful_run, fast_run
 from studies.mnist.sections import merge_named
+from studies.mnist.spread import CONCEPT, FLOORS, RETAINED, Values, cells, pick, readings, spread
 from studies.mnist.study import Study
 
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sa_diffusers.attacks.base import Attempt, Decoder, check_class, check_pairs, one_hot
 from sa_diffusers.core.seeding import seeded
+from studies.mnist.attacks.attempt import Attempt, Decoder, check_class, check_pairs, one_hot
 
 
 def random_latents(

@@ -1,7 +1,7 @@
 """Part 3 of the study: six attempts to bring the forgotten digit back through the decoder's inputs.
 
-Five of them give the decoder latents and conditions that training never paired (`attack_probes`). The sixth climbs a
-classifier (`joint_attack`). What any attack brings back counts only beside the same attack on a model that never saw
+Five of them give the decoder latents and conditions that training never paired (`probes`). The sixth climbs a
+classifier (`joint`). What any attack brings back counts only beside the same attack on a model that never saw
 the digit, and beside the original, which knows it.
 """
 
@@ -11,9 +11,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from sa_diffusers.attacks import Reading
-from studies.mnist.attack_probes import START, Found, Probe, contrast, examine, random_probes, walks
-from studies.mnist.attack_setting import (
+from studies.mnist.attacks.joint_section import joint_section
+from studies.mnist.attacks.probes import START, Found, Probe, contrast, examine, random_probes, walks
+from studies.mnist.attacks.recovered import Reading
+from studies.mnist.attacks.setting import (
     FORGOT,
     NEVER,
     ORIGINAL,
@@ -25,10 +26,9 @@ from studies.mnist.attack_setting import (
     spell,
     summary,
 )
-from studies.mnist.image_strips import Strip, strips_figure
-from studies.mnist.joint_section import joint_section
 from studies.mnist.readings import DIGIT, GREY
 from studies.mnist.sections import merge
+from studies.mnist.strips import Strip, strips_figure
 from studies.mnist.study import Study, save_figure
 
 

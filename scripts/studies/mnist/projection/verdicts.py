@@ -7,8 +7,8 @@ from statistics import fmean
 
 from scipy.stats import t
 
-from studies.mnist.paired import LEVEL, Difference, holm, paired_difference
-from studies.mnist.projection_runs import METHODS, PROJECTIONS, REFERENCE, REPLAY, Method
+from studies.mnist.projection.paired import LEVEL, Difference, holm, paired_difference
+from studies.mnist.projection.runs import METHODS, PROJECTIONS, REFERENCE, REPLAY, Method
 from studies.mnist.readings import DIGIT
 
 

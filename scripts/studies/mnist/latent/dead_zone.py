@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sa_diffusers.evaluation.judges.classifier import ImageClassifier
 from sa_diffusers.pipelines import ConditionalVAEPipeline
-from studies.mnist.latent_figures import manifold_pair, plane_maps
+from studies.mnist.latent.figures import manifold_pair, plane_maps
 from studies.mnist.readings import DIGIT, GREY, NEARLY_GREY, Models, Readings, read_digit
 from studies.mnist.study import Study
 

@@ -12,11 +12,13 @@ from statistics import fmean, median
 import torch
 from torch import Tensor
 
-from sa_diffusers.attacks import Decoder, OptimisedAttempt, nearest_neighbours, random_decoder
 from sa_diffusers.core.seeding import seeded
 from sa_diffusers.evaluation.judges.classifier import Score
 from sa_diffusers.models import ConditionalVAE
-from studies.mnist.attack_setting import FORGOT, NEVER, ORIGINAL, Setting, summary
+from studies.mnist.attacks.attempt import Decoder
+from studies.mnist.attacks.recovered import nearest_neighbours, random_decoder
+from studies.mnist.attacks.search import OptimisedAttempt
+from studies.mnist.attacks.setting import FORGOT, NEVER, ORIGINAL, Setting, summary
 from studies.mnist.readings import DIGIT
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from sa_diffusers.evaluation.judges.classifier import ImageClassifier
 from sa_diffusers.evaluation.judges.digit_classifier import DigitClassifier
-from studies.mnist.classifier_spread import Values, mean, short_names
+from studies.mnist.spread import Values, mean, short_names
 from studies.mnist.study import Study
 
 

@@ -7,7 +7,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from studies.mnist.classifier_spread import FLOORS, Values
+from studies.mnist.spread import FLOORS, Values
 from studies.mnist.study import Study, draw, image_grid, save_figure
 
 

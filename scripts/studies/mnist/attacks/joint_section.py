@@ -7,11 +7,8 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from sa_diffusers.attacks import OptimisedAttempt, Reading, nearest_neighbours, one_hot, optimise_input
-from sa_diffusers.attacks.latent_search import ConditionMode
-from studies.mnist.attack_setting import FORGOT, Setting, counts, share_cell, summary
-from studies.mnist.image_strips import Strip, strips_figure
-from studies.mnist.joint_attack import (
+from studies.mnist.attacks.attempt import one_hot
+from studies.mnist.attacks.joint import (
     REFERENCES,
     RESTARTS,
     Gallery,
@@ -22,7 +19,11 @@ from studies.mnist.joint_attack import (
     start_latents,
     verdict,
 )
+from studies.mnist.attacks.recovered import Reading, nearest_neighbours
+from studies.mnist.attacks.search import ConditionMode, OptimisedAttempt, optimise_input
+from studies.mnist.attacks.setting import FORGOT, Setting, counts, share_cell, summary
 from studies.mnist.readings import DIGIT, GREY
+from studies.mnist.strips import Strip, strips_figure
 from studies.mnist.study import save_figure
 
 

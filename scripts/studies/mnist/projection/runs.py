@@ -9,8 +9,8 @@ from typing import Any
 from sa_diffusers.data.labelled_images import LabelledImages
 from sa_diffusers.pipelines import ConditionalVAEPipeline
 from sa_diffusers.runs.base.labelled import negative_elbo
-from studies.mnist.classifier_spread import mean, readings
 from studies.mnist.readings import DIGIT, GREY
+from studies.mnist.spread import mean, readings
 from studies.mnist.study import Study, draw
 
 

@@ -9,22 +9,10 @@ from sklearn.manifold import TSNE
 from torch import Tensor
 
 from sa_diffusers.core.seeding import derive_seed, seeded
-from studies.mnist.dead_zone import dead_zone, decode_plane
-from studies.mnist.latent_figures import heat_maps, movement_arrows, scatter_pair
-from studies.mnist.latent_measures import (
-    Null,
-    centroid_distances,
-    class_means,
-    distance_ratio,
-    null_ratios,
-    quarantine,
-)
-from studies.mnist.quarantine_section import (
-    digit_silhouettes,
-    quarantine_section,
-    quarantine_text,
-    silhouette_section,
-)
+from studies.mnist.latent.apart import Null, centroid_distances, class_means, distance_ratio, null_ratios, quarantine
+from studies.mnist.latent.dead_zone import dead_zone, decode_plane
+from studies.mnist.latent.figures import heat_maps, movement_arrows, scatter_pair
+from studies.mnist.latent.quarantine import digit_silhouettes, quarantine_section, quarantine_text, silhouette_section
 from studies.mnist.readings import DIGIT, NEARLY_GREY, Models, forget_one, forget_one_by_encoder
 from studies.mnist.sections import merge, merge_named
 from studies.mnist.study import Study, encode_means

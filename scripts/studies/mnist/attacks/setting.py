@@ -8,9 +8,10 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from sa_diffusers.attacks import Reader, Reading, reader, recovered
 from sa_diffusers.models import ConditionalVAE
 from sa_diffusers.pipelines import ConditionalVAEPipeline
+from studies.mnist.attacks.attempt import Reader
+from studies.mnist.attacks.recovered import Reading, reader, recovered
 from studies.mnist.readings import DIGIT, forget_one
 from studies.mnist.study import Study, encode_means
 

@@ -14,9 +14,7 @@ import torch
 from matplotlib.figure import Figure
 
 from sa_diffusers.pipelines import ConditionalVAEPipeline
-from studies.mnist.classifier_spread import spread
-from studies.mnist.image_strips import Strip, strips_figure
-from studies.mnist.projection_runs import (
+from studies.mnist.projection.runs import (
     LOGGING_STEPS,
     METHODS,
     PROJECTIONS,
@@ -26,7 +24,7 @@ from studies.mnist.projection_runs import (
     measure,
     retained_elbo,
 )
-from studies.mnist.projection_verdicts import (
+from studies.mnist.projection.verdicts import (
     FORGOTTEN,
     FORGOTTEN_LABEL,
     KEPT,
@@ -39,6 +37,8 @@ from studies.mnist.projection_verdicts import (
     verdicts_text,
 )
 from studies.mnist.readings import DIGIT
+from studies.mnist.spread import spread
+from studies.mnist.strips import Strip, strips_figure
 from studies.mnist.study import Study, draw, read, save_figure
 
 

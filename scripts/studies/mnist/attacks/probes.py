@@ -6,17 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sa_diffusers.attacks import (
-    Attempt,
-    Decoder,
-    Reading,
-    interpolate,
-    noisy_condition,
-    one_hot,
-    posterior_sample,
-    random_latents,
-)
-from studies.mnist.attack_setting import Setting
+from studies.mnist.attacks.attempt import Attempt, Decoder, one_hot
+from studies.mnist.attacks.inputs import interpolate, noisy_condition, posterior_sample, random_latents
+from studies.mnist.attacks.recovered import Reading
+from studies.mnist.attacks.setting import Setting
 from studies.mnist.readings import DIGIT
 
 

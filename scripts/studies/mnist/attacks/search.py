@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sa_diffusers.attacks.base import Attempt, Decoder, Reader, check_class, check_pairs, one_hot
+from studies.mnist.attacks.attempt import Attempt, Decoder, Reader, check_class, check_pairs, one_hot
 
 
 ConditionMode = Literal["free", "simplex", "fixed"]

@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from studies.mnist.bars import differences, digits_table, digits_text, judges
-from studies.mnist.classifier_spread import CONCEPT, RETAINED, Values, cells, mean, readings
-from studies.mnist.paper_figures import save_ablations, save_digits
-from studies.mnist.paper_runs import AUTHORS_BATCH, Run
+from studies.mnist.paper.bars import differences, digits_table, digits_text, judges
+from studies.mnist.paper.figures import save_ablations, save_digits
+from studies.mnist.paper.runs import AUTHORS_BATCH, Run
 from studies.mnist.readings import DIGIT, GREY
+from studies.mnist.spread import CONCEPT, RETAINED, Values, cells, mean, readings
 from studies.mnist.study import Study, draw
 
 

@@ -6,9 +6,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from studies.mnist.classifier_spread import short_names, spread
-from studies.mnist.sequential_figures import save_curves, save_grids, save_matrices
-from studies.mnist.sequential_rounds import (
+from studies.mnist.sequential.figures import save_curves, save_grids, save_matrices
+from studies.mnist.sequential.rounds import (
     DIGITS,
     IMPROVED,
     PLAIN,
@@ -20,6 +19,7 @@ from studies.mnist.sequential_rounds import (
     retained,
     stage_names,
 )
+from studies.mnist.spread import short_names, spread
 from studies.mnist.study import Study
 
 

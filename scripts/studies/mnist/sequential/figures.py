@@ -7,14 +7,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from studies.mnist.sequential_rounds import (
-    DIGITS,
-    STUDY_PROBABILITIES,
-    WATCHED,
-    Round,
-    retained,
-    stage_names,
-)
+from studies.mnist.sequential.rounds import DIGITS, STUDY_PROBABILITIES, WATCHED, Round, retained, stage_names
 from studies.mnist.study import Study, draw, image_grid, save_figure
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from studies.mnist.latent_measures import Null, Quarantine, class_means
+from studies.mnist.latent.apart import Null, Quarantine, class_means
 from studies.mnist.readings import DIGIT
 
 
