@@ -12,11 +12,11 @@ from sa_diffusers.core.losses import DiffusionLoss
 from sa_diffusers.core.objectives import Likelihood
 from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.data.labelled_images import LabelledImages
-from sa_diffusers.evaluation.before_after import contact_sheet
 from sa_diffusers.families import get_family
 from sa_diffusers.io.atomic_files import atomic_path
 from sa_diffusers.io.processes import process_state
 from sa_diffusers.pipelines import ClassConditionalPipeline
+from sa_diffusers.report.pictures import contact_sheet
 from sa_diffusers.runs.base.labelled import LabelledBaseConfig, id2label, train_labelled
 from sa_diffusers.training.loop import infinite_indices, train
 
