@@ -13,17 +13,11 @@ import torch
 from torch import Generator, Tensor
 from tqdm import tqdm
 
-from sa_diffusers.attacks.prompt.found_prompt import FoundText
-from sa_diffusers.attacks.prompt.prompt_attack import (
-    AttackSettings,
-    TargetLoss,
-    TemplateEncoder,
-    check_attack,
-    check_places,
-    frozen_model,
-)
+from sa_diffusers.attacks.found import FoundText
+from sa_diffusers.attacks.target_loss import AttackSettings, TargetLoss, frozen_model, prepare
+from sa_diffusers.attacks.template_encoder import TemplateEncoder
 from sa_diffusers.core.seeding import seeded
-from sa_diffusers.families.stable_diffusion import TextToImageFamily
+from sa_diffusers.families import Family
 
 
 NUM_EXCHANGES = 2  # tried at each step
@@ -70,6 +64,12 @@ class Vocabulary:
                 and self.encoder.reads_as(text, key)
             )
         return self._readable[key]
+
+    def draw(self, settings: AttackSettings) -> list[int]:
+        """K whole words at random."""
+        generator = seeded(settings.seed, "discrete prompt")
+        chosen = torch.randint(len(self.words), (settings.num_tokens,), generator=generator)
+        return self.words[chosen.to(self.words.device)].tolist()
 
     def project(self, vectors: Tensor) -> list[int]:
         """The tokens nearest to vectors [K, D]; where their text does not read as them, the nearest whole words."""
@@ -128,7 +128,7 @@ class Search:
 
 
 def attack_text(
-    family: TextToImageFamily,
+    family: Family,
     latents: Tensor,
     templates: Sequence[str],
     concept_words: Sequence[str],
@@ -148,14 +148,11 @@ def attack_text(
         TypeError, ValueError, FloatingPointError: as `attack_embedding`; a vocabulary of which nothing is left; or no
             text that may be used was found.
     """
-    check_attack(family, latents, concept_words)
-    encoder = TemplateEncoder(family, templates, settings.num_tokens)
-    check_places(encoder, settings.initial or concept_words[0])
+    loss = prepare(family, latents, templates, concept_words, settings)
+    encoder, table = loss.encoder, loss.encoder.table.float()
     vocabulary = Vocabulary(encoder, forbidden)
-    table = encoder.table.float()
-    vectors = table[_start(vocabulary, settings)]
-    optimizer = torch.optim.Adam([vectors], lr=settings.learning_rate * table.square().mean().sqrt().item())
-    loss = TargetLoss(family, encoder, latents, settings)
+    vectors = table[vocabulary.draw(settings) if settings.initial is None else encoder.start(settings.initial)]
+    optimizer = settings.optimizer(vectors, table)
     search = Search(loss, vocabulary)
     losses: list[float] = []
     with frozen_model(family):
@@ -179,12 +176,3 @@ def attack_text(
     if search.best is None:
         raise ValueError(f"every text that the attack came by holds one of {', '.join(forbidden)}; forbid less")
     return FoundText(vocabulary.text(search.best), search.best, losses)
-
-
-def _start(vocabulary: Vocabulary, settings: AttackSettings) -> list[int]:
-    if settings.initial is None:
-        generator = seeded(settings.seed, "discrete prompt")
-        chosen = torch.randint(len(vocabulary.words), (settings.num_tokens,), generator=generator)
-        return vocabulary.words[chosen.to(vocabulary.words.device)].tolist()
-    start = vocabulary.encoder.tokens(settings.initial)
-    return [start[k % len(start)] for k in range(settings.num_tokens)]

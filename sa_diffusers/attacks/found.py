@@ -1,4 +1,4 @@
-"""What an attack on a prompt found: vectors or a text in the concept's place, and what a model draws with it."""
+"""What an attack found, vectors or a text in the concept's place, and what a model draws with it."""
 
 import json
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from sa_diffusers.attacks.prompt.prompt_attack import PLACE, TemplateEncoder
-from sa_diffusers.families.stable_diffusion import TextToImageFamily
+from sa_diffusers.attacks.template_encoder import PLACE, TemplateEncoder
+from sa_diffusers.families import Family
 from sa_diffusers.io.atomic_files import atomic_path, write_json
 from sa_diffusers.models.precision import on_device
 
@@ -65,10 +65,13 @@ class FoundText:
         return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
 
 
+Found = FoundEmbedding | FoundText
+
+
 @torch.no_grad()
 def draw_found(
-    family: TextToImageFamily,
-    found: FoundEmbedding | FoundText,
+    family: Family,
+    found: Found,
     templates: Sequence[str],
     seeds: Sequence[int],
     guidance_scale: float,
@@ -80,11 +83,10 @@ def draw_found(
     Raises:
         ValueError: a template without {}; with vectors, one that is too long, or vectors of another model's width.
     """
-    with_text = isinstance(found, FoundText)
     without = [template for template in templates if PLACE not in template]
     if without or not templates or not seeds:
         raise ValueError(f"expected seeds, and templates with {{}} where the concept goes, got {without or 'none'}")
-    encoder = None if with_text else TemplateEncoder(family, templates, len(found.vectors))
+    encoder = None if isinstance(found, FoundText) else TemplateEncoder(family, templates, len(found.vectors))
     if encoder is not None and encoder.table.shape[1:] != found.vectors.shape[1:]:
         raise ValueError(f"expected vectors [K, {encoder.table.shape[1]}], got {list(found.vectors.shape)}")
     latents = []

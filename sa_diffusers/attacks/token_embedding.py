@@ -9,24 +9,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sa_diffusers.attacks.prompt.found_prompt import FoundEmbedding
-from sa_diffusers.attacks.prompt.prompt_attack import (
-    AttackSettings,
-    TargetLoss,
-    TemplateEncoder,
-    check_attack,
-    check_places,
-    frozen_model,
-)
-from sa_diffusers.families.stable_diffusion import TextToImageFamily
+from sa_diffusers.attacks.found import FoundEmbedding
+from sa_diffusers.attacks.target_loss import AttackSettings, frozen_model, prepare
+from sa_diffusers.families import Family
 
 
 def attack_embedding(
-    family: TextToImageFamily,
-    latents: Tensor,
-    templates: Sequence[str],
-    concept_words: Sequence[str],
-    settings: AttackSettings,
+    family: Family, latents: Tensor, templates: Sequence[str], concept_words: Sequence[str], settings: AttackSettings
 ) -> FoundEmbedding:
     """Minimise the model's denoising loss on targets over K vectors in the concept's place. Its weights stay.
 
@@ -43,16 +32,10 @@ def attack_embedding(
         ValueError: latents of another shape, no words, or templates that cannot hold the vectors.
         FloatingPointError: a loss that is not finite.
     """
-    check_attack(family, latents, concept_words)
-    encoder = TemplateEncoder(family, templates, settings.num_tokens)
-    words = settings.initial or concept_words[0]
-    check_places(encoder, words)
-    start = encoder.tokens(words)
-    vectors = encoder.table[[start[k % len(start)] for k in range(settings.num_tokens)]].float()
+    loss = prepare(family, latents, templates, concept_words, settings)
+    vectors = loss.encoder.table[loss.encoder.start(settings.initial or concept_words[0])].float()
     vectors.requires_grad_()
-    scale = encoder.table.float().square().mean().sqrt().item()
-    optimizer = torch.optim.Adam([vectors], lr=settings.learning_rate * scale)
-    loss = TargetLoss(family, encoder, latents, settings)
+    optimizer = settings.optimizer(vectors, loss.encoder.table)
     losses: list[float] = []
     with frozen_model(family):
         for step in tqdm(range(settings.steps + 1), desc="attack: token embedding", mininterval=1):
