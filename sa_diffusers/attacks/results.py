@@ -159,10 +159,8 @@ def notes(result: Mapping[str, Any]) -> list[str]:
 
 def markdown(result: Mapping[str, Any]) -> str:
     """The table with its notes."""
-    title = f"# Attack ({result['attack']}) on “{result['concept']}”"
-    return (
-        "\n\n".join([title, markdown_table(*table(result)), "\n".join(f"- {note}" for note in notes(result))]) + "\n"
-    )
+    title, said = f"# Attack ({result['attack']}) on “{result['concept']}”", [f"- {note}" for note in notes(result)]
+    return "\n\n".join([title, markdown_table(*table(result)), "\n".join(said)]) + "\n"
 
 
 def write_results(

@@ -57,7 +57,7 @@ def check_resolutions(models: Mapping[str, str], image_size: int | None) -> None
         for whose, other in others.items():
             if other not in (None, size):
                 raise ValueError(
-                    f"{whose} pictures of {other} pixels, {model} ({role}) draws {size}; pass models of one resolution "
+                    f"{whose} pictures of {other} pixels, {model} ({role}) draws {size}; pass models of one size, "
                     "and a classifier that reads it"
                 )
 
