@@ -307,7 +307,7 @@ def test_the_part_is_a_page_of_all_attacks(study, monkeypatch, held_out) -> None
     monkeypatch.setattr(recovery, "SHOWN", 2)
     if not held_out:
         study.__dict__["classifiers"] = {"judge": study.classifiers["judge"]}
-    found = recovery.run(study)
+    found = study.part("attacks", recovery.compute)
     assert len(found["text"]) == 1 + 4 + 3 + 1 + 3 and len(found["tables"]) == 3
     for table in found["tables"]:
         assert all(len(row) == len(table["columns"]) for row in table["rows"])
@@ -322,7 +322,7 @@ def test_the_part_is_a_page_of_all_attacks(study, monkeypatch, held_out) -> None
     }
     assert numbers["fixed"][FORGOT]["total"] == 5
     monkeypatch.setattr(recovery, "set_up", None)  # it is not computed again
-    assert recovery.run(study) == found
+    assert study.part("attacks", recovery.compute) == found
 
 
 @pytest.mark.parametrize(

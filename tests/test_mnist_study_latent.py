@@ -213,7 +213,7 @@ def test_runs_have_a_name_for_each_model_and_objective(study) -> None:
 
 
 def test_run_writes_what_it_names(study, tmp_path) -> None:
-    found = spaces.run(study)
+    found = study.part("latent", spaces.compute)
     assert found == json.loads((tmp_path / "latent" / "latent.json").read_text())
     for figure in found["figures"]:
         assert (tmp_path / "latent" / figure["file"]).stat().st_size > 10_000
@@ -246,7 +246,7 @@ def test_run_writes_what_it_names(study, tmp_path) -> None:
     assert [str(full[0]) in found["text"][1], str(flat[0]) in found["text"][7]] == [True, True]
     assert any(f"centroids at random give {full[1]}" in text for text in found["text"])
     study.__dict__["test_images"] = None  # nothing is computed again
-    assert spaces.run(study) == found
+    assert study.part("latent", spaces.compute) == found
 
 
 def test_sentence_counts_what_moved_apart_and_reads_the_silhouette() -> None:

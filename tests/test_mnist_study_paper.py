@@ -311,7 +311,7 @@ def test_part_from_finished_runs(study) -> None:
         (folder / "metrics.json").write_text(json.dumps(METRICS))
     study.forget = lambda name, concept, **options: (study.folder / "runs" / name / "pipeline", METRICS)
 
-    found = results.run(study)
+    found = study.part("paper", results.compute)
 
     assert [len(table["rows"]) for table in found["tables"]] == [7, 5, 10, 12, 10, 11, 5]
     for table in found["tables"]:
@@ -334,4 +334,4 @@ def test_part_from_finished_runs(study) -> None:
     assert one["here, seed_1"] == [0.98, 0.2, 0.07, 1.9] and one["the study"] == [0.9704, 0.0999, 0.2045, 2.2175]
     for figure in found["figures"]:
         assert (study.folder / "paper" / figure["file"]).stat().st_size > 0
-    assert results.run(study) == found
+    assert study.part("paper", results.compute) == found

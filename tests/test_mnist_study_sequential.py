@@ -160,7 +160,7 @@ def test_text_says_which_digits_came_back() -> None:
 
 
 def test_part(study) -> None:
-    found = turns.run(study)
+    found = study.part("sequential", turns.compute)
     for table in found["tables"]:
         assert {len(row) for row in table["rows"]} == {len(table["columns"])}, table["title"]
     assert found["tables"][0]["rows"][0] == ["the study", 0.9133, 0.9252, 0.9315, 0.9306, 0.9270, 0.9193]

@@ -10,15 +10,7 @@ from studies.mnist.attacks.attempt import Attempt, Decoder, check_class, check_p
 
 
 def random_latents(
-    decode: Decoder,
-    label: int,
-    count: int,
-    condition_scale: float,
-    seed: int,
-    *,
-    latent_dim: int,
-    num_classes: int,
-    device: torch.device | str = "cpu",
+    decode: Decoder, label: int, count: int, condition_scale: float, seed: int, *, latent_dim: int, num_classes: int
 ) -> Attempt:
     """Ask for a class from z ~ N(0, I), with a condition of another strength: c = condition_scale * one-hot(label).
 
@@ -36,7 +28,7 @@ def random_latents(
         raise ValueError(f"expected at least one image, got count {count}")
     latents = torch.stack([torch.randn(latent_dim, generator=seeded(seed, "random latents", i)) for i in range(count)])
     conditions = condition_scale * one_hot(torch.full((count,), label), num_classes)
-    return _attempt(decode, latents.to(device), conditions.to(device))
+    return _attempt(decode, latents, conditions)
 
 
 def posterior_sample(mean: Tensor, log_variance: Tensor, seed: int) -> Tensor:

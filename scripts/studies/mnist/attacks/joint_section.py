@@ -23,8 +23,8 @@ from studies.mnist.attacks.recovered import Reading, nearest_neighbours
 from studies.mnist.attacks.search import ConditionMode, OptimisedAttempt, optimise_input
 from studies.mnist.attacks.setting import FORGOT, Setting, counts, share_cell, summary
 from studies.mnist.readings import DIGIT, GREY
+from studies.mnist.sections import figure, section, table
 from studies.mnist.strips import Strip, strips_figure
-from studies.mnist.study import save_figure
 
 
 STEPS, KEEP_EVERY, LEARNING_RATE = 1000, 100, 0.1  # the study's
@@ -52,12 +52,8 @@ def joint_section(setting: Setting, start_digit: int, folder: Path) -> dict:
         numbers[mode] = {name: measure(setting, gallery, attempt) for name, attempt in attempts.items()}
         figures += [_frames(setting, mode, attempts, folder), _neighbours(setting, gallery, mode, attempts, folder)]
     references = _references(setting, gallery)
-    return {
-        "text": _text(numbers, setting, start_digit),
-        "tables": [_table(numbers, references)],
-        "figures": figures,
-        "numbers": {"joint optimisation": numbers | {"references": references}},
-    }
+    text, tables = _text(numbers, setting, start_digit), [_table(numbers, references)]
+    return section(text, tables, figures, {"joint optimisation": numbers | {"references": references}})
 
 
 def attack_all(
@@ -77,7 +73,7 @@ def attack_all(
             keep_every=KEEP_EVERY,
             learning_rate=LEARNING_RATE,
             description=f"{name}, {MODE_TEXTS[mode]}",
-        )
+        )  # fmt: skip
         for name, decode in attacked_decoders(setting).items()
     }
 
@@ -105,7 +101,7 @@ def _table(numbers: Mapping, references: Mapping) -> dict:
         rows.append(
             [name, mode, *seen, part["distance_ratio"], part["nearest_is_digit"], part.get("latent_norm", "–")]
         )
-    return {"title": f"Joint optimisation: what is read as a {DIGIT}", "columns": columns, "rows": rows}
+    return table(f"Joint optimisation: what is read as a {DIGIT}", columns, rows)
 
 
 def _text(numbers: Mapping, setting: Setting, start_digit: int) -> list[str]:
@@ -148,11 +144,8 @@ def _frames(setting: Setting, mode: str, attempts: Mapping[str, OptimisedAttempt
         captions = [f"step {step}\n{climbed:.2f}\n{others:.2f}" for step, climbed, others in seen]
         strips.append(Strip(name, attempt.frames[:, 0], captions))
     title = f"{MODE_TEXTS[mode].capitalize()}: P({DIGIT}) by the attacked classifier, and by those held out (mean)"
-    path = folder / f"joint_{mode}_frames.png"
-    return {
-        "file": save_figure(strips_figure(strips, title), path),
-        "caption": f"Joint optimisation from the study's start, {MODE_TEXTS[mode]}.",
-    }
+    caption = f"Joint optimisation from the study's start, {MODE_TEXTS[mode]}."
+    return figure(strips_figure(strips, title), folder / f"joint_{mode}_frames.png", caption)
 
 
 def _neighbours(
@@ -168,12 +161,11 @@ def _neighbours(
         ratios = [f"x {distance / gallery.scale:.2f}" for distance in found.distances]
         strips.append(Strip(f"nearest real {DIGIT}", real[found.indices], ratios))
     title = f"{MODE_TEXTS[mode].capitalize()}: end points, P({DIGIT}) by held-out classifiers; nearest real {DIGIT}"
-    path = folder / f"joint_{mode}_neighbours.png"
-    return {
-        "file": save_figure(strips_figure(strips, title), path),
-        "caption": f"End points of some restarts, {MODE_TEXTS[mode]}, above the nearest real {DIGIT} with its "
-        "distance in units of that between real ones.",
-    }
+    caption = (
+        f"End points of some restarts, {MODE_TEXTS[mode]}, above the nearest real {DIGIT} with its distance in units "
+        "of that between real ones."
+    )
+    return figure(strips_figure(strips, title), folder / f"joint_{mode}_neighbours.png", caption)
 
 
 def _held_out(readings: Sequence[Reading]) -> Tensor:

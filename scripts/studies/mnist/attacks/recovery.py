@@ -27,20 +27,16 @@ from studies.mnist.attacks.setting import (
     summary,
 )
 from studies.mnist.readings import DIGIT, GREY
-from studies.mnist.sections import merge
+from studies.mnist.sections import figure, merge, section, table
 from studies.mnist.strips import Strip, strips_figure
-from studies.mnist.study import Study, save_figure
+from studies.mnist.study import Study
 
 
 SHOWN = 12  # images of a probe in its figure
 
 
-def run(study: Study) -> dict:
-    """The part "attacks", computed or read. Trains, on first use, the model that forgot and the one that never saw."""
-    return study.part("attacks", lambda folder: _compute(study, folder))
-
-
-def _compute(study: Study, folder: Path) -> dict:
+def compute(study: Study, folder: Path) -> dict:
+    """Trains, on first use, the model that forgot and the one that never saw the digit."""
     setting = set_up(study)
     sections = [
         _random_section(setting, {probe: examine(setting, probe) for probe in random_probes(setting)}, folder),
@@ -93,12 +89,8 @@ def _random_section(setting: Setting, found: dict[Probe, Found], folder: Path) -
     columns = [
         "attack", "model", f"read as {DIGIT}", "held-out classifiers, share (range)", "mean P", "read as", "contrast",
     ]  # fmt: skip
-    figures = [
-        {
-            "file": save_figure(_histograms(setting, found), folder / "attack_histograms.png"),
-            "caption": "What the first classifier reads in the images of each attack; dashed: chance.",
-        }
-    ]
+    caption = "What the first classifier reads in the images of each attack; dashed: chance."
+    figures = [figure(_histograms(setting, found), folder / "attack_histograms.png", caption)]
     for name in dict.fromkeys(probe.name for probe in found):
         strips = [
             _strip(f"{model}\n{probe.variant}", attempt.images[:SHOWN], readings[0])
@@ -107,8 +99,7 @@ def _random_section(setting: Setting, found: dict[Probe, Found], folder: Path) -
             for model, (attempt, readings) in by_model.items()
         ]
         figures.append(_figure(strips, name, folder, f"The first images of the attack: {name}."))
-    tables = [{"title": "Inputs that training never paired", "columns": columns, "rows": rows}]
-    return {"text": text, "tables": tables, "figures": figures, "numbers": numbers}
+    return section(text, [table("Inputs that training never paired", columns, rows)], figures, numbers)
 
 
 def _walk_section(found: dict[Probe, Found], folder: Path) -> dict:
@@ -138,8 +129,7 @@ def _walk_section(found: dict[Probe, Found], folder: Path) -> dict:
         "walk", "model", "read as", f"read as {DIGIT}", "largest P on the way", "held-out classifiers, share (range)",
         "least contrast",
     ]  # fmt: skip
-    tables = [{"title": "Walks through the latent space", "columns": columns, "rows": rows}]
-    return {"text": text, "tables": tables, "figures": figures, "numbers": numbers}
+    return section(text, [table("Walks through the latent space", columns, rows)], figures, numbers)
 
 
 def _strip(label: str, images: Tensor, reading: Reading) -> Strip:
@@ -151,14 +141,14 @@ def _strip(label: str, images: Tensor, reading: Reading) -> Strip:
 def _figure(strips: list[Strip], name: str, folder: Path, caption: str) -> dict:
     title = f"{name.capitalize()}: the digit that the first classifier reads, and its P({DIGIT})"
     path = folder / f"attack_{name.replace(' ', '_')}.png"
-    return {"file": save_figure(strips_figure(strips, title), path), "caption": caption}
+    return figure(strips_figure(strips, title), path, caption)
 
 
 def _histograms(setting: Setting, found: dict[Probe, Found]) -> Figure:
     """For each probe the shares of its images that are read as each digit, a bar a model."""
-    figure = Figure(figsize=(11, 6.5), layout="constrained")
+    drawn = Figure(figsize=(11, 6.5), layout="constrained")
     classes = setting.sizes["num_classes"]
-    panels = figure.subplots(2, 2, sharey=True).flat
+    panels = drawn.subplots(2, 2, sharey=True).flat
     for axis, (probe, by_model) in zip(panels, found.items(), strict=True):
         width = 0.8 / len(by_model)
         for index, (name, (_, readings)) in enumerate(by_model.items()):
@@ -167,5 +157,5 @@ def _histograms(setting: Setting, found: dict[Probe, Found]) -> Figure:
             axis.bar(places, shares.tolist(), width, label=name)
         axis.axhline(1 / classes, color="black", linestyle="dashed", linewidth=1)
         axis.set(title=probe.title, xticks=range(classes), xlabel="read as", ylabel="share of the images")
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=len(by_model))
-    return figure
+    drawn.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=len(by_model))
+    return drawn

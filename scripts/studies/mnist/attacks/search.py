@@ -1,5 +1,6 @@
 """The attack with a gradient: search the decoder's inputs for an image that a reader takes for the class."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -36,6 +37,7 @@ def optimise_input(
     start_latents: Tensor,
     start_condition: Tensor,
     condition_mode: ConditionMode = "simplex",
+    *,
     latent_free: bool = True,
     steps: int = 1000,
     learning_rate: float = 0.1,
@@ -54,9 +56,7 @@ def optimise_input(
             that a one-hot row starts nearly flat. "fixed": c is the one-hot row of `target` throughout, and this gives
             its shape only; so the three modes can be compared from one start.
         latent_free: whether z moves.
-        steps, learning_rate: of Adam.
         keep_every: record every so many steps, and the last one.
-        description: of the progress bar.
 
     Raises:
         ValueError: other shapes, an unknown mode or class, nothing to optimise, a number out of range, or callables
@@ -66,42 +66,31 @@ def optimise_input(
     if steps < 1 or keep_every < 1 or not learning_rate > 0:
         given = f"steps {steps}, keep_every {keep_every}, learning_rate {learning_rate}"
         raise ValueError(f"expected steps and keep_every of at least 1 and a learning rate above 0, got {given}")
-
     latents, weights = start_latents.detach().clone(), start_condition.detach().clone()
     if condition_mode == "fixed":
         weights = one_hot(torch.full((len(weights),), target), weights.shape[1]).to(weights)
-    moving = [latents] if latent_free else []
-    if condition_mode != "fixed":
-        moving.append(weights)
-    for tensor in moving:
-        tensor.requires_grad_(True)
-    optimizer = torch.optim.Adam(moving, lr=learning_rate)
-
-    kept, probabilities, frames = [], [], []
+    moving = [latents] * latent_free + [weights] * (condition_mode != "fixed")
+    optimizer = torch.optim.Adam([tensor.requires_grad_() for tensor in moving], lr=learning_rate)
+    records = []
     with torch.enable_grad():  # whatever the caller's setting is
         for step in tqdm(range(steps + 1), desc=description, mininterval=1):
             condition = weights.softmax(1) if condition_mode == "simplex" else weights
             images = decode(latents, condition)
             log_probability = _log_probability(classify(images), target, len(latents))
-            if step % keep_every == 0 or step == steps:
-                kept.append(step)
-                probabilities.append(log_probability.detach().exp())
-                frames.append(images.detach().clone())  # a decoder may hand back z itself, which moves on
+            if step % keep_every == 0 or step == steps:  # a decoder may hand back z itself, which moves on
+                records.append((step, log_probability.detach().exp(), images.detach().clone()))
             if step < steps:
-                # By autograd.grad, since backward() would leave gradients in the weights of both models. An input that
-                # the decoder makes no use of has the gradient 0.
-                gradients = torch.autograd.grad(-log_probability.sum(), moving, materialize_grads=True)
-                for tensor, gradient in zip(moving, gradients, strict=True):
-                    tensor.grad = gradient
+                _set_gradients(moving, -log_probability.sum())
                 optimizer.step()
-    return OptimisedAttempt(
-        images=frames[-1],
-        latents=latents.detach(),
-        conditions=condition.detach(),
-        steps=tuple(kept),
-        target_probability=torch.stack(probabilities),
-        frames=torch.stack(frames),
-    )
+    kept, probabilities, frames = zip(*records, strict=True)
+    latents, condition = latents.detach(), condition.detach()
+    return OptimisedAttempt(frames[-1], latents, condition, kept, torch.stack(probabilities), torch.stack(frames))
+
+
+def _set_gradients(moving: Sequence[Tensor], loss: Tensor) -> None:
+    """By autograd.grad, since backward() would leave gradients in the weights of both models; 0 for what is unused."""
+    for tensor, gradient in zip(moving, torch.autograd.grad(loss, moving, materialize_grads=True), strict=True):
+        tensor.grad = gradient
 
 
 def _check(target: int, latents: Tensor, condition: Tensor, condition_mode: str, latent_free: bool) -> None:

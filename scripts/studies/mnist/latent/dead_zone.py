@@ -11,6 +11,7 @@ from sa_diffusers.evaluation.judges.classifier import ImageClassifier
 from sa_diffusers.pipelines import ConditionalVAEPipeline
 from studies.mnist.latent.figures import manifold_pair, plane_maps
 from studies.mnist.readings import DIGIT, GREY, NEARLY_GREY, Models, Readings, read_digit
+from studies.mnist.sections import figure, section, table
 from studies.mnist.study import Study
 
 
@@ -86,28 +87,19 @@ def dead_zone(study: Study, models: Models, folder: Path) -> dict:
         "mean |pixel - .5|": [plane.readings.deviation.view(SIZE, SIZE) for plane in pair],
         f"P({names[DIGIT]})": [plane.readings.probability.view(SIZE, SIZE) for plane in pair],
     }
-    return {
-        "text": _text(numbers, names[DIGIT], int(grey.read_as.sum()), len(classifiers)),
-        "tables": [
-            {
-                "title": f"{where}, decoded as each digit: means over the pictures",
-                "columns": ["label", *(f"{name}, {when}" for name in measures for when in ("before", "after"))],
-                "rows": rows,
-            }
-        ],
-        "figures": [
-            {
-                "file": manifold_pair(folder / "manifold.png", [plane.images for plane in pair], names[DIGIT], REACH),
-                "caption": f"Manifold with the fixed label {names[DIGIT]}: {where}.",
-            },
-            {
-                "file": plane_maps(folder / "dead_zone.png", maps, REACH),
-                "caption": "The dead zone in numbers: how far each of these pictures is from grey (0), and the "
-                f"probability of a {names[DIGIT]}, the mean over the classifiers.",
-            },
-        ],
-        "numbers": {"labels": numbers, "grey_read_as": grey.shares},
-    }
+    columns = ["label", *(f"{name}, {when}" for name in measures for when in ("before", "after"))]
+    manifold, planes_drawn = manifold_pair([p.images for p in pair], names[DIGIT], REACH), plane_maps(maps, REACH)
+    caption = (
+        "The dead zone in numbers: how far each of these pictures is from grey (0), and the probability of a "
+        f"{names[DIGIT]}, the mean over the classifiers."
+    )
+    figures = [
+        figure(manifold, folder / "manifold.png", f"Manifold with the fixed label {names[DIGIT]}: {where}."),
+        figure(planes_drawn, folder / "dead_zone.png", caption),
+    ]
+    text = _text(numbers, names[DIGIT], int(grey.read_as.sum()), len(classifiers))
+    tables = [table(f"{where}, decoded as each digit: means over the pictures", columns, rows)]
+    return section(text, tables, figures, {"labels": numbers, "grey_read_as": grey.shares})
 
 
 def _text(numbers: dict[str, dict], name: str, grey_reads: int, num_classifiers: int) -> list[str]:

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from studies.mnist.latent.apart import Null, Quarantine, class_means
 from studies.mnist.readings import DIGIT
+from studies.mnist.sections import section, table
 
 
 # Kaufman and Rousseeuw (1990) on the mean silhouette over all points of a clustering: up to the first there is "no
@@ -17,12 +18,7 @@ NO_STRUCTURE, WEAK_STRUCTURE = 0.25, 0.5
 
 
 def quarantine_section(
-    where: str,
-    say: str,
-    rows: Mapping[str, Quarantine],
-    comment: str,
-    figure: dict[str, str],
-    numbers: dict,
+    where: str, say: str, rows: Mapping[str, Quarantine], comment: str, figure: dict[str, str], numbers: dict
 ) -> dict:
     """A section of text, one table, one figure and numbers.
 
@@ -33,12 +29,8 @@ def quarantine_section(
         comment: what there is to say beside it.
     """
     columns = ["codes", "silhouette", "centroid distance", "kNN purity", "kNN purity of the others", "spread"]
-    table = {
-        "title": f"The {DIGIT} among {where}",
-        "columns": columns,
-        "rows": [[name, *asdict(each).values()] for name, each in rows.items()],
-    }
-    return {"text": [say, comment], "tables": [table], "figures": [figure], "numbers": numbers}
+    own = table(f"The {DIGIT} among {where}", columns, [[name, *asdict(each).values()] for name, each in rows.items()])
+    return section([say, comment], [own], [figure], numbers)
 
 
 def quarantine_text(before: Quarantine, after: Quarantine, where: str, null: Null) -> str:
@@ -110,11 +102,8 @@ def silhouette_section(where: str, silhouettes: Mapping[str, Sequence[float]]) -
             f"the {highest}s')"
         )
     digits = [str(digit) for digit in range(len(next(iter(silhouettes.values()))))]
-    table = {
-        "title": f"The silhouette of each digit against all others, {where}",
-        "columns": ["codes", *digits],
-        "rows": [[when, *values] for when, values in silhouettes.items()],
-    }
+    rows = [[when, *values] for when, values in silhouettes.items()]
+    ranked = table(f"The silhouette of each digit against all others, {where}", ["codes", *digits], rows)
     text = f"Each digit's codes have a silhouette against all other digits'. That of the {DIGIT}s: {'; '.join(told)}."
     numbers = {"silhouettes": {when: list(values) for when, values in silhouettes.items()}}
-    return {"text": [text], "tables": [table], "figures": [], "numbers": numbers}
+    return section([text], [ranked], [], numbers)

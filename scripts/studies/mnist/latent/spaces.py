@@ -14,7 +14,7 @@ from studies.mnist.latent.dead_zone import dead_zone, decode_plane
 from studies.mnist.latent.figures import heat_maps, movement_arrows, scatter_pair
 from studies.mnist.latent.quarantine import digit_silhouettes, quarantine_section, quarantine_text, silhouette_section
 from studies.mnist.readings import DIGIT, NEARLY_GREY, Models, forget_one, forget_one_by_encoder
-from studies.mnist.sections import merge, merge_named
+from studies.mnist.sections import figure, merge, merge_named, section, table
 from studies.mnist.study import Study, encode_means
 
 
@@ -25,12 +25,8 @@ STUDY_CENTROIDS = (
 )
 
 
-def run(study: Study) -> dict:
-    """The part's numbers, text, tables and figures; see `Study.part`."""
-    return study.part("latent", lambda folder: _compute(study, folder))
-
-
-def _compute(study: Study, folder: Path) -> dict:
+def compute(study: Study, folder: Path) -> dict:
+    """Trains, on first use, the models that forgot by default and by the encoder, of many dimensions and of two."""
     models = forget_one_by_encoder(study)
     codes = _encode(study, models)
     sections = {
@@ -54,18 +50,14 @@ def _default(study: Study, models: Models) -> dict:
     codes = _encode(study, models)
     moved = float((codes["after"] - codes["before"]).abs().max())
     plane = decode_plane(models.after, DIGIT, list(study.classifiers.values())).numbers()
-    return {
-        "text": [
-            "The models below forgot by the paper's objective, whose latents come from the encoder, in "
-            f"{study.config.encoder_steps:,} steps. By default the latents are drawn from the prior: then no mean "
-            f"code of a test image moves by more than {moved:.3g} in any dimension, and of the plane of codes below, "
-            f"decoded as a {DIGIT}, {plane['nearly_grey']:.1%} are within {NEARLY_GREY:g} of flat grey (mean "
-            f"deviation from it {plane['deviation']:.3f}).",
-        ],
-        "tables": [],
-        "figures": [],
-        "numbers": {"moved": moved, "plane": plane},
-    }
+    text = (
+        "The models below forgot by the paper's objective, whose latents come from the encoder, in "
+        f"{study.config.encoder_steps:,} steps. By default the latents are drawn from the prior: then no mean code of "
+        f"a test image moves by more than {moved:.3g} in any dimension, and of the plane of codes below, decoded as a "
+        f"{DIGIT}, {plane['nearly_grey']:.1%} are within {NEARLY_GREY:g} of flat grey (mean deviation from it "
+        f"{plane['deviation']:.3f})."
+    )
+    return section([text], [], [], {"moved": moved, "plane": plane})
 
 
 def _tsne(study: Study, codes: dict[str, Tensor], folder: Path) -> dict:
@@ -79,15 +71,13 @@ def _tsne(study: Study, codes: dict[str, Tensor], folder: Path) -> dict:
         planes[when] = torch.from_numpy(method.fit_transform(points[chosen].numpy()))
         full[when] = quarantine(points[chosen], labels, DIGIT)
         flat[when] = quarantine(planes[when], labels, DIGIT)
-    file = scatter_pair(
-        folder / "tsne.png", list(planes.values()), labels, data.names,
-        title="t-SNE of encoder means", axis_names=("t-SNE 1", "t-SNE 2"), shared=False,
-    )  # fmt: skip
+    axis_names = ("t-SNE 1", "t-SNE 2")
+    drawn = scatter_pair(list(planes.values()), labels, data.names, "t-SNE of encoder means", axis_names, shared=False)
     dimensions, images = codes["before"].shape[1], f"{len(chosen):,} test images"
     size = f"{dimensions}-D"
     null, _ = null_ratios(len(data.names), dimensions, seed)
     own = {when: digit_silhouettes(points[chosen], labels) for when, points in codes.items()}
-    section = quarantine_section(
+    found = quarantine_section(
         f"{images}, {size} model",
         quarantine_text(full["before"], full["after"], f"{images} in the {size} model", null),
         {f"{size} codes, {when}": each for when, each in full.items()}
@@ -95,11 +85,12 @@ def _tsne(study: Study, codes: dict[str, Tensor], folder: Path) -> dict:
         f"In the t-SNE plane the purity is {flat['before'].purity:.3f} before and {flat['after'].purity:.3f} "
         f"after, the spread {flat['before'].spread:.2f} and {flat['after'].spread:.2f}. The study shows the "
         "forgotten 1s in tight clumps.",
-        {
-            "file": file,
-            "caption": f"t-SNE of the encoder means of {images} under their own labels; places in the two plots "
-            "cannot be compared, since each is fitted on its own.",
-        },
+        figure(
+            drawn,
+            folder / "tsne.png",
+            f"t-SNE of the encoder means of {images} under their own labels; places in the two plots cannot be "
+            "compared, since each is fitted on its own.",
+        ),
         {
             "images": len(chosen),
             "codes": {when: asdict(each) for when, each in full.items()},
@@ -107,7 +98,7 @@ def _tsne(study: Study, codes: dict[str, Tensor], folder: Path) -> dict:
             "null": asdict(null),
         },
     )
-    return merge([section, silhouette_section(f"{images}, {size} model", own)])
+    return merge([found, silhouette_section(f"{images}, {size} model", own)])
 
 
 def _two_dimensions(study: Study, models: Models, folder: Path) -> dict:
@@ -121,24 +112,20 @@ def _two_dimensions(study: Study, models: Models, folder: Path) -> dict:
     images = f"all {len(data):,} test images"
     null, _ = null_ratios(len(data.names), 2, study.config.seed)
     own = {when: digit_silhouettes(points, data.labels) for when, points in codes.items()}
-    file = scatter_pair(
-        folder / "latent_2d.png", list(codes.values()), data.labels, data.names,
-        title="Encoder means", axis_names=("latent dimension 0", "latent dimension 1"), shared=True,
-    )  # fmt: skip
-    section = quarantine_section(
+    axis_names = ("latent dimension 0", "latent dimension 1")
+    drawn = scatter_pair(list(codes.values()), data.labels, data.names, "Encoder means", axis_names, shared=True)
+    caption = f"Encoder means of {images} under their own labels in the model with two latent dimensions."
+    one = quarantine_section(
         f"{images}, 2-D model",
         quarantine_text(found["before"], found["after"], f"{images} in the 2-D model", null),
         found,
         f"By chance the purity would be {share:.3f}. The centroid of the {DIGIT}s is at {place} before and "
         f"{place_after} after. The study shows the 1s leave the middle for a crescent at about -2 to -3 of one "
         "dimension: their quarantine.",
-        {
-            "file": file,
-            "caption": f"Encoder means of {images} under their own labels in the model with two latent dimensions.",
-        },
+        figure(drawn, folder / "latent_2d.png", caption),
         {when: asdict(each) | {"centroid": places[when]} for when, each in found.items()} | {"null": asdict(null)},
     )
-    return merge([section, silhouette_section(f"{images}, 2-D model", own)])
+    return merge([one, silhouette_section(f"{images}, 2-D model", own)])
 
 
 def _centroids(study: Study, codes: dict[str, Tensor], folder: Path) -> dict:
@@ -157,27 +144,19 @@ def _centroids(study: Study, codes: dict[str, Tensor], folder: Path) -> dict:
         "model", f"mean d({DIGIT}, others) / mean d(others)", f"least d({DIGIT}, other)", f"largest d({DIGIT}, other)",
         "largest d between others", "largest d",
     ]  # fmt: skip
-    return {
-        "text": _centroid_text(found, moved, null),
-        "tables": [
-            {
-                "title": "Euclidean distances d between the digits' mean codes",
-                "columns": columns,
-                "rows": [[when, *each.values()] for when, each in found.items()],
-            }
-        ],
-        "figures": [
-            {
-                "file": heat_maps(folder / "centroid_distances.png", list(distances.values()), names),
-                "caption": "Euclidean distances between the digits' mean encoder means, over all test images.",
-            },
-            {
-                "file": movement_arrows(folder / "centroid_arrows.png", planes, names, explained),
-                "caption": "How the digits' mean codes move, in the plane of a PCA fitted on both models' at once.",
-            },
-        ],
-        "numbers": numbers | {"moved": moved.tolist(), "explained_variance": explained, "null": asdict(null)},
-    }
+    rows = [[when, *each.values()] for when, each in found.items()]
+    between = "Euclidean distances between the digits' mean encoder means, over all test images."
+    moves = "How the digits' mean codes move, in the plane of a PCA fitted on both models' at once."
+    figures = [
+        figure(heat_maps(list(distances.values()), names), folder / "centroid_distances.png", between),
+        figure(movement_arrows(planes, names, explained), folder / "centroid_arrows.png", moves),
+    ]
+    return section(
+        _centroid_text(found, moved, null),
+        [table("Euclidean distances d between the digits' mean codes", columns, rows)],
+        figures,
+        numbers | {"moved": moved.tolist(), "explained_variance": explained, "null": asdict(null)},
+    )
 
 
 def _summary(distances: Tensor) -> dict[str, float]:

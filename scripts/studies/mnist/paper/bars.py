@@ -8,6 +8,7 @@ from typing import Any
 
 from sa_diffusers.evaluation.judges.classifier import ImageClassifier
 from sa_diffusers.evaluation.judges.digit_classifier import DigitClassifier
+from studies.mnist.sections import table
 from studies.mnist.spread import Values, mean, short_names
 from studies.mnist.study import Study
 
@@ -97,11 +98,7 @@ def runs_table(digit: int, found: Mapping[str, Mapping[str, float]]) -> dict:
     rows = [
         [name, limit, *(cell(own[name], limit) for own in found.values())] for name, limit in limits(digit).items()
     ]
-    return {
-        "title": f"What forgetting {digit} should reach",
-        "columns": ["difference", "at most", *found],
-        "rows": rows,
-    }
+    return table(f"What forgetting {digit} should reach", ["difference", "at most", *found], rows)
 
 
 def digits_table(found: Mapping[int, Mapping[str, float]]) -> dict:
@@ -110,12 +107,9 @@ def digits_table(found: Mapping[int, Mapping[str, float]]) -> dict:
     rows = [[digit, *map(cell, own.values(), bars)] for digit, own in found.items()]
     columns = zip(*(own.values() for own in found.values()), strict=True)
     met = [sum(value <= limit for value in column) for column, limit in zip(columns, bars, strict=True)]
+    rows.append(["met by", *(f"{count} of {len(found)}" for count in met)])
     names = [f"{name} (at most {limit})" for name, limit in limits("forgotten").items()]
-    return {
-        "title": "What forgetting each digit by default should reach",
-        "columns": ["forgotten", *names],
-        "rows": [*rows, ["met by", *(f"{count} of {len(found)}" for count in met)]],
-    }
+    return table("What forgetting each digit by default should reach", ["forgotten", *names], rows)
 
 
 def runs_text(digit: int, found: Mapping[str, Mapping[str, float]], judged: Judges) -> list[str]:

@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from studies.mnist.paper.bars import differences, digits_table, digits_text, judges
-from studies.mnist.paper.figures import save_ablations, save_digits
+from studies.mnist.paper.figures import OF_CONCEPT, samples_by_digit
 from studies.mnist.paper.runs import AUTHORS_BATCH, Run
 from studies.mnist.readings import DIGIT, GREY
+from studies.mnist.sections import figure, section, table
 from studies.mnist.spread import CONCEPT, RETAINED, Values, cells, mean, readings
 from studies.mnist.study import Study, draw
 
@@ -44,15 +45,15 @@ def compare_ablations(study: Study, runs: Sequence[Run], folder: Path) -> dict:
     columns = ["run", "λ (authors)", "λ (here)", "replay", "P(0)", "entropy (nats)", "retained P", "worst retained P"]
     columns += ["distance from grey", "steps", "training s"]
     pipelines = {"original": study.base()} | {run.title: run.pipeline for run in runs if run.pipeline}
-    return {
-        "text": _ablation_text(original, afters, runs),
-        "tables": [
-            {"title": "What each part brings (mean ± standard deviation over the classifiers)",
-             "columns": columns, "rows": rows},
-        ],
-        "figures": [save_ablations(study, pipelines, folder / "paper_ablations.png")],
-        "numbers": {"readings": {"original": original} | afters, "distance_from_grey": deviations},
-    }  # fmt: skip
+    title = "Samples of each run that forgets 0, by the digit asked for"
+    drawn = samples_by_digit(study, pipelines, title, OF_CONCEPT)
+    caption = f"Each row is a run, each column one latent; the first {OF_CONCEPT} columns ask for the 0."
+    return section(
+        _ablation_text(original, afters, runs),
+        [table("What each part brings (mean ± standard deviation over the classifiers)", columns, rows)],
+        [figure(drawn, folder / "paper_ablations.png", caption)],
+        {"readings": {"original": original} | afters, "distance_from_grey": deviations},
+    )
 
 
 def _ablation_text(original: Values, afters: Mapping[str, Values], runs: Sequence[Run]) -> list[str]:
@@ -113,14 +114,16 @@ def compare_digits(study: Study, digits: Mapping[int, tuple[Path, dict]], folder
     columns = ["forgotten", "P before", "P after", "P of grey", "entropy after (nats)", "entropy of grey"]
     columns += ["retained P before", "after", "worst retained P before", "after", "distance from grey"]
     title = "Forgetting each digit by default (mean ± standard deviation over the classifiers)"
-    pipelines = {digit: pipeline for digit, (pipeline, _) in digits.items()}
     found = {digit: numbers[str(digit)]["bars"] for digit in digits}
-    return {
-        "text": [_digits_text(numbers), digits_text(found, judged)],
-        "tables": [{"title": title, "columns": columns, "rows": rows}, digits_table(found)],
-        "figures": [save_digits(study, pipelines, folder / "paper_ten_digits.png")],
-        "numbers": numbers,
-    }
+    pipelines = {f"without {digit}": pipeline for digit, (pipeline, _) in digits.items()}
+    drawn = samples_by_digit(study, pipelines, "Samples of models that forgot one digit, by the digit asked for")
+    caption = "Each row is a model that forgot one digit, each column one latent."
+    return section(
+        [_digits_text(numbers), digits_text(found, judged)],
+        [table(title, columns, rows), digits_table(found)],
+        [figure(drawn, folder / "paper_ten_digits.png", caption)],
+        numbers,
+    )
 
 
 def _digits_text(numbers: Mapping[str, Mapping]) -> str:
@@ -154,6 +157,5 @@ def compare_with_study(study: Study, digits: Mapping[int, tuple[Path, dict]]) ->
         f"{values[1]} to {values[3]} nats in the mean over the classifiers; the study reports .9704 to .2045 and "
         f".0999 to 2.2175 for its one classifier. Flat grey gives {grey[0]} and {grey[1]}."
     )
-    numbers = {"before": before, "after": after}
-    table = {"title": f"Before and after forgetting the {DIGIT}", "columns": columns, "rows": rows}
-    return {"text": [text], "tables": [table], "figures": [], "numbers": numbers}
+    tables = [table(f"Before and after forgetting the {DIGIT}", columns, rows)]
+    return section([text], tables, [], {"before": before, "after": after})

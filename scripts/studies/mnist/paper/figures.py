@@ -7,8 +7,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from studies.figures import image_grid
 from studies.mnist.spread import FLOORS, Values
-from studies.mnist.study import Study, draw, image_grid, save_figure
+from studies.mnist.study import Study, draw
 
 
 OF_CONCEPT, OF_OTHERS = 4, 2  # pictures of each digit in a row
@@ -16,27 +17,12 @@ MARKERS = "osD"
 GREY_LINE, NOISE_LINE = {"color": "black", "linestyle": "-"}, {"color": "tab:red", "linestyle": ":"}
 
 
-def save_ablations(study: Study, pipelines: Mapping[str, Path], path: Path) -> dict:
-    """A row of samples for each model, all from the same latents: the forgotten 0 and the retained digits."""
+def samples_by_digit(study: Study, pipelines: Mapping[str, Path], title: str, of_first: int = OF_OTHERS) -> Figure:
+    """A row of samples for each model, all from the same latents: `of_first` of the first digit, OF_OTHERS of each."""
     labels = study.load(study.base()).labels
-    counts = {index: OF_OTHERS if index else OF_CONCEPT for index in range(len(labels))}
-    rows = {title: _samples(study, pipeline, counts) for title, pipeline in pipelines.items()}
-    groups = dict(zip(labels, counts.values(), strict=True))
-    save_figure(_rows_figure(rows, groups, "Samples of each run that forgets 0, by the digit asked for"), path)
-    return {
-        "file": path.name,
-        "caption": f"Each row is a run, each column one latent; the first {OF_CONCEPT} columns ask for the 0.",
-    }
-
-
-def save_digits(study: Study, pipelines: Mapping[int, Path], path: Path) -> dict:
-    """A row of samples for each digit that was forgotten."""
-    labels = study.load(study.base()).labels
-    counts = dict.fromkeys(range(len(labels)), OF_OTHERS)
-    rows = {f"without {digit}": _samples(study, pipeline, counts) for digit, pipeline in pipelines.items()}
-    groups = dict.fromkeys(labels, OF_OTHERS)
-    save_figure(_rows_figure(rows, groups, "Samples of models that forgot one digit, by the digit asked for"), path)
-    return {"file": path.name, "caption": "Each row is a model that forgot one digit, each column one latent."}
+    counts = {index: OF_OTHERS if index else of_first for index in range(len(labels))}
+    rows = {name: _samples(study, pipeline, counts) for name, pipeline in pipelines.items()}
+    return _rows_figure(rows, dict(zip(labels, counts.values(), strict=True)), title)
 
 
 def _samples(study: Study, pipeline: Path, counts: Mapping[int, int]) -> Tensor:
@@ -67,7 +53,7 @@ def _rows_figure(rows: Mapping[str, Tensor], groups: Mapping[str, int], title: s
     return figure
 
 
-def save_classifier_points(path: Path, every: Mapping[str, Values]) -> dict:
+def classifier_points(every: Mapping[str, Values]) -> Figure:
     """P(0) and entropy of each model by classifier, with what that classifier says of grey and noise as lines."""
     floors = next(iter(every.values()))
     names = list(floors)
@@ -86,9 +72,4 @@ def save_classifier_points(path: Path, every: Mapping[str, Values]) -> dict:
         axes.set_title(label, fontsize=12)
         axes.grid(axis="y", alpha=0.3)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=10)
-    save_figure(figure, path)
-    return {
-        "file": path.name,
-        "caption": "What each classifier reads where the 0 is asked for. After forgetting, the points should lie on "
-        "the lines of flat grey.",
-    }
+    return figure

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from studies.mnist.paper.bars import differences, judges, runs_table, runs_text
 from studies.mnist.paper.comparisons import compare_ablations, compare_digits, compare_with_study
-from studies.mnist.paper.figures import save_classifier_points
+from studies.mnist.paper.figures import classifier_points
 from studies.mnist.paper.runs import Run, ablation_runs, default_run, faithful_run, fast_run
-from studies.mnist.sections import merge_named
+from studies.mnist.sections import figure, merge_named, section, table
 from studies.mnist.spread import CONCEPT, FLOORS, RETAINED, Values, cells, pick, readings, spread
 from studies.mnist.study import Study
 
@@ -18,12 +18,8 @@ PAPER_ROWS = [  # Heng & Soh (2023), section 4; the entropy is the one that the 
 ]
 
 
-def run(study: Study) -> dict:
-    """The part's numbers, text, tables and figures; see `Study.part`."""
-    return study.part("paper", lambda folder: _compute(study, folder))
-
-
-def _compute(study: Study, folder: Path) -> dict:
+def compute(study: Study, folder: Path) -> dict:
+    """Trains, on first use, what the paper trains: forgets 0 in every way, and every digit by default."""
     fast, faithful = fast_run(study), faithful_run(study)
     digits = {digit: default_run(study, digit) for digit in range(len(study.load(study.base()).labels))}
     sections = {
@@ -50,15 +46,15 @@ def _forget_zero(study: Study, fast: Run, faithful: Run, folder: Path) -> dict:
     floors = [[title, *cells(original, keys), *["–"] * 5] for title, keys in FLOORS.items()]
     columns = ["model", "P(0)", "entropy (nats)", "retained P", "worst retained P", "steps", "training s", "run s"]
     title = "Forget 0 with noise: mean ± standard deviation over the classifiers"
-    tables = [
-        {"title": title, "columns": columns, "rows": rows + PAPER_ROWS + floors},
-        runs_table(0, found),
-        _classifier_table(every),
-    ]
+    tables = [table(title, columns, rows + PAPER_ROWS + floors), runs_table(0, found), _classifier_table(every)]
     text = [*_classifier_text(original), *runs_text(0, found, judged), _cost_text(study, fast, faithful)]
-    figures = [save_classifier_points(folder / "paper_classifiers.png", every)]
+    caption = (
+        "What each classifier reads where the 0 is asked for. After forgetting, the points should lie on the lines of "
+        "flat grey."
+    )
+    figures = [figure(classifier_points(every), folder / "paper_classifiers.png", caption)]
     numbers = {"readings": every, "bars": found, "seconds": {run.title: run.metrics["seconds"] for run in runs}}
-    return {"text": text, "tables": tables, "figures": figures, "numbers": numbers}
+    return section(text, tables, figures, numbers)
 
 
 def _classifier_table(every: Mapping[str, Values]) -> dict:
@@ -71,7 +67,7 @@ def _classifier_table(every: Mapping[str, Values]) -> dict:
         accuracy = "–" if some["classifier_accuracy"] is None else some["classifier_accuracy"]
         rows += [[name, accuracy, title, *values] for title, values in read]
     columns = ["classifier", "its accuracy", "reads", "P(0)", "entropy (nats)", "retained P", "worst retained P"]
-    return {"title": "Forget 0 with noise, every classifier", "columns": columns, "rows": rows}
+    return table("Forget 0 with noise, every classifier", columns, rows)
 
 
 def _classifier_text(original: Values) -> list[str]:

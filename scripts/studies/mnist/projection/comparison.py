@@ -37,9 +37,10 @@ from studies.mnist.projection.verdicts import (
     verdicts_text,
 )
 from studies.mnist.readings import DIGIT
+from studies.mnist.sections import figure, section, table
 from studies.mnist.spread import spread
 from studies.mnist.strips import Strip, strips_figure
-from studies.mnist.study import Study, draw, read, save_figure
+from studies.mnist.study import Study, draw, read
 
 
 # Steps and the norm of the update there, by the method's title, a list for each seed
@@ -58,12 +59,8 @@ COLUMNS = {key: label for key, (label, _) in KEPT.items()} | {
 }
 
 
-def run(study: Study) -> dict:
-    """The part "projection", computed or read: `num_seeds` runs of each method on first use."""
-    return study.part("projection", lambda folder: _compute(study, folder))
-
-
-def _compute(study: Study, folder: Path) -> dict:
+def compute(study: Study, folder: Path) -> dict:
+    """`num_seeds` runs of each method on first use."""
     numbers: Numbers = {method.title: [] for method in METHODS}
     curves: Curves = {method.title: [] for method in METHODS}
     first: dict[str, ConditionalVAEPipeline] = {"original": study.load(study.base())}
@@ -74,23 +71,17 @@ def _compute(study: Study, folder: Path) -> dict:
             first.setdefault(method.title, loaded)
             numbers[method.title].append(measure(study, loaded, metrics) | describe_gradients(history))
             curves[method.title].append([(row["step"], row["grad_norm"]) for row in history])
-    comparisons = compare_all(numbers)
-    original = {"retained_negative_elbo": retained_elbo(study, first["original"])}
-    return {
-        "title": "Gradient projection in place of EWC",
-        "text": _text(study, numbers, comparisons),
-        "tables": [
-            _table(numbers, original["retained_negative_elbo"]),
-            differences_table(numbers),
-            verdicts_table(comparisons),
-        ],
-        "figures": [_norms(curves, folder), _pictures(study, first, folder)],
-        "numbers": {
+    comparisons, elbo = compare_all(numbers), retained_elbo(study, first["original"])
+    return {"title": "Gradient projection in place of EWC"} | section(
+        _text(study, numbers, comparisons),
+        [_table(numbers, elbo), differences_table(numbers), verdicts_table(comparisons)],
+        [_norms(curves, folder), _pictures(study, first, folder)],
+        {
             "by_seed": numbers,
-            "original": original,
+            "original": {"retained_negative_elbo": elbo},
             "comparisons": [each.numbers() for each in comparisons],
         },
-    }
+    )
 
 
 def _table(numbers: Numbers, original_elbo: float) -> dict:
@@ -99,7 +90,7 @@ def _table(numbers: Numbers, original_elbo: float) -> dict:
     rows = [["original", *before, f"{original_elbo:.3f}", *["–"] * (len(COLUMNS) - 3)]]
     rows += [[title, *(spread(column(runs, key)) for key in COLUMNS)] for title, runs in numbers.items()]
     title = f"Forgetting {DIGIT}: mean ± standard deviation over {len(runs)} seeds"
-    return {"title": title, "columns": ["method", *COLUMNS.values()], "rows": rows}
+    return table(title, ["method", *COLUMNS.values()], rows)
 
 
 def _text(study: Study, numbers: Numbers, comparisons: Sequence[Comparison]) -> list[str]:
@@ -137,8 +128,8 @@ def _gradient_text(numbers: Numbers) -> list[str]:
 
 def _norms(curves: Curves, folder: Path) -> dict:
     """A panel for each method: its seeds, above the mean of the reference."""
-    figure = Figure(figsize=(12, 7), layout="constrained")
-    panels = figure.subplots(2, -(-len(curves) // 2), sharex=True, sharey=True)
+    drawn = Figure(figsize=(12, 7), layout="constrained")
+    panels = drawn.subplots(2, -(-len(curves) // 2), sharex=True, sharey=True)
     steps = [step for step, _ in curves[REFERENCE.title][0]]
     reference = [fmean(norm for _, norm in rows) for rows in zip(*curves[REFERENCE.title], strict=True)]
     for axis, (title, runs) in zip(panels.flat, curves.items(), strict=True):
@@ -148,13 +139,13 @@ def _norms(curves: Curves, folder: Path) -> dict:
         axis.set(title=title, yscale="log")
         axis.grid(alpha=0.3)
     panels.flat[0].legend(loc="upper right")
-    figure.supxlabel("step")
-    figure.supylabel("L2 norm of the update, mean over the batch")
-    return {
-        "file": save_figure(figure, folder / "projection_norms.png"),
-        "caption": "Norm of the update over the steps, a line a seed, on a logarithmic scale. Alternating methods "
-        "follow one of the two gradients at a time.",
-    }
+    drawn.supxlabel("step")
+    drawn.supylabel("L2 norm of the update, mean over the batch")
+    caption = (
+        "Norm of the update over the steps, a line a seed, on a logarithmic scale. Alternating methods follow one of "
+        "the two gradients at a time."
+    )
+    return figure(drawn, folder / "projection_norms.png", caption)
 
 
 def _pictures(study: Study, models: Mapping[str, ConditionalVAEPipeline], folder: Path) -> dict:
@@ -165,8 +156,6 @@ def _pictures(study: Study, models: Mapping[str, ConditionalVAEPipeline], folder
         images = [draw(pipeline, digit, 1, study.config.seed) for digit in range(len(pipeline.labels))]
         captions = [f"{read(judge, image)[0, digit]:.2f}" for digit, image in enumerate(images)]
         strips.append(Strip(title, torch.cat(images), captions))
-    figure = strips_figure(strips, "Every digit, from one latent: P of the digit asked for, by the first classifier")
-    return {
-        "file": save_figure(figure, folder / "projection_pictures.png"),
-        "caption": "Every digit before and after forgetting by each method (the first seed), from one latent.",
-    }
+    drawn = strips_figure(strips, "Every digit, from one latent: P of the digit asked for, by the first classifier")
+    caption = "Every digit before and after forgetting by each method (the first seed), from one latent."
+    return figure(drawn, folder / "projection_pictures.png", caption)

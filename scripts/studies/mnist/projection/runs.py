@@ -6,7 +6,6 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from sa_diffusers.data.labelled_images import LabelledImages
 from sa_diffusers.pipelines import ConditionalVAEPipeline
 from sa_diffusers.runs.base.labelled import negative_elbo
 from studies.mnist.readings import DIGIT, GREY
@@ -76,8 +75,7 @@ def measure(study: Study, pipeline: ConditionalVAEPipeline, metrics: dict) -> di
 def retained_elbo(study: Study, pipeline: ConditionalVAEPipeline) -> float:
     """Mean negative ELBO in nats of the test images of the digits that were not forgotten."""
     data = study.test_images
-    kept = data.labels != DIGIT
-    retained = LabelledImages(data.images[kept], data.labels[kept], data.names)
+    retained = data.without([data.names[DIGIT]])
     return negative_elbo(pipeline, retained, study.config.seed).mean().item()
 
 

@@ -10,6 +10,7 @@ from scipy.stats import t
 from studies.mnist.projection.paired import LEVEL, Difference, holm, paired_difference
 from studies.mnist.projection.runs import METHODS, PROJECTIONS, REFERENCE, REPLAY, Method
 from studies.mnist.readings import DIGIT
+from studies.mnist.sections import table
 
 
 Numbers = dict[str, list[dict]]  # what is measured of the runs by the method's title, an entry for each seed
@@ -153,7 +154,7 @@ def differences_table(numbers: Numbers) -> dict:
         for title in next(iter(by_key.values())):
             rows.append([f"{title} - {reference.title}", *(str(by_key[key][title]) for key in KEPT)])
     columns = ["difference", *(label for label, _ in KEPT.values())]
-    return {"title": "Paired differences over the seeds: mean ± standard error", "columns": columns, "rows": rows}
+    return table("Paired differences over the seeds: mean ± standard error", columns, rows)
 
 
 def verdicts_table(comparisons: Sequence[Comparison]) -> dict:
@@ -165,15 +166,15 @@ def verdicts_table(comparisons: Sequence[Comparison]) -> dict:
         p_value = None if each.corrected is None else found.p_value
         row = [each.label, each.method, each.reference, found.mean, low, high, p_value, each.corrected]
         rows.append([*row, each.smallest, each.verdict])
-    return {
-        "title": f"The {len(comparisons)} comparisons, with 95 % intervals that are not corrected for their number; "
-        f"those with {REFERENCE.title} are tested",
-        "columns": [
-            "measure", "method", "reference", "difference", "low", "high", "p, uncorrected", "p, Holm",
-            "smallest that would be clear", "verdict",
-        ],
-        "rows": rows,
-    }  # fmt: skip
+    title = (
+        f"The {len(comparisons)} comparisons, with 95 % intervals that are not corrected for their number; those with "
+        f"{REFERENCE.title} are tested"
+    )
+    columns = [
+        "measure", "method", "reference", "difference", "low", "high", "p, uncorrected", "p, Holm",
+        "smallest that would be clear", "verdict",
+    ]  # fmt: skip
+    return table(title, columns, rows)
 
 
 def verdicts_text(numbers: Numbers, comparisons: Sequence[Comparison]) -> list[str]:

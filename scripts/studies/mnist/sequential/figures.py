@@ -5,10 +5,12 @@ from pathlib import Path
 
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.drawn import Figure
 
+from studies.figures import image_grid
+from studies.mnist.sections import figure
 from studies.mnist.sequential.rounds import DIGITS, STUDY_PROBABILITIES, WATCHED, Round, retained, stage_names
-from studies.mnist.study import Study, draw, image_grid, save_figure
+from studies.mnist.study import Study, draw
 
 
 COLUMNS = 10  # latents in a grid of samples
@@ -17,9 +19,9 @@ PANELS = (2, 3)  # the original and five rounds
 
 def save_grids(study: Study, pipelines: Sequence[Path], variant: str, path: Path) -> dict:
     """Samples after each round: a row for each digit asked for, a column for each latent, the same in every panel."""
-    figure = Figure(figsize=(13, 9.2), layout="constrained")
-    figure.suptitle(f"Samples by round, {variant} variant: a row a digit asked for, a column a latent", fontsize=13)
-    for axes, stage, folder in zip(figure.subplots(*PANELS).ravel(), stage_names(), pipelines, strict=True):
+    drawn = Figure(figsize=(13, 9.2), layout="constrained")
+    drawn.suptitle(f"Samples by round, {variant} variant: a row a digit asked for, a column a latent", fontsize=13)
+    for axes, stage, folder in zip(drawn.subplots(*PANELS).ravel(), stage_names(), pipelines, strict=True):
         pipeline = study.load(folder)
         count = len(pipeline.labels)
         images = torch.cat([draw(pipeline, label, COLUMNS, study.config.seed) for label in range(count)])
@@ -30,25 +32,20 @@ def save_grids(study: Study, pipelines: Sequence[Path], variant: str, path: Path
         axes.set_xticks([])
         axes.set_yticks([index + 0.5 for index in range(count)], pipeline.labels, fontsize=10)
         axes.tick_params(length=0)
-    save_figure(figure, path)
-    return {"file": path.name, "caption": f"The {variant} variant, all models decoding the same {COLUMNS} latents."}
+    return figure(drawn, path, f"The {variant} variant, all models decoding the same {COLUMNS} latents.")
 
 
 def save_matrices(rounds: Sequence[Round], variant: str, path: Path) -> dict:
     """Heat maps of the mean probabilities after each round, with the entropy beside every digit asked for."""
-    figure = Figure(figsize=(15, 9), layout="constrained")
-    figure.suptitle(f"Mean probability by digit asked for and digit read, {variant} variant", fontsize=13)
-    panels = figure.subplots(*PANELS)
+    drawn = Figure(figsize=(15, 9), layout="constrained")
+    drawn.suptitle(f"Mean probability by digit asked for and digit read, {variant} variant", fontsize=13)
+    panels = drawn.subplots(*PANELS)
     for axes, stage, found in zip(panels.ravel(), stage_names(), rounds, strict=True):
         image = _heat_map(axes, found)
         axes.set_title(stage, fontsize=12)
-    figure.colorbar(image, ax=panels, shrink=0.6, label="mean probability")
-    save_figure(figure, path)
-    return {
-        "file": path.name,
-        "caption": f"The {variant} variant: means over pictures and classifiers in per cent. H is the mean entropy in "
-        "nats.",
-    }
+    drawn.colorbar(image, ax=panels, shrink=0.6, label="mean probability")
+    said = "means over pictures and classifiers in per cent. H is the mean entropy in nats."
+    return figure(drawn, path, f"The {variant} variant: {said}")
 
 
 def _heat_map(axes: Axes, found: Round):
@@ -69,8 +66,8 @@ def _heat_map(axes: Axes, found: Round):
 
 def save_curves(rounds: Mapping[str, Sequence[Round]], path: Path) -> dict:
     """By round: accuracy on the digits still retained, P(WATCHED), and how far the forgotten digits are from grey."""
-    figure = Figure(figsize=(14, 4.4), layout="constrained")
-    panels = figure.subplots(1, 3)
+    drawn = Figure(figsize=(14, 4.4), layout="constrained")
+    panels = drawn.subplots(1, 3)
     numbers = range(len(DIGITS) + 1)
     for place, (variant, own) in enumerate(rounds.items()):
         count = own[0].own.shape[1]
@@ -91,9 +88,8 @@ def save_curves(rounds: Mapping[str, Sequence[Round]], path: Path) -> dict:
         axes.grid(alpha=0.3)
         axes.legend(fontsize=10)
     panels[2].set_ylim(bottom=0)
-    save_figure(figure, path)
-    return {
-        "file": path.name,
-        "caption": "Left and middle: mean and standard deviation over the classifiers. The distance from grey is the "
-        "mean of |pixel − .5| of the forgotten digit that is furthest from it; a drawn digit has about .4.",
-    }
+    caption = (
+        "Left and middle: mean and standard deviation over the classifiers. The distance from grey is the mean of "
+        "|pixel − .5| of the forgotten digit that is furthest from it; a drawn digit has about .4."
+    )
+    return figure(drawn, path, caption)

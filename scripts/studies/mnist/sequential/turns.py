@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from studies.mnist.sections import section, table
 from studies.mnist.sequential.figures import save_curves, save_grids, save_matrices
 from studies.mnist.sequential.rounds import (
     DIGITS,
@@ -26,25 +27,19 @@ from studies.mnist.study import Study
 STILL_GREY = 0.1  # distance from grey below which a digit counts as grey; that of a drawn digit is about .4
 
 
-def run(study: Study) -> dict:
-    """The part's numbers, text, tables and figures; see `Study.part`."""
-    return study.part("sequential", lambda folder: _compute(study, folder))
-
-
-def _compute(study: Study, folder: Path) -> dict:
+def compute(study: Study, folder: Path) -> dict:
+    """Forgets, on first use, one digit after the other in both variants."""
     pipelines = {variant: forget_in_turn(study, variant, folder) for variant in (PLAIN, IMPROVED)}
     found = {path: examine(study, path) for paths in pipelines.values() for path in paths}  # the first two are shared
     rounds = {variant: [found[path] for path in paths] for variant, paths in pipelines.items()}
     figures = [save_grids(study, paths, name, folder / f"grids_{name}.png") for name, paths in pipelines.items()]
     figures += [save_matrices(own, variant, folder / f"matrices_{variant}.png") for variant, own in rounds.items()]
-    figures.append(save_curves(rounds, folder / "curves.png"))
-    return {
-        "title": "Forgetting one digit after the other",
-        "text": [*_method_text(), *_result_text(study, rounds)],
-        "tables": [_watched_table(study, rounds), _rounds_table(rounds), _grey_table(rounds)],
-        "figures": figures,
-        "numbers": {variant: [_numbers(study, own) for own in rounds[variant]] for variant in rounds},
-    }
+    return {"title": "Forgetting one digit after the other"} | section(
+        [*_method_text(), *_result_text(study, rounds)],
+        [_watched_table(study, rounds), _rounds_table(rounds), _grey_table(rounds)],
+        [*figures, save_curves(rounds, folder / "curves.png")],
+        {variant: [_numbers(study, own) for own in rounds[variant]] for variant in rounds},
+    )
 
 
 def _numbers(study: Study, found: Round) -> dict:
@@ -70,7 +65,7 @@ def _watched_table(study: Study, rounds: Mapping[str, Sequence[Round]]) -> dict:
     for variant, own in rounds.items():
         rows.append([f"{variant}, {first}", *(found.own[0, WATCHED].item() for found in own)])
         rows.append([f"{variant}, mean ± std", *(_spread(found.own[:, WATCHED]) for found in own)])
-    return {"title": f"P({WATCHED}) where the {WATCHED} is asked for", "columns": ["", *stage_names()], "rows": rows}
+    return table(f"P({WATCHED}) where the {WATCHED} is asked for", ["", *stage_names()], rows)
 
 
 def _rounds_table(rounds: Mapping[str, Sequence[Round]]) -> dict:
@@ -86,7 +81,7 @@ def _rounds_table(rounds: Mapping[str, Sequence[Round]]) -> dict:
                 row += [_spread(found.own[:, gone].mean(1)), _spread(found.entropies[:, gone].mean(1))]
                 row.append(found.distances[gone].max().item())
             rows.append(row + ["–"] * (len(columns) - len(row)))
-    return {"title": "Every round (mean ± standard deviation over the classifiers)", "columns": columns, "rows": rows}
+    return table("Every round (mean ± standard deviation over the classifiers)", columns, rows)
 
 
 def _grey_table(rounds: Mapping[str, Sequence[Round]]) -> dict:
@@ -99,7 +94,7 @@ def _grey_table(rounds: Mapping[str, Sequence[Round]]) -> dict:
             rows.append([variant, digit, *distances, *(_spread(found.own[:, digit]) for found in stages[1:])])
     columns = ["variant", "digit", "distance, original", "after its round", "after the last"]
     columns += ["P after its round", "P after the last"]
-    return {"title": "Do forgotten digits stay grey? (distance from grey)", "columns": columns, "rows": rows}
+    return table("Do forgotten digits stay grey? (distance from grey)", columns, rows)
 
 
 def _method_text() -> list[str]:
