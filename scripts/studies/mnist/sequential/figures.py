@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from matplotlib.axes import Axes
-from matplotlib.drawn import Figure
+from matplotlib.figure import Figure
 
 from studies.figures import image_grid
 from studies.mnist.sections import figure
