@@ -15,8 +15,8 @@ from sa_diffusers.data.sampling import DrawingOptions, Request, SamplingSettings
 from sa_diffusers.evaluation.forgetting import Examination, JudgedSet, labelled_classes, measure
 from sa_diffusers.evaluation.images.image_sets import DrawnImages, index_batches
 from sa_diffusers.evaluation.judges.classifier import ImageClassifier, score_images
-from sa_diffusers.families import Family
-from sa_diffusers.io.loading import family_defaults, read_model_index
+from sa_diffusers.families import Family, family_defaults
+from sa_diffusers.io.loading import read_model_index
 
 
 READINGS = (
