@@ -14,8 +14,8 @@ from safetensors import safe_open
 from torch.testing import assert_close
 
 from sa_diffusers.core.seeding import derive_seed
+from sa_diffusers.data.concepts import find_concept
 from sa_diffusers.data.labelled_images import load_labelled_images
-from sa_diffusers.data.prompts import find_concept
 from sa_diffusers.evaluation.forgetting import examination, labelled_classes
 from sa_diffusers.evaluation.images.distribution import frechet_distance
 from sa_diffusers.evaluation.judges.digit_classifier import DigitClassifier

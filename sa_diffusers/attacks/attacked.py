@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from sa_diffusers.attacks.options import AttackConfig
 from sa_diffusers.attacks.prompt.prompt_attack import TemplateEncoder, check_places
 from sa_diffusers.attacks.results import Judge
-from sa_diffusers.data.prompts import split_phrasings
+from sa_diffusers.core.concepts import split_phrasings
 from sa_diffusers.evaluation.judges.load_classifier import load_classifier
 from sa_diffusers.evaluation.suite.options import PipelineEvaluationConfig
 from sa_diffusers.evaluation.suite.subjects import open_subjects, pipeline_of
