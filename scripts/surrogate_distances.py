@@ -11,8 +11,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sa_diffusers.cli.parse import friendly_errors, parse_config
+from sa_diffusers.core.concepts import split_phrasings
 from sa_diffusers.core.seeding import seeded
-from sa_diffusers.data.prompts import split_phrasings
 from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.families import Family
 from sa_diffusers.runs.options import ForgetConfig

@@ -11,7 +11,9 @@ import pytest
 import yaml
 
 from sa_diffusers.cli.parse import parse_config
-from sa_diffusers.data.prompts import concept_templates, find_concept, mentions, read_prompts
+from sa_diffusers.core.concepts import mentions
+from sa_diffusers.data.concepts import find_concept
+from sa_diffusers.data.prompts import concept_templates, read_prompts
 from sa_diffusers.evaluation.suite.options import PipelineEvaluationConfig
 from sa_diffusers.families import family_defaults
 from sa_diffusers.io.bundled import ASSETS

@@ -18,8 +18,8 @@ from tiny_clip import save_tiny_clip
 from torch.testing import assert_close
 
 from sa_diffusers import ConditionalVAE, ConditionalVAEPipeline
+from sa_diffusers.core.concepts import Concept
 from sa_diffusers.data.images import crop_to_square
-from sa_diffusers.data.prompts import Concept
 from sa_diffusers.data.sampling import Request
 from sa_diffusers.evaluation import pipeline_checks, pipeline_drawing
 from sa_diffusers.evaluation.images.distribution import frechet_distance

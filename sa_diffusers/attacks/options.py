@@ -3,7 +3,7 @@
 from dataclasses import MISSING, dataclass
 from typing import Literal
 
-from sa_diffusers.data.prompts import mentions
+from sa_diffusers.core.concepts import mentions
 from sa_diffusers.evaluation.suite.options import EXPLICIT
 from sa_diffusers.io.configuration import option
 from sa_diffusers.training.options import check_ranges

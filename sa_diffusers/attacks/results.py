@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sa_diffusers.attacks.found import Found, FoundText
 from sa_diffusers.attacks.options import AttackConfig
-from sa_diffusers.data.prompts import split_phrasings
+from sa_diffusers.core.concepts import split_phrasings
 from sa_diffusers.evaluation.judges.classifier import ImageClassifier, wilson_interval
 from sa_diffusers.evaluation.judges.load_classifier import load_classifier
 from sa_diffusers.io.atomic_files import atomic_path, write_json

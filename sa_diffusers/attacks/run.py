@@ -13,8 +13,8 @@ from sa_diffusers.attacks.found import Found
 from sa_diffusers.attacks.options import AttackConfig
 from sa_diffusers.attacks.results import Attacked, Judge, summarise, write_results
 from sa_diffusers.attacks.victims import check_resolutions, complete, first_tokens, load_family, roles
+from sa_diffusers.core.concepts import split_phrasings
 from sa_diffusers.core.seeding import derive_seed, seeded
-from sa_diffusers.data.prompts import split_phrasings
 from sa_diffusers.families import Family
 from sa_diffusers.io.artifacts import RunLock, hash_tensors
 from sa_diffusers.io.atomic_files import atomic_path, remove_leftovers

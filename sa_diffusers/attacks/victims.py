@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from sa_diffusers.attacks.options import AttackConfig
 from sa_diffusers.attacks.template_encoder import TemplateEncoder
-from sa_diffusers.data.prompts import split_phrasings
+from sa_diffusers.core.concepts import split_phrasings
 from sa_diffusers.evaluation.suite.options import PipelineEvaluationConfig
 from sa_diffusers.evaluation.suite.subjects import open_subjects, pipeline_of
 from sa_diffusers.families import Family, family_class, get_family

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sa_diffusers.core.concepts import Concept, mentions
 from sa_diffusers.core.seeding import derive_seed, seeded
-from sa_diffusers.data.prompts import Concept, mentions
 from sa_diffusers.data.replay import spread
 from sa_diffusers.data.sample_set import uniform_noise
 from sa_diffusers.data.sampling import Request, SamplingSettings, draw_samples

@@ -9,8 +9,8 @@ import torch
 import yaml
 from torch import Tensor
 
+from sa_diffusers.core.concepts import split_phrasings
 from sa_diffusers.core.seeding import derive_seed
-from sa_diffusers.data.prompts import split_phrasings
 from sa_diffusers.data.sampling import DrawingOptions, Request, SamplingSettings, draw_samples
 from sa_diffusers.evaluation.forgetting import Examination, JudgedSet, labelled_classes, measure
 from sa_diffusers.evaluation.images.image_sets import DrawnImages, index_batches

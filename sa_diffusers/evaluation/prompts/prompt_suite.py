@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from sa_diffusers.core.concepts import Concept, mentions, substitute
 from sa_diffusers.core.seeding import derive_seed
-from sa_diffusers.data.prompts import Concept, concept_templates, mentions, substitute
+from sa_diffusers.data.prompts import concept_templates
 from sa_diffusers.data.replay import leaves_open, spread
 from sa_diffusers.data.sampling import Request
 from sa_diffusers.evaluation.forgetting import Labels

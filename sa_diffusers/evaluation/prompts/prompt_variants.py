@@ -7,8 +7,9 @@ from pathlib import Path
 
 import yaml
 
+from sa_diffusers.core.concepts import Concept, mentions
 from sa_diffusers.core.seeding import derive_seed
-from sa_diffusers.data.prompts import Concept, mentions, read_prompts
+from sa_diffusers.data.prompts import read_prompts
 from sa_diffusers.data.replay import spread
 from sa_diffusers.evaluation.forgetting import Labels
 from sa_diffusers.io.bundled import resolve

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from sa_diffusers.data.prompts import Concept, find_concept, read_prompts, split_phrasings
+from sa_diffusers.core.concepts import Concept, split_phrasings
+from sa_diffusers.data.concepts import find_concept
+from sa_diffusers.data.prompts import read_prompts
 from sa_diffusers.evaluation.forgetting import read_labelled_prompts
 from sa_diffusers.evaluation.images.extractors import Extractor, load_extractor
 from sa_diffusers.evaluation.images.image_metrics import MetricSettings, check_counts, check_metrics

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sa_diffusers.data.prompts import Concept
+from sa_diffusers.core.concepts import Concept
 from sa_diffusers.evaluation.images.image_sets import ImageSet, index_batches
 from sa_diffusers.evaluation.judges.classifier import ImageClassifier
 from sa_diffusers.evaluation.judges.clip import Clip, clip_score, perceptual_change, zero_shot

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from sa_diffusers.data.prompts import looks_like_path, mentions, split_phrasings
+from sa_diffusers.core.concepts import mentions, split_phrasings
+from sa_diffusers.data.concepts import looks_like_path
 from sa_diffusers.io.configuration import option
 from sa_diffusers.training.options import check_ranges
 

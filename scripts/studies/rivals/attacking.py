@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sa_diffusers.attacks import AttackSettings, attack_embedding, draw_found
 from sa_diffusers.core.seeding import derive_seed
-from sa_diffusers.data.prompts import find_concept
+from sa_diffusers.data.concepts import find_concept
 from sa_diffusers.families import get_family
 from sa_diffusers.io.artifacts import hash_tensors
 from sa_diffusers.io.loading import load_pipeline, model_hash, pipeline_hashes

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sa_diffusers.core.seeding import derive_seed
-from sa_diffusers.data.prompts import find_concept
+from sa_diffusers.data.concepts import find_concept
 from sa_diffusers.data.sampling import Request, SamplingSettings
 from sa_diffusers.evaluation.forgetting import Examination, JudgedSet, draw_sets, examination, read_labelled_prompts
 from sa_diffusers.evaluation.judges.classifier import ImageClassifier

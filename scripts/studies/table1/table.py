@@ -12,8 +12,8 @@ import yaml
 from torch import Tensor
 
 from sa_diffusers.core.seeding import derive_seed, seeded
+from sa_diffusers.data.concepts import find_concept
 from sa_diffusers.data.labelled_images import LabelledImages, load_labelled_images
-from sa_diffusers.data.prompts import find_concept
 from sa_diffusers.data.sampling import Request, SamplingSettings
 from sa_diffusers.evaluation.forgetting import (
     JudgedSet,
@@ -34,7 +34,7 @@ from sa_diffusers.io.loading import load_pipeline, model_hash, pipeline_hashes
 from sa_diffusers.report.pictures import to_uint8
 from sa_diffusers.report.tables import markdown_table
 from sa_diffusers.runs.base.class_conditional import ClassConditionalConfig, train_class_conditional
-from sa_diffusers.runs.base.labelled import claim_folder
+from sa_diffusers.runs.base.run_folder import claim_folder
 from sa_diffusers.runs.forget import run_forgetting
 from sa_diffusers.runs.options import ForgetConfig
 from studies.kept import Kept, kept

@@ -12,11 +12,10 @@ from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from torch import Tensor, nn
 
 from sa_diffusers.core.fisher import Fisher
-from sa_diffusers.families import Family, get_family
+from sa_diffusers.families.base import Family, get_family
 from sa_diffusers.io.artifacts import hash_tensors
 from sa_diffusers.io.hub import provenance
 from sa_diffusers.io.loading import load_pipeline, model_hash, read_model_index
@@ -113,6 +112,8 @@ def rename_unet(tensors: dict[str, Tensor], unet: nn.Module) -> dict[str, Tensor
     Raises:
         ConversionError: listing what is missing, what fits nowhere, and what has another shape.
     """
+    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint  # takes seconds
+
     expected = {name: tuple(parameter.shape) for name, parameter in unet.named_parameters()}
     # diffusers' converter moves values about and drops what it does not know. Given the names as values, it tells.
     try:

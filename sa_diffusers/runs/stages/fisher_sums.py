@@ -19,19 +19,19 @@ from sa_diffusers.families import Family
 from sa_diffusers.io.atomic_files import atomic_path
 from sa_diffusers.io.processes import process_state
 from sa_diffusers.models.precision import autocast_forward, free_memory
-from sa_diffusers.runs.options import ForgetConfig
+from sa_diffusers.runs.options import RunOptions
 
 
 FISHER_SAVES = 10  # times that a long estimation saves its state
 ROOM = {True: 0.6, False: 0.4}  # of the free memory, with and without checkpointing; the rest is for activations
 
 
-def estimate_sums(family: Family, config: ForgetConfig, samples: SampleSet, count: int, parts_dir: Path) -> FisherSums:
+def estimate_sums(family: Family, options: RunOptions, samples: SampleSet, count: int, parts_dir: Path) -> FisherSums:
     """This process's share of the samples, saved now and then; then the sums of all processes."""
     state = process_state()
     own_path = parts_dir / f"{state.process_index}_of_{state.num_processes}.safetensors"
     parameters = dict(family.module.named_parameters())
-    device = sums_device(family, config)
+    device = sums_device(family, options)
     sums = _load_sums(own_path, device) if own_path.exists() else FisherSums.zeros(parameters, device)
     mine = [index for index in range(state.process_index, count, state.num_processes)]
     left = [index for index in mine if index not in sums.unbiased]
@@ -40,10 +40,10 @@ def estimate_sums(family: Family, config: ForgetConfig, samples: SampleSet, coun
     progress = tqdm(
         total=len(mine), initial=len(mine) - len(left), desc="fisher", disable=not state.is_main_process, mininterval=1
     )
-    seed = derive_seed(config.seed, "fisher")
+    seed = derive_seed(options.seed, "fisher")
     linear = is_linear(family.module, family.loss)
 
-    loss, quirks = family.loss, config.paper_quirks
+    loss, quirks = family.loss, options.paper_quirks
     if "fisher_label_dropout" in quirks:
         loss = FisherLabelDropout(loss, family.pipeline.null_class)
 
@@ -64,21 +64,21 @@ def estimate_sums(family: Family, config: ForgetConfig, samples: SampleSet, coun
                 parameters,
                 lambda i: batch([i]),
                 [index],
-                terms=None if family.loss.num_terms == 1 else config.terms,  # of one term there is no choice
-                chunk_size=config.fisher_chunk_size,
+                terms=None if family.loss.num_terms == 1 else options.terms,  # of one term there is no choice
+                chunk_size=options.fisher_chunk_size,
                 loss_scale=float16_scale(family) if family.compute_dtype == torch.float16 else None,
                 seed=seed,
                 sums=sums,
             )
             progress.update()
 
-    if config.gradient_checkpointing:
+    if options.gradient_checkpointing:
         family.module.enable_gradient_checkpointing()
     with autocast_forward(family.module, family.compute_dtype):
         for start in range(0, max(len(left), 1), block):  # once at least: a process without samples adds zeros
             add(left[start : start + block])
             _save_sums(sums, own_path)
-    if config.gradient_checkpointing:
+    if options.gradient_checkpointing:
         family.module.disable_gradient_checkpointing()
     progress.close()
     if state.num_processes == 1:
@@ -94,14 +94,14 @@ def float16_scale(family: Family) -> float:
     return float(math.prod(family.latent_shape)) if family.loss.reduction == "mean" else 1.0
 
 
-def sums_device(family: Family, config: ForgetConfig) -> torch.device:
+def sums_device(family: Family, options: RunOptions) -> torch.device:
     """Where the sums are kept: with the weights, unless they and the gradients of two draws do not fit there."""
     device = family.device
-    if config.fisher_device == "auto" and device.type == "cuda":
+    if options.fisher_device == "auto" and device.type == "cuda":
         needed = 3 * 4 * sum(p.numel() for p in family.module.parameters())
-        room = ROOM[config.gradient_checkpointing] * free_memory(device)
+        room = ROOM[options.gradient_checkpointing] * free_memory(device)
         return device if needed < room else torch.device("cpu")
-    return torch.device("cpu") if config.fisher_device == "cpu" else device
+    return torch.device("cpu") if options.fisher_device == "cpu" else device
 
 
 def _save_sums(sums: FisherSums, path: Path) -> None:
