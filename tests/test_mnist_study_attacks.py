@@ -302,7 +302,7 @@ def test_the_part_is_a_page_of_all_attacks(study, monkeypatch, held_out) -> None
     monkeypatch.setattr(probes, "LATENTS", 12)
     monkeypatch.setattr(joint_section, "STEPS", 2)
     monkeypatch.setattr(joint_section, "KEEP_EVERY", 1)
-    monkeypatch.setattr(joint_section, "RESTARTS", 5)
+    monkeypatch.setattr(joint, "RESTARTS", 5)
     monkeypatch.setattr(joint_section, "SHOWN", 2)
     monkeypatch.setattr(recovery, "SHOWN", 2)
     if not held_out:

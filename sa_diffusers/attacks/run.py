@@ -1,8 +1,10 @@
 """Attack a forgotten model, the original and a control alike: targets, attacks, pictures, numbers; resumable."""
 
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,13 +18,13 @@ from sa_diffusers.attacks.victims import check_resolutions, complete, first_toke
 from sa_diffusers.core.concepts import split_phrasings
 from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.families import Family
-from sa_diffusers.io.artifacts import RunLock, hash_tensors
+from sa_diffusers.io.artifacts import RunLock, Stage, StageMismatch, hash_tensors
 from sa_diffusers.io.atomic_files import atomic_path, remove_leftovers
 from sa_diffusers.io.loading import model_hash, pipeline_hashes
-from sa_diffusers.io.stages import Stages
 from sa_diffusers.report.pictures import to_uint8
 
 
+Result = TypeVar("Result")
 FOREIGN = ("pipeline", "config.yaml", "evaluation.json", "model_index.json")  # of a run, an evaluation, a pipeline
 
 
@@ -37,7 +39,7 @@ class AttackRun:
         self.config, self.folder = config, Path(config.output_dir)
         self.words = split_phrasings(config.concept)
         self.word = FoundText(self.words[0], [], [])
-        self.stages = Stages(self.folder, config.overwrite)
+        self.seconds: dict[str, float] = {}  # by stage
         self.targets = self.target_images = self.target_vae = None
 
     def settings(self, restart: int) -> AttackSettings:
@@ -79,7 +81,7 @@ class AttackRun:
 
     def _time_left(self) -> str:
         """What is left after the first attack, as if all took as long as it and nothing was there already."""
-        attack, pictures = (self.stages.seconds[f"original-{name}-0"] for name in ("attack", "after"))
+        attack, pictures = (self.seconds[f"original-{name}-0"] for name in ("attack", "after"))
         models = len(roles(self.config))
         others = models * self.config.num_restarts - 1
         left = others * (attack + pictures) + (models - 1) * pictures
@@ -110,7 +112,26 @@ class AttackRun:
                 save_file({"tensor": tensor}, temporary)
             return tensor
 
-        return self.stages.run(stage, key, save, lambda: load_file(path)["tensor"])
+        return self._stage(stage, key, save, lambda: load_file(path)["tensor"])
+
+    def _stage(self, name: str, key: dict, compute: Callable[[], Result], load: Callable[[], Result]) -> Result:
+        """A stage's result: loaded if the folder holds it under the same key, else computed."""
+        stage = Stage(self.folder, name, key)
+        try:
+            done = stage.done
+        except StageMismatch:
+            if not self.config.overwrite:
+                raise
+            done = False
+        if done:
+            result = load()
+        else:
+            stage.clear()  # the old marker must not vouch for new files if this is interrupted
+            start = time.perf_counter()
+            result = compute()
+            stage.finish(time.perf_counter() - start)
+        self.seconds[name] = stage.seconds
+        return result
 
     def _draw_targets(self, family: Family, hashes: dict[str, str]) -> None:
         count = self.config.num_targets
@@ -142,7 +163,7 @@ class AttackRun:
             return found
 
         load = (FoundText if text else FoundEmbedding).load
-        return self.stages.run(f"{own}-attack-{restart}", key, compute, lambda: load(path))
+        return self._stage(f"{own}-attack-{restart}", key, compute, lambda: load(path))
 
 
 def run_attack(config: AttackConfig) -> dict:

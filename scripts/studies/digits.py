@@ -78,7 +78,7 @@ COLUMNS = {
 
 def configure(base: ForgetConfig, overrides: dict, output_dir: Path, study_dir: Path) -> ForgetConfig:
     """The row's configuration, sharing what it can with the default run of its seed."""
-    config = replace(base, **overrides, output_dir=str(output_dir))
+    config = replace(base, **overrides, output_dir=str(output_dir)).resolved()
     reference = study_dir / f"default-seed-{config.seed}"
     if output_dir == reference or any(
         overrides.get(key, getattr(base, key)) != getattr(base, key) for key in OWN_SAMPLES

@@ -20,12 +20,11 @@ from sa_diffusers.families.conditional_vae import ConditionalVAEFamily
 from sa_diffusers.io.artifacts import Stage
 from sa_diffusers.io.atomic_files import write_json
 from sa_diffusers.io.bundled import resolve
-from sa_diffusers.io.configuration import config_from_dict, option
+from sa_diffusers.io.configuration import config_from_dict, identity_names, layered, option
 from sa_diffusers.io.hub import explain_load_errors
 from sa_diffusers.pipelines import ConditionalVAEPipeline
 from sa_diffusers.runs.base.labelled import ConditionalVAEConfig, train_conditional_vae
 from sa_diffusers.runs.forget import run_forgetting
-from sa_diffusers.runs.inputs import identity
 from sa_diffusers.runs.options import ForgetConfig
 from studies.classifiers import train_classifiers
 
@@ -150,15 +149,15 @@ class Study:
         """
         folder = self.folder / "runs" / name
         config = replace(self.settings(concept, model=model, **options), output_dir=str(folder))
-        same = folder.exists() and Stage(folder, "run", identity(config)).done
-        if not (same and (folder / "metrics.json").exists() and _options(folder)["classifier"] == config.classifier):
-            run_forgetting(replace(config, overwrite=same))  # of the same run only others' judgement is overwritten
+        others = _differing(folder, config) if (folder / "metrics.json").exists() else {"unfinished"}
+        if others:
+            run_forgetting(replace(config, overwrite=others == {"classifier"}))  # another judgement of the same run
         return folder / "pipeline", json.loads((folder / "metrics.json").read_text())
 
     def settings(self, concept: int | str, *, model: Path | None = None, **options: Any) -> ForgetConfig:
         """Every option of a run of `forget` with the same arguments: the family's defaults, the study's, its own."""
         steps = {} if self.config.forget_steps is None else {"num_train_steps": self.config.forget_steps}
-        values = family_defaults("ConditionalVAEPipeline") | {
+        values = {
             "eval_images_concept": self.config.num_images,
             "eval_images_class": max(1, self.config.num_images // 2),
             "seed": self.config.seed,
@@ -166,8 +165,9 @@ class Study:
             "surrogate": "noise",
             "classifier": list(self.classifiers),
         }
-        values |= steps | options | {"concept": str(concept), "model": str(model or self.base())}
-        return config_from_dict(ForgetConfig, values)
+        values |= steps | {"concept": str(concept), "model": str(model or self.base())}
+        layers = family_defaults("ConditionalVAEPipeline"), values, options
+        return config_from_dict(ForgetConfig, layered(ForgetConfig, *layers)).resolved()
 
     def part(self, name: str, compute: "Callable[[Study, Path], dict]") -> dict:
         """What a part of the study found: computed, with its figures, into its folder, or read if that is done."""
@@ -181,9 +181,10 @@ class Study:
         return json.loads((folder / f"{name}.json").read_text())
 
 
-def _options(folder: Path) -> dict[str, Any]:
-    """What the run in a folder was told."""
-    return yaml.safe_load((folder / "config.yaml").read_text())
+def _differing(folder: Path, config: ForgetConfig) -> set[str]:
+    """Names of the options that change a result and differ from those that the run in a folder was told."""
+    told = yaml.safe_load((folder / "config.yaml").read_text())
+    return {name for name in identity_names(type(config)) if told.get(name) != getattr(config, name)}
 
 
 @cache

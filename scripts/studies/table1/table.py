@@ -29,7 +29,7 @@ from sa_diffusers.evaluation.judges.classifier import ImageClassifier
 from sa_diffusers.evaluation.judges.load_classifier import load_classifier
 from sa_diffusers.families import Family, family_defaults, get_family
 from sa_diffusers.io.atomic_files import atomic_path, write_json
-from sa_diffusers.io.configuration import config_from_dict
+from sa_diffusers.io.configuration import config_from_dict, layered
 from sa_diffusers.io.loading import load_pipeline, model_hash, pipeline_hashes
 from sa_diffusers.report.pictures import to_uint8
 from sa_diffusers.report.tables import markdown_table
@@ -150,8 +150,7 @@ def run_row(table: Table, name: str) -> Path:
         if not (folder / "pipeline").exists():
             train_class_conditional(table.data().without(config.exclude_classes), config)
         return folder / "pipeline"
-    options = family_defaults("ClassConditionalPipeline") | values
-    options |= {
+    options = layered(ForgetConfig, family_defaults("ClassConditionalPipeline"), values) | {
         "model": str(table.folder / "original" / "pipeline"),
         "output_dir": str(folder),
         "classifier": table.classifiers[:1],
@@ -161,7 +160,7 @@ def run_row(table: Table, name: str) -> Path:
         "overwrite": True,  # a row that was changed is made again, from the first stage that differs
     }
     options.setdefault("track_steps", max(1, options["num_train_steps"] // 10))
-    config = config_from_dict(ForgetConfig, options)
+    config = config_from_dict(ForgetConfig, options).resolved()
     reference = table.folder / REFERENCE
     if name != REFERENCE and not config.paper_quirks:
         config.samples = str(reference / "samples")
@@ -172,7 +171,7 @@ def run_row(table: Table, name: str) -> Path:
 
 def judge_row(table: Table, name: str, pipeline_dir: Path) -> dict[str, Any]:
     """The row's numbers, kept with some of its pictures in `<row>/table1.safetensors`."""
-    options = family_defaults("ClassConditionalPipeline") | table.rows[REFERENCE]
+    options = layered(ForgetConfig, family_defaults("ClassConditionalPipeline"), table.rows[REFERENCE])
     forgets, base = config_from_dict(ForgetConfig, options), table.rows["original"]
     pipeline = load_pipeline(str(pipeline_dir), None, None, "float32")
     settings = SamplingSettings(forgets.guidance_scale, forgets.num_inference_steps, forgets.eval_batch_size)

@@ -7,18 +7,8 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from studies.mnist.attacks import joint
 from studies.mnist.attacks.attempt import one_hot
-from studies.mnist.attacks.joint import (
-    REFERENCES,
-    RESTARTS,
-    Gallery,
-    attacked_decoders,
-    judged,
-    make_gallery,
-    measure,
-    start_latents,
-    verdict,
-)
 from studies.mnist.attacks.recovered import Reading, nearest_neighbours
 from studies.mnist.attacks.search import ConditionMode, OptimisedAttempt, optimise_input
 from studies.mnist.attacks.setting import FORGOT, Setting, counts, share_cell, summary
@@ -43,13 +33,13 @@ def joint_section(setting: Setting, start_digit: int, folder: Path) -> dict:
     Args:
         start_digit: the digit whose test images and condition the attack starts from.
     """
-    latents, gallery = start_latents(setting, start_digit, RESTARTS), make_gallery(setting)
+    latents, gallery = joint.start_latents(setting, start_digit, joint.RESTARTS), joint.make_gallery(setting)
     condition = one_hot(torch.full((len(latents),), start_digit), setting.sizes["num_classes"])
     numbers: dict = {}
     figures = []
     for mode in MODES:
         attempts = attack_all(setting, latents, condition, mode, STEPS)
-        numbers[mode] = {name: measure(setting, gallery, attempt) for name, attempt in attempts.items()}
+        numbers[mode] = {name: joint.measure(setting, gallery, attempt) for name, attempt in attempts.items()}
         figures += [_frames(setting, mode, attempts, folder), _neighbours(setting, gallery, mode, attempts, folder)]
     references = _references(setting, gallery)
     text, tables = _text(numbers, setting, start_digit), [_table(numbers, references)]
@@ -74,13 +64,13 @@ def attack_all(
             learning_rate=LEARNING_RATE,
             description=f"{name}, {MODE_TEXTS[mode]}",
         )  # fmt: skip
-        for name, decode in attacked_decoders(setting).items()
+        for name, decode in joint.attacked_decoders(setting).items()
     }
 
 
-def _references(setting: Setting, gallery: Gallery) -> dict[str, dict]:
+def _references(setting: Setting, gallery: joint.Gallery) -> dict[str, dict]:
     """The measures of images that nobody attacked: real ones of the digit, and flat grey."""
-    held_out = setting.study.test_images.sample(setting.test_indices(DIGIT, REFERENCES))
+    held_out = setting.study.test_images.sample(setting.test_indices(DIGIT, joint.REFERENCES))
     images = {f"real test {DIGIT}s": held_out, "flat grey": torch.full_like(held_out[:1], GREY)}
     return {name: summary(setting.read(part)) | gallery.compare(part) for name, part in images.items()}
 
@@ -117,14 +107,14 @@ def _text(numbers: Mapping, setting: Setting, start_digit: int) -> list[str]:
     ]
     judge = _judge(held_out)
     for mode, by_model in numbers.items():
-        scores = {name: judged(part, bool(held_out)) for name, part in by_model.items()}
+        scores = {name: joint.judged(part, bool(held_out)) for name, part in by_model.items()}
         agreed = ", ".join(f"{score.right} ({name})" for name, score in scores.items())
         distances = {name: part["distance_ratio"] for name, part in by_model.items()}
         ratios = ", ".join(f"{distance:.2f} ({name})" for name, distance in distances.items())
         text.append(
             f"{MODE_TEXTS[mode].capitalize()}: the attacked classifier reads a {DIGIT} in {counts(by_model)} "
-            f"restarts; {judge} in {agreed}. {verdict(scores, distances)} Distance of the end points to the nearest "
-            f"real {DIGIT}, in units of that between real ones: {ratios}."
+            f"restarts; {judge} in {agreed}. {joint.verdict(scores, distances)} Distance of the end points to the "
+            f"nearest real {DIGIT}, in units of that between real ones: {ratios}."
         )
     return text
 
@@ -149,7 +139,7 @@ def _frames(setting: Setting, mode: str, attempts: Mapping[str, OptimisedAttempt
 
 
 def _neighbours(
-    setting: Setting, gallery: Gallery, mode: str, attempts: Mapping[str, OptimisedAttempt], folder: Path
+    setting: Setting, gallery: joint.Gallery, mode: str, attempts: Mapping[str, OptimisedAttempt], folder: Path
 ) -> dict:
     """End points of some restarts, each above the nearest real image of the digit."""
     real, strips = gallery.of_digit, []

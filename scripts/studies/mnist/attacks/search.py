@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from studies.mnist.attacks.attempt import Attempt, Decoder, Reader, check_class, check_pairs, one_hot
+from studies.mnist.attacks.attempt import Attempt, Decoder, Reader, one_hot
 
 
 ConditionMode = Literal["free", "simplex", "fixed"]
@@ -57,15 +57,7 @@ def optimise_input(
             its shape only; so the three modes can be compared from one start.
         latent_free: whether z moves.
         keep_every: record every so many steps, and the last one.
-
-    Raises:
-        ValueError: other shapes, an unknown mode or class, nothing to optimise, a number out of range, or callables
-            that pass no gradient.
     """
-    _check(target, start_latents, start_condition, condition_mode, latent_free)
-    if steps < 1 or keep_every < 1 or not learning_rate > 0:
-        given = f"steps {steps}, keep_every {keep_every}, learning_rate {learning_rate}"
-        raise ValueError(f"expected steps and keep_every of at least 1 and a learning rate above 0, got {given}")
     latents, weights = start_latents.detach().clone(), start_condition.detach().clone()
     if condition_mode == "fixed":
         weights = one_hot(torch.full((len(weights),), target), weights.shape[1]).to(weights)
@@ -76,7 +68,7 @@ def optimise_input(
         for step in tqdm(range(steps + 1), desc=description, mininterval=1):
             condition = weights.softmax(1) if condition_mode == "simplex" else weights
             images = decode(latents, condition)
-            log_probability = _log_probability(classify(images), target, len(latents))
+            log_probability = classify(images).log_softmax(1)[:, target]
             if step % keep_every == 0 or step == steps:  # a decoder may hand back z itself, which moves on
                 records.append((step, log_probability.detach().exp(), images.detach().clone()))
             if step < steps:
@@ -91,24 +83,3 @@ def _set_gradients(moving: Sequence[Tensor], loss: Tensor) -> None:
     """By autograd.grad, since backward() would leave gradients in the weights of both models; 0 for what is unused."""
     for tensor, gradient in zip(moving, torch.autograd.grad(loss, moving, materialize_grads=True), strict=True):
         tensor.grad = gradient
-
-
-def _check(target: int, latents: Tensor, condition: Tensor, condition_mode: str, latent_free: bool) -> None:
-    """Raise ValueError for inputs that do not fit together, before anything is drawn."""
-    check_pairs(latents, condition, "a start condition")
-    if condition_mode not in get_args(ConditionMode):
-        raise ValueError(f"expected condition_mode 'free', 'simplex' or 'fixed', got {condition_mode!r}")
-    if condition_mode == "fixed":
-        check_class(target, condition.shape[1])
-        if not latent_free:
-            raise ValueError("nothing to optimise: with condition_mode 'fixed' expected latent_free=True")
-
-
-def _log_probability(logits: Tensor, target: int, count: int) -> Tensor:
-    """log P(target) [B] from logits [B, classes]."""
-    if logits.dim() != 2 or len(logits) != count:
-        raise ValueError(f"expected logits [{count}, classes] of the reader, got {list(logits.shape)}")
-    check_class(target, logits.shape[1])
-    if not logits.requires_grad:
-        raise ValueError("expected a decoder and a reader that pass gradients; these run without (torch.no_grad?)")
-    return logits.log_softmax(1)[:, target]

@@ -14,6 +14,7 @@ import torch
 from matplotlib.figure import Figure
 
 from sa_diffusers.pipelines import ConditionalVAEPipeline
+from studies.mnist.projection import verdicts
 from studies.mnist.projection.runs import (
     LOGGING_STEPS,
     METHODS,
@@ -23,18 +24,6 @@ from studies.mnist.projection.runs import (
     forget_by_all,
     measure,
     retained_elbo,
-)
-from studies.mnist.projection.verdicts import (
-    FORGOTTEN,
-    FORGOTTEN_LABEL,
-    KEPT,
-    Comparison,
-    Numbers,
-    column,
-    compare_all,
-    differences_table,
-    verdicts_table,
-    verdicts_text,
 )
 from studies.mnist.readings import DIGIT
 from studies.mnist.sections import figure, section, table
@@ -47,10 +36,10 @@ from studies.mnist.study import Study, draw, read
 Curves = dict[str, list[list[tuple[int, float]]]]
 
 BATCH = 256  # the study sums its loss over so many images and this package takes the mean: its norms are larger by it
-COLUMNS = {key: label for key, (label, _) in KEPT.items()} | {
+COLUMNS = {key: label for key, (label, _) in verdicts.KEPT.items()} | {
     "concept_probability": f"P({DIGIT})",
     "concept_entropy": f"H({DIGIT}) (nats)",
-    FORGOTTEN: FORGOTTEN_LABEL,
+    verdicts.FORGOTTEN: verdicts.FORGOTTEN_LABEL,
     "log_norm_first": "log10 norm, first step",
     "log_norm_late": "log10 norm, second half",
     "jump": f"factor over {LOGGING_STEPS} steps",
@@ -61,7 +50,7 @@ COLUMNS = {key: label for key, (label, _) in KEPT.items()} | {
 
 def compute(study: Study, folder: Path) -> dict:
     """`num_seeds` runs of each method on first use."""
-    numbers: Numbers = {method.title: [] for method in METHODS}
+    numbers: verdicts.Numbers = {method.title: [] for method in METHODS}
     curves: Curves = {method.title: [] for method in METHODS}
     first: dict[str, ConditionalVAEPipeline] = {"original": study.load(study.base())}
     for index in range(study.config.num_seeds):
@@ -71,10 +60,10 @@ def compute(study: Study, folder: Path) -> dict:
             first.setdefault(method.title, loaded)
             numbers[method.title].append(measure(study, loaded, metrics) | describe_gradients(history))
             curves[method.title].append([(row["step"], row["grad_norm"]) for row in history])
-    comparisons, elbo = compare_all(numbers), retained_elbo(study, first["original"])
+    comparisons, elbo = verdicts.compare_all(numbers), retained_elbo(study, first["original"])
     return {"title": "Gradient projection in place of EWC"} | section(
         _text(study, numbers, comparisons),
-        [_table(numbers, elbo), differences_table(numbers), verdicts_table(comparisons)],
+        [_table(numbers, elbo), verdicts.differences_table(numbers), verdicts.verdicts_table(comparisons)],
         [_norms(curves, folder), _pictures(study, first, folder)],
         {
             "by_seed": numbers,
@@ -84,16 +73,19 @@ def compute(study: Study, folder: Path) -> dict:
     )
 
 
-def _table(numbers: Numbers, original_elbo: float) -> dict:
+def _table(numbers: verdicts.Numbers, original_elbo: float) -> dict:
     runs = numbers[REFERENCE.title]
-    before = [spread(column(runs, f"{key}_before")) for key in ("retained_probability", "retained_worst_probability")]
+    before = [
+        spread(verdicts.column(runs, f"{key}_before"))
+        for key in ("retained_probability", "retained_worst_probability")
+    ]
     rows = [["original", *before, f"{original_elbo:.3f}", *["–"] * (len(COLUMNS) - 3)]]
-    rows += [[title, *(spread(column(runs, key)) for key in COLUMNS)] for title, runs in numbers.items()]
+    rows += [[title, *(spread(verdicts.column(runs, key)) for key in COLUMNS)] for title, runs in numbers.items()]
     title = f"Forgetting {DIGIT}: mean ± standard deviation over {len(runs)} seeds"
     return table(title, ["method", *COLUMNS.values()], rows)
 
 
-def _text(study: Study, numbers: Numbers, comparisons: Sequence[Comparison]) -> list[str]:
+def _text(study: Study, numbers: verdicts.Numbers, comparisons: Sequence[verdicts.Comparison]) -> list[str]:
     runs = numbers[REFERENCE.title]
     return [
         f"Every method forgets {DIGIT} from the same weights over {len(runs)} seeds, in "
@@ -101,18 +93,20 @@ def _text(study: Study, numbers: Numbers, comparisons: Sequence[Comparison]) -> 
         "study's figure has 2000 steps, with Adam at 1e-4. The loss is the study's, with latents from the encoder. "
         f"Probabilities and entropies are means over {len(study.classifiers)} classifiers. The study says that "
         "projection degrades the retained digits more than Selective Amnesia does.",
-        *verdicts_text(numbers, comparisons),
+        *verdicts.verdicts_text(numbers, comparisons),
         *_gradient_text(numbers),
     ]
 
 
-def _gradient_text(numbers: Numbers) -> list[str]:
+def _gradient_text(numbers: verdicts.Numbers) -> list[str]:
     """How the gradients stand to each other, and their norms beside the study's."""
-    by_key = {key: [column(numbers[method.title], key) for method in PROJECTIONS] for key in ("cosine", "conflict")}
-    cosines, conflicts = ([value for column in columns for value in column] for columns in by_key.values())
-    starts = [10**value * BATCH for runs in numbers.values() for value in column(runs, "log_norm_first")]
-    late = {title: 10 ** fmean(column(runs, "log_norm_late")) * BATCH for title, runs in numbers.items()}
-    jumps = {title: fmean(column(runs, "jump")) for title, runs in numbers.items()}
+    cosines, conflicts = (
+        [value for method in PROJECTIONS for value in verdicts.column(numbers[method.title], key)]
+        for key in ("cosine", "conflict")
+    )
+    starts = [10**value * BATCH for runs in numbers.values() for value in verdicts.column(runs, "log_norm_first")]
+    late = {title: 10 ** fmean(verdicts.column(runs, "log_norm_late")) * BATCH for title, runs in numbers.items()}
+    jumps = {title: fmean(verdicts.column(runs, "jump")) for title, runs in numbers.items()}
     return [
         f"In the runs that project, the gradients of surrogate and replay have a mean cosine from {min(cosines):.2f} "
         f"to {max(cosines):.2f}, and it is below 0 in {min(conflicts):.0%} to {max(conflicts):.0%} of the steps.",

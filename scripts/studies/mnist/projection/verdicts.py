@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from statistics import fmean
 
 from scipy.stats import t
@@ -195,10 +196,7 @@ def verdicts_text(numbers: Numbers, comparisons: Sequence[Comparison]) -> list[s
 
 
 def _by_measure(comparisons: Sequence[Comparison]) -> dict[str, list[Comparison]]:
-    groups: dict[str, list[Comparison]] = {}
-    for each in comparisons:
-        groups.setdefault(each.label, []).append(each)
-    return groups
+    return {label: list(own) for label, own in groupby(comparisons, key=lambda each: each.label)}
 
 
 def _count_text(comparisons: Sequence[Comparison]) -> str:
