@@ -16,13 +16,11 @@ from safetensors.torch import load_file
 import scripts.attack as script
 from sa_diffusers.attacks import FoundEmbedding, FoundText, draw_found
 from sa_diffusers.attacks import run as attack_stages
-from sa_diffusers.attacks.attacked import complete, first_tokens, load_family, resolution
 from sa_diffusers.attacks.options import AttackConfig
 from sa_diffusers.attacks.run import run_attack
+from sa_diffusers.attacks.victims import complete, first_tokens, load_family, resolution
 from sa_diffusers.core.seeding import derive_seed
-from sa_diffusers.evaluation.before_after import to_pil
 from sa_diffusers.evaluation.judges.classifier import AttributeClassifier, wilson_interval
-from sa_diffusers.evaluation.suite.page import mosaic
 from sa_diffusers.families import get_family
 from sa_diffusers.families.stable_diffusion import TextToImageFamily
 from sa_diffusers.io.artifacts import StageMismatch
@@ -31,6 +29,7 @@ from sa_diffusers.io.hub import ModelLoadError
 from sa_diffusers.io.loading import load_pipeline
 from sa_diffusers.models import ConditionalVAE
 from sa_diffusers.pipelines import ConditionalVAEPipeline
+from sa_diffusers.report.pictures import mosaic, to_pil
 
 
 TEMPLATES = ["a {}", "a red {} on black"]
@@ -58,7 +57,7 @@ def models(tiny_pipeline, tiny_pipeline_dir, tmp_path_factory) -> dict[str, str]
 
 @pytest.fixture(autouse=True)
 def few_fixed(monkeypatch):
-    monkeypatch.setattr("sa_diffusers.attacks.prompt.prompt_attack.NUM_FIXED", 16)
+    monkeypatch.setattr("sa_diffusers.attacks.target_loss.NUM_FIXED", 16)
 
 
 def configure(models: dict[str, str], folder: Path, **changes) -> AttackConfig:

@@ -18,11 +18,10 @@ from tiny_clip import save_tiny_clip
 from torch.testing import assert_close
 
 from sa_diffusers import ConditionalVAE, ConditionalVAEPipeline
-from sa_diffusers.data.images import crop_to_square
 from sa_diffusers.core.concepts import Concept
+from sa_diffusers.data.images import crop_to_square
 from sa_diffusers.data.sampling import Request
 from sa_diffusers.evaluation import pipeline_checks, pipeline_drawing
-from sa_diffusers.evaluation.before_after import to_uint8
 from sa_diffusers.evaluation.images.distribution import frechet_distance
 from sa_diffusers.evaluation.images.image_sets import read_image
 from sa_diffusers.evaluation.judges.classifier import AttributeClassifier
@@ -34,12 +33,13 @@ from sa_diffusers.evaluation.suite.headline import headline
 from sa_diffusers.evaluation.suite.judging import BodyJudge, ClipJudge
 from sa_diffusers.evaluation.suite.numbers import Measurement, measurements
 from sa_diffusers.evaluation.suite.options import PipelineEvaluationConfig
-from sa_diffusers.evaluation.suite.page import mosaic, sections
+from sa_diffusers.evaluation.suite.page import sections
 from sa_diffusers.evaluation.suite.subjects import open_subjects, short_names
 from sa_diffusers.families import get_family
 from sa_diffusers.io.artifacts import StageMismatch
 from sa_diffusers.io.hub import ModelLoadError
 from sa_diffusers.io.loading import load_pipeline
+from sa_diffusers.report.pictures import mosaic, to_uint8
 from scripts import evaluate as script
 
 

@@ -14,17 +14,18 @@ from safetensors import safe_open
 from torch.testing import assert_close
 
 from sa_diffusers.core.seeding import derive_seed
-from sa_diffusers.data.labelled_images import load_labelled_images
 from sa_diffusers.data.concepts import find_concept
+from sa_diffusers.data.labelled_images import load_labelled_images
 from sa_diffusers.evaluation.forgetting import examination, labelled_classes
 from sa_diffusers.evaluation.images.distribution import frechet_distance
 from sa_diffusers.evaluation.judges.digit_classifier import DigitClassifier
 from sa_diffusers.evaluation.judges.load_classifier import load_classifier
 from sa_diffusers.families import family_defaults, get_family
+from sa_diffusers.families.architectures import make_unet
 from sa_diffusers.io.artifacts import StageMismatch
 from sa_diffusers.io.configuration import config_from_dict
 from sa_diffusers.io.loading import load_pipeline
-from sa_diffusers.runs.base.class_conditional import ClassConditionalConfig, make_unet
+from sa_diffusers.runs.base.class_conditional import ClassConditionalConfig
 from sa_diffusers.runs.forget import run_forgetting
 from studies.table1.table import Table, judge_row, make_table, mean_and_spread, read_rows, run_row
 
@@ -198,8 +199,8 @@ def test_a_second_call_trains_draws_and_judges_nothing(made, no_figures, monkeyp
     assert len(before) >= 4 + 4 + 1 + 2 + 4
     for name in ("train_class_conditional", "draw_examination", "measure"):
         monkeypatch.setattr(f"studies.table1.table.{name}", None)  # calling it would raise
-    monkeypatch.setattr("sa_diffusers.runs.train_stages.train", None)
-    monkeypatch.setattr("sa_diffusers.runs.sample_stages.draw_samples", None)
+    monkeypatch.setattr("sa_diffusers.runs.stages.train.train", None)
+    monkeypatch.setattr("sa_diffusers.runs.stages.samples.draw_samples", None)
     assert make_table(again(table)) == text
     assert times(table.folder, *patterns) == before
 

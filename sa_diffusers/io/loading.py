@@ -87,14 +87,16 @@ def save_pipeline(
     """
     if variant not in (None, "fp16"):
         raise ValueError(f"expected the variant fp16 or none, got {variant!r}")
-    with atomic_path(path) as temporary:
+    try:
+        with atomic_path(path) as temporary:
+            if dtype != "float32":
+                module.to(getattr(torch, dtype))
+            pipeline.save_pretrained(temporary)
+            if variant:
+                add_variant(pipeline, temporary, variant)
+    finally:
         if dtype != "float32":
-            module.to(getattr(torch, dtype))
-        pipeline.save_pretrained(temporary)
-        if variant:
-            add_variant(pipeline, temporary, variant)
-    if dtype != "float32":
-        module.to(torch.float32)
+            module.to(torch.float32)
 
 
 def add_variant(pipeline: DiffusionPipeline, folder: Path, variant: str) -> None:

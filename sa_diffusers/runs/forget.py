@@ -15,10 +15,10 @@ from torch import nn
 from sa_diffusers import methods
 from sa_diffusers.families import Family, family_defaults, get_family
 from sa_diffusers.io.artifacts import RunLock
-from sa_diffusers.io.cards import base_name
 from sa_diffusers.io.configuration import config_from_dict, layered
 from sa_diffusers.io.hub import check_push, push_folder
 from sa_diffusers.io.loading import copy_pipeline, load_pipeline, pipeline_hashes, read_model_index
+from sa_diffusers.io.model_names import base_name
 from sa_diffusers.io.processes import process_state
 from sa_diffusers.io.stages import Artifact, Stages, content_fingerprint
 from sa_diffusers.models.precision import compute_dtype, in_main_memory, on_device

@@ -6,10 +6,12 @@ from typing import Any
 from sa_diffusers.evaluation.before_after import pairs
 from sa_diffusers.io.artifacts import fingerprint
 from sa_diffusers.io.atomic_files import write_json
-from sa_diffusers.io.cards import write_model_card
 from sa_diffusers.io.hub import read_license
 from sa_diffusers.io.stages import Stages
-from sa_diffusers.report.page import metrics_table, save_before_after, write_report
+from sa_diffusers.report.cards import write_model_card
+from sa_diffusers.report.metrics_table import metrics_table
+from sa_diffusers.report.pictures import save_before_after
+from sa_diffusers.report.run_page import write_report
 from sa_diffusers.runs.context import RunContext
 from sa_diffusers.runs.stages.train import start_of
 

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoImageProcessor, AutoModel, BaseImageProcessor, PreTrainedModel
 
-from sa_diffusers.evaluation.before_after import to_uint8
 from sa_diffusers.evaluation.judges.classifier import AttributeClassifier, ImageClassifier
 from sa_diffusers.evaluation.judges.load_classifier import load_classifier
 from sa_diffusers.io.bundled import resolve
 from sa_diffusers.io.hub import ModelLoadError, explain_load_errors
+from sa_diffusers.report.pictures import to_uint8
 
 
 INSTALL_INCEPTION = (

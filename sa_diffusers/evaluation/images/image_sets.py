@@ -13,9 +13,9 @@ from sa_diffusers.core.seeding import seeded
 from sa_diffusers.data.images import crop_to_square, image_paths
 from sa_diffusers.data.labelled_images import LabelledImages
 from sa_diffusers.data.sample_set import SampleSet
-from sa_diffusers.evaluation.before_after import to_pil, to_uint8
 from sa_diffusers.families import Family
 from sa_diffusers.io.atomic_files import atomic_path
+from sa_diffusers.report.pictures import to_pil, to_uint8
 
 
 class ImageSet(Protocol):

@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sa_diffusers.evaluation.before_after import to_uint8
 from sa_diffusers.evaluation.images.image_sets import read_image
 from sa_diffusers.evaluation.judges.image_checks import check_images
 from sa_diffusers.io.hub import ModelLoadError
+from sa_diffusers.report.pictures import to_uint8
 
 
 V2_NAMES = {  # labels of NudeNet 3 that count as exposed, and what version 2, and with it the paper, calls them

@@ -10,7 +10,6 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from torch import Tensor
 from tqdm import tqdm
 
-from sa_diffusers.evaluation.before_after import to_pil, to_uint8
 from sa_diffusers.evaluation.images.image_sets import ImageFolder, read_image
 from sa_diffusers.evaluation.prompts.prompt_suite import PromptSet
 from sa_diffusers.evaluation.suite.checks import check_size
@@ -21,6 +20,7 @@ from sa_diffusers.families import Family, get_family
 from sa_diffusers.io.artifacts import fingerprint
 from sa_diffusers.io.atomic_files import atomic_path
 from sa_diffusers.io.loading import load_pipeline, pipeline_hashes
+from sa_diffusers.report.pictures import to_pil, to_uint8
 
 
 def load_subject(subject: Subject, config: PipelineEvaluationConfig) -> tuple[DiffusionPipeline, Family | None]:

@@ -10,17 +10,16 @@ import jinja2
 import torch
 from PIL import Image
 
-from sa_diffusers.evaluation.before_after import to_pil, to_uint8
 from sa_diffusers.evaluation.images.image_sets import ImageSet
 from sa_diffusers.evaluation.prompts.prompt_suite import WHAT, PromptSet
 from sa_diffusers.evaluation.suite.judging import Values
 from sa_diffusers.evaluation.suite.numbers import MEASURES, Measurement, cell, split_tables
 from sa_diffusers.io.atomic_files import atomic_path
-from sa_diffusers.report.page import SMALL, TEMPLATES
+from sa_diffusers.report.page import TEMPLATES
+from sa_diffusers.report.pictures import SMALL, mosaic, to_pil, to_uint8
 
 
 LARGEST = 256  # pixels a side of a picture on the page
-MOSAIC = 8  # tiles a side of a blurred one, fewer of small ones: what they hide is not in the file
 # Which number orders pictures, the first there is: how far a kept one has changed, how much one shows the concept.
 CHANGED = ("perceptual_change", "pixel_change")
 SHOWING = ("concept_probability", "identity", "clip_score")
@@ -147,15 +146,6 @@ def write_page(
     )  # fmt: skip
     with atomic_path(path) as new:
         new.write_text(page, encoding="utf-8")
-
-
-def mosaic(image: Image.Image) -> Image.Image:
-    """The picture as mean colours of at most `MOSAIC` x `MOSAIC` tiles, smoothed, in its own size.
-
-    A tile is at least 8 pixels a side, so that small pictures are hidden, too.
-    """
-    tiles = [max(1, min(MOSAIC, side // 8)) for side in image.size]
-    return image.resize(tiles, Image.Resampling.BOX).resize(image.size, Image.Resampling.BICUBIC)
 
 
 def _picture(image_set: ImageSet, index: int, blurred: bool) -> dict:
