@@ -11,9 +11,9 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
-import sa_diffusers.runs.fisher_sums
 import sa_diffusers.runs.forget
-import sa_diffusers.runs.train_stages
+import sa_diffusers.runs.stages.fisher_sums
+import sa_diffusers.runs.stages.train
 from sa_diffusers.core.concepts import mentions
 from sa_diffusers.core.fisher import Fisher, FisherMismatch
 from sa_diffusers.core.objectives import ElasticWeightConsolidation, SelectiveAmnesia
@@ -35,7 +35,7 @@ from sa_diffusers.runs.inputs import read_inputs
 from sa_diffusers.runs.options import ForgetConfig
 
 
-STAGES = ["sample", "sample_without_concept", "surrogate", "fisher", "before", "train", "after"]
+STAGES = ["samples", "replay_samples", "surrogate", "fisher", "before", "train", "after"]
 PROMPTS = [f"a {ink} {digit}" for ink in ("red", "green") for digit in "six seven eight nine".split()] + ["a digit"]
 CHEAP = {
     "num_samples": 8, "num_surrogate_samples": 4, "num_inference_steps": 2, "sample_batch_size": 4,
@@ -169,7 +169,7 @@ def test_what_training_sees(start, finished, tmp_path, monkeypatch):
         for name in ("samples/samples", "samples/without_concept", "surrogate/surrogate")
     )
     concept = find_concept("seven, 7", None)
-    for name, allowed in (("surrogate", surrogate), ("replay", select_replay(samples, concept, "open") + drawn_anew)):
+    for name, allowed in (("surrogate", surrogate), ("replayed", select_replay(samples, concept, "open") + drawn_anew)):
         expected = family.batch(allowed.latents, allowed.prompts)
         used = set()
         for batch in seen:
@@ -224,8 +224,8 @@ def test_the_same_run_again_computes_nothing(finished, start, monkeypatch):
     for owner, name in (
         (TextToImageFamily, "draw"),
         (TextToImageFamily, "encode"),
-        (sa_diffusers.runs.fisher_sums, "estimate_fisher"),
-        (sa_diffusers.runs.train_stages, "train"),
+        (sa_diffusers.runs.stages.fisher_sums, "estimate_fisher"),
+        (sa_diffusers.runs.stages.train, "train"),
     ):
         monkeypatch.setattr(owner, name, None)  # calling it would raise
     outcome = start(finished)
@@ -254,8 +254,8 @@ def test_another_configuration_in_the_folder_is_refused(finished, start):
 def test_overwrite_reuses_what_still_fits(finished, start, tmp_path):
     outcome = start(finished, learning_rate=2e-3, overwrite=True)
     assert outcome.metrics["seconds"]["reused"] == [
-        "sample",
-        "sample_without_concept",
+        "samples",
+        "replay_samples",
         "surrogate",
         "fisher",
         "before",
@@ -317,7 +317,7 @@ def test_samples_and_fisher_of_another_model_are_refused(finished, start, tiny_p
         ValueError, match="drawn by another model.* text_encoder: expected .*; unet: expected .*, got .*; vae: "
     ):
         start(tmp_path / "1", samples=str(finished / "samples"), **other)
-    with pytest.raises(FisherMismatch, match="model_hash: the Fisher has .* leave --fisher away"):
+    with pytest.raises(FisherMismatch, match="model_hash: the Fisher has .* omit --fisher"):
         start(tmp_path / "2", fisher=str(finished / "fisher.safetensors"), **other)
     with pytest.raises(ValueError, match="no samples in"):
         start(tmp_path / "3", samples=str(tmp_path))
@@ -341,13 +341,13 @@ def interrupt_call(patch, owner, name: str, number: int) -> None:
 @pytest.mark.parametrize(
     ("owner", "name", "number", "unfinished"),
     [
-        (TextToImageFamily, "draw", 1, "sample"),
-        (TextToImageFamily, "draw", 2, "sample_without_concept"),
+        (TextToImageFamily, "draw", 1, "samples"),
+        (TextToImageFamily, "draw", 2, "replay_samples"),
         (TextToImageFamily, "draw", 3, "surrogate"),
-        (sa_diffusers.runs.fisher_sums, "estimate_fisher", 2, "fisher"),
+        (sa_diffusers.runs.stages.fisher_sums, "estimate_fisher", 2, "fisher"),
         (TextToImageFamily, "draw", 4, "before"),
         (ElasticWeightConsolidation, "add_gradient", 3, "train"),
-        (sa_diffusers.runs.forget, "save_pipeline", 0, "train"),
+        (sa_diffusers.runs.stages.train, "save_pipeline", 0, "train"),
         (TextToImageFamily, "draw", 5, "after"),
         (sa_diffusers.runs.forget, "write_results", 0, None),
     ],

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-import sa_diffusers.runs.fisher_sums
+import sa_diffusers.runs.stages.fisher_sums
 import sa_diffusers.runs.forget
 import sa_diffusers.runs.results
 from sa_diffusers.core.fisher import Fisher
@@ -220,7 +220,7 @@ def small_files(size: int = 100) -> Iterator[None]:
 
 WRITERS = [
     (SampleSet, "save"),
-    (sa_diffusers.runs.fisher_sums, "_save_sums"),
+    (sa_diffusers.runs.stages.fisher_sums, "_save_sums"),
     (Fisher, "save"),
     (Findings, "save"),
     (Checkpoints, "save"),
