@@ -16,8 +16,8 @@ from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.families import get_family
 from sa_diffusers.models import ConditionalVAE
 from sa_diffusers.pipelines import ConditionalVAEPipeline
-from sa_diffusers.runs.stages.fisher_sums import estimate_sums
 from sa_diffusers.runs.options import ForgetConfig
+from sa_diffusers.runs.stages.fisher_sums import estimate_sums
 from scripts import benchmark
 
 

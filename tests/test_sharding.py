@@ -54,7 +54,7 @@ def batches(step: int) -> dict:
         sample = torch.randn(4, 1, 4, 4, generator=seeded(name, step))
         return {"sample": sample, "encoder_hidden_states": states}
 
-    return {name: part(name) for name in ("surrogate", "replay")}
+    return {name: part(name) for name in ("surrogate", "replayed")}
 
 
 def run(
@@ -193,13 +193,13 @@ def compare_two_processes(way: str, folder: Path, cases: list[str], precision: s
     for name in cases:
         one, seen = make_model(), []
         history = run(one, callback=partial(look, one, seen, None), mixed_precision=precision, **CASES[name])
-        assert history[-1]["ewc"] > 0.01
+        assert history[-1]["ewc_penalty"] > 0.01
         for rank in (0, 1):
             result = torch.load(folder / f"{name}_{rank}.pt")
             assert_close(result["weights"], one.state_dict(), **close)
             # The third step was seen twice: before the interruption, and after going on from the second.
             assert_close(result["seen"], [*seen[:3], *seen[2:]], **close)
-            assert result["history"][0]["ewc"] == 0
+            assert result["history"][0]["ewc_penalty"] == 0
             for row, expected in zip(result["history"], history, strict=True):
                 assert row == pytest.approx(expected, rel=10 * tolerance, abs=tolerance / 10)
             compared += 1
