@@ -18,6 +18,8 @@ from sa_diffusers.families.stable_diffusion import TextToImageFamily
 from sa_diffusers.io.bundled import resolve
 from sa_diffusers.io.loading import load_pipeline
 from sa_diffusers.methods.uce import concept_edits, edit_of_prompts
+from sa_diffusers.models import ConditionalVAE
+from sa_diffusers.pipelines import ConditionalVAEPipeline
 
 
 WEIGHTS = {"erase_scale": 0.7, "preserve_scale": 0.3, "regularization": 0.2}
@@ -220,8 +222,9 @@ def test_wrong_prompts_models_and_adapters_are_refused(family, tiny_tokenizer):
         edit_prompts(family, [("", "two")])
     with pytest.raises(ValueError, match="tail, last"):
         edit_prompts(family, [("seven", "two")], tokens="all")
-    with pytest.raises(TypeError, match="TextToImageFamily"):
-        edit_prompts(object(), [("seven", "two")])
+    vae = ConditionalVAE(image_size=4, hidden_sizes=(8,), latent_dim=2, num_classes=2)
+    with pytest.raises(ValueError, match="a closed-form edit needs a model that makes keys and values of a text"):
+        edit_prompts(get_family(ConditionalVAEPipeline(vae)), [("seven", "two")])
     with pytest.raises(ValueError, match="no cross-attention"):
         unified_concept_edit(nn.Linear(8, 8), [(rows(2), rows(2))])
     from peft import LoraConfig
