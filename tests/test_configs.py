@@ -145,7 +145,7 @@ def test_stable_diffusion_takes_the_authors_settings() -> None:
         name: parse_config(ForgetConfig, ["--config", str(CONFIGS / "paper" / f"{name}.yaml")])
         for name in STABLE_DIFFUSION
     }
-    rows = {name: asdict(config) for name, config in parsed.items()}
+    rows = {name: asdict(config.resolved()) for name, config in parsed.items()}
     for name, (concept, surrogate) in STABLE_DIFFUSION.items():
         row = rows[name]
         found = find_concept(row["concept"], row["surrogate"])
