@@ -21,7 +21,8 @@ from sa_diffusers import ConditionalVAE, ConditionalVAEPipeline
 from sa_diffusers.data.images import crop_to_square
 from sa_diffusers.data.prompts import Concept
 from sa_diffusers.data.sampling import Request
-from sa_diffusers.evaluation import pipeline_checks, pipeline_drawing
+from sa_diffusers.evaluation.suite import checks as pipeline_checks
+from sa_diffusers.evaluation.suite import drawing as pipeline_drawing
 from sa_diffusers.evaluation.before_after import to_uint8
 from sa_diffusers.evaluation.images.distribution import frechet_distance
 from sa_diffusers.evaluation.images.image_sets import read_image
