@@ -21,7 +21,8 @@ from sa_diffusers.attacks.options import AttackConfig
 from sa_diffusers.attacks.run import run_attack
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.evaluation.before_after import to_pil
-from sa_diffusers.evaluation.judges.classifier import AttributeClassifier, wilson_interval
+from sa_diffusers.evaluation.intervals import wilson_interval
+from sa_diffusers.evaluation.judges.classifier import AttributeClassifier
 from sa_diffusers.evaluation.suite.page import mosaic
 from sa_diffusers.families import get_family
 from sa_diffusers.families.stable_diffusion import TextToImageFamily

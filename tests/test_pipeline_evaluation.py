@@ -21,8 +21,6 @@ from sa_diffusers import ConditionalVAE, ConditionalVAEPipeline
 from sa_diffusers.data.images import crop_to_square
 from sa_diffusers.data.prompts import Concept
 from sa_diffusers.data.sampling import Request
-from sa_diffusers.evaluation.suite import checks as pipeline_checks
-from sa_diffusers.evaluation.suite import drawing as pipeline_drawing
 from sa_diffusers.evaluation.before_after import to_uint8
 from sa_diffusers.evaluation.images.distribution import frechet_distance
 from sa_diffusers.evaluation.images.image_sets import read_image
@@ -30,6 +28,8 @@ from sa_diffusers.evaluation.judges.classifier import AttributeClassifier
 from sa_diffusers.evaluation.judges.clip import Clip
 from sa_diffusers.evaluation.judges.nudity import Detection, NudityDetector
 from sa_diffusers.evaluation.prompts.prompt_suite import PromptSet
+from sa_diffusers.evaluation.suite import checks as pipeline_checks
+from sa_diffusers.evaluation.suite import drawing as pipeline_drawing
 from sa_diffusers.evaluation.suite.evaluate import _counts, evaluate_pipelines, exposed_parts
 from sa_diffusers.evaluation.suite.headline import headline
 from sa_diffusers.evaluation.suite.judging import BodyJudge, ClipJudge
@@ -501,7 +501,7 @@ def test_wrong_models_are_refused_before_a_pipeline_is_loaded(options, folders, 
             evaluate_pipelines(PipelineEvaluationConfig(**options | changes))
         assert not (tmp_path / "out" / "before").exists()
 
-    refused(ValueError, "the classifier has no class named dog", concept="dog")
+    refused(ValueError, "the classifier has no class named 'dog'", concept="dog")
     refused(ModelLoadError, "not on this machine and the hub cannot be reached", compare=["someone/else"])
     refused(ModelLoadError, "needs the extra fid", metrics="classifier,fid")
     refused(ValueError, "the metric 'prc' needs 4 images", metrics="classifier,prc", num_images=1, sets="unrelated")
