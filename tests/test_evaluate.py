@@ -15,8 +15,9 @@ from sa_diffusers import ConditionalVAE, ConditionalVAEPipeline
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.labelled_images import load_labelled_images
 from sa_diffusers.evaluation.before_after import to_pil
-from sa_diffusers.evaluation.images.distribution import frechet_distance, manifold_metrics
+from sa_diffusers.evaluation.images.distribution import manifold_metrics
 from sa_diffusers.evaluation.images.image_evaluation import evaluate
+from sa_diffusers.evaluation.images.image_metrics import frechet_distance
 from sa_diffusers.evaluation.images.image_options import EvaluateConfig
 from sa_diffusers.evaluation.images.image_sets import ImageFolder, RandomSubset, read_image, save_images
 from sa_diffusers.evaluation.images.run_images import forgotten_label, read_run

@@ -22,7 +22,7 @@ from sa_diffusers.data.images import crop_to_square
 from sa_diffusers.data.prompts import Concept
 from sa_diffusers.data.sampling import Request
 from sa_diffusers.evaluation.before_after import to_uint8
-from sa_diffusers.evaluation.images.distribution import frechet_distance
+from sa_diffusers.evaluation.images.image_metrics import frechet_distance
 from sa_diffusers.evaluation.images.image_sets import read_image
 from sa_diffusers.evaluation.judges.classifier import AttributeClassifier
 from sa_diffusers.evaluation.judges.clip import Clip

@@ -1,7 +1,8 @@
 """Every option of `scripts/evaluate.py`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from sa_diffusers.data.labelled_images import SplitName
 from sa_diffusers.io.configuration import option
@@ -10,13 +11,47 @@ from sa_diffusers.io.configuration import option
 METRICS = ("fid", "kid", "is", "prc", "classifier")
 
 
+def words(text: str) -> list[str]:
+    """What stands between the commas of an option, each once."""
+    return list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+
+
+def check_at_least_one(config: Any, names: Sequence[str]) -> None:
+    """Raise ValueError for a field below 1; None is no number and is left."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ValueError(f"expected {name} >= 1, got {value}")
+
+
 @dataclass
-class EvaluateConfig:
-    """What to compare with what, and how.
+class MetricSettings:
+    """How the metrics of two sets of images are taken, by default as the papers take them: k is 3 in Kynkaanniemi et
+    al. (2019), subsets are 100 of 1,000 in Binkowski et al. (2018), splits 10 in Salimans et al. (2016).
+
+    Both sets are cut to one size, at most `max_prc_images`, for precision, recall, density and coverage, since their
+    neighbourhoods shrink as a set grows.
 
     Raises:
-        ValueError: options that do not go together, before anything is loaded.
+        ValueError: values that cannot work.
     """
+
+    num_neighbours: int = option(3, "Neighbours (k) of precision, recall, density and coverage.")
+    max_prc_images: int = option(10_000, "Images of each set, at most, that these four compare.")
+    num_subsets: int = option(100, "Subsets of the KID.")
+    subset_size: int = option(1000, "Images of each set in such a subset, or all where there are fewer.")
+    num_splits: int = option(10, "Splits of the Inception Score.")
+    seed: int = option(0, "Seed of images and of every choice at random.")
+
+    def __post_init__(self) -> None:
+        check_at_least_one(self, ("num_neighbours", "max_prc_images", "num_subsets", "num_splits"))
+        if self.subset_size < 2:
+            raise ValueError(f"expected subset_size >= 2, got {self.subset_size}")
+
+
+@dataclass
+class ComparedImages:
+    """Which images to compare with which, and by what."""
 
     generated: str | None = option(None, "Folder of generated images; or pass --run.")
     run: str | None = option(None, "Folder of a run, with `pipeline/` inside, whose images are drawn.")
@@ -41,16 +76,21 @@ class EvaluateConfig:
     sampler: Literal["dpmsolver++", "ddim", "pipeline"] | None = option(None, "Sampler; null: the run's own.")
     sample_batch_size: int | None = option(None, "Images drawn at once; null: the run's own. Changes no image.")
     feature_batch_size: int = option(64, "Images whose features are computed at once.")
-    num_neighbours: int = option(3, "Neighbours (k) of precision, recall, density and coverage.")
-    max_prc_images: int = option(10_000, "Images of each set, at most, that these four compare.")
-    num_subsets: int = option(100, "Subsets of the KID.")
-    subset_size: int = option(1000, "Images of each set in such a subset, or all where there are fewer.")
-    num_splits: int = option(10, "Splits of the Inception Score.")
-    seed: int = option(0, "Seed of images and of every choice at random.")
+
+
+@dataclass
+class EvaluateConfig(MetricSettings, ComparedImages):
+    """What to compare with what, and how.
+
+    Raises:
+        ValueError: options that do not go together, before anything is loaded.
+    """
+
     save_images: str | None = option(None, "New folder for the drawn images; null: they are not kept.")
     output: str | None = option(None, "JSON file of the results; null: <run>/evaluate.json, or none for two folders.")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.generated is None) == (self.run is None):
             raise ValueError("expected either --generated, a folder of images, or --run, the folder of a run")
         unknown = [name for name in self.names if name not in METRICS]
@@ -64,17 +104,14 @@ class EvaluateConfig:
             raise ValueError(
                 "classifier, prompts, save_images and settings_of are for --run; leave them away for two folders"
             )
-        for name in (
-            "num_images_per_class", "feature_batch_size", "sample_batch_size", "num_inference_steps", "resolution",
-            "num_real_images",
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"expected {name} >= 1, got {value}")
+        check_at_least_one(
+            self, ("num_images_per_class", "feature_batch_size", "sample_batch_size", "num_inference_steps",
+                   "resolution", "num_real_images"),
+        )  # fmt: skip
 
     @property
     def names(self) -> list[str]:
-        return list(dict.fromkeys(name.strip() for name in self.metrics.split(",") if name.strip()))
+        return words(self.metrics)
 
     @property
     def compared(self) -> list[str]:

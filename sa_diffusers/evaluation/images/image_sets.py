@@ -80,10 +80,14 @@ class LabelledImageSet:
 
 
 class DrawnImages:
-    """Samples that a model has drawn, decoded whenever they are read: latents take less memory than images."""
+    """Samples that a model has drawn, decoded whenever they are read: latents take less memory than images.
+
+    Attributes:
+        prompts: what each was asked for by.
+    """
 
     def __init__(self, name: str, family: Family, samples: SampleSet):
-        self.name, self._family, self._latents = name, family, samples.latents
+        self.name, self._family, self._latents, self.prompts = name, family, samples.latents, samples.prompts
         self.image_size = (family.resolution, family.resolution)
 
     def __len__(self) -> int:
