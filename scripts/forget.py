@@ -15,7 +15,8 @@ from sa_diffusers.runs.options import ForgetConfig
 def main() -> None:
     config = parse_config(ForgetConfig, description=__doc__)
     with friendly_errors():
-        from sa_diffusers.io.loading import family_defaults, read_model_index
+        from sa_diffusers.families import family_defaults
+        from sa_diffusers.io.loading import read_model_index
         from sa_diffusers.runs.forget import run_forgetting
         from sa_diffusers.runs.results import table
 

@@ -22,10 +22,9 @@ from sa_diffusers.data.replay import Replay
 from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.data.sampling import FreshNoise
 from sa_diffusers.evaluation.judges.digit_classifier import DigitClassifier
-from sa_diffusers.families import get_family
+from sa_diffusers.families import family_defaults, get_family
 from sa_diffusers.io.artifacts import StageMismatch
 from sa_diffusers.io.configuration import config_from_dict
-from sa_diffusers.io.loading import family_defaults
 from sa_diffusers.pipelines import ClassConditionalPipeline
 from sa_diffusers.runs.base.class_conditional import (
     SHEET_COLUMNS,

@@ -10,11 +10,11 @@ from sa_diffusers import ConditionalVAE, ConditionalVAEPipeline, forget
 from sa_diffusers.data.labelled_images import LabelledImages
 from sa_diffusers.data.sampling import FreshNoise, FreshSamples, frozen_family
 from sa_diffusers.evaluation.judges.digit_classifier import DigitClassifier
-from sa_diffusers.families import get_family
+from sa_diffusers.families import family_defaults, get_family
 from sa_diffusers.io.artifacts import StageMismatch
 from sa_diffusers.io.configuration import config_from_dict
 from sa_diffusers.io.hub import ModelLoadError
-from sa_diffusers.io.loading import family_defaults, load_pipeline
+from sa_diffusers.io.loading import load_pipeline
 from sa_diffusers.runs.base.labelled import ConditionalVAEConfig, negative_elbo, train_conditional_vae
 from sa_diffusers.runs.forget import run_forgetting
 from sa_diffusers.runs.options import ForgetConfig

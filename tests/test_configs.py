@@ -13,8 +13,8 @@ import yaml
 from sa_diffusers.cli.parse import parse_config
 from sa_diffusers.data.prompts import concept_templates, find_concept, mentions, read_prompts
 from sa_diffusers.evaluation.suite.options import PipelineEvaluationConfig
+from sa_diffusers.families import family_defaults
 from sa_diffusers.io.bundled import ASSETS
-from sa_diffusers.io.loading import family_defaults
 from sa_diffusers.runs.base.classifier_options import ClassifierConfig
 from sa_diffusers.runs.base.text_to_image import BaseConfig
 from sa_diffusers.runs.options import ForgetConfig

@@ -209,7 +209,8 @@ def test_script_trains_on_the_bundled_digits(tmp_path, monkeypatch, capsys, dist
     assert classifier.config.accuracy["digit"] > 0.8
     test = load_labelled_images("digits8x8", "", "test")
     guesses = classifier.probabilities((2 * test.sample(range(360)) - 1).expand(-1, 3, -1, -1))["digit"].argmax(1)
-    assert round((guesses == test.labels).float().mean().item(), 4) == classifier.config.accuracy["digit"]
+    right = (guesses == test.labels).float().mean().item()
+    assert right == pytest.approx(classifier.config.accuracy["digit"], abs=1.1 / 360)  # a tie may go another way
 
 
 def test_mnist_config_is_the_authors():

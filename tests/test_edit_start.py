@@ -11,7 +11,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from sa_diffusers.core.objectives import LowRankChange
-from sa_diffusers.families.scopes import select_parameters
+from sa_diffusers.families.base import select_parameters
+from sa_diffusers.families.scopes import SCOPES, adapted_layers
 from sa_diffusers.io.artifacts import StageMismatch
 from sa_diffusers.methods.edit_start import start_from_edit
 from sa_diffusers.methods.uce import ClosedFormEdit, closed_form_edit
@@ -19,7 +20,7 @@ from sa_diffusers.models import ConditionalVAE
 from sa_diffusers.pipelines import ConditionalVAEPipeline
 from sa_diffusers.runs.forget import forget
 from sa_diffusers.training import loop as training
-from sa_diffusers.training.lora import adapted_layers, add_lora, fuse_lora
+from sa_diffusers.training.lora import add_lora, fuse_lora
 
 
 ROWS = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64)  # concept, target, kept
@@ -48,7 +49,7 @@ def state(module: nn.Module) -> dict[str, torch.Tensor]:
 def test_weights_start_where_the_edit_puts_them(unet, edit):
     expected, before = copy.deepcopy(unet), state(unet)
     edit.apply(expected)
-    start_from_edit(unet, select_parameters(unet, "full"), edit)
+    start_from_edit(unet, select_parameters(unet, "full", SCOPES), edit)
     assert_close(state(unet), state(expected), rtol=0, atol=0)
     moved = {name for name, value in state(unet).items() if not torch.equal(value, before[name])}
     assert moved == {name for name in before if name.endswith(EDITED)} and len(moved) == 8
@@ -119,7 +120,7 @@ def test_other_shapes_and_a_change_of_lower_rank_than_the_adapter(shape):
 
 def test_there_must_be_something_to_edit(unet, edit):
     with pytest.raises(ValueError, match="expected keys or values of cross-attention"):
-        start_from_edit(unet, select_parameters(unet, "noxattn"), edit)
+        start_from_edit(unet, select_parameters(unet, "noxattn", SCOPES), edit)
 
 
 @pytest.fixture(scope="module")

@@ -51,6 +51,11 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
 
 
+def heed_ctrl_c() -> None:
+    """In a child, before it starts: a suite started with SIGINT ignored (in the background) hands that on to it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def wait_for(path: Path, process: subprocess.Popen) -> None:
     end = time.monotonic() + 200
     while not list(path.parent.glob(path.name)):
@@ -116,7 +121,9 @@ def test_two_runs_in_one_folder_at_once(command, tmp_path):
 @pytest.mark.parametrize("moment", ["samples/.samples_parts/*.safetensors", "checkpoints/step_0000002"])
 def test_a_signal_ends_it_and_the_same_command_goes_on(command, tmp_path, number, code, word, moment):
     longer = ["--num_train_steps", "60", "--num_samples", "200"]
-    process = subprocess.Popen([*command, *longer], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*command, *longer], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c
+    )
     wait_for(tmp_path / "run" / moment, process)
     process.send_signal(number)
     _, stderr = process.communicate(timeout=100)

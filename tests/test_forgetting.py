@@ -21,7 +21,8 @@ from sa_diffusers.data.replay import negative_requests, select_replay
 from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.data.sampling import SamplingSettings, draw_samples
 from sa_diffusers.families import get_family
-from sa_diffusers.families.scopes import select_parameters
+from sa_diffusers.families.base import select_parameters
+from sa_diffusers.families.scopes import SCOPES
 from sa_diffusers.families.stable_diffusion import TextToImageFamily
 from sa_diffusers.io.artifacts import StageMismatch
 from sa_diffusers.io.atomic_files import DiskFull
@@ -102,6 +103,12 @@ def assert_same(first: dict, second: dict) -> None:
     torch.testing.assert_close(first, second, rtol=0, atol=0)
 
 
+def assert_near(first: dict, second: dict) -> None:
+    """Of runs that reused other stages, and so encoded prompts in other batches; a step moves weights by 1e-3."""
+    largest = max(value.abs().max().item() for value in second.values())
+    torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5 * largest)
+
+
 def picture(pipeline) -> torch.Tensor:
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
@@ -145,7 +152,7 @@ def test_open_prompts_are_drawn_with_the_concept_as_negative_prompt(finished, ti
     family = get_family(load_pipeline(str(tiny_pipeline_dir), None, None, "float32"))
     again = draw_samples(family, requests, SamplingSettings(1.5, 2, 4))
     assert again.prompts == drawn.prompts
-    torch.testing.assert_close(again.latents, drawn.latents, rtol=0, atol=0)
+    torch.testing.assert_close(again.latents, drawn.latents, rtol=1e-4, atol=1e-5)  # texts in other batches
 
 
 def test_what_training_sees(start, finished, tmp_path, monkeypatch):
@@ -167,7 +174,7 @@ def test_what_training_sees(start, finished, tmp_path, monkeypatch):
         for batch in seen:
             for latent, text in zip(batch[name]["sample"], batch[name]["encoder_hidden_states"], strict=True):
                 index = next(i for i, known in enumerate(expected["sample"]) if known.equal(latent))
-                torch.testing.assert_close(text, expected["encoder_hidden_states"][index], rtol=0, atol=0)
+                torch.testing.assert_close(text, expected["encoder_hidden_states"][index])
                 used.add(index)
         assert used == set(range(len(allowed)))
         assert all(mentions(prompt, concept.phrasings) is (name == "surrogate") for prompt in allowed.prompts)
@@ -253,7 +260,7 @@ def test_overwrite_reuses_what_still_fits(finished, start, tmp_path):
         "before",
     ]
     start(tmp_path / "fresh", learning_rate=2e-3)
-    assert_same(unet_of(finished), unet_of(tmp_path / "fresh"))
+    assert_near(unet_of(finished), unet_of(tmp_path / "fresh"))
 
 
 def test_options_that_do_not_matter_may_change(finished, start):
@@ -295,7 +302,7 @@ def test_a_folder_with_files_of_something_else_is_refused(start, tmp_path):
 def test_samples_and_fisher_are_shared_by_path(finished, start, tmp_path):
     shared = {"samples": str(finished / "samples"), "fisher": str(finished / "fisher.safetensors")}
     start(tmp_path / "sharing", **shared)
-    assert_same(unet_of(tmp_path / "sharing"), unet_of(finished))
+    assert_near(unet_of(tmp_path / "sharing"), unet_of(finished))
     assert not (tmp_path / "sharing" / "fisher.safetensors").exists()
     assert not (tmp_path / "sharing" / "samples" / "samples.safetensors").exists()
     other = start(tmp_path / "nine", concept="nine", surrogate="six", **shared)
@@ -355,11 +362,12 @@ def test_interrupted_in_any_stage_and_run_again(
     assert done == {"run", *expected}
     outcome = start(tmp_path / "run")
     assert outcome.metrics["seconds"]["reused"] == expected
-    assert_same(unet_of(tmp_path / "run"), unet_of(finished))
+    assert_near(unet_of(tmp_path / "run"), unet_of(finished))
     for file in ("fisher", "samples/samples", "surrogate/surrogate", "samples/without_concept"):
-        assert_same(*(load_file(folder / f"{file}.safetensors") for folder in (tmp_path / "run", finished)))
+        assert_near(*(load_file(folder / f"{file}.safetensors") for folder in (tmp_path / "run", finished)))
     for side in ("before", "after"):
-        assert outcome.metrics[side] == json.loads((finished / "metrics.json").read_text())[side]
+        expected = json.loads((finished / "metrics.json").read_text())[side]
+        assert outcome.metrics[side] == pytest.approx(expected, rel=1e-4)
 
 
 def test_training_goes_on_from_the_last_checkpoint(start, tmp_path, monkeypatch):
@@ -376,7 +384,7 @@ def test_a_scope_changes_its_parameters_only(scope, start, finished, tmp_path):
     shared = {"samples": str(finished / "samples"), "fisher": str(finished / "fisher.safetensors")}
     outcome = start(tmp_path / "run", train_scope=scope, surrogate="noise", **shared)
     base = load_pipeline(str(outcome.pipeline.config._name_or_path), None, None, "float32").unet
-    inside = select_parameters(base, scope)
+    inside = select_parameters(base, scope, SCOPES)
     changed = {name for name, p in outcome.pipeline.unet.named_parameters() if not p.equal(base.get_parameter(name))}
     assert changed <= set(inside)
     assert len(changed) > 0.8 * len(inside)  # some gradients are zero by construction, as that of a key's bias

@@ -9,7 +9,8 @@ from safetensors import safe_open
 from torch.testing import assert_close
 
 from sa_diffusers.core.objectives import LowRankChange, LowRankEWC
-from sa_diffusers.training.lora import ADAPTER, LORA_FILE, WithoutLora, adapted_layers, add_lora, fuse_lora, save_lora
+from sa_diffusers.families.scopes import adapted_layers
+from sa_diffusers.training.lora import ADAPTER, LORA_FILE, WithoutLora, add_lora, fuse_lora, save_lora
 
 
 PROMPTS = ["a red seven on black", "a blue two"]

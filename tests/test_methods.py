@@ -11,14 +11,15 @@ from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, Stab
 from torch.testing import assert_close
 
 from sa_diffusers.evaluation.before_after import Findings
+from sa_diffusers.families.base import select_parameters
 from sa_diffusers.families.samplers import make_scheduler
-from sa_diffusers.families.scopes import select_parameters
+from sa_diffusers.families.scopes import SCOPES, adapted_layers
 from sa_diffusers.models import ConditionalVAE
 from sa_diffusers.pipelines import ConditionalVAEPipeline, SafeGuidancePipeline
 from sa_diffusers.runs.forget import Outcome, forget
 from sa_diffusers.runs.options import ESD_METHODS, LEAVES_OUT, METHODS, ForgetConfig
 from sa_diffusers.runs.plan import training_passes
-from sa_diffusers.training.lora import adapted_layers, add_lora
+from sa_diffusers.training.lora import add_lora
 
 
 OWN = {"num_train_steps": 3}
@@ -42,7 +43,7 @@ def test_it_runs_trains_its_scope_and_needs_no_more_than_its_terms(
 ):
     run = start(tmp_path / "run", method=method).output_dir
     scope = "xattn-strict" if method == "uce" else ESD_METHODS.get(method, "full")
-    inside = set(select_parameters(tiny_pipeline().unet, scope))
+    inside = set(select_parameters(tiny_pipeline().unet, scope, SCOPES))
     changed = changed_names(run / "pipeline", tiny_pipeline_dir)
     assert changed and changed <= inside
     if method != "full":

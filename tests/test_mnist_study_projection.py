@@ -12,7 +12,7 @@ from scipy.stats import ttest_1samp, ttest_rel
 
 from sa_diffusers.data.labelled_images import LabelledImages, load_labelled_images
 from sa_diffusers.evaluation.judges.digit_classifier import DigitClassifier
-from sa_diffusers.io.loading import family_defaults
+from sa_diffusers.families import family_defaults
 from sa_diffusers.models import ConditionalVAE
 from sa_diffusers.pipelines import ConditionalVAEPipeline
 from sa_diffusers.runs.base.labelled import negative_elbo

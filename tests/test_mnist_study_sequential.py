@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from sa_diffusers.evaluation.judges.digit_classifier import DigitClassifier
+from sa_diffusers.families import family_defaults
 from sa_diffusers.io.configuration import config_from_dict
-from sa_diffusers.io.loading import family_defaults
 from sa_diffusers.models import ConditionalVAE
 from sa_diffusers.pipelines import ConditionalVAEPipeline
 from sa_diffusers.runs.inputs import read_inputs

@@ -70,7 +70,7 @@ def test_ewc_computes_in_groups_what_it_computes_at_once(model, monkeypatch):
     monkeypatch.setattr(ewc_module, "GROUP_SIZE", 10)
     assert [group for group, _, _ in ewc._groups()] == [[0], [1, 2], [3]]  # of 36, 6, 6 and 6 weights
     ewc.add_gradient()
-    assert_close([p.grad for p in model.parameters()], once, rtol=0, atol=0)
+    assert_close([p.grad for p in model.parameters()], once)
     assert_close(ewc.value(), value)
 
 
@@ -252,14 +252,14 @@ def test_distilled_replay_is_compared_with_the_frozen_model(model):
         expected.append((loss.predict(model, row, term, noise) - target).square().mean())
     assert_close(logs["replay_loss"], torch.stack(expected).mean().detach())
     assert_close(total.detach(), logs["surrogate_loss"] + 2 * logs["replay_loss"])
-    assert logs["replay_loss"] != SelectiveAmnesia(loss, None)(model, drawn)[1]["replay_loss"]
+    assert not logs["replay_loss"].isclose(SelectiveAmnesia(loss, None)(model, drawn)[1]["replay_loss"])
 
 
 def test_distilled_replay_says_nothing_as_long_as_nothing_has_changed(model):
     objective = SelectiveAmnesia(DiffusionLoss(ALPHAS), None, frozen=copy.deepcopy(model))
     batch = {"surrogate": data(3), "replay": data(3) | {"distilled": torch.ones(3, dtype=torch.bool)}}
     _, logs = objective(model, objective.draw(batch, torch.Generator()))
-    assert logs["replay_loss"] == 0
+    assert logs["replay_loss"] < 1e-20  # but for rounding: the frozen model sees another batch
     assert logs["surrogate_loss"] > 0
 
 

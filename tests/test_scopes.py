@@ -3,7 +3,8 @@
 import pytest
 from diffusers import UNet2DConditionModel, UNet2DModel
 
-from sa_diffusers.families.scopes import select_parameters
+from sa_diffusers.families.base import select_parameters
+from sa_diffusers.families.scopes import SCOPES
 
 
 @pytest.fixture(scope="module")
@@ -26,20 +27,20 @@ OUTSIDE_NOXATTN = CROSS_ATTENTION + [
 
 
 def test_full_is_everything(unet):
-    assert select_parameters(unet, "full") == dict(unet.named_parameters())
+    assert select_parameters(unet, "full", SCOPES) == dict(unet.named_parameters())
 
 
 def test_xattn_is_cross_attention_alone(unet):
-    assert sorted(select_parameters(unet, "xattn")) == sorted(CROSS_ATTENTION)
+    assert sorted(select_parameters(unet, "xattn", SCOPES)) == sorted(CROSS_ATTENTION)
 
 
 def test_xattn_strict_is_its_keys_and_values(unet):
     expected = [name for name in CROSS_ATTENTION if name.endswith(("to_k.weight", "to_v.weight"))]
-    assert sorted(select_parameters(unet, "xattn-strict")) == sorted(expected)
+    assert sorted(select_parameters(unet, "xattn-strict", SCOPES)) == sorted(expected)
 
 
 def test_noxattn_leaves_out_cross_attention_output_and_time_embedding(unet):
-    left_out = set(dict(unet.named_parameters())) - set(select_parameters(unet, "noxattn"))
+    left_out = set(dict(unet.named_parameters())) - set(select_parameters(unet, "noxattn", SCOPES))
     assert left_out == set(OUTSIDE_NOXATTN)
 
 
@@ -53,17 +54,17 @@ def test_noxattn_leaves_out_cross_attention_output_and_time_embedding(unet):
     ],
 )
 def test_noxattn_matches_components_not_substrings(unet, name):
-    assert name in select_parameters(unet, "noxattn")
+    assert name in select_parameters(unet, "noxattn", SCOPES)
 
 
 def test_the_parameters_are_those_of_the_module(unet):
     own = dict(unet.named_parameters())
-    assert all(parameter is own[name] for name, parameter in select_parameters(unet, "xattn").items())
+    assert all(parameter is own[name] for name, parameter in select_parameters(unet, "xattn", SCOPES).items())
 
 
 def test_unknown_scope(unet):
     with pytest.raises(ValueError, match="one of full, xattn, xattn-strict, noxattn, got 'attn'"):
-        select_parameters(unet, "attn")
+        select_parameters(unet, "attn", SCOPES)
 
 
 def test_a_unet_without_cross_attention():
@@ -72,5 +73,5 @@ def test_a_unet_without_cross_attention():
         down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
     )  # fmt: skip
     with pytest.raises(ValueError, match="no weight of UNet2DModel: it has no cross-attention"):
-        select_parameters(unconditional, "xattn")
-    assert select_parameters(unconditional, "noxattn")
+        select_parameters(unconditional, "xattn", SCOPES)
+    assert select_parameters(unconditional, "noxattn", SCOPES)

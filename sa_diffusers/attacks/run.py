@@ -131,7 +131,13 @@ class AttackRun:
         return torch.cat([family.encode(part, seeded("attack targets", i)) for i, part in enumerate(parts)])
 
     def _find(
-        self, family: TextToImageFamily, targets: Tensor, own: str, restart: int, settings: AttackSettings, key: dict
+        self,
+        family: TextToImageFamily,
+        targets: Tensor,
+        own: str,
+        restart: int,
+        settings: AttackSettings,
+        key: dict,
     ) -> FoundEmbedding | FoundText:
         templates, text = self.config.templates, self.config.attack == "text"
         path = self.folder / own / (f"text-{restart}.json" if text else f"embedding-{restart}.safetensors")

@@ -1,6 +1,14 @@
-"""One adapter per kind of pipeline; `get_family` chooses it."""
+"""One adapter per kind of pipeline, a file each; `get_family` chooses it."""
 
-from sa_diffusers.families.base import Family, get_family
+from sa_diffusers.families.base import (
+    CAPABILITIES,
+    Description,
+    Family,
+    family_class,
+    family_defaults,
+    get_family,
+    register,
+)
 
 
-__all__ = ["Family", "get_family"]
+__all__ = ["CAPABILITIES", "Description", "Family", "family_class", "family_defaults", "get_family", "register"]

@@ -1,7 +1,11 @@
 """A family adapts one kind of pipeline: what is trained, how conditions and images become batches, its loss."""
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from diffusers import DiffusionPipeline
@@ -10,20 +14,70 @@ from torch import Generator, Tensor, nn
 from sa_diffusers.core.losses import Batch, NegativeELBO
 
 
-class Family(Protocol):
-    """Everything the stages need of a pipeline. Latents are what the loss sees: scaled, never decoded on the way."""
+# What a family may be able to do, in words that complete "a model that ...".
+CAPABILITIES = {
+    "text": "reads free text",
+    "labels": "knows classes by name",
+    "guidance": "is guided from the empty prompt or the null class",
+    "denoising": "predicts noise at many levels",
+    "prior": "decodes latents of a known prior in one pass",
+    "text_maps": "makes keys and values of a text's embedding",
+    "safe_guidance": "can be led away from a text while it draws",
+    "token_embedding": "reads embeddings of its tokens",
+    "adapters": "takes low-rank adapters",
+    "paper_quirks": "is the authors' class-conditional diffusion",
+}
+
+
+@dataclass(frozen=True)
+class Description:
+    """What is known of a pipeline without its weights: its family's name, and height and width of its images."""
+
+    family: str
+    capabilities: frozenset[str]
+    resolution: int | None
+
+
+Scopes = Mapping[str, Callable[[str], bool]]
+
+
+def select_parameters(module: nn.Module, scope: str, scopes: Scopes) -> dict[str, nn.Parameter]:
+    """The parameters of a module that one of some scopes trains, by name.
+
+    Raises:
+        ValueError: an unknown scope, or one that selects nothing in this module.
+    """
+    if scope not in scopes:
+        raise ValueError(f"expected train_scope to be one of {', '.join(scopes)}, got {scope!r}")
+    selected = {name: p for name, p in module.named_parameters() if scopes[scope](name)}
+    if not selected:
+        raise ValueError(f"train_scope {scope!r} selects no weight of this {type(module).__name__}")
+    return selected
+
+
+class Family:
+    """Everything the stages need of a pipeline. Latents are what the loss sees: scaled, never decoded on the way.
+
+    A subclass in a module of this package registers itself, by `@register`; nothing else names it. The constructor
+    takes the pipeline, the name of a sampler, and the dtype that forward passes autocast to (None: the weights' own).
+    """
+
+    name: ClassVar[str]
+    pipelines: ClassVar[tuple[str, ...]]  # classes of pipelines that it adapts, and their subclasses
+    component: ClassVar[str]  # name of the pipeline's part that is trained
+    helpers: ClassVar[tuple[str, ...]] = ()  # parts that only encode and decode: they need not stay on the device
+    capabilities: ClassVar[frozenset[str]]  # of CAPABILITIES
+    scopes: ClassVar[Scopes] = {"full": lambda name: True}  # which weights, by name
+    defaults: ClassVar[Mapping[str, Any]] = {}  # options of a run that differ from those of Stable Diffusion
 
     pipeline: DiffusionPipeline
-    component: str  # name of the pipeline's part that is trained
-    module: nn.Module  # that part
+    module: nn.Module  # the part that is trained
     loss: NegativeELBO
     resolution: int  # height and width of its images in pixels
-    image_channels: int  # 3, or 1 for a grey model, whose images still have three equal channels below
+    image_channels: int = 3  # or 1 for a grey model, whose images still have three equal channels below
     latent_shape: tuple[int, ...]  # of one sample
-    unconditional: bool  # whether the empty prompt asks for anything at all, as guidance needs it
-    labels: list[str] | None  # names of its classes, which are its only prompts; None: prompts are free text
-    compute_dtype: torch.dtype | None  # that forward passes autocast to; None: the weights' own
-    helpers: tuple[str, ...]  # parts of the pipeline that only encode and decode: they need not stay on the device
+    labels: list[str] | None = None  # names of its classes, which are its only prompts; None: prompts are free text
+    compute_dtype: torch.dtype | None
     device: torch.device  # where the module was at first; under sharded training it waits in main memory for a while
 
     def draw(
@@ -35,46 +89,93 @@ class Family(Protocol):
         negative_prompts: Sequence[str] | None = None,
     ) -> Tensor:
         """One latent per (prompt, seed), [B, C, h, w]; each depends on its own seed and not on the batch."""
-        ...
+        raise NotImplementedError
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents to images [B, 3, H, W] in [-1, 1]."""
-        ...
+        raise NotImplementedError
 
     def encode(self, images: Tensor, generator: Generator) -> Tensor:
         """Images [B, 3, H, W] in [-1, 1] to latents, a sample of the posterior."""
-        ...
+        raise NotImplementedError
 
     def batch(self, latents: Tensor, prompts: Sequence[str]) -> Batch:
         """What the loss takes, on the CPU."""
-        ...
+        raise NotImplementedError
 
     def prepare(self, prompts: Sequence[str]) -> None:
         """Compute ahead what batches of these prompts need of the helpers."""
-        ...
+
+    def can(self, *capabilities: str) -> bool:
+        return self.capabilities.issuperset(capabilities)
 
     def trainable(self, scope: str) -> dict[str, nn.Parameter]:
-        """The parameters of `module` that a scope trains, by name."""
-        ...
+        """The parameters of `module` that a scope trains, by name.
+
+        Raises:
+            ValueError: the family has no such scope, or it selects nothing in this module.
+        """
+        return select_parameters(self.module, scope, self.scopes)
+
+    @classmethod
+    def describe(cls, source: str, index: Mapping[str, Any]) -> Description:
+        """A pipeline by its model_index.json and the configurations beside it, without weights.
+
+        Args:
+            source: local folder or hub id.
+            index: the contents of its model_index.json.
+        """
+        return Description(cls.name, cls.capabilities, cls.resolution_of(source, index))
+
+    @classmethod
+    def resolution_of(cls, source: str, index: Mapping[str, Any]) -> int | None:
+        """Height and width of a pipeline's images in pixels, likewise; None where they cannot be known."""
+        return None
 
 
-def get_family(pipeline: DiffusionPipeline, **options) -> Family:
+_REGISTRY: dict[str, type[Family]] = {}
+FamilyT = TypeVar("FamilyT", bound=type[Family])
+
+
+def register(family: FamilyT) -> FamilyT:
+    """Class decorator: from now on the family adapts its pipelines. Raises ValueError where another one does."""
+    taken = [name for name in family.pipelines if _REGISTRY.get(name, family).name != family.name]
+    if taken:
+        raise ValueError(f"{taken[0]} belongs to the family {_REGISTRY[taken[0]].name}, not to {family.name}, too")
+    unknown = family.capabilities - CAPABILITIES.keys()
+    if unknown:
+        raise ValueError(f"expected capabilities of {', '.join(CAPABILITIES)}; got {min(unknown)!r}")
+    _REGISTRY.update(dict.fromkeys(family.pipelines, family))
+    return family
+
+
+def registry() -> Mapping[str, type[Family]]:
+    """Every family by the names of the pipeline classes that it adapts."""
+    package = __name__.rpartition(".")[0]
+    for module in iter_modules([str(Path(__file__).parent)]):
+        import_module(f"{package}.{module.name}")  # each registers its own
+    return _REGISTRY
+
+
+def family_class(pipeline_class: str) -> type[Family] | None:
+    """The family of a pipeline class, by the name that stands in model_index.json; None: nothing adapts it."""
+    return registry().get(pipeline_class)
+
+
+def family_defaults(pipeline_class: str) -> dict[str, Any]:
+    """Options of a forgetting run that differ from the defaults for Stable Diffusion, for a class of pipelines."""
+    family = family_class(pipeline_class)
+    return dict(family.defaults) if family else {}
+
+
+def get_family(pipeline: DiffusionPipeline, **options: Any) -> Family:
     """The family of a pipeline, chosen by its class; `options` go to the family's constructor.
 
     Raises:
         TypeError: no family handles this class of pipeline.
     """
-    from sa_diffusers.families.class_conditional import ClassConditionalFamily
-    from sa_diffusers.families.conditional_vae import ConditionalVAEFamily
-    from sa_diffusers.families.stable_diffusion import TextToImageFamily
-
-    families = {
-        "StableDiffusionPipeline": TextToImageFamily,
-        "ConditionalVAEPipeline": ConditionalVAEFamily,
-        "ClassConditionalPipeline": ClassConditionalFamily,
-    }
     # By name: a pipeline that diffusers loaded by the file beside its weights has a class of its own.
     for name in (cls.__name__ for cls in type(pipeline).__mro__):
-        if name in families:
-            return families[name](pipeline, **options)
-    raise TypeError(f"cannot forget in a {type(pipeline).__name__}; expected one of: {', '.join(families)}")
+        if name in registry():
+            return registry()[name](pipeline, **options)
+    raise TypeError(f"cannot forget in a {type(pipeline).__name__}; expected one of: {', '.join(registry())}")

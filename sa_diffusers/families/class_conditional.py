@@ -7,12 +7,14 @@ from diffusers import DDPMScheduler
 from torch import Generator, Tensor, nn
 
 from sa_diffusers.core.losses import Batch, DiffusionLoss
+from sa_diffusers.families.base import Family, register
 from sa_diffusers.families.samplers import make_scheduler
 from sa_diffusers.models.precision import autocast_forward
 from sa_diffusers.pipelines import ClassConditionalPipeline
 
 
-class ClassConditionalFamily:
+@register
+class ClassConditionalFamily(Family):
     """Adapter of a ClassConditionalPipeline. Its latents are the images themselves, [B, C, H, W] in [-1, 1].
 
     The loss is summed over pixels, as in the authors' code for these models, so that lambda is in their unit.
@@ -26,9 +28,35 @@ class ClassConditionalFamily:
         ValueError: an unknown sampler, or a model that predicts neither noise nor v.
     """
 
+    name = "class_conditional"
+    pipelines = ("ClassConditionalPipeline",)
     component = "unet"
-    unconditional = True
-    helpers = ()
+    capabilities = frozenset(("labels", "guidance", "denoising", "paper_quirks"))
+    defaults = {
+        "replay_prompts": "labels",
+        "empty_prompt_fraction": 0.0,
+        "num_samples": 2000,
+        "num_surrogate_samples": 1000,
+        "num_inference_steps": 20,
+        # Weak: guidance leads away from the null class, and of a class forgotten to noise makes brighter noise.
+        "guidance_scale": 1.25,
+        "replay_guidance_scale": 1.5,
+        "sample_batch_size": 100,
+        "ewc_lambda": 0.001,
+        "fisher_samples": 500,
+        "fisher_terms": 10,
+        "num_train_steps": 400,
+        "train_batch_size": 64,
+        "learning_rate": 0.001,
+        "lr_scheduler": "cosine",
+        "lr_warmup_steps": 10,
+        "ema_decay": 0.98,
+        "checkpointing_steps": 100,
+        "logging_steps": 20,
+        "eval_images_concept": 500,
+        "eval_images_class": 200,
+        "eval_batch_size": 100,
+    }
 
     def __init__(
         self,
@@ -81,13 +109,3 @@ class ClassConditionalFamily:
 
     def batch(self, latents: Tensor, prompts: Sequence[str]) -> Batch:
         return {"sample": latents, "class_labels": self.pipeline.class_indices(list(prompts))}
-
-    def prepare(self, prompts: Sequence[str]) -> None:
-        pass
-
-    def trainable(self, scope: str) -> dict[str, nn.Parameter]:
-        if scope != "full":
-            raise ValueError(
-                f"a class-conditional model has no cross-attention: expected train_scope 'full', got {scope!r}"
-            )
-        return dict(self.module.named_parameters())

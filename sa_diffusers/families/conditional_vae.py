@@ -6,10 +6,12 @@ import torch
 from torch import Generator, Tensor, nn
 
 from sa_diffusers.core.losses import Batch, VAELoss
+from sa_diffusers.families.base import Family, register
 from sa_diffusers.pipelines import ConditionalVAEPipeline
 
 
-class ConditionalVAEFamily:
+@register
+class ConditionalVAEFamily(Family):
     """Adapter of a ConditionalVAEPipeline. What the loss sees are images [B, C, H, W] in [0, 1].
 
     Args:
@@ -18,9 +20,38 @@ class ConditionalVAEFamily:
         compute_dtype: that forward passes in the loss autocast to; the decoder alone computes in the weights' own.
     """
 
+    name = "conditional_vae"
+    pipelines = ("ConditionalVAEPipeline",)
     component = "vae"
-    unconditional = False
-    helpers = ()
+    capabilities = frozenset(("labels", "prior"))
+    defaults = {
+        "replay_prompts": "labels",
+        "empty_prompt_fraction": 0.0,
+        "replay_negative": "none",
+        "replay_target": "noise",
+        "fresh_samples": True,
+        "latents": "drawn",
+        "num_samples": 20000,
+        "num_surrogate_samples": 1000,
+        "num_inference_steps": 1,
+        "guidance_scale": 1.0,
+        "replay_guidance_scale": 1.0,
+        "sample_batch_size": 500,
+        "ewc_lambda": 0.4,
+        "fisher_samples": 20000,
+        "fisher_terms": "all",
+        "num_train_steps": 300,
+        "train_batch_size": 256,
+        "learning_rate": 0.001,
+        "lr_scheduler": "cosine",
+        "lr_warmup_steps": 0,
+        "max_grad_norm": None,
+        "checkpointing_steps": 300,
+        "logging_steps": 20,
+        "eval_images_concept": 1000,
+        "eval_images_class": 500,
+        "eval_batch_size": 500,
+    }
 
     def __init__(
         self,
@@ -68,11 +99,3 @@ class ConditionalVAEFamily:
 
     def batch(self, latents: Tensor, prompts: Sequence[str]) -> Batch:
         return {"sample": latents, "labels": self.pipeline.class_indices(prompts)}
-
-    def prepare(self, prompts: Sequence[str]) -> None:
-        pass
-
-    def trainable(self, scope: str) -> dict[str, nn.Parameter]:
-        if scope != "full":
-            raise ValueError(f"a conditional VAE has no cross-attention: expected train_scope 'full', got {scope!r}")
-        return dict(self.module.named_parameters())

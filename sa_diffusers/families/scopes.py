@@ -1,48 +1,66 @@
-"""Which weights are trained, as the authors named it (their `train_method`, taken over from ESD).
+"""Which weights of a UNet with cross-attention are trained, as the authors named it (their `train_method`, of ESD).
 
 Names are matched by path component, never by substring: "attn2" is a component of
 "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight".
 """
 
-from typing import Literal, get_args
-
 from torch import nn
 
+from sa_diffusers.families.base import select_parameters
 
-Scope = Literal["full", "xattn", "xattn-strict", "noxattn"]
 
 # In the CompVis UNet: "out." (the final norm and convolution) and "time_embed" (the timestep's MLP). The resnets' own
 # projections of the time embedding (time_emb_proj) and the output projections of attention (to_out) stay trainable.
 _OUTSIDE_NOXATTN = ("conv_norm_out", "conv_out", "time_embedding")
 
+# - full: all of them.
+# - xattn: cross-attention, where the text enters. For concepts that a prompt names, such as a person.
+# - xattn-strict: the keys and values of cross-attention alone, as ESD's later code has it.
+# - noxattn: all but cross-attention, the final norm and convolution, and the timestep's MLP. For concepts that appear
+#   without being named, such as nudity.
+SCOPES = {
+    "full": lambda name: True,
+    "xattn": lambda name: "attn2" in name.split("."),
+    "xattn-strict": lambda name: is_text_map(name.rpartition(".")[0]),
+    "noxattn": lambda name: "attn2" not in name.split(".") and name.split(".")[0] not in _OUTSIDE_NOXATTN,
+}
 
-def select_parameters(module: nn.Module, scope: str) -> dict[str, nn.Parameter]:
-    """The parameters of a UNet that `scope` trains, by name.
 
-    - full: all of them.
-    - xattn: cross-attention, where the text enters. For concepts that a prompt names, such as a person.
-    - xattn-strict: the keys and values of cross-attention alone, as ESD's later code has it.
-    - noxattn: all but cross-attention, the final norm and convolution, and the timestep's MLP. For concepts that
-      appear without being named, such as nudity.
+def is_text_map(name: str) -> bool:
+    """Whether a layer makes keys or values of text, by its name in the UNet."""
+    return name.split(".")[-2:] in (["attn2", "to_k"], ["attn2", "to_v"])
+
+
+def text_maps(unet: nn.Module) -> dict[str, nn.Linear]:
+    """The layers that make keys and values of text, by name. Raises ValueError: there are none, or no linear ones."""
+    layers = {name: layer for name, layer in unet.named_modules() if is_text_map(name)}
+    if not layers:
+        raise ValueError(f"{type(unet).__name__} has no cross-attention (attn2) whose keys and values could be edited")
+    for name, layer in layers.items():
+        if not isinstance(layer, nn.Linear):
+            raise ValueError(
+                f"expected a linear layer, got {name}, a {type(layer).__name__}; fuse or unload adapters first"
+            )
+    return layers
+
+
+def adapted_layers(unet: nn.Module, scope: str, targets: str) -> list[str]:
+    """Names of the layers of a UNet that get an adapter.
+
+    Args:
+        scope: as of full fine-tuning: only layers whose weight it trains.
+        targets: "attention", the projections of self- and cross-attention, or "attention+conv", convolutions besides.
 
     Raises:
-        ValueError: an unknown scope, or one that selects nothing in this module.
+        ValueError: nothing is left.
     """
-    if scope not in get_args(Scope):
-        raise ValueError(f"expected train_scope to be one of {', '.join(get_args(Scope))}, got {scope!r}")
-    selected = {name: p for name, p in module.named_parameters() if _inside(name.split("."), scope)}
-    if not selected:
-        raise ValueError(
-            f"train_scope {scope!r} selects no weight of {type(module).__name__}: it has no cross-attention"
-        )
-    return selected
-
-
-def _inside(path: list[str], scope: str) -> bool:
-    if scope == "xattn":
-        return "attn2" in path
-    if scope == "xattn-strict":
-        return "attn2" in path and not {"to_k", "to_v"}.isdisjoint(path)
-    if scope == "noxattn":
-        return "attn2" not in path and path[0] not in _OUTSIDE_NOXATTN
-    return True
+    inside = select_parameters(unet, scope, SCOPES)
+    names = []
+    for name, layer in unet.named_modules():
+        attention = isinstance(layer, nn.Linear) and not {"attn1", "attn2"}.isdisjoint(name.split("."))
+        convolution = isinstance(layer, nn.Conv2d) and targets == "attention+conv"
+        if (attention or convolution) and f"{name}.weight" in inside:
+            names.append(name)
+    if not names:
+        raise ValueError(f"lora_targets {targets!r} and train_scope {scope!r} leave no layer to adapt")
+    return names

@@ -1,14 +1,19 @@
 """Stable Diffusion 1.x and 2.x: a UNet on VAE latents, conditioned on CLIP text embeddings."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import DDPMScheduler, StableDiffusionPipeline
+from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Generator, Tensor, nn
 
 from sa_diffusers.core.losses import Batch, DiffusionLoss
+from sa_diffusers.families.base import Family, register
 from sa_diffusers.families.samplers import make_scheduler
-from sa_diffusers.families.scopes import select_parameters
+from sa_diffusers.families.scopes import SCOPES, adapted_layers, text_maps
+from sa_diffusers.io.bundled import resolve
+from sa_diffusers.io.hub import explain_load_errors
 from sa_diffusers.models.precision import autocast_forward, on_device
 from sa_diffusers.pipelines.safe_guidance import SAFETY_LEVELS, SafeGuidancePipeline
 
@@ -16,7 +21,8 @@ from sa_diffusers.pipelines.safe_guidance import SAFETY_LEVELS, SafeGuidancePipe
 PIXELS_AT_ONCE = 2**20  # that the VAE takes; four pictures of 512 x 512 need 3.2 GB beside the UNet in float32
 
 
-class TextToImageFamily:
+@register
+class TextToImageFamily(Family):
     """Adapter of a StableDiffusionPipeline. The safety checker is never run: it would blacken samples.
 
     Args:
@@ -29,11 +35,14 @@ class TextToImageFamily:
         ValueError: the pipeline lacks a component, or predicts neither noise nor v.
     """
 
+    name = "stable_diffusion"
+    pipelines = ("StableDiffusionPipeline", "SafeGuidancePipeline")
     component = "unet"
-    unconditional = True
-    labels = None
-    image_channels = 3
     helpers = ("text_encoder", "vae", "safety_checker", "image_encoder")
+    scopes = SCOPES
+    capabilities = frozenset(
+        ("text", "guidance", "denoising", "text_maps", "safe_guidance", "token_embedding", "adapters")
+    )
 
     def __init__(
         self,
@@ -159,5 +168,36 @@ class TextToImageFamily:
     def batch(self, latents: Tensor, prompts: Sequence[str]) -> Batch:
         return {"sample": latents, "encoder_hidden_states": self.embed(prompts).float()}
 
-    def trainable(self, scope: str) -> dict[str, nn.Parameter]:
-        return select_parameters(self.module, scope)
+    @classmethod
+    def resolution_of(cls, source: str, index: Mapping[str, Any]) -> int | None:
+        source = resolve(source)
+        with explain_load_errors(source):
+            size = UNet2DConditionModel.load_config(source, subfolder="unet").get("sample_size")
+            blocks = AutoencoderKL.load_config(source, subfolder="vae").get("block_out_channels")
+        return size * 2 ** (len(blocks) - 1) if isinstance(size, int) and blocks else None
+
+    def text_maps(self) -> dict[str, nn.Linear]:
+        """The layers whose weights read text embeddings as they are, by name. Raises ValueError: adapters on them."""
+        return text_maps(self.module)
+
+    def last_word(self, prompt: str) -> int:
+        """Position of a prompt's last token before the end token; of the start token for an empty prompt."""
+        return len(self.pipeline.tokenizer(prompt, truncation=True).input_ids) - 2
+
+    def adapted_layers(self, scope: str, targets: str) -> list[str]:
+        """Names of the layers that get an adapter, see `scopes.adapted_layers`."""
+        return adapted_layers(self.module, scope, targets)
+
+    def save_lora(self, folder: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+        """Write an adapter as diffusers' `load_lora_weights` reads it; `metadata` is peft's configuration of it."""
+        self.pipeline.save_lora_weights(folder, unet_lora_layers=tensors, unet_lora_adapter_metadata=metadata)
+
+    def safely_guided(self, concept: str, level: str, sampler: str) -> "TextToImageFamily":
+        """The same model in a pipeline that is led away from a text while it draws; `level` of SAFETY_LEVELS."""
+        pipeline = SafeGuidancePipeline(
+            **self.pipeline.components,
+            requires_safety_checker=self.pipeline.config.requires_safety_checker,
+            safety_concept=concept,
+            safety_level=level,
+        )
+        return type(self)(pipeline, sampler, self.compute_dtype)

@@ -7,7 +7,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-import yaml
 from diffusers import DiffusionPipeline
 from torch import nn
 
@@ -34,12 +33,6 @@ def read_model_index(model: str, revision: str | None = None) -> dict[str, Any]:
     if isinstance(index["_class_name"], list):  # [the file beside the weights that has the class, its name]
         index["_class_name"] = index["_class_name"][1]
     return index
-
-
-def family_defaults(pipeline_class: str) -> dict[str, Any]:
-    """Options of a forgetting run that differ from ForgetConfig's defaults, which are those of Stable Diffusion."""
-    path = Path(resolve("bundled/defaults")) / f"{pipeline_class}.yaml"
-    return yaml.safe_load(path.read_text()) if path.exists() else {}
 
 
 def load_pipeline(model: str, revision: str | None, variant: str | None, dtype: str) -> DiffusionPipeline:

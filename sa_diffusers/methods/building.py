@@ -25,9 +25,10 @@ from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.data.sampling import FreshNoise, FreshSamples, frozen_family
 from sa_diffusers.families import Family
 from sa_diffusers.families.samplers import make_scheduler
+from sa_diffusers.families.scopes import adapted_layers
 from sa_diffusers.runs.options import ESD_METHODS, PROJECTIONS, ForgetConfig
 from sa_diffusers.training.loop import DROPOUTS
-from sa_diffusers.training.lora import WithoutLora, adapted_layers, add_lora
+from sa_diffusers.training.lora import WithoutLora, add_lora
 
 
 def distils(config: ForgetConfig) -> bool:

@@ -4,10 +4,10 @@ import torch
 
 from sa_diffusers.data.prompts import Concept
 from sa_diffusers.families import Family
+from sa_diffusers.families.scopes import adapted_layers
 from sa_diffusers.families.stable_diffusion import TextToImageFamily
 from sa_diffusers.methods.uce import concept_edits
 from sa_diffusers.runs.options import ESD_METHODS, SLD_METHODS, ForgetConfig
-from sa_diffusers.training.lora import adapted_layers
 
 
 def check_family(config: ForgetConfig, family: Family, concept: Concept) -> None:

@@ -10,10 +10,10 @@ import psutil
 import torch
 
 from sa_diffusers.families import Family
+from sa_diffusers.families.scopes import adapted_layers
 from sa_diffusers.methods.building import distils, needs_frozen
 from sa_diffusers.models.precision import autocast_forward, free_memory
 from sa_diffusers.runs.options import ESD_METHODS, ForgetConfig
-from sa_diffusers.training.lora import adapted_layers
 
 
 BACKWARD = 2.0  # a backward pass costs about two forward passes

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
 from peft import LoraConfig, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from torch import nn
@@ -14,34 +13,12 @@ from torch import nn
 from sa_diffusers.core.objectives import LowRankChange
 from sa_diffusers.core.safetensors_header import sort_metadata
 from sa_diffusers.core.seeding import derive_seed
-from sa_diffusers.families.scopes import select_parameters
+from sa_diffusers.families import Family
 from sa_diffusers.io.atomic_files import atomic_path
 
 
 ADAPTER = "forget"  # the adapter's name in memory; in a file it has none
 LORA_FILE = "pytorch_lora_weights.safetensors"  # diffusers' own default
-
-
-def adapted_layers(module: nn.Module, scope: str, targets: str) -> list[str]:
-    """Names of the layers of a UNet that get an adapter.
-
-    Args:
-        scope: as of full fine-tuning (`families.scopes`): only layers whose weight it trains.
-        targets: "attention", the projections of self- and cross-attention, or "attention+conv", convolutions besides.
-
-    Raises:
-        ValueError: nothing is left.
-    """
-    inside = select_parameters(module, scope)
-    names = []
-    for name, layer in module.named_modules():
-        attention = isinstance(layer, nn.Linear) and not {"attn1", "attn2"}.isdisjoint(name.split("."))
-        convolution = isinstance(layer, nn.Conv2d) and targets == "attention+conv"
-        if (attention or convolution) and f"{name}.weight" in inside:
-            names.append(name)
-    if not names:
-        raise ValueError(f"lora_targets {targets!r} and train_scope {scope!r} leave no layer to adapt")
-    return names
 
 
 def add_lora(module: nn.Module, layers: list[str], rank: int, alpha: float, seed: int) -> dict[str, LowRankChange]:
@@ -86,15 +63,14 @@ def _disabled(module: nn.Module) -> Iterator[None]:
         module.enable_adapters()
 
 
-def save_lora(pipeline: StableDiffusionPipeline, folder: Path, dtype: str) -> None:
+def save_lora(family: Family, folder: Path, dtype: str) -> None:
     """Write the adapter as diffusers' `load_lora_weights` reads it, with its rank and alpha, atomically."""
-    unet = pipeline.unet
-    tensors = get_peft_model_state_dict(unet, adapter_name=ADAPTER)
+    tensors = get_peft_model_state_dict(family.module, adapter_name=ADAPTER)
     tensors = {name: tensor.detach().to(getattr(torch, dtype)).contiguous() for name, tensor in tensors.items()}
-    about = unet.peft_config[ADAPTER].to_dict()
+    about = family.module.peft_config[ADAPTER].to_dict()
     about["target_modules"] = sorted(about["target_modules"])  # a set, in another order in every process
     with atomic_path(folder) as temporary:
-        pipeline.save_lora_weights(temporary, unet_lora_layers=tensors, unet_lora_adapter_metadata=about)
+        family.save_lora(temporary, tensors, about)
         sort_metadata(temporary / LORA_FILE)
 
 

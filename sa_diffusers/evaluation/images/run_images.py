@@ -1,8 +1,10 @@
 """Draw the images that a run is judged by, and let a classifier read them class by class."""
 
 import json
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -15,8 +17,8 @@ from sa_diffusers.evaluation.forgetting import Examination, JudgedSet, labelled_
 from sa_diffusers.evaluation.images.image_options import EvaluateConfig
 from sa_diffusers.evaluation.images.image_sets import DrawnImages
 from sa_diffusers.evaluation.judges.classifier import ImageClassifier, score_images
-from sa_diffusers.families import Family, get_family
-from sa_diffusers.io.loading import family_defaults, load_pipeline, read_model_index
+from sa_diffusers.families import Family, family_defaults, get_family
+from sa_diffusers.io.loading import load_pipeline, read_model_index
 
 
 READINGS = (
@@ -95,14 +97,13 @@ class OpenRun:
 
         The number is the prompt's place in the list, or among its equals where it is the name of a class.
         """
-        classes = self.family.labels is not None
-        places = [prompts[:i].count(prompt) if classes else i for i, prompt in enumerate(prompts)]
-        requests = [Request(p, derive_seed(seed, "evaluate", p, i)) for p, i in zip(prompts, places, strict=True)]
+        number_of: dict[str, Iterator[int]] = defaultdict(count)
+        numbers = count() if self.family.labels is None else (next(number_of[prompt]) for prompt in prompts)
+        requests = [Request(prompt, derive_seed(seed, "evaluate", prompt, next(numbers))) for prompt in prompts]
         how, name = self.options, self.name + what
         settings = SamplingSettings(how.guidance_scale, how.num_inference_steps, how.eval_batch_size)
-        return DrawnImages(
-            name, self.family, draw_samples(self.family, requests, settings, description=f"draw {name}")
-        )
+        samples = draw_samples(self.family, requests, settings, description=f"draw {name}")
+        return DrawnImages(name, self.family, samples)
 
 
 def open_run(config: EvaluateConfig, classifier: ImageClassifier | None) -> OpenRun:

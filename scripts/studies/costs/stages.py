@@ -20,10 +20,11 @@ from sa_diffusers.core.objectives import (
 from sa_diffusers.core.seeding import seeded
 from sa_diffusers.data.sampling import Request, SamplingSettings, draw_samples
 from sa_diffusers.families import Family
+from sa_diffusers.families.scopes import adapted_layers
 from sa_diffusers.models.precision import autocast_forward
 from sa_diffusers.runs.cost.memory import LORA_RANK
 from sa_diffusers.runs.options import ForgetConfig
-from sa_diffusers.training.lora import adapted_layers, add_lora
+from sa_diffusers.training.lora import add_lora
 from studies.costs.authors import (
     BATCH_SIZE,
     AutogradEWC,

@@ -15,13 +15,13 @@ from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.labelled_images import LabelledImages, load_labelled_images
 from sa_diffusers.evaluation.judges.classifier import ImageClassifier
 from sa_diffusers.evaluation.judges.load_classifier import load_classifier
+from sa_diffusers.families import family_defaults
 from sa_diffusers.families.conditional_vae import ConditionalVAEFamily
 from sa_diffusers.io.artifacts import Stage
 from sa_diffusers.io.atomic_files import atomic_path, write_json
 from sa_diffusers.io.bundled import resolve
 from sa_diffusers.io.configuration import config_from_dict
 from sa_diffusers.io.hub import explain_load_errors
-from sa_diffusers.io.loading import family_defaults
 from sa_diffusers.pipelines import ConditionalVAEPipeline
 from sa_diffusers.runs.base.labelled import ConditionalVAEConfig, train_conditional_vae
 from sa_diffusers.runs.forget import run_forgetting

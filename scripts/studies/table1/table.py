@@ -29,11 +29,11 @@ from sa_diffusers.evaluation.forgetting import (
 from sa_diffusers.evaluation.images.image_metrics import MetricSettings, frechet_distance, precision_and_recall
 from sa_diffusers.evaluation.judges.classifier import ImageClassifier
 from sa_diffusers.evaluation.judges.load_classifier import load_classifier
-from sa_diffusers.families import Family, get_family
+from sa_diffusers.families import Family, family_defaults, get_family
 from sa_diffusers.io.artifacts import fingerprint
 from sa_diffusers.io.atomic_files import atomic_path, write_json
 from sa_diffusers.io.configuration import config_from_dict
-from sa_diffusers.io.loading import family_defaults, load_pipeline, model_hash, pipeline_hashes
+from sa_diffusers.io.loading import load_pipeline, model_hash, pipeline_hashes
 from sa_diffusers.runs.base.class_conditional import ClassConditionalConfig, train_class_conditional
 from sa_diffusers.runs.base.labelled import claim_folder
 from sa_diffusers.runs.forget import run_forgetting
