@@ -28,7 +28,6 @@ from sa_diffusers.evaluation.judges.classifier import AttributeClassifier
 from sa_diffusers.evaluation.judges.clip import Clip
 from sa_diffusers.evaluation.judges.nudity import Detection, NudityDetector
 from sa_diffusers.evaluation.prompts.prompt_suite import PromptSet
-from sa_diffusers.evaluation.suite import checks as pipeline_checks
 from sa_diffusers.evaluation.suite import drawing as pipeline_drawing
 from sa_diffusers.evaluation.suite.evaluate import _counts, evaluate_pipelines, exposed_parts
 from sa_diffusers.evaluation.suite.headline import headline
@@ -591,11 +590,10 @@ def test_pipelines_that_cannot_be_compared_are_refused_before_one_is_drawn(
     assert not list((tmp_path / "out").rglob("*.png"))
 
 
-def test_pictures_of_another_size_that_only_drawing_tells_are_not_kept(options, tmp_path, monkeypatch, tiny_tokenizer):
+def test_pictures_of_another_size_that_only_drawing_tells_are_not_kept(options, tmp_path, tiny_tokenizer):
     tiny_xl(tiny_tokenizer).save_pretrained(tmp_path / "xl")
     AttributeClassifier({"digit": NAMES}, None, image_size=32, channels=(8, 8, 8)).save_pretrained(tmp_path / "large")
     options |= {"classifier": str(tmp_path / "large"), "concept": "seven", "pipeline": str(tmp_path / "xl")}
-    monkeypatch.setattr(pipeline_checks, "picture_size", lambda source: None)
     with pytest.raises(ValueError, match="expected pictures of 32 pixels a side, .* got 16 from .*xl"):
         evaluate_pipelines(PipelineEvaluationConfig(**options | {"compare": [], "metrics": "classifier"}))
     assert not list((tmp_path / "out").rglob("*.png"))

@@ -1,25 +1,21 @@
 """Which prompts judge a pipeline: some ask for the concept in many ways, the others for what must stay."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
+import yaml
+
 from sa_diffusers.core.seeding import derive_seed
-from sa_diffusers.data.prompts import Concept, concept_templates, mentions, substitute
+from sa_diffusers.data.prompts import Concept, concept_templates, mentions, read_prompts, substitute
 from sa_diffusers.data.replay import leaves_open, spread
 from sa_diffusers.data.sampling import Request
 from sa_diffusers.evaluation.forgetting import Labels
 from sa_diffusers.evaluation.judges.classifier import ImageClassifier
-from sa_diffusers.evaluation.prompts.prompt_variants import (
-    Candidate,
-    combine,
-    fill,
-    in_languages,
-    long_by_fillers,
-    misspell,
-    read_frames,
-)
 from sa_diffusers.evaluation.suite.options import ASKING
+from sa_diffusers.io.bundled import resolve
 
 
 Purpose = Literal["asks", "keeps", "open", "i2p"]
@@ -50,6 +46,15 @@ class PromptSet:
 
     def __len__(self) -> int:
         return len(self.requests)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A prompt, the class of each attribute that it names, and the word in the concept's place ("": none)."""
+
+    prompt: str
+    labels: Labels
+    word: str = ""
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,7 @@ def build_suite(
         ValueError: a set is asked for and there is nothing for it, or no set is left.
     """
     suite = {}
-    for name, candidates in _candidates(concept, sources, classifier, num_images, seed).items():
+    for name, candidates in _Maker(concept, sources, classifier, num_images, seed).candidates().items():
         if names is not None and name not in names:
             continue
         if candidates:
@@ -117,62 +122,136 @@ def build_suite(
     return suite
 
 
-def _candidates(
-    concept: Concept, sources: PromptSources, classifier: ImageClassifier | None, count: int, seed: int
-) -> dict[str, list[Candidate]]:
-    """For each set the prompts that it is chosen from."""
-    found = classifier.find_class(list(concept.phrasings)) if classifier else None
-    own = _class_labels(classifier, concept.name)
-    rows = _known_rows(sources.rows, classifier)
-    labels_of = {row.prompt: row.labels for row in rows.values()}
-    templates = _templates(concept, sources, labels_of, found and found[0])
-    others = [prompt for prompt in dict.fromkeys(sources.prompts) if not mentions(prompt, concept.phrasings)]
+class _Maker:
+    """Makes for each set the prompts that it is chosen from."""
 
-    def is_open(prompt: str) -> bool:
-        return not sources.real_vocabulary and leaves_open(prompt, concept)
+    def __init__(
+        self, concept: Concept, sources: PromptSources, classifier: ImageClassifier | None, count: int, seed: int
+    ):
+        self.concept, self.sources, self.classifier, self.count, self.seed = concept, sources, classifier, count, seed
+        self.own = self._class_of(concept.name)
+        known = classifier.config.attributes if classifier else {}
+        labels_of = {row["prompt"]: {k: v for k, v in row.items() if k in known} for row in sources.rows}
+        self.rows = {prompt: Candidate(prompt, labels) for prompt, labels in labels_of.items()}
+        self.others = [text for text in dict.fromkeys(sources.prompts) if not mentions(text, concept.phrasings)]
+        self.templates = self._templates()
 
-    naming = [row for row in rows.values() if own and own.items() <= row.labels.items()]
-    naming = [row for row in naming if mentions(row.prompt, concept.phrasings)]
-    held_out = {row["prompt"] for row in sources.rows if row["form"] == "held_out"}
-
-    def asking(frames: Sequence[Candidate], words: Sequence[str], purpose: str) -> list[Candidate]:
-        return fill(frames, words, [own] * len(words), count, derive_seed(seed, purpose))
-
-    paraphrases = asking(templates, sources.synonyms, "synonyms") if sources.synonyms else []
-    paraphrases += [Candidate(row.prompt, row.labels, concept.name) for row in naming if row.prompt in held_out]
-    long = long_by_fillers(templates, others, concept, own, sources.fits, count, seed)
-    misspellings, languages = [], []
-    if sources.real_vocabulary:
-        frames = read_frames("bundled/stable_diffusion/paraphrase_frames.txt")
-        paraphrases += asking(frames, concept.phrasings, "frames")
-        long = asking(read_frames("bundled/stable_diffusion/long_templates.txt"), concept.phrasings, "long frames")
-        wrong = [word for phrasing in concept.phrasings for word in misspell(phrasing)]
-        misspellings = asking(templates, wrong, "misspelt") if wrong else []
-        languages = in_languages(concept, sources.translations, own)
-    combined = [combine(text, concept, own, i) for i, text in enumerate(sources.combined)]
-    if not combined:
-        combined = [Candidate(r.prompt, r.labels, concept.name) for r in naming
-                    if len(r.labels) > 1 and r.prompt not in held_out]  # fmt: skip
-    neighbours = []
-    if concept.siblings:
-        classes = [_class_labels(classifier, word) for word in concept.siblings]
-        neighbours = fill(templates, concept.siblings, classes, count, derive_seed(seed, "neighbours"))
-    return {
-        "concept": asking(templates, concept.phrasings, "concept"),
-        "paraphrases": paraphrases,
-        "long": [candidate for candidate in long if sources.fits(candidate.prompt)],
-        "combined": combined,
-        "misspellings": misspellings,
-        "languages": languages,
-        "neighbours": neighbours,
-        "unrelated": [Candidate(p, labels_of.get(p, {})) for p in others if p and not is_open(p)],
-        "open": [Candidate(p, labels_of.get(p, {})) for p in others if p and is_open(p)],
-        "labelled": [
+    def candidates(self) -> dict[str, list[Candidate]]:
+        """By the name of the set, in the order of the sets."""
+        concept, sources, own = self.concept, self.sources, self.own
+        naming = [
             row
-            for row in rows.values()
-            if sources.with_labelled and not mentions(row.prompt, concept.phrasings) and not is_open(row.prompt)
-        ],  # fmt: skip
-    }
+            for row in self.rows.values()
+            if own and own.items() <= row.labels.items() and mentions(row.prompt, concept.phrasings)
+        ]
+        held_out = {row["prompt"] for row in sources.rows if row["form"] == "held_out"}
+        paraphrases = self._fill(self.templates, sources.synonyms, "synonyms")
+        paraphrases += [Candidate(row.prompt, row.labels, concept.name) for row in naming if row.prompt in held_out]
+        long, misspellings, languages = self._long_by_fillers(), [], []
+        if sources.real_vocabulary:
+            frames = read_frames("bundled/stable_diffusion/paraphrase_frames.txt")
+            paraphrases += self._fill(frames, concept.phrasings, "frames")
+            frames = read_frames("bundled/stable_diffusion/long_templates.txt")
+            long = self._fill(frames, concept.phrasings, "long frames")
+            wrong = [word for phrasing in concept.phrasings for word in misspell(phrasing)]
+            misspellings, languages = self._fill(self.templates, wrong, "misspelt"), self._in_languages()
+        combined = [self._combine(text, index) for index, text in enumerate(sources.combined)] or [
+            Candidate(row.prompt, row.labels, concept.name)
+            for row in naming
+            if len(row.labels) > 1 and row.prompt not in held_out
+        ]
+        others = [self.rows.get(prompt, Candidate(prompt, {})) for prompt in self.others if prompt]
+        labelled = [row for row in self.rows.values() if not mentions(row.prompt, concept.phrasings)]
+        return {
+            "concept": self._fill(self.templates, concept.phrasings, "concept"),
+            "paraphrases": paraphrases,
+            "long": [candidate for candidate in long if sources.fits(candidate.prompt)],
+            "combined": combined,
+            "misspellings": misspellings,
+            "languages": languages,
+            "neighbours": self._fill(self.templates, concept.siblings, "neighbours", own=False),
+            "unrelated": [candidate for candidate in others if not self._is_open(candidate.prompt)],
+            "open": [candidate for candidate in others if self._is_open(candidate.prompt)],
+            "labelled": [row for row in labelled if sources.with_labelled and not self._is_open(row.prompt)],
+        }
+
+    def _is_open(self, prompt: str) -> bool:
+        return not self.sources.real_vocabulary and leaves_open(prompt, self.concept)
+
+    def _class_of(self, word: str) -> Labels:
+        """{attribute: class} of a word, {} where the classifier does not know it."""
+        found = self.classifier.find_class([word]) if self.classifier else None
+        return {} if found is None else {found[0]: self.classifier.config.attributes[found[0]][found[1]]}
+
+    def _templates(self) -> list[Candidate]:
+        """Prompts with {} in the concept's place, with the labels of what else they name."""
+        if self.sources.given_templates:
+            return read_frames(self.sources.templates)
+        phrasings = self.concept.phrasings
+        naming = [prompt for prompt in self.sources.prompts if mentions(prompt, phrasings)]
+        if len(naming) < 16:
+            return [Candidate(text, {}) for text in concept_templates(self.concept, naming, self.sources.templates)]
+        found = self.classifier.find_class(phrasings) if self.classifier else None
+        labels = [self.rows[prompt].labels if prompt in self.rows else {} for prompt in naming]
+        return [
+            Candidate(
+                substitute(prompt.replace("{", "").replace("}", ""), phrasings, "{}"),
+                {name: part for name, part in named.items() if found is None or name != found[0]},
+            )
+            for prompt, named in zip(naming, labels, strict=True)
+        ]
+
+    def _fill(
+        self, frames: Sequence[Candidate], words: Sequence[str], purpose: str, own: bool = True
+    ) -> list[Candidate]:
+        """`count` frames over all of them, the words in equal shares; a frame's own labels stay.
+
+        Args:
+            own: whether the words name the concept, or each the class that the classifier knows by it.
+        """
+        if not words:
+            return []
+        labels = [self.own if own else self._class_of(word) for word in words]
+        chosen = spread(frames, self.count, derive_seed(self.seed, purpose))
+        rows = [(frame, i % len(words)) for i, frame in enumerate(chosen)]
+        return [Candidate(f.prompt.replace("{}", words[k]), labels[k] | f.labels, words[k]) for f, k in rows]
+
+    def _long_by_fillers(self) -> list[Candidate]:
+        """A template with a prompt before and one after it, of those that name nothing in the concept's place."""
+        concept = self.concept
+        fillers = [text for text in self.others if text and not mentions(text, concept.siblings)]
+        if not fillers or not concept.siblings:
+            return []
+        around = iter(spread(fillers, 8 * self.count, derive_seed(self.seed, "fillers")))
+        long = []
+        for index, frame in enumerate(spread(self.templates, self.count, derive_seed(self.seed, "long"))):
+            word = concept.phrasings[index % len(concept.phrasings)]
+            middle = frame.prompt.replace("{}", word)
+            tried = [f"{next(around)}, {middle}, {next(around)}" for _ in range(4)]
+            long += [Candidate(text, self.own, word) for text in tried if self.sources.fits(text)][:1]
+        return long
+
+    def _in_languages(self) -> list[Candidate]:
+        """The frames of every language, around its own word for the concept or else the first phrasing."""
+        frames = yaml.safe_load(Path(resolve("bundled/stable_diffusion/language_templates.yaml")).read_text("utf-8"))
+        word_of = {language: self.sources.translations.get(language, self.concept.name) for language in frames}
+        return [
+            Candidate(frame.replace("{}", word_of[language]), self.own, word_of[language])
+            for language, texts in frames.items()
+            for frame in texts
+        ]
+
+    def _combine(self, text: str, index: int) -> Candidate:
+        """A line of --combined as a prompt that names the concept. Raises ValueError where it does not."""
+        concept = self.concept
+        word = concept.phrasings[index % len(concept.phrasings)]
+        if "{}" in text:
+            return Candidate(text.replace("{}", word), self.own, word)
+        if not mentions(text, concept.phrasings):
+            raise ValueError(
+                f"each line of --combined must name {concept.name!r} or hold {{}}; this does not: {text!r}"
+            )
+        return Candidate(text, self.own, concept.name)
 
 
 def _choose(name: str, candidates: Sequence[Candidate], count: int, seed: int) -> PromptSet:
@@ -184,32 +263,25 @@ def _choose(name: str, candidates: Sequence[Candidate], count: int, seed: int) -
     return PromptSet(name, purpose, requests, [c.labels for c in chosen], [c.word for c in chosen])
 
 
-def _templates(
-    concept: Concept, sources: PromptSources, labels_of: dict[str, Labels], attribute: str | None
-) -> list[Candidate]:
-    """Prompts with {} in the concept's place, with the labels of what else they name."""
-    if sources.given_templates:
-        return read_frames(sources.templates)
-    naming = [prompt for prompt in sources.prompts if mentions(prompt, concept.phrasings)]
-    if len(naming) < 16:
-        return [Candidate(text, {}) for text in concept_templates(concept, naming, sources.templates)]
-    cleaned = [(prompt, prompt.replace("{", "").replace("}", "")) for prompt in naming]
-    return [
-        Candidate(
-            substitute(text, concept.phrasings, "{}"),
-            {k: v for k, v in labels_of.get(prompt, {}).items() if k != attribute},
-        )
-        for prompt, text in cleaned
-    ]
+def read_frames(path: str) -> list[Candidate]:
+    """The lines of a text file. Raises ValueError for one without {}."""
+    lines = read_prompts(path)
+    wrong = [line for line in lines if "{}" not in line]
+    if wrong:
+        raise ValueError(f"each line of {path} must hold {{}} where the concept goes; this one does not: {wrong[0]!r}")
+    return [Candidate(line, {}) for line in lines]
 
 
-def _known_rows(rows: Sequence[dict[str, str]], classifier: ImageClassifier | None) -> dict[str, Candidate]:
-    """By its prompt each labelled row, with the labels that the classifier can judge."""
-    known = classifier.config.attributes if classifier else {}
-    return {row["prompt"]: Candidate(row["prompt"], {k: v for k, v in row.items() if k in known}) for row in rows}
+def misspell(phrase: str) -> list[str]:
+    """A phrase with one letter dropped, doubled, or swapped with the next, in words of four letters or more.
 
-
-def _class_labels(classifier: ImageClassifier | None, word: str) -> Labels:
-    """{attribute: class} of a word, {} where the classifier does not know it."""
-    found = classifier.find_class([word]) if classifier else None
-    return {} if found is None else {found[0]: classifier.config.attributes[found[0]][found[1]]}
+    The first letter of a word stays. Nothing comes twice, and the phrase itself not at all.
+    """
+    found = []
+    for word in re.finditer("[A-Za-z]{4,}", phrase):
+        for place in range(word.start() + 1, word.end()):
+            head, letter, tail = phrase[:place], phrase[place], phrase[place + 1 :]
+            found += [head + tail, head + 2 * letter + tail]
+            if place + 1 < word.end():
+                found.append(head + tail[0] + letter + tail[1:])
+    return [text for text in dict.fromkeys(found) if text != phrase]

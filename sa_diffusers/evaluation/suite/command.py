@@ -9,7 +9,6 @@ from itertools import pairwise, takewhile
 from pathlib import Path
 
 
-CLASSES_ONLY = ("ClassConditionalPipeline", "ConditionalVAEPipeline")  # pipelines that take no free text
 # What only an evaluation of pipelines has; of these, what nobody would give who means anything else.
 PIPELINE_FLAGS = {"--concept", "--compare", "--i2p", "--help", "-h"}
 PIPELINES_ONLY = {"--pipeline", "--compare", "--names"}
@@ -23,8 +22,11 @@ def kind_of(word: str) -> str | None:
         return "text"
     for index in (Path(word, "model_index.json"), Path(word, "pipeline", "model_index.json")):
         if index.is_file():
+            from sa_diffusers.families import family_class  # only now: it takes seconds, which --help can do without
+
             name = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
-            return "classes" if (name[-1] if isinstance(name, list) else name) in CLASSES_ONLY else "text"
+            family = family_class(name[-1] if isinstance(name, list) else name)
+            return "classes" if family and "text" not in family.capabilities else "text"
     return None
 
 

@@ -6,6 +6,7 @@ from sa_diffusers.evaluation.prompts.prompt_suite import PromptSet
 from sa_diffusers.evaluation.suite.numbers import GROUPS, MEASURES, Measurement
 
 
+Values = Mapping[tuple[str, str], float]  # by (group, measure)
 # purpose: (where, {measure: what it is called}); the first that was measured is said.
 SAID = {
     "asks": (
@@ -39,33 +40,25 @@ def headline(results: Mapping[str, Sequence[Measurement]], suite: Mapping[str, P
     Args:
         results: by pipeline, the reference first.
     """
-    reference, *others = results
+    values = {name: {(m.group, m.measure): m.value for m in rows} for name, rows in results.items()}
+    reference, *others = values
     sentences = []
     for name in others or [reference]:
-        parts = [
-            _clause(results[name], results[reference] if others else [], suite, purpose, concept) for purpose in SAID
-        ]
+        before = values[reference] if others else {}
+        parts = [_clause(values[name], before, suite, purpose, concept) for purpose in SAID]
         if any(parts):
-            sentences.append(f"{name}: {'; '.join(part for part in parts if part)}.")
+            sentences.append(f"{name}: {'; '.join(filter(None, parts))}.")
     return sentences
 
 
-def _clause(
-    own: Sequence[Measurement],
-    before: Sequence[Measurement],
-    suite: Mapping[str, PromptSet],
-    purpose: str,
-    concept: str,
-) -> str:
+def _clause(own: Values, before: Values, suite: Mapping[str, PromptSet], purpose: str, concept: str) -> str:
     """ "where seven is asked for, the concept's probability went from 98.0% to 2.0%"; "": nothing was measured."""
     names = [name for name, part in suite.items() if part.purpose == purpose]
-    group = GROUPS[purpose] if len(names) > 1 else names[0] if names else None
+    group = GROUPS[purpose] if len(names) > 1 else names[0] if names else ""
     where, called = SAID[purpose]
     for measure, label in called.items():
-        spec = MEASURES[measure][1]
-        after = next((f"{m.value:{spec}}" for m in own if (m.group, m.measure) == (group, measure)), None)
-        first = next((f"{m.value:{spec}}" for m in before if (m.group, m.measure) == (group, measure)), None)
-        if after is not None:
-            became = f"is {after}" if first is None else f"went from {first} to {after}"
-            return f"{where.format(concept=f'“{concept}”')}, {label} {became}"
+        key, spec = (group, measure), MEASURES[measure][1]
+        if key in own:
+            became = f"went from {before[key]:{spec}} to" if key in before else "is"
+            return f"{where.format(concept=f'“{concept}”')}, {label} {became} {own[key]:{spec}}"
     return ""

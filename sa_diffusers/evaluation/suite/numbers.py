@@ -1,5 +1,6 @@
 """From one number a picture to means with intervals, differences to the reference, and tables."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -70,11 +71,37 @@ def measurements(
         classes = [labels.get(attribute) for name in names for labels in suite[name].labels]
         own, before = pooled(values, suite, names), pooled(reference or {}, suite, names)
         for measure in (name for name in MEASURES if name in own):
-            mean = _mean(group, measure, own[measure], before.get(measure), prompts, seed)
-            found += [mean] if mean else []
-            if mean and measure == "accuracy" and attribute is not None:
-                found.append(_worst(group, own[measure], before.get(measure), classes, prompts, seed))
+            pair = own[measure], before.get(measure)
+            rows = pair[0].isfinite().nonzero()[:, 0]
+            if not len(rows):
+                continue
+            found.append(_measured(group, measure, rows, pair, prompts, seed))
+            if measure == "accuracy" and attribute is not None:
+                # The interval is of this class alone: that it was chosen for being the worst is not accounted for.
+                # (Resamples that choose their own are no way out: their minimum lies lower than the pictures' own.)
+                of_class: dict[str | None, list[int]] = defaultdict(list)
+                for row in rows.tolist():
+                    of_class[classes[row]].append(row)
+                name, chosen = min(of_class.items(), key=lambda part: pair[0][part[1]].mean().item())
+                worst = _measured(group, "worst_accuracy", torch.tensor(chosen), pair, prompts, seed)
+                found.append(replace(worst, remark=name or ""))
     return found
+
+
+def _measured(
+    group: str, measure: str, rows: Tensor, values: tuple[Tensor, Tensor | None], prompts: Sequence[str], seed: int
+) -> Measurement:
+    """The mean of the rows, and its difference to the reference's (the second of `values`) where both have one."""
+    own, before = values
+    interval = bootstrap_interval(own[rows], seed, groups=_repeated(prompts, rows))
+    if not MEASURES[measure][1].endswith("%") and bool((own[rows] == own[rows[0]]).all()):
+        interval = (own[rows[0]].item(),) * 2  # a change of 0 everywhere is no share that was not seen yet
+    mean = Measurement(group, measure, own[rows].mean().item(), interval, len(rows))
+    both = rows[:0] if before is None else rows[before[rows].isfinite()]
+    if not len(both):
+        return mean
+    bounds = difference_interval(own[both], before[both], seed=seed, groups=_repeated(prompts, both))
+    return replace(mean, difference=(own[both] - before[both]).mean().item(), difference_interval=bounds)
 
 
 def groups(suite: Mapping[str, PromptSet]) -> dict[str, list[str]]:
@@ -88,55 +115,6 @@ def pooled(values: Values, suite: Mapping[str, PromptSet], names: Sequence[str])
     measures = dict.fromkeys(measure for name in names for measure in values.get(name, {}))
     missing = {name: torch.full((len(suite[name]),), torch.nan, dtype=torch.float64) for name in names}
     return {m: torch.cat([values.get(name, {}).get(m, missing[name]) for name in names]) for m in measures}
-
-
-def _mean(
-    group: str, measure: str, own: Tensor, before: Tensor | None, prompts: Sequence[str], seed: int
-) -> Measurement | None:
-    rows = own.isfinite().nonzero()[:, 0]
-    if not len(rows):
-        return None
-    interval = bootstrap_interval(own[rows], seed, groups=_repeated(prompts, rows))
-    if not MEASURES[measure][1].endswith("%") and bool((own[rows] == own[rows[0]]).all()):
-        interval = (own[rows[0]].item(),) * 2  # a change of 0 everywhere is no share that was not seen yet
-    mean = Measurement(group, measure, own[rows].mean().item(), interval, len(rows))
-    if before is None:
-        return mean
-    both = (own.isfinite() & before.isfinite()).nonzero()[:, 0]
-    if not len(both):
-        return mean
-    difference = (own[both] - before[both]).mean().item()
-    bounds = difference_interval(own[both], before[both], seed, groups=_repeated(prompts, both))
-    return Measurement(group, measure, mean.value, interval, len(rows), difference, bounds)
-
-
-def _worst(
-    group: str,
-    own: Tensor,
-    before: Tensor | None,
-    classes: Sequence[str | None],
-    prompts: Sequence[str],
-    seed: int,
-) -> Measurement:
-    """The accuracy of the worst class, and what the same class was before.
-
-    The interval is of this class alone: that it was chosen for being the worst is not accounted for. (Resamples that
-    choose their own are no way out: their minimum lies lower still than that of the pictures themselves.)
-    """
-    rows = own.isfinite().nonzero()[:, 0].tolist()
-    of_class: dict[str | None, list[int]] = {}
-    for row in rows:
-        of_class.setdefault(classes[row], []).append(row)
-    name = min(of_class, key=lambda one: own[of_class[one]].mean().item())
-    chosen = torch.tensor(of_class[name])
-    repeated = _repeated(prompts, chosen)
-    interval = bootstrap_interval(own[chosen], seed, groups=repeated)
-    found = Measurement(group, "worst_accuracy", own[chosen].mean().item(), interval, len(chosen), remark=name or "")
-    if before is None:
-        return found
-    bounds = difference_interval(own[chosen], before[chosen], seed, groups=repeated)
-    difference = (own[chosen] - before[chosen]).mean().item()
-    return replace(found, difference=difference, difference_interval=bounds)
 
 
 def _repeated(prompts: Sequence[str], rows: Tensor) -> list[str] | None:
@@ -169,9 +147,8 @@ def tables(results: Mapping[str, Sequence[Measurement]]) -> list[Table]:
         order += [measure for measure in present if measure not in order]
         title = f"{group}: {WHAT[group]}" if group in WHAT else group
         columns = [MEASURES[measure][0] if measure in MEASURES else measure for measure in order]
-        found.append(
-            Table(group, title, columns, [(name, [row.get(m) for m in order]) for name, row in cells.items()])
-        )
+        rows = [(name, [row.get(measure) for measure in order]) for name, row in cells.items()]
+        found.append(Table(group, title, columns, rows))
     return found
 
 
@@ -189,7 +166,6 @@ def cell(measured: Measurement | None) -> list[str]:
     if measured is None:
         return ["–"]
     spec = MEASURES[measured.measure][1] if measured.measure in MEASURES else ".4g"
-
     points = spec.endswith("%")  # a difference of shares is in points: 5 % less could mean a twentieth less
 
     def signed(value: float) -> str:

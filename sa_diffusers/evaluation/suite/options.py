@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sa_diffusers.data.prompts import looks_like_path, mentions, split_phrasings
+from sa_diffusers.evaluation.images.image_options import words
 from sa_diffusers.io.configuration import option
 from sa_diffusers.training.options import check_ranges
 
@@ -125,7 +126,7 @@ class PipelineEvaluationConfig:
             raise ValueError("the metric change: expected --compare with the pipelines that may have changed")
         if self.clip is not None and not {"clip", "identity", "change"} & set(names):
             raise ValueError("--clip is for the metrics clip, identity and change; add one to --metrics")
-        compared = [name for name in DISTRIBUTION if name in names]
+        compared = self.distribution_metrics
         if compared and not self.compare and self.real is None:
             raise ValueError(f"{', '.join(compared)}: expected --compare, or --real with a folder of images")
         if self.real is not None and not compared:
@@ -149,12 +150,17 @@ class PipelineEvaluationConfig:
     def metric_names(self) -> list[str]:
         if self.metrics is None:
             return ["classifier"] * (self.judge is not None) + ["change"] * bool(self.compare)
-        return _words(self.metrics)
+        return words(self.metrics)
+
+    @property
+    def distribution_metrics(self) -> list[str]:
+        """Those that compare two sets of pictures."""
+        return [name for name in self.metric_names if name in DISTRIBUTION]
 
     @property
     def set_names(self) -> list[str] | None:
         """The sets asked for; None: all that there is something for."""
-        return None if self.sets is None else _words(self.sets)
+        return None if self.sets is None else words(self.sets)
 
     @property
     def blurred(self) -> bool:
@@ -163,12 +169,8 @@ class PipelineEvaluationConfig:
         return explicit and not self.show_nsfw
 
 
-def _words(text: str) -> list[str]:
-    return list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
-
-
-def _check_words(flag: str, words: list[str], known: tuple[str, ...]) -> None:
-    unknown = [word for word in words if word not in known]
+def _check_words(flag: str, given: list[str], known: tuple[str, ...]) -> None:
+    unknown = [word for word in given if word not in known]
     if unknown:
         raise ValueError(f"expected {flag} of {', '.join(known)}, got {unknown[0]!r}")
 

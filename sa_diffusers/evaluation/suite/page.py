@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from sa_diffusers.evaluation.images.image_sets import ImageSet
 from sa_diffusers.evaluation.prompts.prompt_suite import WHAT, PromptSet
 from sa_diffusers.evaluation.suite.judging import Values
 from sa_diffusers.evaluation.suite.numbers import MEASURES, Measurement, cell, split_tables
+from sa_diffusers.evaluation.suite.options import PipelineEvaluationConfig
 from sa_diffusers.io.atomic_files import atomic_path
 from sa_diffusers.report.page import SMALL, TEMPLATES
 
@@ -24,6 +26,11 @@ MOSAIC = 8  # tiles a side of a blurred one, fewer of small ones: what they hide
 # Which number orders pictures, the first there is: how far a kept one has changed, how much one shows the concept.
 CHANGED = ("perceptual_change", "pixel_change")
 SHOWING = ("concept_probability", "identity", "clip_score")
+# Of the sets of a purpose the pictures with the highest number: title and explanation.
+MOST = (
+    ("keeps", CHANGED, "kept pictures that changed most", "They should have stayed as they were."),
+    ("asks", SHOWING, "pictures that show the concept most", "Of all that ask for it."),
+)
 
 
 @dataclass(frozen=True)
@@ -54,39 +61,30 @@ def sections(
         shown: pictures in each section.
     """
     found = []
-    judged = [name for name in values if name != reference] or [reference]
-    for name in judged:
-        pair = list(dict.fromkeys([reference, name]))
-        changed = _highest(suite, values[name], CHANGED, "keeps", shown)
-        if changed:
-            found.append(Section(f"{name}: kept pictures that changed most", "They should have stayed as they were.",
-                                 pair, changed))  # fmt: skip
-        showing = _highest(suite, values[name], SHOWING, "asks", shown)
-        if showing:
-            found.append(Section(f"{name}: pictures that show the concept most", "Of all that ask for it.", pair,
-                                 showing))  # fmt: skip
-    for name in values:
+    pairs = {name: list(dict.fromkeys([reference, name])) for name in values}
+    for name in [name for name in values if name != reference] or [reference]:
+        for purpose, measures, title, explanation in MOST:
+            groups = [group for group, part in suite.items() if part.purpose == purpose]
+            if highest := _highest(groups, values[name], measures, shown):
+                found.append(Section(f"{name}: {title}", explanation, pairs[name], highest))
+    for name, measured in values.items():
         exposed = [
             Place(group, index)
-            for group, own in values[name].items()
+            for group, own in measured.items()
             for index in own.get("exposed", torch.empty(0)).nonzero()[:, 0].tolist()
         ]
         if exposed:
             explanation = f"{len(exposed):,} pictures; the first {min(shown, len(exposed))} of them."
-            pair = list(dict.fromkeys([reference, name]))
-            found.append(Section(f"{name}: pictures with an exposed part", explanation, pair, exposed[:shown]))
+            found.append(Section(f"{name}: pictures with an exposed part", explanation, pairs[name], exposed[:shown]))
     for group, part in suite.items():
+        explanation = f"The first of {len(part):,} prompts that {WHAT[group]}." if group in WHAT else ""
         places = [Place(group, index) for index in range(min(shown, len(part)))]
-        found.append(Section(group, f"The first of {len(part):,} prompts that {WHAT[group]}." if group in WHAT else "",
-                             list(values), places))  # fmt: skip
+        found.append(Section(group, explanation, list(values), places))
     return found
 
 
-def _highest(
-    suite: Mapping[str, PromptSet], values: Values, measures: Sequence[str], purpose: str, count: int
-) -> list[Place]:
-    """The pictures of all sets of a purpose with the highest numbers by the first of the measures that there is."""
-    groups = [name for name, part in suite.items() if part.purpose == purpose]
+def _highest(groups: Sequence[str], values: Values, measures: Sequence[str], count: int) -> list[Place]:
+    """The pictures of some sets with the highest numbers by the first of the measures that there is."""
     for measure in measures:
         rated = [
             (value, name, index)
@@ -103,6 +101,7 @@ def _highest(
 
 def write_page(
     path: Path,
+    config: PipelineEvaluationConfig,
     *,
     title: str,
     found: Mapping,
@@ -111,39 +110,34 @@ def write_page(
     pictures: Mapping[str, Mapping[str, ImageSet]],
     values: Mapping[str, Values],
     results: Mapping[str, Sequence[Measurement]],
-    blurred: bool,
-    shown: int,
-    options: str,
 ) -> None:
     """Write one HTML page that needs nothing else: no network, no script, pictures inside.
 
     Args:
-        found: what evaluation.json holds; "result", "pipelines" and "reference" are shown.
+        config: says whether every picture is blurred, and how many each section has.
+        found: what evaluation.json holds; "result", "pipelines", "reference" and "options" are shown.
         pictures: by pipeline, the reference first, and by set.
-        blurred: replace every picture by a mosaic.
-        shown: pictures in each section.
-        options: every setting, as text.
     """
-    reference = next(iter(values))
 
     def figure(section: Section, place: Place) -> dict:
         request = suite[place.group].requests[place.index]
         tiles = [
-            {"label": name} | _picture(pictures[name][place.group], place.index, blurred) for name in section.pipelines
+            {"label": name} | _picture(pictures[name][place.group], place.index, config.blurred)
+            for name in section.pipelines
         ]
         return {"tiles": tiles, "prompt": request.prompt, "seed": request.seed, "remark": place.remark,
                 "group": place.group}  # fmt: skip
 
     shown_sections = [
         {"section": section, "figures": [figure(section, place) for place in section.places]}
-        for section in sections(suite, values, shown, reference)
+        for section in sections(suite, values, config.pictures_shown, next(iter(values)))
     ]
-    explanations = {label: text for label, _, text in MEASURES.values()}
     loader = jinja2.FileSystemLoader(TEMPLATES)
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     page = environment.get_template("evaluation.html.j2").render(
         title=title, found=found, notes=notes, tables=split_tables(results, suite), cell=cell,
-        explanations=explanations, sections=shown_sections, blurred=blurred, options=options,
+        explanations={label: text for label, _, text in MEASURES.values()}, sections=shown_sections,
+        blurred=config.blurred, options=json.dumps(found["options"], indent=2, ensure_ascii=False),
     )  # fmt: skip
     with atomic_path(path) as new:
         new.write_text(page, encoding="utf-8")
