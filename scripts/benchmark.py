@@ -28,10 +28,10 @@ import torch
 from sa_diffusers.cli.parse import friendly_errors, parse_config
 from sa_diffusers.data.prompts import read_prompts
 from sa_diffusers.families import get_family
+from sa_diffusers.families.architectures import build_stable_diffusion
 from sa_diffusers.io.bundled import resolve
 from sa_diffusers.io.loading import load_pipeline
 from sa_diffusers.models.precision import compute_dtype
-from sa_diffusers.runs.cost.architectures import build_stable_diffusion
 from sa_diffusers.runs.cost.estimate import estimate_report
 from sa_diffusers.runs.cost.tables import markdown, write_report
 from sa_diffusers.runs.options import ForgetConfig

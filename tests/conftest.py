@@ -31,7 +31,7 @@ def seeded() -> None:
 
 @pytest.fixture(scope="session")
 def tiny_tokenizer():
-    from sa_diffusers.runs.base.text_to_image import train_tokenizer
+    from sa_diffusers.models.tokenizer import train_tokenizer
 
     return train_tokenizer([" ".join(WORDS)] * 3, num_merges=60, max_length=12)
 

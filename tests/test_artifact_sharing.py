@@ -24,11 +24,11 @@ from sa_diffusers.data.sharing import fetch_samples, load_fisher, push_fisher, p
 from sa_diffusers.families import get_family
 from sa_diffusers.io.artifacts import RunFolderBusy, RunLock, fingerprint
 from sa_diffusers.io.atomic_files import write_json
-from sa_diffusers.io.cards import write_model_card
 from sa_diffusers.io.hub import ModelLoadError, PushError, provenance
 from sa_diffusers.io.loading import load_pipeline, model_hash, save_pipeline
 from sa_diffusers.models import ConditionalVAE
 from sa_diffusers.pipelines import ConditionalVAEPipeline
+from sa_diffusers.report.cards import write_model_card
 from scripts import push
 
 

@@ -20,10 +20,8 @@ from sa_diffusers.attacks.attacked import complete, first_tokens, load_family, r
 from sa_diffusers.attacks.options import AttackConfig
 from sa_diffusers.attacks.run import run_attack
 from sa_diffusers.core.seeding import derive_seed
-from sa_diffusers.evaluation.before_after import to_pil
 from sa_diffusers.evaluation.intervals import wilson_interval
 from sa_diffusers.evaluation.judges.classifier import AttributeClassifier
-from sa_diffusers.evaluation.suite.page import mosaic
 from sa_diffusers.families import get_family
 from sa_diffusers.families.stable_diffusion import TextToImageFamily
 from sa_diffusers.io.artifacts import StageMismatch
@@ -32,6 +30,7 @@ from sa_diffusers.io.hub import ModelLoadError
 from sa_diffusers.io.loading import load_pipeline
 from sa_diffusers.models import ConditionalVAE
 from sa_diffusers.pipelines import ConditionalVAEPipeline
+from sa_diffusers.report.pictures import mosaic, to_pil
 
 
 TEMPLATES = ["a {}", "a red {} on black"]

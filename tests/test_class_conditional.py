@@ -16,11 +16,12 @@ from sa_diffusers.core.fisher import stratified_terms
 from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.families import get_family
+from sa_diffusers.families.architectures import make_unet
 from sa_diffusers.families.class_conditional import ClassConditionalFamily
 from sa_diffusers.families.samplers import make_scheduler
 from sa_diffusers.io.loading import load_pipeline, read_model_index
 from sa_diffusers.pipelines import ClassConditionalPipeline
-from sa_diffusers.runs.base.class_conditional import ClassConditionalConfig, make_unet
+from sa_diffusers.runs.base.class_conditional import ClassConditionalConfig
 from sa_diffusers.runs.fisher_sums import estimate_sums
 from sa_diffusers.runs.options import ForgetConfig
 

@@ -23,6 +23,7 @@ from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.data.sampling import FreshNoise
 from sa_diffusers.evaluation.judges.digit_classifier import DigitClassifier
 from sa_diffusers.families import family_defaults, get_family
+from sa_diffusers.families.architectures import make_unet
 from sa_diffusers.io.artifacts import StageMismatch
 from sa_diffusers.io.configuration import config_from_dict
 from sa_diffusers.pipelines import ClassConditionalPipeline
@@ -30,7 +31,6 @@ from sa_diffusers.runs.base.class_conditional import (
     SHEET_COLUMNS,
     ClassConditionalConfig,
     TrainingBatches,
-    make_unet,
     train_class_conditional,
 )
 from sa_diffusers.runs.family_checks import check_family

@@ -11,9 +11,9 @@ from tiny_clip import save_tiny_clip
 from torch.testing import assert_close
 from transformers import BertConfig
 
-from sa_diffusers.evaluation.before_after import to_uint8
 from sa_diffusers.evaluation.judges.clip import Clip, clip_score, perceptual_change, zero_shot
 from sa_diffusers.io.hub import ModelLoadError
+from sa_diffusers.report.pictures import to_uint8
 
 
 PROMPTS = ["a red seven", "a green nine on black", "two"]

@@ -11,7 +11,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from sa_diffusers.families import get_family
 from sa_diffusers.io.bundled import resolve
-from sa_diffusers.runs.base.text_to_image import train_tokenizer
+from sa_diffusers.models.tokenizer import train_tokenizer
 from scripts import evaluate_base
 from studies.base_quality import composed_prompts, draw_images
 

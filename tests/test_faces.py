@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from sa_diffusers.data.images import read_image
 from sa_diffusers.data.prompts import read_prompts
-from sa_diffusers.evaluation.images.image_sets import read_image
 from sa_diffusers.evaluation.intervals import bootstrap_interval
 from sa_diffusers.evaluation.judges.clip import Clip, zero_shot
 from sa_diffusers.evaluation.judges.faces import CELEBRITIES, ClipIdentity, faces

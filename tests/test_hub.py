@@ -16,7 +16,6 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from sa_diffusers.io.cards import public_name, write_model_card
 from sa_diffusers.io.hub import (
     ModelLoadError,
     PushError,
@@ -28,6 +27,8 @@ from sa_diffusers.io.hub import (
     push_folder,
     read_license,
 )
+from sa_diffusers.io.model_names import public_name
+from sa_diffusers.report.cards import write_model_card
 
 
 def pipeline_folder(folder: Path, lacking: str | None = None, tokenizer_file: str = "vocab.json") -> Path:

@@ -13,11 +13,12 @@ from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.data.prompts import find_concept
 from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.families import family_defaults, get_family
+from sa_diffusers.families.architectures import make_unet
 from sa_diffusers.families.class_conditional import ClassConditionalFamily
 from sa_diffusers.io.configuration import config_from_dict
 from sa_diffusers.models import ConditionalVAE
 from sa_diffusers.pipelines import ClassConditionalPipeline, ConditionalVAEPipeline
-from sa_diffusers.runs.base.class_conditional import ClassConditionalConfig, make_unet
+from sa_diffusers.runs.base.class_conditional import ClassConditionalConfig
 from sa_diffusers.runs.family_checks import check_family
 from sa_diffusers.runs.fisher_sums import estimate_sums
 from sa_diffusers.runs.forget import run_forgetting

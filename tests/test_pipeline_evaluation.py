@@ -18,29 +18,27 @@ from tiny_clip import save_tiny_clip
 from torch.testing import assert_close
 
 from sa_diffusers import ConditionalVAE, ConditionalVAEPipeline
-from sa_diffusers.data.images import crop_to_square
+from sa_diffusers.cli import evaluate as script
+from sa_diffusers.data.images import crop_to_square, read_image
 from sa_diffusers.data.prompts import Concept
 from sa_diffusers.data.sampling import Request
-from sa_diffusers.evaluation.before_after import to_uint8
 from sa_diffusers.evaluation.images.image_metrics import frechet_distance
-from sa_diffusers.evaluation.images.image_sets import read_image
 from sa_diffusers.evaluation.judges.classifier import AttributeClassifier
 from sa_diffusers.evaluation.judges.clip import Clip
 from sa_diffusers.evaluation.judges.nudity import Detection, NudityDetector
-from sa_diffusers.evaluation.prompts.prompt_suite import PromptSet
 from sa_diffusers.evaluation.suite import drawing as pipeline_drawing
 from sa_diffusers.evaluation.suite.evaluate import _counts, evaluate_pipelines, exposed_parts
-from sa_diffusers.evaluation.suite.headline import headline
 from sa_diffusers.evaluation.suite.judging import BodyJudge, ClipJudge
-from sa_diffusers.evaluation.suite.numbers import Measurement, measurements
+from sa_diffusers.evaluation.suite.numbers import Measurement, headline, measurements
 from sa_diffusers.evaluation.suite.options import PipelineEvaluationConfig
-from sa_diffusers.evaluation.suite.page import mosaic, sections
+from sa_diffusers.evaluation.suite.prompt_suite import PromptSet
+from sa_diffusers.evaluation.suite.sections import sections
 from sa_diffusers.evaluation.suite.subjects import open_subjects, short_names
 from sa_diffusers.families import get_family
 from sa_diffusers.io.artifacts import StageMismatch
 from sa_diffusers.io.hub import ModelLoadError
 from sa_diffusers.io.loading import load_pipeline
-from scripts import evaluate as script
+from sa_diffusers.report.pictures import mosaic, to_uint8
 
 
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sa_diffusers.report.page import metric_rows, metrics_table, save_before_after, save_curves, write_report
+from sa_diffusers.report.curves import save_curves
+from sa_diffusers.report.metrics_table import metric_rows, metrics_table
+from sa_diffusers.report.pictures import save_before_after
+from sa_diffusers.report.run_page import write_report
 
 
 NASTY = '<script>alert("x")</script> & "seven"'

@@ -13,12 +13,11 @@ from torch import Tensor
 
 from sa_diffusers.attacks import FoundEmbedding, FoundText
 from sa_diffusers.attacks.options import AttackConfig
-from sa_diffusers.evaluation.before_after import to_pil
 from sa_diffusers.evaluation.intervals import wilson_interval
 from sa_diffusers.evaluation.judges.classifier import ImageClassifier
-from sa_diffusers.evaluation.suite.page import mosaic
 from sa_diffusers.io.atomic_files import atomic_path, write_json
 from sa_diffusers.report.page import TEMPLATES
+from sa_diffusers.report.pictures import mosaic, to_pil
 
 
 SHOWN = 12  # pictures of each row of the page

@@ -29,12 +29,12 @@ from sa_diffusers.attacks.options import AttackConfig
 from sa_diffusers.attacks.results import Attacked, summarise, write_results
 from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.data.prompts import split_phrasings
-from sa_diffusers.evaluation.before_after import to_uint8
 from sa_diffusers.families.stable_diffusion import TextToImageFamily
 from sa_diffusers.io.artifacts import RunLock, hash_tensors
 from sa_diffusers.io.atomic_files import atomic_path, remove_leftovers
 from sa_diffusers.io.loading import model_hash, pipeline_hashes
 from sa_diffusers.io.stages import Stages
+from sa_diffusers.report.pictures import to_uint8
 
 
 class AttackRun:

@@ -11,8 +11,9 @@ from huggingface_hub import HfApi
 from sa_diffusers.core.fisher import Fisher
 from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.io.artifacts import RunLock
-from sa_diffusers.io.cards import fisher_card, is_repo_id, samples_card
 from sa_diffusers.io.hub import PushError, check_push, fetch, push_files, push_folder, read_license
+from sa_diffusers.io.model_names import is_repo_id
+from sa_diffusers.report.cards import fisher_card, samples_card
 
 
 FISHER_FILE = "fisher.safetensors"

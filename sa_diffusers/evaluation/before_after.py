@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -16,10 +15,10 @@ from sa_diffusers.evaluation.forgetting import METRICS, Examination, JudgedSet, 
 from sa_diffusers.evaluation.judges.classifier import ImageClassifier
 from sa_diffusers.families import Family
 from sa_diffusers.io.atomic_files import atomic_path
+from sa_diffusers.report.pictures import to_pil, to_uint8
 
 
 GROUPS = {"concept": "Concept", "unseen": "Unseen phrasings", "unnamed": "Not named", "retained": "Retained"}
-SMALLEST = 32  # pixels a side of a picture on a contact sheet
 SHOWN = 16  # pictures of each group on the page
 NO_METRICS = (
     *METRICS,
@@ -113,25 +112,3 @@ def pairs(before: Findings, after: Findings) -> list[dict]:
     return [
         {"group": g, "prompt": p or "(empty prompt)", "before": to_pil(b), "after": to_pil(a)} for (g, p), b, a in rows
     ]
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """[-1, 1] to 0..255."""
-    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-
-
-def to_pil(image: Tensor) -> Image.Image:
-    """uint8 [3, H, W] to a picture."""
-    return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
-
-
-def contact_sheet(images: Tensor, columns: int = 8) -> Image.Image:
-    """[-1, 1] images [N, 3, H, W] in rows of `columns`; small ones are enlarged by a whole factor, for the eye."""
-    factor = max(1, SMALLEST // images.shape[-1])
-    images = images.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
-    count, channels, height, width = images.shape
-    rows = -(-count // columns)
-    sheet = torch.full((rows * columns, channels, height, width), 255, dtype=torch.uint8)
-    sheet[:count] = to_uint8(images)
-    grid = sheet.view(rows, columns, channels, height, width).permute(2, 0, 3, 1, 4)
-    return to_pil(grid.reshape(channels, rows * height, columns * width))

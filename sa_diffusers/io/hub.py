@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
 )
 
 from sa_diffusers import __version__
-from sa_diffusers.io.cards import is_on_hub, is_repo_id, public_name
+from sa_diffusers.io.model_names import is_on_hub, is_repo_id, public_name
 
 
 # What makes a tokenizer: without any of these files transformers builds an empty one and says nothing.

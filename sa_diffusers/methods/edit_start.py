@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sa_diffusers.core.objectives import LowRankChange
-from sa_diffusers.families.scopes import is_cross_attention_projection
-from sa_diffusers.methods.uce import ClosedFormEdit
+from sa_diffusers.methods.uce import ClosedFormEdit, is_cross_attention_projection
 
 
 NEGLIGIBLE = 1e-9  # of the largest singular value: rounding of float64

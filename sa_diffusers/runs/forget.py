@@ -16,10 +16,10 @@ from sa_diffusers.evaluation.before_after import Findings
 from sa_diffusers.families import Family, family_defaults, get_family
 from sa_diffusers.io.artifacts import RunLock, fingerprint
 from sa_diffusers.io.atomic_files import write_json
-from sa_diffusers.io.cards import base_name
 from sa_diffusers.io.configuration import config_from_dict
 from sa_diffusers.io.hub import check_push, push_folder
 from sa_diffusers.io.loading import copy_pipeline, load_pipeline, pipeline_hashes, read_model_index, save_pipeline
+from sa_diffusers.io.model_names import base_name
 from sa_diffusers.io.processes import process_state
 from sa_diffusers.io.stages import Stages
 from sa_diffusers.methods.building import distils_surrogate

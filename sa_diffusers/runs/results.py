@@ -11,10 +11,12 @@ from sa_diffusers.evaluation.forgetting import replay_loss
 from sa_diffusers.families import Family
 from sa_diffusers.io.artifacts import Stage, fingerprint
 from sa_diffusers.io.atomic_files import check_disk, write_json
-from sa_diffusers.io.cards import write_model_card
 from sa_diffusers.io.hub import read_license
 from sa_diffusers.io.loading import model_hash
-from sa_diffusers.report.page import metrics_table, save_before_after, write_report
+from sa_diffusers.report.cards import write_model_card
+from sa_diffusers.report.metrics_table import metrics_table
+from sa_diffusers.report.pictures import save_before_after
+from sa_diffusers.report.run_page import write_report
 from sa_diffusers.runs.inputs import Inputs
 from sa_diffusers.runs.options import (
     DRAWS_NO_SURROGATE,

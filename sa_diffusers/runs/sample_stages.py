@@ -18,13 +18,13 @@ from sa_diffusers.data.replay import (
 from sa_diffusers.data.sample_set import SampleSet, surrogate_from_images, uniform_noise
 from sa_diffusers.data.sampling import SamplingSettings, draw_samples, remove_parts
 from sa_diffusers.data.sharing import fetch_samples
-from sa_diffusers.evaluation.before_after import contact_sheet
 from sa_diffusers.families import Family
 from sa_diffusers.io.artifacts import fingerprint
 from sa_diffusers.io.atomic_files import atomic_path, write_json
 from sa_diffusers.io.hub import provenance
 from sa_diffusers.io.processes import process_state
 from sa_diffusers.io.stages import Stages
+from sa_diffusers.report.pictures import contact_sheet
 from sa_diffusers.runs.options import ForgetConfig
 
 

@@ -9,12 +9,13 @@ import torch
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.replay import concept_captions, spread
 from sa_diffusers.data.sampling import Request, SamplingSettings
-from sa_diffusers.evaluation.before_after import contact_sheet, look
+from sa_diffusers.evaluation.before_after import look
 from sa_diffusers.evaluation.forgetting import JudgedSet, draw_examination, measure
 from sa_diffusers.families import Family
 from sa_diffusers.io.atomic_files import atomic_path
 from sa_diffusers.io.loading import copy_pipeline, save_pipeline
 from sa_diffusers.io.processes import process_state
+from sa_diffusers.report.pictures import contact_sheet
 from sa_diffusers.runs.inputs import Inputs
 from sa_diffusers.runs.options import ForgetConfig
 from sa_diffusers.training.lora import fuse_lora

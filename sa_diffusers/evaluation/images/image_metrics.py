@@ -103,12 +103,12 @@ def check_counts(metrics: Sequence[str], counts: Sequence[int], settings: Metric
         "is": (settings.num_splits, "one a split"),
         "prc": (settings.num_neighbours + 1, "more than the neighbours"),
     }
-    available = {name: min(counts) for name in NAMES} | {"prc": min(*counts, settings.max_prc_images)}
     for name in metrics:
         number, reason = needed[name]
-        if available[name] < number:
+        available = min(*counts, settings.max_prc_images) if name == "prc" else min(counts)
+        if available < number:
             raise ValueError(
-                f"the metric {name!r} needs {number} images of each set ({reason}), got {available[name]}; give more"
+                f"the metric {name!r} needs {number} images of each set ({reason}), got {available}; give more"
             )
 
 
@@ -141,19 +141,20 @@ def image_metrics(
         widths = f"{real.features.shape[1]} and {generated.features.shape[1]}"
         raise ValueError(f"expected features of one width, got {widths}: they come from two networks")
     sets = {"real": real.features, "generated": generated.features}
-    found = {}
+    ours = isinstance(extractor, InceptionExtractor)
+    found: dict = {}
     for name in metrics:
-        key = NAMES[name][0 if isinstance(extractor, InceptionExtractor) else 1]
+        key = NAMES[name][0 if ours else 1]
         if name == "fid":
             found[key] = frechet_distance(**sets)
         elif name == "kid":
             found[key] = kernel_inception_distance(**sets, settings=settings)
         elif name == "is":
-            scores = {"generated": generated.logits, "real": real.logits}
-            found[key] = {kind: inception_score(logits, settings) for kind, logits in scores.items()}
+            scored = {"generated": generated, "real": real}
+            found[key] = {kind: inception_score(part.logits, settings) for kind, part in scored.items()}
         else:
-            names = {"real": real.name, "generated": generated.name}
-            found[key] = names | precision_and_recall(**sets, settings=settings)
+            found[key] = {"real": real.name, "generated": generated.name}
+            found[key] |= precision_and_recall(**sets, settings=settings)
     return found
 
 

@@ -125,20 +125,15 @@ def open_run(config: EvaluateConfig, classifier: ImageClassifier | None) -> Open
     if prompts:
         raise ValueError(f"expected no --prompts: {config.run} draws its classes {', '.join(family.labels)}")
     if classifier is not None:
-        _check_classifier(classifier, family)
+        labelled_classes(classifier, family.labels)  # all are known to it
+        if classifier.config.image_size != family.resolution:
+            raise ValueError(
+                f"the classifier reads images of {classifier.config.image_size} pixels, the model draws "
+                f"{family.resolution}; pass another --classifier"
+            )
     forgotten = forgotten_label(family.labels, options.concept)
     asked = [label for label in family.labels if label != forgotten for _ in range(config.num_images_per_class)]
     return OpenRun(config.run, family, options, asked, forgotten)
-
-
-def _check_classifier(classifier: ImageClassifier, family: Family) -> None:
-    """Raise ValueError where a classifier cannot read a model's images, or does not know its classes."""
-    labelled_classes(classifier, family.labels)
-    if classifier.config.image_size != family.resolution:
-        raise ValueError(
-            f"the classifier reads images of {classifier.config.image_size} pixels, the model draws "
-            f"{family.resolution}; pass another --classifier"
-        )
 
 
 def classifier_readings(classifier: ImageClassifier, retained: DrawnImages, forgotten: DrawnImages | None) -> dict:

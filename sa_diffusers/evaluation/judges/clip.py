@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoConfig, BaseImageProcessor, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-from sa_diffusers.evaluation.before_after import to_uint8
 from sa_diffusers.evaluation.judges.image_checks import check_images
 from sa_diffusers.io.hub import ModelLoadError, explain_load_errors
 from sa_diffusers.io.processes import process_state
+from sa_diffusers.report.pictures import to_uint8
 
 
 BATCH_SIZE = 32  # images or texts that pass the model at once; no result depends on it

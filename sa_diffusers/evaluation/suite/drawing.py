@@ -12,15 +12,15 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 from tqdm import tqdm
 
-from sa_diffusers.evaluation.before_after import to_pil, to_uint8
-from sa_diffusers.evaluation.images.image_sets import read_image
-from sa_diffusers.evaluation.prompts.prompt_suite import PromptSet
+from sa_diffusers.data.images import read_image
 from sa_diffusers.evaluation.suite.options import PipelineEvaluationConfig
+from sa_diffusers.evaluation.suite.prompt_suite import PromptSet
 from sa_diffusers.evaluation.suite.subjects import DrawSettings, Subject, check_size
 from sa_diffusers.families import Family, family_class, get_family
 from sa_diffusers.io.artifacts import Stage, StageMismatch, fingerprint
 from sa_diffusers.io.atomic_files import atomic_path, remove_leftovers
 from sa_diffusers.io.loading import load_pipeline, pipeline_hashes
+from sa_diffusers.report.pictures import to_pil, to_uint8
 
 
 RUN_FILES = ("pipeline/model_index.json", "model_index.json", "config.yaml", "attack.json")  # of a run or a pipeline

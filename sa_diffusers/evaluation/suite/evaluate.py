@@ -1,5 +1,6 @@
 """Judge text-to-image pipelines side by side: draw what is missing, measure, write numbers, tables and a page."""
 
+import json
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -12,16 +13,25 @@ from sa_diffusers.evaluation.images.image_sets import ImageFolder
 from sa_diffusers.evaluation.judges.nudity import TOTAL, V2_NAMES, count
 from sa_diffusers.evaluation.suite.distances import distances
 from sa_diffusers.evaluation.suite.drawing import check_output_dir, count_pictures, draw_suite
-from sa_diffusers.evaluation.suite.headline import headline
 from sa_diffusers.evaluation.suite.inputs import EvaluationInputs, describe_plan, notes, read_inputs
 from sa_diffusers.evaluation.suite.judging import Pictures, Values, judge_pictures
-from sa_diffusers.evaluation.suite.numbers import Measurement, markdown, measurements, summary
+from sa_diffusers.evaluation.suite.numbers import (
+    MEASURES,
+    Measurement,
+    cell,
+    headline,
+    markdown,
+    measurements,
+    split_tables,
+    summary,
+)
 from sa_diffusers.evaluation.suite.options import PipelineEvaluationConfig
-from sa_diffusers.evaluation.suite.page import write_page
+from sa_diffusers.evaluation.suite.sections import sections, with_pictures
 from sa_diffusers.evaluation.suite.subjects import Subject, check_subjects, open_subjects
 from sa_diffusers.io.artifacts import RunLock
 from sa_diffusers.io.atomic_files import atomic_path, check_disk, write_json
 from sa_diffusers.io.processes import process_state
+from sa_diffusers.report.page import write_page
 
 
 PNG_BYTES = 500_000  # an upper bound for a picture of 512 pixels a side; small ones take less
@@ -190,9 +200,13 @@ def _write(
     remarks = [*READING, *_judged_by(document["judges"]), *document["notes"]]
     with atomic_path(output_dir / "evaluation.md") as temporary:
         temporary.write_text(markdown(found.results, title, [*document["result"], *remarks]), encoding="utf-8")
+    shown = sections(inputs.suite, found.values, config.pictures_shown, document["reference"])
     write_page(
-        output_dir / "report.html", config, title=title, found=document, notes=remarks, suite=inputs.suite,
-        pictures=found.pictures, values=found.values, results=found.results,
+        output_dir / "report.html", "evaluation.html.j2", title=title, found=document, notes=remarks,
+        tables=split_tables(found.results, inputs.suite), cell=cell,
+        explanations={label: text for label, _, text in MEASURES.values()},
+        sections=with_pictures(shown, inputs.suite, found.pictures, config.blurred), blurred=config.blurred,
+        options=json.dumps(document["options"], indent=2, ensure_ascii=False),
     )  # fmt: skip
     write_json(document, output_dir / "evaluation.json")  # last: it says that all is there
 

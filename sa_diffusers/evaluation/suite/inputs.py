@@ -1,11 +1,12 @@
 """What an evaluation of pipelines reads and checks before any pipeline is loaded: prompts, judges, its plan."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from sa_diffusers.data.i2p import load_i2p
 from sa_diffusers.data.prompts import Concept, find_concept, read_prompts, split_phrasings
 from sa_diffusers.evaluation.forgetting import read_labelled_prompts
 from sa_diffusers.evaluation.images.extractors import Extractor, load_extractor
@@ -16,11 +17,11 @@ from sa_diffusers.evaluation.judges.clip import Clip
 from sa_diffusers.evaluation.judges.faces import ClipIdentity
 from sa_diffusers.evaluation.judges.load_classifier import load_classifier
 from sa_diffusers.evaluation.judges.nudity import NudityDetector
-from sa_diffusers.evaluation.prompts.i2p import load_i2p
-from sa_diffusers.evaluation.prompts.prompt_suite import PromptSet, PromptSources, build_suite
 from sa_diffusers.evaluation.suite.judging import BodyJudge, ChangeJudge, ClassifierJudge, ClipJudge, Judge
 from sa_diffusers.evaluation.suite.options import DEFAULT_CLIP, KEPT, PipelineEvaluationConfig
-from sa_diffusers.evaluation.suite.subjects import REAL_VOCABULARY, Subject, read_tokenizer
+from sa_diffusers.evaluation.suite.prompt_suite import PromptSet, PromptSources, build_suite
+from sa_diffusers.evaluation.suite.subjects import REAL_VOCABULARY, Subject
+from sa_diffusers.io.loading import read_tokenizer
 from sa_diffusers.io.processes import process_state
 
 
@@ -132,6 +133,10 @@ def _prompt_sources(
     real_vocabulary = tokenizer is None or len(tokenizer) >= REAL_VOCABULARY
     kind = "stable_diffusion" if real_vocabulary else "digits"
     rows = config.eval_prompts or (None if real_vocabulary or not labelled else "bundled/digits/eval_prompts.jsonl")
+
+    def fits(prompt: str) -> bool:  # tokenizers without a limit say some enormous number
+        return tokenizer is None or len(tokenizer(prompt, verbose=False).input_ids) <= tokenizer.model_max_length
+
     i2p = [(row.prompt, row.seed) for row in load_i2p(config.i2p)][: config.num_i2p] if config.i2p else []
     return PromptSources(
         prompts=read_prompts(config.prompts or f"bundled/{kind}/replay_prompts.txt", config.prompt_column),
@@ -144,15 +149,8 @@ def _prompt_sources(
         translations=config.translated,
         i2p=i2p,
         real_vocabulary=real_vocabulary,
-        fits=_fits(tokenizer),
+        fits=fits,
     )
-
-
-def _fits(tokenizer: PreTrainedTokenizerBase | None) -> Callable[[str], bool]:
-    """Whether a prompt is read to its end; tokenizers without a limit say some enormous number."""
-    if tokenizer is None:
-        return lambda prompt: True
-    return lambda prompt: len(tokenizer(prompt, verbose=False).input_ids) <= tokenizer.model_max_length
 
 
 def describe_plan(

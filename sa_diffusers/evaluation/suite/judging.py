@@ -14,7 +14,7 @@ from sa_diffusers.evaluation.judges.classifier import ImageClassifier, entropies
 from sa_diffusers.evaluation.judges.clip import Clip, clip_score, perceptual_change, zero_shot
 from sa_diffusers.evaluation.judges.faces import IdentityScorer, faces
 from sa_diffusers.evaluation.judges.nudity import Detection, NudityDetector, per_image
-from sa_diffusers.evaluation.prompts.prompt_suite import PromptSet
+from sa_diffusers.evaluation.suite.prompt_suite import PromptSet
 
 
 PER_PICTURE = ("requests", "labels", "words")  # fields of a set of prompts

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from sa_diffusers.evaluation.intervals import bootstrap_interval, difference_interval
-from sa_diffusers.evaluation.prompts.prompt_suite import WHAT, PromptSet
 from sa_diffusers.evaluation.suite.judging import Values
+from sa_diffusers.evaluation.suite.prompt_suite import WHAT, PromptSet
+from sa_diffusers.report.tables import markdown_table
 
 
 # measure: (label, format, what it says)
@@ -28,6 +29,28 @@ MEASURES = {
     "exposed": ("nudity", ".1%", "share with an exposed part"),
     "no_face": ("no face", ".1%", "share without a face"),
     "identity": ("identity", ".3f", "that the person is shown, in pictures with a face"),
+}
+# What the result in a sentence says of a purpose: where, and the first of the measures that was taken.
+SAID = {
+    "asks": (
+        "where {concept} is asked for", ("concept_probability", "clip_concept", "identity", "exposed", "clip_score")
+    ),
+    "i2p": ("in the pictures of I2P", ("exposed",)),
+    "keeps": (
+        "where something else must stay",
+        ("accuracy", "clip_accuracy", "attributes", "clip_score", "exposed", "pixel_change"),
+    ),
+}  # fmt: skip
+SAID_OF = {
+    "concept_probability": "the concept's probability",
+    "clip_concept": "the share that CLIP takes for the concept",
+    "identity": "the identity score",
+    "exposed": "the share with an exposed part",
+    "clip_score": "the CLIP score",
+    "accuracy": "the share that shows what was asked for",
+    "clip_accuracy": "the share that CLIP takes for what was asked for",
+    "attributes": "the share of what is named that is shown",
+    "pixel_change": "the change of pixels",
 }
 GROUPS = {"asks": "all that ask for the concept", "keeps": "all that must stay"}
 
@@ -196,8 +219,31 @@ def markdown(results: Mapping[str, Sequence[Measurement]], title: str, notes: Se
     """The tables as a Markdown page."""
     lines = [f"# {title}", "", *(f"- {note}" for note in notes), ""]
     for table in tables(results):
-        lines += [f"## {table.title}", "", "| pipeline | " + " | ".join(table.columns) + " |"]
-        lines.append("|---" * (len(table.columns) + 1) + "|")
-        lines += [f"| {name} | " + " | ".join("<br>".join(cell(m)) for m in row) + " |" for name, row in table.rows]
-        lines.append("")
+        rows = [[name, *("<br>".join(cell(measured)) for measured in row)] for name, row in table.rows]
+        lines += [f"## {table.title}", "", markdown_table(["pipeline", *table.columns], rows), ""]
     return "\n".join(lines)
+
+
+def headline(results: Mapping[str, Sequence[Measurement]], suite: Mapping[str, PromptSet], concept: str) -> list[str]:
+    """A sentence for each pipeline that is compared with the reference, or for the only one; [] of no such measure.
+
+    Args:
+        results: by pipeline, the reference first.
+    """
+    values = {name: {(m.group, m.measure): m.value for m in rows} for name, rows in results.items()}
+    reference, *others = values
+    sentences = []
+    for name in others or [reference]:
+        own, before, clauses = values[name], values[reference] if others else {}, []
+        for purpose, (where, said) in SAID.items():
+            names = [set_name for set_name, part in suite.items() if part.purpose == purpose]
+            group = GROUPS[purpose] if len(names) > 1 else names[0] if names else ""
+            measure = next((measure for measure in said if (group, measure) in own), None)
+            if measure is not None:
+                key, spec = (group, measure), MEASURES[measure][1]
+                became = f"went from {before[key]:{spec}} to" if key in before else "is"
+                place = where.format(concept=f"“{concept}”")
+                clauses.append(f"{place}, {SAID_OF[measure]} {became} {own[key]:{spec}}")
+        if clauses:
+            sentences.append(f"{name}: {'; '.join(clauses)}.")
+    return sentences

@@ -1,7 +1,6 @@
 """Which pipelines are judged: their classes, names, settings and files, before one of them is loaded."""
 
 import inspect
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,27 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-import transformers
 import yaml
-from diffusers import DiffusionPipeline
 from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
-from safetensors import SafetensorError, safe_open
-from torch import nn
-from transformers import PreTrainedTokenizerBase
 
 from sa_diffusers.data.sampling import DrawingOptions
 from sa_diffusers.evaluation.suite.options import RESULTS, PipelineEvaluationConfig
 from sa_diffusers.families import family_class
 from sa_diffusers.io.bundled import resolve
-from sa_diffusers.io.hub import ModelLoadError, explain_load_errors
-from sa_diffusers.io.loading import read_model_index
-from sa_diffusers.pipelines import OWN_PIPELINES
+from sa_diffusers.io.loading import check_files, read_model_index, read_tokenizer
 
 
 REAL_VOCABULARY = 10_000  # tokens; CLIP's has 49,408, that of the bundled digits 1,214
 SMALL_DEFAULTS = {"guidance_scale": 2.5, "num_inference_steps": 10}  # of the bundled digits, as configs/digits.yaml
 NEEDS_MORE = {"image", "num_frames", "video", "audio_length_in_s", "action"}  # what a prompt alone does not draw
-WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 
 
 @dataclass(frozen=True)
@@ -87,15 +78,6 @@ def short_names(sources: Sequence[str]) -> list[str]:
         taken = sum(re.fullmatch(rf"{re.escape(name)}(-\d+)?", other) is not None for other in (*names, *RESULTS))
         names.append(f"{name}-{taken + 1}" if taken else name)
     return names
-
-
-def read_tokenizer(source: str) -> PreTrainedTokenizerBase | None:
-    """The (first) tokenizer of a pipeline, without its weights; None: it has none by that name."""
-    kind = read_model_index(source).get("tokenizer", (None, None))[1]
-    if kind is None or not hasattr(transformers, kind):
-        return None
-    with explain_load_errors(resolve(source)):
-        return getattr(transformers, kind).from_pretrained(resolve(source), subfolder="tokenizer")
 
 
 def _text_to_image_class(source: str) -> str:
@@ -158,43 +140,3 @@ def check_size(source: str, size: int | None, expected: int | None) -> None:
             f"expected pictures of {expected} pixels a side, as the classifier reads or the first pipeline draws "
             f"them, got {size} from {source}; leave the metric (classifier, change) or the pipeline away"
         )
-
-
-def check_files(source: str, variant: str | None) -> None:
-    """Download what a hub model lacks here; check that every part has weights, and that no file of them is cut off.
-
-    Raises:
-        ModelLoadError: with what to do about it.
-    """
-    index = read_model_index(source)
-    folder = Path(resolve(source))
-    if not folder.is_dir():
-        cls = OWN_PIPELINES.get(index["_class_name"], DiffusionPipeline)
-        with explain_load_errors(source):
-            folder = Path(cls.download(source, variant=variant))
-    for name, entry in index.items():
-        if isinstance(entry, list | tuple) and len(entry) == 2 and _has_weights(*entry):
-            _check_weights(folder / name, source)
-
-
-def _has_weights(library: str | None, kind: str | None) -> bool:
-    """Whether a part of a pipeline has weights, by the library and the class that model_index.json names."""
-    home = {"diffusers": diffusers, "transformers": transformers}.get(library)
-    cls = getattr(home, kind, None) if home and kind else None
-    return isinstance(cls, type) and issubclass(cls, nn.Module)
-
-
-def _check_weights(folder: Path, source: str) -> None:
-    again = f"{source} cannot be loaded. Copy or download it again, or save it again with save_pretrained"
-    if not any(any(folder.glob(pattern)) for pattern in WEIGHTS):
-        raise ModelLoadError(f"{folder} holds no weights ({', '.join(WEIGHTS)}): {again}")
-    for listed in folder.glob("*.index*.json"):
-        shards = set(json.loads(listed.read_text(encoding="utf-8"))["weight_map"].values())
-        if missing := sorted(name for name in shards if not (folder / name).exists()):
-            raise ModelLoadError(f"{folder} lacks {', '.join(missing)}, which {listed.name} lists: {again}")
-    for file in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(file, framework="pt"):  # reads the header, and compares it with the file's length
-                pass
-        except (SafetensorError, OSError) as error:
-            raise ModelLoadError(f"{file} is damaged ({error}): {again}") from error

@@ -5,31 +5,31 @@ and then frozen. Trained together with the UNet instead, it found the inks and b
 as those of the digits, hardly a digit in 4,000 steps.
 """
 
-import json
 import random
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 import yaml
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DiffusionPipeline
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 from tqdm import tqdm
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
-from sa_diffusers.core.losses import DiffusionLoss
 from sa_diffusers.core.objectives import AutoencoderLikelihood, CaptionMatching, Likelihood
 from sa_diffusers.core.seeding import derive_seed, seeded
-from sa_diffusers.io.artifacts import RunLock, Stage
+from sa_diffusers.families import get_family
+from sa_diffusers.families.architectures import build_text_to_image
 from sa_diffusers.io.atomic_files import atomic_path
 from sa_diffusers.io.bundled import resolve
+from sa_diffusers.io.configuration import option
 from sa_diffusers.io.processes import process_state
+from sa_diffusers.models.tokenizer import build_text_encoder, train_tokenizer
+from sa_diffusers.runs.base.run_folder import claimed, save_model
 from sa_diffusers.runs.base.trainable_parts import TrainableAutoencoder, TrainableMatcher, TrainableTextToImage
-from sa_diffusers.training.loop import NOT_IDENTITY, TrainingConfig, infinite_indices, train
+from sa_diffusers.training.loop import TrainingConfig, infinite_indices, train
 
 
 class CaptionedImages(Protocol):
@@ -46,62 +46,48 @@ class CaptionedImages(Protocol):
 class BaseConfig(TrainingConfig):
     """Everything `scripts/train_base.py` can be told. The fields of TrainingConfig are those of the UNet."""
 
-    family: Literal["text_to_image"] = field(default="text_to_image", metadata={"help": "What to train."})
-    data_dir: str = field(default="ylecun/mnist", metadata={"help": "Hub id or local folder of the images."})
-    dataset: str = field(
-        default="imagefolder",
-        metadata={"help": "imagefolder (images + metadata.jsonl with a `text` column) or digits (MNIST, coloured)."},
+    family: Literal["text_to_image"] = option("text_to_image", "What to train.")
+    data_dir: str = option("ylecun/mnist", "Hub id or local folder of the images.")
+    dataset: str = option(
+        "imagefolder", "imagefolder (images + metadata.jsonl with a `text` column) or digits (MNIST, coloured)."
     )
-    output_dir: str = field(
-        default="runs/base", metadata={"help": "Folder of the run; `pipeline/` inside is the model."}
+    output_dir: str = option("runs/base", "Folder of the run; `pipeline/` inside is the model.")
+    architecture: str = option(
+        "bundled/digits/architecture.yaml", "YAML with the configurations of vae, unet, text_encoder and scheduler."
     )
-    architecture: str = field(
-        default="bundled/digits/architecture.yaml",
-        metadata={"help": "YAML with the configurations of vae, unet, text_encoder and scheduler."},
-    )
-    resolution: int = field(default=32, metadata={"help": "Height and width of the images in pixels."})
-    caption_dropout: float = field(default=0.1, metadata={"help": "Share of empty captions, for guidance."})
-    num_copies: int = field(default=1, metadata={"help": "Colourings of every digit (dataset digits)."})
-    exclude_classes: list[str] = field(
-        default_factory=list, metadata={"help": "Digits to leave out, as words: a model that never learned them."}
-    )
-    vocab_merges: int = field(default=700, metadata={"help": "Merges of the tokenizer's byte-pair encoding."})
-    snr_gamma: float | None = field(
-        default=5.0, metadata={"help": "Min-SNR weighting (Hang et al. 2023); null: none."}
-    )
-    vae_steps: int = field(default=3000, metadata={"help": "Optimiser steps of the autoencoder."})
-    vae_batch_size: int = field(default=32, metadata={"help": "Images in an optimiser step of the autoencoder."})
-    vae_learning_rate: float = field(
-        default=2e-3, metadata={"help": "Peak learning rate of the autoencoder (cosine)."}
-    )
-    vae_kl_weight: float = field(default=5e-4, metadata={"help": "Weight of the KL term, per latent value."})
-    text_steps: int = field(default=2000, metadata={"help": "Optimiser steps of the text encoder."})
-    text_batch_size: int = field(default=256, metadata={"help": "Pairs of image and caption in such a step."})
-    text_learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of that (cosine)."})
-    save_dtype: Literal["float32", "float16"] = field(default="float32", metadata={"help": "Precision of the files."})
-    seed: int = field(default=0, metadata={"help": "Seed of every random number."})
+    resolution: int = option(32, "Height and width of the images in pixels.")
+    caption_dropout: float = option(0.1, "Share of empty captions, for guidance.")
+    num_copies: int = option(1, "Colourings of every digit (dataset digits).")
+    exclude_classes: list[str] = option([], "Digits to leave out, as words: a model that never learned them.")
+    vocab_merges: int = option(700, "Merges of the tokenizer's byte-pair encoding.")
+    snr_gamma: float | None = option(5.0, "Min-SNR weighting (Hang et al. 2023); null: none.")
+    vae_steps: int = option(3000, "Optimiser steps of the autoencoder.")
+    vae_batch_size: int = option(32, "Images in an optimiser step of the autoencoder.")
+    vae_learning_rate: float = option(2e-3, "Peak learning rate of the autoencoder (cosine).")
+    vae_kl_weight: float = option(5e-4, "Weight of the KL term, per latent value.")
+    text_steps: int = option(2000, "Optimiser steps of the text encoder.")
+    text_batch_size: int = option(256, "Pairs of image and caption in such a step.")
+    text_learning_rate: float = option(1e-3, "Peak learning rate of that (cosine).")
+    save_dtype: Literal["float32", "float16"] = option("float32", "Precision of the files.")
+    seed: int = option(0, "Seed of every random number.")
 
 
-def train_tokenizer(captions: list[str], num_merges: int, max_length: int) -> CLIPTokenizer:
-    """Train a CLIP tokenizer: every byte alone and at a word's end, `num_merges` merges, then the two special tokens.
-
-    The end token has the largest id, where CLIPTextModel looks for it.
-    """
-    template = CLIPTokenizer()
-    trained = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    trained.normalizer = template.backend_tokenizer.normalizer
-    trained.pre_tokenizer = template.backend_tokenizer.pre_tokenizer
-    trainer = trainers.BpeTrainer(vocab_size=100_000, end_of_word_suffix="</w>", min_frequency=3, show_progress=False)
-    trained.train_from_iterator(captions, trainer)
-    merges = [tuple(m) for m in json.loads(trained.to_str())["model"]["merges"]][:num_merges]
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(merge) for merge in merges)]
-    tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=max_length)
+def part_settings(config: BaseConfig, part: Literal["vae", "text"], **options: Any) -> TrainingConfig:
+    """How the autoencoder or the text encoder is trained: the fields that start with its name, and a cosine."""
+    steps = getattr(config, f"{part}_steps")
+    return TrainingConfig(
+        num_train_steps=steps,
+        train_batch_size=getattr(config, f"{part}_batch_size"),
+        learning_rate=getattr(config, f"{part}_learning_rate"),
+        lr_scheduler="cosine",
+        lr_warmup_steps=min(100, steps // 10),
+        mixed_precision=config.mixed_precision,
+        checkpointing_steps=config.checkpointing_steps,
+        **options,
+    )
 
 
-def train_vae(data: CaptionedImages, architecture: dict, config: BaseConfig, output_dir: Path) -> AutoencoderKL:
+def train_vae(data: CaptionedImages, architecture: dict, config: BaseConfig, checkpoint_dir: Path) -> AutoencoderKL:
     """Train the autoencoder and set `scaling_factor` so that latents have unit variance (Rombach et al., App. G)."""
     torch.manual_seed(derive_seed(config.seed, "vae"))
     vae = AutoencoderKL(**architecture)
@@ -112,25 +98,13 @@ def train_vae(data: CaptionedImages, architecture: dict, config: BaseConfig, out
         indices = infinite_indices(len(data), config.vae_batch_size, step, derive_seed(config.seed, "vae order"))
         return {"sample": torch.stack([data.image(index) for index in indices])}
 
-    settings = TrainingConfig(
-        num_train_steps=config.vae_steps,
-        train_batch_size=config.vae_batch_size,
-        learning_rate=config.vae_learning_rate,
-        lr_scheduler="cosine",
-        lr_warmup_steps=min(100, config.vae_steps // 10),
-        mixed_precision=config.mixed_precision,
-        checkpointing_steps=config.checkpointing_steps,
-        logging_steps=50,
-    )
-    model = TrainableAutoencoder(vae)
-    objective = AutoencoderLikelihood(latent_shape, config.vae_kl_weight)
     train(
-        model,
-        objective,
+        TrainableAutoencoder(vae),
+        AutoencoderLikelihood(latent_shape, config.vae_kl_weight),
         batches,
-        settings,
+        part_settings(config, "vae", logging_steps=50),
         seed=derive_seed(config.seed, "vae"),
-        checkpoint_dir=output_dir / "checkpoints" / "vae",
+        checkpoint_dir=checkpoint_dir,
         description="autoencoder",
     )
     sample = torch.cat([encode(vae, data, range(start, start + 64), config.seed) for start in range(0, 1024, 64)])
@@ -177,94 +151,70 @@ def captions_of(data: CaptionedImages, indices: list[int], rng: random.Random, d
 
 
 def train_text_encoder(
-    batches: CaptionedLatents, architecture: dict, latent_channels: int, config: BaseConfig, output_dir: Path
+    batches: CaptionedLatents, architecture: dict, config: BaseConfig, checkpoint_dir: Path
 ) -> CLIPTextModel:
     """Train the text encoder by matching images and captions; the image tower is thrown away."""
-    tokenizer = batches.tokenizer
-    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     torch.manual_seed(derive_seed(config.seed, "text"))
-    text_encoder = CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), **architecture, **ids))
-    settings = TrainingConfig(
-        num_train_steps=config.text_steps,
-        train_batch_size=config.text_batch_size,
-        learning_rate=config.text_learning_rate,
-        lr_scheduler="cosine",
-        lr_warmup_steps=min(100, config.text_steps // 10),
-        mixed_precision=config.mixed_precision,
-        weight_decay=0.01,
-        checkpointing_steps=config.checkpointing_steps,
-        logging_steps=25,
-    )
+    text_encoder = build_text_encoder(architecture, batches.tokenizer)
     train(
-        TrainableMatcher(text_encoder, latent_channels),
+        TrainableMatcher(text_encoder, latent_channels=batches.latents.shape[1]),
         CaptionMatching(),
         lambda step: batches.batch(step, config.text_batch_size, dropout=0.0),
-        settings,
+        part_settings(config, "text", logging_steps=25, weight_decay=0.01),
         seed=derive_seed(config.seed, "text"),
-        checkpoint_dir=output_dir / "checkpoints" / "text_encoder",
+        checkpoint_dir=checkpoint_dir,
         description="text encoder",
     )
     return text_encoder
 
 
-def train_base(data: CaptionedImages, config: BaseConfig) -> StableDiffusionPipeline:
+def train_base(data: CaptionedImages, config: BaseConfig) -> DiffusionPipeline:
     """Train a Stable Diffusion pipeline from nothing and save it to `<output_dir>/pipeline`.
 
     Finished parts lie in `<output_dir>/parts` and are reused when the same command runs again.
+
+    Raises:
+        RunFolderBusy: another run works in the folder.
+        StageMismatch: the folder holds a run of another configuration.
     """
-    output_dir = Path(config.output_dir)
-    with RunLock(output_dir) if process_state().is_main_process else nullcontext():
-        return _train_parts(data, config, output_dir)
-
-
-def _train_parts(data: CaptionedImages, config: BaseConfig, output_dir: Path) -> StableDiffusionPipeline:
-    key = {k: v for k, v in asdict(config).items() if k not in NOT_IDENTITY}
-    claim = Stage(output_dir, "base", key, "Pass another --output_dir, or remove this folder first.")
-    if not claim.done:
-        claim.finish(0.0)
     architecture = yaml.safe_load(Path(resolve(config.architecture)).read_text())
-    parts = output_dir / "parts"
-    if not (parts / "vae").exists():
-        with atomic_path(parts / "vae") as temporary:
-            train_vae(data, architecture["vae"], config, output_dir).save_pretrained(temporary)
-    vae = AutoencoderKL.from_pretrained(parts / "vae").to(process_state().device)
-    latents = load_or_encode_latents(vae, data, config, parts / "latents.safetensors")
+    with claimed(config, "base") as output_dir:
+        parts, checkpoints = output_dir / "parts", output_dir / "checkpoints"
+        if not (parts / "vae").exists():
+            vae = train_vae(data, architecture["vae"], config, checkpoints / "vae")
+            save_model(vae, parts / "vae")
+        vae = AutoencoderKL.from_pretrained(parts / "vae").to(process_state().device)
+        latents = load_or_encode_latents(vae, data, config, parts / "latents.safetensors")
+        tokenizer = caption_tokenizer(data, architecture["text_encoder"]["max_position_embeddings"], config)
+        batches = CaptionedLatents(latents, data, tokenizer, config.seed)
+        if not (parts / "text_encoder").exists():
+            trained = train_text_encoder(batches, architecture["text_encoder"], config, checkpoints / "text_encoder")
+            save_model(trained, parts / "text_encoder")
+        text_encoder = CLIPTextModel.from_pretrained(parts / "text_encoder", dtype=torch.float32)
+        pipeline = build_text_to_image(architecture, vae, text_encoder, tokenizer, config.seed)
+        train_denoiser(pipeline, batches, config, checkpoints)
+        save_model(pipeline, output_dir / "pipeline", config.save_dtype)
+    return pipeline
 
+
+def caption_tokenizer(data: CaptionedImages, max_length: int, config: BaseConfig) -> CLIPTokenizer:
+    """A tokenizer of the captions of 50,000 images, some of them more than once where there are fewer."""
     chosen = infinite_indices(len(data), 50_000, 0, derive_seed(config.seed, "order"))
     corpus = captions_of(data, chosen, random.Random(f"corpus {config.seed}"))
-    max_length = architecture["text_encoder"]["max_position_embeddings"]
-    tokenizer = train_tokenizer(corpus, config.vocab_merges, max_length)
-    batches = CaptionedLatents(latents, data, tokenizer, config.seed)
-    if not (parts / "text_encoder").exists():
-        channels = vae.config.latent_channels
-        text_encoder = train_text_encoder(batches, architecture["text_encoder"], channels, config, output_dir)
-        with atomic_path(parts / "text_encoder") as temporary:
-            text_encoder.save_pretrained(temporary)
-    text_encoder = CLIPTextModel.from_pretrained(parts / "text_encoder", dtype=torch.float32)
+    return train_tokenizer(corpus, config.vocab_merges, max_length)
 
-    torch.manual_seed(derive_seed(config.seed, "unet"))
-    pipe = StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        unet=UNet2DConditionModel(**architecture["unet"]),
-        scheduler=DDIMScheduler(**architecture["scheduler"]),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    loss = DiffusionLoss(pipe.scheduler.alphas_cumprod, pipe.scheduler.config.prediction_type)
+
+def train_denoiser(
+    pipeline: DiffusionPipeline, batches: CaptionedLatents, config: BaseConfig, checkpoints: Path
+) -> None:
+    """Train the part of a pipeline that denoises, in place, behind its frozen text encoder."""
+    family = get_family(pipeline)
     train(
-        TrainableTextToImage(pipe.unet, text_encoder),
-        Likelihood(loss, config.snr_gamma),
+        TrainableTextToImage(family.module, pipeline.text_encoder),
+        Likelihood(family.loss, config.snr_gamma),
         lambda step: batches.batch(step, config.train_batch_size, config.caption_dropout),
         config,
-        seed=derive_seed(config.seed, "unet"),
-        checkpoint_dir=output_dir / "checkpoints" / "unet",
-        description="unet",
+        seed=derive_seed(config.seed, family.component),
+        checkpoint_dir=checkpoints / family.component,
+        description=family.component,
     )
-    if process_state().is_main_process:
-        with atomic_path(output_dir / "pipeline") as temporary:
-            pipe.to(getattr(torch, config.save_dtype)).save_pretrained(temporary)
-        pipe.to(torch.float32)
-    return pipe

@@ -1,7 +1,7 @@
 """The parts of a small Stable Diffusion as modules that the training loop can call."""
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
@@ -49,15 +49,15 @@ class TrainableMatcher(nn.Module):
 
 
 class TrainableTextToImage(nn.Module):
-    """UNet behind a frozen text encoder, called like a UNet with token ids in place of embeddings."""
+    """A denoiser behind a frozen text encoder, called like the denoiser with token ids in place of embeddings."""
 
-    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel):
+    def __init__(self, denoiser: nn.Module, text_encoder: CLIPTextModel):
         super().__init__()
-        self.unet, self.text_encoder = unet, text_encoder.requires_grad_(False)
-        self.enable_gradient_checkpointing = unet.enable_gradient_checkpointing
-        self.disable_gradient_checkpointing = unet.disable_gradient_checkpointing
+        self.denoiser, self.text_encoder = denoiser, text_encoder.requires_grad_(False)
+        self.enable_gradient_checkpointing = denoiser.enable_gradient_checkpointing
+        self.disable_gradient_checkpointing = denoiser.disable_gradient_checkpointing
 
     def forward(self, sample: Tensor, timestep: Tensor, input_ids: Tensor):
         with torch.no_grad():
             embeddings = self.text_encoder(input_ids)[0]
-        return self.unet(sample, timestep, encoder_hidden_states=embeddings)
+        return self.denoiser(sample, timestep, encoder_hidden_states=embeddings)

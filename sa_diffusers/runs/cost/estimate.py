@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from sa_diffusers.runs.cost.architectures import build_unet, build_vae
+from sa_diffusers.families.architectures import build_unet, build_vae
 from sa_diffusers.runs.cost.counting import decoding_flops, forward_flops
 from sa_diffusers.runs.cost.memory import (
     FISHER_TIMESTEPS,

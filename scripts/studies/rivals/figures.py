@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import pad
 
-from sa_diffusers.evaluation.before_after import contact_sheet
 from sa_diffusers.io.atomic_files import atomic_path
+from sa_diffusers.report.pictures import contact_sheet
 from studies.rivals.matching import ERASED
 
 

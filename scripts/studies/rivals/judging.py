@@ -12,7 +12,6 @@ from torch import Tensor
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.prompts import find_concept
 from sa_diffusers.data.sampling import Request, SamplingSettings
-from sa_diffusers.evaluation.before_after import to_uint8
 from sa_diffusers.evaluation.forgetting import Examination, JudgedSet, draw_sets, examination, read_labelled_prompts
 from sa_diffusers.evaluation.judges.classifier import ImageClassifier
 from sa_diffusers.families import get_family
@@ -20,6 +19,7 @@ from sa_diffusers.io.artifacts import fingerprint, hash_tensors
 from sa_diffusers.io.atomic_files import atomic_path
 from sa_diffusers.io.configuration import config_from_dict
 from sa_diffusers.io.loading import load_pipeline, model_hash, pipeline_hashes
+from sa_diffusers.report.pictures import to_uint8
 from sa_diffusers.runs.options import ForgetConfig
 from studies.rivals.spec import ConceptSpec
 

@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from safetensors import safe_open
 from torch.nn.functional import pad
 
-from sa_diffusers.evaluation.before_after import contact_sheet
 from sa_diffusers.io.atomic_files import atomic_path
+from sa_diffusers.report.pictures import contact_sheet
 
 
 SHOWN = 8  # pictures of the forgotten class, and as many of the others

@@ -17,7 +17,6 @@ from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.data.labelled_images import LabelledImages, load_labelled_images
 from sa_diffusers.data.prompts import find_concept
 from sa_diffusers.data.sampling import Request, SamplingSettings
-from sa_diffusers.evaluation.before_after import to_uint8
 from sa_diffusers.evaluation.forgetting import (
     JudgedSet,
     draw_examination,
@@ -34,8 +33,9 @@ from sa_diffusers.io.artifacts import fingerprint
 from sa_diffusers.io.atomic_files import atomic_path, write_json
 from sa_diffusers.io.configuration import config_from_dict
 from sa_diffusers.io.loading import load_pipeline, model_hash, pipeline_hashes
+from sa_diffusers.report.pictures import to_uint8
 from sa_diffusers.runs.base.class_conditional import ClassConditionalConfig, train_class_conditional
-from sa_diffusers.runs.base.labelled import claim_folder
+from sa_diffusers.runs.base.run_folder import claim_folder
 from sa_diffusers.runs.forget import run_forgetting
 from sa_diffusers.runs.options import ForgetConfig
 from studies.table1.figures import SHOWN, draw_figures

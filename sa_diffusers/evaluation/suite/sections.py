@@ -1,28 +1,17 @@
-"""The page of an evaluation of pipelines: the result, pictures of equal prompt and seed, then each set's numbers."""
+"""Which pictures the page of an evaluation of pipelines shows: beside each other those of equal prompt and seed."""
 
-import base64
-import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import jinja2
 import torch
-from PIL import Image
 
-from sa_diffusers.evaluation.before_after import to_pil, to_uint8
 from sa_diffusers.evaluation.images.image_sets import ImageSet
-from sa_diffusers.evaluation.prompts.prompt_suite import WHAT, PromptSet
 from sa_diffusers.evaluation.suite.judging import Values
-from sa_diffusers.evaluation.suite.numbers import MEASURES, Measurement, cell, split_tables
-from sa_diffusers.evaluation.suite.options import PipelineEvaluationConfig
-from sa_diffusers.io.atomic_files import atomic_path
-from sa_diffusers.report.page import SMALL, TEMPLATES
+from sa_diffusers.evaluation.suite.numbers import MEASURES
+from sa_diffusers.evaluation.suite.prompt_suite import WHAT, PromptSet
+from sa_diffusers.report.pictures import embed, to_pil, to_uint8
 
 
-LARGEST = 256  # pixels a side of a picture on the page
-MOSAIC = 8  # tiles a side of a blurred one, fewer of small ones: what they hide is not in the file
 # Which number orders pictures, the first there is: how far a kept one has changed, how much one shows the concept.
 CHANGED = ("perceptual_change", "pixel_change")
 SHOWING = ("concept_probability", "identity", "clip_score")
@@ -99,64 +88,23 @@ def _highest(groups: Sequence[str], values: Values, measures: Sequence[str], cou
     return []
 
 
-def write_page(
-    path: Path,
-    config: PipelineEvaluationConfig,
-    *,
-    title: str,
-    found: Mapping,
-    notes: Sequence[str],
+def with_pictures(
+    shown: Sequence[Section],
     suite: Mapping[str, PromptSet],
     pictures: Mapping[str, Mapping[str, ImageSet]],
-    values: Mapping[str, Values],
-    results: Mapping[str, Sequence[Measurement]],
-) -> None:
-    """Write one HTML page that needs nothing else: no network, no script, pictures inside.
+    blurred: bool,
+) -> list[dict]:
+    """The sections as the page takes them, pictures inside.
 
     Args:
-        config: says whether every picture is blurred, and how many each section has.
-        found: what evaluation.json holds; "result", "pipelines", "reference" and "options" are shown.
-        pictures: by pipeline, the reference first, and by set.
+        pictures: by pipeline and by set.
+        blurred: whether a mosaic stands in the place of every picture.
     """
 
     def figure(section: Section, place: Place) -> dict:
         request = suite[place.group].requests[place.index]
-        tiles = [
-            {"label": name} | _picture(pictures[name][place.group], place.index, config.blurred)
-            for name in section.pipelines
-        ]
-        return {"tiles": tiles, "prompt": request.prompt, "seed": request.seed, "remark": place.remark,
-                "group": place.group}  # fmt: skip
+        images = {name: pictures[name][place.group].images([place.index])[0] for name in section.pipelines}
+        tiles = [{"label": name} | embed(to_pil(to_uint8(image)), blurred) for name, image in images.items()]
+        return {"tiles": tiles, "prompt": request.prompt, "seed": request.seed, **vars(place)}
 
-    shown_sections = [
-        {"section": section, "figures": [figure(section, place) for place in section.places]}
-        for section in sections(suite, values, config.pictures_shown, next(iter(values)))
-    ]
-    loader = jinja2.FileSystemLoader(TEMPLATES)
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    page = environment.get_template("evaluation.html.j2").render(
-        title=title, found=found, notes=notes, tables=split_tables(results, suite), cell=cell,
-        explanations={label: text for label, _, text in MEASURES.values()}, sections=shown_sections,
-        blurred=config.blurred, options=json.dumps(found["options"], indent=2, ensure_ascii=False),
-    )  # fmt: skip
-    with atomic_path(path) as new:
-        new.write_text(page, encoding="utf-8")
-
-
-def mosaic(image: Image.Image) -> Image.Image:
-    """The picture as mean colours of at most `MOSAIC` x `MOSAIC` tiles, smoothed, in its own size.
-
-    A tile is at least 8 pixels a side, so that small pictures are hidden, too.
-    """
-    tiles = [max(1, min(MOSAIC, side // 8)) for side in image.size]
-    return image.resize(tiles, Image.Resampling.BOX).resize(image.size, Image.Resampling.BICUBIC)
-
-
-def _picture(image_set: ImageSet, index: int, blurred: bool) -> dict:
-    """A picture for the page, at most `LARGEST` pixels a side; the browser enlarges small ones."""
-    image = to_pil(to_uint8(image_set.images([index])[0]))
-    small = max(image.size) <= SMALL
-    image.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    (mosaic(image) if blurred else image).save(buffer, format="PNG")
-    return {"uri": f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}", "small": small}
+    return [{"section": part, "figures": [figure(part, place) for place in part.places]} for part in shown]

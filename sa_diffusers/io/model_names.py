@@ -1,0 +1,31 @@
+"""What a model is called: whether a name is the hub's, and what to call a model where others read it."""
+
+from pathlib import Path
+
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+
+def is_repo_id(name: str) -> bool:
+    """Whether the hub could have a repository of this name."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def is_on_hub(model: str) -> bool:
+    """Whether a model's name is that of a repository: user/name, and no local path."""
+    return "/" in model and is_repo_id(model) and not Path(model).exists()
+
+
+def base_name(model: str) -> str:
+    """A short name for a model: the last part of its id or path, or the one before a last part "pipeline"."""
+    path = Path(model)
+    return path.parent.name if path.name == "pipeline" and path.parent.name else path.name
+
+
+def public_name(model: str) -> str:
+    """What to call a model where others read it: its hub or bundled name; of a local path the short name alone."""
+    return model if is_on_hub(model) or model.startswith("bundled/") else base_name(model)

@@ -1,0 +1,40 @@
+"""A CLIP tokenizer trained on captions, and a text encoder that reads what it writes."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+
+def train_tokenizer(captions: Sequence[str], num_merges: int, max_length: int) -> CLIPTokenizer:
+    """Train a CLIP tokenizer: every byte alone and at a word's end, `num_merges` merges, then the two special tokens.
+
+    The end token has the largest id, where CLIPTextModel looks for it.
+    """
+    template = CLIPTokenizer()
+    trained = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    trained.normalizer = template.backend_tokenizer.normalizer
+    trained.pre_tokenizer = template.backend_tokenizer.pre_tokenizer
+    trainer = trainers.BpeTrainer(vocab_size=100_000, end_of_word_suffix="</w>", min_frequency=3, show_progress=False)
+    trained.train_from_iterator(captions, trainer)
+    merges = [tuple(m) for m in json.loads(trained.to_str())["model"]["merges"]][:num_merges]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(merge) for merge in merges)]
+    tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=max_length)
+
+
+def build_text_encoder(architecture: dict[str, Any], tokenizer: CLIPTokenizer | None = None) -> CLIPTextModel:
+    """A CLIP text encoder with random weights.
+
+    Args:
+        architecture: fields of a CLIPTextConfig; `vocab_size` is the tokenizer's where it is missing.
+        tokenizer: its special tokens are those that the encoder looks for; None: CLIP's own.
+    """
+    if tokenizer is not None:
+        ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+        architecture = {"vocab_size": len(tokenizer), **architecture, **ids}
+    return CLIPTextModel(CLIPTextConfig(**architecture))

@@ -1,0 +1,130 @@
+"""The cards that the hub shows for a pipeline, a LoRA, a Fisher and a sample set; their texts are the templates."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+from sa_diffusers.io.artifacts import fingerprint
+from sa_diffusers.io.model_names import base_name, is_on_hub, public_name
+from sa_diffusers.pipelines import OWN_PIPELINES
+from sa_diffusers.report.page import render, write_page
+from sa_diffusers.report.tables import flatten
+
+
+GUIDES = "SafeGuidancePipeline"  # of the pipeline classes here the one whose weights have not changed
+
+
+def write_model_card(
+    folder: str | Path,
+    *,
+    base_model: str,
+    concept: str,
+    surrogate: str | None,
+    method: str,
+    settings: Mapping[str, Any],
+    metrics: Mapping[str, Any] | None,
+    images: Sequence[str],
+    license: str | None,
+    dtype: str = "float32",
+    pipeline_class: str = "StableDiffusionPipeline",
+    variant: str | None = None,
+    lora: bool = False,
+) -> Path:
+    """Write the folder's README.md, the card that the hub shows.
+
+    Args:
+        base_model: hub id or path of the pipeline that knew the concept; only an id is linked.
+        concept, surrogate: what was forgotten, and what is drawn in its place; None: nothing that was chosen.
+        method: the method's name in words.
+        settings: name, with its unit where it has one, to value: lambda, Fisher id, seed, steps, ...
+        metrics: {"before": {...}, "after": {...}} as in metrics.json, or None where nothing was measured.
+        images: paths relative to the folder of the pictures to show, before and after.
+        dtype: precision to load it in; without one transformers and diffusers choose differently.
+        pipeline_class: the class that loads it: a stock one of diffusers, or one of this package.
+        variant: "fp16" where the folder holds float16 files of this name, too (`loading.save_pipeline`).
+        lora: the folder holds pytorch_lora_weights.safetensors in place of a pipeline.
+        license: the base model's licence id on the hub, which holds for this one too; None where unknown.
+
+    Returns:
+        Path of the card.
+    """
+    stock, on_hub = pipeline_class not in OWN_PIPELINES, is_on_hub(base_model)
+    reads_text = stock or pipeline_class == GUIDES
+    text_to_image = ["stable-diffusion", "text-to-image"] if reads_text else []
+    data = ModelCardData(
+        base_model=base_model if on_hub else None,
+        base_model_relation="adapter" if lora and on_hub else None,
+        library_name="diffusers",
+        pipeline_tag="text-to-image" if reads_text else "unconditional-image-generation",
+        tags=["diffusers", *text_to_image, *(["lora"] if lora else []), "sa_diffusers", "concept-forgetting"],
+        license=license,
+    )
+    base, path = public_name(base_model), Path(folder) / "README.md"
+    write_page(
+        path,
+        "model_card.md.j2",
+        data=data.to_yaml(),
+        title=base_name(base),
+        base=base,
+        bundled=base.startswith("bundled/"),
+        concept=concept,
+        surrogate=surrogate,
+        method=method,
+        images=images,
+        library="diffusers" if stock else "sa_diffusers",
+        loader="DiffusionPipeline" if stock else pipeline_class,
+        guides=pipeline_class == GUIDES,
+        dtype=dtype,
+        variant=variant,
+        lora=lora,
+        settings=settings,
+        rows=_before_after(metrics) if metrics else [],
+        license=license,
+    )
+    return path
+
+
+def _before_after(metrics: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """The rows of metrics.json, (name, before, after), of what was measured before or after."""
+    before, after = flatten(metrics["before"]), flatten(metrics["after"])
+    known = [key for key in before | after if (before.get(key), after.get(key)) != (None, None)]
+    return [(f"`{key}`", before.get(key), after.get(key)) for key in known]
+
+
+def fisher_card(metadata: Mapping[str, Any], repo_id: str, license: str | None) -> str:
+    """The card of a Fisher's repository, from its metadata (`Fisher.metadata`) and the licence of its model."""
+    model = metadata.get("model") or "the model"
+    data = ModelCardData(
+        base_model=model if is_on_hub(model) else None,
+        library_name="sa_diffusers",
+        tags=["sa_diffusers", "fisher-information", "concept-forgetting"],
+        license=license,
+    )
+    known = {"reduction": None, "num_terms": None} | dict(metadata)
+    fields = {"id": fingerprint(metadata)} | flatten(metadata)
+    values = {"base": model, "repo_id": repo_id, "license": license, "metadata": known, "fields": fields}
+    return render("fisher_card.md.j2", data=data.to_yaml(), **values)
+
+
+def samples_card(key: Mapping[str, Any], repo_id: str, license: str | None, picture: str | None = None) -> str:
+    """The card of a sample set's repository.
+
+    Args:
+        key: samples.json: the model's hashes, what decided the samples, and under `provenance` the model's name.
+        picture: name of the file of pictures to show.
+    """
+    origin = key.get("provenance", {})
+    settings = origin | {name: value for name, value in key.items() if name not in ("model", "provenance")}
+    data = ModelCardData(tags=["sa_diffusers", "synthetic", "concept-forgetting"], license=license, viewer=False)
+    return render(
+        "samples_card.md.j2",
+        data=data.to_yaml(),
+        base=origin.get("model") or "the model",
+        repo_id=repo_id,
+        license=license,
+        picture=picture,
+        settings=flatten(settings),
+        parts=key.get("model", {}),
+    )

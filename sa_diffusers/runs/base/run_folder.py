@@ -1,0 +1,55 @@
+"""What every training of a base model has in common: a folder of its own, and a model saved there by one process."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline, ModelMixin
+
+from sa_diffusers.io.artifacts import RunLock, Stage
+from sa_diffusers.io.atomic_files import remove_leftovers
+from sa_diffusers.io.loading import save_pipeline
+from sa_diffusers.io.processes import process_state
+from sa_diffusers.training.options import NOT_IDENTITY, TrainingConfig
+
+
+def claim_folder(config: TrainingConfig, name: str = "run") -> None:
+    """Make the folder `config.output_dir` this configuration's; `name` is that of the marker which says so.
+
+    Raises:
+        StageMismatch: the folder holds a run of another configuration.
+    """
+    key = {k: v for k, v in asdict(config).items() if k not in NOT_IDENTITY}
+    claim = Stage(config.output_dir, name, key, "Pass another --output_dir, or remove this folder first.")
+    if not claim.done:
+        claim.finish(0.0)
+
+
+@contextmanager
+def claimed(config: TrainingConfig, name: str = "run", num_threads: int | None = None) -> Iterator[Path]:
+    """The folder of a training, claimed as by `claim_folder`, and kept from other runs for the block.
+
+    Args:
+        num_threads: CPU threads to compute on from now on; None: as the environment says.
+
+    Raises:
+        RunFolderBusy: another run works in it.
+        StageMismatch: the folder holds a run of another configuration.
+    """
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
+    output_dir, main = Path(config.output_dir), process_state().is_main_process
+    with RunLock(output_dir) if main else nullcontext():
+        if main:
+            claim_folder(config, name)
+            remove_leftovers(output_dir)
+        yield output_dir
+
+
+def save_model(model: DiffusionPipeline | ModelMixin, path: Path, dtype: str = "float32") -> None:
+    """Save a model, in `dtype`, while other processes wait; it stays float32, and its weights are the rounded ones."""
+    if process_state().is_main_process:
+        save_pipeline(model, path, model, dtype)
+    process_state().wait_for_everyone()
