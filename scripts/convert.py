@@ -22,7 +22,7 @@ def tell_dropped(dropped: list[str]) -> None:
 
 
 def convert_fisher(args: argparse.Namespace) -> None:
-    from sa_diffusers.io.conversion import import_fisher
+    from sa_diffusers.families.authors_files import import_fisher
 
     if args.output.suffix != ".safetensors":
         raise ValueError(f"expected --output to end in .safetensors, got {args.output}")
@@ -34,7 +34,7 @@ def convert_fisher(args: argparse.Namespace) -> None:
 
 
 def convert_checkpoint(args: argparse.Namespace) -> None:
-    from sa_diffusers.io.conversion import import_checkpoint
+    from sa_diffusers.families.authors_files import import_checkpoint
     from sa_diffusers.io.loading import save_pipeline
 
     pipeline, ignored, dropped = import_checkpoint(args.file, args.model, args.ema)

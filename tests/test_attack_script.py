@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 import scripts.attack as script
 from sa_diffusers.attacks import FoundEmbedding, FoundText, draw_found
 from sa_diffusers.attacks import run as attack_stages
-from sa_diffusers.attacks.attacked import complete, first_tokens, load_family, resolution
 from sa_diffusers.attacks.options import AttackConfig
 from sa_diffusers.attacks.run import run_attack
+from sa_diffusers.attacks.victims import complete, first_tokens, load_family, resolution
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.evaluation.intervals import wilson_interval
 from sa_diffusers.evaluation.judges.classifier import AttributeClassifier
@@ -58,7 +58,7 @@ def models(tiny_pipeline, tiny_pipeline_dir, tmp_path_factory) -> dict[str, str]
 
 @pytest.fixture(autouse=True)
 def few_fixed(monkeypatch):
-    monkeypatch.setattr("sa_diffusers.attacks.prompt.prompt_attack.NUM_FIXED", 16)
+    monkeypatch.setattr("sa_diffusers.attacks.target_loss.NUM_FIXED", 16)
 
 
 def configure(models: dict[str, str], folder: Path, **changes) -> AttackConfig:

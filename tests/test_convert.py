@@ -15,7 +15,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionMod
 
 from sa_diffusers.core.fisher import Fisher, FisherMismatch
 from sa_diffusers.families import get_family
-from sa_diffusers.io.conversion import ConversionError, import_checkpoint, import_fisher, rename_unet
+from sa_diffusers.families.authors_files import ConversionError, import_checkpoint, import_fisher, rename_unet
 from sa_diffusers.io.restricted_pickle import RefusedFile, RefusedTensor, read_restricted
 from sa_diffusers.io.stages import Stages
 from sa_diffusers.runs.options import ForgetConfig

@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 import sa_diffusers.runs.fisher_sums
 import sa_diffusers.runs.forget
 import sa_diffusers.runs.train_stages
+from sa_diffusers.core.concepts import mentions
 from sa_diffusers.core.fisher import Fisher, FisherMismatch
 from sa_diffusers.core.objectives import ElasticWeightConsolidation, SelectiveAmnesia
-from sa_diffusers.data.prompts import find_concept, mentions
+from sa_diffusers.data.concepts import find_concept
 from sa_diffusers.data.replay import negative_requests, select_replay
 from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.data.sampling import SamplingSettings, draw_samples

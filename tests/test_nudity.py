@@ -9,8 +9,9 @@ import torch
 from matplotlib.cbook import get_sample_data
 from PIL import Image
 
+from sa_diffusers.core.concepts import mentions
 from sa_diffusers.data.images import read_image
-from sa_diffusers.data.prompts import mentions, read_prompts
+from sa_diffusers.data.prompts import read_prompts
 from sa_diffusers.evaluation.judges.nudity import EXPOSED, V2_NAMES, Detection, NudityDetector, count, per_image
 from sa_diffusers.io.hub import ModelLoadError
 

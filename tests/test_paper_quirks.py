@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from sa_diffusers.core.fisher import Fisher, FisherMismatch, stratified_terms
 from sa_diffusers.core.paper_quirks import LABEL_DROPOUT, QUIRKS, FisherLabelDropout, quirky_fisher_batch, stretch
 from sa_diffusers.core.seeding import derive_seed, seeded
-from sa_diffusers.data.prompts import find_concept
+from sa_diffusers.data.concepts import find_concept
 from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.families import family_defaults, get_family
 from sa_diffusers.families.architectures import make_unet

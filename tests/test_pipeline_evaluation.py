@@ -19,8 +19,8 @@ from torch.testing import assert_close
 
 from sa_diffusers import ConditionalVAE, ConditionalVAEPipeline
 from sa_diffusers.cli import evaluate as script
+from sa_diffusers.core.concepts import Concept
 from sa_diffusers.data.images import crop_to_square, read_image
-from sa_diffusers.data.prompts import Concept
 from sa_diffusers.data.sampling import Request
 from sa_diffusers.evaluation.images.image_metrics import frechet_distance
 from sa_diffusers.evaluation.judges.classifier import AttributeClassifier

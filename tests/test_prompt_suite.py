@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from sa_diffusers.core.concepts import mentions
 from sa_diffusers.core.seeding import derive_seed
-from sa_diffusers.data.prompts import find_concept, mentions, read_prompts
-from sa_diffusers.evaluation.forgetting import read_labelled_prompts
+from sa_diffusers.data.concepts import find_concept
+from sa_diffusers.data.prompts import read_labelled_prompts, read_prompts
 from sa_diffusers.evaluation.judges.load_classifier import load_classifier
 from sa_diffusers.evaluation.suite.options import LANGUAGES
 from sa_diffusers.evaluation.suite.prompt_suite import PromptSources, build_suite, misspell

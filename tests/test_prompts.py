@@ -5,15 +5,9 @@ from collections import Counter
 import pytest
 import torch
 
-from sa_diffusers.data.prompts import (
-    Concept,
-    concept_templates,
-    find_concept,
-    mentions,
-    read_prompts,
-    split_phrasings,
-    substitute,
-)
+from sa_diffusers.core.concepts import Concept, mentions, split_phrasings, substitute
+from sa_diffusers.data.concepts import find_concept
+from sa_diffusers.data.prompts import concept_templates, read_prompts
 from sa_diffusers.data.replay import (
     DistilledSurrogate,
     Replay,

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from sa_diffusers.data.prompts import Concept
+from sa_diffusers.core.concepts import Concept
 from sa_diffusers.evaluation.judges.load_classifier import load_classifier
 from sa_diffusers.families import get_family
 from sa_diffusers.families.stable_diffusion import TextToImageFamily

@@ -12,7 +12,10 @@ from typing import Any, NoReturn, get_args, get_type_hints
 
 from transformers import HfArgumentParser
 
-from sa_diffusers.io.configuration import ConfigT, check_values, read_values, suggestion
+from sa_diffusers.io.configuration import FACTS, ConfigT, check_values, layered, read_values, suggestion
+
+
+_ABSENT = object()  # stands for an option that the command line does not name
 
 
 def parse_config(
@@ -47,10 +50,11 @@ def parse_config(
     )
     paths = getattr(files.parse_known_args(argv)[0], "config", [])
     try:
-        from_files = check_values(cls, defaults or {}, source="defaults")
-        from_files |= {key: value for path in paths for key, value in read_values(cls, Path(path)).items()}
+        layers = [check_values(cls, defaults or {}, source="defaults")]
+        layers += [read_values(cls, Path(path)) for path in paths]
     except ValueError as error:
         parser.error(str(error))
+    from_files = layered(cls, *layers)
     parser.set_defaults(**from_files)
     for action in parser._actions:  # argparse has no public way to say that a required option has been given already
         action.required = action.required and action.dest not in from_files
@@ -59,13 +63,14 @@ def parse_config(
         if types.NoneType in get_args(get_type_hints(cls).get(action.dest)):
             action.type = _or_null(action.type or str)
 
-    namespace, rest = parser.parse_known_args(argv)
+    names = {action.dest for action in parser._actions}
+    namespace, rest = parser.parse_known_args(argv, argparse.Namespace(**dict.fromkeys(names, _ABSENT)))
     if rest:
         flags = {option for action in parser._actions for option in action.option_strings}
         parser.error(f"unknown argument {rest[0]!r}" + suggestion(rest[0].split("=")[0], flags))
-    values = {key: value for key, value in vars(namespace).items() if key != "config"}
+    given = {key: value for key, value in vars(namespace).items() if key != "config" and value is not _ABSENT}
     try:
-        return cls(**values)
+        return cls(**layered(cls, *layers, given))
     except ValueError as error:
         parser.error(str(error))
 
@@ -90,6 +95,7 @@ class _ConfigParser(HfArgumentParser):
     def add_argument(self, *args: Any, **kwargs: Any) -> argparse.Action:
         if kwargs.get("nargs") == "+":
             kwargs.setdefault("action", _ReplaceThenExtend)
+        kwargs = {name: value for name, value in kwargs.items() if name not in FACTS}
         if "help" in kwargs:
             kwargs["help"] = kwargs["help"].replace("%", "%%")  # argparse would read "10 %" as a format
         return super().add_argument(*args, **kwargs)
@@ -104,7 +110,7 @@ class _ReplaceThenExtend(argparse.Action):
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         current = getattr(namespace, self.dest)
-        setattr(namespace, self.dest, values if current is self.default else current + values)
+        setattr(namespace, self.dest, values if current is _ABSENT else current + values)
 
 
 _MEMORY = (  # after an error of torch, which this module does not import

@@ -13,7 +13,7 @@ from sa_diffusers.core.losses import Batch
 from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.families import Family, get_family
-from sa_diffusers.io.configuration import option
+from sa_diffusers.io.configuration import Options, option
 from sa_diffusers.io.loading import copy_pipeline
 from sa_diffusers.io.processes import process_state
 
@@ -28,13 +28,15 @@ class Request:
 
 
 @dataclass
-class DrawingOptions:
+class DrawingOptions(Options):
     """How pictures are drawn: of the surrogate, and those that a model is judged by."""
 
     sampler: Literal["dpmsolver++", "ddim", "pipeline"] = option("dpmsolver++", "Sampler; pipeline: the model's own.")
-    num_inference_steps: int = option(20, "Steps of the sampler.")
-    guidance_scale: float = option(7.5, "Guidance of surrogate and evaluation pictures, as in diffusers (1: none).")
-    eval_batch_size: int = option(8, "Pictures drawn at once in the evaluation.")
+    num_inference_steps: int = option(20, "Steps of the sampler.", above=0)
+    guidance_scale: float = option(
+        7.5, "Guidance of surrogate and evaluation pictures, as in diffusers (1: none).", least=0
+    )
+    eval_batch_size: int = option(8, "Pictures drawn at once in the evaluation.", above=0, identity=False)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sa_diffusers.data.sampling import Request, SamplingSettings
-from sa_diffusers.evaluation.forgetting import METRICS, Examination, JudgedSet, draw_sets, floors, measure
+from sa_diffusers.evaluation.forgetting import FLOORS, METRICS, Examination, JudgedSet, draw_sets, floors, measure
 from sa_diffusers.evaluation.judges.classifier import ImageClassifier
 from sa_diffusers.families import Family
 from sa_diffusers.io.atomic_files import atomic_path
@@ -20,14 +20,7 @@ from sa_diffusers.report.pictures import to_pil, to_uint8
 
 GROUPS = {"concept": "Concept", "unseen": "Unseen phrasings", "unnamed": "Not named", "retained": "Retained"}
 SHOWN = 16  # pictures of each group on the page
-NO_METRICS = (
-    *METRICS,
-    "noise_probability",
-    "noise_entropy",
-    "grey_probability",
-    "grey_entropy",
-    "classifier_accuracy",
-)
+NO_METRICS = (*METRICS, *FLOORS, "classifier_accuracy")
 
 
 @dataclass

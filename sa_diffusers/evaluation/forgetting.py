@@ -1,23 +1,20 @@
 """Has it forgotten, and what did that cost: a classifier reads pictures drawn before and after from the same seeds."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from sa_diffusers.core.concepts import Concept, mentions
 from sa_diffusers.core.seeding import derive_seed, seeded
-from sa_diffusers.data.prompts import Concept, mentions
 from sa_diffusers.data.replay import spread
 from sa_diffusers.data.sample_set import uniform_noise
 from sa_diffusers.data.sampling import Request, SamplingSettings, draw_samples
 from sa_diffusers.evaluation.intervals import wilson_interval
 from sa_diffusers.evaluation.judges.classifier import ImageClassifier, Score, entropies, score_images
 from sa_diffusers.families import Family
-from sa_diffusers.io.bundled import resolve
 from sa_diffusers.models.precision import autocast_forward
 
 
@@ -33,6 +30,7 @@ METRICS = (
     "retained_worst_probability",
     "attribute_accuracy",
 )
+FLOORS = ("noise_probability", "noise_entropy", "grey_probability", "grey_entropy")
 Measured = tuple[float, tuple[float, float]]  # a mean and its 95 % interval
 Labels = dict[str, str]  # class of each attribute that a prompt names, {"digit": "seven", "ink": "red"}
 
@@ -67,26 +65,6 @@ class Examination:
     @property
     def sets(self) -> dict[str, JudgedSet]:
         return {name: getattr(self, name) for name in ("concept", "unseen", "unnamed", "retained")}
-
-
-def read_labelled_prompts(path: str) -> list[dict[str, str]]:
-    """Rows {"prompt", "form": "seen" or "held_out", and a class for each attribute named}, a JSON object a line.
-
-    Raises:
-        ValueError: a line that is not of this form.
-    """
-    rows = []
-    for number, line in enumerate(Path(resolve(path)).read_text().splitlines(), 1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: expected a JSON object, got {line[:60]!r}") from error
-        if not isinstance(row, dict) or "prompt" not in row or row.get("form") not in ("seen", "held_out"):
-            raise ValueError(
-                f'{path}, line {number}: expected {{"prompt": ..., "form": "seen" or "held_out", classes}}'
-            )
-        rows.append(row)
-    return rows
 
 
 def labelled_classes(classifier: ImageClassifier, labels: Sequence[str]) -> list[dict[str, str]]:
@@ -147,11 +125,6 @@ def examination(
             [r for part in retained for r in part.requests], [x for part in retained for x in part.labels]
         ),
     )
-
-
-def draw_examination(family: Family, exam: Examination, settings: SamplingSettings) -> dict[str, Tensor]:
-    """Images [N, 3, H, W] in [-1, 1] of each set of prompts."""
-    return draw_sets(family, exam.sets, settings)
 
 
 def draw_sets(family: Family, sets: dict[str, JudgedSet], settings: SamplingSettings) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from torch import Generator, Tensor, nn
 from sa_diffusers.core.losses import Batch, DiffusionLoss
 from sa_diffusers.families.base import Family, register
 from sa_diffusers.families.samplers import make_scheduler
-from sa_diffusers.families.scopes import SCOPES, adapted_layers, text_maps
+from sa_diffusers.families.scopes import SCOPES, adapted_layers, is_text_map, text_maps
 from sa_diffusers.io.bundled import resolve
 from sa_diffusers.io.hub import explain_load_errors
 from sa_diffusers.models.precision import autocast_forward, on_device
@@ -175,6 +175,10 @@ class TextToImageFamily(Family):
             size = UNet2DConditionModel.load_config(source, subfolder="unet").get("sample_size")
             blocks = AutoencoderKL.load_config(source, subfolder="vae").get("block_out_channels")
         return size * 2 ** (len(blocks) - 1) if isinstance(size, int) and blocks else None
+
+    def reads_text(self, name: str) -> bool:
+        """Whether a weight or layer is one of `text_maps`, by its name."""
+        return is_text_map(name.removesuffix(".weight"))
 
     def text_maps(self) -> dict[str, nn.Linear]:
         """The layers whose weights read text embeddings as they are, by name. Raises ValueError: adapters on them."""

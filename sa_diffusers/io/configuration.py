@@ -2,7 +2,9 @@
 
 import dataclasses
 import difflib
+import math
 import types
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -10,13 +12,59 @@ import yaml
 
 
 ConfigT = TypeVar("ConfigT")
+FACTS = frozenset(("above", "least", "identity", "otherwise"))  # of a field, beside its help
 
 
-def option(default: Any, text: str) -> Any:
-    """A dataclass field with the text that --help prints."""
+def option(default: Any, text: str, **facts: Any) -> Any:
+    """A dataclass field with the text that --help prints, and what else is to be known of it.
+
+    Args:
+        facts: above, least: a number must be above, or at least, this, where it is not None. identity: False where the
+            option says how a run is watched, shared or fitted into memory, and changes no result. otherwise: what None
+            stands for, where a method has no value of its own.
+    """
+    unknown = facts.keys() - FACTS
+    if unknown:
+        raise TypeError(f"expected facts of {', '.join(sorted(FACTS))}, got {min(unknown)}")
+    metadata = {"help": text, **facts}
     if isinstance(default, list):
-        return dataclasses.field(default_factory=lambda: list(default), metadata={"help": text})
-    return dataclasses.field(default=default, metadata={"help": text})
+        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+class Options:
+    """Base of configuration dataclasses: checks the ranges of their fields.
+
+    Raises:
+        ValueError: a number out of its range.
+    """
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value, above, least = (getattr(self, field.name), *map(field.metadata.get, ("above", "least")))
+            bound = least if above is None else above
+            if value is None or bound is None:
+                continue
+            if not (math.isfinite(value) and (value >= bound if above is None else value > bound)):
+                raise ValueError(f"expected {field.name} {'>=' if above is None else '>'} {bound}, got {value}")
+
+
+def identity_names(cls: type) -> tuple[str, ...]:
+    """The fields of a configuration that decide what is computed."""
+    return tuple(name for name, field in _init_fields(cls).items() if field.metadata.get("identity", True))
+
+
+def layered(cls: type, *layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of several sources, the later over the earlier.
+
+    Where `cls` says by `settled_by(values)` that the values of a layer settle other options as well (a method that has
+    no replay settles its weight), what earlier layers say of these is dropped: they were written for another choice.
+    """
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        settled = cls.settled_by(layer) if hasattr(cls, "settled_by") else ()
+        merged = {name: value for name, value in merged.items() if name not in settled} | dict(layer)
+    return merged
 
 
 def config_from_dict(cls: type[ConfigT], values: dict[str, Any]) -> ConfigT:

@@ -110,20 +110,20 @@ def save_pipeline(
                 module.to(getattr(torch, dtype))
             pipeline.save_pretrained(temporary)
             if variant:
-                _add_variant(pipeline, temporary, variant)
+                add_variant(pipeline, temporary, variant)
     finally:
         if dtype != "float32":
             module.to(torch.float32)
 
 
-def _add_variant(pipeline: DiffusionPipeline, folder: Path, variant: str) -> None:
-    """Write float16 copies of the weights that `folder` holds beside them.
+def add_variant(pipeline: DiffusionPipeline, folder: Path, variant: str) -> None:
+    """Write float16 copies of the weights that `folder` holds beside them, where it has none yet.
 
     They are read back from the files, which spares the device a second copy, and saved elsewhere first: saving them in
     place would replace the configurations, too, and transformers reads the precision of the *other* files there.
     """
     for name, part in pipeline.components.items():
-        if isinstance(part, nn.Module):
+        if isinstance(part, nn.Module) and not any((folder / name).glob(f"*.{variant}*")):
             half = type(part).from_pretrained(folder / name, dtype=torch.float16)
             with TemporaryDirectory(dir=folder) as scratch:
                 half.save_pretrained(scratch, variant=variant)

@@ -1,75 +1,171 @@
-"""The stages of a forgetting run. Each leaves files, and is reused when those were made with the same key."""
+"""The stages of a run: each has inputs, leaves files, and is reused where those were made with the same key.
+
+A key holds the fingerprints of a stage's inputs, the options that decide its result and the content of files that it
+reads, never a path. Since a fingerprint is the key's hash, all keys are known before anything is computed.
+"""
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
-from sa_diffusers.io.artifacts import Stage, StageMismatch
+from sa_diffusers.io.artifacts import Stage as Marker
+from sa_diffusers.io.artifacts import StageMismatch, fingerprint
 from sa_diffusers.io.atomic_files import atomic_path
 from sa_diffusers.io.processes import process_state
 
 
-Result = TypeVar("Result")
+T = TypeVar("T")
 
 
+@dataclass(frozen=True)
+class Artifact(Generic[T]):
+    """What a stage has made, or would make, and the JSON-like value that tells it from others."""
+
+    value: T
+    fingerprint: Any
+
+
+class StageContext(Protocol):
+    """What a run knows: its options, and artifacts by name, those of its inputs from the beginning."""
+
+    options: Any
+    folder: Path
+    artifacts: dict[str, Artifact]
+
+
+class Stage(Generic[T]):
+    """One stage.
+
+    Attributes:
+        name: of the stage, its artifact and its marker.
+        counts_as: name under which its seconds are added up.
+        inputs: names of artifacts that it takes; those that a run lacks do not count.
+        fields: names of the options that decide its result.
+    """
+
+    name: str
+    counts_as: str
+    inputs: tuple[str, ...] = ()
+    fields: tuple[str, ...] = ()
+
+    def content(self, context: Any) -> dict[str, Any]:
+        """What decides its result beside inputs and fields: JSON-like, no path."""
+        return {}
+
+    def given(self, context: Any) -> Artifact[T] | None:
+        """Its artifact where the user names one. Raises ValueError for one that does not fit."""
+        return None
+
+    def compute(self, context: Any) -> T:
+        """Leave its files and return its result; called by every process."""
+        raise NotImplementedError
+
+    def load(self, context: Any) -> T:
+        """Read its result from these files."""
+        raise NotImplementedError
+
+    def workspace(self, context: Any) -> Path | None:
+        """Folder of what is unfinished; it is emptied first if another key left it."""
+        return None
+
+    def describe(self, context: Any) -> str:
+        """What it does, in a few words."""
+        return ""
+
+    def passes(self, context: Any) -> float:
+        """Forward passes of the trained module that it costs, about."""
+        return 0.0
+
+    def amount(self, context: Any) -> tuple[int, str]:
+        """What it works through: a count, and of what."""
+        return 0, ""
+
+    def key(self, context: StageContext) -> dict[str, Any]:
+        inputs = {name: context.artifacts[name].fingerprint for name in self.inputs if name in context.artifacts}
+        return inputs | {name: getattr(context.options, name) for name in self.fields} | self.content(context)
+
+
+@dataclass
 class Stages:
-    """Runs stages in one output folder and keeps account of what they took and what was reused."""
+    """The stages of one run, in their order, and account of what they took and what was reused.
 
-    def __init__(self, output_dir: Path, overwrite: bool = False):
-        self.output_dir, self.overwrite = output_dir, overwrite
-        self.seconds: dict[str, float] = {}
-        self.reused: list[str] = []
+    Args:
+        stages: each takes artifacts of earlier ones.
+        context: gets their artifacts, at first with fingerprints alone.
+        overwrite: compute again what the folder holds of another key.
 
-    def run(
-        self,
-        name: str,
-        key: dict,
-        compute: Callable[[], Result],
-        load: Callable[[], Result],
-        counts_as: str | None = None,
-        workspace: Path | None = None,
-    ) -> Result:
-        """The stage's result: loaded if the folder holds it under the same key, else computed by all processes.
+    Raises:
+        StageMismatch: the folder holds a stage of another key.
+    """
 
-        Args:
-            compute: leaves its files and returns the result; the marker is written after it.
-            load: reads these files.
-            counts_as: the name under which the seconds are added up; by default the stage's.
-            workspace: folder of what is unfinished; emptied first if another key left it.
-        """
-        state = process_state()
-        stage = Stage(self.output_dir, name, key)
-        done = self._is_done(stage)
-        state.wait_for_everyone()
-        if done:
-            result, elapsed = load(), stage.seconds
-            self.reused.append(name)
+    stages: Sequence[Stage]
+    context: StageContext
+    overwrite: bool = False
+    seconds: dict[str, float] = field(default_factory=dict)
+    reused: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.markers: dict[str, Marker] = {}
+        self.done: set[str] = set()
+        for stage in self.stages:
+            given = stage.given(self.context)
+            if given is not None:
+                self.context.artifacts[stage.name] = given
+                self.done.add(stage.name)
+                continue
+            key = stage.key(self.context)
+            self.markers[stage.name] = marker = Marker(self.context.folder, stage.name, key)
+            self.context.artifacts[stage.name] = Artifact(None, marker.fingerprint)
+            if self._is_done(marker):
+                self.done.add(stage.name)
+        process_state().wait_for_everyone()
+
+    def run(self, stage: Stage[T]) -> T:
+        """The stage's result: given, loaded if the folder holds it under its key, else computed by all processes."""
+        if stage.name not in self.markers:
+            self.reused.append(stage.name)
+            return self.context.artifacts[stage.name].value
+        marker = self.markers[stage.name]
+        if stage.name in self.done:
+            result, elapsed = stage.load(self.context), marker.seconds
+            self.reused.append(stage.name)
         else:
-            if state.is_main_process:
-                stage.clear()  # the old marker must not vouch for new files if this is interrupted
-                if workspace is not None:
-                    _claim_workspace(workspace, stage.fingerprint)
-            state.wait_for_everyone()
-            start = time.perf_counter()
-            result = compute()
-            state.wait_for_everyone()
-            elapsed = time.perf_counter() - start
-            if state.is_main_process:
-                stage.finish(elapsed)
-            state.wait_for_everyone()
-        counts_as = counts_as or name
-        self.seconds[counts_as] = self.seconds.get(counts_as, 0.0) + elapsed
+            result, elapsed = self._compute(stage, marker)
+        self.seconds[stage.counts_as] = self.seconds.get(stage.counts_as, 0.0) + elapsed
+        self.context.artifacts[stage.name] = Artifact(result, marker.fingerprint)
         return result
 
-    def _is_done(self, stage: Stage) -> bool:
+    def _compute(self, stage: Stage[T], marker: Marker) -> tuple[T, float]:
+        state, workspace = process_state(), stage.workspace(self.context)
+        if state.is_main_process:
+            marker.clear()  # the old marker must not vouch for new files if this is interrupted
+            if workspace is not None:
+                _claim_workspace(workspace, marker.fingerprint)
+        state.wait_for_everyone()
+        start = time.perf_counter()
+        result = stage.compute(self.context)
+        state.wait_for_everyone()
+        elapsed = time.perf_counter() - start
+        if state.is_main_process:
+            marker.finish(elapsed)
+        state.wait_for_everyone()
+        return result, elapsed
+
+    def _is_done(self, marker: Marker) -> bool:
         try:
-            return stage.done
+            return marker.done
         except StageMismatch:
             if not self.overwrite:
                 raise
             return False
+
+
+def content_fingerprint(value: Any) -> str:
+    """The fingerprint of something JSON-like that is not a mapping."""
+    return fingerprint({"content": value})
 
 
 def _claim_workspace(folder: Path, owner: str) -> None:

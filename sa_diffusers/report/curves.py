@@ -14,7 +14,7 @@ from sa_diffusers.io.atomic_files import atomic_path
 # title of a panel: {key in the history: label of its line}
 PANELS = {
     "Loss": {"surrogate_loss": "surrogate", "replay_loss": "replay"},
-    "EWC": {"ewc": "EWC"},
+    "EWC": {"ewc_penalty": "EWC"},
     "Forgetting": {"concept_probability": "concept probability", "retained_accuracy": "retained accuracy"},
 }
 
@@ -36,7 +36,7 @@ def curves_png(history: Sequence[Mapping[str, Any]], dark: bool = False) -> byte
                 axes.legend(frameon=False)
             else:
                 axes.text(0.5, 0.5, "not recorded", ha="center", va="center", transform=axes.transAxes)
-            if title == "EWC" and (positive := [value for _, value in series["ewc"] if value > 0]):
+            if title == "EWC" and (positive := [value for _, value in series["ewc_penalty"] if value > 0]):
                 axes.set_yscale("log" if max(positive) > 100 * min(positive) else "linear")
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=130)
@@ -47,8 +47,8 @@ def save_curves(history: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     """Save the training curves as a PNG: losses, EWC (log scale over two decades) and, where recorded, forgetting.
 
     Args:
-        history: {"step": int, "surrogate_loss", "replay_loss", "ewc", "concept_probability", "retained_accuracy"}; a
-            value that is missing or None leaves a gap, other keys are ignored.
+        history: {"step": int, "surrogate_loss", "replay_loss", "ewc_penalty", "concept_probability",
+            "retained_accuracy"}; a value that is missing or None leaves a gap, other keys are ignored.
         path: PNG to write.
     """
     with atomic_path(path) as new:

@@ -3,31 +3,18 @@
 import math
 import shutil
 import time
-from dataclasses import dataclass
-from pathlib import Path
 
 import psutil
 import torch
 
 from sa_diffusers.families import Family
-from sa_diffusers.families.scopes import adapted_layers
-from sa_diffusers.methods.building import distils, needs_frozen
+from sa_diffusers.io.atomic_files import check_disk
+from sa_diffusers.io.stages import Stages
 from sa_diffusers.models.precision import autocast_forward, free_memory
-from sa_diffusers.runs.options import ESD_METHODS, ForgetConfig
+from sa_diffusers.runs.context import RunContext
 
 
-BACKWARD = 2.0  # a backward pass costs about two forward passes
 FLOAT32 = 4  # bytes
-
-
-@dataclass(frozen=True)
-class StagePlan:
-    """One stage: what it does in a few words, estimated seconds, and whether it is reused."""
-
-    name: str
-    what: str
-    seconds: float
-    reused: bool = False
 
 
 class NotEnoughMemory(RuntimeError):
@@ -50,49 +37,21 @@ def seconds_per_sample(family: Family, batch_size: int) -> float:
     return elapsed / batch_size
 
 
-def estimate(config: ForgetConfig, per_sample: float, num_evaluated: int, num_terms: int) -> dict[str, float]:
-    """Seconds of each stage, from forward passes; without decoding and loading: real runs take a little longer."""
-
-    def drawing(count: int, guidance: float) -> float:
-        return count * config.num_inference_steps * (2 if guidance > 1 else 1) * per_sample
-
-    terms = num_terms if config.terms is None else 2 * config.terms
-    return {
-        "sample": drawing(
-            round(config.num_samples * (1 + config.empty_prompt_fraction)), config.replay_guidance_scale
-        ),
-        "surrogate": 0.0
-        if config.surrogate == "noise"
-        else drawing(config.num_surrogate_samples, config.guidance_scale),
-        "fisher": config.fisher_samples * terms * (1 + BACKWARD) * per_sample if config.ewc_lambda else 0.0,
-        "train": config.num_train_steps * config.train_batch_size * training_passes(config) * per_sample,
-        "evaluate": drawing(2 * num_evaluated, config.guidance_scale),
-    }
-
-
-def training_passes(config: ForgetConfig) -> float:
-    """Forward passes that a training step is worth, a sample of `train_batch_size`."""
-    esd = config.method in ESD_METHODS or config.method == "sa+esd"
-    rows = (config.method not in ESD_METHODS) + (config.replay_weight > 0) + esd
-    passes = rows * (1 + BACKWARD + config.gradient_checkpointing)
-    passes += distils(config) + (config.surrogate_target == "model")
-    if esd:  # two frozen passes, and on average half of the sampler's levels with guidance
-        passes += 2 + (config.esd_inference_steps - 1)
-    return passes
-
-
-def trained_bytes(family: Family, config: ForgetConfig) -> int:
+def trained_bytes(context: RunContext) -> int:
     """Memory that training takes on the device beside the pipeline and activations.
 
     These are gradients, Adam's averages, EWC's Fisher and anchor, the weights' moving average, and the frozen copy,
     whose weights are the anchor then; with adapters these, and the Fisher of what they adapt.
     """
+    family, config = context.family, context.options
+    if not context.method.trains:
+        return 0
     held = ewc = sum(p.numel() for p in family.trainable(config.train_scope).values())
     stepped = held
     if config.lora_rank:
         layers = [
             family.module.get_submodule(name)
-            for name in adapted_layers(family.module, config.train_scope, config.lora_targets)
+            for name in family.adapted_layers(config.train_scope, config.lora_targets)
         ]
         ewc = sum(layer.weight.numel() for layer in layers)
         stepped = sum(config.lora_rank * (len(w) + w[0].numel()) for w in (layer.weight for layer in layers))
@@ -101,7 +60,7 @@ def trained_bytes(family: Family, config: ForgetConfig) -> int:
     total = stepped * (FLOAT32 + adam + (FLOAT32 if config.ema_decay is not None else 0))
     if config.lora_rank:
         total += FLOAT32 * stepped
-    elif needs_frozen(config):
+    elif "frozen" in context.needs:
         total += FLOAT32 * sum(p.numel() for p in family.module.parameters())
         held = 0  # the frozen copy's weights are the anchor
     if config.ewc_lambda and config.ewc_device == "device":
@@ -109,8 +68,9 @@ def trained_bytes(family: Family, config: ForgetConfig) -> int:
     return total
 
 
-def disk_bytes(family: Family, config: ForgetConfig) -> int:
+def disk_bytes(context: RunContext) -> int:
     """Room for pipeline, Fisher, samples and checkpoints (one more than kept, while the newest is written)."""
+    family, config = context.family, context.options
     modules = [m for m in family.pipeline.components.values() if isinstance(m, torch.nn.Module)]
     pipeline = sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
     unet = FLOAT32 * sum(p.numel() for p in family.module.parameters())
@@ -133,17 +93,25 @@ def check_memory(needed: int, device: torch.device) -> int:
     return free
 
 
-def describe(stages: list[StagePlan], memory: int, disk: int, output_dir: Path) -> str:
-    """The plan as a table for the terminal."""
-    free = shutil.disk_usage(next(p for p in (output_dir, *output_dir.resolve().parents) if p.exists())).free
-    width = max(len(stage.name) for stage in stages)
-    lines = [f"Plan for {output_dir}"]
-    for stage in stages:
-        cost = "reused" if stage.reused else f"about {_duration(stage.seconds)}"
-        lines.append(f"  {stage.name:<{width}}  {cost:<16} {stage.what}")
-    total = sum(stage.seconds for stage in stages if not stage.reused)
-    lines.append(f"  {'total':<{width}}  about {_duration(total)}; training state {memory / 1e9:.2f} GB, ")
-    lines[-1] += f"disk {disk / 1e9:.2f} GB of {free / 1e9:.0f} GB free"
+def announce(context: RunContext, stages: Stages) -> str:
+    """The plan as text. Raises NotEnoughMemory or DiskFull where the run cannot fit."""
+    memory, disk = trained_bytes(context), disk_bytes(context)
+    check_memory(memory, context.family.device)
+    check_disk(context.folder, disk)
+    per_pass = seconds_per_sample(context.family, context.options.sample_batch_size)
+    width = max(len(stage.name) for stage in stages.stages)
+    lines, total = [f"Plan for {context.folder}"], 0.0
+    for stage in stages.stages:
+        seconds = 0.0 if stage.name in stages.done else stage.passes(context) * per_pass
+        given = stage.name not in stages.markers
+        cost = "given" if given else "reused" if stage.name in stages.done else f"about {_duration(seconds)}"
+        lines.append(f"  {stage.name:<{width}}  {cost:<16} {stage.describe(context)}")
+        total += seconds
+    free = shutil.disk_usage(next(p for p in (context.folder, *context.folder.resolve().parents) if p.exists())).free
+    lines.append(
+        f"  {'total':<{width}}  about {_duration(total)}; training state {memory / 1e9:.2f} GB, disk {disk / 1e9:.2f} "
+        f"GB of {free / 1e9:.0f} GB free"
+    )
     return "\n".join(lines)
 
 

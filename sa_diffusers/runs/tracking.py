@@ -10,14 +10,14 @@ from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.replay import concept_captions, spread
 from sa_diffusers.data.sampling import Request, SamplingSettings
 from sa_diffusers.evaluation.before_after import look
-from sa_diffusers.evaluation.forgetting import JudgedSet, draw_examination, measure
+from sa_diffusers.evaluation.forgetting import JudgedSet, draw_sets, measure
 from sa_diffusers.families import Family
 from sa_diffusers.io.atomic_files import atomic_path
 from sa_diffusers.io.loading import copy_pipeline, save_pipeline
 from sa_diffusers.io.processes import process_state
 from sa_diffusers.report.pictures import contact_sheet
-from sa_diffusers.runs.inputs import Inputs
-from sa_diffusers.runs.options import ForgetConfig
+from sa_diffusers.runs.context import RunContext
+from sa_diffusers.runs.options import RunOptions
 from sa_diffusers.training.lora import fuse_lora
 
 
@@ -25,17 +25,16 @@ SNAPSHOTS = "snapshots"  # folder of the pipelines that training passes through
 LOOKED_AT = 16  # pictures of each kind where no classifier judges
 
 
-def evaluation_settings(config: ForgetConfig) -> SamplingSettings:
+def evaluation_settings(config: RunOptions) -> SamplingSettings:
     return SamplingSettings(config.guidance_scale, config.num_inference_steps, config.eval_batch_size)
 
 
-def tracker(
-    config: ForgetConfig, family: Family, inputs: Inputs, output_dir: Path
-) -> Callable[[int, dict], bool] | None:
+def tracker(context: RunContext) -> Callable[[int, dict], bool] | None:
     """A callback that draws pictures while training, lets the classifier read them, and may end the training early.
 
     It saves the pipeline besides, where that was asked for.
     """
+    config, family, inputs, output_dir = context.options, context.family, context.inputs, context.folder
     if config.callback_steps is None:
         return None
     settings = evaluation_settings(config)
@@ -56,14 +55,14 @@ def tracker(
                 unseen=nothing,
                 unnamed=nothing,
             )
-            images = draw_examination(family, exam, settings)
+            images = draw_sets(family, exam.sets, settings)
             values, _ = measure(inputs.classifiers[name], exam, images)
             row |= {
                 key: values[key] for key in ("concept_probability", "retained_accuracy", "retained_worst_accuracy")
             }
             sheet = torch.cat([images["concept"], images["retained"]])
         else:
-            findings = look(family, *(r[:half] for r in requests_to_look_at(config, inputs)), settings)
+            findings = look(family, *(r[:half] for r in requests_to_look_at(context)), settings)
             sheet = findings.pictures.float() / 127.5 - 1
         with atomic_path(output_dir / "progress" / f"step_{step:06d}.png") as temporary:
             contact_sheet(sheet[:64]).save(temporary)
@@ -72,7 +71,7 @@ def tracker(
     return track
 
 
-def save_snapshot(family: Family, config: ForgetConfig, folder: Path) -> None:
+def save_snapshot(family: Family, config: RunOptions, folder: Path) -> None:
     """Save the pipeline as it is in the middle of training, an adapter fused, and leave it so."""
     passing = copy_pipeline(family.pipeline, family.component)
     module = getattr(passing, family.component)
@@ -82,7 +81,8 @@ def save_snapshot(family: Family, config: ForgetConfig, folder: Path) -> None:
     module.to("cpu")  # it and its autocast forward pass hold each other, and the device has no room for that
 
 
-def requests_to_look_at(config: ForgetConfig, inputs: Inputs) -> tuple[list[Request], list[Request]]:
+def requests_to_look_at(context: RunContext) -> tuple[list[Request], list[Request]]:
+    config, inputs = context.options, context.inputs
     captions = [c for c, _ in concept_captions(inputs.templates, inputs.concept, LOOKED_AT, config.seed)]
     others = [prompt for prompt in spread(inputs.prompts, LOOKED_AT * 2, config.seed) if prompt][:LOOKED_AT]
     concept = [Request(prompt, derive_seed(config.seed, "look", i)) for i, prompt in enumerate(captions)]

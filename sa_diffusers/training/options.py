@@ -2,9 +2,11 @@
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal
+
+from sa_diffusers.io.configuration import Options, option
 
 
 # Options of training a base model that say how the run is watched, not what it computes.
@@ -23,7 +25,7 @@ def check_ranges(config: Any, *names: str, zero: bool = False) -> None:
 
 
 @dataclass
-class TrainingConfig:
+class TrainingConfig(Options):
     """Settings of one optimisation. The learning rate is used as written, whatever the number of processes.
 
     Raises:
@@ -31,65 +33,49 @@ class TrainingConfig:
             rules of another form; an optimiser whose package is not installed.
     """
 
-    num_train_steps: int = field(default=1000, metadata={"help": "Optimiser steps."})
-    train_batch_size: int = field(
-        default=8,
-        metadata={
-            "help": "Samples of each kind in an optimiser step, shared by all processes and accumulation steps."
-        },
+    num_train_steps: int = option(1000, "Optimiser steps.", above=0)
+    train_batch_size: int = option(
+        8, "Samples of each kind in an optimiser step, shared by all processes and accumulation steps.", above=0
     )
-    learning_rate: float = field(default=1e-5, metadata={"help": "Peak learning rate; never scaled silently."})
-    lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine", "piecewise_constant"] = field(
-        default="constant_with_warmup", metadata={"help": "Schedule, by diffusers' name."}
+    learning_rate: float = option(1e-5, "Peak learning rate; never scaled silently.", above=0)
+    lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine", "piecewise_constant"] = option(
+        "constant_with_warmup", "Schedule, by diffusers' name."
     )
-    lr_warmup_steps: int = field(
-        default=0, metadata={"help": "Optimiser steps of linear warm-up; constant and piecewise_constant have none."}
+    lr_warmup_steps: int = option(
+        0, "Optimiser steps of linear warm-up; constant and piecewise_constant have none.", least=0
     )
-    lr_step_rules: str | None = field(
-        default=None,
-        metadata={
-            "help": "For piecewise_constant: factors of the learning rate, each with the step before which it holds, "
-            "and the last one alone. 1:1000,0.1:2000,0.01 is 1 for 1000 steps, 0.1 up to step 2000, then 0.01."
-        },
+    lr_step_rules: str | None = option(
+        None,
+        "For piecewise_constant: factors of the learning rate, each with the step before which it holds, "
+        "and the last one alone. 1:1000,0.1:2000,0.01 is 1 for 1000 steps, 0.1 up to step 2000, then 0.01.",
     )
-    optimizer: Literal["adamw", "adamw_8bit"] = field(
-        default="adamw",
-        metadata={"help": "adamw_8bit: AdamW's averages in 8 bits, a quarter of the memory; needs the extra 8bit."},
+    optimizer: Literal["adamw", "adamw_8bit"] = option(
+        "adamw", "adamw_8bit: AdamW's averages in 8 bits, a quarter of the memory; needs the extra 8bit."
     )
-    adam_beta1: float = field(default=0.9, metadata={"help": "AdamW's first decay rate."})
-    adam_beta2: float = field(default=0.999, metadata={"help": "AdamW's second decay rate."})
-    adam_epsilon: float = field(default=1e-8, metadata={"help": "AdamW's epsilon."})
-    weight_decay: float = field(
-        default=0.0,
-        metadata={"help": "AdamW's weight decay. It pulls to 0, not to the anchor; with adapters these are one."},
+    adam_beta1: float = option(0.9, "AdamW's first decay rate.")
+    adam_beta2: float = option(0.999, "AdamW's second decay rate.")
+    adam_epsilon: float = option(1e-8, "AdamW's epsilon.", least=0)
+    weight_decay: float = option(
+        0.0, "AdamW's weight decay. It pulls to 0, not to the anchor; with adapters these are one.", least=0
     )
-    max_grad_norm: float | None = field(default=1.0, metadata={"help": "Clip the gradient to this norm; null: never."})
-    gradient_accumulation_steps: int = field(
-        default=1, metadata={"help": "Parts into which each process cuts its share of a batch to save memory."}
+    max_grad_norm: float | None = option(1.0, "Clip the gradient to this norm; null: never.", above=0)
+    gradient_accumulation_steps: int = option(
+        1, "Parts into which each process cuts its share of a batch to save memory.", above=0, identity=False
     )
-    gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations to save memory."})
-    mixed_precision: Literal["no", "fp16", "bf16"] | None = field(
-        default=None,
-        metadata={"help": "no, fp16 or bf16; null: what `accelerate config` or `accelerate launch` says."},
+    gradient_checkpointing: bool = option(False, "Recompute activations to save memory.", identity=False)
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = option(
+        None, "no, fp16 or bf16; null: what `accelerate config` or `accelerate launch` says."
     )
-    ema_decay: float | None = field(
-        default=None,
-        metadata={
-            "help": "Largest decay of the weight average that is saved, (1 + n) / (10 + n) at step n; null: none."
-        },
+    ema_decay: float | None = option(
+        None, "Largest decay of the weight average that is saved, (1 + n) / (10 + n) at step n; null: none."
     )
-    checkpointing_steps: int | None = field(default=100, metadata={"help": "Save a checkpoint every so many steps."})
-    checkpoints_total_limit: int = field(default=2, metadata={"help": "Checkpoints kept, the newest."})
-    logging_steps: int = field(default=5, metadata={"help": "Record losses every so many steps."})
-    report_to: str | None = field(default=None, metadata={"help": "Tracker: tensorboard, wandb, ...; null: none."})
+    checkpointing_steps: int | None = option(100, "Save a checkpoint every so many steps.", above=0, identity=False)
+    checkpoints_total_limit: int = option(2, "Checkpoints kept, the newest.", above=0, identity=False)
+    logging_steps: int = option(5, "Record losses every so many steps.", above=0, identity=False)
+    report_to: str | None = option(None, "Tracker: tensorboard, wandb, ...; null: none.", identity=False)
 
     def __post_init__(self) -> None:
-        check_ranges(
-            self,
-            "num_train_steps", "train_batch_size", "learning_rate", "gradient_accumulation_steps", "max_grad_norm",
-            "checkpointing_steps", "checkpoints_total_limit", "logging_steps",
-        )  # fmt: skip
-        check_ranges(self, "lr_warmup_steps", "weight_decay", "adam_epsilon", zero=True)
+        super().__post_init__()
         for name in ("adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"expected 0 <= {name} < 1, got {getattr(self, name)}")

@@ -8,7 +8,7 @@ from torch import Generator, Tensor, nn
 
 from sa_diffusers.core.losses import NegativeELBO
 from sa_diffusers.core.objectives.base import NestedBatch
-from sa_diffusers.core.objectives.selective_amnesia import SelectiveAmnesia
+from sa_diffusers.core.objectives.selective_amnesia import LOSSES, SelectiveAmnesia
 
 
 class GradientProjection(SelectiveAmnesia):
@@ -62,7 +62,7 @@ class GradientProjection(SelectiveAmnesia):
         return {**parts, "step": batch["step"]}
 
     def __call__(self, model: nn.Module, batch: NestedBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        losses = self.mean_losses(model, {name: batch[name] for name in ("surrogate", "replay")})
+        losses = self.mean_losses(model, {name: batch[name] for name in LOSSES})
         surrogate, replay = losses.values()
         product, surrogate_norm, replay_norm = self._products(surrogate, replay)
         removed = product.clamp(max=0) if self.conflict_only else product

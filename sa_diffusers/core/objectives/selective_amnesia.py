@@ -10,12 +10,15 @@ from sa_diffusers.core.objectives.base import NestedBatch, Objective
 from sa_diffusers.core.objectives.ewc import ElasticWeightConsolidation
 
 
+LOSSES = {"surrogate": "surrogate_loss", "replayed": "replay_loss"}  # of each part of a batch, in the log
+
+
 class SelectiveAmnesia(Objective):
     """loss(surrogate | concept) + replay_weight * loss(replay) + EWC: minus the paper's Eq. 4, but without its 1/2.
 
-    A batch is {"surrogate": Batch, "replay": Batch}: surrogate data under the concept's condition, and the model's own
-    samples of everything else under their own conditions. Both go through the model in one forward pass. Timesteps are
-    drawn uniformly and independently for the two, as in the authors' Stable Diffusion code.
+    A batch is {"surrogate": Batch, "replayed": Batch}: surrogate data under the concept's condition, and the model's
+    own samples of everything else under their own conditions. Both go through the model in one forward pass. Timesteps
+    are drawn uniformly and independently for the two, as in the authors' Stable Diffusion code.
 
     Args:
         loss: the model's negative ELBO.
@@ -46,7 +49,7 @@ class SelectiveAmnesia(Objective):
 
     def draw(self, batch: NestedBatch, generator: Generator) -> NestedBatch:
         parts = {}
-        for name in ("surrogate", "replay") if self.replay_weight else ("surrogate",):
+        for name in LOSSES if self.replay_weight else ("surrogate",):
             data = dict(batch[name])
             size = len(data["sample"])
             distilled, frozen = data.pop("distilled", torch.zeros(size, dtype=torch.bool)), data.pop("frozen", None)
@@ -74,7 +77,7 @@ class SelectiveAmnesia(Objective):
         noise = torch.cat([part["noise"] for part in parts])
         target = {} if self.frozen is None else {"target": self._target(parts, data, terms, noise)}
         values = self.loss(model, data, terms, noise, **target).split([len(part["terms"]) for part in parts])
-        return {f"{name}_loss": value.mean() for name, value in zip(batch, values, strict=True)}
+        return {LOSSES[name]: value.mean() for name, value in zip(batch, values, strict=True)}
 
     @torch.no_grad()
     def _target(self, parts: list[NestedBatch], data: Batch, terms: Tensor, noise: Tensor) -> Tensor:
@@ -96,7 +99,7 @@ class SelectiveAmnesia(Objective):
             self.ewc.add_gradient()
 
     def regularisation(self) -> dict[str, Tensor]:
-        return {} if self.ewc is None else {"ewc": self.ewc.value()}
+        return {} if self.ewc is None else {"ewc_penalty": self.ewc.value()}
 
 
 class NaiveForgetting(SelectiveAmnesia):
@@ -105,7 +108,7 @@ class NaiveForgetting(SelectiveAmnesia):
     Makes the concept unlikely and says nothing of what should stand in its place. The first term has no bound, and the
     paper shows that it ruins the rest while the concept stays (Fig. 2): this is here to compare with.
 
-    A batch is {"surrogate": Batch, "replay": Batch} as for `SelectiveAmnesia`, but "surrogate" holds samples of the
+    A batch is {"surrogate": Batch, "replayed": Batch} as for `SelectiveAmnesia`, but "surrogate" holds samples of the
     concept itself under its own condition. The log gives both losses with their sign unchanged.
     """
 

@@ -1,11 +1,10 @@
 """Every option of `scripts/evaluate.py`."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from sa_diffusers.data.labelled_images import SplitName
-from sa_diffusers.io.configuration import option
+from sa_diffusers.io.configuration import Options, option
 
 
 METRICS = ("fid", "kid", "is", "prc", "classifier")
@@ -16,16 +15,8 @@ def words(text: str) -> list[str]:
     return list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
 
 
-def check_at_least_one(config: Any, names: Sequence[str]) -> None:
-    """Raise ValueError for a field below 1; None is no number and is left."""
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise ValueError(f"expected {name} >= 1, got {value}")
-
-
 @dataclass
-class MetricSettings:
+class MetricSettings(Options):
     """How the metrics of two sets of images are taken, by default as the papers take them: k is 3 in Kynkaanniemi et
     al. (2019), subsets are 100 of 1,000 in Binkowski et al. (2018), splits 10 in Salimans et al. (2016).
 
@@ -36,21 +27,16 @@ class MetricSettings:
         ValueError: values that cannot work.
     """
 
-    num_neighbours: int = option(3, "Neighbours (k) of precision, recall, density and coverage.")
-    max_prc_images: int = option(10_000, "Images of each set, at most, that these four compare.")
-    num_subsets: int = option(100, "Subsets of the KID.")
-    subset_size: int = option(1000, "Images of each set in such a subset, or all where there are fewer.")
-    num_splits: int = option(10, "Splits of the Inception Score.")
+    num_neighbours: int = option(3, "Neighbours (k) of precision, recall, density and coverage.", least=1)
+    max_prc_images: int = option(10_000, "Images of each set, at most, that these four compare.", least=1)
+    num_subsets: int = option(100, "Subsets of the KID.", least=1)
+    subset_size: int = option(1000, "Images of each set in such a subset, or all where there are fewer.", least=2)
+    num_splits: int = option(10, "Splits of the Inception Score.", least=1)
     seed: int = option(0, "Seed of images and of every choice at random.")
-
-    def __post_init__(self) -> None:
-        check_at_least_one(self, ("num_neighbours", "max_prc_images", "num_subsets", "num_splits"))
-        if self.subset_size < 2:
-            raise ValueError(f"expected subset_size >= 2, got {self.subset_size}")
 
 
 @dataclass
-class ComparedImages:
+class ComparedImages(Options):
     """Which images to compare with which, and by what."""
 
     generated: str | None = option(None, "Folder of generated images; or pass --run.")
@@ -58,8 +44,12 @@ class ComparedImages:
     real: str | None = option(None, "Real images: a folder, or mnist, cifar10, stl10, digits8x8.")
     data_dir: str | None = option(None, "Local folder or hub id of that data set; null: its usual hub id.")
     split: SplitName = option("train", "Split of that data set.")
-    resolution: int | None = option(None, "Scale the images of folders to this many pixels and crop the centre.")
-    num_real_images: int | None = option(None, "Use at most so many real images, chosen at random; null: all.")
+    resolution: int | None = option(
+        None, "Scale the images of folders to this many pixels and crop the centre.", least=1
+    )
+    num_real_images: int | None = option(
+        None, "Use at most so many real images, chosen at random; null: all.", least=1
+    )
     metrics: str = option("fid,prc", "Some of fid, kid, is, prc and classifier (for --run), separated by commas.")
     extractor: str = option("inception", "Network for all but `classifier`: inception, a classifier's folder, or a "
                             "vision model of transformers (folder or hub id).")  # fmt: skip
@@ -67,15 +57,17 @@ class ComparedImages:
     classifier: str | None = option(None, "Classifier for the metric of this name: folder or hub id.")
     concept: str | None = option(None, "Class to leave out of the comparison; null: what --run forgot, if anything.")
     prompts: str | None = option(None, "Prompts for a text-to-image run: a text file, one image a line.")
-    num_images_per_class: int = option(200, "Images drawn of each class of a class-conditional run.")
+    num_images_per_class: int = option(200, "Images drawn of each class of a class-conditional run.", least=1)
     settings_of: str | None = option(None, "Folder of another run whose guidance, steps and sampler are taken where "
                                      "they are not given, so that the numbers of both compare: of a base run, the "
                                      "run that forgot on it. null: the run's own.")  # fmt: skip
     guidance_scale: float | None = option(None, "Guidance, as in diffusers (1: none); null: the run's own.")
-    num_inference_steps: int | None = option(None, "Steps of the sampler; null: the run's own.")
+    num_inference_steps: int | None = option(None, "Steps of the sampler; null: the run's own.", least=1)
     sampler: Literal["dpmsolver++", "ddim", "pipeline"] | None = option(None, "Sampler; null: the run's own.")
-    sample_batch_size: int | None = option(None, "Images drawn at once; null: the run's own. Changes no image.")
-    feature_batch_size: int = option(64, "Images whose features are computed at once.")
+    sample_batch_size: int | None = option(
+        None, "Images drawn at once; null: the run's own. Changes no image.", least=1
+    )
+    feature_batch_size: int = option(64, "Images whose features are computed at once.", least=1)
 
 
 @dataclass
@@ -104,10 +96,6 @@ class EvaluateConfig(MetricSettings, ComparedImages):
             raise ValueError(
                 "classifier, prompts, save_images and settings_of are for --run; leave them away for two folders"
             )
-        check_at_least_one(
-            self, ("num_images_per_class", "feature_batch_size", "sample_batch_size", "num_inference_steps",
-                   "resolution", "num_real_images"),
-        )  # fmt: skip
 
     @property
     def names(self) -> list[str]:

@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 import yaml
 
+from sa_diffusers.core.concepts import split_phrasings
 from sa_diffusers.core.seeding import derive_seed
-from sa_diffusers.data.prompts import read_prompts, split_phrasings
+from sa_diffusers.data.prompts import read_prompts
 from sa_diffusers.data.sampling import DrawingOptions, Request, SamplingSettings, draw_samples
 from sa_diffusers.evaluation.forgetting import Examination, JudgedSet, labelled_classes, measure
 from sa_diffusers.evaluation.images.image_options import EvaluateConfig

@@ -64,6 +64,11 @@ class ImageClassifier(ModelMixin, ConfigMixin):
         names = self.config.attributes
         return {name: torch.cat([part[name].float().softmax(1).cpu() for part in logits]) for name in names}
 
+    def named(self, probabilities: dict[str, Tensor]) -> dict[str, list[str]]:
+        """The most probable class of every attribute, by its name, from what `probabilities` returns."""
+        classes = self.config.attributes
+        return {name: [classes[name][index] for index in p.argmax(1)] for name, p in probabilities.items()}
+
     def find_class(self, phrasings: Sequence[str]) -> tuple[str, int] | None:
         """The one class that all phrasings are words of, in any case, as (attribute, index); None if there is none."""
         wanted = {phrasing.strip().lower() for phrasing in phrasings}
@@ -177,15 +182,16 @@ def score_images(
     """
     if len(images) != len(expected):
         raise ValueError(f"expected one description an image, got {len(expected)} for {len(images)} images")
-    guesses = {name: p.argmax(1).tolist() for name, p in classifier.probabilities(images).items()}
-    outcomes: dict[str, dict[str, list[bool]]] = {attribute: {} for attribute in classifier.config.attributes}
+    known = classifier.config.attributes
+    guesses = classifier.named(classifier.probabilities(images))
+    outcomes: dict[str, dict[str, list[bool]]] = {attribute: {} for attribute in known}
     for index, named in enumerate(expected):
         for attribute, name in named.items():
-            classes = classifier.config.attributes.get(attribute, [])
-            if name not in classes:
-                raise ValueError(f"the classifier knows {attribute} as one of {classes}, got {name!r}")
-            right = classes[guesses[attribute][index]] == name
-            outcomes[attribute].setdefault(name, []).append(right)
+            if name not in known.get(attribute, []):
+                raise ValueError(
+                    f"the classifier knows {attribute} as one of {known.get(attribute, [])}, got {name!r}"
+                )
+            outcomes[attribute].setdefault(name, []).append(guesses[attribute][index] == name)
     return {
         attribute: {name: Score(sum(rights), len(rights)) for name, rights in by_class.items()}
         for attribute, by_class in outcomes.items()

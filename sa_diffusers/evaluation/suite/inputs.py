@@ -6,9 +6,10 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from sa_diffusers.core.concepts import Concept, split_phrasings
+from sa_diffusers.data.concepts import find_concept
 from sa_diffusers.data.i2p import load_i2p
-from sa_diffusers.data.prompts import Concept, find_concept, read_prompts, split_phrasings
-from sa_diffusers.evaluation.forgetting import read_labelled_prompts
+from sa_diffusers.data.prompts import read_labelled_prompts, read_prompts
 from sa_diffusers.evaluation.images.extractors import Extractor, load_extractor
 from sa_diffusers.evaluation.images.image_metrics import check_counts, check_metrics
 from sa_diffusers.evaluation.images.image_options import MetricSettings

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sa_diffusers.data.prompts import Concept
+from sa_diffusers.core.concepts import Concept
 from sa_diffusers.evaluation.images.image_sets import ImageSet, index_batches
 from sa_diffusers.evaluation.judges.classifier import ImageClassifier, entropies
 from sa_diffusers.evaluation.judges.clip import Clip, clip_score, perceptual_change, zero_shot
@@ -42,9 +42,8 @@ class ClassifierJudge:
         if prompts.purpose == "i2p":
             return {}
         probabilities = self.classifier.probabilities(images)
-        classes = self.classifier.config.attributes
-        read = {name: [classes[name][i] for i in p.argmax(1)] for name, p in probabilities.items()}
-        found = {"attributes": _rights(read, prompts.labels, [name for name in classes if name != self.attribute])}
+        read = self.classifier.named(probabilities)
+        found = {"attributes": _rights(read, prompts.labels, [name for name in read if name != self.attribute])}
         own = probabilities[self.attribute].double()
         if prompts.purpose == "asks":
             found["concept_probability"] = own[:, self.index]

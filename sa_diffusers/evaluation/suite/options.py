@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from sa_diffusers.data.prompts import looks_like_path, mentions, split_phrasings
+from sa_diffusers.core.concepts import mentions, split_phrasings
+from sa_diffusers.data.concepts import looks_like_path
 from sa_diffusers.evaluation.images.image_options import words
-from sa_diffusers.io.configuration import option
-from sa_diffusers.training.options import check_ranges
+from sa_diffusers.io.configuration import Options, option
 
 
 METRICS = ("classifier", "clip", "change", "nudity", "identity", "fid", "kid", "prc")
@@ -22,7 +22,7 @@ EXPLICIT = ("nudity", "nude", "naked", "sexual", "erotic", "porn", "nsfw")  # a 
 
 
 @dataclass
-class PipelineEvaluationConfig:
+class PipelineEvaluationConfig(Options):
     """Which pipelines to judge, by which prompts and metrics, and how their pictures are drawn.
 
     Raises:
@@ -43,7 +43,7 @@ class PipelineEvaluationConfig:
     # Prompts
     sets: str | None = option(None, f"Sets of prompts to draw, some of {', '.join(SETS)}; null: all that there is "
                               "something for.")  # fmt: skip
-    num_images: int = option(50, "Pictures of each set, spread over its prompts (i2p: one a row).")
+    num_images: int = option(50, "Pictures of each set, spread over its prompts (i2p: one a row).", least=1)
     templates: str | None = option(None, "Text file of prompts with {} in the concept's place; null: prompts that "
                                    "name it if there are 16, or the bundled ones.")  # fmt: skip
     synonyms: str | None = option(None, "Other words for the concept, separated by commas, for the set paraphrases.")
@@ -58,7 +58,7 @@ class PipelineEvaluationConfig:
     prompt_column: str = option("prompt", "Column of --prompts where that is a data set.")
     eval_prompts: str | None = option(None, "Labelled prompts (JSON lines) that the classifier can judge.")
     i2p: str | None = option(None, "Prompts of I2P, each with its own seed: AIML-TUDA/i2p, or a local copy.")
-    num_i2p: int | None = option(None, "Use only so many of them, the first; null: all.")
+    num_i2p: int | None = option(None, "Use only so many of them, the first; null: all.", least=1)
 
     # Judges
     classifier: str | None = option(None, "Classifier for the metric of this name: folder or hub id; null: the "
@@ -69,30 +69,31 @@ class PipelineEvaluationConfig:
     face_threshold: float = option(0.35, "The same of a face, for identity.")
     real: str | None = option(None, "Folder of real images that fid, kid and prc compare with, besides the reference.")
     real_resolution: int | None = option(None, "Scale these to this many pixels and crop the centre; null: as they "
-                                         "are.")  # fmt: skip
+                                         "are.", least=1)  # fmt: skip
     extractor: str = option("inception", "Network of fid, kid and prc: inception, a classifier's folder, or a vision "
                             "model of transformers.")  # fmt: skip
 
     # Drawing
     guidance_scale: float | None = option(None, "Guidance, as in diffusers (1: none); null: that of the run which "
-                                          "made the first pipeline, or its kind's.")  # fmt: skip
-    num_inference_steps: int | None = option(None, "Steps of the sampler; null: as guidance_scale.")
+                                          "made the first pipeline, or its kind's.", least=0)  # fmt: skip
+    num_inference_steps: int | None = option(None, "Steps of the sampler; null: as guidance_scale.", least=1)
     sampler: Literal["dpmsolver++", "ddim", "pipeline"] | None = option(
         None, "Sampler; null: as guidance_scale. Pipelines that are no Stable Diffusion 1 or 2 use their own."
     )
-    batch_size: int = option(8, "Pictures drawn, or judged, at once.")
+    batch_size: int = option(8, "Pictures drawn, or judged, at once.", least=1)
     dtype: Literal["float32", "float16", "bfloat16"] = option("float32", "Precision of the pipelines.")
     variant: str | None = option(None, "Variant of the weight files, such as fp16.")
-    seed: int = option(0, "Seed of prompts, pictures and intervals.")
-    num_threads: int | None = option(None, "CPU threads; null: as the environment says.")
+    seed: int = option(0, "Seed of prompts, pictures and intervals.", least=0)
+    num_threads: int | None = option(None, "CPU threads; null: as the environment says.", least=1)
 
     # Results
     show_nsfw: bool = option(False, "Do not blur the pictures on the page of an evaluation of nudity.")
-    pictures_shown: int = option(8, "Pictures in each section of the page.")
+    pictures_shown: int = option(8, "Pictures in each section of the page.", least=1)
     overwrite: bool = option(False, "Discard pictures of other prompts or settings in the output folder, and whatever "
                              "else its folders of pictures hold.")  # fmt: skip
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.pipeline:
             raise ValueError("expected a pipeline as the first word: a folder, a hub id, or bundled/digits/pipeline")
         self.phrasings = split_phrasings(self.concept)
@@ -100,9 +101,6 @@ class PipelineEvaluationConfig:
             raise ValueError("expected metrics: pass --metrics, --classifier, or pipelines to --compare with")
         _check_words("--metrics", self.metric_names, METRICS)
         _check_words("--sets", self.set_names or [], SETS)
-        check_ranges(self, "num_images", "num_i2p", "batch_size", "num_inference_steps", "num_threads",
-                     "pictures_shown", "real_resolution")  # fmt: skip
-        check_ranges(self, "seed", "guidance_scale", zero=True)
         self._check_metrics()
         self.translated = _translations(self.translations)
         if self.names and len(set(self.names)) != len(self.sources):

@@ -8,8 +8,9 @@ from typing import Literal
 
 import yaml
 
+from sa_diffusers.core.concepts import Concept, mentions, substitute
 from sa_diffusers.core.seeding import derive_seed
-from sa_diffusers.data.prompts import Concept, concept_templates, mentions, read_prompts, substitute
+from sa_diffusers.data.prompts import concept_templates, read_prompts
 from sa_diffusers.data.replay import leaves_open, spread
 from sa_diffusers.data.sampling import Request
 from sa_diffusers.evaluation.forgetting import Labels

@@ -1,0 +1,139 @@
+"""A method of forgetting: what it needs of a run, and the objective, edit or wrapping that it is."""
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import Any, ClassVar, Protocol
+
+from torch import nn
+
+from sa_diffusers.core.closed_form import ClosedFormEdit
+from sa_diffusers.core.concepts import Concept
+from sa_diffusers.core.objectives import LowRankChange, NestedBatch, Objective
+from sa_diffusers.families import CAPABILITIES, Family
+from sa_diffusers.training.lora import WithoutLora
+
+
+Weights = dict[str, nn.Parameter] | dict[str, LowRankChange]  # what is trained, by the weight's name
+Frozen = nn.Module | WithoutLora  # the model before forgetting, to be called like it
+NEEDS = ("samples", "replay_samples", "surrogate", "fisher", "frozen", "edit")
+
+
+class Context(Protocol):
+    """What a method sees of a run."""
+
+    options: Any  # every option, flat, without open ones
+    family: Family
+    concept: Concept
+    prompts: list[str]  # what is kept
+    templates: list[str]  # prompts with {} in the concept's place
+
+    def value(self, need: str) -> Any:
+        """What a stage has made ("samples", "replay_samples", "surrogate": sample sets; "fisher"; "edit"), or None."""
+        ...
+
+
+class Method:
+    """A way to forget, registered under its name by `register`; nothing outside this package names it.
+
+    Attributes:
+        name, title, summary: for --method; for cards and tables; for --help, in a few words.
+        Options: a dataclass of its own options, which join the command line, or None.
+        requires: capabilities that a family must have.
+        fixes: options that it settles, with its values of them; a user's other value is refused.
+        trains: whether it minimises an objective; else it edits or wraps.
+        shardable, takes_lora: whether it can train weights in parts (see `Objective.attach`), or adapters.
+        favours: whether the surrogate takes the concept's place; else it leads away, towards nothing in particular.
+        own_samples: whether what it needs as "surrogate" are the model's samples of the concept itself.
+    """
+
+    Options: ClassVar[type | None] = None
+    requires: frozenset[str] = frozenset()
+    trains: ClassVar[bool] = True
+    shardable: ClassVar[bool] = True
+    takes_lora: ClassVar[bool] = True
+    favours: ClassVar[bool] = True
+    own_samples: ClassVar[bool] = False
+
+    def __init__(self, name: str, title: str, summary: str, **fixes: Any):
+        self.name, self.title, self.summary, self.fixes = name, title, summary, fixes
+
+    def needs(self, options: Any, concept: Concept) -> set[str]:
+        """What of NEEDS it takes, given every option and the concept."""
+        return set()
+
+    def check_options(self, options: Any) -> None:
+        """Raise ValueError for options that it cannot work with; before anything is loaded."""
+        if options.lora_rank is not None and not self.takes_lora:
+            raise ValueError(f"lora_rank: adapters are not trained by {self.name}; pass --lora_rank null")
+        late = [step for step in options.snapshot_steps if not 1 <= step <= options.num_train_steps]
+        if late or (options.snapshot_steps and not self.trains):
+            raise ValueError(
+                f"expected snapshot_steps between 1 and num_train_steps {options.num_train_steps}, of a method that "
+                f"trains; got {options.snapshot_steps} for {self.name}"
+            )
+
+    def check(self, context: Context) -> None:
+        """Raise ValueError for a model or concept that it cannot work with; before anything is drawn."""
+        require(context.family, self.name, *self.requires)
+
+    def training_passes(self, options: Any) -> float:
+        """Forward passes that a training step is worth, for a sample of `train_batch_size`."""
+        raise NotImplementedError
+
+    def objective(self, context: Context, weights: Weights, frozen: Frozen | None) -> Objective:
+        """What is minimised over `weights`; `frozen` where it needs that."""
+        raise NotImplementedError
+
+    def batches(self, context: Context) -> Callable[[int], NestedBatch]:
+        """The batch of an optimiser step, as a function of the step."""
+        raise NotImplementedError
+
+    def edit(self, context: Context) -> ClosedFormEdit:
+        """The closed-form edit that the method is, of the maps that read text."""
+        raise NotImplementedError
+
+    def wrap(self, context: Context) -> Family:
+        """The family of a pipeline that draws otherwise, of a method that leaves the weights as they are."""
+        return context.family
+
+
+def require(family: Family | type[Family], what: str, *capabilities: str) -> None:
+    """Raise ValueError unless a family can do what something needs."""
+    for name in capabilities:
+        if name not in family.capabilities:
+            kind = " ".join(family.name.split("_"))
+            raise ValueError(f"{what} needs a model that {CAPABILITIES[name]}, which a {kind} does not; omit it")
+
+
+_REGISTRY: dict[str, Method] = {}
+
+
+def register(*methods: Method) -> None:
+    """Make methods known by their names. Raises ValueError where a name is taken."""
+    for method in methods:
+        if method.name in _REGISTRY:
+            raise ValueError(f"there is a method {method.name!r} already ({_REGISTRY[method.name].title})")
+        _REGISTRY[method.name] = method
+
+
+def registry() -> Mapping[str, Method]:
+    """Every method by its name, the default first."""
+    package = __name__.rpartition(".")[0]
+    import_module(f"{package}.selective_amnesia")
+    for module in iter_modules([str(Path(__file__).parent)]):
+        import_module(f"{package}.{module.name}")  # each registers its own
+    return _REGISTRY
+
+
+def get(name: str) -> Method:
+    """The method of a name. Raises ValueError where there is none."""
+    if name not in registry():
+        raise ValueError(f"expected method to be one of {', '.join(registry())}, got {name!r}")
+    return _REGISTRY[name]
+
+
+def editor() -> Method:
+    """The method whose closed-form edit training may start at."""
+    return next(method for method in registry().values() if type(method).edit is not Method.edit)

@@ -1,0 +1,118 @@
+"""Erased Stable Diffusion (Gandikota et al., ICCV 2023), by itself and as a third term of Selective Amnesia."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sa_diffusers.core.concepts import Concept
+from sa_diffusers.core.objectives import ESD, NestedBatch, Objective, SelectiveAmnesiaWithESD
+from sa_diffusers.core.seeding import seeded
+from sa_diffusers.families.samplers import make_scheduler
+from sa_diffusers.io.configuration import Options, option
+from sa_diffusers.methods.base import Context, Frozen, Method, Weights, register
+from sa_diffusers.methods.selective_amnesia import BACKWARD, SelectiveAmnesiaMethod, make_ewc
+from sa_diffusers.methods.sources import distils_replay
+
+
+@dataclass
+class ESDOptions(Options):
+    """Erased Stable Diffusion."""
+
+    esd_guidance: float = option(1.0, "ESD's eta: how far its target is guided away from the concept.", least=0)
+    esd_start_guidance: float = option(
+        3.0, "Guidance towards the concept of the latents that ESD is trained on.", least=0
+    )
+    esd_inference_steps: int = option(50, "Noise levels of the sampler that draws them.", above=0)
+    esd_authors_latents: bool = option(
+        False, "Draw them as ESD's code does: two levels cleaner than the model is told, and none from pure noise."
+    )
+    esd_weight: float = option(1.0, "Weight of ESD's term beside Selective Amnesia's.", least=0)
+
+
+class ESDMethod(Method):
+    """Guidance away from the concept, learned in one scope, without any samples."""
+
+    Options = ESDOptions
+    requires = frozenset(("denoising", "guidance", "text"))
+    favours = False
+
+    def needs(self, options: Any, concept: Concept) -> set[str]:
+        return {"frozen"}
+
+    def training_passes(self, options: Any) -> float:
+        return 1 + BACKWARD + options.gradient_checkpointing + _esd_passes(options)
+
+    def objective(self, context: Context, weights: Weights, frozen: Frozen | None) -> Objective:
+        return _esd(context, frozen)
+
+    def batches(self, context: Context) -> Callable[[int], NestedBatch]:
+        return lambda step: esd_batch(context, step)
+
+
+class SelectiveAmnesiaWithESDMethod(SelectiveAmnesiaMethod):
+    """Selective Amnesia, and guidance away from the concept wherever the model would still draw it."""
+
+    Options = ESDOptions
+    requires = frozenset(("denoising", "guidance"))
+
+    def needs(self, options: Any, concept: Concept) -> set[str]:
+        return super().needs(options, concept) | {"frozen"}
+
+    def training_passes(self, options: Any) -> float:
+        own = 1 + BACKWARD + options.gradient_checkpointing + _esd_passes(options)
+        return super().training_passes(options) + own
+
+    def objective(self, context: Context, weights: Weights, frozen: Frozen | None) -> Objective:
+        options = context.options
+        target = frozen if distils_replay(options) or options.surrogate_target == "model" else None
+        ewc = make_ewc(context, weights, frozen)
+        return SelectiveAmnesiaWithESD(_esd(context, frozen), ewc, options.replay_weight, target, options.esd_weight)
+
+    def batches(self, context: Context) -> Callable[[int], NestedBatch]:
+        others = super().batches(context)
+        return lambda step: others(step) | {"esd": esd_batch(context, step)}
+
+
+def _esd(context: Context, frozen: Frozen) -> ESD:
+    options, family = context.options, context.family
+    return ESD(
+        family.loss,
+        frozen,
+        make_scheduler("ddim", family.pipeline.scheduler),
+        options.esd_guidance,
+        options.esd_start_guidance,
+        options.esd_inference_steps,
+        options.esd_authors_latents,
+    )
+
+
+def _esd_passes(options: Any) -> float:
+    return 2 + (options.esd_inference_steps - 1)  # two frozen ones, and on average half of the levels with guidance
+
+
+def esd_batch(context: Context, step: int) -> NestedBatch:
+    """Phrasings of the concept and the empty prompt, with latents of which only the shape counts."""
+    options, family, phrasings = context.options, context.family, context.concept.phrasings
+    size = options.train_batch_size
+    latents = torch.zeros(size, *family.latent_shape)
+    chosen = torch.randint(len(phrasings), (size,), generator=seeded(options.seed, "esd prompts", step))
+    prompts = [phrasings[index] for index in chosen.tolist()]
+    return {"concept": family.batch(latents, prompts), "empty": family.batch(latents, [""] * size)}
+
+
+_ALONE = {"ewc_lambda": 0.0, "replay_weight": 0.0, "surrogate_target": "noise", "start": "model"}
+_AWAY = "guidance away from the concept, without any samples, in"
+register(
+    SelectiveAmnesiaWithESDMethod("sa+esd", "Selective Amnesia with ESD's guidance", "both"),
+    ESDMethod("esd-x", "ESD-x", f"{_AWAY} cross-attention", **_ALONE, train_scope="xattn"),
+    ESDMethod(
+        "esd-x-strict",
+        "ESD-x (keys and values only)",
+        f"{_AWAY} its keys and values",
+        **_ALONE,
+        train_scope="xattn-strict",
+    ),
+    ESDMethod("esd-u", "ESD-u", f"{_AWAY} all but cross-attention", **_ALONE, train_scope="noxattn"),
+)

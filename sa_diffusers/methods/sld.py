@@ -1,0 +1,39 @@
+"""Safe Latent Diffusion (Schramowski et al., CVPR 2023): led away from the concept while it draws."""
+
+from typing import Any
+
+from sa_diffusers.families import Family
+from sa_diffusers.methods.base import Context, Method, register
+
+
+class SLDMethod(Method):
+    """Guidance away from a text at one of the paper's levels."""
+
+    requires = frozenset(("safe_guidance",))
+    trains = takes_lora = favours = False
+
+    def __init__(self, level: str):
+        super().__init__(
+            f"sld-{level}",
+            f"Safe Latent Diffusion ({level})",
+            "guidance away from the concept while drawing, with the weights as they are",
+            ewc_lambda=0.0,
+            replay_weight=0.0,
+            surrogate_target="noise",
+            start="model",
+        )
+        self.level = level
+
+    def check_options(self, options: Any) -> None:
+        super().check_options(options)
+        if options.guidance_scale <= 1:
+            raise ValueError(
+                f"{self.name} is a part of guidance; expected guidance_scale > 1, got {options.guidance_scale}"
+            )
+
+    def wrap(self, context: Context) -> Family:
+        concept = ", ".join(context.concept.phrasings)
+        return context.family.safely_guided(concept, self.level, context.options.sampler)
+
+
+register(*map(SLDMethod, ("weak", "medium", "strong", "max")))

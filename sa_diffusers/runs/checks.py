@@ -1,0 +1,32 @@
+"""Which options make sense with which kind of model: said before anything is drawn."""
+
+import torch
+
+from sa_diffusers.methods import require
+from sa_diffusers.runs.context import RunContext
+
+
+def check_run(context: RunContext) -> None:
+    """Raise ValueError for options, or a method, that make no sense with this kind of model."""
+    options, family, kind = context.options, context.family, type(context.family.module).__name__
+    if getattr(family.module, "peft_config", None):
+        raise ValueError("the model has adapters loaded; fuse or unload them first (pipeline.unload_lora_weights())")
+    if options.fresh_samples:
+        require(family, "fresh_samples", "prior")
+    if options.paper_quirks:
+        require(family, "paper_quirks", "paper_quirks")
+    for name in ("empty_prompt_fraction", "replay_prompt_dropout"):
+        if getattr(options, name) and not family.can("guidance"):
+            raise ValueError(f"{name}: this model always needs a class; expected 0, got {getattr(options, name)}")
+    if options.gradient_checkpointing and not family.module._supports_gradient_checkpointing:
+        raise ValueError(f"gradient_checkpointing: a {kind} has none; omit it")
+    if family.compute_dtype is not None and not family.can("denoising"):
+        raise ValueError(f"a {kind} computes in float32; pass --mixed_precision no")
+    if family.compute_dtype == torch.float16 and family.device.type == "cpu":
+        raise ValueError("float16 is not for training on a CPU; pass --mixed_precision bf16, or no")
+    context.method.check(context)
+    if context.method.trains:
+        family.trainable(options.train_scope)
+    if options.lora_rank:
+        require(family, "lora_rank", "adapters")
+        family.adapted_layers(options.train_scope, options.lora_targets)

@@ -1,0 +1,312 @@
+"""The options of a forgetting run, a dataclass a concern, with defaults for Stable Diffusion 1.x."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from sa_diffusers.core.paper_quirks import QUIRKS
+from sa_diffusers.io.configuration import Options, option
+
+
+@dataclass
+class ModelOptions(Options):
+    """Which model, and in which precision."""
+
+    model: str = option(
+        "CompVis/stable-diffusion-v1-4", "Pipeline: hub id, local folder, or bundled/digits/pipeline.", identity=False
+    )
+    revision: str | None = option(None, "Revision of a hub model.", identity=False)
+    variant: str | None = option(None, "Variant of the weight files, such as fp16.", identity=False)
+    dtype: Literal["float32", "float16", "bfloat16"] = option(
+        "float32",
+        "Precision of the frozen parts and of the saved pipeline; the trained weights are float32 meanwhile.",
+    )
+
+
+@dataclass
+class ConceptOptions(Options):
+    """What to forget, and what takes its place."""
+
+    concept: str = option("", "Concept to forget: one or several phrasings of it, separated by commas ('seven, 7').")
+    surrogate: str | None = option(
+        None,
+        "What takes its place: a prompt, a folder of images, or noise; null: looked up in assets/surrogates.yaml.",
+    )
+    siblings: str | None = option(
+        None,
+        "Words, separated by commas, that could stand in the concept's place; prompts with none of them leave it "
+        "open. null: looked up in assets/surrogates.yaml.",
+    )
+
+
+@dataclass
+class FolderOptions(Options):
+    """Where, and by which random numbers."""
+
+    output_dir: str | None = option(None, "Folder of the run; null: runs/<concept>.", identity=False)
+    num_threads: int | None = option(
+        None,
+        "CPU threads of each process; null: as the environment says (`accelerate launch` says 1).",
+        above=0,
+        identity=False,
+    )
+    overwrite: bool = option(False, "Discard what the output folder holds of another configuration.", identity=False)
+    seed: int = option(0, "Seed of every random number.", least=0)
+
+
+@dataclass
+class PromptOptions(Options):
+    """What is kept, and how the concept is asked for."""
+
+    replay_prompts: str = option(
+        "bundled/stable_diffusion/replay_prompts.txt",
+        "Prompts of what to keep: a text file, or a data set with a column; labels: the classes of a model that has "
+        "them.",
+        identity=False,
+    )
+    prompt_column: str = option("prompt", "Column of --replay_prompts where that is a data set.", identity=False)
+    concept_templates: str = option(
+        "bundled/stable_diffusion/concept_templates.txt",
+        "Text file of prompts with {} in the concept's place; used if fewer than 16 of --replay_prompts name it.",
+        identity=False,
+    )
+
+
+@dataclass
+class SampleOptions(Options):
+    """The model's own pictures, and those of the surrogate."""
+
+    samples: str | None = option(
+        None, "Samples of this model to reuse: another run's samples/ folder, or a hub id.", identity=False
+    )
+    num_samples: int = option(2000, "Samples for replay and Fisher, spread over the prompts.", above=0)
+    empty_prompt_fraction: float = option(0.1, "Share of the samples drawn for the empty prompt, which guidance uses.")
+    num_surrogate_samples: int = option(400, "Surrogate pictures.", above=0)
+    fresh_samples: bool = option(
+        False,
+        "Draw replay and surrogate samples anew every step from a frozen copy of the model (VAEs only).",
+    )
+    latents: Literal["encoder", "drawn"] = option(
+        "encoder",
+        "Latents of a VAE's samples in training: from its encoder, as in the paper, or those that fresh samples were "
+        "drawn with, which is faster and spares the encoder.",
+    )
+    replay_guidance_scale: float = option(7.5, "Guidance of the samples for replay and Fisher.", least=0)
+    sample_batch_size: int = option(
+        8, "Pictures drawn at once by each process; a fixed grid, part of the run's identity.", above=0
+    )
+    replay_negative: Literal["open", "all", "none"] = option(
+        "open",
+        "Which replay prompts are drawn with the concept as negative prompt: those that leave it open (the empty "
+        "prompt, and where siblings are known those that name none), so that it goes where it is not named, too; all; "
+        "or none, which changes least of what is kept and leaves the concept where nothing names it.",
+    )
+    negative_guidance_scale: float = option(
+        1.5,
+        "Guidance of replay samples with a negative prompt: weak, since guidance away from the concept distorts "
+        "everything else in the picture.",
+        least=0,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.empty_prompt_fraction < 1:
+            raise ValueError(f"expected 0 <= empty_prompt_fraction < 1, got {self.empty_prompt_fraction}")
+        if self.latents == "drawn" and not self.fresh_samples:
+            raise ValueError("latents: drawn needs fresh_samples; samples that were kept have lost theirs")
+
+
+@dataclass
+class MethodOptions(Options):
+    """What is trained, towards what, and from where."""
+
+    train_scope: str | None = option(
+        None,
+        "Weights to train; null: full, or the method's own. full: all of the model; in text-to-image also xattn: "
+        "cross-attention, xattn-strict: its keys and values alone, noxattn: all but cross-attention, the output and "
+        "the time embedding.",
+        otherwise="full",
+    )
+    lora_rank: int | None = option(
+        None,
+        "Train low-rank adapters of this rank and leave the weights as they are; null: train the weights.",
+        above=0,
+    )
+    lora_alpha: float | None = option(
+        None, "The adapters' change is alpha / rank * B A; null: the rank, which gives 1.", above=0
+    )
+    lora_targets: Literal["attention", "attention+conv"] = option(
+        "attention", "Layers of the scope that get an adapter: projections of attention, or convolutions besides."
+    )
+    ewc_lambda: float | None = option(
+        None,
+        "Weight of EWC in the authors' units: lambda sum F delta^2, no 1/2; 0: no Fisher; null: 50, or 0 for methods "
+        "without EWC.",
+        least=0,
+        otherwise=50.0,
+    )
+    ewc_dtype: Literal["float32", "bfloat16"] = option("float32", "Precision that training keeps the Fisher in.")
+    ewc_device: Literal["device", "cpu"] = option(
+        "device",
+        "Where training keeps Fisher and anchor: with the weights, or in main memory, streamed every step.",
+        identity=False,
+    )
+    replay_weight: float | None = option(
+        None,
+        "Weight of the replay loss; 0: no replay; null: 1, or 0 for methods without replay.",
+        least=0,
+        otherwise=1.0,
+    )
+    replay_prompt_dropout: float = option(
+        0.0,
+        "Share of the replay samples shown under the empty prompt, or the null class of a class-conditional model, so "
+        "that what guidance leads away from is replayed, too.",
+    )
+    replay_target: Literal["noise", "model"] | None = option(
+        None,
+        "What replay samples are denoised towards: the noise that was drawn, each under its own prompt, as in the "
+        "paper; or what the model before forgetting predicts, under any prompt. The latter takes a copy of it in "
+        "memory and a sixth more time, and kept more on the bundled digits. null: model, where the method can.",
+        otherwise="model",
+    )
+    surrogate_target: Literal["noise", "model"] | None = option(
+        None,
+        "What surrogate samples are denoised towards, under the concept's prompt: the noise that was drawn, as in the "
+        "paper; or what the model before forgetting predicts of them under the surrogate's prompt. A folder of images "
+        "or noise as surrogate has no prompt, and keeps the former. null: noise.",
+        otherwise="noise",
+    )
+    start: Literal["model", "edit"] | None = option(
+        None,
+        "Where training starts: at the model as it is; or where uce's edit would put the weights (with its options), "
+        "so that the concept's words already read as the surrogate's, and training completes and repairs that. EWC "
+        "still holds to the model before the edit and would undo it at its usual weight: see configs/digits_edit.yaml "
+        "for settings that fit. null: model.",
+        otherwise="model",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.replay_prompt_dropout < 1:
+            raise ValueError(f"expected 0 <= replay_prompt_dropout < 1, got {self.replay_prompt_dropout}")
+        if self.lora_alpha is not None and self.lora_rank is None:
+            raise ValueError("lora_alpha needs lora_rank; omit it, or give the rank of the adapters")
+
+
+@dataclass
+class FisherOptions(Options):
+    """Which weights matter."""
+
+    fisher: str | None = option(
+        None, "Fisher of this model to reuse: a file, a run's folder, or a hub id.", identity=False
+    )
+    fisher_samples: int = option(1000, "Samples the Fisher averages over, at most num_samples.", above=0)
+    fisher_terms: str = option(
+        "10",
+        "Timesteps in each of the two draws of the cheap estimator, or all: every timestep, the paper's estimator.",
+    )
+    fisher_chunk_size: int = option(
+        10, "Timesteps in one forward pass; changes memory and speed, not the result.", above=0, identity=False
+    )
+    fisher_device: Literal["auto", "device", "cpu"] = option(
+        "auto",
+        "Where the Fisher is summed up: with the weights, or in main memory; auto: there only for want of room.",
+        identity=False,
+    )
+    paper_quirks: list[str] = option(
+        [],
+        "What the authors' code for class-conditional diffusion does differently from the paper: stretched_samples, "
+        "fisher_unit_range, fisher_label_dropout.",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.fisher_terms != "all" and not (self.fisher_terms.isdigit() and int(self.fisher_terms) > 0):
+            raise ValueError(f"expected fisher_terms to be a positive number or all, got {self.fisher_terms!r}")
+        unknown = [quirk for quirk in self.paper_quirks if quirk not in QUIRKS]
+        if unknown:
+            raise ValueError(f"expected paper_quirks to be of {', '.join(QUIRKS)}; got {unknown[0]!r}")
+
+    @property
+    def terms(self) -> int | None:
+        """Timesteps in a draw of the Fisher's estimator; None for all of them."""
+        return None if self.fisher_terms == "all" else int(self.fisher_terms)
+
+
+@dataclass
+class SpeedOptions(Options):
+    """Speed and memory; mixed_precision, gradient_checkpointing and optimizer stand with those of training."""
+
+    compile_backend: str | None = option(
+        None,
+        "Compile the trained module by this backend of torch.compile, such as inductor; null: not.",
+        identity=False,
+    )
+    channels_last: bool = option(
+        False, "Keep its weights in the memory format that convolutions on GPUs like best.", identity=False
+    )
+    offload: bool = option(
+        True, "On a GPU, keep text encoder and VAE in main memory while nothing is encoded or decoded.", identity=False
+    )
+
+
+@dataclass
+class TrackingOptions(Options):
+    """What is looked at while training."""
+
+    snapshot_steps: list[int] = option(
+        [], "Save the pipeline as it is after each of these steps, to snapshots/: one run, several strengths."
+    )
+    track_steps: int | None = option(
+        None, "Draw pictures (and let the classifier read them) every so many steps.", above=0, identity=False
+    )
+    track_images: int = option(
+        16, "Pictures drawn then: half of the concept, half of the rest.", above=0, identity=False
+    )
+    early_stop: float | None = option(
+        None,
+        "Stop when the concept's probability in the tracked pictures is at most this; needs track_steps, classifier.",
+    )
+
+    @property
+    def callback_steps(self) -> int | None:
+        """How often training must stop to be looked at: whatever is tracked or saved falls on a multiple of it."""
+        return math.gcd(self.track_steps or 0, *self.snapshot_steps) or None
+
+
+@dataclass
+class EvaluationOptions(Options):
+    """By what the result is judged."""
+
+    before: str | None = option(
+        None,
+        "Evaluation of the unforgotten model by another run to reuse: its evaluation/before.safetensors.",
+        identity=False,
+    )
+    classifier: list[str] = option(
+        [], "Classifier for evaluation only: folder or hub id; may be repeated.", identity=False
+    )
+    eval_prompts: str | None = option(
+        None, "Labelled prompts (JSON lines) that the classifier can judge.", identity=False
+    )
+    eval_images_concept: int = option(200, "Pictures of the concept in seen phrasings.", least=0, identity=False)
+    eval_images_class: int = option(100, "Pictures of each retained class.", least=0, identity=False)
+    eval_images_other: int = option(
+        300, "Pictures each of unseen phrasings and of prompts that do not name the concept.", least=0, identity=False
+    )
+
+
+@dataclass
+class SharingOptions(Options):
+    """What is saved besides, and pushed."""
+
+    save_variant: Literal["fp16"] | None = option(
+        None, "fp16: save the weights in float16 besides, as a variant of the pipeline.", identity=False
+    )
+    push_to_hub: bool = option(
+        False, "Push the pipeline, or with lora_rank the adapter, when all is done.", identity=False
+    )
+    hub_model_id: str | None = option(
+        None, "Repository to push to; null: <base model's name>-without-<concept>.", identity=False
+    )
+    hub_private: bool = option(False, "Make that repository private.", identity=False)

@@ -1,0 +1,65 @@
+"""What a run knows: what every stage of it, its method and its page take."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sa_diffusers import methods
+from sa_diffusers.core.concepts import Concept
+from sa_diffusers.evaluation.forgetting import Examination
+from sa_diffusers.evaluation.judges.classifier import ImageClassifier
+from sa_diffusers.families import Family
+from sa_diffusers.io.stages import Artifact
+from sa_diffusers.runs.options import RunOptions
+
+
+@dataclass
+class Inputs:
+    """The concept, the prompts, and by the name of each classifier the classifier and the prompts it judges by."""
+
+    concept: Concept
+    prompts: list[str]
+    templates: list[str]
+    classifiers: dict[str, ImageClassifier]
+    exams: dict[str, Examination]
+
+
+@dataclass
+class RunContext:
+    """One run of a method on a model: its options without open ones, inputs, family, folder and artifacts by name."""
+
+    options: RunOptions
+    inputs: Inputs
+    family: Family
+    folder: Path
+    artifacts: dict[str, Artifact] = field(default_factory=dict)
+
+    @property
+    def method(self) -> methods.Method:
+        return methods.get(self.options.method)
+
+    @property
+    def concept(self) -> Concept:
+        return self.inputs.concept
+
+    @property
+    def prompts(self) -> list[str]:
+        return self.inputs.prompts
+
+    @property
+    def templates(self) -> list[str]:
+        return self.inputs.templates
+
+    @property
+    def needs(self) -> set[str]:
+        return self.method.needs(self.options, self.concept)
+
+    @property
+    def computed_in(self) -> dict[str, str]:
+        """The part of a key that names the precision of forward passes, where that is not the weights' own."""
+        dtype = self.family.compute_dtype
+        return {} if dtype is None else {"compute_dtype": str(dtype).removeprefix("torch.")}
+
+    def value(self, need: str) -> Any:
+        """An artifact's value; None where the run has none of that name."""
+        return self.artifacts[need].value if need in self.artifacts else None

@@ -1,0 +1,44 @@
+"""The closed-form edit that the method is, or that training starts at."""
+
+from pathlib import Path
+
+from sa_diffusers import methods
+from sa_diffusers.core.closed_form import ClosedFormEdit
+from sa_diffusers.io.atomic_files import atomic_path
+from sa_diffusers.io.configuration import identity_names
+from sa_diffusers.io.processes import process_state
+from sa_diffusers.io.stages import Stage
+from sa_diffusers.runs.context import RunContext
+
+
+class EditStage(Stage[ClosedFormEdit]):
+    """The first stage, since it may find that it does not fit the model; nothing is changed yet."""
+
+    name, counts_as = "edit", "train"
+    inputs = ("model", "prompts", "templates")
+
+    @staticmethod
+    def editor(context: RunContext) -> methods.Method:
+        return methods.editor() if context.method.trains else context.method
+
+    def content(self, context: RunContext) -> dict:
+        editor, concept = self.editor(context), context.concept
+        own = {name: getattr(context.options, name) for name in ("seed", *identity_names(editor.Options))}
+        return own | {"editor": editor.name, "phrasings": list(concept.phrasings), "surrogate": concept.surrogate}
+
+    def compute(self, context: RunContext) -> ClosedFormEdit:
+        edit = self.editor(context).edit(context)
+        if process_state().is_main_process:
+            with atomic_path(self._path(context)) as temporary:
+                edit.save(temporary)
+        return edit
+
+    def load(self, context: RunContext) -> ClosedFormEdit:
+        return ClosedFormEdit.load(self._path(context))
+
+    def describe(self, context: RunContext) -> str:
+        return "new keys and values for the concept's words, in closed form"
+
+    @staticmethod
+    def _path(context: RunContext) -> Path:
+        return context.folder / "edit.safetensors"

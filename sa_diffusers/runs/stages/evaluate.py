@@ -1,0 +1,82 @@
+"""What the model is found to do, before and after: by classifiers, or by pictures and its own loss."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from sa_diffusers.data.sampling import SamplingSettings
+from sa_diffusers.evaluation.before_after import Findings, judge, look
+from sa_diffusers.evaluation.forgetting import replay_loss
+from sa_diffusers.io.artifacts import fingerprint
+from sa_diffusers.io.loading import model_hash
+from sa_diffusers.io.processes import process_state
+from sa_diffusers.io.stages import Artifact, Stage
+from sa_diffusers.runs.context import Inputs, RunContext
+from sa_diffusers.runs.stages.replay import ReplayStage
+from sa_diffusers.runs.stages.samples import drawing_passes
+from sa_diffusers.runs.tracking import LOOKED_AT, evaluation_settings, requests_to_look_at
+
+
+KEPT_LOSS_SAMPLES = 64  # replay samples on which the loss is compared
+
+
+class EvaluateStage(Stage[Findings]):
+    """One judgement of the model as it stands."""
+
+    counts_as, fields = "evaluate", ("guidance_scale", "num_inference_steps", "sampler", "seed")
+
+    def __init__(self, name: str, inputs: tuple[str, ...]):
+        self.name, self.inputs = name, inputs
+
+    def given(self, context: RunContext) -> Artifact[Findings] | None:
+        if self.name != "before" or not context.options.before:
+            return None
+        key = self.key(context)
+        return Artifact(Findings.load(Path(context.options.before)).check(key), fingerprint(key))
+
+    def compute(self, context: RunContext) -> Findings:
+        findings = self._examine(context)
+        findings.key = self.key(context)
+        if process_state().is_main_process:
+            findings.save(self._path(context))
+        return findings
+
+    def load(self, context: RunContext) -> Findings:
+        return Findings.load(self._path(context))
+
+    def describe(self, context: RunContext) -> str:
+        return f"{self._count(context)} pictures"
+
+    def passes(self, context: RunContext) -> float:
+        return drawing_passes(context, self._count(context), context.options.guidance_scale)
+
+    def amount(self, context: RunContext) -> tuple[int, str]:
+        return self._count(context), "images"
+
+    def _examine(self, context: RunContext) -> Findings:
+        family, inputs, options = context.family, context.inputs, context.options
+        settings: SamplingSettings = evaluation_settings(options)
+        if inputs.exams:
+            findings = judge(family, inputs.classifiers, inputs.exams, settings, options.seed)
+        else:
+            findings = look(family, *requests_to_look_at(context), settings)
+        replay = context.value(ReplayStage.name)
+        if replay is not None:
+            findings.values["replay_loss"] = replay_loss(family, replay, KEPT_LOSS_SAMPLES, options.seed)
+        return findings
+
+    @staticmethod
+    def _count(context: RunContext) -> int:
+        exams = list(context.inputs.exams.values())
+        return sum(len(part.requests) for part in exams[0].sets.values()) if exams else 2 * LOOKED_AT
+
+    def _path(self, context: RunContext) -> Path:
+        return context.folder / "evaluation" / f"{self.name}.safetensors"
+
+
+def exam_content(inputs: Inputs) -> dict:
+    """The prompts and classifiers that a model is judged by."""
+    exams = {
+        name: fingerprint({n: [asdict(r) for r in part.requests] for n, part in exam.sets.items()})
+        for name, exam in inputs.exams.items()
+    }
+    return {"exams": exams, "classifiers": {name: model_hash(judge) for name, judge in inputs.classifiers.items()}}

@@ -1,0 +1,59 @@
+"""The replay set: samples that do not name the concept; those that might show it are drawn anew without it."""
+
+from pathlib import Path
+
+from sa_diffusers.data.replay import needs_negative, negative_requests, select_replay
+from sa_diffusers.data.sample_set import SampleSet
+from sa_diffusers.io.stages import Stage
+from sa_diffusers.runs.context import RunContext
+from sa_diffusers.runs.stages.samples import (
+    DRAWING,
+    SamplesStage,
+    draw_and_save,
+    drawing_passes,
+    drawing_settings,
+    parts_dir,
+)
+
+
+class ReplayStage(Stage[SampleSet]):
+    """The replay set."""
+
+    name, counts_as, inputs = "replay_samples", "sample", (SamplesStage.name,)
+    fields = ("replay_negative", "negative_guidance_scale", *DRAWING)
+
+    def content(self, context: RunContext) -> dict:
+        concept = context.concept
+        return context.computed_in | {"phrasings": list(concept.phrasings), "siblings": list(concept.siblings)}
+
+    def compute(self, context: RunContext) -> SampleSet:
+        options, kept = context.options, self._kept(context)
+        requests = negative_requests(
+            context.value(SamplesStage.name), context.concept, options.replay_negative, options.seed
+        )
+        if not requests:
+            return kept
+        settings = drawing_settings(context, options.negative_guidance_scale)
+        return kept + draw_and_save(context, requests, settings, "without_concept", "sample without the concept")
+
+    def load(self, context: RunContext) -> SampleSet:
+        drawn, kept = context.folder / "samples" / "without_concept.safetensors", self._kept(context)
+        return kept + SampleSet.load(drawn) if self._count(context) else kept
+
+    def workspace(self, context: RunContext) -> Path:
+        return parts_dir(context, "without_concept")
+
+    def describe(self, context: RunContext) -> str:
+        return f"{self._count(context)} of them anew without the concept, which they leave open"
+
+    def passes(self, context: RunContext) -> float:
+        return drawing_passes(context, self._count(context), context.options.negative_guidance_scale)
+
+    def _kept(self, context: RunContext) -> SampleSet:
+        return select_replay(context.value(SamplesStage.name), context.concept, context.options.replay_negative)
+
+    @staticmethod
+    def _count(context: RunContext) -> int:
+        samples, mode = context.value(SamplesStage.name), context.options.replay_negative
+        prompts = [r.prompt for r in SamplesStage.requests(context)] if samples is None else samples.prompts
+        return sum(needs_negative(prompt, context.concept, mode) for prompt in prompts)

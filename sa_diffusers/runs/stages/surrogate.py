@@ -1,0 +1,69 @@
+"""Pictures of the surrogate under captions of the concept, from a prompt, a folder of images, or noise."""
+
+import hashlib
+from pathlib import Path
+
+from sa_diffusers.data.images import image_paths, load_image
+from sa_diffusers.data.replay import concept_captions, surrogate_requests
+from sa_diffusers.data.sample_set import SampleSet, surrogate_from_images, uniform_noise
+from sa_diffusers.data.sampling import draw_samples, remove_parts
+from sa_diffusers.io.stages import Stage
+from sa_diffusers.runs.context import RunContext
+from sa_diffusers.runs.stages.samples import DRAWING, drawing_passes, drawing_settings, save_with_sheet
+
+
+class SurrogateStage(Stage[SampleSet]):
+    """Pictures of the surrogate, or, where the method unlearns these, of the concept itself."""
+
+    name = counts_as = "surrogate"
+    inputs, fields = ("model", "templates"), ("num_surrogate_samples", "guidance_scale", *DRAWING)
+
+    def content(self, context: RunContext) -> dict:
+        concept = context.concept
+        said = context.computed_in | {"phrasings": list(concept.phrasings), "kind": self._kind(context)}
+        if self._kind(context) == "images":
+            paths = image_paths(concept.surrogate)
+            return said | {"images": [hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in paths]}
+        return said | ({"surrogate": concept.surrogate} if self._kind(context) == "prompt" else {})
+
+    def compute(self, context: RunContext) -> SampleSet:
+        options, family, concept = context.options, context.family, context.concept
+        count, seed, folder = options.num_surrogate_samples, options.seed, context.folder / "surrogate"
+        pairs = concept_captions(context.templates, concept, count, seed)
+        captions, kind = [caption for caption, _ in pairs], self._kind(context)
+        if kind == "noise":
+            samples = surrogate_from_images(family, uniform_noise(family, count, seed), captions, seed)
+        elif kind == "images":
+            paths = image_paths(concept.surrogate)
+            images = [load_image(paths[i % len(paths)], family.resolution) for i in range(count)]
+            samples = surrogate_from_images(family, images, captions, seed)
+        else:
+            requests = surrogate_requests(pairs, concept, seed, keep_concept=kind == "concept")
+            settings = drawing_settings(context, options.guidance_scale)
+            drawn = draw_samples(family, requests, settings, self.workspace(context), "surrogate")
+            samples = SampleSet(drawn.latents, captions)
+        save_with_sheet(family, samples, folder, "surrogate")
+        remove_parts(self.workspace(context))
+        return samples
+
+    def load(self, context: RunContext) -> SampleSet:
+        return SampleSet.load(context.folder / "surrogate" / "surrogate.safetensors")
+
+    def workspace(self, context: RunContext) -> Path:
+        return context.folder / "surrogate" / ".parts"
+
+    def describe(self, context: RunContext) -> str:
+        shown = context.concept.name if context.method.own_samples else context.concept.surrogate
+        return f"{context.options.num_surrogate_samples} pictures: {shown}"
+
+    def passes(self, context: RunContext) -> float:
+        drawn = self._kind(context) in ("prompt", "concept")
+        count = context.options.num_surrogate_samples if drawn else 0
+        return drawing_passes(context, count, context.options.guidance_scale)
+
+    def amount(self, context: RunContext) -> tuple[int, str]:
+        return context.options.num_surrogate_samples, "images"
+
+    @staticmethod
+    def _kind(context: RunContext) -> str:
+        return "concept" if context.method.own_samples else context.concept.surrogate_kind

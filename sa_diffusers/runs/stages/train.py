@@ -1,0 +1,178 @@
+"""What the method does to the model: training, an edit or a wrapping; and the pipeline that comes of it, saved."""
+
+import copy
+import json
+import shutil
+from contextlib import nullcontext
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from sa_diffusers.core.closed_form import start_from_edit
+from sa_diffusers.core.seeding import derive_seed
+from sa_diffusers.io.atomic_files import write_json
+from sa_diffusers.io.configuration import identity_names
+from sa_diffusers.io.loading import add_variant, save_pipeline
+from sa_diffusers.io.processes import process_state
+from sa_diffusers.io.stages import Stage
+from sa_diffusers.methods.base import Frozen, Weights
+from sa_diffusers.models.precision import autocast_forward, release
+from sa_diffusers.runs.concerns import MethodOptions
+from sa_diffusers.runs.context import RunContext
+from sa_diffusers.runs.tracking import SNAPSHOTS, tracker
+from sa_diffusers.training.loop import DROPOUTS, train
+from sa_diffusers.training.lora import WithoutLora, add_lora, fuse_lora, save_lora
+from sa_diffusers.training.options import TrainingConfig
+
+
+History = list[dict]
+
+
+class TrainStage(Stage[History]):
+    """The history of training, empty where there was none; the model has forgotten then, and is saved."""
+
+    name = counts_as = "train"
+    inputs = ("model", "samples", "replay_samples", "surrogate", "fisher", "edit")
+
+    def content(self, context: RunContext) -> dict:
+        method, options, concept = context.method, context.options, context.concept
+        names = ["method", "dtype", *(identity_names(method.Options) if method.Options else ())]
+        said = {"phrasings": list(concept.phrasings), "surrogate_kind": concept.surrogate_kind}
+        if method.trains:
+            names += [*identity_names(TrainingConfig), *identity_names(MethodOptions)]
+            names += ["seed", "fresh_samples", "latents", "replay_negative", "snapshot_steps", "early_stop"]
+            names += ["track_steps", "track_images"] if options.early_stop is not None else []
+            said |= {"surrogate": concept.surrogate if concept.surrogate_kind == "prompt" else None}
+            said |= {"siblings": list(concept.siblings), "prompts": context.artifacts["prompts"].fingerprint}
+            said |= context.computed_in
+        return said | {name: getattr(options, name) for name in names}
+
+    def compute(self, context: RunContext) -> History:
+        options, family, folder, state = context.options, context.family, context.folder, process_state()
+        history: History = []
+        if context.method.trains:
+            if not any((folder / "checkpoints").glob("step_*")):
+                shutil.rmtree(folder / SNAPSHOTS, ignore_errors=True)  # of what --overwrite replaces
+            history = forget_by_training(context)
+        elif "edit" in context.needs:
+            context.value("edit").apply(family.text_maps())
+        if state.is_main_process:
+            shutil.rmtree(folder / "lora", ignore_errors=True)  # of what --overwrite replaces
+            if options.lora_rank:
+                save_lora(family, folder / "lora", options.dtype)
+        if options.lora_rank:
+            fuse_lora(family.module)
+        if state.is_main_process:
+            # Saved before it is judged: whatever happens there, the result is not lost.
+            save_pipeline(family.pipeline, folder / "pipeline", family.module, options.dtype, options.save_variant)
+            write_json(history, folder / "history.json")
+        return history
+
+    def load(self, context: RunContext) -> History:
+        family, folder = context.family, context.folder
+        saved = type(family.module).from_pretrained(
+            folder / "pipeline", subfolder=family.component, dtype=torch.float32
+        )
+        family.module.load_state_dict(saved.state_dict())
+        if context.options.save_variant and process_state().is_main_process:
+            add_variant(family.pipeline, folder / "pipeline", context.options.save_variant)
+        return json.loads((folder / "history.json").read_text())
+
+    def workspace(self, context: RunContext) -> Path:
+        return context.folder / "checkpoints"
+
+    def describe(self, context: RunContext) -> str:
+        options, method = context.options, context.method
+        if not method.trains:
+            return method.title
+        batch = f"{options.train_batch_size}" + (f" + {options.train_batch_size}" if options.replay_weight else "")
+        said = [f"{options.num_train_steps} steps of {batch}", f"scope {options.train_scope}"]
+        said += [f"LoRA of rank {options.lora_rank}"] if options.lora_rank else []
+        said += [f"from {start_of(context)}"] if "edit" in context.needs else []
+        said += [f"lambda {options.ewc_lambda:g}"] if options.ewc_lambda else []
+        return ", ".join(said)
+
+    def passes(self, context: RunContext) -> float:
+        options = context.options
+        if not context.method.trains:
+            return 0.0
+        return options.num_train_steps * options.train_batch_size * context.method.training_passes(options)
+
+    def amount(self, context: RunContext) -> tuple[int, str]:
+        history, options = context.value(self.name), context.options
+        steps = history[-1]["step"] if history else 0
+        return options.train_batch_size * (2 if options.replay_weight else 1) * steps, f"samples, {steps} steps"
+
+
+def start_of(context: RunContext) -> str:
+    """What training starts from, in words, where that is an edit."""
+    from sa_diffusers.methods import editor
+
+    rank = context.options.lora_rank
+    return editor().strength(context.options) + (f", its best part of rank {rank}" if rank else "")
+
+
+def forget_by_training(context: RunContext) -> History:
+    """Minimise the method's objective over the scope's weights, in place."""
+    options, family, method = context.options, context.family, context.method
+    weights, frozen = weights_to_train(context), None
+    if "frozen" in context.needs:  # a model that drops would be drawn away from its own predictions by that
+        frozen = frozen_module(context)
+        switch_off_dropout(family.module)
+    objective = method.objective(context, weights, frozen)
+    if "edit" in context.needs:  # only now: EWC's anchor is the model as it was
+        start_from_edit(family.module, weights, context.value("edit"), family.reads_text)
+    batches = method.batches(context)
+    settings = TrainingConfig(**{field.name: getattr(options, field.name) for field in fields(TrainingConfig)})
+    # Training's own forward passes autocast by accelerate, those of a frozen copy do not.
+    copied = isinstance(frozen, nn.Module)
+    try:
+        with autocast_forward(frozen, family.compute_dtype) if copied else nullcontext():
+            return train(
+                family.module,
+                objective,
+                batches,
+                settings,
+                seed=derive_seed(options.seed, "train"),
+                checkpoint_dir=context.folder / "checkpoints",
+                callback=tracker(context),
+                callback_steps=options.callback_steps,
+                log_dir=context.folder / "logs",
+                description="forget",
+            )
+    finally:
+        if copied:
+            release(frozen)
+
+
+def weights_to_train(context: RunContext) -> Weights:
+    """The scope's weights, or the low-rank changes of them, by name; nothing else requires a gradient then."""
+    options, family = context.options, context.family
+    family.module.requires_grad_(False)
+    if options.lora_rank:
+        layers = family.adapted_layers(options.train_scope, options.lora_targets)
+        alpha = options.lora_alpha or options.lora_rank
+        return add_lora(family.module, layers, options.lora_rank, alpha, options.seed)
+    weights = family.trainable(options.train_scope)
+    for weight in weights.values():
+        weight.requires_grad_(True)
+    return weights
+
+
+def frozen_module(context: RunContext) -> Frozen:
+    """The model before forgetting, to be called like it: a copy, or where adapters are trained the model without."""
+    if context.options.lora_rank:
+        return WithoutLora(context.family.module)
+    frozen = copy.deepcopy(context.family.module).eval().requires_grad_(False)
+    if context.options.compile_backend:
+        frozen.compile(backend=context.options.compile_backend)
+    return frozen
+
+
+def switch_off_dropout(module: nn.Module) -> None:
+    """For good: a model that has forgotten is saved with its configuration, which knows its dropout."""
+    for part in module.modules():
+        if isinstance(part, DROPOUTS):
+            part.p = 0.0
