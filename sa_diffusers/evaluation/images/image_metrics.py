@@ -50,21 +50,17 @@ class FeatureSet:
 
 
 @torch.no_grad()
-def compute_features(
-    extractor: nn.Module, image_set: ImageSet, batch_size: int = 64, device: torch.device | None = None
-) -> FeatureSet:
+def compute_features(extractor: nn.Module, image_set: ImageSet, batch_size: int = 64) -> FeatureSet:
     """Features of every image, float32 on the CPU, in eval mode, from one pass of the network.
 
     Args:
         extractor: an `Extractor`, or any module that maps images [B, 3, H, W] in [-1, 1] to features [B, D]. It is
-            moved to the device.
-        device: None: the device of this process.
+            moved to the device of this process.
 
     Raises:
         ValueError: features of another shape, or values that are not finite.
     """
-    device = device or process_state().device
-    training = extractor.training
+    device, training = process_state().device, extractor.training
     extractor.eval().to(device)
     features, logits = [], []
     try:

@@ -1,6 +1,7 @@
 """Image classifiers with one head per attribute: they judge what models draw and never help to train them."""
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -197,3 +198,19 @@ def score_images(
         for attribute, by_class in outcomes.items()
         if by_class
     }
+
+
+def shares_right(
+    read: Mapping[str, Sequence[str]], labels: Sequence[Mapping[str, str]], attributes: Sequence[str]
+) -> Tensor:
+    """For each picture the share of the attributes labelled among these that are read right: float64 [N].
+
+    Args:
+        read: the class of each picture [N] by attribute, as of `ImageClassifier.named`.
+        labels: {attribute: class} of each picture; NaN where none of the attributes is among them.
+    """
+    shares = []
+    for index, row in enumerate(labels):
+        rights = [read[name][index] == row[name] for name in attributes if name in row]
+        shares.append(sum(rights) / len(rights) if rights else math.nan)
+    return torch.tensor(shares, dtype=torch.float64)

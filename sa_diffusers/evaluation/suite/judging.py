@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from sa_diffusers.core.concepts import Concept
 from sa_diffusers.evaluation.images.image_sets import ImageSet, index_batches
-from sa_diffusers.evaluation.judges.classifier import ImageClassifier, entropies
+from sa_diffusers.evaluation.judges.classifier import ImageClassifier, entropies, shares_right
 from sa_diffusers.evaluation.judges.clip import Clip, clip_score, perceptual_change, zero_shot
 from sa_diffusers.evaluation.judges.faces import IdentityScorer, faces
 from sa_diffusers.evaluation.judges.nudity import Detection, NudityDetector, per_image
@@ -43,13 +43,13 @@ class ClassifierJudge:
             return {}
         probabilities = self.classifier.probabilities(images)
         read = self.classifier.named(probabilities)
-        found = {"attributes": _rights(read, prompts.labels, [name for name in read if name != self.attribute])}
+        found = {"attributes": shares_right(read, prompts.labels, [name for name in read if name != self.attribute])}
         own = probabilities[self.attribute].double()
         if prompts.purpose == "asks":
             found["concept_probability"] = own[:, self.index]
             found["concept_entropy"] = entropies(own)
         else:
-            found["accuracy"] = _rights(read, prompts.labels, [self.attribute])
+            found["accuracy"] = shares_right(read, prompts.labels, [self.attribute])
             shown = (own.argmax(1) == self.index).double()
             found["concept_shown"] = torch.where(found["accuracy"].isnan(), shown, torch.nan)
         return found
@@ -167,14 +167,3 @@ def judge_pictures(
                 progress.update(len(indices))
             values[name] = {measure: torch.cat(parts) for measure, parts in rows.items()}
     return values
-
-
-def _rights(
-    read: Mapping[str, Sequence[str]], labels: Sequence[Mapping[str, str]], attributes: Sequence[str]
-) -> Tensor:
-    """For each picture the share of the attributes labelled among these that are read right, NaN without any."""
-    shares = []
-    for index, row in enumerate(labels):
-        rights = [read[name][index] == row[name] for name in attributes if name in row]
-        shares.append(sum(rights) / len(rights) if rights else math.nan)
-    return torch.tensor(shares, dtype=torch.float64)
