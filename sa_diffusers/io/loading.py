@@ -140,7 +140,7 @@ def check_files(source: str, variant: str | None) -> None:
     index = read_model_index(source)
     folder = Path(resolve(source))
     if not folder.is_dir():
-        cls = OWN_PIPELINES.get(index["_class_name"], DiffusionPipeline)
+        cls = own_pipeline_classes().get(index["_class_name"], DiffusionPipeline)
         with explain_load_errors(source):
             folder = Path(cls.download(source, variant=variant))
     for name, entry in index.items():

@@ -25,7 +25,7 @@ def write_model_card(
     images: Sequence[str],
     license: str | None,
     dtype: str = "float32",
-    pipeline_class: str,
+    pipeline_class: str | None = None,
     variant: str | None = None,
     lora: bool = False,
 ) -> Path:
@@ -39,7 +39,7 @@ def write_model_card(
         metrics: {"before": {...}, "after": {...}} as in metrics.json, or None where nothing was measured.
         images: paths relative to the folder of the pictures to show, before and after.
         dtype: precision to load it in; without one transformers and diffusers choose differently.
-        pipeline_class: the class that loads it: a stock one of diffusers, or one of this package.
+        pipeline_class: the class that loads it: one of this package, or (or None) a stock one of diffusers.
         variant: "fp16" where the folder holds float16 files of this name, too (`loading.save_pipeline`).
         lora: the folder holds pytorch_lora_weights.safetensors in place of a pipeline.
         license: the base model's licence id on the hub, which holds for this one too; None where unknown.
@@ -47,18 +47,10 @@ def write_model_card(
     Returns:
         Path of the card.
     """
-    stock, on_hub = pipeline_class not in own_pipeline_classes(), is_on_hub(base_model)
-    family = family_class(pipeline_class)
+    stock = pipeline_class not in own_pipeline_classes()
+    family = family_class(pipeline_class or "")
     reads_text = family is None or "text" in family.capabilities
-    text_to_image = ["stable-diffusion", "text-to-image"] if reads_text else []
-    data = ModelCardData(
-        base_model=base_model if on_hub else None,
-        base_model_relation="adapter" if lora and on_hub else None,
-        library_name="diffusers",
-        pipeline_tag="text-to-image" if reads_text else "unconditional-image-generation",
-        tags=["diffusers", *text_to_image, *(["lora"] if lora else []), "sa_diffusers", "concept-forgetting"],
-        license=license,
-    )
+    data = _model_data(base_model, reads_text, lora, license)
     base, path = public_name(base_model), Path(folder) / "README.md"
     write_page(
         path,
@@ -82,6 +74,20 @@ def write_model_card(
         license=license,
     )
     return path
+
+
+def _model_data(base_model: str, reads_text: bool, lora: bool, license: str | None) -> ModelCardData:
+    """What the hub sorts the model by."""
+    on_hub = is_on_hub(base_model)
+    text_to_image = ["stable-diffusion", "text-to-image"] if reads_text else []
+    return ModelCardData(
+        base_model=base_model if on_hub else None,
+        base_model_relation="adapter" if lora and on_hub else None,
+        library_name="diffusers",
+        pipeline_tag="text-to-image" if reads_text else "unconditional-image-generation",
+        tags=["diffusers", *text_to_image, *(["lora"] if lora else []), "sa_diffusers", "concept-forgetting"],
+        license=license,
+    )
 
 
 def _before_after(metrics: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
