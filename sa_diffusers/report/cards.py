@@ -50,12 +50,11 @@ def write_model_card(
     stock = pipeline_class not in own_pipeline_classes()
     family = family_class(pipeline_class or "")
     reads_text = family is None or "text" in family.capabilities
-    data = _model_data(base_model, reads_text, lora, license)
     base, path = public_name(base_model), Path(folder) / "README.md"
     write_page(
         path,
         "model_card.md.j2",
-        data=data.to_yaml(),
+        data=_model_data(base_model, reads_text, lora, license).to_yaml(),
         title=base_name(base),
         base=base,
         bundled=base.startswith("bundled/"),

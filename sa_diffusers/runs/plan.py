@@ -74,10 +74,10 @@ def disk_bytes(context: RunContext) -> int:
     family, config = context.family, context.options
     modules = [m for m in family.pipeline.components.values() if isinstance(m, torch.nn.Module)]
     pipeline = sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
-    unet = FLOAT32 * sum(p.numel() for p in family.module.parameters())
+    trained = FLOAT32 * sum(p.numel() for p in family.module.parameters())
     kept = config.checkpoints_total_limit + 1 if config.checkpointing_steps else 0
     latents = (config.num_samples * 2 + config.num_surrogate_samples) * math.prod(family.latent_shape) * FLOAT32
-    return int(pipeline + (unet if config.ewc_lambda else 0) + kept * 4 * unet + latents)
+    return int(pipeline + (trained if config.ewc_lambda else 0) + kept * 4 * trained + latents)
 
 
 def check_memory(needed: int, device: torch.device) -> int:
