@@ -136,9 +136,9 @@ def training_ways(family: Family, prompts: Sequence[str], config: ForgetConfig, 
     weights = dict(module.named_parameters())
     fisher = {name: torch.rand_like(p) for name, p in weights.items()}
     size, loss, device = config.train_batch_size, family.loss, family.device
-    batch = {"surrogate": _batch(family, prompts, size, 1), "replay": _batch(family, prompts, size, 2)}
+    batch = {"surrogate": _batch(family, prompts, size, 1), "replayed": _batch(family, prompts, size, 2)}
     small = {name: {key: value[:BATCH_SIZE] for key, value in part.items()} for name, part in batch.items()}
-    marked = {**batch, "replay": {**batch["replay"], "distilled": torch.ones(size, dtype=torch.bool)}}
+    marked = {**batch, "replayed": {**batch["replayed"], "distilled": torch.ones(size, dtype=torch.bool)}}
     frozen = copy.deepcopy(module).eval().requires_grad_(False)
     closed = ElasticWeightConsolidation(weights, fisher, config.ewc_lambda)
     on_device = AutogradEWC(weights, fisher, config.ewc_lambda, device)

@@ -30,7 +30,7 @@ from sa_diffusers.runs.forget import run_forgetting
 from studies.table1.table import Table, judge_row, make_table, mean_and_spread, read_rows, run_row
 
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 FILES = ("table1.json", "table1.md", "samples.png", "curves.png")
 BASE = {
     "family": "class_conditional", "dataset": "digits8x8", "block_out_channels": [4, 8], "layers_per_block": 1,
