@@ -45,7 +45,7 @@ SIZES = {"tiny": "digits.yaml", "sd14": "default.yaml"}
 
 
 def read_config(name: str) -> ForgetConfig:
-    return parse_config(ForgetConfig, ["--config", str(CONFIGS / name)])
+    return parse_config(ForgetConfig, ["--config", str(CONFIGS / name)]).resolved()
 
 
 def run_sizes(args: argparse.Namespace) -> tuple[dict, str]:

@@ -9,132 +9,11 @@ same command again. Writes study.json, study.md and curves.png.
 """
 
 import argparse
-import json
-from dataclasses import replace
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
 from sa_diffusers.cli.parse import friendly_errors, parse_config
-from sa_diffusers.io.atomic_files import atomic_path, write_json
 from sa_diffusers.runs.options import ForgetConfig
-
-
-LAMBDA = 0.5  # of configs/digits.yaml
-NOISE = {"surrogate": "noise"}
-# All weights in place of low-rank changes of them, at a rate that suits them.
-FULL = {"lora_rank": None, "learning_rate": 3e-4}
-FIRM = FULL | {"ewc_lambda": 10 * LAMBDA, "replay_weight": 3.0, "num_train_steps": 200}
-# The paper's objective alone: replay towards the drawn noise, with more samples and steps, which it needs.
-PAPER = FULL | {"replay_target": "noise", "num_samples": 480, "num_surrogate_samples": 400, "num_train_steps": 200}
-PLAIN_NOISE = NOISE | PAPER
-NO_REPLAY = PLAIN_NOISE | {"replay_weight": 0.0}
-# The LoRA of configs/digits.yaml spares attributes most. All weights also change what is drawn where none is named,
-# and with a rate that falls they spare attributes, too.
-LONG = FULL | {"num_train_steps": 200}
-FALLING = LONG | {"lr_scheduler": "linear", "learning_rate": 5e-4}
-FIRM_LORA = {
-    "replay_weight": 5.0, "num_train_steps": 320, "negative_guidance_scale": 3.0, "lr_scheduler": "linear",
-    "learning_rate": 5e-3,
-}  # fmt: skip
-COLOUR = FULL | {"num_train_steps": 280, "ewc_lambda": LAMBDA / 5, "learning_rate": 6e-4}
-CONCEPTS = {
-    "zero, 0 → eight": FALLING, "one, 1 → three": {}, "two, 2 → six": LONG,
-    "three, 3 → five": FIRM_LORA | {"replay_weight": 3.0},
-    "four, 4 → nine": LONG, "five, 5 → eight": LONG, "six, 6 → zero": {}, "eight, 8 → five": FIRM_LORA,
-    "nine, 9 → four": LONG, "red → green": COLOUR,
-}  # fmt: skip
-# part: {row: overrides of configs/digits.yaml}
-PARTS: dict[str, dict[str, dict]] = {
-    "default": {f"default, seed {seed}": {"seed": seed} for seed in range(3)},
-    # Noise leaves the classifier guessing even where EWC and replay hold more, and so costs the others less. The worst
-    # of nine classes is a noisy number of 100 pictures each: here it gets 200.
-    "noise": {f"noise, seed {seed}": NOISE | FIRM | {"eval_images_class": 200, "seed": seed} for seed in range(3)},
-    # Each by the recipe that did best for it, looked at with this evaluation.
-    "concepts": {
-        row: dict(zip(("concept", "surrogate"), row.split(" → "), strict=True)) | recipe
-        for row, recipe in CONCEPTS.items()
-    },
-    "ablations": {
-        "replay, lambda x1": PLAIN_NOISE,
-        "no replay, lambda 0": NO_REPLAY | {"ewc_lambda": 0.0},
-        "no replay, lambda x1": NO_REPLAY,
-        "no replay, lambda x10": NO_REPLAY | {"ewc_lambda": 10 * LAMBDA},
-        "no replay, lambda x100": NO_REPLAY | {"ewc_lambda": 100 * LAMBDA},
-        "replay, lambda x100": PLAIN_NOISE | {"ewc_lambda": 100 * LAMBDA},
-        "no replay of the empty prompt": PLAIN_NOISE | {"empty_prompt_fraction": 0.0},
-        "replay drawn at the sampling guidance": PLAIN_NOISE | {"replay_guidance_scale": 2.5},
-        "replay that may show the concept": PLAIN_NOISE | {"replay_negative": "none"},
-        "noise, xattn": PLAIN_NOISE | {"train_scope": "xattn"},
-        "noise, noxattn": PLAIN_NOISE | {"train_scope": "noxattn"},
-        "seven → nine, which looks alike": PAPER | {"surrogate": "nine"},
-    },
-}
-# Overrides that change the samples, so that those of the reference run cannot be shared.
-OWN_SAMPLES = ("empty_prompt_fraction", "replay_guidance_scale", "num_samples")
-COLUMNS = {
-    "concept_probability": "P(concept)",
-    "concept_probability_unseen": "unseen words",
-    "concept_rate_when_unnamed": "not named",
-    "retained_accuracy": "others",
-    "retained_worst_accuracy": "worst other",
-    "attribute_accuracy": "their attributes",
-    "concept_attribute_accuracy": "its attributes",
-    "noise_probability": "P(noise)",
-}
-
-
-def configure(base: ForgetConfig, overrides: dict, output_dir: Path, study_dir: Path) -> ForgetConfig:
-    """The row's configuration, sharing what it can with the default run of its seed."""
-    config = replace(base, **overrides, output_dir=str(output_dir))
-    reference = study_dir / f"default-seed-{config.seed}"
-    if output_dir == reference or any(
-        overrides.get(key, getattr(base, key)) != getattr(base, key) for key in OWN_SAMPLES
-    ):
-        return config
-    fisher = str(reference / "fisher.safetensors") if config.ewc_lambda else None
-    asked = ("concept", "eval_images_class", "replay_negative")
-    same_exam = all(getattr(config, key) == getattr(base, key) for key in asked) and config.replay_weight > 0
-    before = str(reference / "evaluation" / "before.safetensors") if same_exam else None
-    return replace(config, samples=str(reference / "samples"), fisher=fisher, before=before)
-
-
-def cell(metrics: dict, key: str) -> str:
-    """A measure before → after; of several attributes the one that lost most."""
-    before, after = metrics["before"].get(key), metrics["after"].get(key)
-    if isinstance(after, dict):
-        worst = min(after, key=lambda name: after[name] - before[name], default=None)
-        before, after = (None, None) if worst is None else (before[worst], after[worst])
-    if after is None:
-        return "–"
-    return f"{after:.3f}" if key == "noise_probability" else f"{before:.3f} → {after:.3f}"
-
-
-def markdown(results: dict[str, dict[str, dict]]) -> str:
-    """One table a part, a row a run, each cell before → after."""
-    lines = []
-    for part, rows in results.items():
-        lines += [f"\n### {part}\n", "| run | " + " | ".join(COLUMNS.values()) + " | train s |"]
-        lines.append("|---" * (len(COLUMNS) + 2) + "|")
-        for row, metrics in rows.items():
-            cells = [cell(metrics, key) for key in COLUMNS]
-            lines.append(f"| {row} | " + " | ".join([*cells, f"{metrics['seconds']['train']:.0f}"]) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def plot(histories: dict[str, list[dict]], path: Path) -> None:
-    """P of the concept and retained accuracy over steps, a line a run."""
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    panels = zip(figure.subplots(1, 2), ("concept_probability", "retained_accuracy"), strict=True)
-    for axis, key in panels:
-        for name, history in histories.items():
-            rows = [row for row in history if key in row]
-            axis.plot([row["step"] for row in rows], [row[key] for row in rows], marker=".", label=name)
-        axis.set(xlabel="training step", ylabel=key.replace("_", " "), ylim=(-0.03, 1.03))
-        axis.grid(alpha=0.3)
-    axis.legend(fontsize=7, loc="lower left")
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=130)
+from studies.digits import PARTS, run_parts, write_study
 
 
 def main() -> None:
@@ -149,39 +28,8 @@ def main() -> None:
         parser.error(f"unknown part {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}")
     base = parse_config(ForgetConfig, ["--config", args.config, "--track_steps", "25", "--track_images", "64"])
     with friendly_errors():
-        from sa_diffusers.runs.forget import run_forgetting
-
-        for part in ["default", *(part for part in wanted if part != "default")]:
-            for row, overrides in PARTS[part].items():
-                folder = run_folder(args.output_dir, part, row)
-                needed = part in wanted or overrides["seed"] == 0
-                if needed and not (folder / "metrics.json").exists():
-                    print(f"\n=== {row} -> {folder}", flush=True)
-                    run_forgetting(configure(base, overrides, folder, args.output_dir))
-        write_study(args.output_dir)
-
-
-def run_folder(output_dir: Path, part: str, row: str) -> Path:
-    """The folder of a row: "noise, seed 0" -> noise-seed-0."""
-    text = row if row.startswith(part) else f"{part} {row}"
-    return output_dir / "-".join("".join(c if c.isalnum() else " " for c in text).split()).lower()
-
-
-def write_study(output_dir: Path) -> None:
-    """Collect what is finished of every part."""
-    results, histories = {}, {}
-    for part, rows in PARTS.items():
-        for row in rows:
-            folder = run_folder(output_dir, part, row)
-            if (folder / "metrics.json").exists():
-                results.setdefault(part, {})[row] = json.loads((folder / "metrics.json").read_text())
-                if part in ("default", "noise", "ablations") and "seed 1" not in row and "seed 2" not in row:
-                    histories[row] = json.loads((folder / "history.json").read_text())
-    write_json(results, output_dir / "study.json")
-    with atomic_path(output_dir / "study.md") as temporary:
-        temporary.write_text(markdown(results))
-    plot(histories, output_dir / "curves.png")
-    print(markdown(results) + f"\n{output_dir / 'study.md'}, {output_dir / 'curves.png'}")
+        run_parts(base, wanted, args.output_dir)
+        print(f"{write_study(args.output_dir)}\n{args.output_dir / 'study.md'}, {args.output_dir / 'curves.png'}")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def main() -> None:
         study.load_given()
         for name in wanted:
             print(f"\n=== {name}", flush=True)
-            PARTS[name](study)
+            study.part(name, PARTS[name])
             collect(study)  # after every part, so that an interrupted study has a page
         print(f"\nreport: {(Path(config.output_dir) / 'report.html').resolve()}")
 

@@ -23,31 +23,14 @@ from pathlib import Path
 import torch
 
 from sa_diffusers.cli.parse import friendly_errors
-from sa_diffusers.io.configuration import config_from_dict
 
 
 SCALES = {"digits8x8": ["digits8x8"], "small": ["small"], "full": ["cifar10", "stl10"]}
 CONFIGS = Path("configs/paper")
 
 
-def train_judges(classifier_config: Path, count: int, data_dir: str | None, folder: Path) -> list[str]:
-    """Train classifiers; those that are there are kept."""
-    import yaml
-
-    from sa_diffusers.runs.base.classifier import ClassifierConfig, train_and_save_classifier
-
-    values = yaml.safe_load(classifier_config.read_text())
-    folders = []
-    for seed in range(1000, 1000 + count):
-        own = folder / f"classifier_{seed}"
-        if not (own / "classifier").exists():
-            options = values | {"output_dir": str(own), "seed": seed, "data_dir": data_dir}
-            train_and_save_classifier(config_from_dict(ClassifierConfig, options))
-        folders.append(str(own / "classifier"))
-    return folders
-
-
 def table1(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    from studies.classifiers import train_classifiers
     from studies.table1.table import Table, make_table, read_rows
 
     rows_of = {name: read_rows(args.configs / name) for name in SCALES[args.scale]}
@@ -60,7 +43,8 @@ def table1(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     for name, rows in rows_of.items():
         folder = args.output_dir / name
         config = Path("configs") / f"{rows['original']['dataset']}_classifier.yaml"
-        judges = args.classifier or train_judges(config, args.num_classifiers, args.data_dir, folder)
+        trained = {seed: folder / f"classifier_{seed}" for seed in range(1000, 1000 + args.num_classifiers)}
+        judges = args.classifier or train_classifiers(config, args.data_dir, trained)
         counts = args.images_concept, args.images_per_class
         print(make_table(Table(rows, folder, judges, *counts, data_dir=args.data_dir)))
         print(f"{folder / 'table1.md'}, {folder / 'samples.png'}, {folder / 'curves.png'}")
@@ -88,13 +72,8 @@ def digits(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     if len(set(seeds)) < len(seeds) or not all(seed.isdecimal() for seed in seeds):
         parser.error(f"expected --seeds as different whole numbers such as 0,1,2, got {args.seeds}")
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    print(
-        make_table(
-            MethodTable(
-                specs, args.output_dir, classifier, counts, [int(seed) for seed in seeds], extra, args.attack_steps
-            )
-        )
-    )
+    numbers = [int(seed) for seed in seeds]
+    print(make_table(MethodTable(specs, args.output_dir, classifier, counts, numbers, extra, args.attack_steps)))
     print(f"{args.output_dir / 'methods.md'}, and figures beside it")
 
 

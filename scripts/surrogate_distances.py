@@ -44,8 +44,10 @@ def main() -> None:
         from sa_diffusers.data.replay import concept_captions
         from sa_diffusers.families import get_family
         from sa_diffusers.io.loading import load_pipeline, pipeline_hashes
+        from sa_diffusers.io.stages import Artifact
+        from sa_diffusers.runs.context import RunContext
         from sa_diffusers.runs.inputs import read_inputs
-        from sa_diffusers.runs.sample_stages import load_shared_samples
+        from sa_diffusers.runs.stages.samples import SamplesStage
 
         if not config.samples:
             raise ValueError("expected --samples, the samples/ folder of a run of this model")
@@ -54,7 +56,9 @@ def main() -> None:
             raise ValueError(f"no siblings of {inputs.concept.name!r} are known; name candidates with --siblings")
         pipeline = load_pipeline(config.model, config.revision, config.variant, config.dtype)
         family = get_family(pipeline, sampler=config.sampler)
-        samples, _ = load_shared_samples(Path(config.samples), pipeline_hashes(pipeline))
+        context = RunContext(config.resolved(), inputs, family, Path(config.samples))
+        context.artifacts["model"] = Artifact(pipeline, pipeline_hashes(pipeline))
+        samples = SamplesStage().given(context).value
         samples = samples.take(range(min(NUM_SAMPLES, len(samples))))
         pairs = concept_captions(inputs.templates, inputs.concept, len(samples), config.seed)
         reference = predictions(family, samples, [caption for caption, _ in pairs], config.seed)

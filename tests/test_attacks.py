@@ -7,21 +7,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sa_diffusers.attacks import (
-    interpolate,
-    nearest_neighbours,
-    noisy_condition,
-    one_hot,
-    optimise_input,
-    posterior_sample,
-    random_decoder,
-    random_latents,
-    reader,
-    recovered,
-)
 from sa_diffusers.evaluation.judges.classifier import AttributeClassifier
 from sa_diffusers.evaluation.judges.digit_classifier import DigitClassifier
 from sa_diffusers.models import ConditionalVAE
+from studies.mnist.attacks.attempt import one_hot
+from studies.mnist.attacks.inputs import interpolate, noisy_condition, posterior_sample, random_latents
+from studies.mnist.attacks.recovered import nearest_neighbours, random_decoder, reader, recovered
+from studies.mnist.attacks.search import optimise_input
 
 
 MODES = ["free", "simplex", "fixed"]
@@ -331,98 +323,3 @@ def test_a_random_decoder_is_the_same_architecture_with_weights_of_its_seed(vae)
     for name, weight in one.state_dict().items():
         assert weight.shape == before[name].shape
         assert not weight.isclose(before[name]).all() and not weight.isclose(other.state_dict()[name]).all()
-
-
-# --- what is refused
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"label": 3}, "expected a class from 0 to 2, got 3"),
-        ({"label": -1}, "expected a class from 0 to 2, got -1"),
-        ({"count": 0}, "at least one image"),
-    ],
-)
-def test_random_latents_refuse(vae, change, message):
-    arguments = {"label": 0, "count": 2, "condition_scale": 1.0, "seed": 0} | change
-    with pytest.raises(ValueError, match=message):
-        random_latents(vae.decode, **arguments, latent_dim=2, num_classes=3)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"labels": torch.tensor([0, 3])}, "expected a class from 0 to 2, got 3"),
-        ({"labels": torch.tensor([-1, 0])}, "expected a class from 0 to 2, got -1"),
-        ({"labels": torch.tensor([0.0, 1.0])}, "class indices"),
-        ({"labels": torch.tensor([0])}, r"got \[2, 2\] and \[1, 3\]"),
-        ({"latents": torch.zeros(2)}, r"expected latents \[B, L\]"),
-        ({"latent_noise": -0.1}, "noise scales of at least 0"),
-        ({"condition_noise": -0.1}, "noise scales of at least 0"),
-    ],
-)
-def test_noisy_conditions_refuse(vae, change, message):
-    arguments = {"latents": torch.zeros(2, 2), "labels": torch.tensor([0, 1])} | change
-    with pytest.raises(ValueError, match=message):
-        noisy_condition(vae.decode, **arguments, seed=0, num_classes=3)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"latents": [torch.zeros(2)], "conditions": [torch.zeros(3)]}, "two keys or more"),
-        ({"conditions": [torch.zeros(3)] * 3}, "got 2 latents and 3 conditions"),
-        ({"latents": [torch.zeros(2), torch.zeros(1)]}, "latents of one size"),
-        ({"conditions": [torch.zeros(1, 3)] * 2}, "conditions of one size"),
-        ({"steps_per_leg": 1}, "2 ends of a leg"),
-    ],
-)
-def test_walks_refuse(vae, change, message):
-    arguments = {"latents": [torch.zeros(2)] * 2, "conditions": [torch.zeros(3)] * 2} | change
-    with pytest.raises(ValueError, match=message):
-        interpolate(vae.decode, **arguments)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"target": 3}, "expected a class from 0 to 2, got 3"),
-        ({"target": 3, "condition_mode": "fixed"}, "expected a class from 0 to 2, got 3"),
-        ({"target": -1}, "expected a class from 0 to 2, got -1"),
-        ({"condition_mode": "soft"}, "'free', 'simplex' or 'fixed', got 'soft'"),
-        ({"condition_mode": "fixed", "latent_free": False}, "nothing to optimise"),
-        ({"start_latents": torch.zeros(3, 2)}, r"got \[3, 2\] and \[2, 3\]"),
-        ({"start_condition": torch.zeros(2, 3, dtype=torch.long)}, "expected floats"),
-        ({"steps": 0}, "at least 1"),
-        ({"keep_every": 0}, "at least 1"),
-        ({"learning_rate": 0.0}, "learning rate above 0"),
-        ({"classify": lambda images: images}, r"expected logits \[2, classes\]"),
-        ({"classify": lambda images: read_by_distance(images).detach()}, "pass gradients"),
-    ],
-)
-def test_optimisation_refuses(vae, change, message):
-    arguments = {
-        "classify": read_by_distance, "target": 0, "start_latents": torch.zeros(2, 2),
-        "start_condition": torch.zeros(2, 3), "steps": 1,
-    }  # fmt: skip
-    with pytest.raises(ValueError, match=message):
-        optimise_input(vae.decode, **arguments | change)
-
-
-def test_measures_refuse():
-    images = torch.rand(2, 1, 8, 8)
-    with pytest.raises(ValueError, match="at least one reader"):
-        recovered(images, {}, 0)
-    with pytest.raises(ValueError, match="expected a class from 0 to 2, got 3"):
-        recovered(images, {"distance": read_by_distance}, 3)
-    with pytest.raises(ValueError, match=r"expected images \[B, C, H, W\], at least one, got \[0, 1, 8, 8\]"):
-        recovered(images[:0], {"distance": read_by_distance}, 0)
-    with pytest.raises(ValueError, match="images of one shape"):
-        nearest_neighbours(images, torch.rand(2, 3, 8, 8))
-    with pytest.raises(ValueError, match="at least one"):
-        nearest_neighbours(images, images[:0])
-    with pytest.raises(ValueError, match="the classifier knows ink, got 'digit'"):
-        reader(AttributeClassifier({"ink": ["red", "blue"]}, image_size=16), "digit")
-    with pytest.raises(ValueError, match="a mean and a log variance"):
-        posterior_sample(torch.zeros(2, 2), torch.zeros(2, 3), 0)

@@ -518,5 +518,5 @@ def test_the_estimate_of_sd14(monkeypatch, tmp_path, capsys):
     report = run(monkeypatch, tmp_path, "--size", "sd14", "--estimate")
     assert {row["job"] for row in report["times"]} == {"nothing cached", "samples and Fisher shared"}
     assert len(report["memory"]) == len(memory.TRAININGS)
-    assert len(report["stage_memory"]) == 6 and len(report["ewc"]) == 2
+    assert len(report["stage_memory"]) == 6 and len(report["ewc_share"]) == 2
     assert "not measured" in capsys.readouterr().out

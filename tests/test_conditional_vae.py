@@ -214,7 +214,7 @@ def test_a_study_repeats_a_run_only_for_other_classifiers_and_refuses_other_opti
         assert study("first").forget("zero", 0, **small)[1] == metrics
     with pytest.raises(StageMismatch, match="learning_rate"):
         study("first").forget("zero", 0, **small, learning_rate=0.5)
-    monkeypatch.setattr("sa_diffusers.runs.train_stages.train", None)  # judged anew, not trained anew
+    monkeypatch.setattr("sa_diffusers.runs.stages.train.train", None)  # judged anew, not trained anew
     _, judged = study("first", "second").forget("zero", 0, **small)
     assert judged["after"] == metrics["after"] and len(judged["by_classifier"]["after"]) == 1
 

@@ -21,9 +21,9 @@ from sa_diffusers.runs.base.classifier_options import ClassifierConfig
 from sa_diffusers.runs.base.text_to_image import BaseConfig
 from sa_diffusers.runs.options import ForgetConfig
 from scripts.compose_digit_prompts import compose
-from scripts.digits_study import PARTS, configure
 from scripts.paper_table import SCALES
 from scripts.train_base import config_class
+from studies.digits import PARTS, configure
 
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -9,27 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from sa_diffusers.attacks import Reading, noisy_condition, posterior_sample
 from sa_diffusers.data.labelled_images import LabelledImages, load_labelled_images
 from sa_diffusers.evaluation.judges.classifier import Score
 from sa_diffusers.evaluation.judges.digit_classifier import DigitClassifier
 from sa_diffusers.models import ConditionalVAE
 from sa_diffusers.pipelines import ConditionalVAEPipeline
-from studies.mnist import attack_probes, attacks, joint_attack, joint_section
-from studies.mnist.attack_probes import contrast, random_probes, walks
-from studies.mnist.attack_setting import (
-    FORGOT,
-    NEVER,
-    ORIGINAL,
-    counts,
-    histogram_cell,
-    set_up,
-    share_cell,
-    spell,
-    summary,
-)
-from studies.mnist.image_strips import Strip, strips_figure
-from studies.mnist.joint_attack import (
+from studies.mnist.attacks import joint, joint_section, probes, recovery
+from studies.mnist.attacks.inputs import noisy_condition, posterior_sample
+from studies.mnist.attacks.joint import (
     RANDOM,
     Gallery,
     attacked_decoders,
@@ -40,7 +27,21 @@ from studies.mnist.joint_attack import (
     start_latents,
     verdict,
 )
+from studies.mnist.attacks.probes import contrast, random_probes, walks
+from studies.mnist.attacks.recovered import Reading
+from studies.mnist.attacks.setting import (
+    FORGOT,
+    NEVER,
+    ORIGINAL,
+    counts,
+    histogram_cell,
+    set_up,
+    share_cell,
+    spell,
+    summary,
+)
 from studies.mnist.sections import merge, merge_named
+from studies.mnist.strips import Strip, strips_figure
 from studies.mnist.study import Study, StudyConfig
 
 
@@ -298,15 +299,15 @@ def test_strips_show_every_image_and_caption() -> None:
 
 @pytest.mark.parametrize("held_out", [True, False])
 def test_the_part_is_a_page_of_all_attacks(study, monkeypatch, held_out) -> None:
-    monkeypatch.setattr(attack_probes, "LATENTS", 12)
+    monkeypatch.setattr(probes, "LATENTS", 12)
     monkeypatch.setattr(joint_section, "STEPS", 2)
     monkeypatch.setattr(joint_section, "KEEP_EVERY", 1)
-    monkeypatch.setattr(joint_section, "RESTARTS", 5)
+    monkeypatch.setattr(joint, "RESTARTS", 5)
     monkeypatch.setattr(joint_section, "SHOWN", 2)
-    monkeypatch.setattr(attacks, "SHOWN", 2)
+    monkeypatch.setattr(recovery, "SHOWN", 2)
     if not held_out:
         study.__dict__["classifiers"] = {"judge": study.classifiers["judge"]}
-    found = attacks.run(study)
+    found = study.part("attacks", recovery.compute)
     assert len(found["text"]) == 1 + 4 + 3 + 1 + 3 and len(found["tables"]) == 3
     for table in found["tables"]:
         assert all(len(row) == len(table["columns"]) for row in table["rows"])
@@ -320,8 +321,8 @@ def test_the_part_is_a_page_of_all_attacks(study, monkeypatch, held_out) -> None
         mode: {FORGOT, RANDOM, NEVER, ORIGINAL} for mode in ("free", "simplex", "fixed")
     }
     assert numbers["fixed"][FORGOT]["total"] == 5
-    monkeypatch.setattr(attacks, "set_up", None)  # it is not computed again
-    assert attacks.run(study) == found
+    monkeypatch.setattr(recovery, "set_up", None)  # it is not computed again
+    assert study.part("attacks", recovery.compute) == found
 
 
 @pytest.mark.parametrize(
@@ -334,4 +335,4 @@ def test_the_judge_is_named_whoever_is_held_out(held_out, words) -> None:
 
 def test_the_modes_are_those_of_the_attack() -> None:
     assert set(joint_section.MODES) == set(joint_section.MODE_TEXTS)
-    assert joint_attack.RESTARTS >= 16
+    assert joint.RESTARTS >= 16

@@ -12,9 +12,8 @@ from sa_diffusers.data.labelled_images import load_labelled_images
 from sa_diffusers.evaluation.judges.digit_classifier import DigitClassifier
 from sa_diffusers.models import ConditionalVAE
 from sa_diffusers.pipelines import ConditionalVAEPipeline
-from studies.mnist import latent
-from studies.mnist.dead_zone import Plane, decode_plane, plane_latents
-from studies.mnist.latent_measures import (
+from studies.mnist.latent import spaces
+from studies.mnist.latent.apart import (
     Null,
     Quarantine,
     centroid_distances,
@@ -24,12 +23,8 @@ from studies.mnist.latent_measures import (
     null_ratios,
     quarantine,
 )
-from studies.mnist.quarantine_section import (
-    digit_silhouettes,
-    quarantine_text,
-    silhouette_section,
-    structure,
-)
+from studies.mnist.latent.dead_zone import Plane, decode_plane, plane_latents
+from studies.mnist.latent.quarantine import digit_silhouettes, quarantine_text, silhouette_section, structure
 from studies.mnist.readings import DIGIT, Readings, forget_one, forget_one_by_encoder, read_digit
 from studies.mnist.study import Study, StudyConfig, encode_means, entropy, read
 
@@ -218,7 +213,7 @@ def test_runs_have_a_name_for_each_model_and_objective(study) -> None:
 
 
 def test_run_writes_what_it_names(study, tmp_path) -> None:
-    found = latent.run(study)
+    found = study.part("latent", spaces.compute)
     assert found == json.loads((tmp_path / "latent" / "latent.json").read_text())
     for figure in found["figures"]:
         assert (tmp_path / "latent" / figure["file"]).stat().st_size > 10_000
@@ -251,7 +246,7 @@ def test_run_writes_what_it_names(study, tmp_path) -> None:
     assert [str(full[0]) in found["text"][1], str(flat[0]) in found["text"][7]] == [True, True]
     assert any(f"centroids at random give {full[1]}" in text for text in found["text"])
     study.__dict__["test_images"] = None  # nothing is computed again
-    assert latent.run(study) == found
+    assert study.part("latent", spaces.compute) == found
 
 
 def test_sentence_counts_what_moved_apart_and_reads_the_silhouette() -> None:
@@ -303,13 +298,13 @@ def test_the_digits_silhouette_is_ranked_among_the_ten() -> None:
 
 def test_codes_that_did_not_change_did_not_move(study, tmp_path) -> None:
     codes = torch.randn(100, 3)
-    found = latent._centroids(study, {"before": codes, "after": codes.clone()}, tmp_path)
+    found = spaces._centroids(study, {"before": codes, "after": codes.clone()}, tmp_path)
     assert found["numbers"]["moved"] == [0.0] * 10
     assert found["tables"][0]["rows"][0][1:] == found["tables"][0]["rows"][1][1:]
 
 
 def test_summary_separates_the_digit_from_the_others() -> None:
     distances = torch.tensor([[0.0, 4, 2, 3], [4, 0, 5, 6], [2, 5, 0, 1], [3, 6, 1, 0]])
-    assert latent._summary(distances) == pytest.approx(
+    assert spaces._summary(distances) == pytest.approx(
         {"ratio": 5 / 2, "least_of_digit": 4, "largest_of_digit": 6, "largest_of_others": 3, "largest": 6}
     )

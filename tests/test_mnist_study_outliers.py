@@ -121,7 +121,7 @@ def test_run_writes_what_it_names(models, classifier, images, tmp_path) -> None:
         model.save_pretrained(tmp_path / name)
     study.base = lambda latent_dim=None: tmp_path / "before"
     study.forget = lambda name, concept, **options: (tmp_path / "after", {})
-    found = outliers.run(study)
+    found = study.part("outliers", outliers.compute)
     assert found == json.loads((tmp_path / "outliers" / "outliers.json").read_text())
     for figure in found["figures"]:
         assert (tmp_path / "outliers" / figure["file"]).stat().st_size > 10_000

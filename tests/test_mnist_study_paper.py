@@ -15,10 +15,10 @@ from sa_diffusers.models import ConditionalVAE
 from sa_diffusers.pipelines import ConditionalVAEPipeline
 from sa_diffusers.runs.options import ForgetConfig
 from sa_diffusers.training.loop import TrainingDiverged
-from studies.mnist import bars, paper
-from studies.mnist.classifier_spread import readings, short_names, spread
-from studies.mnist.paper_comparisons import compare_ablations, deviation, naive_verdict
-from studies.mnist.paper_runs import LAMBDAS, Run, ablation_runs, default_run, faithful_run, fast_run
+from studies.mnist.paper import bars, results
+from studies.mnist.paper.comparisons import compare_ablations, deviation, naive_verdict
+from studies.mnist.paper.runs import LAMBDAS, Run, ablation_runs, default_run, faithful_run, fast_run
+from studies.mnist.spread import readings, short_names, spread
 from studies.mnist.study import Study, StudyConfig
 
 
@@ -231,7 +231,7 @@ def test_settings_are_those_of_the_run(study, monkeypatch) -> None:
 
 def test_cost_is_told_in_steps(study) -> None:
     study.forget, study.config.forget_steps = Recorder(study), 200
-    text = paper._cost_text(study, fast_run(study), faithful_run(study))
+    text = results._cost_text(study, fast_run(study), faithful_run(study))
     assert "200 steps (learning rate 0.001, cosine; λ 102.4; latents that pictures were drawn with)" in text
     assert "10,000 steps (learning rate 0.0001, constant; λ 100; latents of the encoder)" in text
     assert "2.0% of the optimiser's steps; their batches are of 256 in both" in text
@@ -311,7 +311,7 @@ def test_part_from_finished_runs(study) -> None:
         (folder / "metrics.json").write_text(json.dumps(METRICS))
     study.forget = lambda name, concept, **options: (study.folder / "runs" / name / "pipeline", METRICS)
 
-    found = paper.run(study)
+    found = study.part("paper", results.compute)
 
     assert [len(table["rows"]) for table in found["tables"]] == [7, 5, 10, 12, 10, 11, 5]
     for table in found["tables"]:
@@ -334,4 +334,4 @@ def test_part_from_finished_runs(study) -> None:
     assert one["here, seed_1"] == [0.98, 0.2, 0.07, 1.9] and one["the study"] == [0.9704, 0.0999, 0.2045, 2.2175]
     for figure in found["figures"]:
         assert (study.folder / "paper" / figure["file"]).stat().st_size > 0
-    assert paper.run(study) == found
+    assert study.part("paper", results.compute) == found

@@ -17,10 +17,10 @@ from sa_diffusers.models import ConditionalVAE
 from sa_diffusers.pipelines import ConditionalVAEPipeline
 from sa_diffusers.runs.base.labelled import negative_elbo
 from sa_diffusers.runs.options import ForgetConfig
-from studies.mnist import projection
-from studies.mnist.paired import Difference, holm, paired_difference
-from studies.mnist.projection import COLUMNS
-from studies.mnist.projection_runs import (
+from studies.mnist.projection import comparison
+from studies.mnist.projection.comparison import COLUMNS
+from studies.mnist.projection.paired import Difference, holm, paired_difference
+from studies.mnist.projection.runs import (
     METHODS,
     PROJECTIONS,
     REFERENCE,
@@ -30,7 +30,7 @@ from studies.mnist.projection_runs import (
     measure,
     retained_elbo,
 )
-from studies.mnist.projection_verdicts import (
+from studies.mnist.projection.verdicts import (
     FORGOTTEN,
     FORGOTTEN_LABEL,
     KEPT,
@@ -342,7 +342,7 @@ def test_the_options_are_those_of_a_forgetting_run() -> None:
 
 
 def test_the_part_is_a_page_of_all_methods(study, monkeypatch) -> None:
-    found = projection.run(study)
+    found = study.part("projection", comparison.compute)
     table, differences, verdicts = found["tables"]
     assert [row[0] for row in table["rows"]] == ["original", *(method.title for method in METHODS)]
     for part in found["tables"]:
@@ -363,13 +363,13 @@ def test_the_part_is_a_page_of_all_methods(study, monkeypatch) -> None:
     assert all(len(runs) == 2 for runs in by_seed.values())
     assert by_seed[REPLAY.title][0]["cosine"] is None and by_seed[REFERENCE.title][0]["conflict"] is None
     assert by_seed[PROJECTIONS[0].title][1]["cosine"] == pytest.approx(-0.8)
-    monkeypatch.setattr(projection, "_compute", None)  # it is not computed again
-    assert projection.run(study) == found
+    monkeypatch.setattr(comparison, "compute", None)  # it is not computed again
+    assert study.part("projection", comparison.compute) == found
 
 
 def test_one_seed_makes_a_page_without_errors(study) -> None:
     study.config.num_seeds = 1
-    found = projection.run(study)
+    found = study.part("projection", comparison.compute)
     assert "±" not in found["tables"][1]["rows"][0][1]
     assert found["tables"][2]["rows"][0][4:] == [None] * 6
     assert any(

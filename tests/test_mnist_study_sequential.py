@@ -12,8 +12,8 @@ from sa_diffusers.models import ConditionalVAE
 from sa_diffusers.pipelines import ConditionalVAEPipeline
 from sa_diffusers.runs.inputs import read_inputs
 from sa_diffusers.runs.options import ForgetConfig
-from studies.mnist import sequential
-from studies.mnist.sequential_rounds import (
+from studies.mnist.sequential import turns
+from studies.mnist.sequential.rounds import (
     DIGITS,
     IMPROVED,
     PLAIN,
@@ -136,14 +136,14 @@ def test_tables_of_rounds() -> None:
     grey[5][1] = 0.3
     rounds = {PLAIN: [round_of(0.8, distances) for distances in grey]}
 
-    rows = sequential._rounds_table(rounds)["rows"]
+    rows = turns._rounds_table(rounds)["rows"]
     # 9 of 10 digits at .8 and .9; all 9 of them once the 0 is forgotten.
     assert rows[0] == [PLAIN, "original", "0.765 ± 0.064", "0.765 ± 0.064", "0.000 ± 0.000", "–", "–", "–"]
     assert rows[1][2:7] == ["0.850 ± 0.071"] * 3 + ["0.000 ± 0.000", "0.500 ± 0.000"]
     assert rows[2][5] == "0.425 ± 0.035"
     assert [row[-1] for row in rows[1:]] == pytest.approx([0.01, 0.02, 0.03, 0.04, 0.3])
 
-    by_digit = sequential._grey_table(rounds)["rows"]
+    by_digit = turns._grey_table(rounds)["rows"]
     assert [row[2:5] for row in by_digit] == [
         pytest.approx([0.4, 0.01 * number, 0.3 if number == 2 else 0.05]) for number in range(1, 6)
     ]
@@ -151,16 +151,16 @@ def test_tables_of_rounds() -> None:
 
 def test_text_says_which_digits_came_back() -> None:
     grey = [round_of(0.8, [0.02] * 10) for _ in range(6)]
-    assert "all of them are grey at the end" in sequential._variant_text(PLAIN, grey)
+    assert "all of them are grey at the end" in turns._variant_text(PLAIN, grey)
     back = [*grey[:-1], round_of(0.8, [0.02, 0.02, 0.1, 0.02, 0.3, *[0.02] * 5])]
-    told = sequential._variant_text(PLAIN, back)
+    told = turns._variant_text(PLAIN, back)
     # The 4 is the last to go: it had no time to come back.
     assert "not grey at the end: 2." in told
     assert "is 0.020 after their own round and 0.040 after the last" in told
 
 
 def test_part(study) -> None:
-    found = sequential.run(study)
+    found = study.part("sequential", turns.compute)
     for table in found["tables"]:
         assert {len(row) for row in table["rows"]} == {len(table["columns"])}, table["title"]
     assert found["tables"][0]["rows"][0] == ["the study", 0.9133, 0.9252, 0.9315, 0.9306, 0.9270, 0.9193]

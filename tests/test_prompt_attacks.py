@@ -7,8 +7,9 @@ import torch
 from torch.testing import assert_close
 
 from sa_diffusers.attacks import AttackSettings, FoundEmbedding, FoundText, attack_embedding, attack_text, draw_found
-from sa_diffusers.attacks.prompt.discrete_prompt import Search, Vocabulary
-from sa_diffusers.attacks.prompt.prompt_attack import TargetLoss, TemplateEncoder, frozen_model
+from sa_diffusers.attacks.target_loss import TargetLoss, frozen_model
+from sa_diffusers.attacks.template_encoder import TemplateEncoder
+from sa_diffusers.attacks.typed_words import Search, Vocabulary
 from sa_diffusers.core.seeding import seeded
 from sa_diffusers.families import get_family
 from sa_diffusers.io.artifacts import hash_tensors
@@ -24,7 +25,7 @@ SETTINGS = AttackSettings(steps=6, batch_size=4, keep_every=2)
 @pytest.fixture(autouse=True)
 def few_fixed(monkeypatch):
     """Candidates are compared on fewer (latent, noise, timestep)."""
-    monkeypatch.setattr("sa_diffusers.attacks.prompt.prompt_attack.NUM_FIXED", 16)
+    monkeypatch.setattr("sa_diffusers.attacks.target_loss.NUM_FIXED", 16)
 
 
 @pytest.fixture
@@ -198,7 +199,7 @@ def test_the_text_attack_finds_the_best_single_token(family, latents):
 
 
 def test_a_candidate_is_given_up_as_soon_as_it_is_behind(family, latents, monkeypatch):
-    monkeypatch.setattr("sa_diffusers.attacks.prompt.prompt_attack.NUM_FIXED", 48)
+    monkeypatch.setattr("sa_diffusers.attacks.target_loss.NUM_FIXED", 48)
     loss = TargetLoss(family, TemplateEncoder(family, TEMPLATES, 1), latents, SETTINGS)
     word = rows_of(family, "nine")
     parts = loss.fixed_parts(word)
@@ -224,8 +225,8 @@ def test_the_search_keeps_the_lowest_of_what_it_was_shown(family, latents):
 
 
 def test_exchanges_are_what_the_gradient_promises(family, latents, monkeypatch):
-    monkeypatch.setattr("sa_diffusers.attacks.prompt.discrete_prompt.NUM_PROMISING", 3)
-    monkeypatch.setattr("sa_diffusers.attacks.prompt.discrete_prompt.NUM_EXCHANGES", 40)
+    monkeypatch.setattr("sa_diffusers.attacks.typed_words.NUM_PROMISING", 3)
+    monkeypatch.setattr("sa_diffusers.attacks.typed_words.NUM_EXCHANGES", 40)
     encoder = TemplateEncoder(family, TEMPLATES, 2)
     vocabulary = Vocabulary(encoder)
     search = Search(TargetLoss(family, encoder, latents, SETTINGS), vocabulary)

@@ -92,10 +92,10 @@ class TestLora:
         monkeypatch.undo()
         start(tmp_path / "run", **options)
         first, second = (load_file(folder / "lora" / LORA_FILE) for folder in (lora_dir, tmp_path / "run"))
-        assert_close(first, second, rtol=0, atol=0)
+        assert_close(first, second, rtol=1e-4, atol=1e-5)  # prompts were encoded in other batches
         reused = start(tmp_path / "run", **options)
         assert "train" in reused.metrics["seconds"]["reused"]
-        assert_close(dict(reused.pipeline.unet.state_dict()), dict(unet_of(lora_dir)), rtol=0, atol=0)
+        assert_close(dict(reused.pipeline.unet.state_dict()), dict(unet_of(lora_dir)), rtol=1e-4, atol=1e-5)
 
     def test_in_python_the_result_is_plain(self, tiny_pipeline, start, tmp_path):
         pipeline = tiny_pipeline()

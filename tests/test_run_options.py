@@ -88,6 +88,11 @@ def assert_same(first: dict, second: dict) -> None:
     torch.testing.assert_close(first, second, rtol=0, atol=0)
 
 
+def assert_near(first: dict, second: dict) -> None:
+    """Of runs that encoded prompts in other batches; a step moves weights by 1e-2."""
+    torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
+
+
 def test_tensorboard_gets_every_logged_number(start, shared, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -117,7 +122,7 @@ def test_pictures_while_training(start, shared, make_judge, tmp_path, judged):
         assert ("concept_probability" in row) is judged
     # What is watched is not changed by watching.
     start(tmp_path / "unwatched", **shared)
-    assert_same(outcome.pipeline.unet.state_dict(), unet_of(tmp_path / "unwatched"))
+    assert_near(outcome.pipeline.unet.state_dict(), unet_of(tmp_path / "unwatched"))
 
 
 def test_watching_draws_as_many_pictures_as_it_says(start, shared, make_judge, tmp_path, monkeypatch):
@@ -151,7 +156,7 @@ def test_early_stop(start, shared, make_judge, tmp_path, monkeypatch):
     assert [row["step"] for row in history] == [1, 2]
     assert history[-1]["stopped"]
     start(tmp_path / "two", num_train_steps=2, **shared)
-    assert_same(outcome.pipeline.unet.state_dict(), unet_of(tmp_path / "two"))
+    assert_near(outcome.pipeline.unet.state_dict(), unet_of(tmp_path / "two"))
     assert not outcome.pipeline.unet.conv_in.weight.equal(never.pipeline.unet.conv_in.weight)
     assert "train" in start(run, early_stop=1.0, **options).metrics["seconds"]["reused"]
 

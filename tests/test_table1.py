@@ -199,8 +199,8 @@ def test_a_second_call_trains_draws_and_judges_nothing(made, no_figures, monkeyp
     assert len(before) >= 4 + 4 + 1 + 2 + 4
     for name in ("train_class_conditional", "draw_examination", "measure"):
         monkeypatch.setattr(f"studies.table1.table.{name}", None)  # calling it would raise
-    monkeypatch.setattr("sa_diffusers.runs.train_stages.train", None)
-    monkeypatch.setattr("sa_diffusers.runs.sample_stages.draw_samples", None)
+    monkeypatch.setattr("sa_diffusers.runs.stages.train.train", None)
+    monkeypatch.setattr("sa_diffusers.runs.stages.samples.draw_samples", None)
     assert make_table(again(table)) == text
     assert times(table.folder, *patterns) == before
 

@@ -1,17 +1,12 @@
 """Every option of `scripts/attack.py`."""
 
-from dataclasses import MISSING, dataclass, field
+from dataclasses import MISSING, dataclass
 from typing import Literal
 
 from sa_diffusers.core.concepts import mentions
 from sa_diffusers.evaluation.suite.options import EXPLICIT
 from sa_diffusers.io.configuration import option
 from sa_diffusers.training.options import check_ranges
-
-
-def required(text: str):
-    """A field without a default, with the text that --help prints."""
-    return field(default=MISSING, metadata={"help": text})
 
 
 @dataclass
@@ -22,13 +17,14 @@ class AttackConfig:
         ValueError: options that cannot work, before anything is loaded.
     """
 
-    forgotten: str = required(
-        "Pipeline that forgot the concept: folder (of it or its run) or hub id. A leading argument stands for it."
+    forgotten: str = option(
+        MISSING,
+        "Pipeline that forgot the concept: folder (of it or its run) or hub id. A leading argument stands for it.",
     )
-    original: str = required(
-        "Pipeline that knows it: draws the targets, and is attacked in the same way, as the ceiling."
+    original: str = option(
+        MISSING, "Pipeline that knows it: draws the targets, and is attacked in the same way, as the ceiling."
     )
-    concept: str = required("The concept; several phrasings separated by commas: 'seven, 7'.")
+    concept: str = option(MISSING, "The concept; several phrasings separated by commas: 'seven, 7'.")
     control: str | None = option(None, "Pipeline that never learned it, attacked in the same way, as the floor.")
     attack: Literal["embedding", "text"] = option(
         "embedding", "embedding: new vectors in the token space; text: words that anybody can type."
@@ -74,7 +70,7 @@ class AttackConfig:
         )  # fmt: skip
         check_ranges(self, "seed", zero=True)
         if self.initial is not None and not self.initial.strip():
-            raise ValueError("expected --initial with words to start from, got none; leave it away for the default")
+            raise ValueError("expected --initial with words to start from, got none; omit it for the default")
         wrong = [template for template in self.templates if "{}" not in template]
         if wrong or not self.templates:
             raise ValueError(f"expected templates with {{}} in the concept's place, got {wrong or 'none'}")

@@ -1,22 +1,23 @@
 """What an attack brought back, as numbers, a table and a page."""
 
-import base64
-import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import jinja2
 from torch import Tensor
 
-from sa_diffusers.attacks import FoundEmbedding, FoundText
+from sa_diffusers.attacks.found import Found, FoundText
 from sa_diffusers.attacks.options import AttackConfig
+from sa_diffusers.core.concepts import split_phrasings
 from sa_diffusers.evaluation.judges.classifier import ImageClassifier, wilson_interval
+from sa_diffusers.evaluation.judges.load_classifier import load_classifier
 from sa_diffusers.io.atomic_files import atomic_path, write_json
-from sa_diffusers.report.page import TEMPLATES
-from sa_diffusers.report.pictures import mosaic, to_pil
+from sa_diffusers.io.bundled import resolve
+from sa_diffusers.report.page import write_page
+from sa_diffusers.report.pictures import SMALL, embed, to_pil
+from sa_diffusers.report.tables import markdown_table
 
 
 SHOWN = 12  # pictures of each row of the page
@@ -33,7 +34,7 @@ class Attacked:
     model: str
     before: Tensor
     after: list[Tensor]
-    found: list[FoundEmbedding | FoundText]
+    found: list[Found]
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,20 @@ class Judge:
     classifier: ImageClassifier
     attribute: str
     index: int
+
+    @classmethod
+    def load(cls, config: AttackConfig) -> "Judge | None":
+        """That of the options; None: they name none. Raises ValueError if the classifier has no such class."""
+        if config.classifier is None:
+            return None
+        classifier = load_classifier(resolve(config.classifier))
+        found = classifier.find_class(list(split_phrasings(config.concept)))
+        if found is None:
+            raise ValueError(
+                f"the classifier has no class named {config.concept!r}; it knows {classifier.config.attributes}. Pass "
+                "one that knows the concept, or omit --classifier"
+            )
+        return cls(classifier, *found)
 
     def read(self, images: Tensor) -> dict[str, float]:
         """Of uint8 pictures [N, 3, H, W]: mean probability of the concept, and share read as it rather than others."""
@@ -81,10 +96,8 @@ def summarise(
             for restart, reading in zip(restarts, readings, strict=True):
                 restart.update(_with_intervals(reading, count))
             mean = {name: fmean(reading[name] for reading in readings) for name in readings[0]}
-            entry |= {
-                "before": _with_intervals(judge.read(one.before), count),
-                "after_mean": _with_intervals(mean, count),
-            }
+            entry["before"] = _with_intervals(judge.read(one.before), count)
+            entry["after_mean"] = _with_intervals(mean, count)
         entry["best"] = max(range(len(restarts)), key=lambda i: _rank(restarts[i]))
         result["models"][role] = entry
     return result
@@ -98,25 +111,21 @@ def _with_intervals(reading: Mapping[str, float], count: int) -> dict[str, Any]:
     return {**reading, **{f"{name}_interval": wilson_interval(value, count) for name, value in reading.items()}}
 
 
-def columns(result: Mapping[str, Any]) -> list[str]:
-    """The table's columns: the numbers where there is a classifier, the words where the attack found some."""
-    words = ["found words, best restart"] if result["attack"] == "text" else []
-    return ["model", *(MEASURED if _judged(result) else ()), *words, "loss, start → best"]
-
-
-def rows(result: Mapping[str, Any]) -> list[list[str]]:
-    """The table's cells as text, a row a model, in the order of `columns`."""
-    found = []
+def table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells as text, a row a model: numbers where there is a classifier, words where some were found."""
+    judged, words = _judged(result), ["found words, best restart"] if result["attack"] == "text" else []
+    header = ["model", *(MEASURED if judged else ()), *words, "loss, start → best"]
+    rows = []
     for role, entry in result["models"].items():
         best = entry["restarts"][entry["best"]]
         measured = [
             _cell(part, name)
-            for name in ("probability", "share") * _judged(result)
+            for name in ("probability", "share") * judged
             for part in (entry["before"], entry["after_mean"], best)
         ]
-        words = [best["text"]] if "text" in best else []
-        found.append([role, *measured, *words, f"{best['losses'][0]:.4f} → {min(best['losses']):.4f}"])
-    return found
+        text = [best["text"]] if words else []
+        rows.append([role, *measured, *text, f"{best['losses'][0]:.4f} → {min(best['losses']):.4f}"])
+    return header, rows
 
 
 def _judged(result: Mapping[str, Any]) -> bool:
@@ -130,10 +139,8 @@ def _cell(part: Mapping[str, Any], name: str) -> str:
 
 def notes(result: Mapping[str, Any]) -> list[str]:
     """What must be known to read the table, a sentence or two each."""
-    settings, targets = result["settings"], result["targets"]
-    judged, restarts = _judged(result), settings["num_restarts"]
+    targets, judged, restarts = result["targets"], _judged(result), result["settings"]["num_restarts"]
     read = f"; P {_cell(targets, 'probability')} in them" if judged else ""
-    accuracy = result["classifier_accuracy"]
     interval = ", [95 % interval by Wilson for so many]" if judged else ""
     found = [
         f"{result['num_images']} pictures of the same seeds in each {'number' if judged else 'row'}{interval}; "
@@ -145,24 +152,21 @@ def notes(result: Mapping[str, Any]) -> list[str]:
         "The original is the ceiling of the attack; a model that never learned the concept is its floor: what comes "
         "back there was never forgotten, only described.",
     ]
-    if accuracy is not None:
+    if (accuracy := result["classifier_accuracy"]) is not None:
         found.append(f"The classifier is right on {accuracy:.1%} of held-out real images.")
     return found
 
 
 def markdown(result: Mapping[str, Any]) -> str:
     """The table with its notes."""
-    title = f"# Attack ({result['attack']}) on “{result['concept']}”"
-    head, body = columns(result), [[cell.replace("|", "\\|") for cell in row] for row in rows(result)]
-    lines = [head, ["---"] * len(head), *body]
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return "\n\n".join([title, table, "\n".join(f"- {note}" for note in notes(result))]) + "\n"
+    title, said = f"# Attack ({result['attack']}) on “{result['concept']}”", [f"- {note}" for note in notes(result)]
+    return "\n\n".join([title, markdown_table(*table(result)), "\n".join(said)]) + "\n"
 
 
 def write_results(
     config: AttackConfig, result: Mapping[str, Any], attacked: Mapping[str, Attacked], targets: Tensor
 ) -> None:
-    """attack.json, attack.md and report.html."""
+    """attack.json, attack.md and report.html, whose pictures are no more than mosaics where they are blurred."""
     folder = Path(config.output_dir)
     write_json(result, folder / "attack.json")
     with atomic_path(folder / "attack.md") as temporary:
@@ -171,29 +175,23 @@ def write_results(
     for role, one in attacked.items():
         best = result["models"][role]["best"]
         pictures[role] = {"before": one.before, "after, best restart": one.after[best]}
-    loader = jinja2.FileSystemLoader(TEMPLATES)
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    page = environment.get_template("attack.html.j2").render(
+    header, rows = table(result)
+    write_page(
+        folder / "report.html",
+        "attack.html.j2",
         title=f"Attack ({config.attack}) on “{config.concept}”",
-        columns=columns(result),
-        rows=rows(result),
+        columns=header,
+        rows=rows,
         notes=notes(result),
         pictures={
-            role: {name: [_uri(image, config.blurred) for image in images[:SHOWN]] for name, images in parts.items()}
+            role: {
+                name: [embed(to_pil(image), config.blurred)["uri"] for image in images[:SHOWN]]
+                for name, images in parts.items()
+            }
             for role, parts in pictures.items()
         },
         models={role: entry["model"] for role, entry in result["models"].items()},
-        small=max(targets.shape[2:]) <= 128,
+        small=max(targets.shape[2:]) <= SMALL,
         blurred=config.blurred,
         settings={key: value for key, value in asdict(config).items() if value is not None},
     )
-    with atomic_path(folder / "report.html") as temporary:
-        temporary.write_text(page, encoding="utf-8")
-
-
-def _uri(image: Tensor, blurred: bool) -> str:
-    """A picture for the page, at most 256 pixels a side; a blurred one holds no more than its mosaic."""
-    picture, buffer = to_pil(image), io.BytesIO()
-    picture.thumbnail((256, 256))
-    (mosaic(picture) if blurred else picture).save(buffer, format="PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,40 +1,31 @@
 """Attack a forgotten model, the original and a control alike: targets, attacks, pictures, numbers; resumable."""
 
+import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sa_diffusers.attacks import (
-    AttackSettings,
-    FoundEmbedding,
-    FoundText,
-    attack_embedding,
-    attack_text,
-    draw_found,
-)
-from sa_diffusers.attacks.attacked import (
-    check_folder,
-    check_resolutions,
-    complete,
-    describe_plan,
-    first_tokens,
-    load_family,
-    load_judge,
-    roles,
-)
+from sa_diffusers.attacks import AttackSettings, FoundEmbedding, FoundText, attack_embedding, attack_text, draw_found
+from sa_diffusers.attacks.found import Found
 from sa_diffusers.attacks.options import AttackConfig
-from sa_diffusers.attacks.results import Attacked, summarise, write_results
+from sa_diffusers.attacks.results import Attacked, Judge, summarise, write_results
+from sa_diffusers.attacks.victims import check_resolutions, complete, first_tokens, load_family, roles
 from sa_diffusers.core.concepts import split_phrasings
 from sa_diffusers.core.seeding import derive_seed, seeded
-from sa_diffusers.families.stable_diffusion import TextToImageFamily
-from sa_diffusers.io.artifacts import RunLock, hash_tensors
+from sa_diffusers.families import Family
+from sa_diffusers.io.artifacts import RunLock, Stage, StageMismatch, hash_tensors
 from sa_diffusers.io.atomic_files import atomic_path, remove_leftovers
 from sa_diffusers.io.loading import model_hash, pipeline_hashes
-from sa_diffusers.io.stages import Stages
 from sa_diffusers.report.pictures import to_uint8
+
+
+Result = TypeVar("Result")
+FOREIGN = ("pipeline", "config.yaml", "evaluation.json", "model_index.json")  # of a run, an evaluation, a pipeline
 
 
 class AttackRun:
@@ -47,15 +38,17 @@ class AttackRun:
     def __init__(self, config: AttackConfig):
         self.config, self.folder = config, Path(config.output_dir)
         self.words = split_phrasings(config.concept)
-        self.stages = Stages(self.folder, config.overwrite)
-        self.settings = [
-            AttackSettings(
-                config.num_tokens, config.steps, config.batch_size, config.learning_rate,
-                derive_seed(config.seed, "restart", restart), config.initial, config.keep_every,
-            )
-            for restart in range(config.num_restarts)
-        ]  # fmt: skip
+        self.word = FoundText(self.words[0], [], [])
+        self.seconds: dict[str, float] = {}  # by stage
         self.targets = self.target_images = self.target_vae = None
+
+    def settings(self, restart: int) -> AttackSettings:
+        """How a restart searches."""
+        config = self.config
+        return AttackSettings(
+            config.num_tokens, config.steps, config.batch_size, config.learning_rate,
+            derive_seed(config.seed, "restart", restart), config.initial, config.keep_every,
+        )  # fmt: skip
 
     def attack(self, role: str, model: str) -> Attacked:
         """All stages of one model; the original comes first and draws the targets."""
@@ -65,24 +58,30 @@ class AttackRun:
             self._draw_targets(family, hashes)
         targets, own = self._targets_for(family), role.replace(" ", "-")
         drawing = self._drawing(hashes, "picture", self.config.num_images)
-        word = FoundText(self.words[0], [], [])
-        before = self._pictures(family, own, "before", word, drawing | {"word": word.text})
+
+        def pictures(name: str, found: Found, key: dict) -> Tensor:
+            def compute() -> Tensor:
+                return to_uint8(_decode(family, self._draw(family, found, "picture", self.config.num_images)))
+
+            return self._tensor(f"{own}-{name}", drawing | key, self.folder / own / f"{name}.safetensors", compute)
+
+        before = pictures("before", self.word, {"word": self.word.text})
         after, found = [], []
-        for restart, settings in enumerate(self.settings):
+        for restart in range(self.config.num_restarts):
             key = {
-                "attack": self.config.attack, "settings": asdict(settings), "words": list(self.words),
+                "attack": self.config.attack, "settings": asdict(self.settings(restart)), "words": list(self.words),
                 "allow_concept_words": self.config.allow_concept_words, "templates": self.config.templates,
                 "targets": hash_tensors({"targets": targets}), "model": hashes,
             }  # fmt: skip
-            found.append(self._find(family, targets, own, restart, settings, key))
-            after.append(self._pictures(family, own, f"after-{restart}", found[-1], drawing | {"found": key}))
+            found.append(self._find(family, targets, own, restart, key))
+            after.append(pictures(f"after-{restart}", found[-1], {"found": key}))
             if role == "original" and restart == 0:
                 print(self._time_left(), flush=True)
         return Attacked(model, before, after, found)
 
     def _time_left(self) -> str:
         """What is left after the first attack, as if all took as long as it and nothing was there already."""
-        attack, pictures = (self.stages.seconds[f"original-{name}-0"] for name in ("attack", "after"))
+        attack, pictures = (self.seconds[f"original-{name}-0"] for name in ("attack", "after"))
         models = len(roles(self.config))
         others = models * self.config.num_restarts - 1
         left = others * (attack + pictures) + (models - 1) * pictures
@@ -95,31 +94,53 @@ class AttackRun:
     def _drawing(self, hashes: dict[str, str], purpose: str, count: int) -> dict:
         """What pictures depend on besides their prompts' words."""
         names = ("guidance_scale", "num_inference_steps", "sampler", "templates", "seed")
-        return {name: getattr(self.config, name) for name in names} | {
-            "model": hashes, "purpose": purpose, "count": count
-        }  # fmt: skip
+        own = {name: getattr(self.config, name) for name in names}
+        return own | {"model": hashes, "purpose": purpose, "count": count}
 
-    def _draw(self, family: TextToImageFamily, found: FoundEmbedding | FoundText, purpose: str, count: int) -> Tensor:
+    def _draw(self, family: Family, found: Found, purpose: str, count: int) -> Tensor:
         config = self.config
         seeds = [derive_seed(config.seed, f"attack {purpose}", index) for index in range(count)]
-        return draw_found(
-            family, found, config.templates, seeds, config.guidance_scale, config.num_inference_steps,
-            config.sample_batch_size,
-        )  # fmt: skip
+        settings = config.guidance_scale, config.num_inference_steps, config.sample_batch_size
+        return draw_found(family, found, config.templates, seeds, *settings)
 
-    def _draw_targets(self, family: TextToImageFamily, hashes: dict[str, str]) -> None:
-        path, count = self.folder / "targets.safetensors", self.config.num_targets
+    def _tensor(self, stage: str, key: dict, path: Path, compute: Callable[[], Tensor]) -> Tensor:
+        """The tensor of a stage, kept in a file."""
 
-        def compute() -> Tensor:
-            latents = self._draw(family, FoundText(self.words[0], [], []), "target", count)
-            _save(path, latents)
-            return latents
+        def save() -> Tensor:
+            tensor = compute().contiguous()
+            with atomic_path(path) as temporary:
+                save_file({"tensor": tensor}, temporary)
+            return tensor
 
-        key = self._drawing(hashes, "target", count) | {"word": self.words[0]}
-        self.targets = self.stages.run("targets", key, compute, lambda: load_file(path)["tensor"])
+        return self._stage(stage, key, save, lambda: load_file(path)["tensor"])
+
+    def _stage(self, name: str, key: dict, compute: Callable[[], Result], load: Callable[[], Result]) -> Result:
+        """A stage's result: loaded if the folder holds it under the same key, else computed."""
+        stage = Stage(self.folder, name, key)
+        try:
+            done = stage.done
+        except StageMismatch:
+            if not self.config.overwrite:
+                raise
+            done = False
+        if done:
+            result = load()
+        else:
+            stage.clear()  # the old marker must not vouch for new files if this is interrupted
+            start = time.perf_counter()
+            result = compute()
+            stage.finish(time.perf_counter() - start)
+        self.seconds[name] = stage.seconds
+        return result
+
+    def _draw_targets(self, family: Family, hashes: dict[str, str]) -> None:
+        count = self.config.num_targets
+        key = self._drawing(hashes, "target", count) | {"word": self.word.text}
+        path = self.folder / "targets.safetensors"
+        self.targets = self._tensor("targets", key, path, lambda: self._draw(family, self.word, "target", count))
         self.target_images, self.target_vae = _decode(family, self.targets), model_hash(family.pipeline.vae)
 
-    def _targets_for(self, family: TextToImageFamily) -> Tensor:
+    def _targets_for(self, family: Family) -> Tensor:
         """The targets in a model's own latent space: as they were drawn, or encoded anew by another autoencoder."""
         if self.target_images.shape[-1] != family.resolution:
             raise ValueError(
@@ -130,41 +151,19 @@ class AttackRun:
         parts = self.target_images.split(16)
         return torch.cat([family.encode(part, seeded("attack targets", i)) for i, part in enumerate(parts)])
 
-    def _find(
-        self,
-        family: TextToImageFamily,
-        targets: Tensor,
-        own: str,
-        restart: int,
-        settings: AttackSettings,
-        key: dict,
-    ) -> FoundEmbedding | FoundText:
-        templates, text = self.config.templates, self.config.attack == "text"
+    def _find(self, family: Family, targets: Tensor, own: str, restart: int, key: dict) -> Found:
+        config, text = self.config, self.config.attack == "text"
         path = self.folder / own / (f"text-{restart}.json" if text else f"embedding-{restart}.safetensors")
 
-        def compute() -> FoundEmbedding | FoundText:
-            if text:
-                forbidden = () if self.config.allow_concept_words else self.words
-                found = attack_text(family, targets, templates, self.words, settings, forbidden)
-            else:
-                found = attack_embedding(family, targets, templates, self.words, settings)
+        def compute() -> Found:
+            known = family, targets, config.templates, self.words, self.settings(restart)
+            forbidden = () if config.allow_concept_words else self.words
+            found = attack_text(*known, forbidden) if text else attack_embedding(*known)
             found.save(path)
             return found
 
         load = (FoundText if text else FoundEmbedding).load
-        return self.stages.run(f"{own}-attack-{restart}", key, compute, lambda: load(path))
-
-    def _pictures(
-        self, family: TextToImageFamily, own: str, name: str, found: FoundEmbedding | FoundText, key: dict
-    ) -> Tensor:
-        path = self.folder / own / f"{name}.safetensors"
-
-        def compute() -> Tensor:
-            images = to_uint8(_decode(family, self._draw(family, found, "picture", self.config.num_images)))
-            _save(path, images)
-            return images
-
-        return self.stages.run(f"{own}-{name}", key, compute, lambda: load_file(path)["tensor"])
+        return self._stage(f"{own}-attack-{restart}", key, compute, lambda: load(path))
 
 
 def run_attack(config: AttackConfig) -> dict:
@@ -176,7 +175,7 @@ def run_attack(config: AttackConfig) -> dict:
     """
     check_folder(config.output_dir)
     config = complete(config)
-    models, judge = roles(config), load_judge(config)
+    models, judge = roles(config), Judge.load(config)
     check_resolutions(models, judge.classifier.config.image_size if judge else None)
     print(describe_plan(config, judge), flush=True)
     if config.num_threads is not None:
@@ -191,15 +190,40 @@ def run_attack(config: AttackConfig) -> dict:
         for role, model in models.items():
             print(f"attack: {role} ({model})", flush=True)
             attacked[role] = run.attack(role, model)
-        result = summarise(config, attacked, to_uint8(run.target_images), judge)
-        write_results(config, result, attacked, to_uint8(run.target_images))
+        targets = to_uint8(run.target_images)
+        result = summarise(config, attacked, targets, judge)
+        write_results(config, result, attacked, targets)
     return result
 
 
-def _decode(family: TextToImageFamily, latents: Tensor) -> Tensor:
+def check_folder(output_dir: str | Path) -> None:
+    """Raise ValueError for a folder that is another script's: its report.html would be replaced."""
+    there = [name for name in FOREIGN if (Path(output_dir) / name).exists()]
+    if there:
+        raise ValueError(
+            f"{output_dir} holds {', '.join(there)}: it is the folder of a run, an evaluation or a pipeline; pass "
+            "another --output_dir"
+        )
+
+
+def describe_plan(config: AttackConfig, judge: Judge | None) -> str:
+    """What is about to be done, for the terminal."""
+    models = roles(config)
+    count = len(models) * config.num_restarts
+    pictures = config.num_targets + config.num_images * (len(models) + count)
+    lines = [f"bring {config.concept!r} back by --attack {config.attack}"]
+    lines += [f"  {role}: {model}" for role, model in models.items()]
+    lines += [
+        f"{count:,} attacks ({len(models)} models x {config.num_restarts}) of {config.steps:,} steps, "
+        f"{config.batch_size} targets each",
+        f"{pictures:,} pictures: {config.num_targets:,} targets, and {config.num_images:,} of each model before and "
+        "after each attack",
+        f"  guidance {config.guidance_scale:g}, {config.num_inference_steps} steps of {config.sampler}",
+        f"judged by {config.classifier} as {judge.attribute}" if judge else "no classifier: pictures only",
+        f"into {Path(config.output_dir).resolve()}; what it holds already is reused",
+    ]
+    return "\n".join(lines)
+
+
+def _decode(family: Family, latents: Tensor) -> Tensor:
     return torch.cat([family.decode(part) for part in latents.split(16)])
-
-
-def _save(path: Path, tensor: Tensor) -> None:
-    with atomic_path(path) as temporary:
-        save_file({"tensor": tensor.contiguous()}, temporary)

@@ -7,8 +7,18 @@ from sa_diffusers.families.base import (
     family_class,
     family_defaults,
     get_family,
+    own_pipeline_classes,
     register,
 )
 
 
-__all__ = ["CAPABILITIES", "Description", "Family", "family_class", "family_defaults", "get_family", "register"]
+__all__ = [
+    "CAPABILITIES",
+    "Description",
+    "Family",
+    "family_class",
+    "family_defaults",
+    "get_family",
+    "own_pipeline_classes",
+    "register",
+]

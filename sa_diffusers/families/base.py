@@ -64,6 +64,7 @@ class Family:
 
     name: ClassVar[str]
     pipelines: ClassVar[tuple[str, ...]]  # classes of pipelines that it adapts, and their subclasses
+    own_classes: ClassVar[tuple[type[DiffusionPipeline], ...]] = ()  # of these, those that diffusers does not have
     component: ClassVar[str]  # name of the pipeline's part that is trained
     helpers: ClassVar[tuple[str, ...]] = ()  # parts that only encode and decode: they need not stay on the device
     capabilities: ClassVar[frozenset[str]]  # of CAPABILITIES
@@ -155,6 +156,11 @@ def registry() -> Mapping[str, type[Family]]:
     for module in iter_modules([str(Path(__file__).parent)]):
         import_module(f"{package}.{module.name}")  # each registers its own
     return _REGISTRY
+
+
+def own_pipeline_classes() -> dict[str, type[DiffusionPipeline]]:
+    """The pipeline classes that diffusers does not have, by name; saved ones are loaded by them."""
+    return {cls.__name__: cls for family in registry().values() for cls in family.own_classes}
 
 
 def family_class(pipeline_class: str) -> type[Family] | None:

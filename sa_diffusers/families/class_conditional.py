@@ -30,6 +30,7 @@ class ClassConditionalFamily(Family):
 
     name = "class_conditional"
     pipelines = ("ClassConditionalPipeline",)
+    own_classes = (ClassConditionalPipeline,)
     component = "unet"
     capabilities = frozenset(("labels", "guidance", "denoising", "paper_quirks"))
     defaults = {

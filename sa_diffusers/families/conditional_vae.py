@@ -22,6 +22,7 @@ class ConditionalVAEFamily(Family):
 
     name = "conditional_vae"
     pipelines = ("ConditionalVAEPipeline",)
+    own_classes = (ConditionalVAEPipeline,)
     component = "vae"
     capabilities = frozenset(("labels", "prior"))
     defaults = {

@@ -37,6 +37,7 @@ class TextToImageFamily(Family):
 
     name = "stable_diffusion"
     pipelines = ("StableDiffusionPipeline", "SafeGuidancePipeline")
+    own_classes = (SafeGuidancePipeline,)
     component = "unet"
     helpers = ("text_encoder", "vae", "safety_checker", "image_encoder")
     scopes = SCOPES

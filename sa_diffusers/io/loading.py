@@ -10,12 +10,12 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
+from sa_diffusers.families import own_pipeline_classes
 from sa_diffusers.io.artifacts import hash_tensors
 from sa_diffusers.io.atomic_files import atomic_path
 from sa_diffusers.io.bundled import resolve
 from sa_diffusers.io.hub import ModelLoadError, explain_load_errors
 from sa_diffusers.io.processes import process_state
-from sa_diffusers.pipelines import OWN_PIPELINES
 
 
 def read_model_index(model: str, revision: str | None = None) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def load_pipeline(model: str, revision: str | None, variant: str | None, dtype: 
         ModelLoadError: with what to do about it.
     """
     source = resolve(model)
-    cls = OWN_PIPELINES.get(read_model_index(model, revision)["_class_name"], DiffusionPipeline)
+    cls = own_pipeline_classes().get(read_model_index(model, revision)["_class_name"], DiffusionPipeline)
     with explain_load_errors(source):
         pipeline = cls.from_pretrained(
             source, revision=revision, variant=variant, dtype=getattr(torch, dtype), low_cpu_mem_usage=False

@@ -6,14 +6,11 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
+from sa_diffusers.families import family_class, own_pipeline_classes
 from sa_diffusers.io.artifacts import fingerprint
 from sa_diffusers.io.model_names import base_name, is_on_hub, public_name
-from sa_diffusers.pipelines import OWN_PIPELINES
 from sa_diffusers.report.page import render, write_page
 from sa_diffusers.report.tables import flatten
-
-
-GUIDES = "SafeGuidancePipeline"  # of the pipeline classes here the one whose weights have not changed
 
 
 def write_model_card(
@@ -28,7 +25,7 @@ def write_model_card(
     images: Sequence[str],
     license: str | None,
     dtype: str = "float32",
-    pipeline_class: str = "StableDiffusionPipeline",
+    pipeline_class: str,
     variant: str | None = None,
     lora: bool = False,
 ) -> Path:
@@ -50,8 +47,9 @@ def write_model_card(
     Returns:
         Path of the card.
     """
-    stock, on_hub = pipeline_class not in OWN_PIPELINES, is_on_hub(base_model)
-    reads_text = stock or pipeline_class == GUIDES
+    stock, on_hub = pipeline_class not in own_pipeline_classes(), is_on_hub(base_model)
+    family = family_class(pipeline_class)
+    reads_text = family is None or "text" in family.capabilities
     text_to_image = ["stable-diffusion", "text-to-image"] if reads_text else []
     data = ModelCardData(
         base_model=base_model if on_hub else None,
@@ -75,7 +73,7 @@ def write_model_card(
         images=images,
         library="diffusers" if stock else "sa_diffusers",
         loader="DiffusionPipeline" if stock else pipeline_class,
-        guides=pipeline_class == GUIDES,
+        guides=reads_text and not stock,
         dtype=dtype,
         variant=variant,
         lora=lora,

@@ -13,7 +13,7 @@ from sa_diffusers.io.atomic_files import atomic_path
 
 # title of a panel: {key in the history: label of its line}
 PANELS = {
-    "Loss": {"surrogate_loss": "surrogate", "replay_loss": "replay"},
+    "Loss": {"surrogate_loss": "surrogate", "replay_loss": "replay samples"},
     "EWC": {"ewc_penalty": "EWC"},
     "Forgetting": {"concept_probability": "concept probability", "retained_accuracy": "retained accuracy"},
 }

@@ -11,14 +11,33 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
-from tqdm import tqdm
 
 from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.data.digits import ColoredDigits, caption, fill, held_out_templates, random_attributes
+from sa_diffusers.data.sampling import Request, SamplingSettings, draw_samples
 from sa_diffusers.evaluation.images.distribution import manifold_metrics
 from sa_diffusers.evaluation.judges.classifier import ImageClassifier, Score, score_images
 from sa_diffusers.families import Family
-from sa_diffusers.io.atomic_files import atomic_path
+from sa_diffusers.io.configuration import option
+from studies.figures import save_figure
+
+
+# What a base model must reach to be worth forgetting in; diversity as a share of the real-against-real value.
+BARS = {"accuracy": 0.97, "worst_accuracy": 0.93, "held_out_accuracy": 0.92, "diversity": 0.90}
+
+
+@dataclass
+class EvaluateBaseConfig:
+    model: str = option("bundled/digits/pipeline", "Pipeline: folder, hub id or bundled.")
+    classifier: str = option("bundled/digits/classifier", "Classifier: folder or bundled.")
+    data_dir: str = option("ylecun/mnist", "Real digits: hub id or local folder of MNIST.")
+    output_dir: str = option("runs/evaluate_base", "Folder for metrics.json and pictures.")
+    num_images: int = option(2000, "Images of composed prompts, and as many for diversity.")
+    num_held_out_images: int = option(1026, "Images of held-out sentence frames.")
+    num_inference_steps: int = option(20, "Steps of the sampler (DPM-Solver++).")
+    guidance_scale: float = option(2.5, "Classifier-free guidance; 1: none.")
+    batch_size: int = option(64, "Images drawn at once; changes no image.")
+    seed: int = option(0, "Seed of prompts and images.")
 
 
 @dataclass(frozen=True)
@@ -66,13 +85,10 @@ def draw_images(
     description: str = "draw",
 ) -> Tensor:
     """One image for each prompt: [N, 3, H, W] in [-1, 1]. Each depends on (seed, description, its index) only."""
-    seeds = [derive_seed(seed, description, index) for index in range(len(prompts))]
-    images = []
-    for start in tqdm(range(0, len(prompts), batch_size), desc=description, mininterval=1):
-        part = slice(start, start + batch_size)
-        texts = [prompt.text for prompt in prompts[part]]
-        images.append(family.decode(family.draw(texts, seeds[part], guidance_scale, num_inference_steps)))
-    return torch.cat(images)
+    requests = [Request(p.text, derive_seed(seed, description, index)) for index, p in enumerate(prompts)]
+    settings = SamplingSettings(guidance_scale, num_inference_steps, batch_size)
+    latents = draw_samples(family, requests, settings, description=description).latents
+    return torch.cat([family.decode(part) for part in latents.split(batch_size)])
 
 
 def attribute_accuracy(
@@ -176,5 +192,47 @@ def save_grid(examples: Sequence[tuple[Tensor, Prompt]], path: Path, columns: in
     for axes, (image, prompt) in zip(panels, examples, strict=False):  # the last row may not be full
         axes.imshow(image.add(1).div(2).clamp(0, 1).permute(1, 2, 0).numpy(), interpolation="nearest")
         axes.set_title(textwrap.fill(prompt.text, width=30) or "(empty)", fontsize=7)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=100)
+    save_figure(figure, path, dpi=100)
+
+
+def evaluate(
+    family: Family, classifier: ImageClassifier, real: ColoredDigits, config: EvaluateBaseConfig
+) -> tuple[dict, list[tuple[Tensor, Prompt]]]:
+    """Measure everything; returns the metrics, and a dozen images with their prompts of each part."""
+    reference = diversity_reference(real, config.num_images, config.seed)
+    prompts = {
+        "composed": composed_prompts(config.num_images, config.seed),
+        "held_out": held_out_prompts(config.num_held_out_images, config.seed),
+        "diversity": reference.prompts,
+    }
+    names = ("seed", "guidance_scale", "num_inference_steps", "batch_size")
+    settings = {name: getattr(config, name) for name in names}
+    images = {name: draw_images(family, part, **settings, description=name) for name, part in prompts.items()}
+    metrics = {
+        "composed": attribute_accuracy(classifier, images["composed"], prompts["composed"]),
+        "held_out": attribute_accuracy(classifier, images["held_out"], prompts["held_out"]),
+        "templates": template_accuracy(classifier, images["held_out"], prompts["held_out"]),
+        "diversity": diversity(classifier, reference, images["diversity"]),
+    }
+    return metrics, [pair for name in prompts for pair in list(zip(images[name], prompts[name], strict=True))[:12]]
+
+
+def compare_with_bars(metrics: dict) -> list[tuple[str, float, float, str]]:
+    """Rows of (what, measured, bar, remark)."""
+    rows = []
+    for attribute, m in metrics["composed"].items():
+        rows.append((attribute, m["accuracy"], BARS["accuracy"], _interval(m["interval"], m["num_images"])))
+        worst = f"{m['worst_class']}, 95 % interval {m['worst_interval'][0]:.3f} to {m['worst_interval'][1]:.3f}"
+        rows.append((f"{attribute}, worst class", m["worst_accuracy"], BARS["worst_accuracy"], worst))
+    for attribute, m in metrics["held_out"].items():
+        remark = _interval(m["interval"], m["num_images"])
+        rows.append((f"{attribute}, held-out frames", m["accuracy"], BARS["held_out_accuracy"], remark))
+    for name in ("recall", "coverage"):
+        values = {kind: metrics["diversity"][kind][name] for kind in ("generated", "real", "ratio")}
+        remark = f"{values['generated']:.3f} generated / {values['real']:.3f} real"
+        rows.append((f"{name} against real", values["ratio"], BARS["diversity"], remark))
+    return rows
+
+
+def _interval(interval: tuple[float, float], num_images: int) -> str:
+    return f"{num_images} images, 95 % interval {interval[0]:.3f} to {interval[1]:.3f}"

@@ -154,5 +154,11 @@ def estimate_report() -> tuple[dict[str, Any], str]:
         f"{BANDWIDTH / 1e12:.1f} TB/s, by the samples of a step. Counted, not measured.\n",
         markdown([{k: f"{v:.1%}" if isinstance(v, float) else v for k, v in row.items()} for row in ewc_share]),
     )
-    report = {"times": times, "authors": authors, "memory": memory, "stage_memory": stage_memory, "ewc": ewc_share}
+    report = {
+        "times": times,
+        "authors": authors,
+        "memory": memory,
+        "stage_memory": stage_memory,
+        "ewc_share": ewc_share,
+    }
     return report, "\n".join(parts)

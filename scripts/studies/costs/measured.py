@@ -12,25 +12,15 @@ from sa_diffusers.families import get_family
 from sa_diffusers.runs.cost.tables import duration, markdown
 from sa_diffusers.runs.cost.whole_run import AUTHORS, extrapolate, job_of, measured_costs
 from sa_diffusers.runs.options import ForgetConfig
+from studies.costs import stages
 from studies.costs.authors import BATCH_SIZE, NUM_STEPS
-from studies.costs.stages import (
-    EWC,
-    EXACT,
-    FROZEN,
-    WITHOUT_EWC,
-    Workload,
-    cheap_name,
-    fisher_ways,
-    sampling_ways,
-    training_ways,
-)
 from studies.costs.timing import measure
 
 
 # A change to them changes how steady the figures are, not what they mean.
 WORKLOADS = {
-    "tiny": Workload(images=60, images_one_by_one=3, timesteps=200, cheap_samples=12, steps=2),
-    "sd14": Workload(images=16, images_one_by_one=2, timesteps=200, cheap_samples=10, steps=4),
+    "tiny": stages.Workload(images=60, images_one_by_one=3, timesteps=200, cheap_samples=12, steps=2),
+    "sd14": stages.Workload(images=16, images_one_by_one=2, timesteps=200, cheap_samples=10, steps=4),
 }
 
 
@@ -38,7 +28,7 @@ def measure_stages(
     pipeline: StableDiffusionPipeline,
     prompts: Sequence[str],
     config: ForgetConfig,
-    load: Workload,
+    load: stages.Workload,
     rounds: int,
     training_rounds: int,
     dtype: torch.dtype | None,
@@ -53,9 +43,9 @@ def measure_stages(
     ours = get_family(pipeline, sampler=config.sampler, compute_dtype=dtype)
     authors = get_family(pipeline, sampler="ddim", compute_dtype=None if dtype is None else torch.float16)
     device = ours.device
-    rows = measure(sampling_ways(ours, authors, prompts, config, load), rounds, device)
-    rows += measure(fisher_ways(ours, prompts, config, load), rounds, device)
-    return rows + measure(training_ways(ours, prompts, config, load), training_rounds, device)
+    rows = measure(stages.sampling_ways(ours, authors, prompts, config, load), rounds, device)
+    rows += measure(stages.fisher_ways(ours, prompts, config, load), rounds, device)
+    return rows + measure(stages.training_ways(ours, prompts, config, load), training_rounds, device)
 
 
 def extrapolate_runs(rows: list[dict[str, Any]], config: ForgetConfig, jobs: dict[str, ForgetConfig]) -> list[dict]:
@@ -67,11 +57,11 @@ def extrapolate_runs(rows: list[dict[str, Any]], config: ForgetConfig, jobs: dic
     """
     steps, samples = config.num_inference_steps, 2 * config.train_batch_size
     theirs = measured_costs(rows, ("authors", NUM_STEPS), "authors", ("authors", 2 * BATCH_SIZE))
-    exact = measured_costs(rows, ("ours", steps), EXACT, (EWC, samples))
+    exact = measured_costs(rows, ("ours", steps), stages.EXACT, (stages.EWC, samples))
     runs = [("authors", AUTHORS, theirs), ("ours", AUTHORS, exact)]
     for name, job in jobs.items():
-        step = FROZEN if job.replay_target == "model" else EWC
-        costs = measured_costs(rows, ("ours", steps), cheap_name(config), (step, samples))
+        step = stages.FROZEN if job.replay_target == "model" else stages.EWC
+        costs = measured_costs(rows, ("ours", steps), stages.cheap_name(config), (step, samples))
         runs.append(("ours", job_of(job, name), costs))
     total = extrapolate(AUTHORS, theirs)["total"]
     result = []
@@ -97,7 +87,9 @@ def stages_table(rows: list[dict[str, Any]]) -> str:
             "seconds a unit": row["seconds"],
             "times faster": f"{row['times_faster']:.2f}",
             "than": row["than"] if row["than"] != row["way"] else "",
-            "more time": f"{1 / row['times_faster'] - 1:+.1%}" if row["than"] in (WITHOUT_EWC, EWC) else "",
+            "more time": f"{1 / row['times_faster'] - 1:+.1%}"
+            if row["than"] in (stages.WITHOUT_EWC, stages.EWC)
+            else "",
             "peak memory, MB": f"{row['peak_bytes'] / 1e6:,.1f}",
         }
         for row in rows
@@ -121,7 +113,7 @@ def measured_report(
     prompts: Sequence[str],
     config: ForgetConfig,
     jobs: dict[str, ForgetConfig],
-    load: Workload,
+    load: stages.Workload,
     rounds: int,
     training_rounds: int,
     dtype: torch.dtype | None,

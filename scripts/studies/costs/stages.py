@@ -136,7 +136,6 @@ def training_ways(family: Family, prompts: Sequence[str], config: ForgetConfig, 
     weights = dict(module.named_parameters())
     fisher = {name: torch.rand_like(p) for name, p in weights.items()}
     size, loss, device = config.train_batch_size, family.loss, family.device
-    optimizer = torch.optim.AdamW(weights.values(), lr=1e-8, weight_decay=0.0)
     batch = {"surrogate": _batch(family, prompts, size, 1), "replay": _batch(family, prompts, size, 2)}
     small = {name: {key: value[:BATCH_SIZE] for key, value in part.items()} for name, part in batch.items()}
     marked = {**batch, "replay": {**batch["replay"], "distilled": torch.ones(size, dtype=torch.bool)}}
@@ -145,9 +144,7 @@ def training_ways(family: Family, prompts: Sequence[str], config: ForgetConfig, 
     on_device = AutogradEWC(weights, fisher, config.ewc_lambda, device)
     on_host = AutogradEWC(weights, fisher, config.ewc_lambda, "cpu")
 
-    def way(name: str, objective: Objective, data: NestedBatch, kept: Iterable[Tensor] = (), **options) -> Way:
-        return _step_way(name, module, objective, optimizer, data, family, load.steps, kept, **options)
-
+    way = Steps(module, family, load.steps).way
     ewc, autograd, host = ([*part.fisher, *part.anchor] for part in (closed, on_device, on_host))
     return [
         way("authors", AutogradSelectiveAmnesia(loss, on_host, one_pass=False), small, host, exact=True),
@@ -187,50 +184,53 @@ def _lora_way(
     """A step of rank-16 adapters of all attention projections, with the EWC of what they change."""
     module = copy.deepcopy(family.module)
     changes = add_lora(module, adapted_layers(module, "full", "attention"), LORA_RANK, LORA_RANK, seed=0)
-    trained = [p for p in module.parameters() if p.requires_grad]
     ewc = LowRankEWC(changes, fisher, config.ewc_lambda)
-    optimizer = torch.optim.AdamW(trained, lr=1e-8, weight_decay=0.0)
     name = f"ours, LoRA of rank {LORA_RANK}, EWC in closed form"
     objective = SelectiveAmnesia(family.loss, ewc)
-    return _step_way(name, module, objective, optimizer, batch, family, steps, ewc.fisher, against=WITHOUT_EWC)
+    return Steps(module, family, steps).way(name, objective, batch, ewc.fisher, against=WITHOUT_EWC)
 
 
-def _step_way(
-    name: str,
-    module: nn.Module,
-    objective: Objective,
-    optimizer: torch.optim.Optimizer,
-    data: NestedBatch,
-    family: Family,
-    steps: int,
-    kept: Iterable[Tensor],
-    against: str | None = None,
-    exact: bool = False,
-    frozen: nn.Module | None = None,
-) -> Way:
-    """Optimiser steps as `training.train` takes them; `exact`: in the precision of the weights, never clipped."""
-    kept, dtype = list(kept), None if exact else family.compute_dtype
-    trained = [p for group in optimizer.param_groups for p in group["params"]]
+class Steps:
+    """Optimiser steps of a module's weights that take gradients, by ways that share one optimiser's state."""
 
-    def run() -> None:
-        module.train()
-        for step in range(steps):
-            drawn = objective.draw(data, seeded("step", step))
-            with autocast_forward(module, dtype), autocast_forward(frozen or module, dtype if frozen else None):
-                total, _ = objective(module, _to(drawn, family.device))
-            total.backward()
-            objective.add_gradient()
-            if not exact:
-                nn.utils.clip_grad_norm_(trained, 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-        module.eval()
+    def __init__(self, module: nn.Module, family: Family, count: int):
+        self.module, self.family, self.count = module, family, count
+        self.trained = [p for p in module.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.trained, lr=1e-8, weight_decay=0.0)
 
-    def held() -> list[Tensor]:
-        state = [v for values in optimizer.state.values() for v in values.values() if isinstance(v, Tensor)]
-        return [*module.parameters(), *state, *kept]
+    def way(
+        self,
+        name: str,
+        objective: Objective,
+        data: NestedBatch,
+        kept: Iterable[Tensor] = (),
+        against: str | None = None,
+        exact: bool = False,
+        frozen: nn.Module | None = None,
+    ) -> Way:
+        """Steps as `training.train` takes them; `exact`: in the precision of the weights, never clipped."""
+        module, optimizer = self.module, self.optimizer
+        kept, dtype = list(kept), None if exact else self.family.compute_dtype
 
-    return Way("training step", name, "step", steps, run, held, against)
+        def run() -> None:
+            module.train()
+            for step in range(self.count):
+                drawn = objective.draw(data, seeded("step", step))
+                with autocast_forward(module, dtype), autocast_forward(frozen or module, dtype if frozen else None):
+                    total, _ = objective(module, _to(drawn, self.family.device))
+                total.backward()
+                objective.add_gradient()
+                if not exact:
+                    nn.utils.clip_grad_norm_(self.trained, 1.0)
+                optimizer.step()
+                optimizer.zero_grad()
+            module.eval()
+
+        def held() -> list[Tensor]:
+            state = [v for values in optimizer.state.values() for v in values.values() if isinstance(v, Tensor)]
+            return [*module.parameters(), *state, *kept]
+
+        return Way("training step", name, "step", self.count, run, held, against)
 
 
 def _to(batch: NestedBatch, device: torch.device) -> NestedBatch:

@@ -7,10 +7,12 @@ import torch
 from matplotlib.figure import Figure
 from torch.nn import functional as F
 
-from studies.mnist.image_strips import Strip, strips_figure
+from studies.figures import image_grid
 from studies.mnist.outlier_measures import NUM_PICTURES, Comparison, Styles, compare, styles_of
 from studies.mnist.readings import DIGIT, NEARLY_GREY, forget_one
-from studies.mnist.study import Study, image_grid, save_figure
+from studies.mnist.sections import figure, section, table
+from studies.mnist.strips import Strip, strips_figure
+from studies.mnist.study import Study
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,8 @@ COSTS = {
 }
 
 
-def run(study: Study) -> dict:
-    """The part's numbers, text, tables and figures; see `Study.part`."""
-    return study.part("outliers", lambda folder: _compute(study, folder))
-
-
-def _compute(study: Study, folder: Path) -> dict:
+def compute(study: Study, folder: Path) -> dict:
+    """Trains, on first use, the model that forgot by default."""
     models, data, classifiers = forget_one(study), study.train_images, list(study.classifiers.values())
     styles = {name: styles_of(models, data, label, classifiers) for label, name in enumerate(data.names)}
     numbers = {name: each.numbers() for name, each in styles.items()}
@@ -49,32 +47,32 @@ def _compute(study: Study, folder: Path) -> dict:
         name_of_cost: compare(*(_paid(kept, group, cost) for group in ("rarest", "typical")))
         for name_of_cost, cost in COSTS.items()
     }
-    return {
-        "title": "Outliers: the rarest styles of the forgotten and of the retained digits",
-        "text": [*_forgotten_text(name, numbers[name]), *_retained_text(kept, comparisons)],
-        "tables": [_digit_table(numbers), _comparison_table(comparisons, len(kept))],
-        "figures": [
-            {
-                "file": _save_forgotten(folder / "forgotten.png", styles[name], name),
-                "caption": f"The {NUM_PICTURES} rarest {name}s of the training set, the rarest first: real, and their "
-                "codes decoded before and after forgetting. Beneath, the probability of their digit.",
-            },
-            {
-                "file": _save_retained(folder / "retained.png", {other: styles[other] for other in kept}),
-                "caption": f"The {NUM_PICTURES} rarest of each retained digit, the rarest first: real, and their "
-                "codes decoded before and after forgetting.",
-            },
-            {
-                "file": _save_costs(folder / "costs.png", kept),
-                "caption": f"What forgetting costs the {NUM_PICTURES} rarest and the {NUM_PICTURES} most typical "
-                "images of each retained digit; BCE in nats a picture.",
-            },
-        ],
-        "numbers": {
-            "digits": numbers,
-            "comparisons": {cost: asdict(each) for cost, each in comparisons.items()},
-        },
-    }
+    decoded = "the rarest first: real, and their codes decoded before and after forgetting."
+    figures = [
+        figure(
+            _forgotten(styles[name], name),
+            folder / "forgotten.png",
+            f"The {NUM_PICTURES} rarest {name}s of the training set, {decoded} Beneath, the probability of their "
+            "digit.",
+        ),
+        figure(
+            _retained({other: styles[other] for other in kept}),
+            folder / "retained.png",
+            f"The {NUM_PICTURES} rarest of each retained digit, {decoded}",
+        ),
+        figure(
+            _costs(kept),
+            folder / "costs.png",
+            f"What forgetting costs the {NUM_PICTURES} rarest and the {NUM_PICTURES} most typical images of each "
+            "retained digit; BCE in nats a picture.",
+        ),
+    ]
+    return {"title": "Outliers: the rarest styles of the forgotten and of the retained digits"} | section(
+        [*_forgotten_text(name, numbers[name]), *_retained_text(kept, comparisons)],
+        [_digit_table(numbers), _comparison_table(comparisons, len(kept))],
+        figures,
+        {"digits": numbers, "comparisons": {cost: asdict(each) for cost, each in comparisons.items()}},
+    )
 
 
 def _paid(kept: dict[str, dict], group: str, cost: Cost) -> list[float]:
@@ -152,11 +150,8 @@ def _digit_table(numbers: dict[str, dict]) -> dict:
         ]
         rows.append([name, *cells, each["spearman_bce"]])
     names = [f"{measure}, {group}" for measure in measures for group in groups]
-    return {
-        "title": f"The {NUM_PICTURES} rarest and {NUM_PICTURES} most typical images of each digit, before → after",
-        "columns": ["digit", *names, "Spearman of rarity and rise of BCE"],
-        "rows": rows,
-    }
+    title = f"The {NUM_PICTURES} rarest and {NUM_PICTURES} most typical images of each digit, before → after"
+    return table(title, ["digit", *names, "Spearman of rarity and rise of BCE"], rows)
 
 
 def _comparison_table(comparisons: dict[str, Comparison], count: int) -> dict:
@@ -164,45 +159,40 @@ def _comparison_table(comparisons: dict[str, Comparison], count: int) -> dict:
         [cost, each.rarest, each.typical, each.rarest - each.typical, each.low, each.high, f"{each.wins} of {count}"]
         for cost, each in comparisons.items()
     ]
-    return {
-        "title": "What forgetting costs the retained digits (above 0: worse), means over the digits of one run",
-        "columns": [
-            "cost", "rarest", "typical", "difference", "95 % interval over the digits, low", "high",
-            "digits whose rarest lose more",
-        ],
-        "rows": rows,
-    }  # fmt: skip
+    columns = ["cost", "rarest", "typical", "difference", "95 % interval over the digits, low", "high"]
+    title = "What forgetting costs the retained digits (above 0: worse), means over the digits of one run"
+    return table(title, [*columns, "digits whose rarest lose more"], rows)
 
 
-def _save_forgotten(path: Path, styles: Styles, name: str) -> str:
+def _forgotten(styles: Styles, name: str) -> Figure:
     rarest = styles.rarity.argsort(descending=True)[:NUM_PICTURES]
     strips = [Strip("real", styles.real)]
     for when, decoded in (("before", styles.before), ("after", styles.after)):
         captions = [f"P {value:.2f}" for value in decoded.measures["probability"][rarest].tolist()]
         strips.append(Strip(when, decoded.images, captions))
-    return save_figure(strips_figure(strips, f"The rarest {name}s, decoded before and after forgetting"), path)
+    return strips_figure(strips, f"The rarest {name}s, decoded before and after forgetting")
 
 
-def _save_retained(path: Path, styles: dict[str, Styles]) -> str:
-    figure = Figure(figsize=(15, 5), layout="constrained")
+def _retained(styles: dict[str, Styles]) -> Figure:
+    drawn = Figure(figsize=(15, 5), layout="constrained")
     shown = {
         "real": [each.real for each in styles.values()],
         "decoded before forgetting": [each.before.images for each in styles.values()],
         "decoded after forgetting": [each.after.images for each in styles.values()],
     }
-    for axis, (title, rows) in zip(figure.subplots(1, 3), shown.items(), strict=True):
+    for axis, (title, rows) in zip(drawn.subplots(1, 3), shown.items(), strict=True):
         framed = F.pad(torch.cat(rows), (1, 1, 1, 1), value=0.5)  # grey lines: neighbours would run together
         picture, size = image_grid(framed, NUM_PICTURES).numpy(), framed.shape[-1]
         axis.imshow(picture, cmap="gray", vmin=0, vmax=1)
         axis.set_title(title, fontsize=14)
         axis.set_xticks([])
         axis.set_yticks([size * (row + 0.5) - 0.5 for row in range(len(rows))], list(styles), fontsize=13)
-    return save_figure(figure, path)
+    return drawn
 
 
-def _save_costs(path: Path, kept: dict[str, dict]) -> str:
-    figure = Figure(figsize=(13, 4.8), layout="constrained")
-    for axis, name in zip(figure.subplots(1, 2), ("rise of BCE", "fall of P(digit)"), strict=True):
+def _costs(kept: dict[str, dict]) -> Figure:
+    drawn = Figure(figsize=(13, 4.8), layout="constrained")
+    for axis, name in zip(drawn.subplots(1, 2), ("rise of BCE", "fall of P(digit)"), strict=True):
         for group, marker in (("rarest", "C0o"), ("typical", "C1s")):
             axis.plot(
                 list(kept), _paid(kept, group, COSTS[name]), marker, markersize=10, fillstyle="none", label=group
@@ -212,4 +202,4 @@ def _save_costs(path: Path, kept: dict[str, dict]) -> str:
         axis.set_xlabel("retained digit", fontsize=12)
         axis.tick_params(labelsize=12)
         axis.legend(fontsize=12)
-    return save_figure(figure, path)
+    return drawn

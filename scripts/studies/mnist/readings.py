@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sa_diffusers.evaluation.judges.classifier import ImageClassifier
 from sa_diffusers.pipelines import ConditionalVAEPipeline
-from studies.mnist.paper_runs import default_run
+from studies.mnist.paper.runs import default_run
 from studies.mnist.study import Study, entropy, read
 
 

@@ -18,56 +18,39 @@ from sa_diffusers.evaluation.judges.load_classifier import load_classifier
 from sa_diffusers.families import family_defaults
 from sa_diffusers.families.conditional_vae import ConditionalVAEFamily
 from sa_diffusers.io.artifacts import Stage
-from sa_diffusers.io.atomic_files import atomic_path, write_json
+from sa_diffusers.io.atomic_files import write_json
 from sa_diffusers.io.bundled import resolve
-from sa_diffusers.io.configuration import config_from_dict
+from sa_diffusers.io.configuration import config_from_dict, identity_names, layered, option
 from sa_diffusers.io.hub import explain_load_errors
 from sa_diffusers.pipelines import ConditionalVAEPipeline
 from sa_diffusers.runs.base.labelled import ConditionalVAEConfig, train_conditional_vae
 from sa_diffusers.runs.forget import run_forgetting
-from sa_diffusers.runs.inputs import identity
 from sa_diffusers.runs.options import ForgetConfig
+from studies.classifiers import train_classifiers
 
 
 @dataclass
 class StudyConfig:
     """Everything `scripts/mnist_study.py` can be told."""
 
-    output_dir: str = field(default="runs/mnist_study", metadata={"help": "Folder of the study."})
-    base_config: str = field(
-        default="configs/mnist_cvae.yaml", metadata={"help": "YAML of the base model; names the data set, too."}
+    output_dir: str = option("runs/mnist_study", "Folder of the study.")
+    base_config: str = option("configs/mnist_cvae.yaml", "YAML of the base model; names the data set, too.")
+    classifier_config: str = option(
+        "configs/mnist_classifier.yaml", "YAML of the classifiers, trained if none are given."
     )
-    classifier_config: str = field(
-        default="configs/mnist_classifier.yaml",
-        metadata={"help": "YAML of the classifiers, trained if none are given."},
-    )
-    data_dir: str = field(default="ylecun/mnist", metadata={"help": "Hub id or local folder of MNIST."})
-    base_steps: int | None = field(
-        default=None, metadata={"help": "Steps of the base models; null: as the YAML says."}
-    )
-    forget_steps: int | None = field(
-        default=None, metadata={"help": "Steps of each forgetting by default; null: as the family's defaults say."}
-    )
-    faithful_steps: int = field(
-        default=10000, metadata={"help": "Steps of the forgetting with the authors' settings; theirs are 10,000."}
-    )
-    encoder_steps: int = field(
-        default=5000, metadata={"help": "Steps where the encoder forgets, too, to look at the latent space."}
-    )
-    projection_steps: int = field(
-        default=1000, metadata={"help": "Steps of each run that compares gradient projection; the study's: 2,000."}
-    )
-    classifier: list[str] = field(
-        default_factory=list, metadata={"help": "Folders of trained classifiers; none: five are trained first."}
-    )
-    model: str | None = field(
-        default=None, metadata={"help": "Folder of a trained 8-D base pipeline; null: it is trained first."}
-    )
-    only: str | None = field(default=None, metadata={"help": "Parts to run, separated by commas; null: all of them."})
-    num_images: int = field(default=1000, metadata={"help": "Pictures of a class behind each probability."})
-    num_seeds: int = field(default=5, metadata={"help": "Seeds where several are compared."})
-    num_threads: int = field(default=2, metadata={"help": "CPU threads (`accelerate launch` alone sets 1)."})
-    seed: int = field(default=0, metadata={"help": "Seed of every random number."})
+    data_dir: str = option("ylecun/mnist", "Hub id or local folder of MNIST.")
+    base_steps: int | None = option(None, "Steps of the base models; null: as the YAML says.")
+    forget_steps: int | None = option(None, "Steps of each forgetting by default; null: as the family's defaults say.")
+    faithful_steps: int = option(10000, "Steps of the forgetting with the authors' settings; theirs are 10,000.")
+    encoder_steps: int = option(5000, "Steps where the encoder forgets, too, to look at the latent space.")
+    projection_steps: int = option(1000, "Steps of each run that compares gradient projection; the study's: 2,000.")
+    classifier: list[str] = option([], "Folders of trained classifiers; none: five are trained first.")
+    model: str | None = option(None, "Folder of a trained 8-D base pipeline; null: it is trained first.")
+    only: str | None = option(None, "Parts to run, separated by commas; null: all of them.")
+    num_images: int = option(1000, "Pictures of a class behind each probability.")
+    num_seeds: int = option(5, "Seeds where several are compared.")
+    num_threads: int = option(2, "CPU threads (`accelerate launch` alone sets 1).")
+    seed: int = option(0, "Seed of every random number.")
 
 
 @dataclass
@@ -115,26 +98,18 @@ class Study:
         Raises:
             ModelLoadError: one of them cannot be loaded.
         """
+        config, trained = self.config, self.folder / "classifiers"
+        names = [str(Path(path)) for path in config.classifier] or train_classifiers(
+            config.classifier_config,
+            config.data_dir,
+            {seed: trained / f"seed_{seed}" for seed in range(config.num_seeds)},
+        )
         found = {}
-        for name in map(str, [Path(path) for path in self.config.classifier] or self._train_classifiers()):
+        for name in names:
             source = resolve(name)
             with explain_load_errors(source):
                 found[name] = load_classifier(source)
         return found
-
-    def _train_classifiers(self) -> list[Path]:
-        from sa_diffusers.runs.base.classifier import ClassifierConfig, train_and_save_classifier
-
-        values = yaml.safe_load(Path(self.config.classifier_config).read_text())
-        folders = []
-        for seed in range(self.config.num_seeds):
-            folder = self.folder / "classifiers" / f"seed_{seed}"
-            config = config_from_dict(ClassifierConfig, values | {"data_dir": self.config.data_dir})
-            config = replace(config, seed=seed, output_dir=str(folder))
-            if not (folder / "classifier").exists():
-                train_and_save_classifier(config)
-            folders.append(folder / "classifier")
-        return folders
 
     def base(self, latent_dim: int | None = None, without: int | None = None) -> Path:
         """Folder of a base pipeline, trained on first use.
@@ -152,8 +127,7 @@ class Study:
         if not (folder / "pipeline").exists():
             data = self.train_images
             if without is not None:
-                kept = data.labels != without
-                data = LabelledImages(data.images[kept], data.labels[kept], data.names)
+                data = data.without([data.names[without]])
             config = replace(self.base_config, output_dir=str(folder), seed=self.config.seed)
             train_conditional_vae(data, replace(config, latent_dim=latent_dim or config.latent_dim))
         return folder / "pipeline"
@@ -175,15 +149,15 @@ class Study:
         """
         folder = self.folder / "runs" / name
         config = replace(self.settings(concept, model=model, **options), output_dir=str(folder))
-        same = folder.exists() and Stage(folder, "run", identity(config)).done
-        if not (same and (folder / "metrics.json").exists() and _judges(folder) == config.classifier):
-            run_forgetting(replace(config, overwrite=same))  # of the same run only others' judgement is overwritten
+        others = _differing(folder, config) if (folder / "metrics.json").exists() else {"unfinished"}
+        if others:
+            run_forgetting(replace(config, overwrite=others == {"classifier"}))  # another judgement of the same run
         return folder / "pipeline", json.loads((folder / "metrics.json").read_text())
 
     def settings(self, concept: int | str, *, model: Path | None = None, **options: Any) -> ForgetConfig:
         """Every option of a run of `forget` with the same arguments: the family's defaults, the study's, its own."""
         steps = {} if self.config.forget_steps is None else {"num_train_steps": self.config.forget_steps}
-        values = family_defaults("ConditionalVAEPipeline") | {
+        values = {
             "eval_images_concept": self.config.num_images,
             "eval_images_class": max(1, self.config.num_images // 2),
             "seed": self.config.seed,
@@ -191,24 +165,26 @@ class Study:
             "surrogate": "noise",
             "classifier": list(self.classifiers),
         }
-        values |= steps | options | {"concept": str(concept), "model": str(model or self.base())}
-        return config_from_dict(ForgetConfig, values)
+        values |= steps | {"concept": str(concept), "model": str(model or self.base())}
+        layers = family_defaults("ConditionalVAEPipeline"), values, options
+        return config_from_dict(ForgetConfig, layered(ForgetConfig, *layers)).resolved()
 
-    def part(self, name: str, compute: Callable[[Path], dict]) -> dict:
-        """The numbers of a part of the study: computed in its folder, or read if that was finished before."""
+    def part(self, name: str, compute: "Callable[[Study, Path], dict]") -> dict:
+        """What a part of the study found: computed, with its figures, into its folder, or read if that is done."""
         folder = self.folder / name
         identity = {k: v for k, v in vars(self.config).items() if k not in ("output_dir", "only", "num_threads")}
         stage = Stage(folder, name, {"config": identity})
         if not stage.done:
-            found = compute(folder)
+            found = compute(self, folder)
             write_json(found, folder / f"{name}.json")
             stage.finish(0.0)
         return json.loads((folder / f"{name}.json").read_text())
 
 
-def _judges(folder: Path) -> list[str]:
-    """The classifiers that judged the run in a folder."""
-    return yaml.safe_load((folder / "config.yaml").read_text())["classifier"]
+def _differing(folder: Path, config: ForgetConfig) -> set[str]:
+    """Names of the options that change a result and differ from those that the run in a folder was told."""
+    told = yaml.safe_load((folder / "config.yaml").read_text())
+    return {name for name in identity_names(type(config)) if told.get(name) != getattr(config, name)}
 
 
 @cache
@@ -241,18 +217,3 @@ def read(classifier: ImageClassifier, images: Tensor) -> Tensor:
 def entropy(probabilities: Tensor) -> Tensor:
     """Entropy in nats, [N], of distributions [N, classes]."""
     return -(probabilities * probabilities.clamp_min(1e-12).log()).sum(1)
-
-
-def save_figure(figure, path: Path) -> str:
-    """Save a matplotlib figure as a PNG, atomically, and return its file name."""
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=110)
-    return path.name
-
-
-def image_grid(images: Tensor, columns: int) -> Tensor:
-    """Grey images [N, 1, H, W] in [0, 1] as one picture [rows * H, columns * W]."""
-    rows = -(-len(images) // columns)
-    padded = torch.cat([images, torch.ones(rows * columns - len(images), *images.shape[1:])])
-    height, width = images.shape[-2:]
-    return padded.view(rows, columns, height, width).transpose(1, 2).reshape(rows * height, columns * width)

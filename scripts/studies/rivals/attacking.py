@@ -1,20 +1,17 @@
 """How easily the concept comes back: a white-box search for its embedding, the same for every pipeline."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sa_diffusers.attacks import AttackSettings, attack_embedding, draw_found
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.concepts import find_concept
 from sa_diffusers.families import get_family
-from sa_diffusers.io.artifacts import fingerprint, hash_tensors
-from sa_diffusers.io.atomic_files import atomic_path
+from sa_diffusers.io.artifacts import hash_tensors
 from sa_diffusers.io.loading import load_pipeline, model_hash, pipeline_hashes
+from studies.kept import Kept, kept
 from studies.rivals.judging import Judge
 
 
@@ -39,33 +36,28 @@ class Attack:
         pipeline = load_pipeline(pipeline_dir, None, None, "float32")
         spec, config, seed = self.judge.spec, self.judge.config, self.judge.seed
         settings = AttackSettings(steps=self.steps, seed=seed)
-        key = fingerprint(
-            {
-                "model": pipeline_hashes(pipeline),
-                "guided": {k: v for k, v in pipeline.config.items() if k.startswith("safety_")},
-                "targets": hash_tensors({"targets": self.targets}),
-                "settings": asdict(settings) | {"num_images": self.num_images, "templates": spec.attack_templates},
-                "concept": [config.concept, self.judge.exam.attribute, self.judge.exam.index],
-                "classifier": model_hash(self.judge.classifier),
-                "drawing": [config.guidance_scale, config.num_inference_steps, config.sampler],
-            }
-        )
-        if path.exists():
-            with safe_open(path, "pt") as file:
-                if json.loads(file.metadata()["attack"])["key"] == key:
-                    return file.get_tensor("probability")
-        family = get_family(pipeline, sampler=config.sampler)
-        words = find_concept(config.concept, config.surrogate).phrasings
-        found = attack_embedding(family, self.targets, spec.attack_templates, words, settings)
-        seeds = [derive_seed(seed, "attacked", index) for index in range(self.num_images)]
-        sampling = (config.guidance_scale, config.num_inference_steps)
-        images = family.decode(draw_found(family, found, spec.attack_templates, seeds, *sampling))
-        read = self.judge.classifier.probabilities(images)[self.judge.exam.attribute]
-        probability = read[:, self.judge.exam.index].contiguous()
-        with atomic_path(path) as temporary:
-            values = {"probability": probability, "vectors": found.vectors}
-            save_file(values, temporary, metadata={"attack": json.dumps({"key": key, "losses": found.losses})})
-        return probability
+        identity = {
+            "model": pipeline_hashes(pipeline),
+            "guided": {k: v for k, v in pipeline.config.items() if k.startswith("safety_")},
+            "targets": hash_tensors({"targets": self.targets}),
+            "settings": asdict(settings) | {"num_images": self.num_images, "templates": spec.attack_templates},
+            "concept": [config.concept, self.judge.exam.attribute, self.judge.exam.index],
+            "classifier": model_hash(self.judge.classifier),
+            "drawing": [config.guidance_scale, config.num_inference_steps, config.sampler],
+        }
+
+        def search() -> Kept:
+            family = get_family(pipeline, sampler=config.sampler)
+            words = find_concept(config.concept, config.surrogate).phrasings
+            found = attack_embedding(family, self.targets, spec.attack_templates, words, settings)
+            seeds = [derive_seed(seed, "attacked", index) for index in range(self.num_images)]
+            sampling = (config.guidance_scale, config.num_inference_steps)
+            images = family.decode(draw_found(family, found, spec.attack_templates, seeds, *sampling))
+            probability = self.judge.classifier.probabilities(images)[self.judge.exam.attribute]
+            values = {"probability": probability[:, self.judge.exam.index], "vectors": found.vectors}
+            return values, {"losses": found.losses}
+
+        return kept(path, "attack", identity, search)[0]["probability"]
 
 
 def draw_targets(judge: Judge, model: str, count: int = 48) -> Tensor:

@@ -5,10 +5,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 from torch import Tensor
-from torch.nn.functional import pad
 
-from sa_diffusers.io.atomic_files import atomic_path
-from sa_diffusers.report.pictures import contact_sheet
+from studies.figures import save_figure, save_samples
 from studies.rivals.matching import ERASED
 
 
@@ -39,8 +37,7 @@ def draw_curves(lines: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]
         axis.invert_xaxis()  # to the right: more is forgotten
         axis.grid(alpha=0.3)
     figure.legend(*axis.get_legend_handles_labels(), loc="outside right", fontsize=9)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=120)
+    save_figure(figure, path, dpi=120)
 
 
 def draw_samples(rows: Mapping[str, Tensor], concept: str, path: Path) -> None:
@@ -49,16 +46,5 @@ def draw_samples(rows: Mapping[str, Tensor], concept: str, path: Path) -> None:
     Args:
         rows: uint8 [2 n, 3, H, W], n of each.
     """
-    figure = Figure(figsize=(12, 0.75 * len(rows) + 0.6), layout="constrained")
-    grid = figure.subplots(len(rows), 2, squeeze=False)
-    for axes, (method, pictures) in zip(grid, rows.items(), strict=True):
-        half = len(pictures) // 2
-        for axis, part in zip(axes, pictures.split(half), strict=True):
-            framed = pad(part.float() / 127.5 - 1, (0, 1, 0, 1), value=1.0)  # white between them
-            axis.imshow(contact_sheet(framed, half), interpolation="nearest", aspect="equal")
-            axis.set(xticks=[], yticks=[])
-        axes[0].set_ylabel(method, rotation=0, ha="right", va="center", fontsize=9)
-    for axis, heading in zip(grid[0], (f"asked for “{concept}”", "asked for others"), strict=True):
-        axis.set_title(heading, fontsize=10)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=130)
+    parts = {method: pictures.split(len(pictures) // 2) for method, pictures in rows.items()}
+    save_samples(parts, (f"asked for “{concept}”", "asked for others"), path)

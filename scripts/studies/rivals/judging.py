@@ -1,12 +1,9 @@
 """What one pipeline draws, picture by picture, so that every number of the table has an interval and a pair."""
 
-import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sa_diffusers.core.seeding import derive_seed
@@ -15,12 +12,12 @@ from sa_diffusers.data.sampling import Request, SamplingSettings
 from sa_diffusers.evaluation.forgetting import Examination, JudgedSet, draw_sets, examination, read_labelled_prompts
 from sa_diffusers.evaluation.judges.classifier import ImageClassifier
 from sa_diffusers.families import get_family
-from sa_diffusers.io.artifacts import fingerprint, hash_tensors
-from sa_diffusers.io.atomic_files import atomic_path
+from sa_diffusers.io.artifacts import hash_tensors
 from sa_diffusers.io.configuration import config_from_dict
 from sa_diffusers.io.loading import load_pipeline, model_hash, pipeline_hashes
 from sa_diffusers.report.pictures import to_uint8
 from sa_diffusers.runs.options import ForgetConfig
+from studies.kept import Kept, kept
 from studies.rivals.spec import ConceptSpec
 
 
@@ -117,27 +114,22 @@ class Judge:
             (pixels in [-1, 1]); `retained_pictures` [M, 3, H, W] uint8 of the original alone; `shown`.
         """
         pipeline = load_pipeline(pipeline_dir, None, None, "float32")
-        key = fingerprint(
-            {
-                "model": pipeline_hashes(pipeline),
-                "guided": {k: v for k, v in pipeline.config.items() if k.startswith("safety_")},
-                "classifier": model_hash(self.classifier),
-                "requests": {name: [asdict(r) for r in part.requests] for name, part in self.sets.items()},
-                "labels": {name: part.labels for name, part in self.sets.items()},
-                "settings": asdict(self.settings),
-                "sampler": self.config.sampler,
-                "original": None if original is None else hash_tensors({"": original["retained_pictures"]}),
-            }
-        )
-        if path.exists():
-            with safe_open(path, "pt") as file:
-                if json.loads(file.metadata()["judged"])["key"] == key:
-                    return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no dict
-        images = draw_sets(get_family(pipeline, sampler=self.config.sampler), self.sets, self.settings)
-        values = self._values(images, original)
-        with atomic_path(path) as temporary:
-            save_file(values, temporary, metadata={"judged": json.dumps({"key": key})})
-        return values
+        identity = {
+            "model": pipeline_hashes(pipeline),
+            "guided": {k: v for k, v in pipeline.config.items() if k.startswith("safety_")},
+            "classifier": model_hash(self.classifier),
+            "requests": {name: [asdict(r) for r in part.requests] for name, part in self.sets.items()},
+            "labels": {name: part.labels for name, part in self.sets.items()},
+            "settings": asdict(self.settings),
+            "sampler": self.config.sampler,
+            "original": None if original is None else hash_tensors({"": original["retained_pictures"]}),
+        }
+
+        def measure() -> Kept:
+            images = draw_sets(get_family(pipeline, sampler=self.config.sampler), self.sets, self.settings)
+            return self._values(images, original), {}
+
+        return kept(path, "judged", identity, measure)[0]
 
     def _values(self, images: dict[str, Tensor], original: dict[str, Tensor] | None) -> dict[str, Tensor]:
         attribute, index = self.exam.attribute, self.exam.index
@@ -161,8 +153,7 @@ class Judge:
             "change": difference.square().flatten(1).mean(1).sqrt(),
             "shown": torch.cat([to_uint8(images["concept"][:shown]), pictures[spread]]),
         }
-        values |= {} if original is not None else {"retained_pictures": pictures}
-        return {name: value.contiguous() for name, value in values.items()}
+        return values if original is not None else values | {"retained_pictures": pictures}
 
     def _attributes(self, read: dict[str, Tensor], judged: JudgedSet) -> Tensor:
         """Share [N] of the attributes, other than the concept's, that a prompt names and the picture shows."""

@@ -87,9 +87,9 @@ def stage_seconds(config: ForgetConfig, own: Mapping[str, float], reference: Pat
         own: seconds of its stages; "sample" counts those drawn anew without the concept, too.
         reference: folder of a run that drew samples and estimated the Fisher itself.
     """
-    total = own["surrogate"] + own["train"]
+    config, total = config.resolved(), own["surrogate"] + own["train"]
     if config.replay_weight or config.ewc_lambda or config.surrogate_target == "model":
-        total += own["sample"] + (Stage(reference, "sample", {}).seconds if config.samples else 0.0)
+        total += own["sample"] + (Stage(reference, "samples", {}).seconds if config.samples else 0.0)
     if config.ewc_lambda:
         total += Stage(reference, "fisher", {}).seconds if config.fisher else own["fisher"]
     return total

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from sa_diffusers.io.configuration import config_from_dict
+from sa_diffusers.io.configuration import config_from_dict, layered
 from sa_diffusers.runs.options import ForgetConfig
 
 
@@ -66,15 +66,16 @@ class ConceptSpec:
 
     def configs(self, row: Row, folder: Path, seed: int) -> Iterator[tuple[Any, ForgetConfig]]:
         """The runs of a row, each with its strength; of one that is looked at on its way, the last one."""
-        options = self.options | row.overrides | {"seed": seed}
+        options = layered(ForgetConfig, self.options, row.overrides) | {"seed": seed}
         name, values = row.sweep
         if row.trains:
             steps = {"snapshot_steps": values, "num_train_steps": max(values)}
-            yield max(values), config_from_dict(ForgetConfig, options | steps | {"output_dir": str(folder)})
+            config = config_from_dict(ForgetConfig, options | steps | {"output_dir": str(folder)})
+            yield max(values), config.resolved()
             return
         for value in values:
             own = {name: value, "output_dir": str(folder / f"{name}-{value}")}
-            yield value, config_from_dict(ForgetConfig, options | own)
+            yield value, config_from_dict(ForgetConfig, layered(ForgetConfig, options, own)).resolved()
 
 
 def read_spec(path: Path) -> ConceptSpec:
@@ -93,7 +94,7 @@ def read_spec(path: Path) -> ConceptSpec:
     if not values["rows"]:
         raise ValueError(f"{path}: expected at least one row")
     rows = {name: _read_row(path, name, dict(given)) for name, given in values["rows"].items()}
-    base = _read_yaml(Path(values["base"])) | (values["options"] or {})
+    base = layered(ForgetConfig, _read_yaml(Path(values["base"])), values["options"] or {})
     for name in ("track_steps", "num_threads", "checkpointing_steps"):
         base[name] = None  # the table looks at snapshots, and its rows are short
     base["classifier"] = []  # its own judge draws more

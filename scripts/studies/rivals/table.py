@@ -10,6 +10,7 @@ from torch import Tensor
 from sa_diffusers.evaluation.judges.classifier import ImageClassifier
 from sa_diffusers.io.atomic_files import atomic_path, write_json
 from sa_diffusers.io.loading import read_model_index
+from sa_diffusers.report.tables import markdown_table
 from studies.rivals.attacking import Attack, draw_targets
 from studies.rivals.figures import PANELS, draw_curves, draw_samples
 from studies.rivals.judging import Counts, Judge
@@ -159,13 +160,14 @@ def summarise(finished: Finished) -> dict[str, Any]:
 def markdown(spec: ConceptSpec, rows: dict[str, dict[str, Any]]) -> str:
     """A concept's table, one line a method at equal erasure, and below it who keeps more than ours."""
     title = f"{spec.options['concept']} → {spec.options['surrogate']} ({spec.kind})"
-    titles = ["method", "strength", *(title for title, _ in COLUMNS.values()), "seconds", "MB"]
-    lines = [f"### {title}\n", "| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    cells = []
     for name, row in rows.items():
         strength = ", ".join(dict.fromkeys(str(value) for value in row["strength"]))
-        cells = [name, strength + ("" if row["reached"] or name == ORIGINAL else " †")]
-        cells += [_cell(row.get(measure), shown and name != ORIGINAL) for measure, (_, shown) in COLUMNS.items()]
-        lines.append("| " + " | ".join([*cells, f"{row['seconds']:.0f}", f"{row['megabytes']:.2f}"]) + " |")
+        own = [_cell(row.get(measure), shown and name != ORIGINAL) for measure, (_, shown) in COLUMNS.items()]
+        missed = "" if row["reached"] or name == ORIGINAL else " †"
+        cells.append([name, strength + missed, *own, f"{row['seconds']:.0f}", f"{row['megabytes']:.2f}"])
+    titles = ["method", "strength", *(title for title, _ in COLUMNS.values()), "seconds", "MB"]
+    lines = [f"### {title}\n", markdown_table(titles, cells)]
     lines.append(f"\n† P(concept) in unseen phrasings stays above {ERASED} in at least one seed at every strength.\n")
     better, tried = [], 0
     for name, row in rows.items():

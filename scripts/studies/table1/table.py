@@ -9,8 +9,6 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sa_diffusers.core.seeding import derive_seed, seeded
@@ -30,15 +28,16 @@ from sa_diffusers.evaluation.images.image_metrics import MetricSettings, precisi
 from sa_diffusers.evaluation.judges.classifier import ImageClassifier
 from sa_diffusers.evaluation.judges.load_classifier import load_classifier
 from sa_diffusers.families import Family, family_defaults, get_family
-from sa_diffusers.io.artifacts import fingerprint
 from sa_diffusers.io.atomic_files import atomic_path, write_json
-from sa_diffusers.io.configuration import config_from_dict
+from sa_diffusers.io.configuration import config_from_dict, layered
 from sa_diffusers.io.loading import load_pipeline, model_hash, pipeline_hashes
 from sa_diffusers.report.pictures import to_uint8
+from sa_diffusers.report.tables import markdown_table
 from sa_diffusers.runs.base.class_conditional import ClassConditionalConfig, train_class_conditional
 from sa_diffusers.runs.base.run_folder import claim_folder
 from sa_diffusers.runs.forget import run_forgetting
 from sa_diffusers.runs.options import ForgetConfig
+from studies.kept import Kept, kept
 from studies.table1.figures import SHOWN, draw_figures
 
 
@@ -151,8 +150,7 @@ def run_row(table: Table, name: str) -> Path:
         if not (folder / "pipeline").exists():
             train_class_conditional(table.data().without(config.exclude_classes), config)
         return folder / "pipeline"
-    options = family_defaults("ClassConditionalPipeline") | values
-    options |= {
+    options = layered(ForgetConfig, family_defaults("ClassConditionalPipeline"), values) | {
         "model": str(table.folder / "original" / "pipeline"),
         "output_dir": str(folder),
         "classifier": table.classifiers[:1],
@@ -162,7 +160,7 @@ def run_row(table: Table, name: str) -> Path:
         "overwrite": True,  # a row that was changed is made again, from the first stage that differs
     }
     options.setdefault("track_steps", max(1, options["num_train_steps"] // 10))
-    config = config_from_dict(ForgetConfig, options)
+    config = config_from_dict(ForgetConfig, options).resolved()
     reference = table.folder / REFERENCE
     if name != REFERENCE and not config.paper_quirks:
         config.samples = str(reference / "samples")
@@ -173,34 +171,27 @@ def run_row(table: Table, name: str) -> Path:
 
 def judge_row(table: Table, name: str, pipeline_dir: Path) -> dict[str, Any]:
     """The row's numbers, kept with some of its pictures in `<row>/table1.safetensors`."""
-    path = table.folder / name / "table1.safetensors"
-    options = family_defaults("ClassConditionalPipeline") | table.rows[REFERENCE]
+    options = layered(ForgetConfig, family_defaults("ClassConditionalPipeline"), table.rows[REFERENCE])
     forgets, base = config_from_dict(ForgetConfig, options), table.rows["original"]
     pipeline = load_pipeline(str(pipeline_dir), None, None, "float32")
     settings = SamplingSettings(forgets.guidance_scale, forgets.num_inference_steps, forgets.eval_batch_size)
-    key = fingerprint(
-        {
-            "model": pipeline_hashes(pipeline),
-            "classifiers": {source: model_hash(judge) for source, judge in table.judges.items()},
-            "concept": table.concept,
-            "real": [base["dataset"], base.get("split", "train")],
-            "images": [table.images_concept, table.images_per_class],
-            "settings": asdict(settings),
-            "measures": [*MEASURES, *FLOORS, NEIGHBOURS],
-            "sampler": forgets.sampler,
-            "seed": table.seed,
-        }
-    )
-    if path.exists():
-        with safe_open(path, "pt") as file:
-            found = json.loads(file.metadata()["row"])
-        if found["key"] == key:
-            return found
-    values, pictures = _judge(table, get_family(pipeline, sampler=forgets.sampler), settings)
-    found = {"row": name, "key": key, **values, **_cost(table.folder / name, table.rows[name])}
-    with atomic_path(path) as temporary:
-        save_file(pictures, temporary, metadata={"row": json.dumps(found)})
-    return found
+    identity = {
+        "model": pipeline_hashes(pipeline),
+        "classifiers": {source: model_hash(judge) for source, judge in table.judges.items()},
+        "concept": table.concept,
+        "real": [base["dataset"], base.get("split", "train")],
+        "images": [table.images_concept, table.images_per_class],
+        "settings": asdict(settings),
+        "measures": [*MEASURES, *FLOORS, NEIGHBOURS],
+        "sampler": forgets.sampler,
+        "seed": table.seed,
+    }
+
+    def judge() -> Kept:
+        values, pictures = _judge(table, get_family(pipeline, sampler=forgets.sampler), settings)
+        return pictures, {"row": name, **values, **_cost(table.folder / name, table.rows[name])}
+
+    return kept(table.folder / name / "table1.safetensors", "row", identity, judge)[1]
 
 
 def _judge(table: Table, family: Family, settings: SamplingSettings) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -254,20 +245,20 @@ def mean_and_spread(found: dict[str, Any], key: str) -> str:
 
 def markdown(table: Table, found: dict[str, dict[str, Any]]) -> str:
     """One line a row, mean ± standard deviation over classifiers; the floor that noise should come to last."""
-    titles = [*MEASURES.values(), "Frechet distance", "precision", "recall", "coverage", "steps", "training s"]
-    lines = ["| row | " + " | ".join(titles) + " |", "| --- " * (len(titles) + 1) + "|"]
+    overlap = ("frechet_distance", "precision", "recall", "coverage")
+    rows = []
     for name, row in found.items():
-        cells = [mean_and_spread(row, key) for key in MEASURES]
-        cells += [f"{row[key]:.3f}" for key in ("frechet_distance", "precision", "recall", "coverage")]
-        cells += [str(row["steps"]), f"{row['seconds']['train']:.0f}" if row["seconds"] else "–"]
-        lines.append(f"| {title(table, name)} | " + " | ".join(cells) + " |")
-    first = next(iter(found.values()))
-    floor = [mean_and_spread(first, key) for key in FLOORS]
+        seconds = f"{row['seconds']['train']:.0f}" if row["seconds"] else "–"
+        measured = [mean_and_spread(row, key) for key in MEASURES] + [f"{row[key]:.3f}" for key in overlap]
+        rows.append([title(table, name), *measured, row["steps"], seconds])
+    floor = [mean_and_spread(next(iter(found.values())), key) for key in FLOORS]
     held_out = compare(table.trained_on, table.real_features("test"), table.seed)
-    real = [f"{held_out[key]:.3f}" for key in ("frechet_distance", "precision", "recall", "coverage")]
-    lines.append("| held-out real images | " + " | ".join([*["–"] * len(MEASURES), *real, "–", "–"]) + " |")
-    lines.append("| pure noise | " + " | ".join([*floor, *["–"] * (len(titles) - 2)]) + " |")
-    return "\n".join(lines) + "\n"
+    rows.append(
+        ["held-out real images", *["–"] * len(MEASURES), *(f"{held_out[key]:.3f}" for key in overlap), "–", "–"]
+    )
+    columns = ["row", *MEASURES.values(), "Frechet distance", "precision", "recall", "coverage", "steps", "training s"]
+    rows.append(["pure noise", *floor, *["–"] * (len(columns) - 3)])
+    return markdown_table(columns, rows) + "\n"
 
 
 def make_table(table: Table) -> str:

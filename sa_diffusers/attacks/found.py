@@ -1,0 +1,103 @@
+"""What an attack found, vectors or a text in the concept's place, and what a model draws with it."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from sa_diffusers.attacks.template_encoder import PLACE, TemplateEncoder
+from sa_diffusers.families import Family
+from sa_diffusers.io.atomic_files import atomic_path, write_json
+from sa_diffusers.models.precision import on_device
+
+
+@dataclass(frozen=True, eq=False)
+class FoundEmbedding:
+    """What `attack_embedding` found.
+
+    Attributes:
+        vectors: [K, D], float32, on the CPU; in the space of the text encoder's token table.
+        losses: on the fixed set of targets at the start, after every `keep_every` steps, and at the end. The vectors
+            are those of the lowest.
+    """
+
+    vectors: Tensor
+    losses: list[float]
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file, atomically; the losses stand in its header."""
+        with atomic_path(path) as temporary:
+            save_file({"vectors": self.vectors.contiguous()}, temporary, metadata={"losses": json.dumps(self.losses)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "FoundEmbedding":
+        with safe_open(path, "pt") as file:
+            return cls(file.get_tensor("vectors"), json.loads(file.metadata()["losses"]))
+
+
+@dataclass(frozen=True)
+class FoundText:
+    """What `attack_text` found.
+
+    Attributes:
+        text: reads as `token_ids`, alone and in each of the attack's templates.
+        token_ids: K of them, without the special ones.
+        losses: the lowest so far on the fixed set of targets: at the start, after every `keep_every` steps, at the
+            end.
+    """
+
+    text: str
+    token_ids: list[int]
+    losses: list[float]
+
+    def save(self, path: str | Path) -> None:
+        """Write JSON, atomically."""
+        write_json(asdict(self), path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "FoundText":
+        return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
+
+
+Found = FoundEmbedding | FoundText
+
+
+@torch.no_grad()
+def draw_found(
+    family: Family,
+    found: Found,
+    templates: Sequence[str],
+    seeds: Sequence[int],
+    guidance_scale: float,
+    num_inference_steps: int,
+    batch_size: int = 32,
+) -> Tensor:
+    """Draw templates with what was found in the place of {}: latents [N, C, h, w], one a seed, templates in turn.
+
+    Raises:
+        ValueError: a template without {}; with vectors, one that is too long, or vectors of another model's width.
+    """
+    without = [template for template in templates if PLACE not in template]
+    if without or not templates or not seeds:
+        raise ValueError(f"expected seeds, and templates with {{}} where the concept goes, got {without or 'none'}")
+    encoder = None if isinstance(found, FoundText) else TemplateEncoder(family, templates, len(found.vectors))
+    if encoder is not None and encoder.table.shape[1:] != found.vectors.shape[1:]:
+        raise ValueError(f"expected vectors [K, {encoder.table.shape[1]}], got {list(found.vectors.shape)}")
+    latents = []
+    starts = range(0, len(seeds), batch_size)
+    for start in tqdm(starts, desc="draw", mininterval=1, disable=len(starts) == 1):
+        own = seeds[start : start + batch_size]
+        rows = [(start + place) % len(templates) for place in range(len(own))]
+        if encoder is None:
+            embedded = family.embed([templates[row].replace(PLACE, found.text) for row in rows])
+        else:
+            with on_device(family.pipeline.text_encoder, family.device):
+                embedded = encoder(found.vectors.to(family.device), rows)
+        latents.append(family.draw_embedded(embedded, own, guidance_scale, num_inference_steps))
+    return torch.cat(latents)

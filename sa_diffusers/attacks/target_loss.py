@@ -1,0 +1,156 @@
+"""What attacks minimise: the model's own denoising loss on target pictures, under templates filled with vectors."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import fmean
+
+import torch
+from torch import Generator, Tensor
+
+from sa_diffusers.attacks.template_encoder import TemplateEncoder
+from sa_diffusers.core.losses import Batch
+from sa_diffusers.core.seeding import seeded
+from sa_diffusers.families import Family
+from sa_diffusers.models.precision import autocast_forward, on_device
+
+
+NUM_FIXED = 64  # (latent, template, noise, timestep) on which all candidates of an attack are compared
+
+
+@dataclass(frozen=True)
+class AttackSettings:
+    """How an attack searches.
+
+    Attributes:
+        num_tokens: K, the vectors or tokens that take the concept's place.
+        steps: of Adam.
+        batch_size: targets a step, each with its own noise and timestep.
+        learning_rate: of Adam, as a share of the root mean square of the token table's entries: tables of different
+            models differ in scale, and Adam moves every entry by about its rate a step.
+        seed: of every random number.
+        initial: words to start from; None: what the attack says.
+        keep_every: steps between two records, of which the best is kept.
+
+    Raises:
+        ValueError: a number out of range.
+    """
+
+    num_tokens: int = 1
+    steps: int = 200
+    batch_size: int = 8
+    learning_rate: float = 0.1
+    seed: int = 0
+    initial: str | None = None
+    keep_every: int = 50
+
+    def __post_init__(self) -> None:
+        for name in ("num_tokens", "steps", "batch_size", "keep_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"expected {name} of at least 1, got {getattr(self, name)}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"expected a learning_rate above 0, got {self.learning_rate}")
+
+    def optimizer(self, vectors: Tensor, table: Tensor) -> torch.optim.Adam:
+        """Adam for vectors [K, D] in the space of a token table [V, D]."""
+        scale = table.float().square().mean().sqrt().item()
+        return torch.optim.Adam([vectors], lr=self.learning_rate * scale)
+
+
+class TargetLoss:
+    """The denoising loss on target latents under filled templates; no guidance, as in training.
+
+    Args:
+        family: of the model under attack, within `frozen_model`.
+        encoder: of the templates.
+        latents: targets [N, C, h, w].
+        settings: its batch_size and seed.
+    """
+
+    def __init__(self, family: Family, encoder: TemplateEncoder, latents: Tensor, settings: AttackSettings):
+        self.family, self.encoder, self.latents = family, encoder, latents
+        self.batch_size, self.seed = settings.batch_size, settings.seed
+
+    def at_step(self, vectors: Tensor, step: int) -> Tensor:
+        """The mean over a batch with noise and timesteps of its own, a function of (seed, step); a scalar."""
+        generator = seeded(self.seed, "prompt attack", step)
+        chosen = torch.randint(len(self.latents), (self.batch_size,), generator=generator).tolist()
+        rows = torch.randint(len(self.encoder.templates), (self.batch_size,), generator=generator).tolist()
+        value = self._values(vectors, chosen, rows, generator).mean()
+        if not torch.isfinite(value):
+            raise FloatingPointError(f"the loss of step {step} is not finite; lower the learning rate or use float32")
+        return value
+
+    def fixed(self, vectors: Tensor) -> float:
+        """The mean over the same NUM_FIXED latents, templates, noises and timesteps at every call, of any attack."""
+        return fmean(self.fixed_parts(vectors))
+
+    @torch.no_grad()
+    def fixed_parts(self, vectors: Tensor, rival: Sequence[float] = ()) -> list[float]:
+        """The means over 16 of them each. It ends early, with fewer parts, where their sum exceeds that of a rival.
+
+        This is a race: vectors with bad luck in the first parts are out, though all parts might put them ahead.
+        """
+        parts: list[float] = []
+        for start in range(0, NUM_FIXED, 16):
+            if rival and sum(parts) > sum(rival[: len(parts)]):
+                break
+            places = range(start, start + 16)
+            chosen = [place % len(self.latents) for place in places]
+            rows = [place % len(self.encoder.templates) for place in places]
+            values = self._values(vectors, chosen, rows, seeded("prompt attack, fixed", start))
+            parts.append(values.mean().item())
+        return parts
+
+    def _values(self, vectors: Tensor, chosen: list[int], rows: list[int], generator: Generator) -> Tensor:
+        """The loss of each chosen target [B]; their timesteps are drawn from B equal parts of all, one each."""
+        family, count = self.family, len(chosen)
+        sample = self.latents[chosen].to(family.device)
+        batch: Batch = {"sample": sample, "encoder_hidden_states": self.encoder(vectors, rows).to(sample.dtype)}
+        places = torch.arange(count) + torch.rand(count, generator=generator)
+        terms = (places * family.loss.num_terms / count).long().clamp_max(family.loss.num_terms - 1)
+        noise = family.loss.sample_noise(batch, generator)
+        return family.loss(family.module, batch, terms.to(family.device), noise)
+
+
+def prepare(
+    family: Family, latents: Tensor, templates: Sequence[str], concept_words: Sequence[str], settings: AttackSettings
+) -> TargetLoss:
+    """The loss that an attack of these arguments minimises; see `attack_embedding`.
+
+    Raises:
+        TypeError: a model that reads no embeddings of tokens.
+        ValueError: latents of another shape, no words, or templates that cannot hold the vectors.
+    """
+    if not family.can("token_embedding"):
+        raise TypeError(f"expected a text-to-image model, whose prompts are free text, got a {type(family).__name__}")
+    if latents.dim() != 4 or tuple(latents.shape[1:]) != family.latent_shape or len(latents) == 0:
+        expected = ", ".join(map(str, family.latent_shape))
+        raise ValueError(f"expected target latents [N, {expected}], at least one, got {list(latents.shape)}")
+    if not concept_words or not all(word.strip() for word in concept_words):
+        raise ValueError(f"expected words for the concept, such as ['seven', '7'], got {list(concept_words)}")
+    encoder = TemplateEncoder(family, templates, settings.num_tokens)
+    encoder.check_places(settings.initial or concept_words[0])
+    return TargetLoss(family, encoder, latents, settings)
+
+
+@contextmanager
+def frozen_model(family: Family) -> Iterator[None]:
+    """Within the block model and text encoder take no gradient and draw no dropout; afterwards they are as before."""
+    modules = (family.module, family.pipeline.text_encoder)
+    parameters = [(parameter, parameter.requires_grad) for module in modules for parameter in module.parameters()]
+    parts = [(part, part.training) for module in modules for part in module.modules()]
+    try:
+        for module in modules:
+            module.requires_grad_(False).eval()
+        with (
+            on_device(family.pipeline.text_encoder, family.device),
+            autocast_forward(family.module, family.compute_dtype),
+            torch.enable_grad(),  # whatever the caller's setting is
+        ):
+            yield
+    finally:
+        for parameter, required in parameters:
+            parameter.requires_grad_(required)
+        for part, training in parts:
+            part.training = training

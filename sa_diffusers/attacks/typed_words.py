@@ -1,0 +1,178 @@
+"""Bring a concept back by words that anybody can type, found by their gradient.
+
+On the denoising loss of target pictures, as in UnlearnDiffAtk (Zhang et al. 2024), two searches share one gradient:
+that of PEZ (Wen et al. 2023), with vectors that move freely and of which each forward pass sees the nearest rows of
+the token table; and exchanges of single tokens that the gradient promises to be better, each tried out (as in GCG, Zou
+et al. 2023). PEZ alone seldom finds a word that stands by itself: its vectors stay near the tokens they began with.
+"""
+
+from collections.abc import Iterator, Sequence
+from statistics import fmean
+
+import torch
+from torch import Generator, Tensor
+from tqdm import tqdm
+
+from sa_diffusers.attacks.found import FoundText
+from sa_diffusers.attacks.target_loss import AttackSettings, TargetLoss, frozen_model, prepare
+from sa_diffusers.attacks.template_encoder import TemplateEncoder
+from sa_diffusers.core.seeding import seeded
+from sa_diffusers.families import Family
+
+
+NUM_EXCHANGES = 2  # tried at each step
+NUM_PROMISING = 256  # of each place
+
+
+class Vocabulary:
+    """The tokens that an attack may use, and how vectors become a text of them.
+
+    Args:
+        encoder: of the templates that the text must keep its tokens in.
+        forbidden: words or phrases that no token and no text may contain, in any case, not even within another word.
+
+    Raises:
+        ValueError: nothing is left.
+    """
+
+    def __init__(self, encoder: TemplateEncoder, forbidden: Sequence[str] = ()):
+        self.encoder, self.tokenizer = encoder, encoder.pipeline.tokenizer
+        self.forbidden = [phrase.strip().lower() for phrase in forbidden if phrase.strip()]
+        special = set(self.tokenizer.all_special_ids)
+        texts = {i: self.text([i]) for i in range(min(len(self.tokenizer), len(encoder.table))) if i not in special}
+        texts = {i: text for i, text in texts.items() if text.isprintable() and not self._is_forbidden(text)}
+        # A token at a word's end reads as itself wherever it stands between spaces; others join their neighbours.
+        words = [i for i, text in texts.items() if text.isalnum()]
+        read = self.tokenizer([texts[i] for i in words], add_special_tokens=False).input_ids if words else []
+        words = [i for i, ids in zip(words, read, strict=True) if ids == [i]]
+        if not words:
+            raise ValueError(f"no token of the tokenizer is a word without {', '.join(self.forbidden)}; forbid less")
+        self.words, self.tokens = (torch.tensor(ids, device=encoder.device) for ids in (words, list(texts)))
+        self._readable: dict[tuple[int, ...], bool] = {}
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(list(token_ids), clean_up_tokenization_spaces=False).strip()
+
+    def readable(self, token_ids: Sequence[int]) -> bool:
+        """Whether the tokens' text may be used, and reads as them, alone and in every template."""
+        key = tuple(token_ids)
+        if key not in self._readable:
+            text = self.text(key)
+            self._readable[key] = (
+                not self._is_forbidden(text)
+                and self.encoder.tokens(text) == list(key)
+                and self.encoder.reads_as(text, key)
+            )
+        return self._readable[key]
+
+    def draw(self, settings: AttackSettings) -> list[int]:
+        """K whole words at random."""
+        generator = seeded(settings.seed, "discrete prompt")
+        chosen = torch.randint(len(self.words), (settings.num_tokens,), generator=generator)
+        return self.words[chosen.to(self.words.device)].tolist()
+
+    def project(self, vectors: Tensor) -> list[int]:
+        """The tokens nearest to vectors [K, D]; where their text does not read as them, the nearest whole words."""
+        nearest = self._nearest(vectors, self.tokens)
+        return nearest if self.readable(nearest) else self._nearest(vectors, self.words)
+
+    def _nearest(self, vectors: Tensor, among: Tensor) -> list[int]:
+        return among[torch.cdist(vectors.float(), self.encoder.table[among].float()).argmin(1)].tolist()
+
+    def _is_forbidden(self, text: str) -> bool:
+        return any(phrase in text.lower() for phrase in self.forbidden)
+
+
+class Search:
+    """The best text so far, by the loss on the fixed set of targets.
+
+    Args:
+        loss: within `frozen_model`.
+        vocabulary: says which texts may be used.
+    """
+
+    def __init__(self, loss: TargetLoss, vocabulary: Vocabulary):
+        self.loss, self.vocabulary = loss, vocabulary
+        self.best: list[int] | None = None
+        self._parts: list[float] = []
+        self._tried: set[tuple[int, ...]] = set()
+
+    @property
+    def lowest(self) -> float:
+        return fmean(self._parts)
+
+    def consider(self, token_ids: Sequence[int]) -> bool:
+        """Compare tokens with the best, once; whether they are better."""
+        if tuple(token_ids) in self._tried:
+            return False
+        self._tried.add(tuple(token_ids))
+        if not self.vocabulary.readable(token_ids):
+            return False
+        parts = self.loss.fixed_parts(self.vocabulary.encoder.table[list(token_ids)], self._parts)
+        if self.best is not None and (len(parts) < len(self._parts) or sum(parts) >= sum(self._parts)):
+            return False
+        self.best, self._parts = list(token_ids), parts
+        return True
+
+    def exchanges(self, token_ids: list[int], gradient: Tensor, generator: Generator) -> Iterator[list[int]]:
+        """NUM_EXCHANGES times one token exchanged for a whole word: at random, one not tried yet, among the
+        NUM_PROMISING that lower the loss most if it went on as its gradient [K, D] at the tokens says."""
+        words, table = self.vocabulary.words, self.vocabulary.encoder.table
+        promised = gradient.float() @ table[words].float().T  # [K, words]; the token's own place is the same for all
+        promising = words[promised.argsort(1)[:, :NUM_PROMISING]].tolist()
+        for place in torch.randint(len(token_ids), (NUM_EXCHANGES,), generator=generator).tolist():
+            candidates = [[*token_ids[:place], word, *token_ids[place + 1 :]] for word in promising[place]]
+            candidates = [ids for ids in candidates if tuple(ids) not in self._tried]
+            if candidates:
+                yield candidates[int(torch.randint(len(candidates), (1,), generator=generator))]
+
+
+def attack_text(
+    family: Family,
+    latents: Tensor,
+    templates: Sequence[str],
+    concept_words: Sequence[str],
+    settings: AttackSettings,
+    forbidden: Sequence[str] = (),
+) -> FoundText:
+    """Minimise the model's denoising loss on targets over K tokens in the concept's place. Its weights stay.
+
+    Args:
+        family, latents, templates: see `attack_embedding`.
+        concept_words: tried as they are, too, where they come to K tokens and are not forbidden.
+        settings: `initial` are the words to start from; None: K whole words at random, so that other seeds start
+            elsewhere.
+        forbidden: see `Vocabulary`.
+
+    Raises:
+        TypeError, ValueError, FloatingPointError: as `attack_embedding`; a vocabulary of which nothing is left; or no
+            text that may be used was found.
+    """
+    loss = prepare(family, latents, templates, concept_words, settings)
+    encoder, table = loss.encoder, loss.encoder.table.float()
+    vocabulary = Vocabulary(encoder, forbidden)
+    vectors = table[vocabulary.draw(settings) if settings.initial is None else encoder.start(settings.initial)]
+    optimizer = settings.optimizer(vectors, table)
+    search = Search(loss, vocabulary)
+    losses: list[float] = []
+    with frozen_model(family):
+        for ids in map(encoder.tokens, concept_words):
+            if len(ids) == settings.num_tokens:
+                search.consider(ids)
+        for step in tqdm(range(settings.steps + 1), desc="attack: discrete prompt", mininterval=1):
+            ids = vocabulary.project(vectors)
+            search.consider(ids)
+            if search.best and (step % settings.keep_every == 0 or step == settings.steps):
+                losses.append(search.lowest)
+            if step == settings.steps:
+                break
+            seen = table[ids].requires_grad_()
+            (vectors.grad,) = torch.autograd.grad(loss.at_step(seen, step), [seen])
+            generator = seeded(settings.seed, "exchanges", step)
+            better = [other for other in search.exchanges(ids, vectors.grad, generator) if search.consider(other)]
+            optimizer.step()
+            if better:
+                vectors.copy_(table[better[-1]])  # the search goes on from there
+    if search.best is None:
+        raise ValueError(f"every text that the attack came by holds one of {', '.join(forbidden)}; forbid less")
+    return FoundText(vocabulary.text(search.best), search.best, losses)

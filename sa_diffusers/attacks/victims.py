@@ -1,0 +1,98 @@
+"""The models under attack, checked before anything is drawn: their kind, their pictures' size, the first words."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from sa_diffusers.attacks.options import AttackConfig
+from sa_diffusers.attacks.template_encoder import TemplateEncoder
+from sa_diffusers.core.concepts import split_phrasings
+from sa_diffusers.evaluation.suite.options import PipelineEvaluationConfig
+from sa_diffusers.evaluation.suite.subjects import open_subjects, pipeline_of
+from sa_diffusers.families import Family, family_class, get_family
+from sa_diffusers.families.base import registry
+from sa_diffusers.io.loading import load_pipeline, read_model_index
+
+
+def complete(config: AttackConfig) -> AttackConfig:
+    """The same options with runs' folders as their pipelines, and with the guidance, steps and sampler to draw with.
+
+    Raises:
+        ModelLoadError: no such model.
+        ValueError: one that reads no embeddings of tokens.
+    """
+    models = {role: pipeline_of(model) for role, model in roles(config).items()}
+    for role, model in models.items():
+        kind = read_model_index(model)["_class_name"]
+        family = family_class(kind)
+        if family is None or "token_embedding" not in family.capabilities:
+            known = [name for name, one in registry().items() if "token_embedding" in one.capabilities]
+            raise ValueError(f"the attack is on prompts of {' or '.join(known)}; {model} ({role}) is a {kind}")
+    original, forgotten, *control = models.values()
+    asked = PipelineEvaluationConfig(
+        pipeline=forgotten, compare=[original, *control], metrics="change", concept=config.concept,
+        guidance_scale=config.guidance_scale, num_inference_steps=config.num_inference_steps, sampler=config.sampler,
+    )  # fmt: skip
+    settings = vars(open_subjects(asked)[0].settings)
+    return replace(config, original=original, forgotten=forgotten, control=control[0] if control else None, **settings)
+
+
+def roles(config: AttackConfig) -> dict[str, str]:
+    """{role: pipeline} of the models to attack; the original comes first."""
+    models = {"original": config.original, "forgotten": config.forgotten}
+    return models | ({"never learned it": config.control} if config.control else {})
+
+
+def check_resolutions(models: Mapping[str, str], image_size: int | None) -> None:
+    """Raise ValueError for models that draw pictures of different sizes, or of another than the classifier reads.
+
+    Their configurations alone are read.
+
+    Args:
+        models: of `roles`.
+        image_size: pixels a side that the classifier reads; None: any.
+    """
+    for role, model in models.items():
+        size = resolution(model)
+        others = {"the original draws": resolution(models["original"]), "the classifier reads": image_size}
+        for whose, other in others.items():
+            if other not in (None, size):
+                raise ValueError(
+                    f"{whose} pictures of {other} pixels, {model} ({role}) draws {size}; pass models of one size, "
+                    "and a classifier that reads it"
+                )
+
+
+def resolution(model: str) -> int | None:
+    """Height and width in pixels of a pipeline's pictures, without its weights; None where its files do not say."""
+    index = read_model_index(model)
+    return family_class(index["_class_name"]).describe(model, index).resolution
+
+
+def load_family(config: AttackConfig, model: str) -> Family:
+    """Raises ModelLoadError; ValueError for a prompt that the model would cut."""
+    family = get_family(load_pipeline(model, None, None, "float32"), sampler=config.sampler)
+    TemplateEncoder(family, config.templates, config.num_tokens).check_places(split_phrasings(config.concept)[0])
+    return family
+
+
+def first_tokens(config: AttackConfig, model: str) -> str:
+    """Load a model for a look, and say what the attack on it starts from.
+
+    Raises:
+        ModelLoadError: as `load_family`.
+        ValueError: as `load_family`; `initial` holds what the tokenizer does not know.
+    """
+    encoder = TemplateEncoder(load_family(config, model), config.templates, config.num_tokens)
+    words = config.initial or (split_phrasings(config.concept)[0] if config.attack == "embedding" else None)
+    if words is None:
+        return "the attack starts from words at random"
+    ids, tokenizer = encoder.tokens(words), encoder.pipeline.tokenizer
+    if not ids or set(ids) & set(tokenizer.all_special_ids):
+        read = " ".join(tokenizer.convert_ids_to_tokens(ids)) or "nothing"
+        raise ValueError(
+            f"expected --initial of words that the tokenizer of {model} knows, got {words!r}, read as {read}"
+        )
+    encoder.check_places(words)
+    used, pieces = ([tokenizer.decode([token]).strip() for token in part] for part in (encoder.start(words), ids))
+    count = f"{len(pieces)} token{'s' * (len(pieces) != 1)}"
+    return f"the attack starts from {' | '.join(used)}, of {words!r} ({count}: {' | '.join(pieces)})"
