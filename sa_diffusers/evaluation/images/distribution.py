@@ -59,27 +59,6 @@ def manifold_metrics(*, real: Tensor, generated: Tensor, k: int = 5, chunk_size:
     )
 
 
-def frechet_distance(*, real: Tensor, generated: Tensor) -> float:
-    """Squared Frechet distance of the Gaussians with the means and covariances of two feature sets, [N, D] and [M, D].
-
-    Heusel et al. 2017, Eq. 6: |m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)), by eigenvalues in float64.
-
-    Raises:
-        ValueError: other shapes, fewer than two samples, or values that are not finite.
-    """
-    _check(real, generated, minimum=2)
-    means, covariances = [], []
-    for features in (real.double(), generated.double()):
-        means.append(features.mean(0))
-        covariances.append(torch.atleast_2d(features.T.cov()))
-    values, vectors = torch.linalg.eigh(covariances[0])
-    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-    # C C' has the eigenvalues of root C' root, which is symmetric, so that no complex square root is needed.
-    product = torch.linalg.eigvalsh(root @ covariances[1] @ root)
-    trace = sum(covariance.trace() for covariance in covariances) - 2 * product.clamp(min=0).sqrt().sum()
-    return ((means[0] - means[1]).square().sum() + trace).item()
-
-
 def _distances(a: Tensor, b: Tensor) -> Tensor:
     # By subtraction: the shortcut through a matrix product gives equal points a distance above 0.
     return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")

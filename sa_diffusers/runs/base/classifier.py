@@ -10,7 +10,8 @@ from PIL import ImageOps
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from sa_diffusers.core.objectives import Classification, NestedBatch
+from sa_diffusers.core.batches import Batch
+from sa_diffusers.core.objectives import Classification
 from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.data.digits import ATTRIBUTES, WORDS, ColoredDigits, load_strokes
 from sa_diffusers.data.labelled_images import HUB_IDS, LabelledImages, load_labelled_images
@@ -40,7 +41,7 @@ class Examples:
     def __len__(self) -> int:
         return len(next(iter(self.labels.values())))
 
-    def batch(self, indices: list[int]) -> NestedBatch:
+    def batch(self, indices: list[int]) -> Batch:
         """What `Classification` asks for: {"sample": images, "labels": {attribute: [B]}}."""
         return {
             "sample": self.images(indices),
@@ -167,10 +168,10 @@ def flip_half(images: Tensor, generator: Generator) -> Tensor:
 class Undisturbed(Classification):
     """Cross-entropy on the images as they are, without the cost of warping them by nothing."""
 
-    def draw(self, batch: NestedBatch, generator: Generator) -> NestedBatch:
+    def draw(self, batch: Batch, generator: Generator) -> Batch:
         return batch
 
-    def __call__(self, model: nn.Module, batch: NestedBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         logits = model(batch["sample"])
         parts = {f"{name}_loss": F.cross_entropy(logits[name], labels) for name, labels in batch["labels"].items()}
         return torch.stack([*parts.values()]).sum(), {name: part.detach() for name, part in parts.items()}
@@ -200,7 +201,7 @@ def make_classifier(examples: Examples, words: dict | None, config: ClassifierCo
     return AttributeClassifier(examples.classes, words, image_size=size)
 
 
-def training_batch(examples: Examples, config: ClassifierConfig, step: int) -> NestedBatch:
+def training_batch(examples: Examples, config: ClassifierConfig, step: int) -> Batch:
     """The batch of optimiser step `step`, as `Examples.batch`, with the flips of the configuration."""
     order_seed = derive_seed(config.seed, "order")
     batch = examples.batch(infinite_indices(len(examples), config.train_batch_size, step, order_seed))

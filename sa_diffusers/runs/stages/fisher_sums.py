@@ -9,9 +9,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
+from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.fisher import FisherSums, estimate_fisher, merge
 from sa_diffusers.core.fisher_linear import estimate_linear_fisher, is_linear
-from sa_diffusers.core.losses import Batch
 from sa_diffusers.core.paper_quirks import FisherLabelDropout, quirky_fisher_batch
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.sample_set import SampleSet

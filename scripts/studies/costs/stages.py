@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.fisher import FisherSums, estimate_fisher
-from sa_diffusers.core.losses import Batch, DiffusionLoss
+from sa_diffusers.core.losses import DiffusionLoss
 from sa_diffusers.core.objectives import (
     ElasticWeightConsolidation,
     Likelihood,
     LowRankEWC,
-    NestedBatch,
     Objective,
     SelectiveAmnesia,
 )
@@ -178,9 +178,7 @@ def _batch(family: Family, prompts: Sequence[str], size: int, seed: int) -> Batc
     return {key: value.to(family.device) for key, value in batch.items()}
 
 
-def _lora_way(
-    family: Family, fisher: Mapping[str, Tensor], config: ForgetConfig, batch: NestedBatch, steps: int
-) -> Way:
+def _lora_way(family: Family, fisher: Mapping[str, Tensor], config: ForgetConfig, batch: Batch, steps: int) -> Way:
     """A step of rank-16 adapters of all attention projections, with the EWC of what they change."""
     module = copy.deepcopy(family.module)
     changes = add_lora(module, adapted_layers(module, "full", "attention"), LORA_RANK, LORA_RANK, seed=0)
@@ -202,7 +200,7 @@ class Steps:
         self,
         name: str,
         objective: Objective,
-        data: NestedBatch,
+        data: Batch,
         kept: Iterable[Tensor] = (),
         against: str | None = None,
         exact: bool = False,
@@ -233,5 +231,5 @@ class Steps:
         return Way("training step", name, "step", self.count, run, held, against)
 
 
-def _to(batch: NestedBatch, device: torch.device) -> NestedBatch:
+def _to(batch: Batch, device: torch.device) -> Batch:
     return {k: _to(v, device) if isinstance(v, dict) else v.to(device) for k, v in batch.items()}
