@@ -434,6 +434,7 @@ def run_card(folder: Path, **replacements: Path) -> dict:
 
 def card_of(folder: Path, **options: object) -> None:
     texts = {"base_model": "base", "concept": "seven", "surrogate": "nine", "method": "Selective Amnesia"}
+    texts["pipeline_class"] = "StableDiffusionPipeline"
     write_model_card(folder, **texts | options, settings={}, metrics=None, images=[], license=None)
 
 

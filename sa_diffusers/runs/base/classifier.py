@@ -18,9 +18,8 @@ from sa_diffusers.data.labelled_images import HUB_IDS, LabelledImages, load_labe
 from sa_diffusers.evaluation.judges.classifier import AttributeClassifier, ImageClassifier, Score, score_images
 from sa_diffusers.evaluation.judges.digit_classifier import DigitClassifier
 from sa_diffusers.evaluation.judges.resnet_classifier import ResNetClassifier, saved_sizes
-from sa_diffusers.io.atomic_files import atomic_path
-from sa_diffusers.io.processes import process_state
 from sa_diffusers.runs.base.classifier_options import ClassifierConfig
+from sa_diffusers.runs.base.run_folder import save_model
 from sa_diffusers.training.loop import infinite_indices, train
 
 
@@ -240,9 +239,7 @@ def train_and_save_classifier(config: ClassifierConfig) -> dict[str, dict[str, S
     if config.save_dtype == "float16":
         classifier = classifier.half().float()  # measured with the rounded weights, which are the ones that are saved
     scores = measure_classifier(classifier, held_out)
-    if process_state().is_main_process:
-        overall = {attribute: Score.total_of(by_class.values()).share for attribute, by_class in scores.items()}
-        classifier.register_to_config(accuracy={attribute: round(share, 4) for attribute, share in overall.items()})
-        with atomic_path(Path(config.output_dir) / "classifier") as temporary:
-            (classifier.half() if config.save_dtype == "float16" else classifier).save_pretrained(temporary)
+    overall = {attribute: Score.total_of(by_class.values()).share for attribute, by_class in scores.items()}
+    classifier.register_to_config(accuracy={attribute: round(share, 4) for attribute, share in overall.items()})
+    save_model(classifier, Path(config.output_dir) / "classifier", config.save_dtype)
     return scores
