@@ -18,14 +18,14 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from sa_diffusers.evaluation.images.distribution import manifold_metrics
 from sa_diffusers.evaluation.images.extractors import (
     ClassifierExtractor,
     InceptionExtractor,
     TransformersExtractor,
     load_extractor,
 )
-from sa_diffusers.evaluation.images.image_metrics import (
+from sa_diffusers.evaluation.images.manifold import manifold_metrics
+from sa_diffusers.evaluation.images.metrics import (
     FeatureSet,
     MetricSettings,
     check_counts,
@@ -37,7 +37,7 @@ from sa_diffusers.evaluation.images.image_metrics import (
     kernel_inception_distance,
     precision_and_recall,
 )
-from sa_diffusers.evaluation.images.image_sets import RandomSubset
+from sa_diffusers.evaluation.images.sets import RandomSubset
 from sa_diffusers.evaluation.judges.classifier import AttributeClassifier
 from sa_diffusers.evaluation.judges.digit_classifier import DigitClassifier
 from sa_diffusers.evaluation.judges.resnet_classifier import ResNetClassifier

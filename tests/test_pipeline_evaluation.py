@@ -22,7 +22,7 @@ from sa_diffusers.cli import evaluate as script
 from sa_diffusers.core.concepts import Concept
 from sa_diffusers.data.images import crop_to_square, read_image
 from sa_diffusers.data.sampling import Request
-from sa_diffusers.evaluation.images.image_metrics import frechet_distance
+from sa_diffusers.evaluation.images.metrics import frechet_distance
 from sa_diffusers.evaluation.judges.classifier import AttributeClassifier
 from sa_diffusers.evaluation.judges.clip import Clip
 from sa_diffusers.evaluation.judges.nudity import Detection, NudityDetector

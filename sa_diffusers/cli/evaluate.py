@@ -29,7 +29,7 @@ from itertools import pairwise, takewhile
 from pathlib import Path
 
 from sa_diffusers.cli.parse import friendly_errors, parse_config
-from sa_diffusers.evaluation.images.image_options import EvaluateConfig
+from sa_diffusers.evaluation.images.options import EvaluateConfig
 from sa_diffusers.evaluation.suite.options import PipelineEvaluationConfig
 
 
@@ -64,7 +64,7 @@ def main() -> None:
         return
     config = parse_config(EvaluateConfig, name_folders(argv), description=__doc__)
     with friendly_errors():
-        from sa_diffusers.evaluation.images.image_evaluation import evaluate, table
+        from sa_diffusers.evaluation.images.comparison import evaluate, table
         from sa_diffusers.io.atomic_files import write_json
 
         result = evaluate(config)

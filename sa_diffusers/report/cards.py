@@ -28,7 +28,7 @@ def write_model_card(
     images: Sequence[str],
     license: str | None,
     dtype: str = "float32",
-    pipeline_class: str,
+    pipeline_class: str | None = None,
     variant: str | None = None,
     lora: bool = False,
 ) -> Path:
@@ -42,7 +42,7 @@ def write_model_card(
         metrics: {"before": {...}, "after": {...}} as in metrics.json, or None where nothing was measured.
         images: paths relative to the folder of the pictures to show, before and after.
         dtype: precision to load it in; without one transformers and diffusers choose differently.
-        pipeline_class: the class that loads it: a stock one of diffusers, or one of this package.
+        pipeline_class: the class that loads it: one of this package, or (or None) a stock one of diffusers.
         variant: "fp16" where the folder holds float16 files of this name, too (`loading.save_pipeline`).
         lora: the folder holds pytorch_lora_weights.safetensors in place of a pipeline.
         license: the base model's licence id on the hub, which holds for this one too; None where unknown.
@@ -77,9 +77,9 @@ def write_model_card(
     return path
 
 
-def _model_data(base_model: str, pipeline_class: str, license: str | None, lora: bool) -> ModelCardData:
+def _model_data(base_model: str, pipeline_class: str | None, license: str | None, lora: bool) -> ModelCardData:
     """What the hub finds a model by; the tag of a text-to-image family is its name, as diffusers has it."""
-    on_hub, family, tags = is_on_hub(base_model), family_class(pipeline_class), ["diffusers"]
+    on_hub, family, tags = is_on_hub(base_model), family_class(pipeline_class or ""), ["diffusers"]
     reads_text = family is None or "text" in family.capabilities
     if reads_text:
         tags += [family.name.replace("_", "-")] if family else []

@@ -15,8 +15,8 @@ from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.prompts import read_prompts
 from sa_diffusers.data.sampling import DrawingOptions, Request, SamplingSettings, draw_samples
 from sa_diffusers.evaluation.forgetting import Examination, JudgedSet, labelled_classes, measure
-from sa_diffusers.evaluation.images.image_options import EvaluateConfig
-from sa_diffusers.evaluation.images.image_sets import DrawnImages
+from sa_diffusers.evaluation.images.options import EvaluateConfig
+from sa_diffusers.evaluation.images.sets import DrawnImages
 from sa_diffusers.evaluation.judges.classifier import ImageClassifier, score_images
 from sa_diffusers.families import Family, family_defaults, get_family
 from sa_diffusers.io.loading import load_pipeline, read_model_index

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
-from sa_diffusers.evaluation.images.image_metrics import FeatureSet, compute_features, image_metrics
-from sa_diffusers.evaluation.images.image_options import MetricSettings
-from sa_diffusers.evaluation.images.image_sets import ImageSet
+from sa_diffusers.evaluation.images.metrics import FeatureSet, compute_features, image_metrics
+from sa_diffusers.evaluation.images.options import MetricSettings
+from sa_diffusers.evaluation.images.sets import ImageSet
 from sa_diffusers.evaluation.suite.inputs import EvaluationInputs
 from sa_diffusers.evaluation.suite.judging import Pictures
 from sa_diffusers.evaluation.suite.numbers import Measurement

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from sa_diffusers.evaluation.images.image_sets import ImageFolder
+from sa_diffusers.evaluation.images.sets import ImageFolder
 from sa_diffusers.evaluation.judges.nudity import TOTAL, V2_NAMES, count
 from sa_diffusers.evaluation.suite.distances import distances
 from sa_diffusers.evaluation.suite.drawing import check_output_dir, count_pictures, draw_suite

@@ -11,9 +11,9 @@ from sa_diffusers.data.concepts import find_concept
 from sa_diffusers.data.i2p import load_i2p
 from sa_diffusers.data.prompts import read_labelled_prompts, read_prompts
 from sa_diffusers.evaluation.images.extractors import Extractor, load_extractor
-from sa_diffusers.evaluation.images.image_metrics import check_counts, check_metrics
-from sa_diffusers.evaluation.images.image_options import MetricSettings
-from sa_diffusers.evaluation.images.image_sets import ImageFolder
+from sa_diffusers.evaluation.images.metrics import check_counts, check_metrics
+from sa_diffusers.evaluation.images.options import MetricSettings
+from sa_diffusers.evaluation.images.sets import ImageFolder
 from sa_diffusers.evaluation.judges.clip import Clip
 from sa_diffusers.evaluation.judges.faces import ClipIdentity
 from sa_diffusers.evaluation.judges.load_classifier import load_classifier

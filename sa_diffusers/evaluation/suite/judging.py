@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sa_diffusers.core.concepts import Concept
-from sa_diffusers.evaluation.images.image_sets import ImageSet, index_batches
+from sa_diffusers.evaluation.images.sets import ImageSet, index_batches
 from sa_diffusers.evaluation.judges.classifier import ImageClassifier, entropies, shares_right
 from sa_diffusers.evaluation.judges.clip import Clip, clip_score, perceptual_change, zero_shot
 from sa_diffusers.evaluation.judges.faces import IdentityScorer, faces

@@ -5,7 +5,7 @@ from typing import Literal
 
 from sa_diffusers.core.concepts import mentions, split_phrasings
 from sa_diffusers.data.concepts import looks_like_path
-from sa_diffusers.evaluation.images.image_options import words
+from sa_diffusers.evaluation.images.options import words
 from sa_diffusers.io.configuration import Options, option
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sa_diffusers.evaluation.images.image_sets import ImageSet
+from sa_diffusers.evaluation.images.sets import ImageSet
 from sa_diffusers.evaluation.suite.judging import Values
 from sa_diffusers.evaluation.suite.numbers import MEASURES
 from sa_diffusers.evaluation.suite.prompt_suite import WHAT, PromptSet

@@ -23,7 +23,7 @@ from sa_diffusers.evaluation.forgetting import (
     labelled_classes,
     measure,
 )
-from sa_diffusers.evaluation.images.image_metrics import MetricSettings, frechet_distance, precision_and_recall
+from sa_diffusers.evaluation.images.metrics import MetricSettings, frechet_distance, precision_and_recall
 from sa_diffusers.evaluation.judges.classifier import ImageClassifier
 from sa_diffusers.evaluation.judges.load_classifier import load_classifier
 from sa_diffusers.families import Family, family_defaults, get_family

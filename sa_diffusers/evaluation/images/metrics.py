@@ -24,10 +24,10 @@ from torchmetrics.image.kid import KernelInceptionDistance
 from tqdm import tqdm
 
 from sa_diffusers.core.seeding import derive_seed, seeded
-from sa_diffusers.evaluation.images.distribution import manifold_metrics
 from sa_diffusers.evaluation.images.extractors import Extractor, InceptionExtractor
-from sa_diffusers.evaluation.images.image_options import MetricSettings
-from sa_diffusers.evaluation.images.image_sets import ImageSet, index_batches
+from sa_diffusers.evaluation.images.manifold import manifold_metrics
+from sa_diffusers.evaluation.images.options import MetricSettings
+from sa_diffusers.evaluation.images.sets import ImageSet, index_batches
 from sa_diffusers.io.processes import process_state
 
 

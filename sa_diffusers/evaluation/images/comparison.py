@@ -7,16 +7,8 @@ from typing import get_args
 
 from sa_diffusers.data.labelled_images import DatasetName, load_labelled_images
 from sa_diffusers.evaluation.images.extractors import load_extractor
-from sa_diffusers.evaluation.images.image_metrics import check_counts, check_metrics, compute_features, image_metrics
-from sa_diffusers.evaluation.images.image_options import EvaluateConfig
-from sa_diffusers.evaluation.images.image_sets import (
-    ImageFolder,
-    ImageSet,
-    LabelledImageSet,
-    RandomSubset,
-    check_empty,
-    save_images,
-)
+from sa_diffusers.evaluation.images.metrics import check_counts, check_metrics, compute_features, image_metrics
+from sa_diffusers.evaluation.images.options import EvaluateConfig
 from sa_diffusers.evaluation.images.run_images import (
     DRAWING,
     READINGS,
@@ -24,6 +16,14 @@ from sa_diffusers.evaluation.images.run_images import (
     classifier_readings,
     forgotten_label,
     open_run,
+)
+from sa_diffusers.evaluation.images.sets import (
+    ImageFolder,
+    ImageSet,
+    LabelledImageSet,
+    RandomSubset,
+    check_empty,
+    save_images,
 )
 from sa_diffusers.evaluation.judges.classifier import ImageClassifier
 from sa_diffusers.evaluation.judges.load_classifier import load_classifier

@@ -1,7 +1,7 @@
 """How a set of generated images compares with a set of real ones, from a feature vector of each image.
 
-Any features serve; `extractors.py` has some. The FID that papers report means those of one Inception network:
-`image_metrics.py` takes it.
+Any features serve; `extractors.py` has some, and `metrics.py` the distances whose published numbers mean those of one
+Inception network.
 """
 
 from dataclasses import dataclass
