@@ -94,7 +94,7 @@ def run_cheaply(few_pictures, tiny_pipeline_dir, tmp_path_factory) -> Callable:
     """Forget "seven, 7" in a folder, from the saved pipeline, with some options changed; returns the outcome."""
     from cheap_runs import CHEAP, PROMPTS
 
-    from sa_diffusers.io.configuration import config_from_dict
+    from sa_diffusers.io.configuration import config_from_dict, layered
     from sa_diffusers.runs.forget import run_forgetting
     from sa_diffusers.runs.options import ForgetConfig
 
@@ -110,7 +110,8 @@ def run_cheaply(few_pictures, tiny_pipeline_dir, tmp_path_factory) -> Callable:
     }
 
     def run(output_dir: Path, **changes):
-        return run_forgetting(config_from_dict(ForgetConfig, options | {"output_dir": str(output_dir)} | changes))
+        values = layered(ForgetConfig, options, {"output_dir": str(output_dir)} | changes)
+        return run_forgetting(config_from_dict(ForgetConfig, values))
 
     return run
 

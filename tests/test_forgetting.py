@@ -11,9 +11,9 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
-import sa_diffusers.runs.fisher_sums
 import sa_diffusers.runs.forget
-import sa_diffusers.runs.train_stages
+import sa_diffusers.runs.stages.fisher_sums
+import sa_diffusers.runs.stages.train
 from sa_diffusers.core.concepts import mentions
 from sa_diffusers.core.fisher import Fisher, FisherMismatch
 from sa_diffusers.core.objectives import ElasticWeightConsolidation, SelectiveAmnesia
@@ -35,7 +35,8 @@ from sa_diffusers.runs.inputs import read_inputs
 from sa_diffusers.runs.options import ForgetConfig
 
 
-STAGES = ["sample", "sample_without_concept", "surrogate", "fisher", "before", "train", "after"]
+RUN_OF_0_1 = Path(__file__).parent / "golden" / "run_of_0_1"
+STAGES = ["samples", "replay_samples", "surrogate", "fisher", "before", "train", "after"]
 PROMPTS = [f"a {ink} {digit}" for ink in ("red", "green") for digit in "six seven eight nine".split()] + ["a digit"]
 CHEAP = {
     "num_samples": 8, "num_surrogate_samples": 4, "num_inference_steps": 2, "sample_batch_size": 4,
@@ -98,6 +99,12 @@ def finished(finished_dir, tmp_path) -> Path:
 
 def unet_of(folder: Path) -> dict[str, torch.Tensor]:
     return StableDiffusionPipeline.from_pretrained(folder / "pipeline").unet.state_dict()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file by name, but for the note of who runs here."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def assert_same(first: dict, second: dict) -> None:
@@ -169,7 +176,10 @@ def test_what_training_sees(start, finished, tmp_path, monkeypatch):
         for name in ("samples/samples", "samples/without_concept", "surrogate/surrogate")
     )
     concept = find_concept("seven, 7", None)
-    for name, allowed in (("surrogate", surrogate), ("replay", select_replay(samples, concept, "open") + drawn_anew)):
+    for name, allowed in (
+        ("surrogate", surrogate),
+        ("replayed", select_replay(samples, concept, "open") + drawn_anew),
+    ):
         expected = family.batch(allowed.latents, allowed.prompts)
         used = set()
         for batch in seen:
@@ -224,8 +234,8 @@ def test_the_same_run_again_computes_nothing(finished, start, monkeypatch):
     for owner, name in (
         (TextToImageFamily, "draw"),
         (TextToImageFamily, "encode"),
-        (sa_diffusers.runs.fisher_sums, "estimate_fisher"),
-        (sa_diffusers.runs.train_stages, "train"),
+        (sa_diffusers.runs.stages.fisher_sums, "estimate_fisher"),
+        (sa_diffusers.runs.stages.train, "train"),
     ):
         monkeypatch.setattr(owner, name, None)  # calling it would raise
     outcome = start(finished)
@@ -242,20 +252,34 @@ def test_equal_runs_in_two_folders_are_equal(finished, start, tmp_path):
     assert not unet_of(tmp_path / "seed")["conv_in.weight"].equal(unet_of(finished)["conv_in.weight"])
 
 
-def test_another_configuration_in_the_folder_is_refused(finished, start):
+def test_another_configuration_in_the_folder_is_refused(finished, start, monkeypatch):
+    """By the stage that it would change, before anything is drawn."""
+    kept = contents(finished)
+    monkeypatch.setattr(TextToImageFamily, "draw", None)  # calling it would raise
     with pytest.raises(StageMismatch) as error:
         start(finished, learning_rate=2e-3, train_scope="xattn")
     assert "learning_rate: 0.001 -> 0.002" in str(error.value)
     assert 'train_scope: "full" -> "xattn"' in str(error.value)
     assert "--overwrite" in str(error.value)
     assert "seed" not in str(error.value)
+    with pytest.raises(StageMismatch, match="fisher_terms"):
+        start(finished, fisher_terms="2")
+    assert contents(finished) == kept
+
+
+def test_a_run_of_version_0_1_is_refused_and_loses_nothing(start, tmp_path):
+    run = shutil.copytree(RUN_OF_0_1, tmp_path / "run")
+    for overwrite in (False, True):
+        with pytest.raises(StageMismatch, match="older version.* pass another --output_dir"):
+            start(run, overwrite=overwrite)
+    assert contents(run) == contents(RUN_OF_0_1)
 
 
 def test_overwrite_reuses_what_still_fits(finished, start, tmp_path):
     outcome = start(finished, learning_rate=2e-3, overwrite=True)
     assert outcome.metrics["seconds"]["reused"] == [
-        "sample",
-        "sample_without_concept",
+        "samples",
+        "replay_samples",
         "surrogate",
         "fisher",
         "before",
@@ -264,8 +288,30 @@ def test_overwrite_reuses_what_still_fits(finished, start, tmp_path):
     assert_near(unet_of(finished), unet_of(tmp_path / "fresh"))
 
 
-def test_options_that_do_not_matter_may_change(finished, start):
-    assert start(finished, checkpoints_total_limit=1, fisher_chunk_size=2).metrics["seconds"]["reused"] == STAGES
+@pytest.mark.parametrize(
+    "changed", [{"checkpoints_total_limit": 1, "fisher_chunk_size": 2}, {"track_images": 4}, {"logging_steps": 3}]
+)
+def test_options_that_do_not_matter_may_change(finished, start, changed):
+    kept = unet_of(finished)
+    assert start(finished, **changed).metrics["seconds"]["reused"] == STAGES
+    assert_same(unet_of(finished), kept)
+
+
+def test_float16_files_may_be_asked_for_afterwards(finished, start):
+    assert start(finished, save_variant="fp16").metrics["seconds"]["reused"] == STAGES
+    half = StableDiffusionPipeline.from_pretrained(finished / "pipeline", variant="fp16", dtype=torch.float16)
+    expected = {name: value.half() for name, value in unet_of(finished).items()}
+    assert_same(half.unet.state_dict(), expected)
+    for part in ("unet", "vae"):
+        assert (finished / "pipeline" / part / "diffusion_pytorch_model.fp16.safetensors").exists()
+    assert (finished / "pipeline" / "text_encoder" / "model.fp16.safetensors").exists()
+
+
+def test_a_folder_of_samples_may_move(finished, start, tmp_path):
+    samples = Path(shutil.copytree(finished / "samples", tmp_path / "samples"))
+    start(tmp_path / "run", samples=str(samples))
+    moved = samples.rename(tmp_path / "elsewhere")
+    assert start(tmp_path / "run", samples=str(moved)).metrics["seconds"]["reused"] == STAGES
 
 
 def test_overwrite_starts_again_what_another_configuration_left_unfinished(start, tmp_path, monkeypatch):
@@ -317,7 +363,7 @@ def test_samples_and_fisher_of_another_model_are_refused(finished, start, tiny_p
         ValueError, match="drawn by another model.* text_encoder: expected .*; unet: expected .*, got .*; vae: "
     ):
         start(tmp_path / "1", samples=str(finished / "samples"), **other)
-    with pytest.raises(FisherMismatch, match="model_hash: the Fisher has .* leave --fisher away"):
+    with pytest.raises(FisherMismatch, match="model_hash: the Fisher has .* omit --fisher"):
         start(tmp_path / "2", fisher=str(finished / "fisher.safetensors"), **other)
     with pytest.raises(ValueError, match="no samples in"):
         start(tmp_path / "3", samples=str(tmp_path))
@@ -341,13 +387,13 @@ def interrupt_call(patch, owner, name: str, number: int) -> None:
 @pytest.mark.parametrize(
     ("owner", "name", "number", "unfinished"),
     [
-        (TextToImageFamily, "draw", 1, "sample"),
-        (TextToImageFamily, "draw", 2, "sample_without_concept"),
+        (TextToImageFamily, "draw", 1, "samples"),
+        (TextToImageFamily, "draw", 2, "replay_samples"),
         (TextToImageFamily, "draw", 3, "surrogate"),
-        (sa_diffusers.runs.fisher_sums, "estimate_fisher", 2, "fisher"),
+        (sa_diffusers.runs.stages.fisher_sums, "estimate_fisher", 2, "fisher"),
         (TextToImageFamily, "draw", 4, "before"),
         (ElasticWeightConsolidation, "add_gradient", 3, "train"),
-        (sa_diffusers.runs.forget, "save_pipeline", 0, "train"),
+        (sa_diffusers.runs.stages.train, "save_pipeline", 0, "train"),
         (TextToImageFamily, "draw", 5, "after"),
         (sa_diffusers.runs.forget, "write_results", 0, None),
     ],

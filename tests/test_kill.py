@@ -18,9 +18,9 @@ from accelerate import Accelerator
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-import sa_diffusers.runs.fisher_sums
 import sa_diffusers.runs.forget
 import sa_diffusers.runs.results
+import sa_diffusers.runs.stages.fisher_sums
 from sa_diffusers.core.fisher import Fisher
 from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.evaluation.before_after import Findings
@@ -220,7 +220,7 @@ def small_files(size: int = 100) -> Iterator[None]:
 
 WRITERS = [
     (SampleSet, "save"),
-    (sa_diffusers.runs.fisher_sums, "_save_sums"),
+    (sa_diffusers.runs.stages.fisher_sums, "_save_sums"),
     (Fisher, "save"),
     (Findings, "save"),
     (Checkpoints, "save"),

@@ -1,7 +1,9 @@
 """Runs by other methods than Selective Amnesia: what each trains, needs and leaves, through the same stages."""
 
 import json
+import re
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
 from torch.testing import assert_close
 
+from sa_diffusers import methods
 from sa_diffusers.evaluation.before_after import Findings
 from sa_diffusers.families.base import select_parameters
 from sa_diffusers.families.samplers import make_scheduler
@@ -17,12 +20,12 @@ from sa_diffusers.families.scopes import SCOPES, adapted_layers
 from sa_diffusers.models import ConditionalVAE
 from sa_diffusers.pipelines import ConditionalVAEPipeline, SafeGuidancePipeline
 from sa_diffusers.runs.forget import Outcome, forget
-from sa_diffusers.runs.options import ESD_METHODS, LEAVES_OUT, METHODS, ForgetConfig
-from sa_diffusers.runs.plan import training_passes
+from sa_diffusers.runs.options import ForgetConfig
 from sa_diffusers.training.lora import add_lora
 
 
 OWN = {"num_train_steps": 3}
+ESD_SCOPES = {"esd-x": "xattn", "esd-x-strict": "xattn-strict", "esd-u": "noxattn"}
 pytestmark = pytest.mark.usefixtures("few_pictures")
 
 
@@ -30,6 +33,11 @@ pytestmark = pytest.mark.usefixtures("few_pictures")
 def start(run_cheaply) -> Callable[..., Outcome]:
     """Run in a folder, from the saved pipeline, with some options changed."""
     return partial(run_cheaply, **OWN)
+
+
+@pytest.fixture(scope="module")
+def shared_fisher(start, tmp_path_factory) -> str:
+    return str(start(tmp_path_factory.mktemp("shared") / "run", method="ewc").output_dir / "fisher.safetensors")
 
 
 def changed_names(folder: Path, base: Path) -> set[str]:
@@ -42,7 +50,7 @@ def test_it_runs_trains_its_scope_and_needs_no_more_than_its_terms(
     method, start, tiny_pipeline_dir, tiny_pipeline, tmp_path
 ):
     run = start(tmp_path / "run", method=method).output_dir
-    scope = "xattn-strict" if method == "uce" else ESD_METHODS.get(method, "full")
+    scope = "xattn-strict" if method == "uce" else ESD_SCOPES.get(method, "full")
     inside = set(select_parameters(tiny_pipeline().unet, scope, SCOPES))
     changed = changed_names(run / "pipeline", tiny_pipeline_dir)
     assert changed and changed <= inside
@@ -51,17 +59,19 @@ def test_it_runs_trains_its_scope_and_needs_no_more_than_its_terms(
     history = json.loads((run / "history.json").read_text())
     terms = {name for row in history for name in row} - {"step", "loss", "grad_norm", "learning_rate"}
     expected = {
-        "finetune": {"surrogate_loss"}, "ewc": {"surrogate_loss", "ewc"}, "replay": {"surrogate_loss", "replay_loss"},
-        "sa+esd": {"surrogate_loss", "replay_loss", "ewc", "esd_loss"},
-    }  # fmt: skip
+        "finetune": {"surrogate_loss"},
+        "ewc": {"surrogate_loss", "ewc_penalty"},
+        "replay": {"surrogate_loss", "replay_loss"},
+        "sa+esd": {"surrogate_loss", "replay_loss", "ewc_penalty", "esd_loss"},
+    }
     assert terms == expected.get(method, set())
     assert (run / "fisher.safetensors").exists() == (method in ("ewc", "sa+esd"))
     assert (run / "samples").exists() == (method in ("ewc", "replay", "sa+esd"))
-    assert (run / "surrogate").exists() == (method not in ESD_METHODS and method != "uce")
+    assert (run / "surrogate").exists() == (method not in ESD_SCOPES and method != "uce")
     worked = set(json.loads((run / "metrics.json").read_text())["amounts"])
     assert ("surrogate" in worked) == (run / "surrogate").exists()
     assert ("fisher" in worked) == (run / "fisher.safetensors").exists()
-    assert METHODS[method] in (run / "pipeline" / "README.md").read_text()
+    assert methods.get(method).title in (run / "pipeline" / "README.md").read_text()
 
 
 def test_safe_latent_diffusion_keeps_the_weights_and_draws_otherwise(start, tiny_pipeline_dir, tmp_path):
@@ -123,13 +133,13 @@ def test_esd_draws_unclipped_latents_whatever_scheduler_the_model_has():
 
 def test_the_plan_knows_what_a_step_of_each_method_takes():
     def passes(method: str, **options) -> float:
-        return training_passes(ForgetConfig(concept="seven", method=method, **options))
+        config = ForgetConfig(concept="seven", method=method, **options)
+        return methods.get(method).training_passes(config.resolved())
 
     assert passes("finetune") == 3
     assert passes("sa") == 2 * 3 + 1  # and the frozen model's
     assert passes("sa", replay_target="noise") == 2 * 3
     assert passes("sa", surrogate_target="model") == 2 * 3 + 2
-    assert passes("finetune", surrogate_target="model") == 3  # plain, whatever is said
     assert passes("sa", replay_target="noise", gradient_checkpointing=True) == 2 * 4
     assert passes("esd-x") == 3 + 2 + 49  # of 50 levels half are drawn on average, each with guidance
     assert passes("sa+esd") == passes("sa") + passes("esd-x")
@@ -147,10 +157,50 @@ def test_esd_takes_a_lora(start, tmp_path):
     assert (run / "lora" / "pytorch_lora_weights.safetensors").exists()
 
 
-@pytest.mark.parametrize("method", LEAVES_OUT)
-def test_what_a_method_leaves_out_weighs_nothing(method):
-    config = ForgetConfig(concept="seven", method=method, ewc_lambda=3.0, replay_weight=2.0)
-    assert {name for name in ("ewc_lambda", "replay_weight") if getattr(config, name) == 0} == set(LEAVES_OUT[method])
+OTHER = {
+    "ewc_lambda": 3.0, "replay_weight": 2.0, "surrogate_target": "model", "replay_target": "model", "start": "edit",
+    "train_scope": "full",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", [name for name, method in methods.registry().items() if method.fixes])
+def test_what_a_method_settles_cannot_be_contradicted(method):
+    fixes = methods.get(method).fixes
+    given = asdict(ForgetConfig(concept="seven", method=method).resolved())
+    assert {name: given[name] for name in fixes} == fixes
+    assert asdict(ForgetConfig(concept="seven", method=method, **fixes).resolved()) == given  # it may be said
+    for name, own in fixes.items():
+        with pytest.raises(ValueError, match=f"^{re.escape(method)} works with {name} {own} alone, got {OTHER[name]}"):
+            ForgetConfig(concept="seven", method=method, **{name: OTHER[name]})
+
+
+def test_another_method_does_not_keep_what_the_first_one_settled():
+    plain = ForgetConfig(concept="seven").resolved()
+    assert (plain.ewc_lambda, plain.replay_weight, plain.train_scope) == (50.0, 1.0, "full")
+    for method in ("finetune", "esd-x", "uce"):
+        assert replace(ForgetConfig(concept="seven", method=method), method="sa").resolved() == plain
+
+
+@pytest.mark.parametrize(
+    ("options", "stages"),
+    [
+        ({"method": "ewc"}, ["surrogate", "before", "train", "after"]),
+        ({"ewc_lambda": 0.0, "replay_weight": 0.0}, ["surrogate", "before", "train", "after"]),
+        (
+            {"ewc_lambda": 0.0, "replay_weight": 0.0, "surrogate_target": "model"},
+            ["samples", "surrogate", "before", "train", "after"],
+        ),
+    ],
+)
+def test_what_is_announced_is_what_runs(options, stages, start, shared_fisher, tmp_path, capsys):
+    """A Fisher that is given takes no samples; a surrogate that is taught does, though nothing is replayed."""
+    fisher = {"fisher": shared_fisher} if options.get("method") == "ewc" else {}
+    outcome = start(tmp_path / "run", **options, **fisher)
+    announced = re.findall(r"^  (\w+) .*", capsys.readouterr().out.split("Plan for ")[1], re.MULTILINE)
+    assert announced == [*stages[:1], "fisher", *stages[1:], "total"] if fisher else [*stages, "total"]
+    assert {path.stem for path in (tmp_path / "run" / ".stages").iterdir()} == {"run", *stages}
+    assert (tmp_path / "run" / "samples").exists() == ("samples" in stages)
+    assert outcome.metrics["seconds"]["reused"] == list(fisher)
 
 
 @pytest.mark.parametrize(
@@ -171,14 +221,23 @@ def test_wrong_options_are_refused(options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "esd-x"}, "which a ConditionalVAE is not; pass another --method"),
-        ({"method": "sa+esd"}, "which a ConditionalVAE is not; pass another --method"),
-        ({"method": "uce"}, "makes of text, and a ConditionalVAE reads none"),
-        ({"method": "sld-max"}, "guides by a text, which a ConditionalVAE does not read"),
-        ({"surrogate_target": "model"}, "surrogate_target: a VAE predicts no noise"),
+        (
+            {"method": "esd-x"},
+            "esd-x needs a model that predicts noise at many levels, which a conditional vae does not",
+        ),
+        ({"method": "sa+esd"}, r"sa\+esd needs a model that predicts noise at many levels, which a conditional vae"),
+        (
+            {"method": "uce"},
+            "uce needs a model that makes keys and values of a text.*, which a conditional vae does not",
+        ),
+        ({"method": "sld-max"}, "sld-max needs a model that can be led away from a text.*, which a conditional vae"),
+        ({"surrogate_target": "model"}, "surrogate_target: this model predicts no noise; expected 'noise'"),
         ({"mixed_precision": "bf16"}, "a ConditionalVAE computes in float32; pass --mixed_precision no"),
         ({"gradient_checkpointing": True}, "gradient_checkpointing: a ConditionalVAE has none"),
-        ({"lora_rank": 2}, "takes no adapters; pass --lora_rank null"),
+        (
+            {"lora_rank": 2},
+            "lora_rank needs a model that takes low-rank adapters, which a conditional vae does not; omit it",
+        ),
     ],
 )
 def test_what_a_vae_cannot_is_refused(options, message):

@@ -20,9 +20,9 @@ from sa_diffusers.models import ConditionalVAE
 from sa_diffusers.pipelines import ClassConditionalPipeline, ConditionalVAEPipeline
 from sa_diffusers.runs.base.class_conditional import ClassConditionalConfig
 from sa_diffusers.runs.family_checks import check_family
-from sa_diffusers.runs.fisher_sums import estimate_sums
 from sa_diffusers.runs.forget import run_forgetting
 from sa_diffusers.runs.options import ForgetConfig
+from sa_diffusers.runs.stages.fisher_sums import estimate_sums
 
 
 T = 12

@@ -15,10 +15,10 @@ from torch.testing import assert_close
 import sa_diffusers.runs.train_stages
 from sa_diffusers.core.fisher import Fisher
 from sa_diffusers.families import get_family
-from sa_diffusers.runs.fisher_sums import sums_device
 from sa_diffusers.runs.forget import Outcome, forget
 from sa_diffusers.runs.options import ForgetConfig
 from sa_diffusers.runs.plan import trained_bytes
+from sa_diffusers.runs.stages.fisher_sums import sums_device
 from sa_diffusers.training.lora import LORA_FILE
 
 

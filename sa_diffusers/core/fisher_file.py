@@ -114,8 +114,10 @@ class Fisher:
             model, revision = self.metadata.get("model"), self.metadata.get("revision")
             origin = f", made of {model}" + (f" at {revision}," if revision else ",") if model else ""
             raise FisherMismatch(
-                f"the Fisher{origin} belongs to another model or unit (" + "; ".join(differing) + "); leave --fisher "
-                "away to estimate it, or pass the one of this model"
+                f"the Fisher{origin} belongs to another model or unit ("
+                + "; ".join(differing)
+                + "); omit --fisher to "
+                "estimate it, or pass the one of this model"
             )
 
 

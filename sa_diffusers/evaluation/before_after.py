@@ -45,9 +45,7 @@ class Findings:
         """Itself. Raises ValueError, naming what differs, when it was found under another key."""
         differing = sorted(name for name in self.key | key if self.key.get(name) != key.get(name))
         if differing:
-            raise ValueError(
-                f"the evaluation to reuse was made with other {', '.join(differing)}; leave --before away"
-            )
+            raise ValueError(f"the evaluation to reuse was made with other {', '.join(differing)}; omit --before")
         return self
 
     def save(self, path: Path) -> None:

@@ -146,7 +146,7 @@ def _moving_average(tensors: dict[str, Tensor], weights: dict[str, Tensor]) -> d
     if missing or extra:
         lists = [f"{len(n)} {what}: {_first(n)}" for what, n in (("missing", missing), ("extra", extra)) if n]
         raise ConversionError(
-            "the file's EMA weights are not those of its UNet (" + "; ".join(lists) + "); leave --ema away, or pass a "
+            "the file's EMA weights are not those of its UNet (" + "; ".join(lists) + "); omit --ema, or pass a "
             "checkpoint that was saved with them"
         )
     return {name: tensors[given] for given, name in stored.items()}

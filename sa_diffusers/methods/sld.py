@@ -1,7 +1,5 @@
 """Safe Latent Diffusion (Schramowski et al., CVPR 2023): led away from the concept while it draws."""
 
-from typing import Any
-
 from sa_diffusers.families import Family
 from sa_diffusers.methods.base import Context, Method, register
 
@@ -24,12 +22,11 @@ class SLDMethod(Method):
         )
         self.level = level
 
-    def check_options(self, options: Any) -> None:
-        super().check_options(options)
-        if options.guidance_scale <= 1:
-            raise ValueError(
-                f"{self.name} is a part of guidance; expected guidance_scale > 1, got {options.guidance_scale}"
-            )
+    def check(self, context: Context) -> None:
+        super().check(context)
+        scale = context.options.guidance_scale
+        if scale <= 1:
+            raise ValueError(f"{self.name} is a part of guidance; expected guidance_scale > 1, got {scale}")
 
     def wrap(self, context: Context) -> Family:
         concept = ", ".join(context.concept.phrasings)

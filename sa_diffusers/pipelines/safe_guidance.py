@@ -206,7 +206,7 @@ class SafeGuidancePipeline(StableDiffusionPipeline):
         for name in ("guidance_rescale", "ip_adapter_image", "ip_adapter_image_embeds"):
             value = options.get(name)
             if value is not None and not (name == "guidance_rescale" and value == 0):
-                raise ValueError(f"{name}: safety guidance is not defined with it; leave it away")
+                raise ValueError(f"{name}: safety guidance is not defined with it; omit it")
         if safety_concept_embeds is None:
             safety_concept_embeds = self.encode_prompt(self.config.safety_concept, self._execution_device, 1, False)[0]
         unet = self.unet

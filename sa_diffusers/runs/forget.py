@@ -15,7 +15,8 @@ from torch import nn
 from sa_diffusers import methods
 from sa_diffusers.families import Family, family_defaults, get_family
 from sa_diffusers.io.artifacts import RunLock
-from sa_diffusers.io.configuration import config_from_dict, layered
+from sa_diffusers.io.atomic_files import atomic_path
+from sa_diffusers.io.configuration import config_from_dict, config_to_yaml, layered
 from sa_diffusers.io.hub import check_push, push_folder
 from sa_diffusers.io.loading import copy_pipeline, load_pipeline, pipeline_hashes, read_model_index
 from sa_diffusers.io.model_names import base_name
@@ -119,7 +120,7 @@ def run_forgetting(config: RunOptions, pipeline: DiffusionPipeline | None = None
         check_push(hub_id)
     with RunLock(output_dir) if state.is_main_process else nullcontext():
         if state.is_main_process:
-            claim_folder(output_dir, options)
+            claim_folder(output_dir)
         state.wait_for_everyone()
         outcome = _run(options, pipeline, inputs, output_dir)
         if options.push_to_hub and state.is_main_process:
@@ -150,6 +151,8 @@ def _run_stages(context: RunContext) -> Outcome:
     stages = Stages(stages_of(context), context, context.options.overwrite)
     main = process_state().is_main_process
     if main:
+        with atomic_path(context.folder / "config.yaml") as temporary:  # only now that no stage has refused it
+            config_to_yaml(context.options, temporary)
         print(announce(context, stages), flush=True)
     for stage in stages.stages:
         if stage.name == "train":

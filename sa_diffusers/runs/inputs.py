@@ -11,9 +11,8 @@ from sa_diffusers.evaluation.forgetting import examination, labelled_classes
 from sa_diffusers.evaluation.judges.load_classifier import load_classifier
 from sa_diffusers.io.artifacts import Stage as Marker
 from sa_diffusers.io.artifacts import StageMismatch
-from sa_diffusers.io.atomic_files import atomic_path, remove_leftovers
+from sa_diffusers.io.atomic_files import remove_leftovers
 from sa_diffusers.io.bundled import resolve
-from sa_diffusers.io.configuration import config_to_yaml
 from sa_diffusers.io.hub import explain_load_errors
 from sa_diffusers.io.processes import process_state
 from sa_diffusers.runs.context import Inputs
@@ -105,7 +104,7 @@ def check_resolution(inputs: Inputs, resolution: int) -> None:
 FORMAT = 2  # of run folders: what their markers hold
 
 
-def claim_folder(output_dir: Path, options: RunOptions) -> None:
+def claim_folder(output_dir: Path) -> None:
     """Make the folder a run's, or refuse it; whether its stages fit is for these to say.
 
     Raises:
@@ -126,5 +125,3 @@ def claim_folder(output_dir: Path, options: RunOptions) -> None:
     remove_leftovers(output_dir)  # before anything is written: they may hold the room for it
     if not done:
         claim.finish(0.0)
-    with atomic_path(output_dir / "config.yaml") as temporary:
-        config_to_yaml(options, temporary)

@@ -13,7 +13,7 @@ from sa_diffusers.io.stages import Artifact, Stage
 from sa_diffusers.runs.context import Inputs, RunContext
 from sa_diffusers.runs.stages.replay import ReplayStage
 from sa_diffusers.runs.stages.samples import drawing_passes
-from sa_diffusers.runs.tracking import LOOKED_AT, evaluation_settings, requests_to_look_at
+from sa_diffusers.runs.tracking import evaluation_settings, requests_to_look_at
 
 
 KEPT_LOSS_SAMPLES = 64  # replay samples on which the loss is compared
@@ -67,7 +67,9 @@ class EvaluateStage(Stage[Findings]):
     @staticmethod
     def _count(context: RunContext) -> int:
         exams = list(context.inputs.exams.values())
-        return sum(len(part.requests) for part in exams[0].sets.values()) if exams else 2 * LOOKED_AT
+        if exams:
+            return sum(len(part.requests) for part in exams[0].sets.values())
+        return sum(map(len, requests_to_look_at(context)))
 
     def _path(self, context: RunContext) -> Path:
         return context.folder / "evaluation" / f"{self.name}.safetensors"
