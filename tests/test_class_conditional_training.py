@@ -33,7 +33,8 @@ from sa_diffusers.runs.base.class_conditional import (
     TrainingBatches,
     train_class_conditional,
 )
-from sa_diffusers.runs.family_checks import check_family
+from sa_diffusers.runs.checks import check_run
+from sa_diffusers.runs.context import Inputs, RunContext
 from sa_diffusers.runs.forget import run_forgetting
 from sa_diffusers.runs.options import ForgetConfig
 
@@ -432,10 +433,12 @@ def test_wrong_options_are_refused_before_anything_is_drawn(start, tmp_path, opt
     assert not (tmp_path / "wrong" / "samples").exists()
 
 
-def test_options_of_guidance_are_allowed_only_where_there_is_a_null_class(pipeline):
+def test_options_of_guidance_are_allowed_only_where_there_is_a_null_class(pipeline, tmp_path):
     family = get_family(pipeline)
-    config = ForgetConfig(concept="0", empty_prompt_fraction=0.1, replay_prompt_dropout=0.2)
-    assert check_family(config, family, find_concept("0", "noise", None)) is None
-    family.unconditional = False
+    options = ForgetConfig(concept="0", surrogate="noise", empty_prompt_fraction=0.1, replay_prompt_dropout=0.2)
+    inputs = Inputs(find_concept("0", "noise", None), [], [], {}, {})
+    context = RunContext(options.resolved(), inputs, family, tmp_path)
+    assert check_run(context) is None
+    family.capabilities = family.capabilities - {"guidance"}
     with pytest.raises(ValueError, match="empty_prompt_fraction: this model always needs a class"):
-        check_family(config, family, find_concept("0", "noise", None))
+        check_run(context)
