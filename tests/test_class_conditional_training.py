@@ -312,7 +312,7 @@ def test_interrupted_forgetting_goes_on(start, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("sa_diffusers.runs.forget.save_pipeline", interrupted)
+        patch.setattr("sa_diffusers.runs.stages.train.save_pipeline", interrupted)
         start("parts")
     resumed = start("parts")
     assert_close(weights(resumed.pipeline), weights(whole.pipeline), rtol=0, atol=0)
@@ -420,8 +420,8 @@ def test_dropout_is_off_where_the_model_is_held_to_its_own_predictions(start, pi
     [
         ({"concept": "7"}, "no class for the concept '7'; it has 0, 1, 2"),
         ({"surrogate": "a dog"}, "no class for the surrogate 'a dog'"),
-        ({"train_scope": "xattn"}, "no cross-attention: expected train_scope 'full', got 'xattn'"),
-        ({"fresh_samples": True}, "fresh_samples: a diffusion model would sample for minutes"),
+        ({"train_scope": "xattn"}, "expected train_scope to be one of full, got 'xattn'"),
+        ({"fresh_samples": True}, "fresh_samples needs a model that decodes latents of a known prior in one pass"),
         ({"replay_prompt_dropout": 1.0}, "expected 0 <= replay_prompt_dropout < 1, got 1.0"),
         ({"replay_prompt_dropout": 0.1, "fresh_samples": True}, "fresh samples has no guidance"),
         ({"paper_quirks": ["wrong"]}, "expected paper_quirks to be of stretched_samples, .*; got 'wrong'"),
