@@ -7,3 +7,17 @@ CHEAP = {
     "num_train_steps": 4, "train_batch_size": 2, "learning_rate": 1e-2, "lr_warmup_steps": 0, "ewc_lambda": 1.0,
     "checkpointing_steps": None, "logging_steps": 1, "eval_batch_size": 16, "esd_inference_steps": 4,
 }  # fmt: skip
+
+
+def context_of(family, folder, concept: str = "seven", surrogate: str = "nine", **options):
+    """What a run of such options on a model knows at its beginning, with no prompts and nobody to judge."""
+    from sa_diffusers.data.concepts import find_concept
+    from sa_diffusers.io.loading import pipeline_hashes
+    from sa_diffusers.io.stages import Artifact
+    from sa_diffusers.runs.context import Inputs, RunContext
+    from sa_diffusers.runs.options import ForgetConfig
+
+    config = ForgetConfig(concept=concept, surrogate=surrogate, **options)
+    inputs = Inputs(find_concept(concept, surrogate), [], ["{}"], {}, {})
+    model = Artifact(family.pipeline, pipeline_hashes(family.pipeline))
+    return RunContext(config.resolved(), inputs, family, folder, {"model": model})

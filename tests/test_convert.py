@@ -16,11 +16,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionMod
 from sa_diffusers.core.fisher import Fisher, FisherMismatch
 from sa_diffusers.families import get_family
 from sa_diffusers.families.authors_files import ConversionError, import_checkpoint, import_fisher, rename_unet
-from sa_diffusers.io.loading import pipeline_hashes
 from sa_diffusers.io.restricted_pickle import RefusedFile, RefusedTensor, read_restricted
-from sa_diffusers.io.stages import Artifact
-from sa_diffusers.runs.context import RunContext
-from sa_diffusers.runs.options import ForgetConfig
 from sa_diffusers.runs.stages.fisher import FisherStage
 from scripts import convert
 
@@ -141,14 +137,7 @@ def test_fisher_script_writes_a_fisher_that_a_run_accepts(pipeline, model, tmp_p
     run_script(monkeypatch, "fisher", tmp_path / "theirs.pkl", "--model", model, "--output", output)
 
     torch.testing.assert_close(Fisher.load(output).tensors, fisher, rtol=0, atol=0)
-    options = ForgetConfig(concept="seven", fisher=str(output))
-
-    def given() -> Fisher:
-        made = Artifact(None, pipeline_hashes(pipeline))
-        context = RunContext(options, None, get_family(pipeline), tmp_path, {"model": made})
-        return FisherStage().given(context).value
-
-    loaded = given()
+    loaded = FisherStage().given(context_of(get_family(pipeline), tmp_path, fisher=str(output))).value
     assert (loaded.metadata["num_terms"], loaded.metadata["reduction"]) == (1000, "mean")
     assert (loaded.metadata["terms"], loaded.metadata["prediction_type"]) == ("all", "epsilon")
     assert "theirs.pkl" in loaded.metadata["source"]
@@ -159,7 +148,7 @@ def test_fisher_script_writes_a_fisher_that_a_run_accepts(pipeline, model, tmp_p
     with torch.no_grad():
         pipeline.unet.conv_in.bias += 1
     with pytest.raises(FisherMismatch, match="model_hash"):
-        given()
+        FisherStage().given(context_of(get_family(pipeline), tmp_path, fisher=str(output)))
 
 
 def test_fisher_lists_what_does_not_fit(pipeline, model, tmp_path):

@@ -10,12 +10,11 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from torch.testing import assert_close
 
+from sa_diffusers.core.closed_form import ClosedFormEdit, closed_form_edit, start_from_edit
 from sa_diffusers.core.objectives import LowRankChange
 from sa_diffusers.families.base import select_parameters
-from sa_diffusers.families.scopes import SCOPES, adapted_layers
+from sa_diffusers.families.scopes import SCOPES, adapted_layers, is_text_map, text_maps
 from sa_diffusers.io.artifacts import StageMismatch
-from sa_diffusers.methods.edit_start import start_from_edit
-from sa_diffusers.methods.uce import ClosedFormEdit, closed_form_edit
 from sa_diffusers.models import ConditionalVAE
 from sa_diffusers.pipelines import ConditionalVAEPipeline
 from sa_diffusers.runs.forget import forget
@@ -48,8 +47,8 @@ def state(module: nn.Module) -> dict[str, torch.Tensor]:
 
 def test_weights_start_where_the_edit_puts_them(unet, edit):
     expected, before = copy.deepcopy(unet), state(unet)
-    edit.apply(expected)
-    start_from_edit(unet, select_parameters(unet, "full", SCOPES), edit)
+    edit.apply(text_maps(expected))
+    start_from_edit(unet, select_parameters(unet, "full", SCOPES), edit, is_text_map)
     assert_close(state(unet), state(expected), rtol=0, atol=0)
     moved = {name for name, value in state(unet).items() if not torch.equal(value, before[name])}
     assert moved == {name for name in before if name.endswith(EDITED)} and len(moved) == 8
@@ -58,8 +57,8 @@ def test_weights_start_where_the_edit_puts_them(unet, edit):
 @pytest.mark.parametrize("rank", [8, 11])
 def test_an_adapter_of_full_rank_holds_the_edit(rank, unet, edit):
     expected = copy.deepcopy(unet)
-    edit.apply(expected)
-    start_from_edit(unet, add_lora(unet, adapted_layers(unet, "full", "attention"), rank, 3.0, 0), edit)
+    edit.apply(text_maps(expected))
+    start_from_edit(unet, add_lora(unet, adapted_layers(unet, "full", "attention"), rank, 3.0, 0), edit, is_text_map)
     fuse_lora(unet)
     assert_close(state(unet), state(expected), rtol=1e-4, atol=1e-5)
 
@@ -68,7 +67,7 @@ def test_a_smaller_adapter_is_the_best_there_is(unet, edit):
     """In the metric of the Gram matrix, by its symmetric root where the code takes Cholesky's; and no worse beside."""
     changes = add_lora(unet, adapted_layers(unet, "xattn", "attention"), 2, 6.0, 0)
     lengths = {name: change.down.detach().norm(dim=1) for name, change in changes.items()}
-    start_from_edit(unet, changes, edit)
+    start_from_edit(unet, changes, edit, is_text_map)
     gram = edit.root @ edit.root.T
     values, vectors = torch.linalg.eigh(gram)
     root = vectors @ values.sqrt().diag() @ vectors.T
@@ -113,14 +112,14 @@ def test_other_shapes_and_a_change_of_lower_rank_than_the_adapter(shape):
     down, up = nn.Parameter(torch.randn(4, 8)), nn.Parameter(torch.zeros(shape[0], 4))
     drawn = down.detach().clone()
     inject_adapter_in_model(LoraConfig(r=4, target_modules=["to_k"]), block)
-    start_from_edit(block, {"attn2.to_k.weight": LowRankChange(down, up, 0.5)}, one)
+    start_from_edit(block, {"attn2.to_k.weight": LowRankChange(down, up, 0.5)}, one, is_text_map)
     assert_close(0.5 * up @ down, one.delta(layer.weight).float(), rtol=1e-4, atol=1e-6)
     assert torch.equal(down[1:], drawn[1:]) and not up[:, 1:].any()
 
 
 def test_there_must_be_something_to_edit(unet, edit):
     with pytest.raises(ValueError, match="expected keys or values of cross-attention"):
-        start_from_edit(unet, select_parameters(unet, "noxattn", SCOPES), edit)
+        start_from_edit(unet, select_parameters(unet, "noxattn", SCOPES), edit, is_text_map)
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +134,7 @@ class TestRuns:
     def test_no_step_is_the_edit_and_ewc_holds_to_the_model_before(self, lora_rank, start, tmp_path):
         run = start(tmp_path / "run", lora_rank=lora_rank, learning_rate=1e-9)
         history = json.loads((run.output_dir / "history.json").read_text())
-        assert history[0]["ewc"] > 0  # the distance of the edit; without one it is exactly 0 at the first step
+        assert history[0]["ewc_penalty"] > 0  # the distance of the edit; without one it is exactly 0 at the first step
         edited = start(tmp_path / "uce", method="uce", lora_rank=None)
         assert_close(state(run.pipeline.unet), state(edited.pipeline.unet), rtol=1e-3, atol=1e-4)
 
@@ -145,7 +144,7 @@ class TestRuns:
         options = {"num_train_steps": 1, "replay_negative": "none", "replay_target": replay_target}
         run, plain = (start(tmp_path / name, start=name, **options) for name in ("edit", "model"))
         first, other = (json.loads((o.output_dir / "history.json").read_text())[0] for o in (run, plain))
-        assert other["ewc"] == 0 < first["ewc"]
+        assert other["ewc_penalty"] == 0 < first["ewc_penalty"]
         if replay_target == "model":
             assert other["replay_loss"] < 1e-9 < first["replay_loss"]
         edited = state(start(tmp_path / "uce", method="uce").pipeline.unet)

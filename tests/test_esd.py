@@ -234,7 +234,7 @@ def parts_of_amnesia(seed: int = 1) -> dict:
     generator = torch.Generator().manual_seed(seed)
     return {
         name: {key: torch.randn(4, 6, generator=generator).double() for key in ("sample", "condition")}
-        for name in ("surrogate", "replay")
+        for name in ("surrogate", "replayed")
     }
 
 
@@ -246,7 +246,7 @@ def test_hybrid_is_the_sum_of_both():
     hybrid = SelectiveAmnesiaWithESD(esd, ewc, replay_weight=0.5, frozen=esd.frozen, esd_weight=3.0)
     amnesia = SelectiveAmnesia(esd.loss, ewc, replay_weight=0.5, frozen=esd.frozen)
     batch = parts_of_amnesia() | {"esd": small_batch()}
-    batch["replay"]["distilled"] = torch.tensor([True, False, True, False])
+    batch["replayed"]["distilled"] = torch.tensor([True, False, True, False])
     drawn = hybrid.draw(batch, torch.Generator().manual_seed(5))
     assert drawn["esd"]["level"][0] < LEVELS - 1  # x_t is sampled
     alone = amnesia.draw(batch, torch.Generator().manual_seed(5))
@@ -264,7 +264,7 @@ def test_hybrid_is_the_sum_of_both():
         weights[0] += 1
     hybrid.add_gradient()
     assert_close(weights[0].grad, 4.0 * fisher["layers.0.weight"])
-    assert_close(hybrid.regularisation(), {"ewc": 2.0 * fisher["layers.0.weight"].sum()})
+    assert_close(hybrid.regularisation(), {"ewc_penalty": 2.0 * fisher["layers.0.weight"].sum()})
 
 
 def test_hybrid_of_weight_zero_is_selective_amnesia():

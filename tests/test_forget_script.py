@@ -79,7 +79,7 @@ def test_a_run_prints_plan_table_and_page_and_the_same_command_reuses_it(command
     assert str(tmp_path / "run" / "report.html") in first.stdout
     second = run(command)
     assert second.returncode == 0, second.stderr
-    assert "reused: sample, sample_without_concept, surrogate, fisher, before, train, after" in second.stdout
+    assert "reused: samples, replay_samples, surrogate, fisher, before, train, after" in second.stdout
     refused = run(command, "--seed", "1")
     assert_refused(refused, 1, "seed: 0 -> 1", "--overwrite")
 

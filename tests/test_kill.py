@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -18,16 +20,16 @@ from accelerate import Accelerator
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-import sa_diffusers.runs.forget
 import sa_diffusers.runs.results
 import sa_diffusers.runs.stages.fisher_sums
+import sa_diffusers.runs.stages.train
 from sa_diffusers.core.fisher import Fisher
 from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.evaluation.before_after import Findings
 from sa_diffusers.io.artifacts import StageMismatch
 from sa_diffusers.io.atomic_files import ArtifactError, DiskFull, atomic_path, explain_write_errors, remove_leftovers
 from sa_diffusers.io.configuration import config_from_dict
-from sa_diffusers.io.stages import Stages
+from sa_diffusers.io.stages import Stage, Stages
 from sa_diffusers.runs.forget import run_forgetting
 from sa_diffusers.runs.inputs import claim_folder
 from sa_diffusers.runs.options import ForgetConfig
@@ -146,8 +148,8 @@ def assert_same(folder: Path, whole: Path) -> None:
 
 # Stages, and what in the run's folder says that the run is inside them: a pattern and how many files at most.
 MOMENTS = [
-    ("sample", "samples/.samples_parts/*.safetensors", 7),
-    ("sample_without_concept", "samples/.without_concept_parts/*.safetensors", 1),
+    ("samples", "samples/.samples_parts/*.safetensors", 7),
+    ("replay_samples", "samples/.without_concept_parts/*.safetensors", 1),
     ("surrogate", "surrogate/.parts/*.safetensors", 3),
     ("fisher", ".fisher_parts/*.safetensors", 1),
     ("before", ".stages/fisher.json", 1),
@@ -224,8 +226,8 @@ WRITERS = [
     (Fisher, "save"),
     (Findings, "save"),
     (Checkpoints, "save"),
-    (sa_diffusers.runs.forget, "save_lora"),
-    (sa_diffusers.runs.forget, "save_pipeline"),
+    (sa_diffusers.runs.stages.train, "save_lora"),
+    (sa_diffusers.runs.stages.train, "save_pipeline"),
     (sa_diffusers.runs.results, "save_before_after"),
     (sa_diffusers.runs.results, "write_report"),
     (sa_diffusers.runs.results, "write_model_card"),
@@ -318,29 +320,48 @@ def test_killed_between_writing_and_renaming(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file_0", "folder_0", "folder_1", "folder_2"]
 
 
-def test_a_folder_half_claimed_can_be_claimed(config, tmp_path):
-    first, other = (config_from_dict(ForgetConfig, config | {"seed": seed}) for seed in (0, 1))
-    with pytest.raises(DiskFull), small_files():
-        claim_folder(tmp_path, first)
+def test_a_folder_half_claimed_can_be_claimed(tmp_path):
+    with pytest.raises(DiskFull), small_files(10):
+        claim_folder(tmp_path)
     (tmp_path / ".stages" / ".0123abcd.run.json").write_text("{")  # of a process that was killed here
-    claim_folder(tmp_path, first)
+    claim_folder(tmp_path)
     (tmp_path / ".0123abcd.pipeline").mkdir()
-    claim_folder(tmp_path, other)  # as long as nothing is finished
-    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == [
-        ".stages", ".stages/run.json", "config.yaml"
-    ]  # fmt: skip
+    claim_folder(tmp_path)
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == [".stages", ".stages/run.json"]
     (tmp_path / ".stages" / "run.json").rename(tmp_path / ".stages" / "base.json")
     (tmp_path / ".0123abcd.pipeline").mkdir()
     with pytest.raises(StageMismatch, match="something else"):
-        claim_folder(tmp_path, first)
+        claim_folder(tmp_path)
     assert (tmp_path / ".0123abcd.pipeline").exists()  # nothing is removed from a folder of something else
+
+
+class SlowWork(Stage[Any]):
+    """A stage with a folder of unfinished work, and whatever it is told to do."""
+
+    name = counts_as = "fisher"
+    fields = ("seed",)
+
+    def __init__(self, compute: Callable[[], Any]):
+        self._compute = compute
+
+    def compute(self, context: Any) -> Any:
+        return self._compute()
+
+    def workspace(self, context: Any) -> Path:
+        return context.folder / "parts"
+
+
+def run_slow_work(compute: Callable[[], Any], folder: Path, seed: int) -> Any:
+    stage = SlowWork(compute)
+    context = SimpleNamespace(options=SimpleNamespace(seed=seed), folder=folder, artifacts={})
+    return Stages([stage], context).run(stage)
 
 
 def test_unfinished_work_outlives_a_full_disk(tmp_path):
     part = tmp_path / "parts" / "first"
 
-    def run(compute) -> None:
-        Stages(tmp_path).run("fisher", {"seed": 0}, compute, load=lambda: None, workspace=part.parent)
+    def run(compute: Callable[[], Any]) -> Any:
+        return run_slow_work(compute, tmp_path, seed=0)
 
     def interrupted() -> None:
         part.write_text("hours of work")
@@ -353,7 +374,19 @@ def test_unfinished_work_outlives_a_full_disk(tmp_path):
         run(interrupted)
     with pytest.raises(OSError), small_files(0):
         run(out_of_room)
-    run(lambda: part.read_text())
+    assert run(part.read_text) == "hours of work"
+
+
+def test_unfinished_work_of_another_key_is_not_gone_on_with(tmp_path):
+    left = tmp_path / "parts" / "first"
+
+    def interrupted() -> None:
+        left.write_text("of seed 0")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_slow_work(interrupted, tmp_path, seed=0)
+    assert not run_slow_work(left.exists, tmp_path, seed=1)
 
 
 def test_half_a_checkpoint_is_removed_before_training_goes_on(tmp_path):

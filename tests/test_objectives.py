@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from sa_diffusers.core.losses import DiffusionLoss
 from sa_diffusers.core.objectives import ElasticWeightConsolidation, Likelihood, NaiveForgetting, SelectiveAmnesia
 from sa_diffusers.core.objectives import ewc as ewc_module
+from sa_diffusers.core.objectives.selective_amnesia import LOSSES
 
 
 T = 10
@@ -156,19 +157,19 @@ def test_a_fisher_that_does_not_fit_is_refused(model):
 def test_selective_amnesia_is_the_sum_of_its_terms(model, replay_weight):
     loss = DiffusionLoss(ALPHAS)
     objective = SelectiveAmnesia(loss, None, replay_weight)
-    batch = objective.draw({"surrogate": data(3), "replay": data(5)}, torch.Generator().manual_seed(1))
+    batch = objective.draw({"surrogate": data(3), "replayed": data(5)}, torch.Generator().manual_seed(1))
     total, logs = objective(model, batch)
     assert model.calls == 1
     parts = {
         name: loss(model, part["data"], part["terms"], part["noise"]).mean().detach() for name, part in batch.items()
     }
-    torch.testing.assert_close(total.detach(), parts["surrogate"] + replay_weight * parts["replay"])
-    torch.testing.assert_close(logs, {"surrogate_loss": parts["surrogate"], "replay_loss": parts["replay"]})
+    torch.testing.assert_close(total.detach(), parts["surrogate"] + replay_weight * parts["replayed"])
+    torch.testing.assert_close(logs, {"surrogate_loss": parts["surrogate"], "replay_loss": parts["replayed"]})
 
 
 def test_surrogate_and_replay_have_timesteps_of_their_own():
     objective = SelectiveAmnesia(DiffusionLoss(ALPHAS), None)
-    batch = objective.draw({"surrogate": data(64), "replay": data(64)}, torch.Generator().manual_seed(1))
+    batch = objective.draw({"surrogate": data(64), "replayed": data(64)}, torch.Generator().manual_seed(1))
     terms = [part["terms"] for part in batch.values()]
     assert all(set(part.tolist()) == set(range(T)) for part in terms)
     assert not terms[0].equal(terms[1])
@@ -178,7 +179,7 @@ def test_no_replay_weight_leaves_replay_out_of_the_pass(model):
     objective = SelectiveAmnesia(DiffusionLoss(ALPHAS), None, replay_weight=0)
     sizes = []
     model.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
-    batch = objective.draw({"surrogate": data(3), "replay": data(5)}, torch.Generator().manual_seed(1))
+    batch = objective.draw({"surrogate": data(3), "replayed": data(5)}, torch.Generator().manual_seed(1))
     total, logs = objective(model, batch)
     assert sizes == [3]
     torch.testing.assert_close(logs, {"surrogate_loss": total.detach()})
@@ -192,7 +193,7 @@ def test_selective_amnesia_hands_ewc_on(model):
     objective.add_gradient()
     expected = [4.0 * f * (p.detach() - a) for p, f, a in zip(model.parameters(), ewc.fisher, ewc.anchor, strict=True)]
     torch.testing.assert_close([p.grad for p in model.parameters()], expected)
-    torch.testing.assert_close(objective.regularisation(), {"ewc": ewc.value()})
+    torch.testing.assert_close(objective.regularisation(), {"ewc_penalty": ewc.value()})
     assert SelectiveAmnesia(DiffusionLoss(ALPHAS), None).regularisation() == {}
 
 
@@ -200,15 +201,15 @@ def test_selective_amnesia_hands_ewc_on(model):
 def test_naive_forgetting_climbs_where_selective_amnesia_descends(model, replay_weight):
     loss, ewc = DiffusionLoss(ALPHAS), moved_ewc(model, 2.0)
     objective = NaiveForgetting(loss, ewc, replay_weight)
-    batch = objective.draw({"surrogate": data(3), "replay": data(5)}, torch.Generator().manual_seed(1))
+    batch = objective.draw({"surrogate": data(3), "replayed": data(5)}, torch.Generator().manual_seed(1))
     total, logs = objective(model, batch)
     means = {n: loss(model, part["data"], part["terms"], part["noise"]).mean() for n, part in batch.items()}
     parameters = list(model.parameters())
     parts = {name: torch.autograd.grad(value, parameters) for name, value in means.items()}
-    replay = parts.get("replay", [torch.zeros_like(p) for p in parameters])
+    replay = parts.get("replayed", [torch.zeros_like(p) for p in parameters])
     expected = [replay_weight * g - surrogate for surrogate, g in zip(parts["surrogate"], replay, strict=True)]
     torch.testing.assert_close(list(torch.autograd.grad(total, parameters)), expected)
-    torch.testing.assert_close(logs, {f"{name}_loss": value.detach() for name, value in means.items()})
+    torch.testing.assert_close(logs, {LOSSES[name]: value.detach() for name, value in means.items()})
     objective.add_gradient()  # EWC keeps its sign
     pull = [4.0 * f * (p.detach() - a) for p, f, a in zip(parameters, ewc.fisher, ewc.anchor, strict=True)]
     torch.testing.assert_close([p.grad for p in parameters], pull)
@@ -240,11 +241,11 @@ def test_distilled_replay_is_compared_with_the_frozen_model(model):
             parameter.add_(0.3 * torch.randn_like(parameter))
     marked = torch.tensor([True, False, True, False])
     objective = SelectiveAmnesia(loss, None, replay_weight=2.0, frozen=frozen)
-    batch = {"surrogate": data(4), "replay": data(4) | {"distilled": marked}}
+    batch = {"surrogate": data(4), "replayed": data(4) | {"distilled": marked}}
     drawn = objective.draw(batch, torch.Generator().manual_seed(1))
     total, logs = objective(model, drawn)
 
-    expected, replay = [], drawn["replay"]
+    expected, replay = [], drawn["replayed"]
     for index in range(4):
         row = {key: value[index : index + 1] for key, value in replay["data"].items()}
         term, noise = replay["terms"][index : index + 1], replay["noise"][index : index + 1]
@@ -257,7 +258,7 @@ def test_distilled_replay_is_compared_with_the_frozen_model(model):
 
 def test_distilled_replay_says_nothing_as_long_as_nothing_has_changed(model):
     objective = SelectiveAmnesia(DiffusionLoss(ALPHAS), None, frozen=copy.deepcopy(model))
-    batch = {"surrogate": data(3), "replay": data(3) | {"distilled": torch.ones(3, dtype=torch.bool)}}
+    batch = {"surrogate": data(3), "replayed": data(3) | {"distilled": torch.ones(3, dtype=torch.bool)}}
     _, logs = objective(model, objective.draw(batch, torch.Generator()))
     assert logs["replay_loss"] < 1e-20  # but for rounding: the frozen model sees another batch
     assert logs["surrogate_loss"] > 0
@@ -272,7 +273,7 @@ def test_a_distilled_surrogate_is_compared_with_the_frozen_model_under_other_con
     surrogate, conditions = data(4), {key: value for key, value in data(4).items() if key != "sample"}
     marked = {"distilled": torch.ones(4, dtype=torch.bool), "frozen": conditions}
     objective = SelectiveAmnesia(loss, None, frozen=frozen)
-    drawn = objective.draw({"surrogate": surrogate | marked, "replay": data(4)}, torch.Generator().manual_seed(1))
+    drawn = objective.draw({"surrogate": surrogate | marked, "replayed": data(4)}, torch.Generator().manual_seed(1))
     _, logs = objective(model, drawn)
     expected, part = [], drawn["surrogate"]
     for index in range(4):

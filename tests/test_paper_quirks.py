@@ -4,13 +4,13 @@ import json
 
 import pytest
 import torch
+from cheap_runs import context_of
 from diffusers import DDPMScheduler
 from torch.testing import assert_close
 
 from sa_diffusers.core.fisher import Fisher, FisherMismatch, stratified_terms
 from sa_diffusers.core.paper_quirks import LABEL_DROPOUT, QUIRKS, FisherLabelDropout, quirky_fisher_batch, stretch
 from sa_diffusers.core.seeding import derive_seed, seeded
-from sa_diffusers.data.concepts import find_concept
 from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.families import family_defaults, get_family
 from sa_diffusers.families.architectures import make_unet
@@ -19,7 +19,7 @@ from sa_diffusers.io.configuration import config_from_dict
 from sa_diffusers.models import ConditionalVAE
 from sa_diffusers.pipelines import ClassConditionalPipeline, ConditionalVAEPipeline
 from sa_diffusers.runs.base.class_conditional import ClassConditionalConfig
-from sa_diffusers.runs.family_checks import check_family
+from sa_diffusers.runs.checks import check_run
 from sa_diffusers.runs.forget import run_forgetting
 from sa_diffusers.runs.options import ForgetConfig
 from sa_diffusers.runs.stages.fisher_sums import estimate_sums
@@ -156,17 +156,14 @@ def test_the_quirky_fisher_does_not_depend_on_its_chunks(pipeline, samples, tmp_
     assert not plain.tensors["conv_in.weight"].allclose(large.tensors["conv_in.weight"], rtol=0.01)
 
 
-def test_they_are_refused_for_other_kinds_of_models(pipeline, tiny_pipeline):
+def test_they_are_refused_for_other_kinds_of_models(pipeline, tiny_pipeline, tmp_path):
     vae = ConditionalVAEPipeline(ConditionalVAE(image_size=8, num_classes=3, hidden_sizes=(8,), latent_dim=2))
     for other in (tiny_pipeline(), vae):
-        config = ForgetConfig(
-            concept="0", surrogate="1", empty_prompt_fraction=0.0, replay_target="noise", paper_quirks=list(QUIRKS)[:1]
-        )
-        with pytest.raises(ValueError, match="paper_quirks are those of class-conditional diffusion"):
-            check_family(config, get_family(other), find_concept("0", "noise", None))
-        config.paper_quirks = []
-        check_family(config, get_family(other), find_concept("0", "noise", None))
-    check_family(fisher_config(*QUIRKS), get_family(pipeline), find_concept("0", "noise", None))
+        said = {"concept": "0", "surrogate": "1", "empty_prompt_fraction": 0.0, "replay_target": "noise"}
+        with pytest.raises(ValueError, match="paper_quirks needs a model that is the authors' class-conditional diff"):
+            check_run(context_of(get_family(other), tmp_path, paper_quirks=list(QUIRKS)[:1], **said))
+        check_run(context_of(get_family(other), tmp_path, **said))
+    check_run(context_of(get_family(pipeline), tmp_path, "0", "noise", paper_quirks=list(QUIRKS)))
 
 
 @pytest.fixture
@@ -213,7 +210,7 @@ def test_samples_that_were_drawn_without_the_concept_are_stretched_too(start):
 def test_samples_and_fisher_of_other_quirks_are_refused(start, tmp_path):
     plain, stretched = start("plain"), start("stretched", paper_quirks=["stretched_samples"])
     for shared, quirks, message in (
-        (plain, ["stretched_samples"], "were not stretched, which paper_quirks asks for; leave --samples away"),
+        (plain, ["stretched_samples"], "were not stretched, which paper_quirks asks for; omit --samples"),
         (stretched, ["fisher_unit_range"], "were stretched, which paper_quirks does not ask for"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from cheap_runs import CHEAP
+from cheap_runs import CHEAP, context_of
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-import sa_diffusers.runs.train_stages
+import sa_diffusers.runs.stages.train
 from sa_diffusers.core.fisher import Fisher
 from sa_diffusers.families import get_family
 from sa_diffusers.runs.forget import Outcome, forget
@@ -63,8 +63,8 @@ class TestLora:
 
     def test_ewc_is_on_the_effective_change(self, lora_dir, plain_dir, tiny_pipeline_dir):
         history = json.loads((lora_dir / "history.json").read_text())
-        assert history[0]["ewc"] == 0
-        assert history[-1]["ewc"] > 0
+        assert history[0]["ewc_penalty"] == 0
+        assert history[-1]["ewc_penalty"] > 0
         fisher, again = (Fisher.load(folder / "fisher.safetensors").tensors for folder in (lora_dir, plain_dir))
         assert_close(fisher, again, rtol=0, atol=0)  # of the weights: a LoRA and full fine-tuning share it
 
@@ -76,7 +76,7 @@ class TestLora:
     def test_resumes_to_the_same_weights_and_reuses(self, start, lora_dir, tmp_path, monkeypatch):
         options = {"lora_rank": 2, "lora_targets": "attention+conv"}
 
-        whole = sa_diffusers.runs.train_stages.train
+        whole = sa_diffusers.runs.stages.train.train
 
         def stopped(*arguments, **keywords):
             def batches(step, draw=arguments[2]):
@@ -86,7 +86,7 @@ class TestLora:
 
             return whole(*arguments[:2], batches, *arguments[3:], **keywords)
 
-        monkeypatch.setattr("sa_diffusers.runs.train_stages.train", stopped)
+        monkeypatch.setattr("sa_diffusers.runs.stages.train.train", stopped)
         with pytest.raises(KeyboardInterrupt):
             start(tmp_path / "run", **options)
         monkeypatch.undo()
@@ -145,12 +145,12 @@ class TestMemory:
         for asked in ("auto", "device", "cpu"):
             assert sums_device(family, ForgetConfig(concept="seven", fisher_device=asked)).type == "cpu"
 
-    def test_the_plan_counts_bytes(self, tiny_pipeline):
+    def test_the_plan_counts_bytes(self, tiny_pipeline, tmp_path):
         family = get_family(tiny_pipeline())
         weights = sum(p.numel() for p in family.module.parameters())
 
         def planned(**options) -> int:
-            return trained_bytes(family, ForgetConfig(concept="seven", **options))
+            return trained_bytes(context_of(family, tmp_path, **options))
 
         assert planned() == weights * (4 + 8 + 4 + 4)  # gradients, Adam, Fisher, a frozen copy that is the anchor too
         assert planned(replay_target="noise") == planned()  # an anchor of its own

@@ -17,7 +17,7 @@ from huggingface_hub.errors import LocalTokenNotFoundError
 from PIL import Image
 from safetensors.torch import load_file
 
-import sa_diffusers.runs.forget
+import sa_diffusers.runs.stages.train
 from sa_diffusers.core.fisher import Fisher, FisherMismatch
 from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.evaluation.forgetting import replay_loss
@@ -149,7 +149,7 @@ def test_early_stop(start, shared, make_judge, tmp_path, monkeypatch):
 
     run = tmp_path / "run"
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr(sa_diffusers.runs.forget, "save_pipeline", lambda *_: 1 / 0)
+        patch.setattr(sa_diffusers.runs.stages.train, "save_pipeline", lambda *_: 1 / 0)
         start(run, early_stop=1.0, **options)
     outcome = start(run, early_stop=1.0, **options)
     history = json.loads((run / "history.json").read_text())

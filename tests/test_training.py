@@ -35,7 +35,7 @@ class Denoiser(nn.Module):
 
 
 def batches(step: int) -> dict:
-    return {name: {"sample": torch.randn(4, 4, generator=seeded(name, step))} for name in ("surrogate", "replay")}
+    return {name: {"sample": torch.randn(4, 4, generator=seeded(name, step))} for name in ("surrogate", "replayed")}
 
 
 def selective_amnesia(model: nn.Module, ewc_lambda: float = 2.0) -> SelectiveAmnesia:
@@ -74,8 +74,16 @@ def test_trains_what_requires_a_gradient_and_nothing_else():
     model, before = Denoiser(), Denoiser()
     history = run(model)
     assert [row["step"] for row in history] == list(range(1, STEPS + 1))
-    assert set(history[0]) == {"step", "loss", "surrogate_loss", "replay_loss", "ewc", "grad_norm", "learning_rate"}
-    assert history[0]["ewc"] == 0 < history[-1]["ewc"]
+    assert set(history[0]) == {
+        "step",
+        "loss",
+        "surrogate_loss",
+        "replay_loss",
+        "ewc_penalty",
+        "grad_norm",
+        "learning_rate",
+    }
+    assert history[0]["ewc_penalty"] == 0 < history[-1]["ewc_penalty"]
     torch.testing.assert_close(model.frozen, before.frozen, rtol=0, atol=0)
     assert (model.layers[0].weight - before.layers[0].weight).abs().min() > 1e-4
     assert not model.training

@@ -9,30 +9,28 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from sa_diffusers.core.closed_form import ClosedFormEdit, closed_form_edit
 from sa_diffusers.core.concepts import Concept
 from sa_diffusers.evaluation.judges.load_classifier import load_classifier
 from sa_diffusers.families import get_family
+from sa_diffusers.families.scopes import text_maps
 from sa_diffusers.families.stable_diffusion import TextToImageFamily
 from sa_diffusers.io.bundled import resolve
 from sa_diffusers.io.loading import load_pipeline
-from sa_diffusers.methods.uce import (
-    ClosedFormEdit,
-    closed_form_edit,
-    concept_edits,
-    cross_attention_projections,
-    edit_of_prompts,
-)
+from sa_diffusers.methods.uce import concept_edits, edit_of_prompts
+from sa_diffusers.models import ConditionalVAE
+from sa_diffusers.pipelines import ConditionalVAEPipeline
 
 
 WEIGHTS = {"erase_scale": 0.7, "preserve_scale": 0.3, "regularization": 0.2}
 
 
 def unified_concept_edit(unet: nn.Module, edits, preserve=(), **weights) -> None:
-    closed_form_edit(edits, preserve, **weights).apply(unet)
+    closed_form_edit(edits, preserve, **weights).apply(text_maps(unet))
 
 
 def edit_prompts(family: TextToImageFamily, edits, *arguments, **options) -> None:
-    edit_of_prompts(family, edits, *arguments, **options).apply(family.module)
+    edit_of_prompts(family, edits, *arguments, **options).apply(family.text_maps())
 
 
 @pytest.fixture
@@ -154,9 +152,9 @@ def test_the_edits_of_a_concept():
     concept = Concept(("seven", "7"), "two")
     expected = [("seven", "two"), ("7", "two"), ("a red seven", "a red two"), ("a red 7", "a red two")]
     assert concept_edits(concept, ["a red {}", "{}"]) == expected
-    for surrogate in ("noise", "."):
+    for surrogate, kind in (("noise", "noise"), (".", "images")):
         with pytest.raises(ValueError, match="expected a prompt as surrogate"):
-            concept_edits(Concept(("seven",), surrogate), ["a {}"])
+            concept_edits(Concept(("seven",), surrogate, surrogate_kind=kind), ["a {}"])
 
 
 @pytest.mark.slow
@@ -224,8 +222,9 @@ def test_wrong_prompts_models_and_adapters_are_refused(family, tiny_tokenizer):
         edit_prompts(family, [("", "two")])
     with pytest.raises(ValueError, match="tail, last"):
         edit_prompts(family, [("seven", "two")], tokens="all")
-    with pytest.raises(TypeError, match="TextToImageFamily"):
-        edit_prompts(object(), [("seven", "two")])
+    vae = ConditionalVAE(image_size=4, hidden_sizes=(8,), latent_dim=2, num_classes=2)
+    with pytest.raises(ValueError, match="a closed-form edit needs a model that makes keys and values of a text"):
+        edit_prompts(get_family(ConditionalVAEPipeline(vae)), [("seven", "two")])
     with pytest.raises(ValueError, match="no cross-attention"):
         unified_concept_edit(nn.Linear(8, 8), [(rows(2), rows(2))])
     from peft import LoraConfig
@@ -240,7 +239,7 @@ def test_the_layers_are_found_by_path_component():
     model = nn.ModuleDict(
         {"0": block, "attn1": copy.deepcopy(block["attn2"]), "my_attn2": copy.deepcopy(block["attn2"])}
     )
-    assert set(cross_attention_projections(model)) == {"0.attn2.to_k", "0.attn2.to_v"}
+    assert set(text_maps(model)) == {"0.attn2.to_k", "0.attn2.to_v"}
 
 
 @pytest.mark.slow
