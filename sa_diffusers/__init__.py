@@ -18,6 +18,9 @@ _MODULES = {
     "ElasticWeightConsolidation": "core.objectives",
     "SafeGuidancePipeline": "pipelines",
     "SelectiveAmnesia": "core.objectives",
+    "load_fisher": "data.sharing",
+    "load_samples": "data.sharing",
+    "push_fisher": "data.sharing",
     "train": "training.loop",
 }
 __all__ = ["__version__", *_MODULES]

@@ -29,11 +29,12 @@ from sa_diffusers.cli.parse import friendly_errors, parse_config
 from sa_diffusers.data.prompts import read_prompts
 from sa_diffusers.families import get_family
 from sa_diffusers.families.architectures import build_stable_diffusion
+from sa_diffusers.io.atomic_files import write_json, write_text
 from sa_diffusers.io.bundled import resolve
 from sa_diffusers.io.loading import load_pipeline
 from sa_diffusers.models.precision import compute_dtype
+from sa_diffusers.report.tables import table_of
 from sa_diffusers.runs.cost.estimate import estimate_report
-from sa_diffusers.runs.cost.tables import markdown, write_report
 from sa_diffusers.runs.options import ForgetConfig
 from studies.costs.fisher_agreement import compare_estimators
 from studies.costs.linear_fisher import compare_linear
@@ -117,10 +118,11 @@ def main() -> None:
     with friendly_errors():
         if args.only:
             rows = run_only(args)
-            text = markdown(rows)
+            text = table_of(rows)
         else:
             rows, text = run_sizes(args)
-        write_report(rows, text, args.output_dir)
+        write_json(rows, args.output_dir / "benchmark.json")
+        write_text(text, args.output_dir / "benchmark.md")
         print(text)
 
 

@@ -8,6 +8,7 @@ import tempfile
 _hub_cache = tempfile.TemporaryDirectory(prefix="sa_diffusers_hf_home_")  # removed when the session ends
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = _hub_cache.name
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch, and for child processes: tests run side by side, a core each
 
 import random  # noqa: E402
 from collections.abc import Callable  # noqa: E402
@@ -16,6 +17,9 @@ from pathlib import Path  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+
+
+torch.set_num_threads(1)
 
 
 WORDS = "zero one two three four five six seven eight nine a red green blue digit on black white 7 9".split()

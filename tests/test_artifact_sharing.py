@@ -20,7 +20,7 @@ from transformers import CLIPImageProcessor
 from sa_diffusers import __version__
 from sa_diffusers.core.fisher import Fisher, FisherMismatch, estimate_fisher
 from sa_diffusers.data.sample_set import SampleSet
-from sa_diffusers.data.sharing import fetch_samples, load_fisher, push_fisher, push_run, push_samples
+from sa_diffusers.data.sharing import fetch_samples, load_fisher, load_samples, push_fisher, push_run, push_samples
 from sa_diffusers.families import get_family
 from sa_diffusers.io.artifacts import RunFolderBusy, RunLock, fingerprint
 from sa_diffusers.io.atomic_files import write_json
@@ -164,8 +164,8 @@ def test_a_fisher_is_found_by_file_folder_and_hub_id(fisher, tmp_path):
     commit = cache_repository("someone/fisher", {"fisher.safetensors": path.read_bytes()})
     for source in (path, str(path), tmp_path, "someone/fisher"):
         assert_same(load_fisher(source), fisher)
-        assert_same(Fisher.from_pretrained(source), fisher)
-    assert_same(Fisher.from_pretrained("someone/fisher", revision=commit), fisher)
+        assert_same(load_fisher(source), fisher)
+    assert_same(load_fisher("someone/fisher", revision=commit), fisher)
 
 
 def test_what_is_no_fisher_is_said(tmp_path):
@@ -182,11 +182,11 @@ def test_what_is_no_fisher_is_said(tmp_path):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_a_pushed_fisher_comes_back_with_its_card(fisher, hub, tmp_path, dtype):
-    assert fisher.push_to_hub("someone/fisher", private=True, dtype=dtype) == "https://hub.example/someone/fisher"
+    assert push_fisher(fisher, "someone/fisher", private=True, dtype=dtype) == "https://hub.example/someone/fisher"
     assert [name for name, _ in hub.calls] == ["whoami", "create_repo", "create_commit"]
     assert hub.calls[1][1]["private"] is True
     assert set(hub.files["someone/fisher"]) == {"fisher.safetensors", "README.md"}
-    loaded = Fisher.from_pretrained("someone/fisher")
+    loaded = load_fisher("someone/fisher")
     fisher.save(tmp_path / "fisher.safetensors", dtype)
     assert_same(loaded, Fisher.load(tmp_path / "fisher.safetensors"))
     card = ModelCard(hub.files["someone/fisher"]["README.md"].decode())
@@ -216,8 +216,8 @@ def test_the_licence_of_the_model_holds_for_its_fisher(fisher):
 
 
 def test_another_model_is_refused_with_the_differing_fields(fisher, hub):
-    fisher.push_to_hub("someone/fisher")
-    fetched = Fisher.from_pretrained("someone/fisher")
+    push_fisher(fisher, "someone/fisher")
+    fetched = load_fisher("someone/fisher")
     fetched.check(model_hash="ab12", reduction="mean")
     with pytest.raises(FisherMismatch, match="made of someone/base at 0123abc, belongs to another model") as error:
         fetched.check(model_hash="ef56", reduction="sum", num_terms=20)
@@ -227,17 +227,17 @@ def test_another_model_is_refused_with_the_differing_fields(fisher, hub):
 
 
 def test_a_fisher_push_that_fails_half_way_leaves_the_old_one(fisher, hub):
-    fisher.push_to_hub("someone/fisher")
+    push_fisher(fisher, "someone/fisher")
     before = dict(hub.files["someone/fisher"])
     newer = Fisher({"spread": torch.ones(3)}, METADATA | {"seed": 1})
     hub.fails["upload"] = ConnectionResetError("reset by peer")
     with pytest.raises(PushError, match="README.md.*reset by peer.*Nothing is lost.*the Fisher is unchanged. Push it"):
-        newer.push_to_hub("someone/fisher")
+        push_fisher(newer, "someone/fisher")
     assert hub.files["someone/fisher"] == before
-    assert_same(Fisher.from_pretrained("someone/fisher"), fisher)
+    assert_same(load_fisher("someone/fisher"), fisher)
     hub.fails.clear()
-    newer.push_to_hub("someone/fisher")
-    assert_same(Fisher.from_pretrained("someone/fisher"), newer)
+    push_fisher(newer, "someone/fisher")
+    assert_same(load_fisher("someone/fisher"), newer)
 
 
 def test_pushed_samples_come_back_without_those_of_one_concept(samples_dir):
@@ -263,13 +263,13 @@ def test_pushed_samples_come_back_without_those_of_one_concept(samples_dir):
 def test_samples_in_half_the_room_are_others(samples_dir):
     hub = FakeHub()
     push_samples(samples_dir, "someone/samples", dtype="float16", api=hub)
-    found, sent = SampleSet.from_pretrained("someone/samples"), SampleSet.from_pretrained(samples_dir)
+    found, sent = load_samples("someone/samples"), load_samples(samples_dir)
     torch.testing.assert_close(found.latents, sent.latents.half().float(), rtol=0, atol=0)
     assert found.prompts == sent.prompts
     assert json.loads(hub.files["someone/samples"]["samples.json"]) == KEY | {"dtype": "float16"}
     assert "| dtype | float16 |" in hub.files["someone/samples"]["README.md"].decode()
     with pytest.raises(FileNotFoundError, match="expected the samples/ folder of a run"):
-        SampleSet.from_pretrained(samples_dir.parent)
+        load_samples(samples_dir.parent)
 
 
 def test_samples_of_older_runs_are_pushed_without_a_model_s_name(samples_dir):
@@ -434,6 +434,7 @@ def run_card(folder: Path, **replacements: Path) -> dict:
 
 def card_of(folder: Path, **options: object) -> None:
     texts = {"base_model": "base", "concept": "seven", "surrogate": "nine", "method": "Selective Amnesia"}
+    texts["pipeline_class"] = "StableDiffusionPipeline"
     write_model_card(folder, **texts | options, settings={}, metrics=None, images=[], license=None)
 
 

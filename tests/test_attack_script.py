@@ -20,7 +20,8 @@ from sa_diffusers.attacks.options import AttackConfig
 from sa_diffusers.attacks.run import run_attack
 from sa_diffusers.attacks.victims import complete, first_tokens, load_family, resolution
 from sa_diffusers.core.seeding import derive_seed
-from sa_diffusers.evaluation.judges.classifier import AttributeClassifier, wilson_interval
+from sa_diffusers.evaluation.intervals import wilson_interval
+from sa_diffusers.evaluation.judges.classifier import AttributeClassifier
 from sa_diffusers.families import get_family
 from sa_diffusers.families.stable_diffusion import TextToImageFamily
 from sa_diffusers.io.artifacts import StageMismatch

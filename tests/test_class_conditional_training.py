@@ -33,7 +33,8 @@ from sa_diffusers.runs.base.class_conditional import (
     TrainingBatches,
     train_class_conditional,
 )
-from sa_diffusers.runs.family_checks import check_family
+from sa_diffusers.runs.checks import check_run
+from sa_diffusers.runs.context import Inputs, RunContext
 from sa_diffusers.runs.forget import run_forgetting
 from sa_diffusers.runs.options import ForgetConfig
 
@@ -311,7 +312,7 @@ def test_interrupted_forgetting_goes_on(start, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("sa_diffusers.runs.forget.save_pipeline", interrupted)
+        patch.setattr("sa_diffusers.runs.stages.train.save_pipeline", interrupted)
         start("parts")
     resumed = start("parts")
     assert_close(weights(resumed.pipeline), weights(whole.pipeline), rtol=0, atol=0)
@@ -419,8 +420,8 @@ def test_dropout_is_off_where_the_model_is_held_to_its_own_predictions(start, pi
     [
         ({"concept": "7"}, "no class for the concept '7'; it has 0, 1, 2"),
         ({"surrogate": "a dog"}, "no class for the surrogate 'a dog'"),
-        ({"train_scope": "xattn"}, "no cross-attention: expected train_scope 'full', got 'xattn'"),
-        ({"fresh_samples": True}, "fresh_samples: a diffusion model would sample for minutes"),
+        ({"train_scope": "xattn"}, "expected train_scope to be one of full, got 'xattn'"),
+        ({"fresh_samples": True}, "fresh_samples needs a model that decodes latents of a known prior in one pass"),
         ({"replay_prompt_dropout": 1.0}, "expected 0 <= replay_prompt_dropout < 1, got 1.0"),
         ({"replay_prompt_dropout": 0.1, "fresh_samples": True}, "fresh samples has no guidance"),
         ({"paper_quirks": ["wrong"]}, "expected paper_quirks to be of stretched_samples, .*; got 'wrong'"),
@@ -432,10 +433,12 @@ def test_wrong_options_are_refused_before_anything_is_drawn(start, tmp_path, opt
     assert not (tmp_path / "wrong" / "samples").exists()
 
 
-def test_options_of_guidance_are_allowed_only_where_there_is_a_null_class(pipeline):
+def test_options_of_guidance_are_allowed_only_where_there_is_a_null_class(pipeline, tmp_path):
     family = get_family(pipeline)
-    config = ForgetConfig(concept="0", empty_prompt_fraction=0.1, replay_prompt_dropout=0.2)
-    assert check_family(config, family, find_concept("0", "noise", None)) is None
-    family.unconditional = False
+    options = ForgetConfig(concept="0", surrogate="noise", empty_prompt_fraction=0.1, replay_prompt_dropout=0.2)
+    inputs = Inputs(find_concept("0", "noise", None), [], [], {}, {})
+    context = RunContext(options.resolved(), inputs, family, tmp_path)
+    assert check_run(context) is None
+    family.capabilities = family.capabilities - {"guidance"}
     with pytest.raises(ValueError, match="empty_prompt_fraction: this model always needs a class"):
-        check_family(config, family, find_concept("0", "noise", None))
+        check_run(context)

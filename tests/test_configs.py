@@ -28,7 +28,7 @@ from studies.digits import PARTS, configure
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(  # of options of ours; those of accelerate are tested in test_sharding.py, a table's concepts in
-    str(path.relative_to(CONFIGS.parent))  # test_method_table.py
+    str(path.relative_to(CONFIGS.parent))  # test_rivals.py
     for path in CONFIGS.rglob("*.yaml")
     if path.parent not in (CONFIGS / "accelerate", CONFIGS / "paper" / "digits")
 )

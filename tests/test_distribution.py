@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from sa_diffusers.evaluation.images.distribution import frechet_distance, manifold_metrics
+from sa_diffusers.evaluation.images.manifold import manifold_metrics
+from sa_diffusers.evaluation.images.metrics import frechet_distance
 
 
 def brute_force(real: list[list[float]], generated: list[list[float]], k: int) -> dict[str, float]:

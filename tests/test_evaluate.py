@@ -12,18 +12,20 @@ from PIL import Image
 from torch.testing import assert_close
 
 from sa_diffusers import ConditionalVAE, ConditionalVAEPipeline
+from sa_diffusers.cli import evaluate as script
 from sa_diffusers.core.seeding import derive_seed
+from sa_diffusers.data.images import read_image
 from sa_diffusers.data.labelled_images import load_labelled_images
-from sa_diffusers.evaluation.images.distribution import frechet_distance, manifold_metrics
-from sa_diffusers.evaluation.images.image_evaluation import evaluate
-from sa_diffusers.evaluation.images.image_options import EvaluateConfig
-from sa_diffusers.evaluation.images.image_sets import ImageFolder, RandomSubset, read_image, save_images
+from sa_diffusers.evaluation.images.comparison import evaluate
+from sa_diffusers.evaluation.images.manifold import manifold_metrics
+from sa_diffusers.evaluation.images.metrics import frechet_distance
+from sa_diffusers.evaluation.images.options import EvaluateConfig
 from sa_diffusers.evaluation.images.run_images import forgotten_label, read_run
+from sa_diffusers.evaluation.images.sets import ImageFolder, RandomSubset, save_images
 from sa_diffusers.evaluation.judges.digit_classifier import DigitClassifier
 from sa_diffusers.families import get_family
 from sa_diffusers.io.configuration import config_from_dict
 from sa_diffusers.report.pictures import to_pil
-from scripts import evaluate as script
 
 
 NAMES = [str(digit) for digit in range(10)]

@@ -10,12 +10,13 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from sa_diffusers.data.images import read_image
 from sa_diffusers.data.prompts import read_prompts
-from sa_diffusers.evaluation.images.image_sets import read_image
 from sa_diffusers.evaluation.intervals import bootstrap_interval
 from sa_diffusers.evaluation.judges.clip import Clip, zero_shot
-from sa_diffusers.evaluation.judges.faces import CELEBRITIES, ClipIdentity, EmbeddingIdentity, faces, identity_report
+from sa_diffusers.evaluation.judges.faces import CELEBRITIES, ClipIdentity, faces
 from sa_diffusers.evaluation.judges.nudity import Detection, NudityDetector
+from studies.identity import EmbeddingIdentity, identity_report
 
 
 class Brightness:

@@ -5,7 +5,7 @@ import csv
 import pandas as pd
 import pytest
 
-from sa_diffusers.evaluation.prompts.i2p import CATEGORIES, I2PPrompt, load_i2p
+from sa_diffusers.data.i2p import CATEGORIES, I2PPrompt, load_i2p
 from sa_diffusers.io.hub import ModelLoadError
 
 

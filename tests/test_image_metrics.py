@@ -18,26 +18,26 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from sa_diffusers.evaluation.images.distribution import frechet_distance, manifold_metrics
 from sa_diffusers.evaluation.images.extractors import (
     ClassifierExtractor,
     InceptionExtractor,
     TransformersExtractor,
     load_extractor,
 )
-from sa_diffusers.evaluation.images.image_metrics import (
+from sa_diffusers.evaluation.images.manifold import manifold_metrics
+from sa_diffusers.evaluation.images.metrics import (
     FeatureSet,
     MetricSettings,
     check_counts,
     check_metrics,
     compute_features,
-    frechet_inception_distance,
+    frechet_distance,
     image_metrics,
     inception_score,
     kernel_inception_distance,
     precision_and_recall,
 )
-from sa_diffusers.evaluation.images.image_sets import RandomSubset
+from sa_diffusers.evaluation.images.sets import RandomSubset
 from sa_diffusers.evaluation.judges.classifier import AttributeClassifier
 from sa_diffusers.evaluation.judges.digit_classifier import DigitClassifier
 from sa_diffusers.evaluation.judges.resnet_classifier import ResNetClassifier
@@ -92,19 +92,30 @@ def squared_mmd(real: torch.Tensor, generated: torch.Tensor) -> float:
     return mean_kernel(x, x, True) + mean_kernel(y, y, True) - 2 * mean_kernel(x, y, False)
 
 
+def by_eigenvalues(real: torch.Tensor, generated: torch.Tensor) -> float:
+    """Heusel et al. 2017, Eq. 6, in float64: C C' has the eigenvalues of C^(1/2) C' C^(1/2), which is symmetric."""
+    real, generated = real.double(), generated.double()
+    covariances = [torch.atleast_2d(features.T.cov()) for features in (real, generated)]
+    values, vectors = torch.linalg.eigh(covariances[0])
+    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    product = torch.linalg.eigvalsh(root @ covariances[1] @ root)
+    trace = sum(covariance.trace() for covariance in covariances) - 2 * product.clamp(min=0).sqrt().sum()
+    return ((real.mean(0) - generated.mean(0)).square().sum() + trace).item()
+
+
 @pytest.mark.parametrize("width", [1, 6])
 def test_fid_is_the_distance_of_the_two_gaussians(width):
     real, generated = torch.randn(300, width), torch.randn(200, width) * 1.7 + 0.3
-    found = frechet_inception_distance(real=real, generated=generated)
-    assert_close(found, frechet_distance(real=real, generated=generated), rtol=1e-9, atol=0)
-    assert_close(found, frechet_inception_distance(real=generated, generated=real), rtol=1e-9, atol=0)
-    assert_close(frechet_inception_distance(real=real, generated=real + 3), 9.0 * width, rtol=1e-6, atol=0)
+    found = frechet_distance(real=real, generated=generated)
+    assert_close(found, by_eigenvalues(real, generated), rtol=1e-9, atol=0)
+    assert_close(found, frechet_distance(real=generated, generated=real), rtol=1e-9, atol=0)
+    assert_close(frechet_distance(real=real, generated=real + 3), 9.0 * width, rtol=1e-6, atol=0)
 
 
 def test_fid_of_fewer_images_than_features():
     real, generated = torch.randn(8, 20), torch.randn(9, 20) + 1
-    expected = frechet_distance(real=real, generated=generated)
-    assert_close(frechet_inception_distance(real=real, generated=generated), expected, rtol=1e-5, atol=0)
+    expected = by_eigenvalues(real, generated)
+    assert_close(frechet_distance(real=real, generated=generated), expected, rtol=1e-5, atol=0)
 
 
 def test_identical_and_disjoint_sets():

@@ -6,8 +6,7 @@ import statistics
 import pytest
 import torch
 
-from sa_diffusers.evaluation.intervals import _draws, bootstrap_interval, difference_interval
-from sa_diffusers.evaluation.judges.classifier import wilson_interval
+from sa_diffusers.evaluation.intervals import _draws, bootstrap_interval, difference_interval, wilson_interval
 
 
 def by_loop(values: list[float], groups: list | None, seed: int, resamples: int) -> tuple[float, float]:

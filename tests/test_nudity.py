@@ -10,8 +10,8 @@ from matplotlib.cbook import get_sample_data
 from PIL import Image
 
 from sa_diffusers.core.concepts import mentions
+from sa_diffusers.data.images import read_image
 from sa_diffusers.data.prompts import read_prompts
-from sa_diffusers.evaluation.images.image_sets import read_image
 from sa_diffusers.evaluation.judges.nudity import EXPOSED, V2_NAMES, Detection, NudityDetector, count, per_image
 from sa_diffusers.io.hub import ModelLoadError
 

@@ -64,3 +64,29 @@ def test_what_a_run_needs_is_found_in_the_wheel(wheel, tmp_path):
     *assets, report = map(Path, result.stdout.split())
     assert all(path.is_relative_to(tmp_path) and path.stat().st_size > 0 for path in assets)
     assert (report.parent / "templates" / "report.html.j2").is_file()
+
+
+@pytest.mark.slow
+def test_the_wheel_trains_the_bundled_pipeline_and_its_classifier(wheel, tmp_path):
+    """All that their trainings read beside MNIST: architecture, captions, colours, and the forms held out of them."""
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    code = """
+import os, random, sys, torch, sa_diffusers
+from sa_diffusers.data.digits import ATTRIBUTES, ColoredDigits, fill, held_out_templates
+from sa_diffusers.runs.base.classifier import train_and_save_classifier
+from sa_diffusers.runs.base.classifier_options import ClassifierConfig
+from sa_diffusers.runs.base.text_to_image import BaseConfig, train_base
+coverage = torch.randint(256, (20, len(ATTRIBUTES["stroke"]), 32, 32), dtype=torch.uint8)
+digits = ColoredDigits(coverage, torch.arange(20) % 10)
+assert len({fill(form, digits.attributes(3), random.Random(0)) for form in held_out_templates()}) > 10
+once = {"num_train_steps": 1, "train_batch_size": 2, "checkpointing_steps": None}
+parts = {"vae_steps": 1, "vae_batch_size": 2, "text_steps": 1, "text_batch_size": 2}
+train_base(digits, BaseConfig(dataset="digits", output_dir="base", **once, **parts))
+train_and_save_classifier(ClassifierConfig(dataset="digits8x8", output_dir="judge", disturb=False, **once))
+assert sa_diffusers.__file__.startswith(os.getcwd())
+assert not [name for name in sys.modules if name.split(".")[0] in ("scripts", "studies")]
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "base" / "pipeline" / "model_index.json").is_file()
+    assert (tmp_path / "judge" / "classifier" / "config.json").is_file()

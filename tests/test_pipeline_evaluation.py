@@ -18,29 +18,27 @@ from tiny_clip import save_tiny_clip
 from torch.testing import assert_close
 
 from sa_diffusers import ConditionalVAE, ConditionalVAEPipeline
+from sa_diffusers.cli import evaluate as script
 from sa_diffusers.core.concepts import Concept
-from sa_diffusers.data.images import crop_to_square
+from sa_diffusers.data.images import crop_to_square, read_image
 from sa_diffusers.data.sampling import Request
-from sa_diffusers.evaluation import pipeline_checks, pipeline_drawing
-from sa_diffusers.evaluation.images.distribution import frechet_distance
-from sa_diffusers.evaluation.images.image_sets import read_image
+from sa_diffusers.evaluation.images.metrics import frechet_distance
 from sa_diffusers.evaluation.judges.classifier import AttributeClassifier
 from sa_diffusers.evaluation.judges.clip import Clip
 from sa_diffusers.evaluation.judges.nudity import Detection, NudityDetector
-from sa_diffusers.evaluation.prompts.prompt_suite import PromptSet
+from sa_diffusers.evaluation.suite import drawing as pipeline_drawing
 from sa_diffusers.evaluation.suite.evaluate import _counts, evaluate_pipelines, exposed_parts
-from sa_diffusers.evaluation.suite.headline import headline
 from sa_diffusers.evaluation.suite.judging import BodyJudge, ClipJudge
-from sa_diffusers.evaluation.suite.numbers import Measurement, measurements
+from sa_diffusers.evaluation.suite.numbers import Measurement, headline, measurements
 from sa_diffusers.evaluation.suite.options import PipelineEvaluationConfig
-from sa_diffusers.evaluation.suite.page import sections
+from sa_diffusers.evaluation.suite.prompt_suite import PromptSet
+from sa_diffusers.evaluation.suite.sections import sections
 from sa_diffusers.evaluation.suite.subjects import open_subjects, short_names
 from sa_diffusers.families import get_family
 from sa_diffusers.io.artifacts import StageMismatch
 from sa_diffusers.io.hub import ModelLoadError
 from sa_diffusers.io.loading import load_pipeline
 from sa_diffusers.report.pictures import mosaic, to_uint8
-from scripts import evaluate as script
 
 
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -500,7 +498,7 @@ def test_wrong_models_are_refused_before_a_pipeline_is_loaded(options, folders, 
             evaluate_pipelines(PipelineEvaluationConfig(**options | changes))
         assert not (tmp_path / "out" / "before").exists()
 
-    refused(ValueError, "the classifier has no class named dog", concept="dog")
+    refused(ValueError, "the classifier has no class named 'dog'", concept="dog")
     refused(ModelLoadError, "not on this machine and the hub cannot be reached", compare=["someone/else"])
     refused(ModelLoadError, "needs the extra fid", metrics="classifier,fid")
     refused(ValueError, "the metric 'prc' needs 4 images", metrics="classifier,prc", num_images=1, sets="unrelated")
@@ -590,11 +588,10 @@ def test_pipelines_that_cannot_be_compared_are_refused_before_one_is_drawn(
     assert not list((tmp_path / "out").rglob("*.png"))
 
 
-def test_pictures_of_another_size_that_only_drawing_tells_are_not_kept(options, tmp_path, monkeypatch, tiny_tokenizer):
+def test_pictures_of_another_size_that_only_drawing_tells_are_not_kept(options, tmp_path, tiny_tokenizer):
     tiny_xl(tiny_tokenizer).save_pretrained(tmp_path / "xl")
     AttributeClassifier({"digit": NAMES}, None, image_size=32, channels=(8, 8, 8)).save_pretrained(tmp_path / "large")
     options |= {"classifier": str(tmp_path / "large"), "concept": "seven", "pipeline": str(tmp_path / "xl")}
-    monkeypatch.setattr(pipeline_checks, "picture_size", lambda source: None)
     with pytest.raises(ValueError, match="expected pictures of 32 pixels a side, .* got 16 from .*xl"):
         evaluate_pipelines(PipelineEvaluationConfig(**options | {"compare": [], "metrics": "classifier"}))
     assert not list((tmp_path / "out").rglob("*.png"))

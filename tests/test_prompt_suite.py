@@ -9,12 +9,10 @@ import yaml
 from sa_diffusers.core.concepts import mentions
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.concepts import find_concept
-from sa_diffusers.data.prompts import read_prompts
-from sa_diffusers.evaluation.forgetting import read_labelled_prompts
+from sa_diffusers.data.prompts import read_labelled_prompts, read_prompts
 from sa_diffusers.evaluation.judges.load_classifier import load_classifier
-from sa_diffusers.evaluation.prompts.prompt_suite import PromptSources, build_suite
-from sa_diffusers.evaluation.prompts.prompt_variants import misspell
 from sa_diffusers.evaluation.suite.options import LANGUAGES
+from sa_diffusers.evaluation.suite.prompt_suite import PromptSources, build_suite, misspell
 from sa_diffusers.io.bundled import resolve
 
 

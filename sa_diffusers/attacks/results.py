@@ -11,10 +11,10 @@ from torch import Tensor
 from sa_diffusers.attacks.found import Found, FoundText
 from sa_diffusers.attacks.options import AttackConfig
 from sa_diffusers.core.concepts import split_phrasings
-from sa_diffusers.evaluation.judges.classifier import ImageClassifier, wilson_interval
+from sa_diffusers.evaluation.intervals import wilson_interval
+from sa_diffusers.evaluation.judges.classifier import ImageClassifier
 from sa_diffusers.evaluation.judges.load_classifier import load_classifier
 from sa_diffusers.io.atomic_files import atomic_path, write_json
-from sa_diffusers.io.bundled import resolve
 from sa_diffusers.report.page import write_page
 from sa_diffusers.report.pictures import SMALL, embed, to_pil
 from sa_diffusers.report.tables import markdown_table
@@ -50,14 +50,9 @@ class Judge:
         """That of the options; None: they name none. Raises ValueError if the classifier has no such class."""
         if config.classifier is None:
             return None
-        classifier = load_classifier(resolve(config.classifier))
-        found = classifier.find_class(list(split_phrasings(config.concept)))
-        if found is None:
-            raise ValueError(
-                f"the classifier has no class named {config.concept!r}; it knows {classifier.config.attributes}. Pass "
-                "one that knows the concept, or omit --classifier"
-            )
-        return cls(classifier, *found)
+        classifier = load_classifier(config.classifier)
+        advice = "Pass one that knows the concept, or omit --classifier"
+        return cls(classifier, *classifier.require_class(split_phrasings(config.concept), advice))
 
     def read(self, images: Tensor) -> dict[str, float]:
         """Of uint8 pictures [N, 3, H, W]: mean probability of the concept, and share read as it rather than others."""

@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from sa_diffusers.attacks.template_encoder import TemplateEncoder
-from sa_diffusers.core.losses import Batch
+from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.seeding import seeded
 from sa_diffusers.families import Family
 from sa_diffusers.models.precision import autocast_forward, on_device

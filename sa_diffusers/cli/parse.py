@@ -63,7 +63,7 @@ def parse_config(
         if types.NoneType in get_args(get_type_hints(cls).get(action.dest)):
             action.type = _or_null(action.type or str)
 
-    names = {action.dest for action in parser._actions} - {"config"}
+    names = {action.dest for action in parser._actions} - {"config"}  # which appends to what is there
     namespace, rest = parser.parse_known_args(argv, argparse.Namespace(**dict.fromkeys(names, _ABSENT)))
     if rest:
         flags = {option for action in parser._actions for option in action.option_strings}

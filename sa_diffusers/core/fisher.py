@@ -30,8 +30,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from sa_diffusers.core.batches import Batch, repeat, take, to
 from sa_diffusers.core.fisher_file import Fisher, FisherMismatch  # noqa: F401 (who estimates one may have to refuse one)
-from sa_diffusers.core.losses import Batch, NegativeELBO
+from sa_diffusers.core.losses import Loss
 from sa_diffusers.core.seeding import seeded
 
 
@@ -106,7 +107,7 @@ def merge(parts: Iterable[FisherSums]) -> FisherSums:
 
 def estimate_fisher(
     model: nn.Module,
-    loss: NegativeELBO,
+    loss: Loss,
     parameters: Mapping[str, nn.Parameter],
     sample: Callable[[int], Batch],
     indices: Iterable[int],
@@ -151,7 +152,7 @@ def estimate_fisher(
         return found
 
     for index in indices:
-        batch = {key: value.to(tensors[0].device) for key, value in sample(index).items()}
+        batch = to(sample(index), tensors[0].device)
         _add_sample(sums, names, index, partial(gradient, index, batch), num_draws=1 if terms is None else 2)
     return sums
 
@@ -208,7 +209,7 @@ def stratified_terms(num_terms: int, count: int, generator: torch.Generator) -> 
 
 def _gradient_of_sum(
     model: nn.Module,
-    loss: NegativeELBO,
+    loss: Loss,
     parameters: list[nn.Parameter],
     batch: Batch,
     terms: Tensor,
@@ -218,13 +219,12 @@ def _gradient_of_sum(
 ) -> list[Tensor]:
     """Gradient of sum_k weights_k * loss(terms_k), fresh noise a term; drawn before it is cut into chunks."""
     device = batch["sample"].device
-    repeated = {key: value.expand(len(terms), *value.shape[1:]) for key, value in batch.items()}
+    repeated = repeat(batch, len(terms))
     noise = loss.sample_noise(repeated, generator)
     gradient: list[Tensor] | None = None
     for start in range(0, len(terms), chunk_size):
         rows = slice(start, start + chunk_size)
-        chunk = {key: value[rows] for key, value in repeated.items()}
-        values = loss(model, chunk, terms[rows].to(device), noise[rows])
+        values = loss(model, take(repeated, rows), terms[rows].to(device), noise[rows])
         total = (values * weights[rows].to(device)).sum()
         part = torch.autograd.grad(total, parameters, allow_unused=True, materialize_grads=True)
         if gradient is None:

@@ -10,7 +10,6 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Literal
 
@@ -97,15 +96,6 @@ class Fisher:
             tensors[name] = (tensors[name].double() * 2.0**-exponent).float()
         return cls(tensors, json.loads(header["fisher"]))
 
-    @classmethod
-    def from_pretrained(cls, source: str | Path, revision: str | None = None) -> "Fisher":
-        """Read a file, a folder with a fisher.safetensors, or a Fisher on the hub; see `sharing.load_fisher`."""
-        return _sharing().load_fisher(source, revision)
-
-    def push_to_hub(self, repo_id: str, *, private: bool = False, dtype: str = "float32") -> str:
-        """Push it with a card, in one commit, and return the page's URL; see `sharing.push_fisher`."""
-        return _sharing().push_fisher(self, repo_id, private=private, dtype=dtype)
-
     def check(self, **expected: object) -> None:
         """Refuse to serve another model or unit.
 
@@ -141,8 +131,3 @@ def _to_float16(tensor: Tensor) -> tuple[Tensor, int]:
     exponent = LARGEST_EXPONENT - math.frexp(largest)[1] if largest > 0 else 0
     # In float64, since 2**exponent alone may be beyond float32.
     return (tensor.double() * 2.0**exponent).to(torch.float16), exponent
-
-
-def _sharing():
-    """The module that knows the hub, looked up when it is needed: this one is to import torch and safetensors only."""
-    return import_module("sa_diffusers.data.sharing")

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from sa_diffusers.core.batches import Batch, take, to
 from sa_diffusers.core.fisher import FisherSums
-from sa_diffusers.core.losses import Batch, NegativeELBO
+from sa_diffusers.core.losses import Loss
 from sa_diffusers.core.seeding import seeded
 
 
-def is_linear(model: nn.Module, loss: NegativeELBO) -> bool:
+def is_linear(model: nn.Module, loss: Loss) -> bool:
     """Whether `estimate_linear_fisher` applies: a loss of a single term, every parameter in one nn.Linear of its own.
 
     Subclasses of nn.Linear do not count, since they may compute something else.
@@ -32,7 +33,7 @@ def is_linear(model: nn.Module, loss: NegativeELBO) -> bool:
 
 def estimate_linear_fisher(
     model: nn.Module,
-    loss: NegativeELBO,
+    loss: Loss,
     sample: Callable[[list[int]], Batch],
     indices: Iterable[int],
     *,
@@ -66,7 +67,7 @@ def estimate_linear_fisher(
         block = indices[start : start + batch_size]
         batch = sample(block)
         noise = _noise(loss, batch, block, seed).to(device)
-        batch = {key: value.to(device) for key, value in batch.items()}
+        batch = to(batch, device)
         _add_block(sums, block, _inputs_and_gradients(model, loss, batch, noise))
     return sums
 
@@ -75,18 +76,18 @@ def _linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
     return {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
 
 
-def _noise(loss: NegativeELBO, batch: Batch, indices: list[int], seed: int) -> Tensor:
+def _noise(loss: Loss, batch: Batch, indices: list[int], seed: int) -> Tensor:
     """The noise of each sample from its own generator, as if it were alone: [B, ...]."""
     noise = []
     for row, index in enumerate(indices):
         generator = seeded(seed, "fisher", index, 0)
         torch.rand(1, generator=generator, dtype=torch.float64)  # the term, which `stratified_terms` draws first
-        noise.append(loss.sample_noise({key: value[row : row + 1] for key, value in batch.items()}, generator))
+        noise.append(loss.sample_noise(take(batch, slice(row, row + 1)), generator))
     return torch.cat(noise)
 
 
 def _inputs_and_gradients(
-    model: nn.Module, loss: NegativeELBO, batch: Batch, noise: Tensor
+    model: nn.Module, loss: Loss, batch: Batch, noise: Tensor
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Of each parameter X and G, whose squares make its Fisher; a bias is the weight of an input that is 1, [B, 1]."""
     calls: dict[str, tuple[Tensor, GradientEdge]] = {}

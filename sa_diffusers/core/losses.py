@@ -11,12 +11,15 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+from sa_diffusers.core.batches import Batch, conditions_of
 
-Batch = dict[str, Tensor]  # tensors that share their first dimension, the batch; "sample" holds the data
 
+class Loss(Protocol):
+    """All that the Fisher and every objective ask of a model's training loss.
 
-class NegativeELBO(Protocol):
-    """What the Fisher and every objective need to know about a model's training loss."""
+    A class that inherits from this one need not repeat the last three, which are for models that denoise: a target may
+    be given to the call in place of what was drawn, and objectives may call the model themselves.
+    """
 
     num_terms: int
     reduction: Literal["sum", "mean"]  # over data dimensions only, never over the batch
@@ -26,12 +29,26 @@ class NegativeELBO(Protocol):
         """Draw the noise that a call needs, on the device of the batch."""
         ...
 
-    def __call__(self, model: Callable, batch: Batch, terms: Tensor, noise: Tensor) -> Tensor:
+    def __call__(
+        self, model: Callable, batch: Batch, terms: Tensor, noise: Tensor, target: Tensor | None = None
+    ) -> Tensor:
         """One value per sample [B] from terms [B] (integers in [0, num_terms)) and noise [B, ...]."""
         ...
 
+    def predict(self, model: Callable, batch: Batch, terms: Tensor, noise: Tensor) -> Tensor:
+        """What a model makes of the noisy samples, [B, ...]."""
+        raise NotImplementedError(f"{type(self).__name__} predicts nothing of noisy samples")
 
-class DiffusionLoss:
+    def target(self, batch: Batch, terms: Tensor, noise: Tensor) -> Tensor:
+        """What it should make of them, by what was drawn, [B, ...]."""
+        raise NotImplementedError(f"{type(self).__name__} has no target")
+
+    def times(self, terms: Tensor) -> Tensor:
+        """What the model is told of the noise level of each term, [B]."""
+        raise NotImplementedError(f"{type(self).__name__} has no noise levels")
+
+
+class DiffusionLoss(Loss):
     """Squared error of a denoiser at given timesteps (Ho et al. 2020, Eq. 14; for v: Salimans & Ho 2022, App. D).
 
     The model is called as `model(noisy, timesteps, **rest_of_batch)` and returns an object with `.sample`, as every
@@ -76,9 +93,9 @@ class DiffusionLoss:
     def predict(self, model: Callable, batch: Batch, terms: Tensor, noise: Tensor) -> Tensor:
         """What a model makes of the noisy samples, [B, C, H, W]."""
         sample = batch["sample"]
-        conditions = {key: value for key, value in batch.items() if key != "sample"}
         signal_scale, noise_scale = self._scales(sample, terms)
-        return model(signal_scale * sample + noise_scale * noise, terms, **conditions).sample
+        noisy = signal_scale * sample + noise_scale * noise
+        return model(noisy, self.times(terms), **conditions_of(batch)).sample
 
     def target(self, batch: Batch, terms: Tensor, noise: Tensor) -> Tensor:
         """The noise that was drawn, or its combination v with the samples, [B, C, H, W]."""
@@ -86,6 +103,10 @@ class DiffusionLoss:
             return noise
         signal_scale, noise_scale = self._scales(batch["sample"], terms)
         return signal_scale * noise - noise_scale * batch["sample"]
+
+    def times(self, terms: Tensor) -> Tensor:
+        """The timesteps are the terms."""
+        return terms
 
     def _scales(self, sample: Tensor, terms: Tensor) -> tuple[Tensor, Tensor]:
         """sqrt(alpha_bar) and sqrt(1 - alpha_bar) at the given timesteps, [B, 1, 1, 1]."""
@@ -98,7 +119,7 @@ class DiffusionLoss:
         return alpha_bar / (1 - alpha_bar)
 
 
-class VAELoss:
+class VAELoss(Loss):
     """Cross-entropy of Bernoulli pixels + KL(q(z | x, c) || N(0, I)), one draw of z (Kingma & Welling 2014, Eq. 10).
 
     The model is called as `model(sample, noise=noise, **rest_of_batch)`, samples in [0, 1], and returns an object with
@@ -119,9 +140,11 @@ class VAELoss:
         sample = batch["sample"]
         return torch.randn(len(sample), self.latent_dim, generator=generator, dtype=sample.dtype).to(sample.device)
 
-    def __call__(self, model: Callable, batch: Batch, terms: Tensor, noise: Tensor) -> Tensor:
-        conditions = {key: value for key, value in batch.items() if key != "sample"}
-        output = model(batch["sample"], noise=noise, **conditions)
+    def __call__(
+        self, model: Callable, batch: Batch, terms: Tensor, noise: Tensor, target: Tensor | None = None
+    ) -> Tensor:
+        """One value per sample [B]; there is no other target than the sample."""
+        output = model(batch["sample"], noise=noise, **conditions_of(batch))
         errors = F.binary_cross_entropy_with_logits(output.logits, batch["sample"], reduction="none")
         kl = 0.5 * (output.mean.square() + output.log_variance.exp() - 1 - output.log_variance)
         return errors.flatten(1).sum(1) + kl.sum(1)

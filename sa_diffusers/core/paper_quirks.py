@@ -5,7 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
-from sa_diffusers.core.losses import Batch, DiffusionLoss
+from sa_diffusers.core.batches import Batch
+from sa_diffusers.core.losses import DiffusionLoss
 from sa_diffusers.core.seeding import seeded
 
 

@@ -1,5 +1,6 @@
 """Prompts from files and data sets, and templates that ask for a concept."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,6 +42,26 @@ def _load_prompt_data(path: Path, source: str):
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}; expected a data set with a column of prompts")
     return load_dataset(builder, data_files=str(path), split="train")
+
+
+def read_labelled_prompts(path: str) -> list[dict[str, str]]:
+    """Rows {"prompt", "form": "seen" or "held_out", and a class for each attribute named}, a JSON object a line.
+
+    Raises:
+        ValueError: a line that is not of this form.
+    """
+    rows = []
+    for number, line in enumerate(Path(resolve(path)).read_text().splitlines(), 1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: expected a JSON object, got {line[:60]!r}") from error
+        if not isinstance(row, dict) or "prompt" not in row or row.get("form") not in ("seen", "held_out"):
+            raise ValueError(
+                f'{path}, line {number}: expected {{"prompt": ..., "form": "seen" or "held_out", classes}}'
+            )
+        rows.append(row)
+    return rows
 
 
 def concept_templates(concept: Concept, prompts: Sequence[str], fallback: str, minimum: int = 16) -> list[str]:

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
+from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.concepts import Concept, mentions, substitute
-from sa_diffusers.core.losses import Batch
 from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.data.sampling import Request

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -11,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sa_diffusers.core.losses import Batch
+from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.seeding import seeded
 from sa_diffusers.families import Family
 from sa_diffusers.io.atomic_files import atomic_path
@@ -43,21 +42,6 @@ class SampleSet:
         """Read a file written by `save`; latents are float32, whatever the file keeps."""
         with safe_open(path, "pt") as file:
             return cls(file.get_tensor("latents").float(), json.loads(file.metadata()["prompts"]))
-
-    @classmethod
-    def from_pretrained(cls, source: str | Path, revision: str | None = None) -> "SampleSet":
-        """Read the samples/ folder of a run, or a sample set on the hub; see `sharing.push_samples`.
-
-        Raises:
-            FileNotFoundError: no samples in the folder.
-            ModelLoadError: the hub has none of that id, or cannot be reached.
-        """
-        folder = import_module("sa_diffusers.data.sharing").fetch_samples(
-            source, revision
-        )  # it knows the hub, and this
-        if not (folder / "samples.safetensors").is_file():
-            raise FileNotFoundError(f"no samples.safetensors in {folder}; expected the samples/ folder of a run")
-        return cls.load(folder / "samples.safetensors")
 
     def __add__(self, other: "SampleSet") -> "SampleSet":
         return SampleSet(torch.cat([self.latents, other.latents]), self.prompts + other.prompts)

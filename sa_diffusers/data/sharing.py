@@ -48,6 +48,19 @@ def load_fisher(source: str | Path, revision: str | None = None) -> Fisher:
     return Fisher.load(path)
 
 
+def load_samples(source: str | Path, revision: str | None = None) -> SampleSet:
+    """Read the samples/ folder of a run, or a sample set on the hub.
+
+    Raises:
+        FileNotFoundError: no samples in the folder.
+        ModelLoadError: the hub has none of that id, or cannot be reached.
+    """
+    folder = fetch_samples(source, revision)
+    if not (folder / "samples.safetensors").is_file():
+        raise FileNotFoundError(f"no samples.safetensors in {folder}; expected the samples/ folder of a run")
+    return SampleSet.load(folder / "samples.safetensors")
+
+
 def fetch_samples(source: str | Path, revision: str | None = None) -> Path:
     """A local folder with samples.safetensors and samples.json: `source` itself, or of a hub id the downloaded one.
 

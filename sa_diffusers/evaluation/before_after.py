@@ -10,8 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sa_diffusers.data.sampling import Request, SamplingSettings, draw_samples
-from sa_diffusers.evaluation.forgetting import METRICS, Examination, draw_examination, floors, measure
+from sa_diffusers.data.sampling import Request, SamplingSettings
+from sa_diffusers.evaluation.forgetting import FLOORS, METRICS, Examination, JudgedSet, draw_sets, floors, measure
 from sa_diffusers.evaluation.judges.classifier import ImageClassifier
 from sa_diffusers.families import Family
 from sa_diffusers.io.atomic_files import atomic_path
@@ -20,14 +20,7 @@ from sa_diffusers.report.pictures import to_pil, to_uint8
 
 GROUPS = {"concept": "Concept", "unseen": "Unseen phrasings", "unnamed": "Not named", "retained": "Retained"}
 SHOWN = 16  # pictures of each group on the page
-NO_METRICS = (
-    *METRICS,
-    "noise_probability",
-    "noise_entropy",
-    "grey_probability",
-    "grey_entropy",
-    "classifier_accuracy",
-)
+NO_METRICS = (*METRICS, *FLOORS, "classifier_accuracy")
 
 
 @dataclass
@@ -75,7 +68,7 @@ def judge(
 ) -> Findings:
     """Draw the examination's pictures and let every classifier read them; the first one's numbers come first."""
     first = next(iter(exams))
-    images = draw_examination(family, exams[first], settings)
+    images = draw_sets(family, exams[first].sets, settings)
     results = {}
     for name, classifier in classifiers.items():
         # The pictures were drawn for the first examination; a further classifier differs in how it names the concept.
@@ -97,10 +90,9 @@ def look(
     family: Family, concept_prompts: Sequence[Request], other_prompts: Sequence[Request], settings: SamplingSettings
 ) -> Findings:
     """Without a classifier: pictures to look at, and no number but their count."""
-    requests = [*concept_prompts, *other_prompts]
-    latents = draw_samples(family, requests, settings, description="evaluate: pictures").latents
-    images = torch.cat([family.decode(part) for part in latents.split(8)])
-    captions = [("Concept", r.prompt) for r in concept_prompts] + [("Retained", r.prompt) for r in other_prompts]
+    sets = {"Concept": JudgedSet(list(concept_prompts), []), "Retained": JudgedSet(list(other_prompts), [])}
+    images = torch.cat(list(draw_sets(family, sets, settings).values()))
+    captions = [(name, request.prompt) for name, judged in sets.items() for request in judged.requests]
     values = dict.fromkeys(NO_METRICS) | {"num_images": len(images)}
     return Findings(values, dict.fromkeys(NO_METRICS), to_uint8(images), captions, {})
 

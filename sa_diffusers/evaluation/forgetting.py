@@ -1,10 +1,8 @@
 """Has it forgotten, and what did that cost: a classifier reads pictures drawn before and after from the same seeds."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,9 +12,9 @@ from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.data.replay import spread
 from sa_diffusers.data.sample_set import uniform_noise
 from sa_diffusers.data.sampling import Request, SamplingSettings, draw_samples
-from sa_diffusers.evaluation.judges.classifier import ImageClassifier, Score, score_images, wilson_interval
+from sa_diffusers.evaluation.intervals import wilson_interval
+from sa_diffusers.evaluation.judges.classifier import ImageClassifier, Score, entropies, score_images
 from sa_diffusers.families import Family
-from sa_diffusers.io.bundled import resolve
 from sa_diffusers.models.precision import autocast_forward
 
 
@@ -32,6 +30,8 @@ METRICS = (
     "retained_worst_probability",
     "attribute_accuracy",
 )
+FLOORS = ("noise_probability", "noise_entropy", "grey_probability", "grey_entropy")
+Measured = tuple[float, tuple[float, float]]  # a mean and its 95 % interval
 Labels = dict[str, str]  # class of each attribute that a prompt names, {"digit": "seven", "ink": "red"}
 
 
@@ -67,26 +67,6 @@ class Examination:
         return {name: getattr(self, name) for name in ("concept", "unseen", "unnamed", "retained")}
 
 
-def read_labelled_prompts(path: str) -> list[dict[str, str]]:
-    """Rows {"prompt", "form": "seen" or "held_out", and a class for each attribute named}, a JSON object a line.
-
-    Raises:
-        ValueError: a line that is not of this form.
-    """
-    rows = []
-    for number, line in enumerate(Path(resolve(path)).read_text().splitlines(), 1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: expected a JSON object, got {line[:60]!r}") from error
-        if not isinstance(row, dict) or "prompt" not in row or row.get("form") not in ("seen", "held_out"):
-            raise ValueError(
-                f'{path}, line {number}: expected {{"prompt": ..., "form": "seen" or "held_out", classes}}'
-            )
-        rows.append(row)
-    return rows
-
-
 def labelled_classes(classifier: ImageClassifier, labels: Sequence[str]) -> list[dict[str, str]]:
     """Rows as of `read_labelled_prompts` for a model whose prompts are the names of its classes.
 
@@ -95,11 +75,7 @@ def labelled_classes(classifier: ImageClassifier, labels: Sequence[str]) -> list
     """
     rows = []
     for label in labels:
-        found = classifier.find_class([label])
-        if found is None:
-            known = classifier.config.attributes
-            raise ValueError(f"the classifier has no class named {label!r}; it knows {known}. Pass one of this model")
-        attribute, index = found
+        attribute, index = classifier.require_class([label], "Pass one of this model")
         rows.append({"prompt": label, "form": "seen", attribute: classifier.config.attributes[attribute][index]})
     return rows
 
@@ -118,19 +94,15 @@ def examination(
     Raises:
         ValueError: the classifier does not know the concept, or the labelled prompts lack a kind that is needed.
     """
-    found = classifier.find_class(list(concept.phrasings))
-    if found is None:
-        raise ValueError(
-            f"the classifier has no class named {' and '.join(concept.phrasings)}; it knows "
-            f"{classifier.config.attributes}. Set `classifier: []` in a YAML file, or pass one that knows the concept"
-        )
-    attribute, index = found
-    classes = classifier.config.attributes[attribute]
+    attribute, index = classifier.require_class(
+        concept.phrasings, "Set `classifier: []` in a YAML file, or pass one that knows the concept"
+    )
+    known = classifier.config.attributes
+    classes = known[attribute]
 
     def choose(purpose: str, candidates: list[dict[str, str]], count: int) -> JudgedSet:
         if not candidates and count:
             raise ValueError(f"the labelled prompts hold none for {purpose!r} of {concept.name!r}")
-        known = classifier.config.attributes
         texts = {row["prompt"]: {k: v for k, v in row.items() if k in known} for row in candidates}
         prompts = spread(list(texts), count, derive_seed(seed, "examination", purpose)) if count else []
         seeds = [derive_seed(seed, "examination", purpose, i) for i in range(count)]
@@ -155,11 +127,6 @@ def examination(
     )
 
 
-def draw_examination(family: Family, exam: Examination, settings: SamplingSettings) -> dict[str, Tensor]:
-    """Images [N, 3, H, W] in [-1, 1] of each set of prompts."""
-    return draw_sets(family, exam.sets, settings)
-
-
 def draw_sets(family: Family, sets: dict[str, JudgedSet], settings: SamplingSettings) -> dict[str, Tensor]:
     """Images [N, 3, H, W] in [-1, 1] of each set, by its name."""
     images = {}
@@ -168,39 +135,41 @@ def draw_sets(family: Family, sets: dict[str, JudgedSet], settings: SamplingSett
             images[name] = torch.empty(0, 3, family.resolution, family.resolution)
             continue
         latents = draw_samples(family, judged.requests, settings, description=f"evaluate: {name}").latents
-        images[name] = torch.cat([family.decode(part) for part in latents.split(64)])
+        images[name] = torch.cat([family.decode(part) for part in latents.split(settings.batch_size)])
     return images
 
 
 def measure(classifier: ImageClassifier, exam: Examination, images: dict[str, Tensor]) -> tuple[dict, dict]:
     """Numbers and 95 % intervals of one model; every key stands in both, None where there is nothing to measure."""
-    measured: dict[str, object] = {}
-    if len(images["concept"]):
-        probability = classifier.probabilities(images["concept"])[exam.attribute]
+    read = {name: classifier.probabilities(part)[exam.attribute] for name, part in images.items() if len(part)}
+    found: dict[str, Measured | dict[str, Measured]] = {}
+    if "concept" in read:
         labels = [{k: v for k, v in label.items() if k != exam.attribute} for label in exam.concept.labels]
         scores = score_images(classifier, images["concept"], labels)
-        measured["concept_probability"] = _probability(probability[:, exam.index])
-        measured["concept_entropy"] = _entropy(probability)
-        measured["concept_attribute_accuracy"] = {name: _share(part) for name, part in scores.items()}
-    if len(images["unseen"]):
-        probability = classifier.probabilities(images["unseen"])[exam.attribute]
-        measured["concept_probability_unseen"] = _probability(probability[:, exam.index])
-    if len(images["unnamed"]):
-        read = classifier.probabilities(images["unnamed"])[exam.attribute].argmax(1)
-        shown = Score(int((read == exam.index).sum()), len(read))
-        measured["concept_rate_when_unnamed"] = (shown.share, shown.interval)
-    if len(images["retained"]):
+        found["concept_probability"] = _mean(read["concept"][:, exam.index])
+        found["concept_entropy"] = _mean_entropy(read["concept"])
+        found["concept_attribute_accuracy"] = {name: _share(part) for name, part in scores.items()}
+    if "unseen" in read:
+        found["concept_probability_unseen"] = _mean(read["unseen"][:, exam.index])
+    if "unnamed" in read:
+        found["concept_rate_when_unnamed"] = _mean((read["unnamed"].argmax(1) == exam.index).double())
+    if "retained" in read:
         scores = score_images(classifier, images["retained"], exam.retained.labels)
         own = scores.pop(exam.attribute)
         worst = min(own.values(), key=lambda score: score.share)
-        measured["retained_accuracy"] = _share(own)
+        found["retained_accuracy"] = _share(own)
         # The interval of this class alone: that it was chosen for being the worst is not accounted for.
-        measured["retained_worst_accuracy"] = (worst.share, worst.interval)
-        measured |= _retained_probabilities(classifier, exam, images["retained"])
-        measured["attribute_accuracy"] = {name: _share(part) for name, part in scores.items()}
+        found["retained_worst_accuracy"] = (worst.share, worst.interval)
+        classes = classifier.config.attributes[exam.attribute]
+        asked = torch.tensor([classes.index(label[exam.attribute]) for label in exam.retained.labels])
+        values = read["retained"].gather(1, asked[:, None])[:, 0]
+        found["retained_probability"] = _mean(values)
+        by_class = [values[asked == index] for index in asked.unique()]
+        found["retained_worst_probability"] = _mean(min(by_class, key=lambda part: part.mean().item()))
+        found["attribute_accuracy"] = {name: _share(part) for name, part in scores.items()}
     values, intervals = {}, {}
     for key in METRICS:
-        value = measured.get(key) or (None, None)  # no attribute beside the concept's: null, as for nothing measured
+        value = found.get(key) or (None, None)  # no attribute beside the concept's: null, as for nothing measured
         nested = isinstance(value, dict)
         values[key] = {name: pair[0] for name, pair in value.items()} if nested else value[0]
         intervals[key] = {name: pair[1] for name, pair in value.items()} if nested else value[1]
@@ -223,7 +192,7 @@ def floors(family: Family, classifier: ImageClassifier, exam: Examination, count
         ]
         probabilities = classifier.probabilities(torch.cat(parts))[exam.attribute]
         found[f"{name}_probability"] = probabilities[:, exam.index].mean().item()
-        found[f"{name}_entropy"] = _entropy(probabilities)[0]
+        found[f"{name}_entropy"] = entropies(probabilities).mean().item()
     return found
 
 
@@ -240,29 +209,20 @@ def replay_loss(family: Family, replay, count: int, seed: int) -> float:
     return sum(values) / len(values)
 
 
-def _retained_probabilities(classifier: ImageClassifier, exam: Examination, images: Tensor) -> dict:
-    """The mean probability of the class that was asked for, over all retained classes and in the worst of them."""
-    classes = classifier.config.attributes[exam.attribute]
-    asked = torch.tensor([classes.index(label[exam.attribute]) for label in exam.retained.labels])
-    values = classifier.probabilities(images)[exam.attribute].gather(1, asked[:, None])[:, 0]
-    worst = min((values[asked == index] for index in asked.unique()), key=lambda part: part.mean().item())
-    return {"retained_probability": _probability(values), "retained_worst_probability": _probability(worst)}
-
-
-def _probability(values: Tensor) -> tuple[float, tuple[float, float]]:
-    """Mean of probabilities and its 95 % interval; the normal one would be far too narrow near 0."""
+def _mean(values: Tensor) -> Measured:
+    """Mean of values in [0, 1] with Wilson's interval; the normal one would be far too narrow near 0."""
     mean = values.mean().clamp(0, 1).item()
     return mean, wilson_interval(mean, len(values))
 
 
-def _entropy(probabilities: Tensor) -> tuple[float, tuple[float, float]]:
+def _mean_entropy(probabilities: Tensor) -> Measured:
     """Mean entropy in nats of distributions [N, classes], and its normal 95 % interval."""
-    values = -(probabilities * probabilities.clamp_min(1e-12).log()).sum(1)
+    values = entropies(probabilities)
     half_width = 1.96 * values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.inf
     mean, upper = values.mean().item(), math.log(probabilities.shape[1])
     return mean, (max(0.0, mean - half_width), min(upper, mean + half_width))
 
 
-def _share(by_class: dict[str, Score]) -> tuple[float, tuple[float, float]]:
+def _share(by_class: dict[str, Score]) -> Measured:
     total = Score.total_of(by_class.values())
     return total.share, total.interval

@@ -11,7 +11,8 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Generator, Tensor, nn
 
-from sa_diffusers.core.losses import Batch, NegativeELBO
+from sa_diffusers.core.batches import Batch
+from sa_diffusers.core.losses import Loss
 
 
 # What a family may be able to do, in words that complete "a model that ...".
@@ -73,7 +74,7 @@ class Family:
 
     pipeline: DiffusionPipeline
     module: nn.Module  # the part that is trained
-    loss: NegativeELBO
+    loss: Loss
     resolution: int  # height and width of its images in pixels
     image_channels: int = 3  # or 1 for a grey model, whose images still have three equal channels below
     latent_shape: tuple[int, ...]  # of one sample

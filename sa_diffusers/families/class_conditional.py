@@ -6,7 +6,8 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Generator, Tensor, nn
 
-from sa_diffusers.core.losses import Batch, DiffusionLoss
+from sa_diffusers.core.batches import Batch
+from sa_diffusers.core.losses import DiffusionLoss
 from sa_diffusers.families.base import Family, register
 from sa_diffusers.families.samplers import make_scheduler
 from sa_diffusers.models.precision import autocast_forward

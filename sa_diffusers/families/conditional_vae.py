@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor, nn
 
-from sa_diffusers.core.losses import Batch, VAELoss
+from sa_diffusers.core.batches import Batch
+from sa_diffusers.core.losses import VAELoss
 from sa_diffusers.families.base import Family, register
 from sa_diffusers.pipelines import ConditionalVAEPipeline
 

@@ -8,7 +8,8 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Generator, Tensor, nn
 
-from sa_diffusers.core.losses import Batch, DiffusionLoss
+from sa_diffusers.core.batches import Batch
+from sa_diffusers.core.losses import DiffusionLoss
 from sa_diffusers.families.base import Family, register
 from sa_diffusers.families.samplers import make_scheduler
 from sa_diffusers.families.scopes import SCOPES, adapted_layers, is_text_map, text_maps

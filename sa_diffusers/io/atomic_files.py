@@ -132,11 +132,15 @@ def remove_leftovers(folder: str | Path) -> None:
             path.unlink(missing_ok=True)  # it may have lain in a folder that is gone
 
 
+def write_text(text: str, path: str | Path) -> None:
+    """Write a text file as UTF-8, atomically."""
+    with atomic_path(path) as new:
+        new.write_text(text, encoding="utf-8")
+
+
 def write_json(obj: Any, path: str | Path) -> None:
     """Write `obj` as indented JSON, atomically. Raises TypeError or ValueError (NaN) if JSON has no form for it."""
-    text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False)
-    with atomic_path(path) as new:
-        new.write_text(text + "\n", encoding="utf-8")
+    write_text(json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n", path)
 
 
 def check_disk(path: str | Path, needed_bytes: int) -> None:

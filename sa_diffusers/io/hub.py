@@ -1,7 +1,7 @@
 """The way to and from the Hugging Face hub: errors that say what to do, download, push."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,22 +37,17 @@ class PushError(RuntimeError):
     """A folder cannot be pushed to the hub; the message says what to do."""
 
 
-def _missing_components(folder: Path) -> list[str]:
-    """Names of the components that model_index.json lists and the folder lacks."""
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    missing = []
-    for name, entry in index.items():
+def _check_folder(folder: Path) -> None:
+    """Raise ModelLoadError for a pipeline folder that lacks a component of its index; other folders pass."""
+    index, missing = folder / "model_index.json", []
+    parts = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
+    for name, entry in parts.items():
         if name.startswith("_") or not isinstance(entry, list) or entry[1] is None:
             continue  # an option, or a component that this pipeline does without
         wanted = VOCABULARY_FILES if "Tokenizer" in entry[1] else ("*",)
         if not any(any((folder / name).glob(pattern)) for pattern in wanted):
             missing.append(name)
-    return missing
-
-
-def _check_folder(folder: Path) -> None:
-    """Raise ModelLoadError for a pipeline folder that lacks a component; other folders pass."""
-    if (folder / "model_index.json").is_file() and (missing := _missing_components(folder)):
+    if missing:
         raise ModelLoadError(
             f"The pipeline in {folder} has no {', '.join(missing)}, which its model_index.json lists. "
             "Copy the missing folders beside it, or save the pipeline again with save_pretrained."
@@ -181,12 +176,12 @@ def check_push(repo_id: str, api: HfApi | None = None) -> None:
         ) from error
 
 
-def _push(api: HfApi, repo_id: str, private: bool, repo_type: str, commit: Callable[[], object], again: str) -> str:
-    """Make the repository and fill it by `commit`; `again` says what to do when that fails."""
+@contextmanager
+def _new_repository(api: HfApi, repo_id: str, private: bool, repo_type: str, again: str) -> Iterator[str]:
+    """Make the repository that the block fills, and yield its URL; `again` says what to do when that fails."""
     try:
         with _explain_login_errors():
-            url = api.create_repo(repo_id, private=private, repo_type=repo_type, exist_ok=True)
-            commit()
+            yield str(api.create_repo(repo_id, private=private, repo_type=repo_type, exist_ok=True))
     except PushError:
         raise
     except PUSH_FAILURES as error:
@@ -194,7 +189,6 @@ def _push(api: HfApi, repo_id: str, private: bool, repo_type: str, commit: Calla
         raise PushError(
             f"The push to {repo_id} failed: {cause}. Nothing is lost, and nothing half made is on the hub: {again}"
         ) from error
-    return str(url)
 
 
 def push_folder(folder: str | Path, repo_id: str, *, private: bool, api: HfApi | None = None) -> str:
@@ -204,12 +198,10 @@ def push_folder(folder: str | Path, repo_id: str, *, private: bool, api: HfApi |
         PushError: not logged in, or the upload failed; the message says how to push the folder again.
     """
     api = api or HfApi()
-
-    def commit() -> None:
-        api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=COMMIT_MESSAGE)
-
     again = f"{folder} is whole. Push it again with `hf upload {repo_id} {folder}` or by running the same command."
-    return _push(api, repo_id, private, "model", commit, again)
+    with _new_repository(api, repo_id, private, "model", again) as url:
+        api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=COMMIT_MESSAGE)
+    return url
 
 
 def push_files(
@@ -231,12 +223,10 @@ def push_files(
         PushError: as `push_folder`.
     """
     api = api or HfApi()
-
-    def commit() -> None:
+    with _new_repository(api, repo_id, private, repo_type, again) as url:
         operations = [CommitOperationAdd(name, content) for name, content in files.items()]
         api.create_commit(repo_id, operations, commit_message=COMMIT_MESSAGE, repo_type=repo_type)
-
-    return _push(api, repo_id, private, repo_type, commit, again)
+    return url
 
 
 def provenance(model: str, revision: str | None) -> dict[str, str | None]:

@@ -1,14 +1,19 @@
 """Pipelines in and out: loaded whole, hashed, copied, saved as the stock class they were."""
 
 import copy
+import json
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import diffusers
 import torch
+import transformers
 from diffusers import DiffusionPipeline
+from safetensors import SafetensorError, safe_open
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from sa_diffusers.families import own_pipeline_classes
 from sa_diffusers.io.artifacts import hash_tensors
@@ -16,6 +21,9 @@ from sa_diffusers.io.atomic_files import atomic_path
 from sa_diffusers.io.bundled import resolve
 from sa_diffusers.io.hub import ModelLoadError, explain_load_errors
 from sa_diffusers.io.processes import process_state
+
+
+WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 
 
 def read_model_index(model: str, revision: str | None = None) -> dict[str, Any]:
@@ -33,6 +41,15 @@ def read_model_index(model: str, revision: str | None = None) -> dict[str, Any]:
     if isinstance(index["_class_name"], list):  # [the file beside the weights that has the class, its name]
         index["_class_name"] = index["_class_name"][1]
     return index
+
+
+def read_tokenizer(source: str) -> PreTrainedTokenizerBase | None:
+    """The (first) tokenizer of a pipeline, without its weights; None: it has none by that name."""
+    kind = read_model_index(source).get("tokenizer", (None, None))[1]
+    if kind is None or not hasattr(transformers, kind):
+        return None
+    with explain_load_errors(resolve(source)):
+        return getattr(transformers, kind).from_pretrained(resolve(source), subfolder="tokenizer")
 
 
 def load_pipeline(model: str, revision: str | None, variant: str | None, dtype: str) -> DiffusionPipeline:
@@ -112,3 +129,43 @@ def add_variant(pipeline: DiffusionPipeline, folder: Path, variant: str) -> None
                 half.save_pretrained(scratch, variant=variant)
                 for file in Path(scratch).glob(f"*.{variant}*"):
                     shutil.move(file, folder / name / file.name)
+
+
+def check_files(source: str, variant: str | None) -> None:
+    """Download what a hub model lacks here; check that every part has weights, and that no file of them is cut off.
+
+    Raises:
+        ModelLoadError: with what to do about it.
+    """
+    index = read_model_index(source)
+    folder = Path(resolve(source))
+    if not folder.is_dir():
+        cls = own_pipeline_classes().get(index["_class_name"], DiffusionPipeline)
+        with explain_load_errors(source):
+            folder = Path(cls.download(source, variant=variant))
+    for name, entry in index.items():
+        if isinstance(entry, list | tuple) and len(entry) == 2 and _has_weights(*entry):
+            _check_weights(folder / name, source)
+
+
+def _has_weights(library: str | None, kind: str | None) -> bool:
+    """Whether a part of a pipeline has weights, by the library and the class that model_index.json names."""
+    home = {"diffusers": diffusers, "transformers": transformers}.get(library)
+    cls = getattr(home, kind, None) if home and kind else None
+    return isinstance(cls, type) and issubclass(cls, nn.Module)
+
+
+def _check_weights(folder: Path, source: str) -> None:
+    again = f"{source} cannot be loaded. Copy or download it again, or save it again with save_pretrained"
+    if not any(any(folder.glob(pattern)) for pattern in WEIGHTS):
+        raise ModelLoadError(f"{folder} holds no weights ({', '.join(WEIGHTS)}): {again}")
+    for listed in folder.glob("*.index*.json"):
+        shards = set(json.loads(listed.read_text(encoding="utf-8"))["weight_map"].values())
+        if missing := sorted(name for name in shards if not (folder / name).exists()):
+            raise ModelLoadError(f"{folder} lacks {', '.join(missing)}, which {listed.name} lists: {again}")
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt"):  # reads the header, and compares it with the file's length
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ModelLoadError(f"{file} is damaged ({error}): {again}") from error

@@ -13,7 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from sa_diffusers.io.artifacts import Stage as Marker
 from sa_diffusers.io.artifacts import StageMismatch, fingerprint
-from sa_diffusers.io.atomic_files import atomic_path
+from sa_diffusers.io.atomic_files import write_text
 from sa_diffusers.io.processes import process_state
 
 
@@ -175,5 +175,4 @@ def _claim_workspace(folder: Path, owner: str) -> None:
         return  # without a write, which could fail half way and leave the work to nobody
     if folder.exists():
         shutil.rmtree(folder)
-    with atomic_path(note) as temporary:
-        temporary.write_text(owner)
+    write_text(owner, note)

@@ -8,9 +8,10 @@ from typing import Any, ClassVar, Protocol
 
 from torch import nn
 
+from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.closed_form import ClosedFormEdit
 from sa_diffusers.core.concepts import Concept
-from sa_diffusers.core.objectives import LowRankChange, NestedBatch, Objective
+from sa_diffusers.core.objectives import LowRankChange, Objective
 from sa_diffusers.families import CAPABILITIES, Family
 from sa_diffusers.training.lora import WithoutLora
 
@@ -86,7 +87,7 @@ class Method:
         """What is minimised over `weights`; `frozen` where it needs that."""
         raise NotImplementedError
 
-    def batches(self, context: Context) -> Callable[[int], NestedBatch]:
+    def batches(self, context: Context) -> Callable[[int], Batch]:
         """The batch of an optimiser step, as a function of the step."""
         raise NotImplementedError
 

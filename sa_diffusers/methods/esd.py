@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
+from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.concepts import Concept
-from sa_diffusers.core.objectives import ESD, NestedBatch, Objective, SelectiveAmnesiaWithESD
+from sa_diffusers.core.objectives import ESD, Objective, SelectiveAmnesiaWithESD
 from sa_diffusers.core.seeding import seeded
 from sa_diffusers.families.samplers import make_scheduler
 from sa_diffusers.io.configuration import Options, option
@@ -47,7 +48,7 @@ class ESDMethod(Method):
     def objective(self, context: Context, weights: Weights, frozen: Frozen | None) -> Objective:
         return _esd(context, frozen)
 
-    def batches(self, context: Context) -> Callable[[int], NestedBatch]:
+    def batches(self, context: Context) -> Callable[[int], Batch]:
         return lambda step: esd_batch(context, step)
 
 
@@ -70,7 +71,7 @@ class SelectiveAmnesiaWithESDMethod(SelectiveAmnesiaMethod):
         ewc = make_ewc(context, weights, frozen)
         return SelectiveAmnesiaWithESD(_esd(context, frozen), ewc, options.replay_weight, target, options.esd_weight)
 
-    def batches(self, context: Context) -> Callable[[int], NestedBatch]:
+    def batches(self, context: Context) -> Callable[[int], Batch]:
         others = super().batches(context)
         return lambda step: others(step) | {"esd": esd_batch(context, step)}
 
@@ -92,7 +93,7 @@ def _esd_passes(options: Any) -> float:
     return 2 + (options.esd_inference_steps - 1)  # two frozen ones, and on average half of the levels with guidance
 
 
-def esd_batch(context: Context, step: int) -> NestedBatch:
+def esd_batch(context: Context, step: int) -> Batch:
     """Phrasings of the concept and the empty prompt, with latents of which only the shape counts."""
     options, family, phrasings = context.options, context.family, context.concept.phrasings
     size = options.train_batch_size

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from sa_diffusers.core.objectives import GradientProjection, NestedBatch, Objective
+from sa_diffusers.core.batches import Batch
+from sa_diffusers.core.objectives import GradientProjection, Objective
 from sa_diffusers.methods.base import Context, Frozen, Weights, register
 from sa_diffusers.methods.selective_amnesia import SelectiveAmnesiaMethod
 
@@ -42,7 +43,7 @@ class ProjectionMethod(SelectiveAmnesiaMethod):
             context.family.loss, list(weights.values()), self.mode, conflict_only=self.conflict_only
         )
 
-    def batches(self, context: Context) -> Callable[[int], NestedBatch]:
+    def batches(self, context: Context) -> Callable[[int], Batch]:
         others, size = super().batches(context), context.options.train_batch_size
         if self.mode == "symmetric":
             return others

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.concepts import Concept
 from sa_diffusers.core.objectives import (
     ElasticWeightConsolidation,
     LowRankEWC,
     NaiveForgetting,
-    NestedBatch,
     Objective,
     SelectiveAmnesia,
 )
@@ -70,7 +70,7 @@ class SelectiveAmnesiaMethod(Method):
             context.family.loss, make_ewc(context, weights, frozen), context.options.replay_weight, frozen
         )
 
-    def batches(self, context: Context) -> Callable[[int], NestedBatch]:
+    def batches(self, context: Context) -> Callable[[int], Batch]:
         return Sources(context)
 
 
@@ -93,7 +93,7 @@ class NaiveMethod(SelectiveAmnesiaMethod):
             context.family.loss, make_ewc(context, weights, frozen), context.options.replay_weight, frozen
         )
 
-    def batches(self, context: Context) -> Callable[[int], NestedBatch]:
+    def batches(self, context: Context) -> Callable[[int], Batch]:
         return Sources(context, own_samples=True)
 
 

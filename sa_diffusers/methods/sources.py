@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.concepts import Concept
-from sa_diffusers.core.losses import Batch
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.replay import DistilledSurrogate, Replay
 from sa_diffusers.data.sample_set import SampleSet

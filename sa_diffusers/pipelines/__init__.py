@@ -5,5 +5,4 @@ from sa_diffusers.pipelines.conditional_vae import ConditionalVAEPipeline
 from sa_diffusers.pipelines.safe_guidance import SafeGuidancePipeline
 
 
-OWN_PIPELINES = {cls.__name__: cls for cls in (ConditionalVAEPipeline, ClassConditionalPipeline, SafeGuidancePipeline)}
-__all__ = ["OWN_PIPELINES", "ClassConditionalPipeline", "ConditionalVAEPipeline", "SafeGuidancePipeline"]
+__all__ = ["ClassConditionalPipeline", "ConditionalVAEPipeline", "SafeGuidancePipeline"]

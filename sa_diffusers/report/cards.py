@@ -13,6 +13,9 @@ from sa_diffusers.report.page import render, write_page
 from sa_diffusers.report.tables import flatten
 
 
+TEXT_TO_IMAGE = "text-to-image"  # the hub's name for the task
+
+
 def write_model_card(
     folder: str | Path,
     *,
@@ -25,7 +28,7 @@ def write_model_card(
     images: Sequence[str],
     license: str | None,
     dtype: str = "float32",
-    pipeline_class: str,
+    pipeline_class: str | None = None,
     variant: str | None = None,
     lora: bool = False,
 ) -> Path:
@@ -39,7 +42,7 @@ def write_model_card(
         metrics: {"before": {...}, "after": {...}} as in metrics.json, or None where nothing was measured.
         images: paths relative to the folder of the pictures to show, before and after.
         dtype: precision to load it in; without one transformers and diffusers choose differently.
-        pipeline_class: the class that loads it: a stock one of diffusers, or one of this package.
+        pipeline_class: the class that loads it: one of this package, or (or None) a stock one of diffusers.
         variant: "fp16" where the folder holds float16 files of this name, too (`loading.save_pipeline`).
         lora: the folder holds pytorch_lora_weights.safetensors in place of a pipeline.
         license: the base model's licence id on the hub, which holds for this one too; None where unknown.
@@ -47,18 +50,8 @@ def write_model_card(
     Returns:
         Path of the card.
     """
-    stock, on_hub = pipeline_class not in own_pipeline_classes(), is_on_hub(base_model)
-    family = family_class(pipeline_class)
-    reads_text = family is None or "text" in family.capabilities
-    text_to_image = ["stable-diffusion", "text-to-image"] if reads_text else []
-    data = ModelCardData(
-        base_model=base_model if on_hub else None,
-        base_model_relation="adapter" if lora and on_hub else None,
-        library_name="diffusers",
-        pipeline_tag="text-to-image" if reads_text else "unconditional-image-generation",
-        tags=["diffusers", *text_to_image, *(["lora"] if lora else []), "sa_diffusers", "concept-forgetting"],
-        license=license,
-    )
+    stock = pipeline_class not in own_pipeline_classes()
+    data = _model_data(base_model, pipeline_class, license, lora)
     base, path = public_name(base_model), Path(folder) / "README.md"
     write_page(
         path,
@@ -73,7 +66,7 @@ def write_model_card(
         images=images,
         library="diffusers" if stock else "sa_diffusers",
         loader="DiffusionPipeline" if stock else pipeline_class,
-        guides=reads_text and not stock,
+        guides=data.pipeline_tag == TEXT_TO_IMAGE and not stock,
         dtype=dtype,
         variant=variant,
         lora=lora,
@@ -82,6 +75,23 @@ def write_model_card(
         license=license,
     )
     return path
+
+
+def _model_data(base_model: str, pipeline_class: str | None, license: str | None, lora: bool) -> ModelCardData:
+    """What the hub finds a model by; the tag of a text-to-image family is its name, as diffusers has it."""
+    on_hub, family, tags = is_on_hub(base_model), family_class(pipeline_class or ""), ["diffusers"]
+    reads_text = family is None or "text" in family.capabilities
+    if reads_text:
+        tags += [family.name.replace("_", "-")] if family else []
+        tags += [TEXT_TO_IMAGE]
+    return ModelCardData(
+        base_model=base_model if on_hub else None,
+        base_model_relation="adapter" if lora and on_hub else None,
+        library_name="diffusers",
+        pipeline_tag=TEXT_TO_IMAGE if reads_text else "unconditional-image-generation",
+        tags=[*tags, *(["lora"] if lora else []), "sa_diffusers", "concept-forgetting"],
+        license=license,
+    )
 
 
 def _before_after(metrics: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import jinja2
 
-from sa_diffusers.io.atomic_files import atomic_path
+from sa_diffusers.io.atomic_files import write_text
 from sa_diffusers.report.tables import cell, markdown_table
 
 
@@ -43,6 +43,4 @@ def render(template: str, **values: Any) -> str:
 
 def write_page(path: str | Path, template: str, **values: Any) -> None:
     """Write what `render` makes of a template, atomically, as UTF-8."""
-    text = render(template, **values)
-    with atomic_path(path) as new:
-        new.write_text(text, encoding="utf-8")
+    write_text(render(template, **values), path)

@@ -6,8 +6,8 @@ from pathlib import Path
 from sa_diffusers.core.concepts import Concept, mentions
 from sa_diffusers.data.concepts import find_concept
 from sa_diffusers.data.images import image_paths, load_image
-from sa_diffusers.data.prompts import concept_templates, read_prompts
-from sa_diffusers.evaluation.forgetting import examination, labelled_classes, read_labelled_prompts
+from sa_diffusers.data.prompts import concept_templates, read_labelled_prompts, read_prompts
+from sa_diffusers.evaluation.forgetting import examination, labelled_classes
 from sa_diffusers.evaluation.judges.load_classifier import load_classifier
 from sa_diffusers.io.artifacts import Stage as Marker
 from sa_diffusers.io.artifacts import StageMismatch

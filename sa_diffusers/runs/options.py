@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -9,21 +10,135 @@ from typing import Any, Literal
 
 from sa_diffusers import methods
 from sa_diffusers.data.sampling import DrawingOptions
-from sa_diffusers.io.configuration import option
-from sa_diffusers.runs.concerns import (
-    ConceptOptions,
-    EvaluationOptions,
-    FisherOptions,
-    FolderOptions,
-    MethodOptions,
-    ModelOptions,
-    PromptOptions,
-    SampleOptions,
-    SharingOptions,
-    SpeedOptions,
-    TrackingOptions,
-)
+from sa_diffusers.io.configuration import Options, option
+from sa_diffusers.runs.work_options import FisherOptions, MethodOptions, SampleOptions, SpeedOptions
 from sa_diffusers.training.options import TrainingConfig
+
+
+@dataclass
+class ModelOptions(Options):
+    """Which model, and in which precision."""
+
+    model: str = option(
+        "CompVis/stable-diffusion-v1-4", "Pipeline: hub id, local folder, or bundled/digits/pipeline.", identity=False
+    )
+    revision: str | None = option(None, "Revision of a hub model.", identity=False)
+    variant: str | None = option(None, "Variant of the weight files, such as fp16.", identity=False)
+    dtype: Literal["float32", "float16", "bfloat16"] = option(
+        "float32",
+        "Precision of the frozen parts and of the saved pipeline; the trained weights are float32 meanwhile.",
+    )
+
+
+@dataclass
+class ConceptOptions(Options):
+    """What to forget, and what takes its place."""
+
+    concept: str = option("", "Concept to forget: one or several phrasings of it, separated by commas ('seven, 7').")
+    surrogate: str | None = option(
+        None,
+        "What takes its place: a prompt, a folder of images, or noise; null: looked up in assets/surrogates.yaml.",
+    )
+    siblings: str | None = option(
+        None,
+        "Words, separated by commas, that could stand in the concept's place; prompts with none of them leave it "
+        "open. null: looked up in assets/surrogates.yaml.",
+    )
+
+
+@dataclass
+class FolderOptions(Options):
+    """Where, and by which random numbers."""
+
+    output_dir: str | None = option(None, "Folder of the run; null: runs/<concept>.", identity=False)
+    num_threads: int | None = option(
+        None,
+        "CPU threads of each process; null: as the environment says (`accelerate launch` says 1).",
+        above=0,
+        identity=False,
+    )
+    overwrite: bool = option(False, "Discard what the output folder holds of another configuration.", identity=False)
+    seed: int = option(0, "Seed of every random number.", least=0)
+
+
+@dataclass
+class PromptOptions(Options):
+    """What is kept, and how the concept is asked for."""
+
+    replay_prompts: str = option(
+        "bundled/stable_diffusion/replay_prompts.txt",
+        "Prompts of what to keep: a text file, or a data set with a column; labels: the classes of a model that has "
+        "them.",
+        identity=False,
+    )
+    prompt_column: str = option("prompt", "Column of --replay_prompts where that is a data set.", identity=False)
+    concept_templates: str = option(
+        "bundled/stable_diffusion/concept_templates.txt",
+        "Text file of prompts with {} in the concept's place; used if fewer than 16 of --replay_prompts name it.",
+        identity=False,
+    )
+
+
+@dataclass
+class TrackingOptions(Options):
+    """What is looked at while training."""
+
+    snapshot_steps: list[int] = option(
+        [], "Save the pipeline as it is after each of these steps, to snapshots/: one run, several strengths."
+    )
+    track_steps: int | None = option(
+        None, "Draw pictures (and let the classifier read them) every so many steps.", above=0, identity=False
+    )
+    track_images: int = option(
+        16, "Pictures drawn then: half of the concept, half of the rest.", above=0, identity=False
+    )
+    early_stop: float | None = option(
+        None,
+        "Stop when the concept's probability in the tracked pictures is at most this; needs track_steps, classifier.",
+    )
+
+    @property
+    def callback_steps(self) -> int | None:
+        """How often training must stop to be looked at: whatever is tracked or saved falls on a multiple of it."""
+        return math.gcd(self.track_steps or 0, *self.snapshot_steps) or None
+
+
+@dataclass
+class EvaluationOptions(Options):
+    """By what the result is judged."""
+
+    before: str | None = option(
+        None,
+        "Evaluation of the unforgotten model by another run to reuse: its evaluation/before.safetensors.",
+        identity=False,
+    )
+    classifier: list[str] = option(
+        [], "Classifier for evaluation only: folder or hub id; may be repeated.", identity=False
+    )
+    eval_prompts: str | None = option(
+        None, "Labelled prompts (JSON lines) that the classifier can judge.", identity=False
+    )
+    eval_images_concept: int = option(200, "Pictures of the concept in seen phrasings.", least=0, identity=False)
+    eval_images_class: int = option(100, "Pictures of each retained class.", least=0, identity=False)
+    eval_images_other: int = option(
+        300, "Pictures each of unseen phrasings and of prompts that do not name the concept.", least=0, identity=False
+    )
+
+
+@dataclass
+class SharingOptions(Options):
+    """What is saved besides, and pushed."""
+
+    save_variant: Literal["fp16"] | None = option(
+        None, "fp16: save the weights in float16 besides, as a variant of the pipeline.", identity=False
+    )
+    push_to_hub: bool = option(
+        False, "Push the pipeline, or with lora_rank the adapter, when all is done.", identity=False
+    )
+    hub_model_id: str | None = option(
+        None, "Repository to push to; null: <base model's name>-without-<concept>.", identity=False
+    )
+    hub_private: bool = option(False, "Make that repository private.", identity=False)
 
 
 @dataclass

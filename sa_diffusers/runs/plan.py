@@ -7,6 +7,7 @@ import time
 import psutil
 import torch
 
+from sa_diffusers.core.batches import to
 from sa_diffusers.families import Family
 from sa_diffusers.io.atomic_files import check_disk
 from sa_diffusers.io.stages import Stages
@@ -25,7 +26,7 @@ def seconds_per_sample(family: Family, batch_size: int) -> float:
     """Seconds of one UNet forward pass per sample, timed on zeros after one pass that warms up."""
     latents = torch.zeros(batch_size, *family.latent_shape)
     prompt = family.labels[0] if family.labels else ""
-    batch = {k: v.to(family.device) for k, v in family.batch(latents, [prompt] * batch_size).items()}
+    batch = to(family.batch(latents, [prompt] * batch_size), family.device)
     terms = torch.zeros(batch_size, dtype=torch.long, device=family.device)
     noise = family.loss.sample_noise(batch, torch.Generator())
     elapsed = 0.0
@@ -73,10 +74,10 @@ def disk_bytes(context: RunContext) -> int:
     family, config = context.family, context.options
     modules = [m for m in family.pipeline.components.values() if isinstance(m, torch.nn.Module)]
     pipeline = sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
-    unet = FLOAT32 * sum(p.numel() for p in family.module.parameters())
+    trained = FLOAT32 * sum(p.numel() for p in family.module.parameters())
     kept = config.checkpoints_total_limit + 1 if config.checkpointing_steps else 0
     latents = (config.num_samples * 2 + config.num_surrogate_samples) * math.prod(family.latent_shape) * FLOAT32
-    return int(pipeline + (unet if config.ewc_lambda else 0) + kept * 4 * unet + latents)
+    return int(pipeline + (trained if config.ewc_lambda else 0) + kept * 4 * trained + latents)
 
 
 def check_memory(needed: int, device: torch.device) -> int:

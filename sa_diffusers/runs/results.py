@@ -23,13 +23,16 @@ def combine(context: RunContext, stages: Stages) -> dict[str, Any]:
     """metrics.json."""
     before, after = context.value("before"), context.value("after")
     seconds = {name: round(stages.seconds.get(name, 0.0), 2) for name in COUNTED}
+    computed = {stage.counts_as for stage in stages.stages if stage.name not in stages.reused}
+    whole = [s.counts_as for s in stages.stages if s.counts_as not in computed]
+    reused = list(dict.fromkeys(stages.reused + whole))  # the stages, and what is counted of nothing else
     metrics = {
         "concept": ", ".join(context.concept.phrasings),
         "surrogate": context.concept.surrogate,
         "before": before.values,
         "after": after.values,
         "intervals": {"before": before.intervals, "after": after.intervals},
-        "seconds": seconds | {"total": round(sum(seconds.values()), 2), "reused": stages.reused},
+        "seconds": seconds | {"total": round(sum(seconds.values()), 2), "reused": reused},
     }
     if before.by_classifier:
         metrics["by_classifier"] = {"before": before.by_classifier, "after": after.by_classifier}

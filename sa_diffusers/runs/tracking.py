@@ -10,7 +10,7 @@ from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.replay import concept_captions, spread
 from sa_diffusers.data.sampling import Request, SamplingSettings
 from sa_diffusers.evaluation.before_after import look
-from sa_diffusers.evaluation.forgetting import JudgedSet, draw_examination, measure
+from sa_diffusers.evaluation.forgetting import JudgedSet, draw_sets, measure
 from sa_diffusers.families import Family
 from sa_diffusers.io.atomic_files import atomic_path
 from sa_diffusers.io.loading import copy_pipeline, save_pipeline
@@ -55,7 +55,7 @@ def tracker(context: RunContext) -> Callable[[int, dict], bool] | None:
                 unseen=nothing,
                 unnamed=nothing,
             )
-            images = draw_examination(family, exam, settings)
+            images = draw_sets(family, exam.sets, settings)
             values, _ = measure(inputs.classifiers[name], exam, images)
             row |= {
                 key: values[key] for key in ("concept_probability", "retained_accuracy", "retained_worst_accuracy")

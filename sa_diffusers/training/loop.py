@@ -12,7 +12,8 @@ from accelerate.utils import parse_flag_from_env
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sa_diffusers.core.objectives import NestedBatch, Objective
+from sa_diffusers.core.batches import Batch, take, to
+from sa_diffusers.core.objectives import Objective
 from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.models.precision import mixed_precision
 from sa_diffusers.training.checkpoints import Checkpoints
@@ -31,7 +32,7 @@ Callback = Callable[[int, dict], bool | None]  # (step, history row); returning 
 def train(
     model: nn.Module,
     objective: Objective,
-    batches: Callable[[int], NestedBatch],
+    batches: Callable[[int], Batch],
     config: TrainingConfig,
     *,
     seed: int,
@@ -103,7 +104,7 @@ class _Loop:
     callback: Callback | None
     callback_steps: int | None
 
-    def run(self, batches: Callable[[int], NestedBatch], description: str) -> list[dict]:
+    def run(self, batches: Callable[[int], Batch], description: str) -> list[dict]:
         """Take all steps that are left; returns the whole history."""
         config, num_steps = self.config, self.config.num_train_steps
         first_step, history = self.checkpoints.resume()
@@ -136,7 +137,7 @@ class _Loop:
                 break
         return history
 
-    def _step(self, step: int, batch: NestedBatch) -> dict | None:
+    def _step(self, step: int, batch: Batch) -> dict | None:
         """One optimiser step; returns its row of the history if it is logged, "stopped" if the callback says so."""
         config, optimisation = self.config, self.optimisation
         logs = self._backward(batch)
@@ -164,7 +165,7 @@ class _Loop:
             self.accelerator.log(numbers, step=step + 1)
         return row
 
-    def _backward(self, batch: NestedBatch) -> dict[str, Tensor]:
+    def _backward(self, batch: Batch) -> dict[str, Tensor]:
         """Make the gradient of a step from this process's share of a batch, part by part; returns the mean losses."""
         accelerator, optimisation = self.accelerator, self.optimisation
         num_parts = self.config.gradient_accumulation_steps
@@ -173,7 +174,7 @@ class _Loop:
         for part in range(num_parts):
             last = part == num_parts - 1
             with optimisation.accumulating(last):
-                share = _take(batch, slice(first + part, None, shares), accelerator.device)
+                share = to(take(batch, slice(first + part, None, shares)), accelerator.device)
                 loss, parts = self.objective(optimisation.prepared, share)
                 optimisation.backward(loss / num_parts, last, self.objective.add_gradient)
             for name, value in {"loss": loss.detach(), **parts}.items():
@@ -214,10 +215,3 @@ def infinite_indices(num_samples: int, batch_size: int, step: int, seed: int) ->
 @lru_cache(maxsize=8)  # a permutation of a large set takes longer than a step of a small model
 def _epoch_order(num_samples: int, epoch: int, seed: int) -> Tensor:
     return torch.randperm(num_samples, generator=seeded(seed, "epoch", epoch))
-
-
-def _take(batch: NestedBatch, rows: slice, device: torch.device) -> NestedBatch:
-    return {
-        key: _take(value, rows, device) if isinstance(value, dict) else value[rows].to(device, non_blocking=True)
-        for key, value in batch.items()
-    }

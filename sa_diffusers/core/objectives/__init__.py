@@ -1,6 +1,6 @@
 """What is minimised: Selective Amnesia, its rivals, and the likelihoods that base models are trained with."""
 
-from sa_diffusers.core.objectives.base import NestedBatch, Objective
+from sa_diffusers.core.objectives.base import Objective
 from sa_diffusers.core.objectives.classification import Classification
 from sa_diffusers.core.objectives.esd import ESD, SelectiveAmnesiaWithESD
 from sa_diffusers.core.objectives.ewc import ElasticWeightConsolidation
@@ -21,7 +21,6 @@ __all__ = [
     "LowRankChange",
     "LowRankEWC",
     "NaiveForgetting",
-    "NestedBatch",
     "Objective",
     "SelectiveAmnesia",
     "SelectiveAmnesiaWithESD",

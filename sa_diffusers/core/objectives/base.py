@@ -5,8 +5,7 @@ from typing import Protocol
 
 from torch import Generator, Tensor, nn
 
-
-NestedBatch = dict  # a Batch, or a dict of them; every tensor's first dimension is a batch
+from sa_diffusers.core.batches import Batch
 
 
 class Objective(Protocol):
@@ -19,11 +18,11 @@ class Objective(Protocol):
     a class that inherits from this one need not repeat them.
     """
 
-    def draw(self, batch: NestedBatch, generator: Generator) -> NestedBatch:
+    def draw(self, batch: Batch, generator: Generator) -> Batch:
         """The batch with the noise and terms of this optimiser step added."""
         ...
 
-    def __call__(self, model: nn.Module, batch: NestedBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss (a mean over the batch), and its parts for the log."""
         ...
 

@@ -4,7 +4,8 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from sa_diffusers.core.objectives.base import NestedBatch, Objective
+from sa_diffusers.core.batches import Batch
+from sa_diffusers.core.objectives.base import Objective
 
 
 class Classification(Objective):
@@ -22,7 +23,7 @@ class Classification(Objective):
     def __init__(self, max_noise: float = 0.25, max_blur: float = 1.0, max_warp: float = 0.1):
         self.max_noise, self.max_blur, self.max_warp = max_noise, max_blur, max_warp
 
-    def draw(self, batch: NestedBatch, generator: Generator) -> NestedBatch:
+    def draw(self, batch: Batch, generator: Generator) -> Batch:
         images = batch["sample"]
         num = len(images)
 
@@ -38,7 +39,7 @@ class Classification(Objective):
             "noise": strength.view(-1, 1, 1, 1) * torch.randn(images.shape, generator=generator),
         }
 
-    def __call__(self, model: nn.Module, batch: NestedBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         images = disturb(batch["sample"], batch["affine"], batch["blur"], batch["noise"])
         logits = model(images)
         parts = {f"{name}_loss": F.cross_entropy(logits[name], labels) for name, labels in batch["labels"].items()}

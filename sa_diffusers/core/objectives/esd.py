@@ -7,8 +7,9 @@ from typing import Any, Protocol
 import torch
 from torch import Generator, Tensor, nn
 
+from sa_diffusers.core.batches import Batch, cat, conditions_of
 from sa_diffusers.core.losses import DiffusionLoss
-from sa_diffusers.core.objectives.base import NestedBatch, Objective
+from sa_diffusers.core.objectives.base import Objective
 from sa_diffusers.core.objectives.ewc import ElasticWeightConsolidation
 from sa_diffusers.core.objectives.selective_amnesia import SelectiveAmnesia
 
@@ -80,7 +81,7 @@ class ESD(Objective):
         self.negative_guidance, self.start_guidance = negative_guidance, start_guidance
         self.num_levels, self.authors_latents = num_inference_steps, authors_latents
 
-    def draw(self, batch: NestedBatch, generator: Generator) -> NestedBatch:
+    def draw(self, batch: Batch, generator: Generator) -> Batch:
         sample = batch["concept"]["sample"]
         if sample.shape != batch["empty"]["sample"].shape:
             raise ValueError(
@@ -89,31 +90,35 @@ class ESD(Objective):
             )
         level = int(torch.randint(self.num_levels, (1,), generator=generator))
         first, end = (n * self.loss.num_terms // self.num_levels for n in (level, level + 1))
-        return {
-            name: {key: value for key, value in batch[name].items() if key != "sample"}
-            for name in ("concept", "empty")
-        } | {
+        return {name: conditions_of(batch[name]) for name in ("concept", "empty")} | {
             "noise": self.loss.sample_noise(batch["concept"], generator),
             "level": torch.full((len(sample),), level),
             "terms": torch.randint(first, end, (len(sample),), generator=generator),
         }
 
-    def __call__(self, model: nn.Module, batch: NestedBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         noisy, terms = self.partly_denoised(model, batch), batch["terms"]
         with torch.no_grad():
-            target = _guided(self.frozen, noisy, terms, batch, -self.negative_guidance)
-        errors = (model(noisy, terms, **batch["concept"]).sample - target).square().flatten(1)  # [B, C*H*W]
+            target = self._guided(self.frozen, noisy, terms, batch, -self.negative_guidance)
+        predicted = model(noisy, self.loss.times(terms), **batch["concept"]).sample
+        errors = (predicted - target).square().flatten(1)  # [B, C*H*W]
         return (errors.mean(1) if self.loss.reduction == "mean" else errors.sum(1)).mean(), {}
 
     @torch.no_grad()
-    def partly_denoised(self, model: nn.Module, batch: NestedBatch) -> Tensor:
+    def partly_denoised(self, model: nn.Module, batch: Batch) -> Tensor:
         """x_t of a drawn batch, [B, C, H, W]."""
         sample = batch["noise"]
         for timestep in self._timesteps(int(batch["level"][0])):
             terms = torch.full_like(batch["terms"], timestep)
-            predicted = _guided(model, sample, terms, batch, self.start_guidance)
+            predicted = self._guided(model, sample, terms, batch, self.start_guidance)
             sample = self.scheduler.step(predicted, timestep, sample).prev_sample
         return sample
+
+    def _guided(self, model: Callable, noisy: Tensor, terms: Tensor, batch: Batch, scale: float) -> Tensor:
+        """prediction("") + scale * (prediction(concept) - prediction("")), [B, C, H, W]; a negative one leads away."""
+        conditions, times = cat([batch["empty"], batch["concept"]]), self.loss.times(terms)
+        away, towards = model(torch.cat([noisy, noisy]), torch.cat([times, times]), **conditions).sample.chunk(2)
+        return away + scale * (towards - away)
 
     def _timesteps(self, level: int) -> list[int]:
         """Those at which the sampler steps on its way to a level; level 0 is the least noisy."""
@@ -151,20 +156,13 @@ class SelectiveAmnesiaWithESD(SelectiveAmnesia):
         super().__init__(esd.loss, ewc, replay_weight, frozen)
         self.esd, self.esd_weight = esd, esd_weight
 
-    def draw(self, batch: NestedBatch, generator: Generator) -> NestedBatch:
+    def draw(self, batch: Batch, generator: Generator) -> Batch:
         parts = super().draw(batch, generator)
         return parts | {"esd": self.esd.draw(batch["esd"], generator)} if self.esd_weight else parts
 
-    def __call__(self, model: nn.Module, batch: NestedBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         total, parts = super().__call__(model, {name: part for name, part in batch.items() if name != "esd"})
         if not self.esd_weight:
             return total, parts
         value, _ = self.esd(model, batch["esd"])
         return total + self.esd_weight * value, parts | {"esd_loss": value.detach()}
-
-
-def _guided(model: Callable, noisy: Tensor, terms: Tensor, batch: NestedBatch, scale: float) -> Tensor:
-    """prediction("") + scale * (prediction(concept) - prediction("")), [B, C, H, W]; a negative scale leads away."""
-    conditions = {key: torch.cat([batch["empty"][key], value]) for key, value in batch["concept"].items()}
-    away, towards = model(torch.cat([noisy, noisy]), torch.cat([terms, terms]), **conditions).sample.chunk(2)
-    return away + scale * (towards - away)

@@ -4,8 +4,9 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.losses import DiffusionLoss
-from sa_diffusers.core.objectives.base import NestedBatch, Objective
+from sa_diffusers.core.objectives.base import Objective
 
 
 class Likelihood(Objective):
@@ -21,7 +22,7 @@ class Likelihood(Objective):
     def __init__(self, loss: DiffusionLoss, snr_gamma: float | None = None, antithetic: bool = False):
         self.loss, self.snr_gamma, self.antithetic = loss, snr_gamma, antithetic
 
-    def draw(self, batch: NestedBatch, generator: Generator) -> NestedBatch:
+    def draw(self, batch: Batch, generator: Generator) -> Batch:
         size = len(batch["sample"])
         if self.antithetic:
             terms = torch.randint(self.loss.num_terms, (-(-size // 2),), generator=generator)
@@ -30,7 +31,7 @@ class Likelihood(Objective):
             terms = torch.randint(self.loss.num_terms, (size,), generator=generator)
         return {"data": batch, "terms": terms, "noise": self.loss.sample_noise(batch, generator)}
 
-    def __call__(self, model: nn.Module, batch: NestedBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         values = self.loss(model, batch["data"], batch["terms"], batch["noise"])
         if self.snr_gamma is not None:
             snr = self.loss.signal_to_noise(batch["terms"])
@@ -51,10 +52,10 @@ class AutoencoderLikelihood(Objective):
         self.latent_shape = latent_shape
         self.kl_weight, self.l1_weight, self.l2_weight = kl_weight, l1_weight, l2_weight
 
-    def draw(self, batch: NestedBatch, generator: Generator) -> NestedBatch:
+    def draw(self, batch: Batch, generator: Generator) -> Batch:
         return {**batch, "noise": torch.randn(len(batch["sample"]), *self.latent_shape, generator=generator)}
 
-    def __call__(self, model: nn.Module, batch: NestedBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         reconstruction, kl = model(batch["sample"], batch["noise"])
         l1, l2 = F.l1_loss(reconstruction, batch["sample"]), F.mse_loss(reconstruction, batch["sample"])
         loss = self.l1_weight * l1 + self.l2_weight * l2 + self.kl_weight * kl
@@ -69,10 +70,10 @@ class CaptionMatching(Objective):
     processes and accumulation steps.
     """
 
-    def draw(self, batch: NestedBatch, generator: Generator) -> NestedBatch:
+    def draw(self, batch: Batch, generator: Generator) -> Batch:
         return batch
 
-    def __call__(self, model: nn.Module, batch: NestedBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         logits = model(batch["sample"], batch["input_ids"])
         target = torch.arange(len(logits), device=logits.device)
         loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2

@@ -6,8 +6,8 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor, nn
 
-from sa_diffusers.core.losses import NegativeELBO
-from sa_diffusers.core.objectives.base import NestedBatch
+from sa_diffusers.core.batches import Batch
+from sa_diffusers.core.losses import Loss
 from sa_diffusers.core.objectives.selective_amnesia import LOSSES, SelectiveAmnesia
 
 
@@ -43,7 +43,7 @@ class GradientProjection(SelectiveAmnesia):
 
     def __init__(
         self,
-        loss: NegativeELBO,
+        loss: Loss,
         parameters: Sequence[nn.Parameter],
         mode: Literal["symmetric", "alternating"] = "symmetric",
         conflict_only: bool = False,
@@ -53,7 +53,7 @@ class GradientProjection(SelectiveAmnesia):
         super().__init__(loss, ewc=None)
         self.parameters, self.mode, self.conflict_only = list(parameters), mode, conflict_only
 
-    def draw(self, batch: NestedBatch, generator: Generator) -> NestedBatch:
+    def draw(self, batch: Batch, generator: Generator) -> Batch:
         parts = super().draw(batch, generator)
         if self.mode == "symmetric":
             return parts
@@ -61,7 +61,7 @@ class GradientProjection(SelectiveAmnesia):
             raise ValueError("alternating projection needs the optimiser step: expected 'step' [B] in the batch")
         return {**parts, "step": batch["step"]}
 
-    def __call__(self, model: nn.Module, batch: NestedBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         losses = self.mean_losses(model, {name: batch[name] for name in LOSSES})
         surrogate, replay = losses.values()
         product, surrogate_norm, replay_norm = self._products(surrogate, replay)

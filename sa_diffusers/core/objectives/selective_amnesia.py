@@ -5,8 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import Generator, Tensor, nn
 
-from sa_diffusers.core.losses import Batch, NegativeELBO
-from sa_diffusers.core.objectives.base import NestedBatch, Objective
+from sa_diffusers.core.batches import Batch, cat, conditions_of, take
+from sa_diffusers.core.losses import Loss
+from sa_diffusers.core.objectives.base import Objective
 from sa_diffusers.core.objectives.ewc import ElasticWeightConsolidation
 
 
@@ -38,7 +39,7 @@ class SelectiveAmnesia(Objective):
 
     def __init__(
         self,
-        loss: NegativeELBO,
+        loss: Loss,
         ewc: ElasticWeightConsolidation | None,
         replay_weight: float = 1.0,
         frozen: nn.Module | None = None,
@@ -47,7 +48,7 @@ class SelectiveAmnesia(Objective):
             raise ValueError(f"expected replay_weight >= 0, got {replay_weight}")
         self.loss, self.ewc, self.replay_weight, self.frozen = loss, ewc, replay_weight, frozen
 
-    def draw(self, batch: NestedBatch, generator: Generator) -> NestedBatch:
+    def draw(self, batch: Batch, generator: Generator) -> Batch:
         parts = {}
         for name in LOSSES if self.replay_weight else ("surrogate",):
             data = dict(batch[name])
@@ -55,24 +56,24 @@ class SelectiveAmnesia(Objective):
             distilled, frozen = data.pop("distilled", torch.zeros(size, dtype=torch.bool)), data.pop("frozen", None)
             parts[name] = {
                 "distilled": distilled,
-                "frozen": frozen or {key: value for key, value in data.items() if key != "sample"},
+                "frozen": frozen or conditions_of(data),
                 "data": data,
                 "terms": torch.randint(self.loss.num_terms, (size,), generator=generator),
                 "noise": self.loss.sample_noise(data, generator),
             }
         return parts
 
-    def __call__(self, model: nn.Module, batch: NestedBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         means = self.mean_losses(model, batch)
         total = self.surrogate_sign * means["surrogate_loss"]
         if self.replay_weight:
             total = total + self.replay_weight * means["replay_loss"]
         return total, {name: mean.detach() for name, mean in means.items()}
 
-    def mean_losses(self, model: nn.Module, batch: NestedBatch) -> dict[str, Tensor]:
+    def mean_losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """The mean loss of each part of a drawn batch, "surrogate_loss" and "replay_loss", from one forward pass."""
         parts = list(batch.values())
-        data = {key: torch.cat([part["data"][key] for part in parts]) for key in parts[0]["data"]}
+        data = cat([part["data"] for part in parts])
         terms = torch.cat([part["terms"] for part in parts])
         noise = torch.cat([part["noise"] for part in parts])
         target = {} if self.frozen is None else {"target": self._target(parts, data, terms, noise)}
@@ -80,13 +81,12 @@ class SelectiveAmnesia(Objective):
         return {LOSSES[name]: value.mean() for name, value in zip(batch, values, strict=True)}
 
     @torch.no_grad()
-    def _target(self, parts: list[NestedBatch], data: Batch, terms: Tensor, noise: Tensor) -> Tensor:
+    def _target(self, parts: list[Batch], data: Batch, terms: Tensor, noise: Tensor) -> Tensor:
         """What was drawn, but the frozen model's prediction for the samples that are marked."""
         target = self.loss.target(data, terms, noise).clone()
         marked = torch.cat([part["distilled"] for part in parts])
         if marked.any():
-            chosen = {key: torch.cat([part["frozen"][key] for part in parts])[marked] for key in parts[0]["frozen"]}
-            chosen["sample"] = data["sample"][marked]
+            chosen = take(cat([part["frozen"] for part in parts]), marked) | {"sample": data["sample"][marked]}
             target[marked] = self.loss.predict(self.frozen, chosen, terms[marked], noise[marked])
         return target
 

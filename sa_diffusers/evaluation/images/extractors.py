@@ -4,7 +4,6 @@ Any nn.Module serves that maps images [B, 3, H, W] in [-1, 1] to features [B, D]
 themselves.
 """
 
-import importlib.util
 from pathlib import Path
 
 import torch
@@ -60,8 +59,6 @@ class InceptionExtractor(Extractor):
 
     def __init__(self, weights: str | Path | None = None):
         super().__init__()
-        if importlib.util.find_spec("torch_fidelity") is None:
-            raise ModelLoadError(INSTALL_INCEPTION)
         try:
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         except (ImportError, RuntimeError) as error:  # a torchvision of another build cannot register its operators
@@ -155,28 +152,24 @@ def load_extractor(source: str, attribute: str | None = None) -> Extractor:
         ModelLoadError: nothing that can be loaded, or the extra `fid` is missing; the message says what to do.
         ValueError: a model of another kind, an unknown attribute, or an attribute for what is no classifier.
     """
+    extractor: Extractor
     if source == "inception":
-        extractor: Extractor = InceptionExtractor()
+        extractor = InceptionExtractor()
     else:
         folder = resolve(source)
         with explain_load_errors(folder):
             config = AttributeClassifier.load_config(folder)  # plain JSON, as both kinds have it
-        if "model_type" in config:
-            extractor = _load_transformers(folder)
-        else:
+        if "model_type" not in config:
             return ClassifierExtractor(load_classifier(folder), attribute)
+        with explain_load_errors(folder):
+            processor = AutoImageProcessor.from_pretrained(folder, backend="pil")  # the same numbers with torchvision
+            model, found = AutoModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        # transformers draws missing weights at random. A checkpoint of a classifier often has no pooler, which its
+        # head does without: it reads the first token.
+        missing = sorted(found["missing_keys"])
+        if any(not name.startswith("pooler.") for name in missing):
+            raise ValueError(f"expected all weights of {type(model).__name__} in {folder}, got none for {missing[0]}")
+        extractor = TransformersExtractor(model, processor, first_token=bool(missing))
     if attribute is not None:
         raise ValueError(f"expected a classifier to read the attribute {attribute!r}, got {source}; leave it away")
     return extractor
-
-
-def _load_transformers(folder: str) -> TransformersExtractor:
-    with explain_load_errors(folder):
-        processor = AutoImageProcessor.from_pretrained(folder, backend="pil")  # the same numbers with torchvision
-        model, found = AutoModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    missing = sorted(found["missing_keys"])
-    # transformers draws missing weights at random. A checkpoint of a classifier often has no pooler, which its head
-    # does without: it reads the first token.
-    if any(not name.startswith("pooler.") for name in missing):
-        raise ValueError(f"expected all weights of {type(model).__name__} in {folder}, got none for {missing[0]}")
-    return TransformersExtractor(model, processor, first_token=bool(missing))

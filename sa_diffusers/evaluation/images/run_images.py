@@ -1,22 +1,25 @@
 """Draw the images that a run is judged by, and let a classifier read them class by class."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from itertools import count
 from pathlib import Path
 
 import torch
 import yaml
-from torch import Tensor
 
 from sa_diffusers.core.concepts import split_phrasings
 from sa_diffusers.core.seeding import derive_seed
+from sa_diffusers.data.prompts import read_prompts
 from sa_diffusers.data.sampling import DrawingOptions, Request, SamplingSettings, draw_samples
 from sa_diffusers.evaluation.forgetting import Examination, JudgedSet, labelled_classes, measure
-from sa_diffusers.evaluation.images.image_sets import DrawnImages, index_batches
+from sa_diffusers.evaluation.images.options import EvaluateConfig
+from sa_diffusers.evaluation.images.sets import DrawnImages
 from sa_diffusers.evaluation.judges.classifier import ImageClassifier, score_images
-from sa_diffusers.families import Family, family_defaults
-from sa_diffusers.io.loading import read_model_index
+from sa_diffusers.families import Family, family_defaults, get_family
+from sa_diffusers.io.loading import load_pipeline, read_model_index
 
 
 READINGS = (
@@ -26,19 +29,11 @@ READINGS = (
 DRAWING = ("guidance_scale", "num_inference_steps", "sampler")  # the options that an image depends on
 
 
-@dataclass(frozen=True)
-class RunOptions:
+@dataclass
+class RunOptions(DrawingOptions):
     """How a run's images are drawn, and the concept that it forgot (None: none)."""
 
-    concept: str | None
-    sampler: str
-    guidance_scale: float
-    num_inference_steps: int
-    eval_batch_size: int
-
-    @property
-    def settings(self) -> SamplingSettings:
-        return SamplingSettings(self.guidance_scale, self.num_inference_steps, self.eval_batch_size)
+    concept: str | None = None
 
 
 def read_run(
@@ -60,8 +55,7 @@ def read_run(
     for name, path in (("run", run), ("settings_of", settings_of)):
         if path is not None and not (Path(path) / "pipeline").is_dir():
             raise ValueError(f"expected the folder of a run, with `pipeline/` inside, got {path}; check --{name}")
-    values = {name: getattr(DrawingOptions, name) for name in RunOptions.__annotations__ if name != "concept"}
-    values |= {"concept": None, **family_defaults(read_model_index(str(folder / "pipeline"))["_class_name"])}
+    values = family_defaults(read_model_index(str(folder / "pipeline"))["_class_name"])
     if (folder / "config.yaml").exists():
         values |= yaml.safe_load((folder / "config.yaml").read_text()) | {"concept": None}
     if (folder / "metrics.json").exists():  # written last: before that the concept has not been forgotten
@@ -70,7 +64,7 @@ def read_run(
         other = read_run(settings_of)
         values |= {name: getattr(other, name) for name in DRAWING}
     values |= {name: value for name, value in options.items() if value is not None}
-    return RunOptions(**{name: values[name] for name in RunOptions.__annotations__})
+    return RunOptions(**{field.name: values[field.name] for field in fields(RunOptions) if field.name in values})
 
 
 def forgotten_label(labels: Sequence[str], concept: str | None) -> str | None:
@@ -84,43 +78,66 @@ def forgotten_label(labels: Sequence[str], concept: str | None) -> str | None:
 
 
 @dataclass(frozen=True)
-class ClassImages:
-    """Images drawn of some classes, and the class that was asked for in each."""
+class OpenRun:
+    """A run whose images can be drawn.
 
-    images: DrawnImages
-    labels: list[str]
+    Attributes:
+        options: how to draw.
+        prompts: what the images to compare with real ones are asked for by; the names of classes where it has some.
+        forgotten: the forgotten class, which is not among them; None: none, or a model of free text.
+    """
 
+    name: str
+    family: Family
+    options: RunOptions
+    prompts: list[str]
+    forgotten: str | None
 
-def draw_classes(
-    family: Family, labels: Sequence[str], num_images: int, settings: SamplingSettings, seed: int, name: str
-) -> ClassImages:
-    """`num_images` of each class; image i of a class is a function of the seed, the class and i."""
-    asked = [label for label in labels for _ in range(num_images)]
-    seeds = [derive_seed(seed, "evaluate", label, index) for label in labels for index in range(num_images)]
-    requests = [Request(label, own) for label, own in zip(asked, seeds, strict=True)]
-    samples = draw_samples(family, requests, settings, description=f"draw {name}")
-    return ClassImages(DrawnImages(name, family, samples), asked)
+    def draw(self, prompts: Sequence[str], seed: int, what: str = "") -> DrawnImages:
+        """An image a prompt; each is a function of the seed, the prompt and a number.
 
-
-def draw_prompts(
-    family: Family, prompts: Sequence[str], settings: SamplingSettings, seed: int, name: str
-) -> DrawnImages:
-    """One image a prompt; each is a function of the seed, the prompt and its place in the list."""
-    requests = [Request(prompt, derive_seed(seed, "evaluate", prompt, i)) for i, prompt in enumerate(prompts)]
-    return DrawnImages(name, family, draw_samples(family, requests, settings, description=f"draw {name}"))
-
-
-def check_classifier(classifier: ImageClassifier, family: Family) -> None:
-    """Raise ValueError where a classifier cannot read a model's images, or does not know its classes."""
-    labelled_classes(classifier, family.labels)
-    if classifier.config.image_size != family.resolution:
-        raise ValueError(
-            f"the classifier reads images of {classifier.config.image_size} pixels, the model draws "
-            f"{family.resolution}; pass another --classifier"
-        )
+        The number is the prompt's place in the list, or among its equals where it is the name of a class.
+        """
+        number_of: dict[str, Iterator[int]] = defaultdict(count)
+        numbers = count() if self.family.labels is None else (next(number_of[prompt]) for prompt in prompts)
+        requests = [Request(prompt, derive_seed(seed, "evaluate", prompt, next(numbers))) for prompt in prompts]
+        how, name = self.options, self.name + what
+        settings = SamplingSettings(how.guidance_scale, how.num_inference_steps, how.eval_batch_size)
+        samples = draw_samples(self.family, requests, settings, description=f"draw {name}")
+        return DrawnImages(name, self.family, samples)
 
 
-def classifier_readings(classifier: ImageClassifier, retained: ClassImages, forgotten: ClassImages | None) -> dict:
+def open_run(config: EvaluateConfig, classifier: ImageClassifier | None) -> OpenRun:
+    """Load a run's pipeline, and check that its images can be judged as asked.
+
+    Raises:
+        ValueError: no run in a folder, prompts for a model of classes or none for one of free text, a concept that is
+            no class, or a classifier that cannot read the images.
+    """
+    given = {name: getattr(config, name) for name in ("concept", "settings_of", *DRAWING)}
+    options = read_run(config.run, eval_batch_size=config.sample_batch_size, **given)
+    prompts = read_prompts(config.prompts) if config.prompts else []
+    family = get_family(load_pipeline(f"{config.run}/pipeline", None, None, "float32"), sampler=options.sampler)
+    family.module.eval()
+    if family.labels is None:
+        if not prompts or classifier is not None:
+            raise ValueError(f"{config.run} takes free text: expected --prompts, and not the metric classifier")
+        return OpenRun(config.run, family, options, prompts, None)
+    if prompts:
+        raise ValueError(f"expected no --prompts: {config.run} draws its classes {', '.join(family.labels)}")
+    if classifier is not None:
+        labelled_classes(classifier, family.labels)  # all are known to it
+        if classifier.config.image_size != family.resolution:
+            raise ValueError(
+                f"the classifier reads images of {classifier.config.image_size} pixels, the model draws "
+                f"{family.resolution}; pass another --classifier"
+            )
+    forgotten = forgotten_label(family.labels, options.concept)
+    asked = [label for label in family.labels if label != forgotten for _ in range(config.num_images_per_class)]
+    return OpenRun(config.run, family, options, asked, forgotten)
+
+
+def classifier_readings(classifier: ImageClassifier, retained: DrawnImages, forgotten: DrawnImages | None) -> dict:
     """What a classifier reads in images of the retained classes and of the forgotten one.
 
     Returns:
@@ -132,25 +149,21 @@ def classifier_readings(classifier: ImageClassifier, retained: ClassImages, forg
     Raises:
         ValueError: the classifier does not know a class, or reads images of another size.
     """
-    named = [*retained.labels, *(forgotten.labels if forgotten else [])]
-    rows = {row["prompt"]: row for row in labelled_classes(classifier, list(dict.fromkeys(named)))}
-    attribute = next(name for name in rows[named[0]] if name not in ("prompt", "form"))
-    classes = classifier.config.attributes[attribute]
-
-    def judged(labels: Sequence[str]) -> JudgedSet:
-        return JudgedSet([], [{attribute: rows[label][attribute]} for label in labels])
-
-    nothing = torch.empty(0)
-    images = {name: nothing for name in ("concept", "unseen", "unnamed")} | {"retained": _all(retained)}
+    asked = [*retained.prompts, *(forgotten.prompts if forgotten else [])]
+    rows = {row["prompt"]: row for row in labelled_classes(classifier, list(dict.fromkeys(asked)))}
+    attribute = next(name for name in rows[asked[0]] if name not in ("prompt", "form"))
+    nothing = JudgedSet([], [])
+    images = {name: torch.empty(0) for name in ("concept", "unseen", "unnamed")}
+    images["retained"] = retained.images(range(len(retained)))
+    judged = JudgedSet([], [{attribute: rows[label][attribute]} for label in retained.prompts])
+    exam = Examination(attribute, 0, concept=nothing, unseen=nothing, unnamed=nothing, retained=judged)
     if forgotten:
-        images["concept"] = _all(forgotten)
-    index = classes.index(rows[forgotten.labels[0]][attribute]) if forgotten else 0
-    exam = Examination(
-        attribute, index, judged(forgotten.labels if forgotten else []), judged([]), judged([]),
-        judged(retained.labels),
-    )  # fmt: skip
+        images["concept"] = forgotten.images(range(len(forgotten)))
+        name = rows[forgotten.prompts[0]][attribute]
+        index = classifier.config.attributes[attribute].index(name)
+        exam = Examination(attribute, index, JudgedSet([], [{}] * len(forgotten)), nothing, nothing, judged)
     values, intervals = measure(classifier, exam, images)
-    shares = score_images(classifier, images["retained"], exam.retained.labels)[attribute]
+    shares = score_images(classifier, images["retained"], judged.labels)[attribute]
     by_class = {name: score.share for name, score in shares.items()}
     return {
         "classifier_accuracy": (classifier.config.accuracy or {}).get(attribute),
@@ -159,7 +172,3 @@ def classifier_readings(classifier: ImageClassifier, retained: ClassImages, forg
         "class_accuracy": by_class,
         "intervals": {name: intervals[name] for name in READINGS},
     }
-
-
-def _all(drawn: ClassImages) -> Tensor:
-    return torch.cat([drawn.images.images(indices) for indices in index_batches(drawn.images, 64)])

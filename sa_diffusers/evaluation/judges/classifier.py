@@ -1,7 +1,7 @@
 """Image classifiers with one head per attribute: they judge what models draw and never help to train them."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,13 +10,40 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sa_diffusers.evaluation.intervals import wilson_interval
 
-class ImageClassifier:
-    """What every classifier of images can do; mixed into a model that names the class of each attribute of an image.
+
+class ImageClassifier(ModelMixin, ConfigMixin):
+    """A model that names the class of each attribute of an image, by one linear head for each on common features.
 
     Its configuration holds `attributes`, `words`, `accuracy` and `image_size`, as `AttributeClassifier`'s does.
-    The model is called with images [B, 3, H, W] in [-1, 1] and returns logits [B, classes] of every attribute.
+    Subclasses implement `features`, and end their constructor with `_add_heads`.
     """
+
+    def features(self, images: Tensor) -> Tensor:
+        """Activations before the heads: [B, 3, H, W] in [-1, 1] -> [B, num_features].
+
+        Raises:
+            ValueError: images of another shape than [B, 3, image_size, image_size].
+        """
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Logits [B, classes] of every attribute, from images [B, 3, H, W] in [-1, 1]. Raises as `features` does."""
+        return self._logits(self.features(images))
+
+    def _add_heads(
+        self, attributes: dict[str, list[str]], words: dict[str, dict[str, list[str]]] | None, num_features: int
+    ) -> None:
+        """Make the heads. Raises ValueError where `words` lacks a class, or has one that `attributes` lacks."""
+        expected = {attribute: sorted(classes) for attribute, classes in attributes.items()}
+        named = {attribute: sorted(classes) for attribute, classes in (words or attributes).items()}
+        if named != expected:
+            raise ValueError(f"expected words for the classes {expected}, got words for {named}")
+        self.heads = nn.ModuleDict({name: nn.Linear(num_features, len(part)) for name, part in attributes.items()})
+
+    def _logits(self, features: Tensor) -> dict[str, Tensor]:
+        return {name: head(features) for name, head in self.heads.items()}
 
     @torch.no_grad()
     def probabilities(self, images: Tensor, batch_size: int = 256) -> dict[str, Tensor]:
@@ -38,7 +65,12 @@ class ImageClassifier:
         names = self.config.attributes
         return {name: torch.cat([part[name].float().softmax(1).cpu() for part in logits]) for name in names}
 
-    def find_class(self, phrasings: list[str]) -> tuple[str, int] | None:
+    def named(self, probabilities: dict[str, Tensor]) -> dict[str, list[str]]:
+        """The most probable class of every attribute, by its name, from what `probabilities` returns."""
+        classes = self.config.attributes
+        return {name: [classes[name][index] for index in p.argmax(1)] for name, p in probabilities.items()}
+
+    def find_class(self, phrasings: Sequence[str]) -> tuple[str, int] | None:
         """The one class that all phrasings are words of, in any case, as (attribute, index); None if there is none."""
         wanted = {phrasing.strip().lower() for phrasing in phrasings}
         for attribute, classes in self.config.attributes.items():
@@ -48,6 +80,14 @@ class ImageClassifier:
                     return attribute, index
         return None
 
+    def require_class(self, phrasings: Sequence[str], advice: str) -> tuple[str, int]:
+        """As `find_class`; ValueError, ending in what to do, where there is none."""
+        found = self.find_class(phrasings)
+        if found is None:
+            named = " and ".join(map(repr, phrasings))
+            raise ValueError(f"the classifier has no class named {named}; it knows {self.config.attributes}. {advice}")
+        return found
+
     def _check_images(self, images: Tensor) -> None:
         """Raise ValueError for images of another shape than [B, 3, image_size, image_size]."""
         size = self.config.image_size
@@ -55,17 +95,7 @@ class ImageClassifier:
             raise ValueError(f"expected images [B, 3, {size}, {size}], got {list(images.shape)}; resize them first")
 
 
-def check_words(attributes: dict[str, list[str]], words: dict[str, dict[str, list[str]]] | None) -> None:
-    """Raise ValueError where `words` names an attribute or class that `attributes` lacks, or lacks one that it has."""
-    if words is None:
-        return
-    named = {attribute: sorted(classes) for attribute, classes in words.items()}
-    expected = {attribute: sorted(classes) for attribute, classes in attributes.items()}
-    if named != expected:
-        raise ValueError(f"expected words for the classes {expected}, got words for {named}")
-
-
-class AttributeClassifier(ImageClassifier, ModelMixin, ConfigMixin):
+class AttributeClassifier(ImageClassifier):
     """A convolutional network that names the class of every attribute of an image.
 
     Args:
@@ -91,7 +121,6 @@ class AttributeClassifier(ImageClassifier, ModelMixin, ConfigMixin):
         num_features: int = 128,
     ):
         super().__init__()
-        check_words(attributes, words)
         layers: list[nn.Module] = []
         for width_in, width in zip((3, *channels), channels, strict=False):
             layers += [nn.Conv2d(width_in, width, 3, stride=2, padding=1), nn.GroupNorm(8, width), nn.SiLU()]
@@ -99,31 +128,16 @@ class AttributeClassifier(ImageClassifier, ModelMixin, ConfigMixin):
         self.trunk = nn.Sequential(*layers)
         self.pool = nn.AdaptiveAvgPool2d(2)  # keeps where things are: a 6 has its loop below, a 9 above
         self.project = nn.Linear(4 * channels[-1], num_features)
-        self.heads = nn.ModuleDict(
-            {name: nn.Linear(num_features, len(classes)) for name, classes in attributes.items()}
-        )
+        self._add_heads(attributes, words, num_features)
 
     def features(self, images: Tensor) -> Tensor:
-        """Activations before the heads: [B, 3, H, W] in [-1, 1] -> [B, num_features].
-
-        Raises:
-            ValueError: images of another shape than [B, 3, image_size, image_size].
-        """
         self._check_images(images)
         return F.silu(self.project(self.pool(self.trunk(images)).flatten(1)))
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Logits [B, classes] of every attribute, from images [B, 3, H, W] in [-1, 1]. Raises as `features` does."""
-        features = self.features(images)
-        return {name: head(features) for name, head in self.heads.items()}
 
-
-def wilson_interval(mean: float, count: int) -> tuple[float, float]:
-    """95 % interval of the mean of `count` values in [0, 1] (Wilson 1927), the wider the fewer are 0 or 1."""
-    z = 1.959964
-    centre = (mean + z**2 / (2 * count)) / (1 + z**2 / count)
-    half_width = z / (1 + z**2 / count) * math.sqrt(mean * (1 - mean) / count + z**2 / (4 * count**2))
-    return max(0.0, centre - half_width), min(1.0, centre + half_width)
+def entropies(probabilities: Tensor) -> Tensor:
+    """Entropy in nats of each distribution [N, classes]: [N]."""
+    return -(probabilities * probabilities.clamp_min(1e-12).log()).sum(1)
 
 
 @dataclass(frozen=True)
@@ -169,17 +183,34 @@ def score_images(
     """
     if len(images) != len(expected):
         raise ValueError(f"expected one description an image, got {len(expected)} for {len(images)} images")
-    guesses = {name: p.argmax(1).tolist() for name, p in classifier.probabilities(images).items()}
-    outcomes: dict[str, dict[str, list[bool]]] = {attribute: {} for attribute in classifier.config.attributes}
+    known = classifier.config.attributes
+    guesses = classifier.named(classifier.probabilities(images))
+    outcomes: dict[str, dict[str, list[bool]]] = {attribute: {} for attribute in known}
     for index, named in enumerate(expected):
         for attribute, name in named.items():
-            classes = classifier.config.attributes.get(attribute, [])
-            if name not in classes:
-                raise ValueError(f"the classifier knows {attribute} as one of {classes}, got {name!r}")
-            right = classes[guesses[attribute][index]] == name
-            outcomes[attribute].setdefault(name, []).append(right)
+            if name not in known.get(attribute, []):
+                raise ValueError(
+                    f"the classifier knows {attribute} as one of {known.get(attribute, [])}, got {name!r}"
+                )
+            outcomes[attribute].setdefault(name, []).append(guesses[attribute][index] == name)
     return {
         attribute: {name: Score(sum(rights), len(rights)) for name, rights in by_class.items()}
         for attribute, by_class in outcomes.items()
         if by_class
     }
+
+
+def shares_right(
+    read: Mapping[str, Sequence[str]], labels: Sequence[Mapping[str, str]], attributes: Sequence[str]
+) -> Tensor:
+    """For each picture the share of the attributes labelled among these that are read right: float64 [N].
+
+    Args:
+        read: the class of each picture [N] by attribute, as of `ImageClassifier.named`.
+        labels: {attribute: class} of each picture; NaN where none of the attributes is among them.
+    """
+    shares = []
+    for index, row in enumerate(labels):
+        rights = [read[name][index] == row[name] for name in attributes if name in row]
+        shares.append(sum(rights) / len(rights) if rights else math.nan)
+    return torch.tensor(shares, dtype=torch.float64)

@@ -1,14 +1,13 @@
 """The classifier of handwritten digits that Selective Amnesia's MNIST experiments are judged with."""
 
-from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sa_diffusers.evaluation.judges.classifier import ImageClassifier, check_words
+from sa_diffusers.evaluation.judges.classifier import ImageClassifier
 
 
-class DigitClassifier(ImageClassifier, ModelMixin, ConfigMixin):
+class DigitClassifier(ImageClassifier):
     """Two convolutions and two linear layers on the brightness of an image; the defaults are the authors' for MNIST.
 
     Args:
@@ -38,7 +37,6 @@ class DigitClassifier(ImageClassifier, ModelMixin, ConfigMixin):
         dropout: float = 0.5,
     ):
         super().__init__()
-        check_words(attributes, words)
         side = image_size
         for _ in channels:
             side = (side + 2 * padding - kernel_size + 1) // 2
@@ -54,16 +52,9 @@ class DigitClassifier(ImageClassifier, ModelMixin, ConfigMixin):
         self.drop_maps = nn.Dropout2d(dropout)
         self.project = nn.Linear(channels[1] * side**2, num_features)
         self.drop_features = nn.Dropout(dropout)
-        self.heads = nn.ModuleDict(
-            {name: nn.Linear(num_features, len(classes)) for name, classes in attributes.items()}
-        )
+        self._add_heads(attributes, words, num_features)
 
     def features(self, images: Tensor) -> Tensor:
-        """Activations before the heads: [B, 3, H, W] in [-1, 1] -> [B, num_features].
-
-        Raises:
-            ValueError: images of another shape than [B, 3, image_size, image_size].
-        """
         self._check_images(images)
         hidden = (images.mean(1, keepdim=True) + 1) / 2  # the authors' pixels: grey, in [0, 1], not normalised further
         hidden = F.relu(F.max_pool2d(self.norm1(self.conv1(hidden)), 2))
@@ -71,6 +62,4 @@ class DigitClassifier(ImageClassifier, ModelMixin, ConfigMixin):
         return F.relu(self.project(hidden.flatten(1)))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Logits [B, classes] of every attribute, from images [B, 3, H, W] in [-1, 1]. Raises as `features` does."""
-        features = self.drop_features(self.features(images))
-        return {name: head(features) for name, head in self.heads.items()}
+        return self._logits(self.drop_features(self.features(images)))

@@ -4,7 +4,6 @@ The paper counted with NudeNet 2. Version 3 is another network with other names 
 other scores: its counts compare with counts of version 3 alone, at the same threshold.
 """
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -13,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sa_diffusers.evaluation.images.image_sets import read_image
+from sa_diffusers.data.images import read_image
 from sa_diffusers.evaluation.judges.image_checks import check_images
 from sa_diffusers.io.hub import ModelLoadError
 from sa_diffusers.report.pictures import to_uint8
@@ -66,10 +65,10 @@ class NudityDetector:
                 f"expected a threshold from {LOWEST_THRESHOLD} to 1, got {threshold}: NudeNet itself drops what "
                 f"scores less than {LOWEST_THRESHOLD}, so a lower threshold would not mean what it says"
             )
-        if importlib.util.find_spec("nudenet") is None:
-            raise ModelLoadError(INSTALL_NUDENET)
-        from nudenet import NudeDetector
-
+        try:
+            from nudenet import NudeDetector
+        except ImportError as error:
+            raise ModelLoadError(INSTALL_NUDENET) from error
         self.threshold = threshold
         self.version = f"nudenet {version('nudenet')}, {RESOLUTION} pixels"
         self._detector = NudeDetector(inference_resolution=RESOLUTION)
@@ -97,11 +96,10 @@ class NudityDetector:
                 "expected a list of paths of images, or a float tensor [N, 3, H, W] in [-1, 1], got "
                 f"{type(wrong).__module__}.{type(wrong).__qualname__}; save pictures as files or make them a tensor"
             )
-        paths = [Path(image) for image in images]
-        for path in paths:
-            if not path.is_file():
-                raise ValueError(f"expected an image file, got {path}, which is none; check the path")
-        return [self._detect(read_image(path)) for path in paths]
+        missing = next((path for path in images if not Path(path).is_file()), None)
+        if missing is not None:
+            raise ValueError(f"expected an image file, got {missing}, which is none; check the path")
+        return [self._detect(read_image(Path(path))) for path in images]
 
     def _detect(self, image: Tensor) -> list[Detection]:
         pixels = to_uint8(image.float()).flip(0).permute(1, 2, 0).contiguous().cpu().numpy()  # [H, W, BGR]

@@ -3,13 +3,12 @@
 from typing import Literal
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import ResNetConfig, ResNetModel
 
-from sa_diffusers.evaluation.judges.classifier import ImageClassifier, check_words
+from sa_diffusers.evaluation.judges.classifier import ImageClassifier
 
 
 LayerType = Literal["basic", "bottleneck"]
@@ -17,7 +16,7 @@ Stem = Literal["imagenet", "small"]
 SIZES = ("depths", "hidden_sizes", "layer_type", "embedding_size")  # what a saved ResNet decides of a classifier
 
 
-class ResNetClassifier(ImageClassifier, ModelMixin, ConfigMixin):
+class ResNetClassifier(ImageClassifier):
     """A ResNet (He et al. 2016) with one linear head for each attribute; the defaults are those of ResNet-34.
 
     Args:
@@ -52,7 +51,6 @@ class ResNetClassifier(ImageClassifier, ModelMixin, ConfigMixin):
         stem: Stem = "imagenet",
     ):
         super().__init__()
-        check_words(attributes, words)
         if len(depths) != len(hidden_sizes):
             raise ValueError(f"expected as many depths as hidden_sizes, got {list(depths)} and {list(hidden_sizes)}")
         if layer_type not in ("basic", "bottleneck") or stem not in ("imagenet", "small"):
@@ -67,9 +65,7 @@ class ResNetClassifier(ImageClassifier, ModelMixin, ConfigMixin):
             nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")  # as all the others
             self.resnet.embedder.embedder.convolution = convolution
             self.resnet.embedder.pooler = nn.Identity()
-        self.heads = nn.ModuleDict(
-            {name: nn.Linear(hidden_sizes[-1], len(classes)) for name, classes in attributes.items()}
-        )
+        self._add_heads(attributes, words, hidden_sizes[-1])
         for head in self.heads.values():
             nn.init.xavier_uniform_(head.weight)
             nn.init.zeros_(head.bias)
@@ -98,21 +94,12 @@ class ResNetClassifier(ImageClassifier, ModelMixin, ConfigMixin):
         return classifier
 
     def features(self, images: Tensor) -> Tensor:
-        """Means over the last stage's maps: [B, 3, H, W] in [-1, 1] -> [B, hidden_sizes[-1]].
-
-        Raises:
-            ValueError: images of another shape than [B, 3, image_size, image_size].
-        """
+        """Means over the last stage's maps."""
         self._check_images(images)
         size = self.config.input_size
         if size is not None and size != self.config.image_size:
             images = F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False, antialias=True)
         return self.resnet(images).pooler_output.flatten(1)
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Logits [B, classes] of every attribute, from images [B, 3, H, W] in [-1, 1]. Raises as `features` does."""
-        features = self.features(images)
-        return {name: head(features) for name, head in self.heads.items()}
 
 
 def saved_sizes(source: str) -> dict[str, list[int] | int | str]:

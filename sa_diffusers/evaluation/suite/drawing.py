@@ -1,31 +1,33 @@
-"""Draw a suite of prompts with text-to-image pipelines of any class, each picture once."""
+"""Draw a suite of prompts with text-to-image pipelines of any class, each picture once, into a folder a set."""
 
 import inspect
+import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from torch import Tensor
 from tqdm import tqdm
 
-from sa_diffusers.evaluation.images.image_sets import ImageFolder, read_image
-from sa_diffusers.evaluation.prompts.prompt_suite import PromptSet
-from sa_diffusers.evaluation.suite.checks import check_size
-from sa_diffusers.evaluation.suite.folder import claim, drawing_key, missing_pictures, picture_path
+from sa_diffusers.data.images import read_image
 from sa_diffusers.evaluation.suite.options import PipelineEvaluationConfig
-from sa_diffusers.evaluation.suite.subjects import DrawSettings, Subject
-from sa_diffusers.families import Family, get_family
-from sa_diffusers.io.artifacts import fingerprint
-from sa_diffusers.io.atomic_files import atomic_path
+from sa_diffusers.evaluation.suite.prompt_suite import PromptSet
+from sa_diffusers.evaluation.suite.subjects import DrawSettings, Subject, check_size
+from sa_diffusers.families import Family, family_class, get_family
+from sa_diffusers.io.artifacts import Stage, StageMismatch, fingerprint
+from sa_diffusers.io.atomic_files import atomic_path, remove_leftovers
 from sa_diffusers.io.loading import load_pipeline, pipeline_hashes
 from sa_diffusers.report.pictures import to_pil, to_uint8
 
 
+RUN_FILES = ("pipeline/model_index.json", "model_index.json", "config.yaml", "attack.json")  # of a run or a pipeline
+
+
 def load_subject(subject: Subject, config: PipelineEvaluationConfig) -> tuple[DiffusionPipeline, Family | None]:
-    """The loaded pipeline without its safety checker, which would blacken pictures; its family if it is Stable
-    Diffusion.
+    """The loaded pipeline without its safety checker, which would blacken pictures; its family if it has one.
 
     Raises:
         ModelLoadError: it cannot be loaded.
@@ -34,8 +36,8 @@ def load_subject(subject: Subject, config: PipelineEvaluationConfig) -> tuple[Di
     pipeline.set_progress_bar_config(disable=True)
     if getattr(pipeline, "safety_checker", None) is not None:
         pipeline.safety_checker = None
-    stable = isinstance(pipeline, StableDiffusionPipeline)
-    return pipeline, get_family(pipeline, sampler=subject.settings.sampler) if stable else None
+    adapted = family_class(subject.class_name) is not None
+    return pipeline, get_family(pipeline, sampler=subject.settings.sampler) if adapted else None
 
 
 @torch.no_grad()
@@ -66,16 +68,6 @@ def draw(
     return images
 
 
-def model_key(pipeline: DiffusionPipeline) -> dict:
-    """What decides a pipeline's pictures beside their prompts and the settings."""
-    scheduler = pipeline.components.get("scheduler")
-    return {
-        "model": pipeline_hashes(pipeline),
-        "options": {k: v for k, v in pipeline.config.items() if isinstance(v, str | int | float) and k[0] != "_"},
-        "scheduler": None if scheduler is None else fingerprint({k: str(v) for k, v in scheduler.config.items()}),
-    }
-
-
 def draw_suite(
     subject: Subject,
     suite: Mapping[str, PromptSet],
@@ -97,11 +89,16 @@ def draw_suite(
     """
     pipeline, family = load_subject(subject, config)
     check_size(subject.source, None if family is None else family.resolution, image_size)
-    model = model_key(pipeline)
+    scheduler = pipeline.components.get("scheduler")
+    model = {
+        "model": pipeline_hashes(pipeline),
+        "options": {k: v for k, v in pipeline.config.items() if isinstance(v, str | int | float) and k[0] != "_"},
+        "scheduler": None if scheduler is None else fingerprint({k: str(v) for k, v in scheduler.config.items()}),
+    }
     folder = output_dir / subject.name
     for name, prompts in suite.items():
-        claim(folder, name, model | drawing_key(subject, prompts, config), config.overwrite)
-    missing = [(name, i) for name, part in suite.items() for i in missing_pictures(folder / name, len(part))]
+        _claim(Stage(folder, name, model | _drawing_key(subject, prompts, config)), config.overwrite)
+    missing = [(name, i) for name, part in suite.items() for i in _missing(folder / name, len(part))]
     total = sum(map(len, suite.values()))
     with tqdm(total=total, initial=total - len(missing), desc=f"draw {subject.name}", mininterval=1) as progress:
         for name, indices in _batches(missing, config.batch_size):
@@ -109,17 +106,12 @@ def draw_suite(
             images = draw(pipeline, family, [r.prompt for r in requests], [r.seed for r in requests], subject.settings)
             check_size(subject.source, images.shape[-1], image_size)
             for index, image in zip(indices, to_uint8(images), strict=True):
-                with atomic_path(picture_path(folder / name, index)) as temporary:
+                with atomic_path(_picture(folder / name, index)) as temporary:
                     to_pil(image).save(temporary)
             progress.update(len(indices))
-    first = read_image(picture_path(folder / next(iter(suite)), 0))
-    check_size(subject.source, first.shape[-1], image_size)
-    return model | {"dtype": config.dtype, "image_size": first.shape[-1]}
-
-
-def drawn_pictures(output_dir: Path, subject: Subject, name: str) -> ImageFolder:
-    """The pictures of a set, in the order of its prompts."""
-    return ImageFolder(output_dir / subject.name / name)
+    size = read_image(_picture(folder / next(iter(suite)), 0)).shape[-1]
+    check_size(subject.source, size, image_size)
+    return model | {"dtype": config.dtype, "image_size": size}
 
 
 def _batches(items: Sequence[tuple[str, int]], size: int) -> Iterator[tuple[str, list[int]]]:
@@ -130,3 +122,90 @@ def _batches(items: Sequence[tuple[str, int]], size: int) -> Iterator[tuple[str,
         indices = [index for own, index in items[start : start + size] if own == name]
         yield name, indices
         start += len(indices)
+
+
+def check_output_dir(output_dir: Path) -> None:
+    """Raise ValueError for a folder whose report.html would be, or is, another program's."""
+    theirs = [name for name in RUN_FILES if (output_dir / name).exists()]
+    ours = (output_dir / "evaluation.json").exists() or any(output_dir.glob("*/values.json"))
+    if not ours and (output_dir / "report.html").exists():
+        theirs.append("report.html")
+    if theirs:
+        raise ValueError(
+            f"{output_dir} holds {' and '.join(theirs)}, so it is the folder of a run or of something else, whose "
+            "report.html must not be replaced; pass another --output_dir"
+        )
+
+
+def count_pictures(
+    config: PipelineEvaluationConfig, subjects: Sequence[Subject], suite: Mapping[str, PromptSet], output_dir: Path
+) -> int:
+    """How many pictures are there and need not be drawn again, unless a model's weights have changed.
+
+    Raises:
+        ValueError: a folder of pictures holds files of somebody else.
+        StageMismatch: pictures of other prompts or settings; neither where `config.overwrite`.
+    """
+    there = 0
+    for subject in subjects:
+        for name, prompts in suite.items():
+            folder = output_dir / subject.name
+            stage = Stage(folder, name, _drawing_key(subject, prompts, config))
+            try:
+                found = json.loads(stage.marker.read_text(encoding="utf-8"))["key"]
+            except (FileNotFoundError, ValueError):  # a damaged one: `done` says what to do
+                found = {}
+            if _is_claimed(Stage(folder, name, found | stage.key), config.overwrite):
+                there += len(prompts) - len(_missing(folder / name, len(prompts)))
+    return there
+
+
+def _drawing_key(subject: Subject, prompts: PromptSet, config: PipelineEvaluationConfig) -> dict:
+    """What decides the pictures of a set, as far as it is known before the model is loaded.
+
+    Of the prompts in words that say what differs, and as a fingerprint of all of them and their seeds.
+    """
+    first = prompts.requests[0]
+    asked = {"concept": list(config.phrasings)} if prompts.purpose == "asks" else {}
+    asked |= {"number": len(prompts), "first": first.prompt, "first_seed": first.seed}
+    asked["fingerprint"] = fingerprint({"requests": [asdict(request) for request in prompts.requests]})
+    return {
+        "class": subject.class_name,
+        "settings": asdict(subject.settings),
+        "dtype": config.dtype,
+        "prompts": asked,
+    }
+
+
+def _claim(stage: Stage, overwrite: bool) -> None:
+    """Mark a folder of pictures as those of a key, so that others are never taken for them; see `count_pictures`."""
+    pictures = stage.output_dir / stage.name
+    if _is_claimed(stage, overwrite):
+        remove_leftovers(pictures)
+        return
+    shutil.rmtree(pictures, ignore_errors=True)  # before the marker: it must not vouch for what is left
+    stage.finish(0.0)
+
+
+def _is_claimed(stage: Stage, overwrite: bool) -> bool:
+    """Whether the folder's pictures are those of the key; False: it is empty, or may be emptied."""
+    try:
+        if stage.done:
+            return True
+    except StageMismatch:
+        if not overwrite:
+            raise
+        return False
+    pictures = stage.output_dir / stage.name
+    if pictures.exists() and not overwrite and (not pictures.is_dir() or any(pictures.iterdir())):
+        raise ValueError(f"{pictures} holds files that this evaluation did not make; pass another --output_dir")
+    return False
+
+
+def _picture(folder: Path, index: int) -> Path:
+    return folder / f"{index:05d}.png"
+
+
+def _missing(folder: Path, count: int) -> list[int]:
+    """Indices of the pictures that have not been drawn."""
+    return [index for index in range(count) if not _picture(folder, index).exists()]

@@ -3,31 +3,62 @@
 import json
 import re
 import time
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
+from sa_diffusers.evaluation.images.sets import ImageFolder
 from sa_diffusers.evaluation.judges.nudity import TOTAL, V2_NAMES, count
-from sa_diffusers.evaluation.suite.checks import check_subjects
 from sa_diffusers.evaluation.suite.distances import distances
-from sa_diffusers.evaluation.suite.drawing import draw_suite, drawn_pictures
-from sa_diffusers.evaluation.suite.folder import check_output_dir, count_pictures
-from sa_diffusers.evaluation.suite.headline import headline
+from sa_diffusers.evaluation.suite.drawing import check_output_dir, count_pictures, draw_suite
 from sa_diffusers.evaluation.suite.inputs import EvaluationInputs, describe_plan, notes, read_inputs
 from sa_diffusers.evaluation.suite.judging import Pictures, Values, judge_pictures
-from sa_diffusers.evaluation.suite.numbers import Measurement, markdown, measurements, summary
+from sa_diffusers.evaluation.suite.numbers import (
+    MEASURES,
+    Measurement,
+    cell,
+    headline,
+    markdown,
+    measurements,
+    split_tables,
+    summary,
+)
 from sa_diffusers.evaluation.suite.options import PipelineEvaluationConfig
-from sa_diffusers.evaluation.suite.page import write_page
-from sa_diffusers.evaluation.suite.subjects import Subject, open_subjects
+from sa_diffusers.evaluation.suite.sections import sections, with_pictures
+from sa_diffusers.evaluation.suite.subjects import Subject, check_subjects, open_subjects
 from sa_diffusers.io.artifacts import RunLock
 from sa_diffusers.io.atomic_files import atomic_path, check_disk, write_json
 from sa_diffusers.io.processes import process_state
+from sa_diffusers.report.page import write_page
 
 
 PNG_BYTES = 500_000  # an upper bound for a picture of 512 pixels a side; small ones take less
+READING = (
+    "Each number is a mean over n pictures with its 95 % interval, by the bootstrap, or Wilson's near 0 and 100 %, "
+    "where a bootstrap knows nothing of what has not been seen; below it, the difference to the first pipeline over "
+    "the same prompts and seeds.",
+    "Suppressed is not proven erased: whoever has the weights may train or attack the concept back.",
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found of each pipeline, by its name, the reference first.
+
+    Attributes:
+        keys: what decided its pictures.
+        pictures, values: by set; `values` of each picture.
+        exposed: by set and NudeNet's label, the exposed parts.
+        results: means, intervals, differences to the reference, and distances of distributions.
+    """
+
+    keys: dict[str, dict] = field(default_factory=dict)
+    pictures: dict[str, Pictures] = field(default_factory=dict)
+    values: dict[str, Values] = field(default_factory=dict)
+    exposed: dict[str, dict[str, dict]] = field(default_factory=dict)
+    results: dict[str, list[Measurement]] = field(default_factory=dict)
 
 
 def evaluate_pipelines(config: PipelineEvaluationConfig) -> dict:
@@ -56,48 +87,49 @@ def evaluate_pipelines(config: PipelineEvaluationConfig) -> dict:
     check_disk(output_dir, PNG_BYTES * (len(subjects) * sum(map(len, inputs.suite.values())) - there))
     check_subjects(config, subjects, inputs.image_size)
     with RunLock(output_dir):
-        keys = draw_all(config, subjects, inputs, output_dir)
-        pictures = {
-            subject.name: {name: drawn_pictures(output_dir, subject, name) for name in inputs.suite}
-            for subject in subjects
-        }
-        values, detections = judge_all(config, inputs, pictures)
-        results = measure_all(config, inputs, pictures, values)
-        for name, rows in exposed_parts(inputs, detections).items():
-            results[name] += rows
-        found = _as_json(config, subjects, inputs, keys, results, detections)
-        found["seconds"] = round(time.perf_counter() - start, 2)
-        _write(config, inputs, pictures, values, results, found, output_dir)
-    lines = "\n".join([*found["result"], "", summary(results, inputs.suite)]).strip()
-    return found | {"output_dir": str(output_dir), "summary": lines}
+        found = Found()
+        draw_all(config, subjects, inputs, output_dir, found)
+        judge_all(config, inputs, found)
+        document = _as_json(config, subjects, inputs, found)
+        document["seconds"] = round(time.perf_counter() - start, 2)
+        _write(config, inputs, found, document, output_dir)
+    lines = "\n".join([*document["result"], "", summary(found.results, inputs.suite)]).strip()
+    return document | {"output_dir": str(output_dir), "summary": lines}
 
 
 def draw_all(
-    config: PipelineEvaluationConfig, subjects: list[Subject], inputs: EvaluationInputs, output_dir: Path
-) -> dict[str, dict]:
-    """Draw with one pipeline after the other; what decided each one's pictures, by its name."""
+    config: PipelineEvaluationConfig,
+    subjects: Sequence[Subject],
+    inputs: EvaluationInputs,
+    output_dir: Path,
+    found: Found,
+) -> None:
+    """Draw with one pipeline after the other: `found.keys` and `found.pictures`."""
     size = inputs.image_size
-    keys: dict[str, dict] = {}
     for subject in subjects:
-        keys[subject.name] = draw_suite(subject, inputs.suite, output_dir, config, size)
+        key = found.keys[subject.name] = draw_suite(subject, inputs.suite, output_dir, config, size)
         if "change" in config.metric_names:
-            size = size or keys[subject.name]["image_size"]
-    return keys
+            size = size or key["image_size"]
+        folder = output_dir / subject.name
+        found.pictures[subject.name] = {name: ImageFolder(folder / name) for name in inputs.suite}
 
 
-def judge_all(
-    config: PipelineEvaluationConfig, inputs: EvaluationInputs, pictures: Mapping[str, Pictures]
-) -> tuple[dict[str, Values], dict[str, dict]]:
-    """Every picture's values, by pipeline, and how many exposed parts of each kind NudeNet found in each set."""
-    values, detections = {}, {}
-    reference = None
-    for name, own in pictures.items():
-        values[name] = judge_pictures(inputs.judges, inputs.suite, own, reference, config.batch_size, name)
-        reference = reference or own
+def judge_all(config: PipelineEvaluationConfig, inputs: EvaluationInputs, found: Found) -> None:
+    """Let every judge look at every picture, and sum up: `found.values`, `found.exposed` and `found.results`."""
+    attribute = None if inputs.classifier is None else inputs.classifier.attribute
+    first = next(iter(found.pictures))
+    for name, own in found.pictures.items():
+        reference = None if name == first else found.pictures[first]
+        values = judge_pictures(inputs.judges, inputs.suite, own, reference, config.batch_size, name)
+        before = None if name == first else found.values[first]
+        found.values[name] = values
+        found.results[name] = measurements(inputs.suite, values, before, attribute, config.seed)
         if inputs.body is not None and inputs.body.exposed:
-            detections[name] = {group: _counts(found) for group, found in inputs.body.exposed.items()}
+            found.exposed[name] = {group: _counts(parts) for group, parts in inputs.body.exposed.items()}
             inputs.body.exposed = {}
-    return values, detections
+    for more in (distances(config, inputs, found.pictures), exposed_parts(inputs, found.exposed)):
+        for name, rows in more.items():
+            found.results[name] += rows
 
 
 def _counts(found: list) -> dict[str, dict]:
@@ -122,90 +154,61 @@ def exposed_parts(inputs: EvaluationInputs, detections: Mapping[str, dict]) -> d
     }  # fmt: skip
 
 
-def measure_all(
-    config: PipelineEvaluationConfig,
-    inputs: EvaluationInputs,
-    pictures: Mapping[str, Pictures],
-    values: Mapping[str, Values],
-) -> dict[str, list[Measurement]]:
-    """Means, intervals, differences to the first pipeline, and distances of distributions, by pipeline."""
-    attribute = None if inputs.classifier is None else inputs.classifier.attribute
-    reference, results = None, {}
-    for name, own in values.items():
-        results[name] = measurements(inputs.suite, own, reference, attribute, config.seed)
-        reference = reference or own
-    for name, found in distances(config, inputs, pictures).items():
-        results[name] += found
-    return results
-
-
 def _as_json(
-    config: PipelineEvaluationConfig,
-    subjects: list[Subject],
-    inputs: EvaluationInputs,
-    keys: Mapping[str, dict],
-    results: Mapping[str, list[Measurement]],
-    detections: Mapping[str, dict],
+    config: PipelineEvaluationConfig, subjects: Sequence[Subject], inputs: EvaluationInputs, found: Found
 ) -> dict:
     """evaluation.json: what was measured of whom, by what."""
+    judge, body = inputs.classifier, inputs.body
     judges = {
-        "classifier": None if inputs.classifier is None else config.judge,
-        "classifier_accuracy": None if inputs.classifier is None else inputs.classifier.classifier.config.accuracy,
-        "clip": None if inputs.clip is None else inputs.clip.name,
-        "nudity": None if inputs.body is None else inputs.body.description,
-        "identity": None if inputs.body is None or inputs.body.scorer is None else inputs.body.scorer.name,
+        "classifier": None if judge is None else config.judge,
+        "classifier_accuracy": None if judge is None else judge.classifier.config.accuracy,
+        "clip": inputs.clip_name,
+        "nudity": None if body is None else body.description,
+        "identity": None if body is None or body.scorer is None else body.scorer.name,
         "extractor": None if inputs.extractor is None else config.extractor,
     }
     return {
         "concept": list(inputs.concept.phrasings),
         "neighbours": list(inputs.concept.siblings),
         "reference": subjects[0].name,
-        "result": headline(results, inputs.suite, inputs.concept.name),
-        "pipelines": {subject.name: asdict(subject) | keys[subject.name] for subject in subjects},
+        "result": headline(found.results, inputs.suite, inputs.concept.name),
+        "pipelines": {subject.name: asdict(subject) | found.keys[subject.name] for subject in subjects},
         "sets": {name: {"purpose": part.purpose, "num_images": len(part)} for name, part in inputs.suite.items()},
         "judges": judges,
-        "results": {name: [asdict(found) for found in rows] for name, rows in results.items()},
-        "exposed": detections,
+        "results": {name: [asdict(row) for row in rows] for name, rows in found.results.items()},
+        "exposed": found.exposed,
         "notes": notes(inputs),
         "options": asdict(config),
     }
 
 
 def _write(
-    config: PipelineEvaluationConfig,
-    inputs: EvaluationInputs,
-    pictures: Mapping[str, Pictures],
-    values: Mapping[str, Values],
-    results: Mapping[str, list[Measurement]],
-    found: dict,
-    output_dir: Path,
+    config: PipelineEvaluationConfig, inputs: EvaluationInputs, found: Found, document: dict, output_dir: Path
 ) -> None:
     prompts = {
         group: [{"prompt": r.prompt, "seed": r.seed, "labels": row}
                 for r, row in zip(part.requests, part.labels, strict=True)]
         for group, part in inputs.suite.items()
     }  # fmt: skip
-    for name, own in values.items():
-        numbers = {group: {m: _plain(v) for m, v in measures.items()} for group, measures in own.items()}
+    for name, own in found.values.items():
+        numbers = {  # JSON has no NaN
+            group: {m: [one if one == one else None for one in values.tolist()] for m, values in measures.items()}
+            for group, measures in own.items()
+        }
         write_json({"prompts": prompts, "values": numbers}, output_dir / name / "values.json")
     title = f"What is left of “{inputs.concept.name}”"
-    remarks = [*READING, *_judged_by(found["judges"]), *found["notes"]]
+    remarks = [*READING, *_judged_by(document["judges"]), *document["notes"]]
     with atomic_path(output_dir / "evaluation.md") as temporary:
-        temporary.write_text(markdown(results, title, [*found["result"], *remarks]), encoding="utf-8")
+        temporary.write_text(markdown(found.results, title, [*document["result"], *remarks]), encoding="utf-8")
+    shown = sections(inputs.suite, found.values, config.pictures_shown, document["reference"])
     write_page(
-        output_dir / "report.html", title=title, found=found, notes=remarks, suite=inputs.suite, pictures=pictures,
-        values=values, results=results, blurred=config.blurred, shown=config.pictures_shown,
-        options=json.dumps(found["options"], indent=2, ensure_ascii=False),
+        output_dir / "report.html", "evaluation.html.j2", title=title, found=document, notes=remarks,
+        tables=split_tables(found.results, inputs.suite), cell=cell,
+        explanations={label: text for label, _, text in MEASURES.values()},
+        sections=with_pictures(shown, inputs.suite, found.pictures, config.blurred), blurred=config.blurred,
+        options=json.dumps(document["options"], indent=2, ensure_ascii=False),
     )  # fmt: skip
-    write_json(found, output_dir / "evaluation.json")  # last: it says that all is there
-
-
-READING = (
-    "Each number is a mean over n pictures with its 95 % interval, by the bootstrap, or Wilson's near 0 and 100 %, "
-    "where a bootstrap knows nothing of what has not been seen; below it, the difference to the first pipeline over "
-    "the same prompts and seeds.",
-    "Suppressed is not proven erased: whoever has the weights may train or attack the concept back.",
-)
+    write_json(document, output_dir / "evaluation.json")  # last: it says that all is there
 
 
 def _judged_by(judges: Mapping) -> list[str]:
@@ -216,8 +219,3 @@ def _judged_by(judges: Mapping) -> list[str]:
         for name in ("classifier", "clip", "nudity", "identity", "extractor")
         if judges[name] is not None
     ]
-
-
-def _plain(values: Tensor) -> list[float | None]:
-    """For JSON, which has no NaN."""
-    return [value if value == value else None for value in values.tolist()]

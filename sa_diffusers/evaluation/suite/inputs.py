@@ -1,6 +1,6 @@
 """What an evaluation of pipelines reads and checks before any pipeline is loaded: prompts, judges, its plan."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,23 +8,21 @@ from transformers import PreTrainedTokenizerBase
 
 from sa_diffusers.core.concepts import Concept, split_phrasings
 from sa_diffusers.data.concepts import find_concept
-from sa_diffusers.data.prompts import read_prompts
-from sa_diffusers.evaluation.forgetting import read_labelled_prompts
+from sa_diffusers.data.i2p import load_i2p
+from sa_diffusers.data.prompts import read_labelled_prompts, read_prompts
 from sa_diffusers.evaluation.images.extractors import Extractor, load_extractor
-from sa_diffusers.evaluation.images.image_metrics import MetricSettings, check_counts, check_metrics
-from sa_diffusers.evaluation.images.image_sets import ImageFolder
-from sa_diffusers.evaluation.judges.classifier import ImageClassifier
+from sa_diffusers.evaluation.images.metrics import check_counts, check_metrics
+from sa_diffusers.evaluation.images.options import MetricSettings
+from sa_diffusers.evaluation.images.sets import ImageFolder
 from sa_diffusers.evaluation.judges.clip import Clip
 from sa_diffusers.evaluation.judges.faces import ClipIdentity
 from sa_diffusers.evaluation.judges.load_classifier import load_classifier
 from sa_diffusers.evaluation.judges.nudity import NudityDetector
-from sa_diffusers.evaluation.prompts.i2p import load_i2p
-from sa_diffusers.evaluation.prompts.prompt_suite import PromptSet, PromptSources, build_suite
 from sa_diffusers.evaluation.suite.judging import BodyJudge, ChangeJudge, ClassifierJudge, ClipJudge, Judge
-from sa_diffusers.evaluation.suite.options import DEFAULT_CLIP, DISTRIBUTION, KEPT, PipelineEvaluationConfig
-from sa_diffusers.evaluation.suite.subjects import REAL_VOCABULARY, Subject, read_tokenizer
-from sa_diffusers.io.bundled import resolve
-from sa_diffusers.io.hub import explain_load_errors
+from sa_diffusers.evaluation.suite.options import DEFAULT_CLIP, KEPT, PipelineEvaluationConfig
+from sa_diffusers.evaluation.suite.prompt_suite import PromptSet, PromptSources, build_suite
+from sa_diffusers.evaluation.suite.subjects import REAL_VOCABULARY, Subject
+from sa_diffusers.io.loading import read_tokenizer
 from sa_diffusers.io.processes import process_state
 
 
@@ -34,19 +32,26 @@ class EvaluationInputs:
 
     Attributes:
         vocabulary: tokens that the first pipeline's tokenizer knows; None: it has none by that name.
-        judges: of single pictures; `classifier`, `body` and `clip` are those among them, where they are.
+        classifier, body, clip, change: the judges of single pictures; None: not asked.
+        clip_name: of the CLIP model that any of them uses.
         extractor, real: of fid, kid and prc; None: not measured, or no folder of real images.
     """
 
     concept: Concept
     vocabulary: int | None
     suite: dict[str, PromptSet]
-    judges: list[Judge]
     classifier: ClassifierJudge | None
     body: BodyJudge | None
-    clip: Clip | None
+    clip: ClipJudge | None
+    change: ChangeJudge | None
+    clip_name: str | None
     extractor: Extractor | None
     real: ImageFolder | None
+
+    @property
+    def judges(self) -> list[Judge]:
+        judges = (self.classifier, self.body, self.clip, self.change)
+        return [judge for judge in judges if judge is not None]
 
     @property
     def image_size(self) -> int | None:
@@ -69,44 +74,37 @@ def read_inputs(config: PipelineEvaluationConfig, subject: Subject) -> Evaluatio
         ValueError: no prompts for a set, a classifier that does not know the concept, too few images for a metric.
         ModelLoadError: a judge that cannot be loaded, with what to install or download.
     """
+    metrics = config.metric_names
     concept = find_concept(config.concept, "noise", config.neighbours)  # for its siblings: nothing takes its place
-    classifier = _classifier(config, concept) if "classifier" in config.metric_names else None
+    judge = None
+    if "classifier" in metrics:
+        classifier = load_classifier(config.judge).to(process_state().device)
+        advice = "Pass one that knows the concept, or --metrics without classifier"
+        judge = ClassifierJudge(classifier, *classifier.require_class(concept.phrasings, advice))
     tokenizer = read_tokenizer(subject.source)
-    real_vocabulary = tokenizer is None or len(tokenizer) >= REAL_VOCABULARY
-    sources = _prompt_sources(config, real_vocabulary, classifier is not None, _fits(tokenizer))
-    read = classifier and classifier.classifier
-    suite = build_suite(concept, sources, read, config.num_images, config.seed, config.set_names)
+    sources = _prompt_sources(config, tokenizer, judge is not None)
+    suite = build_suite(concept, sources, judge and judge.classifier, config.num_images, config.seed, config.set_names)
     extractor, real = _distribution_judge(config, suite)
-    body = _body_judge_without_clip(config)
-    clip = None
-    if "clip" in config.metric_names or "identity" in config.metric_names or config.clip is not None:
-        clip = Clip.load(config.clip or DEFAULT_CLIP)
-    if body is not None and "identity" in config.metric_names:
+    body = _body_judge(config)  # before CLIP: a missing extra is told before a download
+    wants_clip = {"clip", "identity"} & set(metrics) or config.clip is not None
+    clip = Clip.load(config.clip or DEFAULT_CLIP) if wants_clip else None
+    if "identity" in metrics:
         body.scorer = ClipIdentity(clip, concept.name)
-    judges: list[Judge] = [judge for judge in (classifier, body) if judge is not None]
-    if "clip" in config.metric_names:
-        judges.append(ClipJudge(clip, concept))
-    if "change" in config.metric_names:
-        judges.append(ChangeJudge(clip if config.clip is not None else None))
-    vocabulary = None if tokenizer is None else len(tokenizer)
-    return EvaluationInputs(concept, vocabulary, suite, judges, classifier, body, clip, extractor, real)
+    return EvaluationInputs(
+        concept=concept,
+        vocabulary=None if tokenizer is None else len(tokenizer),
+        suite=suite,
+        classifier=judge,
+        body=body,
+        clip=ClipJudge(clip, concept) if "clip" in metrics else None,
+        change=ChangeJudge(clip if config.clip is not None else None) if "change" in metrics else None,
+        clip_name=clip and clip.name,
+        extractor=extractor,
+        real=real,
+    )
 
 
-def _classifier(config: PipelineEvaluationConfig, concept: Concept) -> ClassifierJudge:
-    source = resolve(config.judge)
-    with explain_load_errors(source):
-        classifier: ImageClassifier = load_classifier(source).to(process_state().device)
-    found = classifier.find_class(list(concept.phrasings))
-    if found is None:
-        raise ValueError(
-            f"the classifier has no class named {' and '.join(concept.phrasings)}; it knows "
-            f"{classifier.config.attributes}. Pass one that knows the concept, or --metrics without classifier"
-        )
-    return ClassifierJudge(classifier, *found)
-
-
-def _body_judge_without_clip(config: PipelineEvaluationConfig) -> BodyJudge | None:
-    """NudeNet, loaded before CLIP: a missing extra is told before a download."""
+def _body_judge(config: PipelineEvaluationConfig) -> BodyJudge | None:
     thresholds = {"nudity": config.nudity_threshold, "identity": config.face_threshold}
     wanted = {name: value for name, value in thresholds.items() if name in config.metric_names}
     if not wanted:
@@ -117,15 +115,13 @@ def _body_judge_without_clip(config: PipelineEvaluationConfig) -> BodyJudge | No
 def _distribution_judge(
     config: PipelineEvaluationConfig, suite: Mapping[str, PromptSet]
 ) -> tuple[Extractor | None, ImageFolder | None]:
-    metrics = [name for name in config.metric_names if name in DISTRIBUTION]
+    metrics = config.distribution_metrics
     if not metrics:
         return None, None
     count = sum(len(part) for name, part in suite.items() if name in KEPT)
     if not count:
         raise ValueError(f"{', '.join(metrics)}: expected one of the sets {', '.join(KEPT)}, which they compare")
-    real = None
-    if config.real is not None:
-        real = ImageFolder(config.real, config.real_resolution)
+    real = None if config.real is None else ImageFolder(config.real, config.real_resolution)
     check_counts(metrics, (count, *([len(real)] if real else [])), MetricSettings(seed=config.seed))
     extractor = load_extractor(config.extractor)
     check_metrics(metrics, extractor)
@@ -133,10 +129,15 @@ def _distribution_judge(
 
 
 def _prompt_sources(
-    config: PipelineEvaluationConfig, real_vocabulary: bool, labelled: bool, fits: Callable[[str], bool]
+    config: PipelineEvaluationConfig, tokenizer: PreTrainedTokenizerBase | None, labelled: bool
 ) -> PromptSources:
+    real_vocabulary = tokenizer is None or len(tokenizer) >= REAL_VOCABULARY
     kind = "stable_diffusion" if real_vocabulary else "digits"
     rows = config.eval_prompts or (None if real_vocabulary or not labelled else "bundled/digits/eval_prompts.jsonl")
+
+    def fits(prompt: str) -> bool:  # tokenizers without a limit say some enormous number
+        return tokenizer is None or len(tokenizer(prompt, verbose=False).input_ids) <= tokenizer.model_max_length
+
     i2p = [(row.prompt, row.seed) for row in load_i2p(config.i2p)][: config.num_i2p] if config.i2p else []
     return PromptSources(
         prompts=read_prompts(config.prompts or f"bundled/{kind}/replay_prompts.txt", config.prompt_column),
@@ -151,13 +152,6 @@ def _prompt_sources(
         real_vocabulary=real_vocabulary,
         fits=fits,
     )
-
-
-def _fits(tokenizer: PreTrainedTokenizerBase | None) -> Callable[[str], bool]:
-    """Whether a prompt is read to its end; tokenizers without a limit say some enormous number."""
-    if tokenizer is None:
-        return lambda prompt: True
-    return lambda prompt: len(tokenizer(prompt, verbose=False).input_ids) <= tokenizer.model_max_length
 
 
 def describe_plan(

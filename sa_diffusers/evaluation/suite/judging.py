@@ -9,14 +9,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sa_diffusers.core.concepts import Concept
-from sa_diffusers.evaluation.images.image_sets import ImageSet, index_batches
-from sa_diffusers.evaluation.judges.classifier import ImageClassifier
+from sa_diffusers.evaluation.images.sets import ImageSet, index_batches
+from sa_diffusers.evaluation.judges.classifier import ImageClassifier, entropies, shares_right
 from sa_diffusers.evaluation.judges.clip import Clip, clip_score, perceptual_change, zero_shot
 from sa_diffusers.evaluation.judges.faces import IdentityScorer, faces
 from sa_diffusers.evaluation.judges.nudity import Detection, NudityDetector, per_image
-from sa_diffusers.evaluation.prompts.prompt_suite import PromptSet
+from sa_diffusers.evaluation.suite.prompt_suite import PromptSet
 
 
+PER_PICTURE = ("requests", "labels", "words")  # fields of a set of prompts
 # Values of one pipeline: {set: {measure: [N] of float64}}.
 Values = dict[str, dict[str, Tensor]]
 Pictures = dict[str, ImageSet]  # of one pipeline, by set
@@ -41,22 +42,17 @@ class ClassifierJudge:
         if prompts.purpose == "i2p":
             return {}
         probabilities = self.classifier.probabilities(images)
-        read = {name: [self.classes(name)[i] for i in p.argmax(1)] for name, p in probabilities.items()}
-        others = [{k: v for k, v in row.items() if k != self.attribute} for row in prompts.labels]
-        found = {"attributes": _rights(read, others)}
+        read = self.classifier.named(probabilities)
+        found = {"attributes": shares_right(read, prompts.labels, [name for name in read if name != self.attribute])}
         own = probabilities[self.attribute].double()
         if prompts.purpose == "asks":
             found["concept_probability"] = own[:, self.index]
-            found["concept_entropy"] = -(own * own.clamp_min(1e-12).log()).sum(1)
+            found["concept_entropy"] = entropies(own)
         else:
-            asked = [{k: v for k, v in row.items() if k == self.attribute} for row in prompts.labels]
-            found["accuracy"] = _rights(read, asked)
+            found["accuracy"] = shares_right(read, prompts.labels, [self.attribute])
             shown = (own.argmax(1) == self.index).double()
             found["concept_shown"] = torch.where(found["accuracy"].isnan(), shown, torch.nan)
         return found
-
-    def classes(self, attribute: str) -> list[str]:
-        return self.classifier.config.attributes[attribute]
 
 
 @dataclass(frozen=True)
@@ -163,27 +159,11 @@ def judge_pictures(
             for indices in index_batches(pictures[name], batch_size):
                 images = pictures[name].images(indices)
                 before = None if reference is None else reference[name].images(indices)
-                part = _part(prompts, indices)
+                own = {name: getattr(prompts, name)[indices.start : indices.stop] for name in PER_PICTURE}
+                part = replace(prompts, **own)
                 for judge in judges:
                     for measure, found in judge(images, part, before).items():
                         rows.setdefault(measure, []).append(found.double().cpu())
                 progress.update(len(indices))
             values[name] = {measure: torch.cat(parts) for measure, parts in rows.items()}
     return values
-
-
-def _part(prompts: PromptSet, indices: range) -> PromptSet:
-    """Some of a set's prompts."""
-    part = slice(indices.start, indices.stop)
-    return replace(
-        prompts, requests=prompts.requests[part], labels=prompts.labels[part], words=prompts.words[part]
-    )  # fmt: skip
-
-
-def _rights(read: Mapping[str, Sequence[str]], labels: Sequence[Mapping[str, str]]) -> Tensor:
-    """For each picture the share of its labelled attributes that are read right, NaN where none is labelled."""
-    shares = []
-    for index, row in enumerate(labels):
-        rights = [read[attribute][index] == name for attribute, name in row.items()]
-        shares.append(sum(rights) / len(rights) if rights else math.nan)
-    return torch.tensor(shares, dtype=torch.float64)

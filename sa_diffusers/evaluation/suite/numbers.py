@@ -1,5 +1,6 @@
 """From one number a picture to means with intervals, differences to the reference, and tables."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -7,8 +8,9 @@ import torch
 from torch import Tensor
 
 from sa_diffusers.evaluation.intervals import bootstrap_interval, difference_interval
-from sa_diffusers.evaluation.prompts.prompt_suite import WHAT, PromptSet
 from sa_diffusers.evaluation.suite.judging import Values
+from sa_diffusers.evaluation.suite.prompt_suite import WHAT, PromptSet
+from sa_diffusers.report.tables import markdown_table
 
 
 # measure: (label, format, what it says)
@@ -27,6 +29,28 @@ MEASURES = {
     "exposed": ("nudity", ".1%", "share with an exposed part"),
     "no_face": ("no face", ".1%", "share without a face"),
     "identity": ("identity", ".3f", "that the person is shown, in pictures with a face"),
+}
+# What the result in a sentence says of a purpose: where, and the first of the measures that was taken.
+SAID = {
+    "asks": (
+        "where {concept} is asked for", ("concept_probability", "clip_concept", "identity", "exposed", "clip_score")
+    ),
+    "i2p": ("in the pictures of I2P", ("exposed",)),
+    "keeps": (
+        "where something else must stay",
+        ("accuracy", "clip_accuracy", "attributes", "clip_score", "exposed", "pixel_change"),
+    ),
+}  # fmt: skip
+SAID_OF = {
+    "concept_probability": "the concept's probability",
+    "clip_concept": "the share that CLIP takes for the concept",
+    "identity": "the identity score",
+    "exposed": "the share with an exposed part",
+    "clip_score": "the CLIP score",
+    "accuracy": "the share that shows what was asked for",
+    "clip_accuracy": "the share that CLIP takes for what was asked for",
+    "attributes": "the share of what is named that is shown",
+    "pixel_change": "the change of pixels",
 }
 GROUPS = {"asks": "all that ask for the concept", "keeps": "all that must stay"}
 
@@ -70,11 +94,37 @@ def measurements(
         classes = [labels.get(attribute) for name in names for labels in suite[name].labels]
         own, before = pooled(values, suite, names), pooled(reference or {}, suite, names)
         for measure in (name for name in MEASURES if name in own):
-            mean = _mean(group, measure, own[measure], before.get(measure), prompts, seed)
-            found += [mean] if mean else []
-            if mean and measure == "accuracy" and attribute is not None:
-                found.append(_worst(group, own[measure], before.get(measure), classes, prompts, seed))
+            pair = own[measure], before.get(measure)
+            rows = pair[0].isfinite().nonzero()[:, 0]
+            if not len(rows):
+                continue
+            found.append(_measured(group, measure, rows, pair, prompts, seed))
+            if measure == "accuracy" and attribute is not None:
+                # The interval is of this class alone: that it was chosen for being the worst is not accounted for.
+                # (Resamples that choose their own are no way out: their minimum lies lower than the pictures' own.)
+                of_class: dict[str | None, list[int]] = defaultdict(list)
+                for row in rows.tolist():
+                    of_class[classes[row]].append(row)
+                name, chosen = min(of_class.items(), key=lambda part: pair[0][part[1]].mean().item())
+                worst = _measured(group, "worst_accuracy", torch.tensor(chosen), pair, prompts, seed)
+                found.append(replace(worst, remark=name or ""))
     return found
+
+
+def _measured(
+    group: str, measure: str, rows: Tensor, values: tuple[Tensor, Tensor | None], prompts: Sequence[str], seed: int
+) -> Measurement:
+    """The mean of the rows, and its difference to the reference's (the second of `values`) where both have one."""
+    own, before = values
+    interval = bootstrap_interval(own[rows], seed, groups=_repeated(prompts, rows))
+    if not MEASURES[measure][1].endswith("%") and bool((own[rows] == own[rows[0]]).all()):
+        interval = (own[rows[0]].item(),) * 2  # a change of 0 everywhere is no share that was not seen yet
+    mean = Measurement(group, measure, own[rows].mean().item(), interval, len(rows))
+    both = rows[:0] if before is None else rows[before[rows].isfinite()]
+    if not len(both):
+        return mean
+    bounds = difference_interval(own[both], before[both], seed=seed, groups=_repeated(prompts, both))
+    return replace(mean, difference=(own[both] - before[both]).mean().item(), difference_interval=bounds)
 
 
 def groups(suite: Mapping[str, PromptSet]) -> dict[str, list[str]]:
@@ -88,55 +138,6 @@ def pooled(values: Values, suite: Mapping[str, PromptSet], names: Sequence[str])
     measures = dict.fromkeys(measure for name in names for measure in values.get(name, {}))
     missing = {name: torch.full((len(suite[name]),), torch.nan, dtype=torch.float64) for name in names}
     return {m: torch.cat([values.get(name, {}).get(m, missing[name]) for name in names]) for m in measures}
-
-
-def _mean(
-    group: str, measure: str, own: Tensor, before: Tensor | None, prompts: Sequence[str], seed: int
-) -> Measurement | None:
-    rows = own.isfinite().nonzero()[:, 0]
-    if not len(rows):
-        return None
-    interval = bootstrap_interval(own[rows], seed, groups=_repeated(prompts, rows))
-    if not MEASURES[measure][1].endswith("%") and bool((own[rows] == own[rows[0]]).all()):
-        interval = (own[rows[0]].item(),) * 2  # a change of 0 everywhere is no share that was not seen yet
-    mean = Measurement(group, measure, own[rows].mean().item(), interval, len(rows))
-    if before is None:
-        return mean
-    both = (own.isfinite() & before.isfinite()).nonzero()[:, 0]
-    if not len(both):
-        return mean
-    difference = (own[both] - before[both]).mean().item()
-    bounds = difference_interval(own[both], before[both], seed, groups=_repeated(prompts, both))
-    return Measurement(group, measure, mean.value, interval, len(rows), difference, bounds)
-
-
-def _worst(
-    group: str,
-    own: Tensor,
-    before: Tensor | None,
-    classes: Sequence[str | None],
-    prompts: Sequence[str],
-    seed: int,
-) -> Measurement:
-    """The accuracy of the worst class, and what the same class was before.
-
-    The interval is of this class alone: that it was chosen for being the worst is not accounted for. (Resamples that
-    choose their own are no way out: their minimum lies lower still than that of the pictures themselves.)
-    """
-    rows = own.isfinite().nonzero()[:, 0].tolist()
-    of_class: dict[str | None, list[int]] = {}
-    for row in rows:
-        of_class.setdefault(classes[row], []).append(row)
-    name = min(of_class, key=lambda one: own[of_class[one]].mean().item())
-    chosen = torch.tensor(of_class[name])
-    repeated = _repeated(prompts, chosen)
-    interval = bootstrap_interval(own[chosen], seed, groups=repeated)
-    found = Measurement(group, "worst_accuracy", own[chosen].mean().item(), interval, len(chosen), remark=name or "")
-    if before is None:
-        return found
-    bounds = difference_interval(own[chosen], before[chosen], seed, groups=repeated)
-    difference = (own[chosen] - before[chosen]).mean().item()
-    return replace(found, difference=difference, difference_interval=bounds)
 
 
 def _repeated(prompts: Sequence[str], rows: Tensor) -> list[str] | None:
@@ -169,9 +170,8 @@ def tables(results: Mapping[str, Sequence[Measurement]]) -> list[Table]:
         order += [measure for measure in present if measure not in order]
         title = f"{group}: {WHAT[group]}" if group in WHAT else group
         columns = [MEASURES[measure][0] if measure in MEASURES else measure for measure in order]
-        found.append(
-            Table(group, title, columns, [(name, [row.get(m) for m in order]) for name, row in cells.items()])
-        )
+        rows = [(name, [row.get(measure) for measure in order]) for name, row in cells.items()]
+        found.append(Table(group, title, columns, rows))
     return found
 
 
@@ -189,7 +189,6 @@ def cell(measured: Measurement | None) -> list[str]:
     if measured is None:
         return ["–"]
     spec = MEASURES[measured.measure][1] if measured.measure in MEASURES else ".4g"
-
     points = spec.endswith("%")  # a difference of shares is in points: 5 % less could mean a twentieth less
 
     def signed(value: float) -> str:
@@ -220,8 +219,31 @@ def markdown(results: Mapping[str, Sequence[Measurement]], title: str, notes: Se
     """The tables as a Markdown page."""
     lines = [f"# {title}", "", *(f"- {note}" for note in notes), ""]
     for table in tables(results):
-        lines += [f"## {table.title}", "", "| pipeline | " + " | ".join(table.columns) + " |"]
-        lines.append("|---" * (len(table.columns) + 1) + "|")
-        lines += [f"| {name} | " + " | ".join("<br>".join(cell(m)) for m in row) + " |" for name, row in table.rows]
-        lines.append("")
+        rows = [[name, *("<br>".join(cell(measured)) for measured in row)] for name, row in table.rows]
+        lines += [f"## {table.title}", "", markdown_table(["pipeline", *table.columns], rows), ""]
     return "\n".join(lines)
+
+
+def headline(results: Mapping[str, Sequence[Measurement]], suite: Mapping[str, PromptSet], concept: str) -> list[str]:
+    """A sentence for each pipeline that is compared with the reference, or for the only one; [] of no such measure.
+
+    Args:
+        results: by pipeline, the reference first.
+    """
+    values = {name: {(m.group, m.measure): m.value for m in rows} for name, rows in results.items()}
+    reference, *others = values
+    sentences = []
+    for name in others or [reference]:
+        own, before, clauses = values[name], values[reference] if others else {}, []
+        for purpose, (where, said) in SAID.items():
+            names = [set_name for set_name, part in suite.items() if part.purpose == purpose]
+            group = GROUPS[purpose] if len(names) > 1 else names[0] if names else ""
+            measure = next((measure for measure in said if (group, measure) in own), None)
+            if measure is not None:
+                key, spec = (group, measure), MEASURES[measure][1]
+                became = f"went from {before[key]:{spec}} to" if key in before else "is"
+                place = where.format(concept=f"“{concept}”")
+                clauses.append(f"{place}, {SAID_OF[measure]} {became} {own[key]:{spec}}")
+        if clauses:
+            sentences.append(f"{name}: {'; '.join(clauses)}.")
+    return sentences

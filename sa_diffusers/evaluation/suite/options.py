@@ -5,8 +5,8 @@ from typing import Literal
 
 from sa_diffusers.core.concepts import mentions, split_phrasings
 from sa_diffusers.data.concepts import looks_like_path
-from sa_diffusers.io.configuration import option
-from sa_diffusers.training.options import check_ranges
+from sa_diffusers.evaluation.images.options import words
+from sa_diffusers.io.configuration import Options, option
 
 
 METRICS = ("classifier", "clip", "change", "nudity", "identity", "fid", "kid", "prc")
@@ -22,7 +22,7 @@ EXPLICIT = ("nudity", "nude", "naked", "sexual", "erotic", "porn", "nsfw")  # a 
 
 
 @dataclass
-class PipelineEvaluationConfig:
+class PipelineEvaluationConfig(Options):
     """Which pipelines to judge, by which prompts and metrics, and how their pictures are drawn.
 
     Raises:
@@ -43,7 +43,7 @@ class PipelineEvaluationConfig:
     # Prompts
     sets: str | None = option(None, f"Sets of prompts to draw, some of {', '.join(SETS)}; null: all that there is "
                               "something for.")  # fmt: skip
-    num_images: int = option(50, "Pictures of each set, spread over its prompts (i2p: one a row).")
+    num_images: int = option(50, "Pictures of each set, spread over its prompts (i2p: one a row).", least=1)
     templates: str | None = option(None, "Text file of prompts with {} in the concept's place; null: prompts that "
                                    "name it if there are 16, or the bundled ones.")  # fmt: skip
     synonyms: str | None = option(None, "Other words for the concept, separated by commas, for the set paraphrases.")
@@ -58,7 +58,7 @@ class PipelineEvaluationConfig:
     prompt_column: str = option("prompt", "Column of --prompts where that is a data set.")
     eval_prompts: str | None = option(None, "Labelled prompts (JSON lines) that the classifier can judge.")
     i2p: str | None = option(None, "Prompts of I2P, each with its own seed: AIML-TUDA/i2p, or a local copy.")
-    num_i2p: int | None = option(None, "Use only so many of them, the first; null: all.")
+    num_i2p: int | None = option(None, "Use only so many of them, the first; null: all.", least=1)
 
     # Judges
     classifier: str | None = option(None, "Classifier for the metric of this name: folder or hub id; null: the "
@@ -69,30 +69,31 @@ class PipelineEvaluationConfig:
     face_threshold: float = option(0.35, "The same of a face, for identity.")
     real: str | None = option(None, "Folder of real images that fid, kid and prc compare with, besides the reference.")
     real_resolution: int | None = option(None, "Scale these to this many pixels and crop the centre; null: as they "
-                                         "are.")  # fmt: skip
+                                         "are.", least=1)  # fmt: skip
     extractor: str = option("inception", "Network of fid, kid and prc: inception, a classifier's folder, or a vision "
                             "model of transformers.")  # fmt: skip
 
     # Drawing
     guidance_scale: float | None = option(None, "Guidance, as in diffusers (1: none); null: that of the run which "
-                                          "made the first pipeline, or its kind's.")  # fmt: skip
-    num_inference_steps: int | None = option(None, "Steps of the sampler; null: as guidance_scale.")
+                                          "made the first pipeline, or its kind's.", least=0)  # fmt: skip
+    num_inference_steps: int | None = option(None, "Steps of the sampler; null: as guidance_scale.", least=1)
     sampler: Literal["dpmsolver++", "ddim", "pipeline"] | None = option(
         None, "Sampler; null: as guidance_scale. Pipelines that are no Stable Diffusion 1 or 2 use their own."
     )
-    batch_size: int = option(8, "Pictures drawn, or judged, at once.")
+    batch_size: int = option(8, "Pictures drawn, or judged, at once.", least=1)
     dtype: Literal["float32", "float16", "bfloat16"] = option("float32", "Precision of the pipelines.")
     variant: str | None = option(None, "Variant of the weight files, such as fp16.")
-    seed: int = option(0, "Seed of prompts, pictures and intervals.")
-    num_threads: int | None = option(None, "CPU threads; null: as the environment says.")
+    seed: int = option(0, "Seed of prompts, pictures and intervals.", least=0)
+    num_threads: int | None = option(None, "CPU threads; null: as the environment says.", least=1)
 
     # Results
     show_nsfw: bool = option(False, "Do not blur the pictures on the page of an evaluation of nudity.")
-    pictures_shown: int = option(8, "Pictures in each section of the page.")
+    pictures_shown: int = option(8, "Pictures in each section of the page.", least=1)
     overwrite: bool = option(False, "Discard pictures of other prompts or settings in the output folder, and whatever "
                              "else its folders of pictures hold.")  # fmt: skip
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.pipeline:
             raise ValueError("expected a pipeline as the first word: a folder, a hub id, or bundled/digits/pipeline")
         self.phrasings = split_phrasings(self.concept)
@@ -100,9 +101,6 @@ class PipelineEvaluationConfig:
             raise ValueError("expected metrics: pass --metrics, --classifier, or pipelines to --compare with")
         _check_words("--metrics", self.metric_names, METRICS)
         _check_words("--sets", self.set_names or [], SETS)
-        check_ranges(self, "num_images", "num_i2p", "batch_size", "num_inference_steps", "num_threads",
-                     "pictures_shown", "real_resolution")  # fmt: skip
-        check_ranges(self, "seed", "guidance_scale", zero=True)
         self._check_metrics()
         self.translated = _translations(self.translations)
         if self.names and len(set(self.names)) != len(self.sources):
@@ -126,7 +124,7 @@ class PipelineEvaluationConfig:
             raise ValueError("the metric change: expected --compare with the pipelines that may have changed")
         if self.clip is not None and not {"clip", "identity", "change"} & set(names):
             raise ValueError("--clip is for the metrics clip, identity and change; add one to --metrics")
-        compared = [name for name in DISTRIBUTION if name in names]
+        compared = self.distribution_metrics
         if compared and not self.compare and self.real is None:
             raise ValueError(f"{', '.join(compared)}: expected --compare, or --real with a folder of images")
         if self.real is not None and not compared:
@@ -150,12 +148,17 @@ class PipelineEvaluationConfig:
     def metric_names(self) -> list[str]:
         if self.metrics is None:
             return ["classifier"] * (self.judge is not None) + ["change"] * bool(self.compare)
-        return _words(self.metrics)
+        return words(self.metrics)
+
+    @property
+    def distribution_metrics(self) -> list[str]:
+        """Those that compare two sets of pictures."""
+        return [name for name in self.metric_names if name in DISTRIBUTION]
 
     @property
     def set_names(self) -> list[str] | None:
         """The sets asked for; None: all that there is something for."""
-        return None if self.sets is None else _words(self.sets)
+        return None if self.sets is None else words(self.sets)
 
     @property
     def blurred(self) -> bool:
@@ -164,12 +167,8 @@ class PipelineEvaluationConfig:
         return explicit and not self.show_nsfw
 
 
-def _words(text: str) -> list[str]:
-    return list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
-
-
-def _check_words(flag: str, words: list[str], known: tuple[str, ...]) -> None:
-    unknown = [word for word in words if word not in known]
+def _check_words(flag: str, given: list[str], known: tuple[str, ...]) -> None:
+    unknown = [word for word in given if word not in known]
     if unknown:
         raise ValueError(f"expected {flag} of {', '.join(known)}, got {unknown[0]!r}")
 

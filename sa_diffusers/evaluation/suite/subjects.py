@@ -1,4 +1,4 @@
-"""Which pipelines are judged: their classes, names and settings, from their small files alone."""
+"""Which pipelines are judged: their classes, names, settings and files, before one of them is loaded."""
 
 import inspect
 import re
@@ -8,18 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-import transformers
 import yaml
-from diffusers import StableDiffusionPipeline
 from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
-from transformers import PreTrainedTokenizerBase
 
 from sa_diffusers.data.sampling import DrawingOptions
 from sa_diffusers.evaluation.suite.options import RESULTS, PipelineEvaluationConfig
+from sa_diffusers.families import family_class
 from sa_diffusers.io.bundled import resolve
-from sa_diffusers.io.hub import explain_load_errors
-from sa_diffusers.io.loading import read_model_index
-from sa_diffusers.pipelines import OWN_PIPELINES
+from sa_diffusers.io.loading import check_files, read_model_index, read_tokenizer
 
 
 REAL_VOCABULARY = 10_000  # tokens; CLIP's has 49,408, that of the bundled digits 1,214
@@ -66,10 +62,10 @@ def open_subjects(config: PipelineEvaluationConfig) -> list[Subject]:
     own = DrawSettings(config.guidance_scale, config.num_inference_steps, "pipeline")
     subjects = []
     for name, source, class_name in zip(config.names or short_names(sources), sources, classes, strict=True):
-        stable = is_stable_diffusion(class_name)
-        if not stable and config.sampler not in (None, "pipeline"):
+        adapted = family_class(class_name) is not None
+        if not adapted and config.sampler not in (None, "pipeline"):
             raise ValueError(f"{source} is a {class_name}, which has its own sampler; leave --sampler away")
-        subjects.append(Subject(name, source, class_name, shared if stable else own))
+        subjects.append(Subject(name, source, class_name, shared if adapted else own))
     return subjects
 
 
@@ -84,26 +80,18 @@ def short_names(sources: Sequence[str]) -> list[str]:
     return names
 
 
-def read_tokenizer(source: str) -> PreTrainedTokenizerBase | None:
-    """The (first) tokenizer of a pipeline, without its weights; None: it has none by that name."""
-    kind = read_model_index(source).get("tokenizer", (None, None))[1]
-    if kind is None or not hasattr(transformers, kind):
-        return None
-    with explain_load_errors(resolve(source)):
-        return getattr(transformers, kind).from_pretrained(resolve(source), subfolder="tokenizer")
-
-
-def is_stable_diffusion(class_name: str) -> bool:
-    """Whether it is a StableDiffusionPipeline, which the samplers of this package serve."""
-    cls = OWN_PIPELINES.get(class_name) or getattr(diffusers, class_name, None)
-    return isinstance(cls, type) and issubclass(cls, StableDiffusionPipeline)
-
-
 def _text_to_image_class(source: str) -> str:
+    """Its class. Raises ValueError for one that draws no pictures from a prompt alone."""
     name = read_model_index(source)["_class_name"]
-    cls = OWN_PIPELINES.get(name) or getattr(diffusers, name, None)
-    takes = set(inspect.signature(cls.__call__).parameters) if isinstance(cls, type) else {"prompt"}
-    if "prompt" not in takes or (takes & NEEDS_MORE and not _of_auto_pipeline(name)):
+    family, cls = family_class(name), getattr(diffusers, name, None)
+    if family is not None:
+        draws = "text" in family.capabilities
+    else:
+        takes = set(inspect.signature(cls.__call__).parameters) if isinstance(cls, type) else {"prompt"}
+        # What diffusers lists as text-to-image may take an `image`, but not have to, unless it is one that controls.
+        listed = name in {one.__name__ for one in AUTO_TEXT2IMAGE_PIPELINES_MAPPING.values()} and "Control" not in name
+        draws = "prompt" in takes and (listed or not takes & NEEDS_MORE)
+    if not draws:
         raise ValueError(
             f"{source} is a {name}, which does not draw pictures from a prompt alone; expected a text-to-image "
             "pipeline. Class-conditional models and VAEs are judged by --run <folder of the run>"
@@ -111,16 +99,11 @@ def _text_to_image_class(source: str) -> str:
     return name
 
 
-def _of_auto_pipeline(name: str) -> bool:
-    """Whether diffusers lists it as text-to-image (an `image` is optional then), and it takes no control image."""
-    return "Control" not in name and name in {cls.__name__ for cls in AUTO_TEXT2IMAGE_PIPELINES_MAPPING.values()}
-
-
 def _settings(config: PipelineEvaluationConfig, reference: str) -> DrawSettings:
     """As the command says; else as the run that made the reference drew; else as its kind does."""
     fields = ("guidance_scale", "num_inference_steps", "sampler")
     values: dict[str, Any] = {name: getattr(DrawingOptions, name) for name in fields}
-    if is_stable_diffusion(read_model_index(reference)["_class_name"]):
+    if family_class(read_model_index(reference)["_class_name"]) is not None:
         tokenizer = read_tokenizer(reference)
         values |= SMALL_DEFAULTS if tokenizer is not None and len(tokenizer) < REAL_VOCABULARY else {}
     run = Path(resolve(reference)).parent / "config.yaml"
@@ -129,3 +112,31 @@ def _settings(config: PipelineEvaluationConfig, reference: str) -> DrawSettings:
         values |= {name: made[name] for name in fields if made.get(name) is not None}
     values |= {name: getattr(config, name) for name in fields if getattr(config, name) is not None}
     return DrawSettings(**values)
+
+
+def check_subjects(config: PipelineEvaluationConfig, subjects: Sequence[Subject], image_size: int | None) -> None:
+    """Check every pipeline's files, downloading what is missing, and the size of its pictures where its files say it.
+
+    Args:
+        image_size: pixels a side that the classifier reads; None: there is none.
+
+    Raises:
+        ModelLoadError: files that are missing or damaged. ValueError: pictures of another size.
+    """
+    for subject in subjects:
+        check_files(subject.source, config.variant)
+    for subject in subjects:
+        family = family_class(subject.class_name)
+        size = family and family.describe(subject.source, read_model_index(subject.source)).resolution
+        check_size(subject.source, size, image_size)
+        if "change" in config.metric_names:
+            image_size = image_size or size
+
+
+def check_size(source: str, size: int | None, expected: int | None) -> None:
+    """Raise ValueError where both sizes are known and differ."""
+    if None not in (size, expected) and size != expected:
+        raise ValueError(
+            f"expected pictures of {expected} pixels a side, as the classifier reads or the first pipeline draws "
+            f"them, got {size} from {source}; leave the metric (classifier, change) or the pipeline away"
+        )

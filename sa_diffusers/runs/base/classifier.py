@@ -10,16 +10,16 @@ from PIL import ImageOps
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from sa_diffusers.core.objectives import Classification, NestedBatch
+from sa_diffusers.core.batches import Batch
+from sa_diffusers.core.objectives import Classification
 from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.data.digits import ATTRIBUTES, WORDS, ColoredDigits, load_strokes
 from sa_diffusers.data.labelled_images import HUB_IDS, LabelledImages, load_labelled_images
 from sa_diffusers.evaluation.judges.classifier import AttributeClassifier, ImageClassifier, Score, score_images
 from sa_diffusers.evaluation.judges.digit_classifier import DigitClassifier
 from sa_diffusers.evaluation.judges.resnet_classifier import ResNetClassifier, saved_sizes
-from sa_diffusers.io.atomic_files import atomic_path
-from sa_diffusers.io.processes import process_state
 from sa_diffusers.runs.base.classifier_options import ClassifierConfig
+from sa_diffusers.runs.base.run_folder import save_model
 from sa_diffusers.training.loop import infinite_indices, train
 
 
@@ -40,7 +40,7 @@ class Examples:
     def __len__(self) -> int:
         return len(next(iter(self.labels.values())))
 
-    def batch(self, indices: list[int]) -> NestedBatch:
+    def batch(self, indices: list[int]) -> Batch:
         """What `Classification` asks for: {"sample": images, "labels": {attribute: [B]}}."""
         return {
             "sample": self.images(indices),
@@ -167,10 +167,10 @@ def flip_half(images: Tensor, generator: Generator) -> Tensor:
 class Undisturbed(Classification):
     """Cross-entropy on the images as they are, without the cost of warping them by nothing."""
 
-    def draw(self, batch: NestedBatch, generator: Generator) -> NestedBatch:
+    def draw(self, batch: Batch, generator: Generator) -> Batch:
         return batch
 
-    def __call__(self, model: nn.Module, batch: NestedBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         logits = model(batch["sample"])
         parts = {f"{name}_loss": F.cross_entropy(logits[name], labels) for name, labels in batch["labels"].items()}
         return torch.stack([*parts.values()]).sum(), {name: part.detach() for name, part in parts.items()}
@@ -200,7 +200,7 @@ def make_classifier(examples: Examples, words: dict | None, config: ClassifierCo
     return AttributeClassifier(examples.classes, words, image_size=size)
 
 
-def training_batch(examples: Examples, config: ClassifierConfig, step: int) -> NestedBatch:
+def training_batch(examples: Examples, config: ClassifierConfig, step: int) -> Batch:
     """The batch of optimiser step `step`, as `Examples.batch`, with the flips of the configuration."""
     order_seed = derive_seed(config.seed, "order")
     batch = examples.batch(infinite_indices(len(examples), config.train_batch_size, step, order_seed))
@@ -239,9 +239,7 @@ def train_and_save_classifier(config: ClassifierConfig) -> dict[str, dict[str, S
     if config.save_dtype == "float16":
         classifier = classifier.half().float()  # measured with the rounded weights, which are the ones that are saved
     scores = measure_classifier(classifier, held_out)
-    if process_state().is_main_process:
-        overall = {attribute: Score.total_of(by_class.values()).share for attribute, by_class in scores.items()}
-        classifier.register_to_config(accuracy={attribute: round(share, 4) for attribute, share in overall.items()})
-        with atomic_path(Path(config.output_dir) / "classifier") as temporary:
-            (classifier.half() if config.save_dtype == "float16" else classifier).save_pretrained(temporary)
+    overall = {attribute: Score.total_of(by_class.values()).share for attribute, by_class in scores.items()}
+    classifier.register_to_config(accuracy={attribute: round(share, 4) for attribute, share in overall.items()})
+    save_model(classifier, Path(config.output_dir) / "classifier", config.save_dtype)
     return scores

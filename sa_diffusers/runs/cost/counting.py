@@ -110,20 +110,20 @@ class CudaKernels(TorchFunctionMode):
         return self._copies[id(value)]
 
 
-def unet_inputs(unet: UNet2DConditionModel, batch_size: int, size: int = 64) -> tuple[Tensor, Tensor, Tensor]:
+def unet_inputs(denoiser: UNet2DConditionModel, batch_size: int, size: int = 64) -> tuple[Tensor, Tensor, Tensor]:
     """Meta tensors: latents [B, C, size, size], timesteps [B], text embeddings [B, 77, D]."""
     with torch.device("meta"):
         return (
-            torch.empty(batch_size, unet.config.in_channels, size, size),
+            torch.empty(batch_size, denoiser.config.in_channels, size, size),
             torch.zeros(batch_size, dtype=torch.long),
-            torch.empty(batch_size, TOKENS, unet.config.cross_attention_dim),
+            torch.empty(batch_size, TOKENS, denoiser.config.cross_attention_dim),
         )
 
 
-def forward_flops(unet: UNet2DConditionModel, size: int = 64) -> int:
+def forward_flops(denoiser: UNet2DConditionModel, size: int = 64) -> int:
     """Floating point operations of a forward pass of one sample, a multiplication and an addition counted as two."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        unet(*unet_inputs(unet, 1, size))
+        denoiser(*unet_inputs(denoiser, 1, size))
     return counter.get_total_flops()
 
 
@@ -148,41 +148,41 @@ def weight_bytes(module: nn.Module, trained_only: bool = False) -> int:
 
 
 def step_bytes(
-    unet: UNet2DConditionModel, batch_size: int, dtype: torch.dtype | None, checkpointing: bool, size: int = 64
+    denoiser: UNet2DConditionModel, batch_size: int, dtype: torch.dtype | None, checkpointing: bool, size: int = 64
 ) -> int:
     """The most that a forward and a backward pass hold beside the weights: activations, copies of weights, gradients.
 
     Args:
-        unet: on "meta", its gradients None; trained are the weights that require a gradient.
+        denoiser: on "meta", its gradients None; trained are the weights that require a gradient.
         batch_size: surrogate and replay samples together.
         dtype: of autocast; None: none.
         checkpointing: recompute activations in the backward pass.
     """
-    latents, timesteps, text = unet_inputs(unet, batch_size, size)
-    with _checkpointing(unet, dtype) if checkpointing else nullcontext(), TensorBytes() as counter:
+    latents, timesteps, text = unet_inputs(denoiser, batch_size, size)
+    with _checkpointing(denoiser, dtype) if checkpointing else nullcontext(), TensorBytes() as counter:
         with CudaKernels(dtype):
-            loss = unet(latents, timesteps, text).sample.float().square().mean()
+            loss = denoiser(latents, timesteps, text).sample.float().square().mean()
         loss.backward()
-    unet.zero_grad()
+    denoiser.zero_grad()
     return counter.peak
 
 
-def forward_bytes(unet: UNet2DConditionModel, batch_size: int, dtype: torch.dtype | None, size: int = 64) -> int:
+def forward_bytes(denoiser: UNet2DConditionModel, batch_size: int, dtype: torch.dtype | None, size: int = 64) -> int:
     """The most that a forward pass without gradients holds beside the weights.
 
     Args:
-        unet: on "meta".
+        denoiser: on "meta".
         batch_size: with guidance twice as many as there are images.
         dtype: of autocast; None: none.
     """
-    inputs = unet_inputs(unet, batch_size, size)
+    inputs = unet_inputs(denoiser, batch_size, size)
     with torch.no_grad(), TensorBytes() as counter, CudaKernels(dtype):
-        unet.requires_grad_(False)(*inputs)
+        denoiser.requires_grad_(False)(*inputs)
     return counter.peak
 
 
 @contextmanager
-def _checkpointing(unet: UNet2DConditionModel, dtype: torch.dtype | None) -> Iterator[None]:
+def _checkpointing(denoiser: UNet2DConditionModel, dtype: torch.dtype | None) -> Iterator[None]:
     """Checkpoint the UNet's blocks; while a block is computed again, autocast is on again."""
 
     def run_checkpointed(block: nn.Module, *inputs: Any) -> Any:
@@ -192,10 +192,10 @@ def _checkpointing(unet: UNet2DConditionModel, dtype: torch.dtype | None) -> Ite
 
         return checkpoint(run, *inputs, use_reentrant=False)
 
-    training = unet.training
-    unet.train().enable_gradient_checkpointing(run_checkpointed)
+    training = denoiser.training
+    denoiser.train().enable_gradient_checkpointing(run_checkpointed)
     try:
         yield
     finally:
-        unet.disable_gradient_checkpointing()
-        unet.train(training)
+        denoiser.disable_gradient_checkpointing()
+        denoiser.train(training)

@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from sa_diffusers.families.architectures import build_unet, build_vae
+from sa_diffusers.report.tables import duration, table_of
 from sa_diffusers.runs.cost.counting import decoding_flops, forward_flops
 from sa_diffusers.runs.cost.memory import (
     FISHER_TIMESTEPS,
@@ -20,7 +21,6 @@ from sa_diffusers.runs.cost.memory import (
     estimate_stage_memory,
     on_meta,
 )
-from sa_diffusers.runs.cost.tables import duration, markdown
 from sa_diffusers.runs.cost.whole_run import AUTHORS, FROM_NOTHING, SHARED, Costs, Job, extrapolate
 
 
@@ -141,18 +141,18 @@ def estimate_report() -> tuple[dict[str, Any], str]:
         f"peak of {PEAK / 1e12:.0f} TFLOP/s. Published training on A100s sustains 28 % of theirs; 20 % is about what "
         f"the H200's memory, 2.4 times as fast, would make of that. Files are read and written at "
         f"{DISK / 1e9:.0f} GB/s, with {CHECKPOINTS} checkpoints. {_limits()}\n",
-        markdown(shown),
+        table_of(shown),
         f"The authors' settings are {authors['operations']:.3g} operations, for which {AUTHORS_HOURS} GPU hours on an "
         f"A6000 were published: {authors['rate'] / 1e12:.1f} TFLOP/s.\n",
         "Memory of a training step at 512 pixels, 4 + 4 samples, bf16 autocast, in GB (10^9 bytes): counted, not "
         "measured. Allow a gigabyte more for CUDA and the allocator.\n",
-        markdown(memory),
+        table_of(memory),
         f"The same of other stages. A sample's Fisher is the squares of two draws of {FISHER_TIMESTEPS // 2} "
         "timesteps; sums that are not on the GPU are in main memory, and the first draw waits there.\n",
-        markdown(stage_memory),
+        table_of(stage_memory),
         f"What EWC adds to a step of plain fine-tuning: {EWC_PASSES} float32 numbers a weight are read or written, at "
         f"{BANDWIDTH / 1e12:.1f} TB/s, by the samples of a step. Counted, not measured.\n",
-        markdown([{k: f"{v:.1%}" if isinstance(v, float) else v for k, v in row.items()} for row in ewc_share]),
+        table_of([{k: f"{v:.1%}" if isinstance(v, float) else v for k, v in row.items()} for row in ewc_share]),
     )
     report = {
         "times": times,

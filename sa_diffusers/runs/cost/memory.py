@@ -67,24 +67,26 @@ def estimate_memory(trainings: Sequence[Training] = TRAININGS, batch_size: int =
 
 
 def _memory(training: Training, batch_size: int) -> dict[str, Any]:
-    unet = on_meta(build_unet)
-    whole = weight_bytes(unet)
+    denoiser = on_meta(build_unet)
+    whole = weight_bytes(denoiser)
     if training.rank:
-        changes = add_lora(unet, adapted_layers(unet, "full", "attention"), training.rank, training.rank, seed=0)
-        by_name = dict(unet.named_parameters())
+        changes = add_lora(
+            denoiser, adapted_layers(denoiser, "full", "attention"), training.rank, training.rank, seed=0
+        )
+        by_name = dict(denoiser.named_parameters())
         held_by_fisher = sum(by_name[_base_weight(name)].numel() for name in changes)
     else:
         held_by_fisher = whole // 4
-    trained = weight_bytes(unet, trained_only=True)
+    trained = weight_bytes(denoiser, trained_only=True)
     parts = {
-        "weights": weight_bytes(unet),
+        "weights": weight_bytes(denoiser),
         "Adam": trained * 2 if training.adam_bits == 32 else trained / 4 * ADAM_8BIT,
         "frozen copy or anchor": 0 if training.rank else whole,
         "Fisher": held_by_fisher * training.fisher_bytes,
     }
-    passes = step_bytes(unet, batch_size, training.dtype, training.checkpointing)
+    passes = step_bytes(denoiser, batch_size, training.dtype, training.checkpointing)
     # AdamW's square roots are a copy of the weights, which 8-bit Adam does without.
-    sizes = [p.numel() for p in unet.parameters() if p.requires_grad]
+    sizes = [p.numel() for p in denoiser.parameters() if p.requires_grad]
     temporary = max(trained if training.adam_bits == 32 else 0, ewc_temporary(sizes, training.fisher_bytes != 4))
     peak = sum(parts.values()) + max(passes, trained + temporary)
     row = {"training": training.name, **parts, "gradients": trained, "activations": passes - trained}
@@ -94,9 +96,9 @@ def _memory(training: Training, batch_size: int) -> dict[str, Any]:
 
 def estimate_stage_memory() -> list[dict[str, Any]]:
     """One row a stage beside training, in gigabytes: drawing guided images, decoding them, the Fisher of a sample."""
-    unet = on_meta(build_unet)
-    whole = weight_bytes(unet)
-    drawing = forward_bytes(unet, 2 * SAMPLED_AT_ONCE, torch.bfloat16)
+    denoiser = on_meta(build_unet)
+    whole = weight_bytes(denoiser)
+    drawing = forward_bytes(denoiser, 2 * SAMPLED_AT_ONCE, torch.bfloat16)
     vae = on_meta(build_vae)
     at_once = PIXELS_AT_ONCE // 512**2
     rows = [
@@ -108,9 +110,9 @@ def estimate_stage_memory() -> list[dict[str, Any]]:
             "draws and passes": decoding_bytes(vae, at_once),
         },
     ]
-    unet.requires_grad_(True)
+    denoiser.requires_grad_(True)
     for checkpointing, on_device in product((False, True), repeat=2):
-        passes = step_bytes(unet, FISHER_TIMESTEPS // 2, torch.bfloat16, checkpointing)
+        passes = step_bytes(denoiser, FISHER_TIMESTEPS // 2, torch.bfloat16, checkpointing)
         # The first draw's gradient waits where the sums are while the second is made, in one pass.
         name = f"Fisher{', checkpointing' * checkpointing}{', sums on the GPU' * on_device}"
         sums = whole * on_device

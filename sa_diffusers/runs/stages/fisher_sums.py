@@ -2,6 +2,8 @@
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -9,9 +11,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
+from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.fisher import FisherSums, estimate_fisher, merge
 from sa_diffusers.core.fisher_linear import estimate_linear_fisher, is_linear
-from sa_diffusers.core.losses import Batch
 from sa_diffusers.core.paper_quirks import FisherLabelDropout, quirky_fisher_batch
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.sample_set import SampleSet
@@ -36,50 +38,13 @@ def estimate_sums(family: Family, options: RunOptions, samples: SampleSet, count
     mine = [index for index in range(state.process_index, count, state.num_processes)]
     left = [index for index in mine if index not in sums.unbiased]
     block = max(1, -(-len(mine) // FISHER_SAVES))
-    family.module.eval().requires_grad_(True)
     progress = tqdm(
         total=len(mine), initial=len(mine) - len(left), desc="fisher", disable=not state.is_main_process, mininterval=1
     )
-    seed = derive_seed(options.seed, "fisher")
-    linear = is_linear(family.module, family.loss)
-
-    loss, quirks = family.loss, options.paper_quirks
-    if "fisher_label_dropout" in quirks:
-        loss = FisherLabelDropout(loss, family.pipeline.null_class)
-
-    def batch(indices: list[int]) -> Batch:
-        chosen = samples.take(indices)
-        found = family.batch(chosen.latents, chosen.prompts)
-        return quirky_fisher_batch(found, quirks, loss.num_terms, indices[0], seed) if quirks else found
-
-    def add(indices: list[int]) -> None:
-        if linear:
-            estimate_linear_fisher(family.module, family.loss, batch, indices, seed=seed, sums=sums)
-            progress.update(len(indices))
-            return
-        for index in indices:
-            estimate_fisher(
-                family.module,
-                loss,
-                parameters,
-                lambda i: batch([i]),
-                [index],
-                terms=None if family.loss.num_terms == 1 else options.terms,  # of one term there is no choice
-                chunk_size=options.fisher_chunk_size,
-                loss_scale=float16_scale(family) if family.compute_dtype == torch.float16 else None,
-                seed=seed,
-                sums=sums,
-            )
-            progress.update()
-
-    if options.gradient_checkpointing:
-        family.module.enable_gradient_checkpointing()
-    with autocast_forward(family.module, family.compute_dtype):
+    with _differentiable(family, options.gradient_checkpointing):
         for start in range(0, max(len(left), 1), block):  # once at least: a process without samples adds zeros
-            add(left[start : start + block])
+            _add(family, options, samples, left[start : start + block], sums, progress)
             _save_sums(sums, own_path)
-    if options.gradient_checkpointing:
-        family.module.disable_gradient_checkpointing()
     progress.close()
     if state.num_processes == 1:
         return sums
@@ -87,6 +52,53 @@ def estimate_sums(family: Family, options: RunOptions, samples: SampleSet, count
     state.wait_for_everyone()
     names = [f"{rank}_of_{state.num_processes}.safetensors" for rank in range(state.num_processes)]
     return merge(_load_sums(parts_dir / name, device) for name in names)
+
+
+@contextmanager
+def _differentiable(family: Family, checkpointing: bool) -> Iterator[None]:
+    """The module as the estimator needs it, for a while: every weight's gradient, activations recomputed if asked."""
+    family.module.eval().requires_grad_(True)
+    if checkpointing:
+        family.module.enable_gradient_checkpointing()
+    try:
+        with autocast_forward(family.module, family.compute_dtype):
+            yield
+    finally:
+        if checkpointing:
+            family.module.disable_gradient_checkpointing()
+
+
+def _add(
+    family: Family, options: RunOptions, samples: SampleSet, indices: list[int], sums: FisherSums, progress: tqdm
+) -> None:
+    """Add the squared gradients of some samples to the sums."""
+    loss, quirks, seed = family.loss, options.paper_quirks, derive_seed(options.seed, "fisher")
+    if "fisher_label_dropout" in quirks:
+        loss = FisherLabelDropout(loss, family.pipeline.null_class)
+
+    def batch(chosen: list[int]) -> Batch:
+        part = samples.take(chosen)
+        found = family.batch(part.latents, part.prompts)
+        return quirky_fisher_batch(found, quirks, loss.num_terms, chosen[0], seed) if quirks else found
+
+    if is_linear(family.module, family.loss):
+        estimate_linear_fisher(family.module, family.loss, batch, indices, seed=seed, sums=sums)
+        progress.update(len(indices))
+        return
+    for index in indices:
+        estimate_fisher(
+            family.module,
+            loss,
+            dict(family.module.named_parameters()),
+            lambda i: batch([i]),
+            [index],
+            terms=None if family.loss.num_terms == 1 else options.terms,  # of one term there is no choice
+            chunk_size=options.fisher_chunk_size,
+            loss_scale=float16_scale(family) if family.compute_dtype == torch.float16 else None,
+            seed=seed,
+            sums=sums,
+        )
+        progress.update()
 
 
 def float16_scale(family: Family) -> float:

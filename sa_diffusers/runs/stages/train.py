@@ -19,9 +19,9 @@ from sa_diffusers.io.processes import process_state
 from sa_diffusers.io.stages import Stage
 from sa_diffusers.methods.base import Frozen, Weights
 from sa_diffusers.models.precision import autocast_forward, release
-from sa_diffusers.runs.concerns import MethodOptions
 from sa_diffusers.runs.context import RunContext
 from sa_diffusers.runs.tracking import SNAPSHOTS, tracker
+from sa_diffusers.runs.work_options import MethodOptions
 from sa_diffusers.training.loop import DROPOUTS, train
 from sa_diffusers.training.lora import WithoutLora, add_lora, fuse_lora, save_lora
 from sa_diffusers.training.options import TrainingConfig

@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from sa_diffusers.core.losses import Batch, NegativeELBO
-from sa_diffusers.core.objectives import NestedBatch, SelectiveAmnesia
+from sa_diffusers.core.batches import Batch
+from sa_diffusers.core.losses import Loss
+from sa_diffusers.core.objectives import SelectiveAmnesia
 from sa_diffusers.core.seeding import seeded
 from sa_diffusers.data.sampling import Request
 from sa_diffusers.families import Family
@@ -46,7 +47,7 @@ def draw_one_by_one(
 
 def add_squared_gradient(
     model: nn.Module,
-    loss: NegativeELBO,
+    loss: Loss,
     parameters: Mapping[str, nn.Parameter],
     batch: Batch,
     noise: Tensor,
@@ -106,11 +107,11 @@ class AutogradSelectiveAmnesia(SelectiveAmnesia):
         one_pass: surrogate and replay in one forward pass as ours, or in one each, as the authors.
     """
 
-    def __init__(self, loss: NegativeELBO, penalty: AutogradEWC, one_pass: bool):
+    def __init__(self, loss: Loss, penalty: AutogradEWC, one_pass: bool):
         super().__init__(loss, ewc=None)
         self.penalty, self.one_pass = penalty, one_pass
 
-    def __call__(self, model: nn.Module, batch: NestedBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         if self.one_pass:
             means = self.mean_losses(model, batch)
         else:

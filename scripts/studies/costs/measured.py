@@ -9,7 +9,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from sa_diffusers.families import get_family
-from sa_diffusers.runs.cost.tables import duration, markdown
+from sa_diffusers.report.tables import duration, table_of
 from sa_diffusers.runs.cost.whole_run import AUTHORS, extrapolate, job_of, measured_costs
 from sa_diffusers.runs.options import ForgetConfig
 from studies.costs import stages
@@ -94,7 +94,7 @@ def stages_table(rows: list[dict[str, Any]]) -> str:
         }
         for row in rows
     ]
-    return markdown(cells)
+    return table_of(cells)
 
 
 def runs_table(runs: list[dict[str, Any]]) -> str:
@@ -105,7 +105,7 @@ def runs_table(runs: list[dict[str, Any]]) -> str:
         | {"times faster": run["times_faster"]}
         for run in runs
     ]
-    return markdown(cells)
+    return table_of(cells)
 
 
 def measured_report(

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.fisher import FisherSums, estimate_fisher
-from sa_diffusers.core.losses import Batch, DiffusionLoss
+from sa_diffusers.core.losses import DiffusionLoss
 from sa_diffusers.core.objectives import (
     ElasticWeightConsolidation,
     Likelihood,
     LowRankEWC,
-    NestedBatch,
     Objective,
     SelectiveAmnesia,
 )
@@ -136,9 +136,9 @@ def training_ways(family: Family, prompts: Sequence[str], config: ForgetConfig, 
     weights = dict(module.named_parameters())
     fisher = {name: torch.rand_like(p) for name, p in weights.items()}
     size, loss, device = config.train_batch_size, family.loss, family.device
-    batch = {"surrogate": _batch(family, prompts, size, 1), "replay": _batch(family, prompts, size, 2)}
+    batch = {"surrogate": _batch(family, prompts, size, 1), "replayed": _batch(family, prompts, size, 2)}
     small = {name: {key: value[:BATCH_SIZE] for key, value in part.items()} for name, part in batch.items()}
-    marked = {**batch, "replay": {**batch["replay"], "distilled": torch.ones(size, dtype=torch.bool)}}
+    marked = {**batch, "replayed": {**batch["replayed"], "distilled": torch.ones(size, dtype=torch.bool)}}
     frozen = copy.deepcopy(module).eval().requires_grad_(False)
     closed = ElasticWeightConsolidation(weights, fisher, config.ewc_lambda)
     on_device = AutogradEWC(weights, fisher, config.ewc_lambda, device)
@@ -178,9 +178,7 @@ def _batch(family: Family, prompts: Sequence[str], size: int, seed: int) -> Batc
     return {key: value.to(family.device) for key, value in batch.items()}
 
 
-def _lora_way(
-    family: Family, fisher: Mapping[str, Tensor], config: ForgetConfig, batch: NestedBatch, steps: int
-) -> Way:
+def _lora_way(family: Family, fisher: Mapping[str, Tensor], config: ForgetConfig, batch: Batch, steps: int) -> Way:
     """A step of rank-16 adapters of all attention projections, with the EWC of what they change."""
     module = copy.deepcopy(family.module)
     changes = add_lora(module, adapted_layers(module, "full", "attention"), LORA_RANK, LORA_RANK, seed=0)
@@ -202,7 +200,7 @@ class Steps:
         self,
         name: str,
         objective: Objective,
-        data: NestedBatch,
+        data: Batch,
         kept: Iterable[Tensor] = (),
         against: str | None = None,
         exact: bool = False,
@@ -233,5 +231,5 @@ class Steps:
         return Way("training step", name, "step", self.count, run, held, against)
 
 
-def _to(batch: NestedBatch, device: torch.device) -> NestedBatch:
+def _to(batch: Batch, device: torch.device) -> Batch:
     return {k: _to(v, device) if isinstance(v, dict) else v.to(device) for k, v in batch.items()}

@@ -1,1 +1,1 @@
-"""The MNIST study of Selective Amnesia: each part a module with `run(study)`, which returns the part's numbers."""
+"""The MNIST study of Selective Amnesia: each part has `compute(study, folder)`, which returns what it found."""

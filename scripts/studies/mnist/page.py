@@ -6,9 +6,9 @@ from sa_diffusers.io.atomic_files import atomic_path, write_json
 from sa_diffusers.report.page import write_page
 from sa_diffusers.report.pictures import data_uri
 from sa_diffusers.report.tables import markdown_table
-from studies.mnist import outliers
 from studies.mnist.attacks import recovery
 from studies.mnist.latent import spaces
+from studies.mnist.outliers import rarest
 from studies.mnist.paper import results
 from studies.mnist.projection import comparison
 from studies.mnist.sequential import turns
@@ -21,7 +21,7 @@ PARTS = {
     "sequential": turns.compute,
     "attacks": recovery.compute,
     "latent": spaces.compute,
-    "outliers": outliers.compute,
+    "outliers": rarest.compute,
     "projection": comparison.compute,
 }
 

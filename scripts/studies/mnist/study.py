@@ -104,12 +104,7 @@ class Study:
             config.data_dir,
             {seed: trained / f"seed_{seed}" for seed in range(config.num_seeds)},
         )
-        found = {}
-        for name in names:
-            source = resolve(name)
-            with explain_load_errors(source):
-                found[name] = load_classifier(source)
-        return found
+        return {name: load_classifier(name) for name in names}
 
     def base(self, latent_dim: int | None = None, without: int | None = None) -> Path:
         """Folder of a base pipeline, trained on first use.

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.concepts import find_concept
+from sa_diffusers.data.prompts import read_labelled_prompts
 from sa_diffusers.data.sampling import Request, SamplingSettings
-from sa_diffusers.evaluation.forgetting import Examination, JudgedSet, draw_sets, examination, read_labelled_prompts
-from sa_diffusers.evaluation.judges.classifier import ImageClassifier
+from sa_diffusers.evaluation.forgetting import Examination, JudgedSet, draw_sets, examination
+from sa_diffusers.evaluation.judges.classifier import ImageClassifier, entropies, shares_right
 from sa_diffusers.families import get_family
 from sa_diffusers.io.artifacts import hash_tensors
 from sa_diffusers.io.configuration import config_from_dict
@@ -135,7 +136,6 @@ class Judge:
         attribute, index = self.exam.attribute, self.exam.index
         read = {name: self.classifier.probabilities(part) for name, part in images.items()}
         asked = {name: part[attribute] for name, part in read.items()}
-        entropy = -(asked["concept"] * asked["concept"].clamp_min(1e-12).log()).sum(1)
         pictures = to_uint8(images["retained"])
         before = pictures if original is None else original["retained_pictures"]
         difference = (pictures.float() - before.float()) / 127.5
@@ -143,7 +143,7 @@ class Judge:
         spread = torch.linspace(0, len(pictures) - 1, shown).long()
         values = {
             "concept": asked["concept"][:, index],
-            "concept_entropy": entropy,
+            "concept_entropy": entropies(asked["concept"]),
             "concept_attributes": self._attributes(read["concept"], self.sets["concept"]),
             "unseen": asked["unseen"][:, index],
             "long": asked["long"][:, index],
@@ -157,14 +157,8 @@ class Judge:
 
     def _attributes(self, read: dict[str, Tensor], judged: JudgedSet) -> Tensor:
         """Share [N] of the attributes, other than the concept's, that a prompt names and the picture shows."""
-        known = self.classifier.config.attributes
-        guesses = {name: part.argmax(1).tolist() for name, part in read.items()}
-        shares = []
-        for row, labels in enumerate(judged.labels):
-            named = [name for name in labels if name != self.exam.attribute]
-            right = [known[name][guesses[name][row]] == labels[name] for name in named]
-            shares.append(sum(right) / len(right) if right else torch.nan)  # nothing else was asked for
-        return torch.tensor(shares)
+        others = [name for name in read if name != self.exam.attribute]
+        return shares_right(self.classifier.named(read), judged.labels, others).float()
 
 
 def _first(judged: JudgedSet, count: int) -> JudgedSet:

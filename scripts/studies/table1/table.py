@@ -17,14 +17,13 @@ from sa_diffusers.data.labelled_images import LabelledImages, load_labelled_imag
 from sa_diffusers.data.sampling import Request, SamplingSettings
 from sa_diffusers.evaluation.forgetting import (
     JudgedSet,
-    draw_examination,
+    draw_sets,
     examination,
     floors,
     labelled_classes,
     measure,
 )
-from sa_diffusers.evaluation.images.distribution import frechet_distance
-from sa_diffusers.evaluation.images.image_metrics import MetricSettings, precision_and_recall
+from sa_diffusers.evaluation.images.metrics import MetricSettings, frechet_distance, precision_and_recall
 from sa_diffusers.evaluation.judges.classifier import ImageClassifier
 from sa_diffusers.evaluation.judges.load_classifier import load_classifier
 from sa_diffusers.families import Family, family_defaults, get_family
@@ -202,7 +201,7 @@ def _judge(table: Table, family: Family, settings: SamplingSettings) -> tuple[di
         rows = labelled_classes(classifier, family.labels)
         exam = examination(classifier, concept, rows, table.images_concept, table.images_per_class, 0, table.seed)
         exam = replace(exam, unnamed=unnamed)
-        images = draw_examination(family, exam, settings) if images is None else images  # the same requests for all
+        images = draw_sets(family, exam.sets, settings) if images is None else images  # the same requests for all
         values, _ = measure(classifier, exam, images)
         values |= floors(family, classifier, exam, 256, table.seed)
         values["classifier_accuracy"] = next(iter((classifier.config.accuracy or {}).values()), None)

@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from studies.mnist.attacks.joint_section import joint_section
+from studies.mnist.attacks.joint import joint_section
 from studies.mnist.attacks.probes import START, Found, Probe, contrast, examine, random_probes, walks
 from studies.mnist.attacks.recovered import Reading
 from studies.mnist.attacks.setting import (

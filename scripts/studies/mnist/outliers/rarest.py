@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from torch.nn import functional as F
 
 from studies.figures import image_grid
-from studies.mnist.outlier_measures import NUM_PICTURES, Comparison, Styles, compare, styles_of
+from studies.mnist.outliers.styles import NUM_PICTURES, Comparison, Styles, compare, styles_of
 from studies.mnist.readings import DIGIT, NEARLY_GREY, forget_one
 from studies.mnist.sections import figure, section, table
 from studies.mnist.strips import Strip, strips_figure

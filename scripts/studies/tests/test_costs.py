@@ -178,7 +178,8 @@ def test_ewc_through_autograd_has_the_gradient_of_ours(family, one_pass):
     ours = SelectiveAmnesia(family.loss, ewc)
     theirs = authors.AutogradSelectiveAmnesia(family.loss, penalty, one_pass)
     data = {
-        n: {k: v.double() for k, v in make_batch(family, 2, i).items()} for i, n in enumerate(("surrogate", "replay"))
+        n: {k: v.double() for k, v in make_batch(family, 2, i).items()}
+        for i, n in enumerate(("surrogate", "replayed"))
     }
     batch = ours.draw(data, seeded(0))
     total, _ = ours(module, batch)
@@ -220,7 +221,7 @@ def test_thinned_timesteps_are_evenly_spread(family):
 def test_every_way_of_fisher_and_training_runs(family):
     config = ForgetConfig(
         concept="seven", surrogate="three", train_batch_size=4, fisher_terms="2", fisher_chunk_size=2
-    )
+    ).resolved()
     load = stages.Workload(images=2, images_one_by_one=1, timesteps=4, cheap_samples=2, steps=1)
     rows = timing.measure(stages.fisher_ways(family, PROMPTS, config, load), 1, CPU)
     assert [row["unit"] for row in rows] == ["evaluation"] * 3
@@ -249,7 +250,7 @@ def test_jobs_count_what_the_configurations_say():
     config = ForgetConfig(
         concept="x", surrogate="y", num_samples=2000, empty_prompt_fraction=0.1, num_surrogate_samples=400,
         num_inference_steps=20, fisher_samples=1000, fisher_terms="10", num_train_steps=250, train_batch_size=8,
-    )  # fmt: skip
+    ).resolved()  # fmt: skip
     assert whole_run.job_of(config, "n") == whole_run.Job("n", 2600, 20, 20_000, 250, 16)
     config.fisher_terms, config.replay_negative = "all", "none"
     assert whole_run.job_of(config, "n") == whole_run.Job("n", 2400, 20, 1_000_000, 250, 16)

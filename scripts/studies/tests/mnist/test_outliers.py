@@ -12,8 +12,8 @@ from sa_diffusers.data.labelled_images import LabelledImages, load_labelled_imag
 from sa_diffusers.evaluation.judges.digit_classifier import DigitClassifier
 from sa_diffusers.models import ConditionalVAE
 from sa_diffusers.pipelines import ConditionalVAEPipeline
-from studies.mnist import outliers
-from studies.mnist.outlier_measures import compare, mahalanobis, spearman, styles_of
+from studies.mnist.outliers import rarest
+from studies.mnist.outliers.styles import compare, mahalanobis, spearman, styles_of
 from studies.mnist.readings import Models
 from studies.mnist.study import Study, StudyConfig, entropy, read
 
@@ -110,8 +110,8 @@ def test_styles_are_ranked_by_the_original_and_decoded_by_both(models, classifie
 
 def test_costs_are_losses_whichever_way_a_measure_points() -> None:
     found = {"rarest": {"bce": {"before": 20.0, "after": 23.0}, "probability": {"before": 0.9, "after": 0.7}}}
-    assert outliers._paid({"4": found}, "rarest", outliers.COSTS["rise of BCE"]) == [3.0]
-    assert outliers._paid({"4": found}, "rarest", outliers.COSTS["fall of P(digit)"]) == pytest.approx([0.2])
+    assert rarest._paid({"4": found}, "rarest", rarest.COSTS["rise of BCE"]) == [3.0]
+    assert rarest._paid({"4": found}, "rarest", rarest.COSTS["fall of P(digit)"]) == pytest.approx([0.2])
 
 
 def test_run_writes_what_it_names(models, classifier, images, tmp_path) -> None:
@@ -121,7 +121,7 @@ def test_run_writes_what_it_names(models, classifier, images, tmp_path) -> None:
         model.save_pretrained(tmp_path / name)
     study.base = lambda latent_dim=None: tmp_path / "before"
     study.forget = lambda name, concept, **options: (tmp_path / "after", {})
-    found = study.part("outliers", outliers.compute)
+    found = study.part("outliers", rarest.compute)
     assert found == json.loads((tmp_path / "outliers" / "outliers.json").read_text())
     for figure in found["figures"]:
         assert (tmp_path / "outliers" / figure["file"]).stat().st_size > 10_000

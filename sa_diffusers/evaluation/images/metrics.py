@@ -13,18 +13,21 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchmetrics import Metric
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.inception import InceptionScore
 from torchmetrics.image.kid import KernelInceptionDistance
 from tqdm import tqdm
 
 from sa_diffusers.core.seeding import derive_seed, seeded
-from sa_diffusers.evaluation.images.distribution import manifold_metrics
 from sa_diffusers.evaluation.images.extractors import Extractor, InceptionExtractor
-from sa_diffusers.evaluation.images.image_sets import ImageSet, index_batches
+from sa_diffusers.evaluation.images.manifold import manifold_metrics
+from sa_diffusers.evaluation.images.options import MetricSettings
+from sa_diffusers.evaluation.images.sets import ImageSet, index_batches
 from sa_diffusers.io.processes import process_state
 
 
@@ -38,35 +41,6 @@ NAMES = {
 
 
 @dataclass(frozen=True)
-class MetricSettings:
-    """How the metrics are taken.
-
-    Attributes:
-        num_neighbours: k of precision, recall, density and coverage; 3 as Kynkaanniemi et al. (2019).
-        max_prc_images: of either set at most so many are compared for these four, chosen at random; both sets are cut
-            to the size of the smaller one, since the neighbourhoods shrink as a set grows.
-        num_subsets, subset_size: of the kernel distance; 100 of 1,000 as Binkowski et al. (2018).
-        num_splits: of the Inception Score; 10 as Salimans et al. (2016).
-        seed: of every random choice.
-    """
-
-    num_neighbours: int = 3
-    max_prc_images: int = 10_000
-    num_subsets: int = 100
-    subset_size: int = 1000
-    num_splits: int = 10
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Raise ValueError for values that cannot work."""
-        for name in ("num_neighbours", "max_prc_images", "num_subsets", "num_splits"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"expected {name} >= 1, got {getattr(self, name)}")
-        if self.subset_size < 2:
-            raise ValueError(f"expected subset_size >= 2, got {self.subset_size}")
-
-
-@dataclass(frozen=True)
 class FeatureSet:
     """What a network says of the images of one set: `features` [N, D], and class `logits` [N, K] if it reads them."""
 
@@ -76,30 +50,24 @@ class FeatureSet:
 
 
 @torch.no_grad()
-def compute_features(
-    extractor: nn.Module, image_set: ImageSet, batch_size: int = 64, device: torch.device | None = None
-) -> FeatureSet:
+def compute_features(extractor: nn.Module, image_set: ImageSet, batch_size: int = 64) -> FeatureSet:
     """Features of every image, float32 on the CPU, in eval mode, from one pass of the network.
 
     Args:
         extractor: an `Extractor`, or any module that maps images [B, 3, H, W] in [-1, 1] to features [B, D]. It is
-            moved to the device.
-        device: None: the device of this process.
+            moved to the device of this process.
 
     Raises:
         ValueError: features of another shape, or values that are not finite.
     """
-    device = device or process_state().device
-    training = extractor.training
+    device, training = process_state().device, extractor.training
     extractor.eval().to(device)
     features, logits = [], []
     try:
         for indices in tqdm(index_batches(image_set, batch_size), desc=f"features: {image_set.name}", mininterval=1):
             images = image_set.images(indices).to(device)
-            if isinstance(extractor, Extractor):
-                found, read = extractor.features_and_logits(images)
-            else:
-                found, read = extractor(images), None
+            ours = isinstance(extractor, Extractor)
+            found, read = extractor.features_and_logits(images) if ours else (extractor(images), None)
             if found.shape[:-1] != images.shape[:1]:
                 raise ValueError(f"expected features [{len(images)}, D], got {list(found.shape)}; flatten them")
             features.append(found.float().cpu())
@@ -131,12 +99,12 @@ def check_counts(metrics: Sequence[str], counts: Sequence[int], settings: Metric
         "is": (settings.num_splits, "one a split"),
         "prc": (settings.num_neighbours + 1, "more than the neighbours"),
     }
-    available = {name: min(counts) for name in NAMES} | {"prc": min(*counts, settings.max_prc_images)}
     for name in metrics:
         number, reason = needed[name]
-        if available[name] < number:
+        available = min(*counts, settings.max_prc_images) if name == "prc" else min(counts)
+        if available < number:
             raise ValueError(
-                f"the metric {name!r} needs {number} images of each set ({reason}), got {available[name]}; give more"
+                f"the metric {name!r} needs {number} images of each set ({reason}), got {available}; give more"
             )
 
 
@@ -169,31 +137,30 @@ def image_metrics(
         widths = f"{real.features.shape[1]} and {generated.features.shape[1]}"
         raise ValueError(f"expected features of one width, got {widths}: they come from two networks")
     sets = {"real": real.features, "generated": generated.features}
-    found = {}
+    ours = isinstance(extractor, InceptionExtractor)
+    found: dict = {}
     for name in metrics:
-        key = NAMES[name][0 if isinstance(extractor, InceptionExtractor) else 1]
+        key = NAMES[name][0 if ours else 1]
         if name == "fid":
-            found[key] = frechet_inception_distance(**sets)
+            found[key] = frechet_distance(**sets)
         elif name == "kid":
             found[key] = kernel_inception_distance(**sets, settings=settings)
         elif name == "is":
-            scores = {"generated": generated.logits, "real": real.logits}
-            found[key] = {kind: inception_score(logits, settings) for kind, logits in scores.items()}
+            scored = {"generated": generated, "real": real}
+            found[key] = {kind: inception_score(part.logits, settings) for kind, part in scored.items()}
         else:
-            names = {"real": real.name, "generated": generated.name}
-            found[key] = names | precision_and_recall(**sets, settings=settings)
+            found[key] = {"real": real.name, "generated": generated.name}
+            found[key] |= precision_and_recall(**sets, settings=settings)
     return found
 
 
-def frechet_inception_distance(*, real: Tensor, generated: Tensor) -> float:
+def frechet_distance(*, real: Tensor, generated: Tensor) -> float:
     """FID of feature sets [N, D] and [M, D] by torchmetrics, in float64: |m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)).
 
     Heusel et al. 2017, Eq. 6. It falls as the sets grow; compare only values of sets of the same size.
     """
-    metric = FrechetInceptionDistance(_features_as_they_are(real.shape[1])).to(_device())
-    metric.update(real.to(_device()).double(), real=True)
-    metric.update(generated.to(_device()).double(), real=False)
-    return metric.compute().item()
+    metric = FrechetInceptionDistance(_features_as_they_are(real.shape[1]))
+    return _of_both(metric, real, generated).item()
 
 
 def kernel_inception_distance(*, real: Tensor, generated: Tensor, settings: MetricSettings) -> dict[str, float | None]:
@@ -207,18 +174,12 @@ def kernel_inception_distance(*, real: Tensor, generated: Tensor, settings: Metr
     the std is that of choosing from the other.
     """
     size = min(settings.subset_size, len(real), len(generated))
-    with _quiet(), _fixed_randomness(settings.seed, "kernel distance"):
-        metric = KernelInceptionDistance(
-            _features_as_they_are(real.shape[1]), subsets=settings.num_subsets, subset_size=size
-        )
-        metric.update(real.to(_device()).double(), real=True)
-        metric.update(generated.to(_device()).double(), real=False)
-        mean, std = metric.compute()
-    whole = size == max(len(real), len(generated))
-    return {
-        "mean": mean.item(), "std": None if whole else std.item(), "num_subsets": settings.num_subsets,
-        "subset_size": size,
-    }  # fmt: skip
+    network = _features_as_they_are(real.shape[1])
+    with _torchmetrics(settings.seed, "kernel distance"):
+        metric = KernelInceptionDistance(network, subsets=settings.num_subsets, subset_size=size)
+        mean, std = _of_both(metric, real, generated)
+    spread = None if size == max(len(real), len(generated)) else std.item()
+    return {"mean": mean.item(), "std": spread, "num_subsets": settings.num_subsets, "subset_size": size}
 
 
 def inception_score(logits: Tensor, settings: MetricSettings) -> dict[str, float | None]:
@@ -226,12 +187,10 @@ def inception_score(logits: Tensor, settings: MetricSettings) -> dict[str, float
 
     exp(E_x KL(p(y | x) || p(y))) (Salimans et al. 2016, section 4), from 1 to K. The std of a single split is None.
     """
-    with _quiet(), _fixed_randomness(settings.seed, "classifier score"):
+    with _torchmetrics(settings.seed, "classifier score"):
         metric = InceptionScore(_features_as_they_are(logits.shape[1]), splits=settings.num_splits)
         metric.update(logits.double())
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "std\\(\\): degrees of freedom")  # of a single split
-            mean, std = metric.compute()
+        mean, std = metric.compute()
     num_splits = len(torch.empty(len(logits)).chunk(settings.num_splits))  # may be fewer than asked for
     return {"mean": mean.item(), "std": std.item() if num_splits > 1 else None, "num_splits": num_splits}
 
@@ -245,6 +204,14 @@ def precision_and_recall(*, real: Tensor, generated: Tensor, settings: MetricSet
         chosen[name] = features[order[:count]].to(_device())
     values = asdict(manifold_metrics(**chosen, k=settings.num_neighbours))
     return values | {"num_neighbours": settings.num_neighbours, "num_images": count}
+
+
+def _of_both(metric: Metric, real: Tensor, generated: Tensor) -> Any:
+    """What a metric of torchmetrics finds of two sets of features, in float64."""
+    metric.to(_device())
+    metric.update(real.to(_device()).double(), real=True)
+    metric.update(generated.to(_device()).double(), real=False)
+    return metric.compute()
 
 
 def _features_as_they_are(width: int) -> nn.Module:
@@ -261,16 +228,13 @@ def _device() -> torch.device:
 
 
 @contextmanager
-def _fixed_randomness(seed: int, purpose: str) -> Iterator[None]:
-    """Torch's global CPU generator, which torchmetrics draws from, as a function of the seed; restored afterwards."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(derive_seed(seed, purpose))
-        yield
+def _torchmetrics(seed: int, purpose: str) -> Iterator[None]:
+    """Torch's global CPU generator, which torchmetrics draws from, as a function of the seed, and restored afterwards.
 
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without torchmetrics' warning that features are kept in memory, which they are here anyway."""
-    with warnings.catch_warnings():
+    Without its warnings that features are kept in memory, which they are here anyway, and of a single split.
+    """
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Metric .* will save all extracted features", UserWarning)
+        warnings.filterwarnings("ignore", "std\\(\\): degrees of freedom")
+        torch.default_generator.manual_seed(derive_seed(seed, purpose))
         yield

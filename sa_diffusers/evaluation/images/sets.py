@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
 from sa_diffusers.core.seeding import seeded
-from sa_diffusers.data.images import crop_to_square, image_paths
+from sa_diffusers.data.images import image_paths, image_size, read_image
 from sa_diffusers.data.labelled_images import LabelledImages
 from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.families import Family
@@ -46,17 +45,14 @@ class ImageFolder:
         if not Path(folder).is_dir():
             raise ValueError(f"expected a folder of images, got {folder}, which is none; check the path")
         self.name, self._paths, self._resolution = str(folder), image_paths(folder), resolution
-        if resolution is not None:
-            self.image_size = (resolution, resolution)
-            return
-        sizes = [_stored_size(path) for path in self._paths]
+        sizes = [image_size(path) for path in self._paths] if resolution is None else [(resolution, resolution)]
         self.image_size = sizes[0]
-        for path, size in zip(self._paths, sizes, strict=True):
-            if size != sizes[0]:
-                raise ValueError(
-                    f"expected images of one size, got {_format(sizes[0])} in {self._paths[0]} and {_format(size)} in "
-                    f"{path}; pass --resolution to scale and crop them"
-                )
+        other = next((index for index, size in enumerate(sizes) if size != sizes[0]), None)
+        if other is not None:
+            found = " and ".join(
+                f"{sizes[i][0]} x {sizes[i][1]} (height x width) in {self._paths[i]}" for i in (0, other)
+            )
+            raise ValueError(f"expected images of one size, got {found}; pass --resolution to scale and crop them")
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -80,10 +76,14 @@ class LabelledImageSet:
 
 
 class DrawnImages:
-    """Samples that a model has drawn, decoded whenever they are read: latents take less memory than images."""
+    """Samples that a model has drawn, decoded whenever they are read: latents take less memory than images.
+
+    Attributes:
+        prompts: what each was asked for by.
+    """
 
     def __init__(self, name: str, family: Family, samples: SampleSet):
-        self.name, self._family, self._latents = name, family, samples.latents
+        self.name, self._family, self._latents, self.prompts = name, family, samples.latents, samples.prompts
         self.image_size = (family.resolution, family.resolution)
 
     def __len__(self) -> int:
@@ -120,28 +120,6 @@ def index_batches(image_set: ImageSet, batch_size: int) -> list[range]:
     return [range(start, min(start + batch_size, len(image_set))) for start in range(0, len(image_set), batch_size)]
 
 
-def read_image(path: Path, resolution: int | None = None) -> Tensor:
-    """Read an image as [3, H, W] in [-1, 1]; a grey one gets three equal channels.
-
-    Args:
-        resolution: as for `ImageFolder`.
-
-    Raises:
-        ValueError: the file is no readable image, or one with more than 8 bits a channel.
-    """
-    try:
-        with Image.open(path) as opened:
-            if opened.mode[0] in "IF":  # more than 8 bits of grey, which Pillow would clip and not scale
-                raise ValueError(f"expected 8 bits a channel, got the mode {opened.mode} in {path}; convert the image")
-            image = ImageOps.exif_transpose(opened).convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
-        raise _unreadable(path, error) from error
-    if resolution is not None:
-        return crop_to_square(image, resolution)
-    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(image.height, image.width, 3)
-    return pixels.permute(2, 0, 1).float() / 127.5 - 1
-
-
 def save_images(image_sets: Mapping[str, ImageSet], folder: str | Path, batch_size: int = 64) -> None:
     """Write every set as PNG files to `<folder>/<its key>/`, all or nothing.
 
@@ -162,21 +140,3 @@ def check_empty(folder: str | Path) -> None:
     path = Path(folder)
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise ValueError(f"expected a new or empty folder for images, got {path}, which holds something; pass another")
-
-
-def _stored_size(path: Path) -> tuple[int, int]:
-    """Height and width as `read_image` gives them, from the header: pixels are not decoded."""
-    try:
-        with Image.open(path) as image:
-            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # orientations that exchange the sides
-            return image.size if turned else image.size[::-1]
-    except (UnidentifiedImageError, OSError) as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"{path} is no readable image ({error}); repair or remove it")
-
-
-def _format(size: tuple[int, int]) -> str:
-    return f"{size[0]} x {size[1]} (height x width)"

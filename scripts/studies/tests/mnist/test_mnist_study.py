@@ -11,7 +11,7 @@ from sa_diffusers.io.hub import ModelLoadError
 from studies.mnist.study import Study, StudyConfig
 
 
-SCRIPT = Path(__file__).parent.parent / "scripts" / "mnist_study.py"
+SCRIPT = Path(__file__).parents[3] / "mnist_study.py"
 
 
 @pytest.mark.parametrize("option", ["classifier", "model"])

@@ -78,7 +78,7 @@ class Recorder:
 def config_of(options: dict) -> ForgetConfig:
     """The configuration that a run with these options gets; refuses what does not go together."""
     known = {name: value for name, value in options.items() if name != "concept"}
-    return config_from_dict(ForgetConfig, family_defaults("ConditionalVAEPipeline") | known)
+    return config_from_dict(ForgetConfig, family_defaults("ConditionalVAEPipeline") | known).resolved()
 
 
 def test_short_names_are_those_of_the_training_folders() -> None:

@@ -49,7 +49,7 @@ def measured(unseen: float, strength: int = 1, right=(1, 1, 1, 0, 1, 1), change:
     ],
 )
 def test_a_method_takes_the_seconds_of_all_it_needs(options, expected, tmp_path):
-    for name, seconds in (("sample", 300), ("sample_without_concept", 7), ("fisher", 50)):
+    for name, seconds in (("samples", 300), ("replay", 7), ("fisher", 50)):
         Stage(tmp_path, name, {}).finish(seconds)
     config = ForgetConfig(concept="seven", **options)
     assert stage_seconds(config, {"surrogate": 1, "train": 2, "sample": 4, "fisher": 8}, tmp_path) == expected
@@ -79,7 +79,7 @@ class TestSpec:
             ({"long_templates": ["a digit"]}, "expected {} in every template"),
             ({"colour": "red"}, "unknown ones: .'colour'."),
             ({"neighbours": None}, "expected neighbours to be a list of texts, got None"),
-            ({"rows": {"a": {"method": "uec", "snapshot_steps": [5]}}}, "row a: .*expected one of"),
+            ({"rows": {"a": {"method": "uec", "snapshot_steps": [5]}}}, "row a: .*expected method to be one of"),
             ({"base": "none.yaml"}, "none.yaml cannot be read"),
         ],
     )

@@ -17,7 +17,7 @@ from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.concepts import find_concept
 from sa_diffusers.data.labelled_images import load_labelled_images
 from sa_diffusers.evaluation.forgetting import examination, labelled_classes
-from sa_diffusers.evaluation.images.distribution import frechet_distance
+from sa_diffusers.evaluation.images.metrics import frechet_distance
 from sa_diffusers.evaluation.judges.digit_classifier import DigitClassifier
 from sa_diffusers.evaluation.judges.load_classifier import load_classifier
 from sa_diffusers.families import family_defaults, get_family
@@ -30,7 +30,7 @@ from sa_diffusers.runs.forget import run_forgetting
 from studies.table1.table import Table, judge_row, make_table, mean_and_spread, read_rows, run_row
 
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 FILES = ("table1.json", "table1.md", "samples.png", "curves.png")
 BASE = {
     "family": "class_conditional", "dataset": "digits8x8", "block_out_channels": [4, 8], "layers_per_block": 1,
@@ -197,7 +197,7 @@ def test_a_second_call_trains_draws_and_judges_nothing(made, no_figures, monkeyp
     patterns = ("*/pipeline/unet/*", "*/table1.safetensors", "*/fisher.safetensors", "*/samples/*", "*/evaluation/*")
     before = times(table.folder, *patterns)
     assert len(before) >= 4 + 4 + 1 + 2 + 4
-    for name in ("train_class_conditional", "draw_examination", "measure"):
+    for name in ("train_class_conditional", "draw_sets", "measure"):
         monkeypatch.setattr(f"studies.table1.table.{name}", None)  # calling it would raise
     monkeypatch.setattr("sa_diffusers.runs.stages.train.train", None)
     monkeypatch.setattr("sa_diffusers.runs.stages.samples.draw_samples", None)

@@ -14,9 +14,11 @@ from sa_diffusers.evaluation.judges.classifier import Score
 from sa_diffusers.evaluation.judges.digit_classifier import DigitClassifier
 from sa_diffusers.models import ConditionalVAE
 from sa_diffusers.pipelines import ConditionalVAEPipeline
-from studies.mnist.attacks import joint, joint_section, probes, recovery
+from studies.mnist.attacks import joint, probes, recovery, restarts
 from studies.mnist.attacks.inputs import noisy_condition, posterior_sample
-from studies.mnist.attacks.joint import (
+from studies.mnist.attacks.probes import contrast, random_probes, walks
+from studies.mnist.attacks.recovered import Reading
+from studies.mnist.attacks.restarts import (
     RANDOM,
     Gallery,
     attacked_decoders,
@@ -27,8 +29,6 @@ from studies.mnist.attacks.joint import (
     start_latents,
     verdict,
 )
-from studies.mnist.attacks.probes import contrast, random_probes, walks
-from studies.mnist.attacks.recovered import Reading
 from studies.mnist.attacks.setting import (
     FORGOT,
     NEVER,
@@ -239,7 +239,7 @@ def test_the_scale_is_the_distance_of_test_images_from_training_images(study) ->
 def test_measure_follows_the_first_start(study) -> None:
     setting = set_up(study)
     gallery = make_gallery(setting)
-    attempts = joint_section.attack_all(setting, torch.randn(4, 3), torch.rand(4, 10), "simplex", steps=5)
+    attempts = joint.attack_all(setting, torch.randn(4, 3), torch.rand(4, 10), "simplex", steps=5)
     attempt = attempts[ORIGINAL]
     found = measure(setting, gallery, attempt)
     readings = setting.read(attempt.images)
@@ -300,10 +300,10 @@ def test_strips_show_every_image_and_caption() -> None:
 @pytest.mark.parametrize("held_out", [True, False])
 def test_the_part_is_a_page_of_all_attacks(study, monkeypatch, held_out) -> None:
     monkeypatch.setattr(probes, "LATENTS", 12)
-    monkeypatch.setattr(joint_section, "STEPS", 2)
-    monkeypatch.setattr(joint_section, "KEEP_EVERY", 1)
-    monkeypatch.setattr(joint, "RESTARTS", 5)
-    monkeypatch.setattr(joint_section, "SHOWN", 2)
+    monkeypatch.setattr(joint, "STEPS", 2)
+    monkeypatch.setattr(joint, "KEEP_EVERY", 1)
+    monkeypatch.setattr(restarts, "RESTARTS", 5)
+    monkeypatch.setattr(joint, "SHOWN", 2)
     monkeypatch.setattr(recovery, "SHOWN", 2)
     if not held_out:
         study.__dict__["classifiers"] = {"judge": study.classifiers["judge"]}
@@ -330,9 +330,9 @@ def test_the_part_is_a_page_of_all_attacks(study, monkeypatch, held_out) -> None
     [(0, "the attacked classifier (none"), (1, "the one held-out classifier"), (3, "most of the 3 held-out")],
 )
 def test_the_judge_is_named_whoever_is_held_out(held_out, words) -> None:
-    assert joint_section._judge(held_out).startswith(words)
+    assert joint._judge(held_out).startswith(words)
 
 
 def test_the_modes_are_those_of_the_attack() -> None:
-    assert set(joint_section.MODES) == set(joint_section.MODE_TEXTS)
-    assert joint.RESTARTS >= 16
+    assert set(joint.MODES) == set(joint.MODE_TEXTS)
+    assert restarts.RESTARTS >= 16

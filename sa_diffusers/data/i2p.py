@@ -12,8 +12,6 @@ from sa_diffusers.io.hub import ModelLoadError, explain_load_errors
 
 HUB_ID = "AIML-TUDA/i2p"
 COLUMNS = ("prompt", "sd_seed", "categories")
-GUIDANCE_SCALE = 7.5
-RESOLUTION = 512  # pixels a side
 CATEGORIES = ("hate", "harassment", "violence", "self-harm", "sexual", "shocking", "illegal activity")
 _BUILDERS = {".csv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json"}
 

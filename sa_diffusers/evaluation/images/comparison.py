@@ -2,21 +2,22 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import get_args
 
 from sa_diffusers.data.labelled_images import DatasetName, load_labelled_images
-from sa_diffusers.data.prompts import read_prompts
-from sa_diffusers.evaluation.images.extractors import Extractor, load_extractor
-from sa_diffusers.evaluation.images.image_metrics import (
-    MetricSettings,
-    check_counts,
-    check_metrics,
-    compute_features,
-    image_metrics,
+from sa_diffusers.evaluation.images.extractors import load_extractor
+from sa_diffusers.evaluation.images.metrics import check_counts, check_metrics, compute_features, image_metrics
+from sa_diffusers.evaluation.images.options import EvaluateConfig
+from sa_diffusers.evaluation.images.run_images import (
+    DRAWING,
+    READINGS,
+    OpenRun,
+    classifier_readings,
+    forgotten_label,
+    open_run,
 )
-from sa_diffusers.evaluation.images.image_options import EvaluateConfig
-from sa_diffusers.evaluation.images.image_sets import (
+from sa_diffusers.evaluation.images.sets import (
     ImageFolder,
     ImageSet,
     LabelledImageSet,
@@ -24,23 +25,8 @@ from sa_diffusers.evaluation.images.image_sets import (
     check_empty,
     save_images,
 )
-from sa_diffusers.evaluation.images.run_images import (
-    DRAWING,
-    READINGS,
-    RunOptions,
-    check_classifier,
-    classifier_readings,
-    draw_classes,
-    draw_prompts,
-    forgotten_label,
-    read_run,
-)
 from sa_diffusers.evaluation.judges.classifier import ImageClassifier
 from sa_diffusers.evaluation.judges.load_classifier import load_classifier
-from sa_diffusers.families import Family, get_family
-from sa_diffusers.io.bundled import resolve
-from sa_diffusers.io.hub import explain_load_errors
-from sa_diffusers.io.loading import load_pipeline
 from sa_diffusers.io.processes import process_state
 
 
@@ -53,57 +39,6 @@ MEANING = {  # which of the two sets a share is of
     "concept_entropy": "nats, in images drawn of the forgotten class",
     "classifier_accuracy": "of the classifier on real images",
 }
-
-
-@dataclass(frozen=True)
-class OpenRun:
-    """A run whose images can be drawn: its model, how to draw, and either its classes or prompts.
-
-    Attributes:
-        retained: the classes to draw, without the forgotten one; empty for a model of free text.
-        forgotten: the forgotten class; None: none.
-    """
-
-    family: Family
-    options: RunOptions
-    retained: list[str]
-    forgotten: str | None
-    prompts: list[str]
-
-    def count(self, num_images_per_class: int) -> int:
-        """How many images are to be compared with real ones."""
-        return len(self.prompts) or num_images_per_class * len(self.retained)
-
-
-def open_run(config: EvaluateConfig, classifier: ImageClassifier | None) -> OpenRun:
-    """Load a run's pipeline, and check that its images can be judged as asked.
-
-    Raises:
-        ValueError: no run in a folder, prompts for a model of classes or none for one of free text, a concept that is
-            no class, or a classifier that cannot read the images.
-    """
-    options = read_run(
-        config.run,
-        concept=config.concept,
-        sampler=config.sampler,
-        guidance_scale=config.guidance_scale,
-        num_inference_steps=config.num_inference_steps,
-        eval_batch_size=config.sample_batch_size,
-        settings_of=config.settings_of,
-    )
-    prompts = read_prompts(config.prompts) if config.prompts else []
-    family = get_family(load_pipeline(f"{config.run}/pipeline", None, None, "float32"), sampler=options.sampler)
-    family.module.eval()
-    if family.labels is None:
-        if not prompts or classifier is not None:
-            raise ValueError(f"{config.run} takes free text: expected --prompts, and not the metric classifier")
-        return OpenRun(family, options, [], None, prompts)
-    if prompts:
-        raise ValueError(f"expected no --prompts: {config.run} draws its classes {', '.join(family.labels)}")
-    if classifier is not None:
-        check_classifier(classifier, family)
-    forgotten = forgotten_label(family.labels, options.concept)
-    return OpenRun(family, options, [label for label in family.labels if label != forgotten], forgotten, [])
 
 
 def open_real(config: EvaluateConfig, concept: str | None) -> tuple[ImageSet, str | None]:
@@ -133,34 +68,33 @@ def evaluate(config: EvaluateConfig) -> dict:
         ValueError, ModelLoadError: wrong input, before any image is drawn or any feature computed.
     """
     start = time.perf_counter()
-    settings = MetricSettings(
-        config.num_neighbours, config.max_prc_images, config.num_subsets, config.subset_size, config.num_splits,
-        config.seed,
-    )  # fmt: skip
     extractor = load_extractor(config.extractor, config.attribute) if config.compared else None
     if extractor is not None:
         check_metrics(config.compared, extractor)
-    classifier = None
-    if config.classifier is not None:
-        with explain_load_errors(resolve(config.classifier)):
-            classifier = load_classifier(resolve(config.classifier)).to(process_state().device)
+    classifier = None if config.classifier is None else load_classifier(config.classifier).to(process_state().device)
     if config.save_images is not None:
         check_empty(config.save_images)
     run = open_run(config, classifier) if config.run is not None else None
     generated = ImageFolder(config.generated, config.resolution) if run is None else None
-    real, left_out = None, None
     if extractor is not None:
-        classes = run is not None and run.retained
+        classes = run is not None and run.family.labels is not None
         real, left_out = open_real(config, run.forgotten if classes else config.concept)
-        count = len(generated) if run is None else run.count(config.num_images_per_class)
-        check_counts(config.compared, (len(real), count), settings)
+        check_counts(config.compared, (len(real), len(generated if run is None else run.prompts)), config)
 
     result: dict = {}
     if run is not None:
         generated, result = draw_and_read(config, run, classifier)
     if extractor is not None:
-        result = compare(config, extractor, real, generated, settings) | result
-        result["real"]["left_out"] = left_out
+        sets = {"real": real, "generated": generated}
+        features = {kind: compute_features(extractor, part, config.feature_batch_size) for kind, part in sets.items()}
+        found = {
+            kind: {"name": part.name, "num_images": len(part), "image_size": list(part.image_size)}
+            for kind, part in sets.items()
+        }
+        found["real"]["left_out"] = left_out
+        found["extractor"] = {"name": config.extractor, "num_features": features["real"].features.shape[1]}
+        found |= image_metrics(**features, metrics=config.compared, extractor=extractor, settings=config)
+        result = found | result
     return result | {"options": asdict(config), "seconds": round(time.perf_counter() - start, 2)}
 
 
@@ -170,41 +104,21 @@ def draw_and_read(config: EvaluateConfig, run: OpenRun, classifier: ImageClassif
     Returns:
         The images to compare with real ones, and the results: how they were drawn, and the readings if there are any.
     """
-    sampling = run.options.settings
-    result: dict = {
-        "run": {"forgotten": run.forgotten, **{k: v for k, v in asdict(run.options).items() if k != "concept"}}
-    }
-    if run.prompts:
-        images = draw_prompts(run.family, run.prompts, sampling, config.seed, config.run)
-        drawn: dict[str, ImageSet] = {"drawn": images}
+    how = {name: value for name, value in asdict(run.options).items() if name != "concept"}
+    result: dict = {"run": {"forgotten": run.forgotten, **how}}
+    if run.family.labels is None:
+        drawn = {"drawn": run.draw(run.prompts, config.seed)}
     else:
-        how = (config.num_images_per_class, sampling, config.seed)
-        result["run"]["num_images_per_class"] = config.num_images_per_class
-        retained, forgotten = draw_classes(run.family, run.retained, *how, f"{config.run}, retained"), None
+        count = result["run"]["num_images_per_class"] = config.num_images_per_class
+        drawn = {"retained": run.draw(run.prompts, config.seed, ", retained")}
         if run.forgotten is not None and (classifier is not None or config.save_images is not None):
-            forgotten = draw_classes(run.family, [run.forgotten], *how, f"{config.run}, forgotten")
-        images, drawn = retained.images, {"retained": retained.images}
-        if forgotten is not None:
-            drawn["forgotten"] = forgotten.images
+            drawn["forgotten"] = run.draw([run.forgotten] * count, config.seed, ", forgotten")
         if classifier is not None:
-            result["classifier"] = {"name": config.classifier} | classifier_readings(classifier, retained, forgotten)
+            readings = classifier_readings(classifier, drawn["retained"], drawn.get("forgotten"))
+            result["classifier"] = {"name": config.classifier} | readings
     if config.save_images is not None:
         save_images(drawn, config.save_images)
-    return images, result
-
-
-def compare(
-    config: EvaluateConfig, extractor: Extractor, real: ImageSet, generated: ImageSet, settings: MetricSettings
-) -> dict:
-    """The metrics of generated against real images, with the two sets and the extractor they were taken by."""
-    sets = {"real": real, "generated": generated}
-    features = {kind: compute_features(extractor, part, config.feature_batch_size) for kind, part in sets.items()}
-    found = {
-        kind: {"name": part.name, "num_images": len(part), "image_size": list(part.image_size)}
-        for kind, part in sets.items()
-    }
-    found["extractor"] = {"name": config.extractor, "num_features": features["real"].features.shape[1]}
-    return found | image_metrics(**features, metrics=config.compared, extractor=extractor, settings=settings)
+    return next(iter(drawn.values())), result
 
 
 def table(result: dict) -> str:

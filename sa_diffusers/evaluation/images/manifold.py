@@ -1,7 +1,7 @@
 """How a set of generated images compares with a set of real ones, from a feature vector of each image.
 
-Any features serve; `extractors.py` has some. The FID that papers report means those of one Inception network:
-`image_metrics.py` takes it.
+Any features serve; `extractors.py` has some, and `metrics.py` the distances whose published numbers mean those of one
+Inception network.
 """
 
 from dataclasses import dataclass
@@ -57,27 +57,6 @@ def manifold_metrics(*, real: Tensor, generated: Tensor, k: int = 5, chunk_size:
         density=num_balls_of_real.double().mean().item() / k,
         coverage=torch.cat(covered).double().mean().item(),
     )
-
-
-def frechet_distance(*, real: Tensor, generated: Tensor) -> float:
-    """Squared Frechet distance of the Gaussians with the means and covariances of two feature sets, [N, D] and [M, D].
-
-    Heusel et al. 2017, Eq. 6: |m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)), by eigenvalues in float64.
-
-    Raises:
-        ValueError: other shapes, fewer than two samples, or values that are not finite.
-    """
-    _check(real, generated, minimum=2)
-    means, covariances = [], []
-    for features in (real.double(), generated.double()):
-        means.append(features.mean(0))
-        covariances.append(torch.atleast_2d(features.T.cov()))
-    values, vectors = torch.linalg.eigh(covariances[0])
-    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-    # C C' has the eigenvalues of root C' root, which is symmetric, so that no complex square root is needed.
-    product = torch.linalg.eigvalsh(root @ covariances[1] @ root)
-    trace = sum(covariance.trace() for covariance in covariances) - 2 * product.clamp(min=0).sqrt().sum()
-    return ((means[0] - means[1]).square().sum() + trace).item()
 
 
 def _distances(a: Tensor, b: Tensor) -> Tensor:

@@ -1,0 +1,80 @@
+"""What every registered method promises, run on a tiny pipeline: its needs, its options, its files, resuming."""
+
+import pytest
+import torch
+import yaml
+from cheap_runs import CHEAP
+from torch.testing import assert_close
+
+from sa_diffusers import methods
+from sa_diffusers.core.concepts import Concept
+from sa_diffusers.families import family_class
+from sa_diffusers.io.configuration import layered
+from sa_diffusers.io.loading import load_pipeline
+from sa_diffusers.runs.options import ForgetConfig
+
+
+FILES = {
+    "samples": "samples/samples.safetensors",
+    "surrogate": "surrogate/surrogate.safetensors",
+    "fisher": "fisher.safetensors",
+    "edit": "edit.safetensors",
+}
+METHODS = methods.registry()
+FIRST = {type(method): name for name, method in reversed(METHODS.items())}.values()  # one a class
+CASES = [pytest.param(name, marks=() if name in FIRST else pytest.mark.slow) for name in METHODS]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_needs_options_files_and_resuming(name, run_cheaply, tmp_path):
+    method = METHODS[name]
+    outcome = run_cheaply(tmp_path, method=name)
+
+    # What it settles stands in the run's options, and what was given is left as it was.
+    options = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    settled = {option: value for option, value in CHEAP.items() if option not in method.fixes} | method.fixes
+    assert {option: options[option] for option in settled} == settled
+
+    # Its needs are the files that appear, and those that these need.
+    needs = method.needs(ForgetConfig(**options), Concept(("seven", "7"), "nine"))
+    assert needs <= set(methods.base.NEEDS)
+    needs |= {"samples"} if needs & {"replay_samples", "fisher"} else set()
+    for need, file in FILES.items():
+        assert (tmp_path / file).exists() == (need in needs), (need, file)
+
+    # The saved pipeline is whole, of a class that its family adapts, and has the returned one's weights.
+    loaded = load_pipeline(str(tmp_path / "pipeline"), None, None, "float32")
+    kind = type(outcome.pipeline).__name__
+    assert type(loaded).__name__ == kind and family_class(kind) is not None
+    assert_close(dict(loaded.unet.state_dict()), dict(outcome.pipeline.unet.state_dict()), rtol=0, atol=0)
+
+    # The same command again computes nothing.
+    again = run_cheaply(tmp_path, method=name)
+    assert set(again.metrics["seconds"]["reused"]) >= {"train", "after", "before"}
+    assert again.metrics["after"] == outcome.metrics["after"]
+    assert_close(dict(again.pipeline.unet.state_dict()), dict(outcome.pipeline.unet.state_dict()), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_contradicting_value_is_refused_and_an_earlier_layers_dropped(name):
+    for option, value in METHODS[name].fixes.items():
+        other = {"surrogate_target": "model", "start": "edit", "replay_target": "model", "train_scope": "full"}
+        wrong = other.get(option, 7.0)
+        with pytest.raises(ValueError, match=f"works with {option} .* alone, got {wrong}; omit it"):
+            ForgetConfig(method=name, **{option: wrong})
+        merged = layered(ForgetConfig, {option: wrong}, {"method": name})
+        assert getattr(ForgetConfig(**merged).resolved(), option) == value
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if not method.takes_lora])
+def test_adapters_are_refused_where_they_are_not_trained(name):
+    with pytest.raises(ValueError, match=f"lora_rank: adapters are not trained by {name.replace('+', '.')}"):
+        ForgetConfig(method=name, lora_rank=4)
+
+
+def test_a_seed_of_torch_does_not_matter(run_cheaply, tmp_path):
+    weights = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        weights.append(run_cheaply(tmp_path / str(seed)).pipeline.unet.state_dict())
+    assert_close(*map(dict, weights), rtol=0, atol=0)
