@@ -9,6 +9,7 @@ from safetensors import safe_open
 from torch.testing import assert_close
 
 from sa_diffusers.core.objectives import LowRankChange, LowRankEWC
+from sa_diffusers.families import get_family
 from sa_diffusers.families.scopes import adapted_layers
 from sa_diffusers.training.lora import ADAPTER, LORA_FILE, WithoutLora, add_lora, fuse_lora, save_lora
 
