@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from sa_diffusers.io.artifacts import RunLock
 
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CHEAP = {
     "concept": "seven, 7", "num_samples": 8, "num_surrogate_samples": 4, "num_inference_steps": 2,
     "sample_batch_size": 2, "guidance_scale": 2.0, "replay_guidance_scale": 2.0, "fisher_samples": 3,

@@ -30,7 +30,7 @@ from sa_diffusers.training.launching import check_launch
 from sa_diffusers.training.loop import TrainingConfig, TrainingDiverged, train
 
 
-CONFIGS = Path(__file__).parents[1] / "configs" / "accelerate"
+CONFIGS = Path(__file__).parents[2] / "configs" / "accelerate"
 STEPS = 4
 FROZEN = ("time_embedding.", "conv_in.bias")
 
