@@ -148,4 +148,4 @@ def friendly_errors() -> Iterator[None]:
         print(f"error: {error}{_MEMORY if type(error).__name__ == 'OutOfMemoryError' else ''}", file=sys.stderr)
         raise SystemExit(1) from None
     finally:
-        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)  # None: not Python's
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)

@@ -26,7 +26,7 @@ from scripts.train_base import config_class
 from studies.digits import PARTS, configure
 
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(  # of options of ours; those of accelerate are tested in test_sharding.py, a table's concepts in
     str(path.relative_to(CONFIGS.parent))  # test_rivals.py
     for path in CONFIGS.rglob("*.yaml")
