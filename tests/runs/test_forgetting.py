@@ -276,8 +276,12 @@ def test_a_run_of_version_0_1_is_refused_and_loses_nothing(start, tmp_path):
     assert contents(run) == contents(RUN_OF_0_1)
 
 
-def test_overwrite_reuses_what_still_fits(finished, start, tmp_path):
-    outcome = start(finished, learning_rate=2e-3, overwrite=True)
+def test_overwrite_reuses_what_still_fits(finished, start, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        shown = []
+        patch.setattr("sa_diffusers.runs.results.write_report", lambda path, **content: shown.append(content))
+        outcome = start(finished, learning_rate=2e-3, overwrite=True)
+    assert shown[0]["seconds"]["reused"] == ["sample", "surrogate", "fisher"]  # not "evaluate": half of it is new
     assert outcome.metrics["seconds"]["reused"] == [
         "samples",
         "replay_samples",
