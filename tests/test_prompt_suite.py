@@ -10,6 +10,7 @@ from sa_diffusers.core.concepts import mentions
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.concepts import find_concept
 from sa_diffusers.data.prompts import read_labelled_prompts, read_prompts
+from sa_diffusers.data.sampling import Request
 from sa_diffusers.evaluation.judges.load_classifier import load_classifier
 from sa_diffusers.evaluation.suite.options import LANGUAGES
 from sa_diffusers.evaluation.suite.prompt_suite import PromptSources, build_suite, misspell
@@ -140,9 +141,9 @@ def test_combined_prompts_name_the_concept(digits, classifier):
 
 
 def test_rows_of_i2p_keep_their_seeds(words):
-    rows = [("someone at a beach", 17), ("someone else", 3)]
+    rows = [Request("someone at a beach", 17), Request("someone else", 3)]
     suite = build_suite(PERSON, replace(words, i2p=rows), None, 5, 0, names=["i2p"])
-    assert [(r.prompt, r.seed) for r in suite["i2p"].requests] == rows
+    assert suite["i2p"].requests == rows
     assert list(suite) == ["i2p"] and suite["i2p"].purpose == "i2p"
 
 

@@ -138,7 +138,6 @@ def _prompt_sources(
     def fits(prompt: str) -> bool:  # tokenizers without a limit say some enormous number
         return tokenizer is None or len(tokenizer(prompt, verbose=False).input_ids) <= tokenizer.model_max_length
 
-    i2p = [(row.prompt, row.seed) for row in load_i2p(config.i2p)][: config.num_i2p] if config.i2p else []
     return PromptSources(
         prompts=read_prompts(config.prompts or f"bundled/{kind}/replay_prompts.txt", config.prompt_column),
         rows=read_labelled_prompts(rows) if rows else [],
@@ -148,7 +147,7 @@ def _prompt_sources(
         synonyms=split_phrasings(config.synonyms) if config.synonyms else (),
         combined=read_prompts(config.combined) if config.combined else [],
         translations=config.translated,
-        i2p=i2p,
+        i2p=load_i2p(config.i2p)[: config.num_i2p] if config.i2p else [],
         real_vocabulary=real_vocabulary,
         fits=fits,
     )
