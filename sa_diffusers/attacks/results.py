@@ -14,7 +14,7 @@ from sa_diffusers.core.concepts import split_phrasings
 from sa_diffusers.evaluation.intervals import wilson_interval
 from sa_diffusers.evaluation.judges.classifier import ImageClassifier
 from sa_diffusers.evaluation.judges.load_classifier import load_classifier
-from sa_diffusers.io.atomic_files import atomic_path, write_json
+from sa_diffusers.io.atomic_files import write_json, write_text
 from sa_diffusers.report.page import write_page
 from sa_diffusers.report.pictures import SMALL, embed, to_pil
 from sa_diffusers.report.tables import markdown_table
@@ -164,8 +164,7 @@ def write_results(
     """attack.json, attack.md and report.html, whose pictures are no more than mosaics where they are blurred."""
     folder = Path(config.output_dir)
     write_json(result, folder / "attack.json")
-    with atomic_path(folder / "attack.md") as temporary:
-        temporary.write_text(markdown(result), encoding="utf-8")
+    write_text(markdown(result), folder / "attack.md")
     pictures: dict[str, dict[str, Tensor]] = {"targets": {"": targets}}
     for role, one in attacked.items():
         best = result["models"][role]["best"]

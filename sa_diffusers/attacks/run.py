@@ -18,7 +18,7 @@ from sa_diffusers.attacks.victims import check_resolutions, complete, first_toke
 from sa_diffusers.core.concepts import split_phrasings
 from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.families import Family
-from sa_diffusers.io.artifacts import RunLock, Stage, StageMismatch, hash_tensors
+from sa_diffusers.io.artifacts import RunLock, Stage, hash_tensors
 from sa_diffusers.io.atomic_files import atomic_path, remove_leftovers
 from sa_diffusers.io.loading import model_hash, pipeline_hashes
 from sa_diffusers.report.pictures import to_uint8
@@ -117,13 +117,7 @@ class AttackRun:
     def _stage(self, name: str, key: dict, compute: Callable[[], Result], load: Callable[[], Result]) -> Result:
         """A stage's result: loaded if the folder holds it under the same key, else computed."""
         stage = Stage(self.folder, name, key)
-        try:
-            done = stage.done
-        except StageMismatch:
-            if not self.config.overwrite:
-                raise
-            done = False
-        if done:
+        if stage.is_done(self.config.overwrite):
             result = load()
         else:
             stage.clear()  # the old marker must not vouch for new files if this is interrupted

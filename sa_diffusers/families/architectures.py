@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from diffusers import (
@@ -144,22 +144,11 @@ def _stable_diffusion(
     )
 
 
-class ClassConditionalOptions(Protocol):
-    """What decides a class-conditional pipeline, beside its images; block and head sizes as of UNet2DModel."""
-
-    block_out_channels: list[int]
-    layers_per_block: int
-    attention_resolutions: list[int]  # image sizes, in pixels, at which stages have self-attention
-    attention_head_dim: int | None
-    norm_num_groups: int
-    dropout: float
-    num_train_timesteps: int
-    beta_schedule: str
-    prediction_type: str
-
-
-def make_unet(options: ClassConditionalOptions, image_size: int, channels: int, num_classes: int) -> UNet2DModel:
+def make_unet(options: Any, image_size: int, channels: int, num_classes: int) -> UNet2DModel:
     """A UNet conditioned by FiLM on the sum of the embeddings of timestep and class; the last class is the null class.
+
+    Args:
+        options: of `ClassConditionalConfig`, those of its architecture.
 
     Raises:
         ValueError: images that cannot be halved that often, or attention at a resolution that no stage has.
@@ -190,11 +179,12 @@ def make_unet(options: ClassConditionalOptions, image_size: int, channels: int, 
 
 
 def build_class_conditional(
-    options: ClassConditionalOptions, image_size: int, channels: int, names: Sequence[str], seed: int
+    options: Any, image_size: int, channels: int, names: Sequence[str], seed: int
 ) -> ClassConditionalPipeline:
     """Class-conditional diffusion on pixels, untrained; its noise schedule goes from beta 1e-4 to 0.02.
 
     Args:
+        options: of `ClassConditionalConfig`, those of its architecture and its noise schedule.
         names: of the classes.
         seed: of the weights; the global generator is set from it.
 

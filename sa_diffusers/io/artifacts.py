@@ -137,19 +137,23 @@ class Stage:
             + f"\n{self.advice}"
         )
 
-    @property
-    def info(self) -> dict[str, Any]:
-        """What `finish` was told. Raises ArtifactError when the stage is not finished."""
-        return self._read()["info"]
+    def is_done(self, overwrite: bool) -> bool:
+        """As `done`; but where `overwrite`, a result with another key counts as none."""
+        try:
+            return self.done
+        except StageMismatch:
+            if not overwrite:
+                raise
+            return False
 
     @property
     def seconds(self) -> float:
         """Wall-clock seconds of the run that computed the stage. Raises ArtifactError when it is not finished."""
         return self._read()["seconds"]
 
-    def finish(self, seconds: float, **info: Any) -> None:
+    def finish(self, seconds: float) -> None:
         """Mark the stage as complete: call it after everything the stage leaves is on the disk."""
-        write_json({"key": self.key, "fingerprint": self.fingerprint, "seconds": seconds, "info": info}, self.marker)
+        write_json({"key": self.key, "fingerprint": self.fingerprint, "seconds": seconds, "info": {}}, self.marker)
 
     def clear(self) -> None:
         """Forget that the stage was done, so that it is computed again; its results are left to be replaced."""

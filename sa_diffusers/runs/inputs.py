@@ -12,8 +12,6 @@ from sa_diffusers.evaluation.judges.load_classifier import load_classifier
 from sa_diffusers.io.artifacts import Stage as Marker
 from sa_diffusers.io.artifacts import StageMismatch
 from sa_diffusers.io.atomic_files import remove_leftovers
-from sa_diffusers.io.bundled import resolve
-from sa_diffusers.io.hub import explain_load_errors
 from sa_diffusers.io.processes import process_state
 from sa_diffusers.runs.context import Inputs
 from sa_diffusers.runs.options import RunOptions
@@ -61,10 +59,7 @@ def read_inputs(options: RunOptions, find_labels: Callable[[], list[str] | None]
     if options.classifier and not options.eval_prompts and labels is None:
         raise ValueError("a classifier needs eval_prompts: labelled prompts for pictures that it can judge")
     for name in options.classifier:
-        source = resolve(name)
-        with explain_load_errors(source):
-            classifiers[name] = load_classifier(source)
-        classifiers[name].eval().to(process_state().device)
+        classifiers[name] = load_classifier(name).to(process_state().device)
         counts = (options.eval_images_concept, options.eval_images_class, options.eval_images_other)
         if labels is not None:  # every prompt has been seen, and names a class
             rows, counts = labelled_classes(classifiers[name], labels), (*counts[:2], 0)

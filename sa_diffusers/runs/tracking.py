@@ -12,10 +12,9 @@ from sa_diffusers.data.sampling import Request, SamplingSettings
 from sa_diffusers.evaluation.before_after import look
 from sa_diffusers.evaluation.forgetting import JudgedSet, draw_sets, measure
 from sa_diffusers.families import Family
-from sa_diffusers.io.atomic_files import atomic_path
 from sa_diffusers.io.loading import copy_pipeline, save_pipeline
 from sa_diffusers.io.processes import process_state
-from sa_diffusers.report.pictures import contact_sheet
+from sa_diffusers.report.pictures import save_contact_sheet
 from sa_diffusers.runs.context import RunContext
 from sa_diffusers.runs.options import RunOptions
 from sa_diffusers.training.lora import fuse_lora
@@ -64,8 +63,7 @@ def tracker(context: RunContext) -> Callable[[int, dict], bool] | None:
         else:
             findings = look(family, *(r[:half] for r in requests_to_look_at(context)), settings)
             sheet = findings.pictures.float() / 127.5 - 1
-        with atomic_path(output_dir / "progress" / f"step_{step:06d}.png") as temporary:
-            contact_sheet(sheet[:64]).save(temporary)
+        save_contact_sheet(sheet[:64], output_dir / "progress" / f"step_{step:06d}.png")
         return config.early_stop is not None and row["concept_probability"] <= config.early_stop
 
     return track

@@ -1,10 +1,9 @@
 """Settings of an optimisation, checked before anything starts."""
 
-import math
 import re
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Literal
 
 from sa_diffusers.io.configuration import Options, option
 
@@ -14,14 +13,6 @@ NOT_IDENTITY = (
     "output_dir", "report_to", "checkpointing_steps", "checkpoints_total_limit", "logging_steps", "data_dir",
     "num_threads",
 )  # fmt: skip
-
-
-def check_ranges(config: Any, *names: str, zero: bool = False) -> None:
-    """Raise ValueError for a field that is not above 0 (or, with `zero`, below it); None is no number and is left."""
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and not (math.isfinite(value) and (value > 0 or (zero and value == 0))):
-            raise ValueError(f"expected {name} {'>=' if zero else '>'} 0, got {value}")
 
 
 @dataclass

@@ -29,7 +29,7 @@ from sa_diffusers.evaluation.suite.options import PipelineEvaluationConfig
 from sa_diffusers.evaluation.suite.sections import sections, with_pictures
 from sa_diffusers.evaluation.suite.subjects import Subject, check_subjects, open_subjects
 from sa_diffusers.io.artifacts import RunLock
-from sa_diffusers.io.atomic_files import atomic_path, check_disk, write_json
+from sa_diffusers.io.atomic_files import check_disk, write_json, write_text
 from sa_diffusers.io.processes import process_state
 from sa_diffusers.report.page import write_page
 
@@ -198,8 +198,7 @@ def _write(
         write_json({"prompts": prompts, "values": numbers}, output_dir / name / "values.json")
     title = f"What is left of “{inputs.concept.name}”"
     remarks = [*READING, *_judged_by(document["judges"]), *document["notes"]]
-    with atomic_path(output_dir / "evaluation.md") as temporary:
-        temporary.write_text(markdown(found.results, title, [*document["result"], *remarks]), encoding="utf-8")
+    write_text(markdown(found.results, title, [*document["result"], *remarks]), output_dir / "evaluation.md")
     shown = sections(inputs.suite, found.values, config.pictures_shown, document["reference"])
     write_page(
         output_dir / "report.html", "evaluation.html.j2", title=title, found=document, notes=remarks,

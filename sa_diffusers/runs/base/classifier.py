@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import ImageOps
-from torch import Generator, Tensor, nn
-from torch.nn import functional as F
+from torch import Generator, Tensor
 
 from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.objectives import Classification
@@ -170,10 +169,8 @@ class Undisturbed(Classification):
     def draw(self, batch: Batch, generator: Generator) -> Batch:
         return batch
 
-    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        logits = model(batch["sample"])
-        parts = {f"{name}_loss": F.cross_entropy(logits[name], labels) for name, labels in batch["labels"].items()}
-        return torch.stack([*parts.values()]).sum(), {name: part.detach() for name, part in parts.items()}
+    def images(self, batch: Batch) -> Tensor:
+        return batch["sample"]
 
 
 def make_classifier(examples: Examples, words: dict | None, config: ClassifierConfig) -> ImageClassifier:
