@@ -13,10 +13,11 @@ from torch import Tensor
 from sa_diffusers.attacks import AttackSettings, FoundEmbedding, FoundText, attack_embedding, attack_text, draw_found
 from sa_diffusers.attacks.found import Found
 from sa_diffusers.attacks.options import AttackConfig
-from sa_diffusers.attacks.results import Attacked, Judge, summarise, write_results
+from sa_diffusers.attacks.results import Attacked, load_judge, summarise, write_results
 from sa_diffusers.attacks.victims import check_resolutions, complete, first_tokens, load_family, roles
 from sa_diffusers.core.concepts import split_phrasings
 from sa_diffusers.core.seeding import derive_seed, seeded
+from sa_diffusers.evaluation.suite.judging import ClassifierJudge
 from sa_diffusers.families import Family
 from sa_diffusers.io.artifacts import RunLock, Stage, hash_tensors
 from sa_diffusers.io.atomic_files import atomic_path, remove_leftovers
@@ -169,7 +170,7 @@ def run_attack(config: AttackConfig) -> dict:
     """
     check_folder(config.output_dir)
     config = complete(config)
-    models, judge = roles(config), Judge.load(config)
+    models, judge = roles(config), load_judge(config)
     check_resolutions(models, judge.classifier.config.image_size if judge else None)
     print(describe_plan(config, judge), flush=True)
     if config.num_threads is not None:
@@ -200,7 +201,7 @@ def check_folder(output_dir: str | Path) -> None:
         )
 
 
-def describe_plan(config: AttackConfig, judge: Judge | None) -> str:
+def describe_plan(config: AttackConfig, judge: ClassifierJudge | None) -> str:
     """What is about to be done, for the terminal."""
     models = roles(config)
     count = len(models) * config.num_restarts

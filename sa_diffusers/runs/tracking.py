@@ -1,7 +1,6 @@
 """What a run shows on its way: pictures, what the classifier reads in them, pipelines that training passes through."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,7 +9,7 @@ from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.replay import concept_captions, spread
 from sa_diffusers.data.sampling import Request, SamplingSettings
 from sa_diffusers.evaluation.before_after import look
-from sa_diffusers.evaluation.forgetting import JudgedSet, draw_sets, measure
+from sa_diffusers.evaluation.forgetting import Examination, JudgedSet, draw_sets, measure
 from sa_diffusers.families import Family
 from sa_diffusers.io.loading import copy_pipeline, save_pipeline
 from sa_diffusers.io.processes import process_state
@@ -46,14 +45,8 @@ def tracker(context: RunContext) -> Callable[[int, dict], bool] | None:
             return False
         if inputs.exams:
             name, exam = next(iter(inputs.exams.items()))
-            nothing = JudgedSet([], [])
-            exam = replace(
-                exam,
-                concept=_first(exam.concept, half),
-                retained=_first(exam.retained, half),
-                unseen=nothing,
-                unnamed=nothing,
-            )
+            concept, retained = _first(exam.concept, half), _first(exam.retained, half)
+            exam = Examination(exam.attribute, exam.index, concept, retained=retained)
             images = draw_sets(family, exam.sets, settings)
             values, _ = measure(inputs.classifiers[name], exam, images)
             row |= {

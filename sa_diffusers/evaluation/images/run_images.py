@@ -7,7 +7,6 @@ from dataclasses import dataclass, fields
 from itertools import count
 from pathlib import Path
 
-import torch
 import yaml
 
 from sa_diffusers.core.concepts import split_phrasings
@@ -152,16 +151,14 @@ def classifier_readings(classifier: ImageClassifier, retained: DrawnImages, forg
     asked = [*retained.prompts, *(forgotten.prompts if forgotten else [])]
     rows = {row["prompt"]: row for row in labelled_classes(classifier, list(dict.fromkeys(asked)))}
     attribute = next(name for name in rows[asked[0]] if name not in ("prompt", "form"))
-    nothing = JudgedSet([], [])
-    images = {name: torch.empty(0) for name in ("concept", "unseen", "unnamed")}
-    images["retained"] = retained.images(range(len(retained)))
+    images = {"retained": retained.images(range(len(retained)))}
     judged = JudgedSet([], [{attribute: rows[label][attribute]} for label in retained.prompts])
-    exam = Examination(attribute, 0, concept=nothing, unseen=nothing, unnamed=nothing, retained=judged)
+    exam = Examination(attribute, 0, retained=judged)
     if forgotten:
         images["concept"] = forgotten.images(range(len(forgotten)))
         name = rows[forgotten.prompts[0]][attribute]
         index = classifier.config.attributes[attribute].index(name)
-        exam = Examination(attribute, index, JudgedSet([], [{}] * len(forgotten)), nothing, nothing, judged)
+        exam = Examination(attribute, index, JudgedSet([], [{}] * len(forgotten)), retained=judged)
     values, intervals = measure(classifier, exam, images)
     shares = score_images(classifier, images["retained"], judged.labels)[attribute]
     by_class = {name: score.share for name, score in shares.items()}

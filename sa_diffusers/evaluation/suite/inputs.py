@@ -16,7 +16,6 @@ from sa_diffusers.evaluation.images.options import MetricSettings
 from sa_diffusers.evaluation.images.sets import ImageFolder
 from sa_diffusers.evaluation.judges.clip import Clip
 from sa_diffusers.evaluation.judges.faces import ClipIdentity
-from sa_diffusers.evaluation.judges.load_classifier import load_classifier
 from sa_diffusers.evaluation.judges.nudity import NudityDetector
 from sa_diffusers.evaluation.suite.judging import BodyJudge, ChangeJudge, ClassifierJudge, ClipJudge, Judge
 from sa_diffusers.evaluation.suite.options import DEFAULT_CLIP, KEPT, PipelineEvaluationConfig
@@ -78,9 +77,8 @@ def read_inputs(config: PipelineEvaluationConfig, subject: Subject) -> Evaluatio
     concept = find_concept(config.concept, "noise", config.neighbours)  # for its siblings: nothing takes its place
     judge = None
     if "classifier" in metrics:
-        classifier = load_classifier(config.judge).to(process_state().device)
-        advice = "Pass one that knows the concept, or --metrics without classifier"
-        judge = ClassifierJudge(classifier, *classifier.require_class(concept.phrasings, advice))
+        judge = ClassifierJudge.load(config.judge, concept.phrasings, "--metrics without classifier")
+        judge.classifier.to(process_state().device)
     tokenizer = read_tokenizer(subject.source)
     sources = _prompt_sources(config, tokenizer, judge is not None)
     suite = build_suite(concept, sources, judge and judge.classifier, config.num_images, config.seed, config.set_names)

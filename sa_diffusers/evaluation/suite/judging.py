@@ -13,6 +13,7 @@ from sa_diffusers.evaluation.images.sets import ImageSet, index_batches
 from sa_diffusers.evaluation.judges.classifier import ImageClassifier, entropies, shares_right
 from sa_diffusers.evaluation.judges.clip import Clip, clip_score, perceptual_change, zero_shot
 from sa_diffusers.evaluation.judges.faces import IdentityScorer, faces
+from sa_diffusers.evaluation.judges.load_classifier import load_classifier
 from sa_diffusers.evaluation.judges.nudity import Detection, NudityDetector, per_image
 from sa_diffusers.evaluation.suite.prompt_suite import PromptSet
 
@@ -37,6 +38,14 @@ class ClassifierJudge:
     classifier: ImageClassifier
     attribute: str
     index: int
+
+    @classmethod
+    def load(cls, source: str, phrasings: Sequence[str], otherwise: str) -> "ClassifierJudge":
+        """Raises ModelLoadError; ValueError: it has no class of these phrasings, and what to do: pass one or ..."""
+        classifier = load_classifier(source)
+        return cls(
+            classifier, *classifier.require_class(phrasings, f"Pass one that knows the concept, or {otherwise}")
+        )
 
     def __call__(self, images: Tensor, prompts: PromptSet, before: Tensor | None) -> dict[str, Tensor]:
         if prompts.purpose == "i2p":
