@@ -251,7 +251,7 @@ def test_a_folder_of_something_else_is_left_alone(models, tmp_path, nothing_draw
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("{}")
     (tmp_path / "report.html").write_text("of a run")
-    with pytest.raises(ValueError, match=f"holds {name.split('/')[0]}: .* pass another --output_dir"):
+    with pytest.raises(ValueError, match="holds .*report.html, .* pass another --output_dir"):
         run_attack(configure(models, tmp_path))
     assert (tmp_path / "report.html").read_text() == "of a run" and not (tmp_path / ".lock").exists()
 

@@ -19,14 +19,13 @@ from sa_diffusers.core.concepts import split_phrasings
 from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.evaluation.suite.judging import ClassifierJudge
 from sa_diffusers.families import Family
-from sa_diffusers.io.artifacts import RunLock, Stage, hash_tensors
+from sa_diffusers.io.artifacts import RunLock, Stage, check_foreign, hash_tensors
 from sa_diffusers.io.atomic_files import atomic_path, remove_leftovers
 from sa_diffusers.io.loading import model_hash, pipeline_hashes
 from sa_diffusers.report.pictures import to_uint8
 
 
 Result = TypeVar("Result")
-FOREIGN = ("pipeline", "config.yaml", "evaluation.json", "model_index.json")  # of a run, an evaluation, a pipeline
 
 
 class AttackRun:
@@ -168,7 +167,7 @@ def run_attack(config: AttackConfig) -> dict:
         ValueError, ModelLoadError: wrong input, before anything is drawn.
         StageMismatch: the folder holds the result of another configuration.
     """
-    check_folder(config.output_dir)
+    check_foreign(Path(config.output_dir), "attack.json")
     config = complete(config)
     models, judge = roles(config), load_judge(config)
     check_resolutions(models, judge.classifier.config.image_size if judge else None)
@@ -189,16 +188,6 @@ def run_attack(config: AttackConfig) -> dict:
         result = summarise(config, attacked, targets, judge)
         write_results(config, result, attacked, targets)
     return result
-
-
-def check_folder(output_dir: str | Path) -> None:
-    """Raise ValueError for a folder that is another script's: its report.html would be replaced."""
-    there = [name for name in FOREIGN if (Path(output_dir) / name).exists()]
-    if there:
-        raise ValueError(
-            f"{output_dir} holds {', '.join(there)}: it is the folder of a run, an evaluation or a pipeline; pass "
-            "another --output_dir"
-        )
 
 
 def describe_plan(config: AttackConfig, judge: ClassifierJudge | None) -> str:

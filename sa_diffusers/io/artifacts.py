@@ -27,6 +27,26 @@ class StageMismatch(ArtifactError):
     """The folder holds the result of this stage for another configuration."""
 
 
+# Files by which the folder of a run, a pipeline, an attack or an evaluation is known.
+MARKS = ("pipeline/model_index.json", "model_index.json", "config.yaml", "attack.json", "evaluation.json")
+
+
+def check_foreign(output_dir: Path, *own: str) -> None:
+    """Raise ValueError for the folder of another command, whose report.html would be replaced.
+
+    Args:
+        own: what the asking command leaves there, as patterns.
+    """
+    theirs = [name for name in MARKS if name not in own and (output_dir / name).exists()]
+    if (output_dir / "report.html").exists() and not any(path for name in own for path in output_dir.glob(name)):
+        theirs.append("report.html")
+    if theirs:
+        raise ValueError(
+            f"{output_dir} holds {' and '.join(theirs)}, so it is the folder of a run or of something else, whose "
+            "report.html must not be replaced; pass another --output_dir"
+        )
+
+
 def fingerprint(fields: Mapping[str, Any]) -> str:
     """Hash JSON-like fields, whatever their order, to 16 hex digits (SHA-256). Raises TypeError on other types."""
     text = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -30,7 +30,7 @@ def write_report(
     Args:
         summary: the result in words.
         metrics: see `metric_rows`.
-        pairs, history: see `save_before_after` and `save_curves`; may be empty.
+        pairs, history: see `save_before_after` and `curves_png`; may be empty.
         seconds: wall-clock seconds by stage; a list under "reused" names the stages that were not computed again.
         config, fisher: the resolved configuration; the Fisher's metadata or None.
         notes: warnings and limits, one sentence each.

@@ -23,9 +23,6 @@ from sa_diffusers.io.loading import load_pipeline, pipeline_hashes
 from sa_diffusers.report.pictures import to_pil, to_uint8
 
 
-RUN_FILES = ("pipeline/model_index.json", "model_index.json", "config.yaml", "attack.json")  # of a run or a pipeline
-
-
 def load_subject(subject: Subject, config: PipelineEvaluationConfig) -> tuple[DiffusionPipeline, Family | None]:
     """The loaded pipeline without its safety checker, which would blacken pictures; its family if it has one.
 
@@ -117,19 +114,6 @@ def draw_suite(
     size = read_image(_picture(folder / next(iter(suite)), 0)).shape[-1]
     check_size(subject.source, size, image_size)
     return model | {"dtype": config.dtype, "image_size": size}
-
-
-def check_output_dir(output_dir: Path) -> None:
-    """Raise ValueError for a folder whose report.html would be, or is, another program's."""
-    theirs = [name for name in RUN_FILES if (output_dir / name).exists()]
-    ours = (output_dir / "evaluation.json").exists() or any(output_dir.glob("*/values.json"))
-    if not ours and (output_dir / "report.html").exists():
-        theirs.append("report.html")
-    if theirs:
-        raise ValueError(
-            f"{output_dir} holds {' and '.join(theirs)}, so it is the folder of a run or of something else, whose "
-            "report.html must not be replaced; pass another --output_dir"
-        )
 
 
 def count_pictures(

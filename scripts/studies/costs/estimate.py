@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from sa_diffusers.report.tables import duration, table_of
 from studies.costs.architectures import build_unet, build_vae
 from studies.costs.counting import decoding_flops, forward_flops
 from studies.costs.memory import (
@@ -22,6 +21,7 @@ from studies.costs.memory import (
     on_meta,
 )
 from studies.costs.whole_run import AUTHORS, FROM_NOTHING, SHARED, Costs, Job, extrapolate
+from studies.tables import duration, table_of
 
 
 PEAK = 989e12  # dense bf16 operations a second of an H200
