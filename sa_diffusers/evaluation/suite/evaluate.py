@@ -120,7 +120,7 @@ def judge_all(config: PipelineEvaluationConfig, inputs: EvaluationInputs, found:
     first = next(iter(found.pictures))
     for name, own in found.pictures.items():
         reference = None if name == first else found.pictures[first]
-        values = judge_pictures(inputs.judges, inputs.suite, own, reference, config.batch_size, name)
+        values = judge_pictures(list(inputs.judges.values()), inputs.suite, own, reference, config.batch_size, name)
         before = None if name == first else found.values[first]
         found.values[name] = values
         found.results[name] = measurements(inputs.suite, values, before, attribute, config.seed)

@@ -31,7 +31,7 @@ class EvaluationInputs:
 
     Attributes:
         vocabulary: tokens that the first pipeline's tokenizer knows; None: it has none by that name.
-        classifier, body, clip, change: the judges of single pictures; None: not asked.
+        judges: of single pictures, those that were asked for, by name: classifier, body, clip, change.
         clip_name: of the CLIP model that any of them uses.
         extractor, real: of fid, kid and prc; None: not measured, or no folder of real images.
     """
@@ -39,18 +39,18 @@ class EvaluationInputs:
     concept: Concept
     vocabulary: int | None
     suite: dict[str, PromptSet]
-    classifier: ClassifierJudge | None
-    body: BodyJudge | None
-    clip: ClipJudge | None
-    change: ChangeJudge | None
+    judges: dict[str, Judge]
     clip_name: str | None
     extractor: Extractor | None
     real: ImageFolder | None
 
     @property
-    def judges(self) -> list[Judge]:
-        judges = (self.classifier, self.body, self.clip, self.change)
-        return [judge for judge in judges if judge is not None]
+    def classifier(self) -> ClassifierJudge | None:
+        return self.judges.get("classifier")
+
+    @property
+    def body(self) -> BodyJudge | None:
+        return self.judges.get("body")
 
     @property
     def image_size(self) -> int | None:
@@ -88,18 +88,15 @@ def read_inputs(config: PipelineEvaluationConfig, subject: Subject) -> Evaluatio
     clip = Clip.load(config.clip or DEFAULT_CLIP) if wants_clip else None
     if "identity" in metrics:
         body.scorer = ClipIdentity(clip, concept.name)
-    return EvaluationInputs(
-        concept=concept,
-        vocabulary=None if tokenizer is None else len(tokenizer),
-        suite=suite,
-        classifier=judge,
-        body=body,
-        clip=ClipJudge(clip, concept) if "clip" in metrics else None,
-        change=ChangeJudge(clip if config.clip is not None else None) if "change" in metrics else None,
-        clip_name=clip and clip.name,
-        extractor=extractor,
-        real=real,
-    )
+    judges = {
+        "classifier": judge,
+        "body": body,
+        "clip": ClipJudge(clip, concept) if "clip" in metrics else None,
+        "change": ChangeJudge(clip if config.clip is not None else None) if "change" in metrics else None,
+    }
+    asked = {name: one for name, one in judges.items() if one is not None}
+    vocabulary = None if tokenizer is None else len(tokenizer)
+    return EvaluationInputs(concept, vocabulary, suite, asked, clip and clip.name, extractor, real)
 
 
 def _body_judge(config: PipelineEvaluationConfig) -> BodyJudge | None:
