@@ -18,7 +18,7 @@ from sa_diffusers.attacks import FoundEmbedding, FoundText, draw_found
 from sa_diffusers.attacks import run as attack_stages
 from sa_diffusers.attacks.options import AttackConfig
 from sa_diffusers.attacks.run import run_attack
-from sa_diffusers.attacks.victims import complete, first_tokens, load_family, resolution
+from sa_diffusers.attacks.victims import complete, first_tokens, load_family
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.evaluation.intervals import wilson_interval
 from sa_diffusers.evaluation.judges.classifier import AttributeClassifier
@@ -225,7 +225,7 @@ def test_wrong_input_is_refused_before_anything_is_drawn(models, tmp_path, nothi
         attack(allow_concept_words=True)
     classifier = AttributeClassifier({"digit": ["seven"]}, image_size=32, channels=(8,), num_features=8)
     classifier.save_pretrained(tmp_path / "large")
-    with pytest.raises(ValueError, match="reads pictures of 32 pixels, .* draws 16"):
+    with pytest.raises(ValueError, match="expected pictures of 32 pixels a side, .* got 16"):
         attack(classifier=str(tmp_path / "large"), concept="seven")
 
 
@@ -234,10 +234,10 @@ def test_models_of_another_size_or_incomplete_ones_are_refused_first(models, tmp
     large.unet = tiny_pipeline(seed=1).unet
     large.unet.register_to_config(sample_size=16)
     large.save_pretrained(tmp_path / "large")
-    sizes = [resolution(model) for model in (models["original"], str(tmp_path / "large"))]
+    sizes = [TextToImageFamily.resolution_of(model) for model in (models["original"], str(tmp_path / "large"))]
     assert sizes == [16, get_family(large).resolution] == [16, 32]
     for role in ("control", "forgotten"):
-        with pytest.raises(ValueError, match="original draws pictures of 16 pixels, .*large .* 32"):
+        with pytest.raises(ValueError, match="expected pictures of (16|32) pixels a side, .* got (32|16)"):
             run_attack(configure(models, tmp_path / "run", **{role: str(tmp_path / "large")}))
     shutil.copytree(models["control"], tmp_path / "broken")
     (tmp_path / "broken" / "text_encoder" / "model.safetensors").unlink()

@@ -14,7 +14,7 @@ from sa_diffusers.attacks import AttackSettings, FoundEmbedding, FoundText, atta
 from sa_diffusers.attacks.found import Found
 from sa_diffusers.attacks.options import AttackConfig
 from sa_diffusers.attacks.results import Attacked, load_judge, summarise, write_results
-from sa_diffusers.attacks.victims import check_resolutions, complete, first_tokens, load_family, roles
+from sa_diffusers.attacks.victims import check_victims, complete, first_tokens, load_family, roles
 from sa_diffusers.core.concepts import split_phrasings
 from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.evaluation.suite.judging import ClassifierJudge
@@ -170,7 +170,7 @@ def run_attack(config: AttackConfig) -> dict:
     check_foreign(Path(config.output_dir), "attack.json")
     config = complete(config)
     models, judge = roles(config), load_judge(config)
-    check_resolutions(models, judge.classifier.config.image_size if judge else None)
+    check_victims(config, judge.classifier.config.image_size if judge else None)
     print(describe_plan(config, judge), flush=True)
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)

@@ -127,7 +127,7 @@ def check_subjects(config: PipelineEvaluationConfig, subjects: Sequence[Subject]
         check_files(subject.source, config.variant)
     for subject in subjects:
         family = family_class(subject.class_name)
-        size = family and family.describe(subject.source, read_model_index(subject.source)).resolution
+        size = family and family.resolution_of(subject.source)
         check_size(subject.source, size, image_size)
         if "change" in config.metric_names:
             image_size = image_size or size
@@ -138,5 +138,5 @@ def check_size(source: str, size: int | None, expected: int | None) -> None:
     if None not in (size, expected) and size != expected:
         raise ValueError(
             f"expected pictures of {expected} pixels a side, as the classifier reads or the first pipeline draws "
-            f"them, got {size} from {source}; leave the metric (classifier, change) or the pipeline away"
+            f"them, got {size} from {source}; take models of one size and a classifier that reads it, or fewer"
         )

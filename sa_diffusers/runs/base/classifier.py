@@ -210,21 +210,19 @@ def train_classifier(examples: Examples, words: dict | None, config: ClassifierC
     return classifier
 
 
-def measure_classifier(classifier: ImageClassifier, held_out: Examples) -> dict[str, dict[str, Score]]:
-    """{attribute: {class: Score}} on all held-out examples."""
-    indices = range(len(held_out))
-    return score_images(classifier, held_out.images(list(indices)), [held_out.named(index) for index in indices])
-
-
 def train_and_save_classifier(config: ClassifierConfig) -> dict[str, dict[str, Score]]:
-    """Train a classifier, measure it on held-out images, save it in `<output_dir>/classifier` with its accuracy."""
+    """Train a classifier, measure it on held-out images, save it in `<output_dir>/classifier` with its accuracy.
+
+    Returns {attribute: {class: Score}} on all held-out images.
+    """
     if config.pretrained is not None:
         saved_sizes(config.pretrained)  # fails where there is no such model, before the images are read
     examples, held_out, words = load_examples(config)
     classifier = train_classifier(examples, words, config)
     if config.save_dtype == "float16":
         classifier = classifier.half().float()  # measured with the rounded weights, which are the ones that are saved
-    scores = measure_classifier(classifier, held_out)
+    indices = list(range(len(held_out)))
+    scores = score_images(classifier, held_out.images(indices), [held_out.named(index) for index in indices])
     overall = {attribute: Score.total_of(by_class.values()).share for attribute, by_class in scores.items()}
     classifier.register_to_config(accuracy={attribute: round(share, 4) for attribute, share in overall.items()})
     save_model(classifier, Path(config.output_dir) / "classifier", config.save_dtype)
