@@ -7,8 +7,6 @@ from dataclasses import dataclass, fields
 from itertools import count
 from pathlib import Path
 
-import yaml
-
 from sa_diffusers.core.concepts import split_phrasings
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.prompts import read_prompts
@@ -18,7 +16,7 @@ from sa_diffusers.evaluation.images.options import EvaluateConfig
 from sa_diffusers.evaluation.images.sets import DrawnImages
 from sa_diffusers.evaluation.judges.classifier import ImageClassifier, score_images
 from sa_diffusers.families import Family, family_defaults, get_family
-from sa_diffusers.io.loading import load_pipeline, read_model_index
+from sa_diffusers.io.loading import load_pipeline, read_model_index, read_run_options
 
 
 READINGS = (
@@ -55,8 +53,7 @@ def read_run(
         if path is not None and not (Path(path) / "pipeline").is_dir():
             raise ValueError(f"expected the folder of a run, with `pipeline/` inside, got {path}; check --{name}")
     values = family_defaults(read_model_index(str(folder / "pipeline"))["_class_name"])
-    if (folder / "config.yaml").exists():
-        values |= yaml.safe_load((folder / "config.yaml").read_text()) | {"concept": None}
+    values |= read_run_options(folder) | {"concept": None}
     if (folder / "metrics.json").exists():  # written last: before that the concept has not been forgotten
         values["concept"] = json.loads((folder / "metrics.json").read_text()).get("concept")
     if settings_of is not None:

@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,7 +27,7 @@ from sa_diffusers.evaluation.suite.numbers import (
     summary,
 )
 from sa_diffusers.evaluation.suite.options import PipelineEvaluationConfig
-from sa_diffusers.evaluation.suite.sections import sections, with_pictures
+from sa_diffusers.evaluation.suite.sections import figure, sections
 from sa_diffusers.evaluation.suite.subjects import Subject, check_subjects, open_subjects
 from sa_diffusers.io.artifacts import RunLock, check_foreign
 from sa_diffusers.io.atomic_files import check_disk, write_json, write_text
@@ -192,11 +193,12 @@ def _write(
     remarks = [*READING, *_judged_by(document["judges"]), *document["notes"]]
     write_text(markdown(found.results, title, [*document["result"], *remarks]), output_dir / "evaluation.md")
     shown = sections(inputs.suite, found.values, config.pictures_shown, document["reference"])
+    figure_of = partial(figure, inputs.suite, found.pictures, config.blurred)
     write_page(
         output_dir / "report.html", "evaluation.html.j2", title=title, found=document, notes=remarks,
         tables=split_tables(found.results, inputs.suite), cell=cell,
         explanations={label: text for label, _, text in MEASURES.values()},
-        sections=with_pictures(shown, inputs.suite, found.pictures, config.blurred), blurred=config.blurred,
+        sections=shown, figure_of=figure_of, blurred=config.blurred,
         options=json.dumps(document["options"], indent=2, ensure_ascii=False),
     )  # fmt: skip
     write_json(document, output_dir / "evaluation.json")  # last: it says that all is there

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-import yaml
 from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
 
 from sa_diffusers.data.sampling import DrawingOptions
 from sa_diffusers.evaluation.suite.options import RESULTS, PipelineEvaluationConfig
 from sa_diffusers.families import family_class
 from sa_diffusers.io.bundled import resolve
-from sa_diffusers.io.loading import check_files, read_model_index, read_tokenizer
+from sa_diffusers.io.loading import check_files, read_model_index, read_run_options, read_tokenizer
 
 
 REAL_VOCABULARY = 10_000  # tokens; CLIP's has 49,408, that of the bundled digits 1,214
@@ -106,10 +105,8 @@ def _settings(config: PipelineEvaluationConfig, reference: str) -> DrawSettings:
     if family_class(read_model_index(reference)["_class_name"]) is not None:
         tokenizer = read_tokenizer(reference)
         values |= SMALL_DEFAULTS if tokenizer is not None and len(tokenizer) < REAL_VOCABULARY else {}
-    run = Path(resolve(reference)).parent / "config.yaml"
-    if run.is_file() and Path(reference).name == "pipeline":
-        made = yaml.safe_load(run.read_text()) or {}
-        values |= {name: made[name] for name in fields if made.get(name) is not None}
+    made = read_run_options(Path(resolve(reference)).parent) if Path(reference).name == "pipeline" else {}
+    values |= {name: made[name] for name in fields if made.get(name) is not None}
     values |= {name: getattr(config, name) for name in fields if getattr(config, name) is not None}
     return DrawSettings(**values)
 
