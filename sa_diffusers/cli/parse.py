@@ -131,7 +131,7 @@ def friendly_errors() -> Iterator[None]:
     def terminate(*_: object) -> None:
         raise SystemExit(143)
 
-    signal.signal(signal.SIGTERM, terminate)
+    before = signal.signal(signal.SIGTERM, terminate)
     resume = "Run the same command again to continue."
     try:
         yield
@@ -147,3 +147,5 @@ def friendly_errors() -> Iterator[None]:
             raise
         print(f"error: {error}{_MEMORY if type(error).__name__ == 'OutOfMemoryError' else ''}", file=sys.stderr)
         raise SystemExit(1) from None
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)

@@ -177,9 +177,10 @@ class Study:
 
 
 def _differing(folder: Path, config: ForgetConfig) -> set[str]:
-    """Names of the options that change a result and differ from those that the run in a folder was told."""
+    """Names of the options that change a result, and who judges it, that the run in a folder was told otherwise."""
     told = yaml.safe_load((folder / "config.yaml").read_text())
-    return {name for name in identity_names(type(config)) if told.get(name) != getattr(config, name)}
+    names = (*identity_names(type(config)), "classifier")
+    return {name for name in names if told.get(name) != getattr(config, name)}
 
 
 @cache

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from sa_diffusers.io.artifacts import RunLock
 
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CHEAP = {
     "concept": "seven, 7", "num_samples": 8, "num_surrogate_samples": 4, "num_inference_steps": 2,
     "sample_batch_size": 2, "guidance_scale": 2.0, "replay_guidance_scale": 2.0, "fisher_samples": 3,
@@ -145,7 +145,7 @@ def largest(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
 
 @pytest.mark.slow
 def test_two_processes_give_what_one_gives(command, tmp_path):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29518"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     result = subprocess.run([*launch, *command[1:]], capture_output=True, text=True, timeout=300, env=environment)
     assert result.returncode == 0, result.stderr

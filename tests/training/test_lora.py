@@ -9,6 +9,7 @@ from safetensors import safe_open
 from torch.testing import assert_close
 
 from sa_diffusers.core.objectives import LowRankChange, LowRankEWC
+from sa_diffusers.families import get_family
 from sa_diffusers.families.scopes import adapted_layers
 from sa_diffusers.training.lora import ADAPTER, LORA_FILE, WithoutLora, add_lora, fuse_lora, save_lora
 
@@ -171,7 +172,7 @@ class TestFile:
         pipeline = tiny_pipeline()
         adapted(pipeline.unet)
         expected = image(pipeline)
-        save_lora(pipeline, tmp_path / "lora", "float32")
+        save_lora(get_family(pipeline), tmp_path / "lora", "float32")
         assert [path.name for path in (tmp_path / "lora").iterdir()] == [LORA_FILE]
 
         stock: StableDiffusionPipeline = tiny_pipeline()
@@ -191,7 +192,7 @@ class TestFile:
     def test_unloading_brings_the_concept_back(self, tiny_pipeline, tmp_path):
         pipeline = tiny_pipeline()
         adapted(pipeline.unet)
-        save_lora(pipeline, tmp_path / "lora", "float32")
+        save_lora(get_family(pipeline), tmp_path / "lora", "float32")
         stock = tiny_pipeline()
         before = image(stock)
         stock.load_lora_weights(tmp_path / "lora")
@@ -202,7 +203,7 @@ class TestFile:
     def test_says_its_rank_and_alpha_and_takes_a_dtype(self, tiny_pipeline, tmp_path):
         pipeline = tiny_pipeline()
         adapted(pipeline.unet)
-        save_lora(pipeline, tmp_path / "lora", "float16")
+        save_lora(get_family(pipeline), tmp_path / "lora", "float16")
         with safe_open(tmp_path / "lora" / LORA_FILE, "pt") as file:
             metadata = json.loads(file.metadata()["lora_adapter_metadata"])
             assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float16}

@@ -18,7 +18,7 @@ from sa_diffusers.runs.options import ForgetConfig
 from scripts import train_classifier
 
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 NAMES = [str(digit) for digit in range(10)]
 SMALL = {"image_size": 8, "kernel_size": 3, "padding": 1, "channels": (4, 6), "num_features": 5}
 

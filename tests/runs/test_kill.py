@@ -36,7 +36,7 @@ from sa_diffusers.runs.options import ForgetConfig
 from sa_diffusers.training.checkpoints import Checkpoints
 
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "forget.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "forget.py"
 OPTIONS = {
     "concept": "seven, 7", "num_samples": 16, "num_surrogate_samples": 8, "num_inference_steps": 4,
     "sample_batch_size": 2, "guidance_scale": 2.0, "replay_guidance_scale": 2.0, "fisher_samples": 10,

@@ -32,7 +32,7 @@ from sa_diffusers.runs.base.classifier_options import ClassifierConfig
 from scripts import train_classifier as script
 
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 NAMES = "airplane automobile bird cat deer dog frog horse ship truck".split()
 SIZES = {"depths": [1, 1], "hidden_sizes": [8, 16], "embedding_size": 8, "layer_type": "basic"}
 TINY = {"image_size": 16, **SIZES}

@@ -386,7 +386,7 @@ def share_by_two(folder: str) -> None:
 def test_two_processes_equal_one(tmp_path):
     """Interrupted and resumed as well. The learning rate is the same too, so it is not scaled by the processes."""
     subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517", __file__,
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", __file__,
          str(tmp_path)],
         check=True, env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}, timeout=200,
     )  # fmt: skip

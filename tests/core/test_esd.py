@@ -323,7 +323,7 @@ def test_trained_long_enough_it_predicts_the_target():
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path):
     subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29537", __file__,
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", __file__,
          str(tmp_path)],
         check=True, env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}, timeout=200,
     )  # fmt: skip

@@ -41,7 +41,7 @@ from sa_diffusers.runs.options import ForgetConfig
 
 NAMES = ["0", "1", "2"]
 NULL = 3
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ from sa_diffusers.runs.inputs import read_inputs
 from sa_diffusers.runs.options import ForgetConfig
 
 
-RUN_OF_0_1 = Path(__file__).parent / "golden" / "run_of_0_1"
+RUN_OF_0_1 = Path(__file__).parents[1] / "golden" / "run_of_0_1"
 STAGES = ["samples", "replay_samples", "surrogate", "fisher", "before", "train", "after"]
 PROMPTS = [f"a {ink} {digit}" for ink in ("red", "green") for digit in "six seven eight nine".split()] + ["a digit"]
 CHEAP = {

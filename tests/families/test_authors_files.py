@@ -11,6 +11,7 @@ from collections import OrderedDict
 
 import pytest
 import torch
+from cheap_runs import context_of
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
 from sa_diffusers.core.fisher import Fisher, FisherMismatch

@@ -9,7 +9,7 @@ import yaml
 from scripts.compose_prompts import add_article, compose_prompts
 
 
-ASSETS = Path(__file__).parent.parent / "sa_diffusers" / "assets"
+ASSETS = Path(__file__).parents[2] / "sa_diffusers" / "assets"
 REPLAY_PROMPTS = (ASSETS / "stable_diffusion" / "replay_prompts.txt").read_text(encoding="utf-8")
 PARTS = yaml.safe_load((ASSETS / "stable_diffusion" / "prompt_parts.yaml").read_text(encoding="utf-8"))
 SURROGATES = yaml.safe_load((ASSETS / "surrogates.yaml").read_text(encoding="utf-8"))["concepts"]

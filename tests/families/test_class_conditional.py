@@ -264,7 +264,7 @@ def test_latents_are_the_images_themselves(channels):
     batch = family.batch(latents, ["one", ""])
     assert batch["class_labels"].tolist() == [1, NULL] and batch["sample"] is latents
     assert set(family.trainable("full")) == {name for name, _ in family.module.named_parameters()}
-    with pytest.raises(ValueError, match="no cross-attention: expected train_scope 'full', got 'xattn'"):
+    with pytest.raises(ValueError, match="expected train_scope to be one of full, got 'xattn'"):
         family.trainable("xattn")
 
 

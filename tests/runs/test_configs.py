@@ -26,7 +26,7 @@ from scripts.train_base import config_class
 from studies.digits import PARTS, configure
 
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(  # of options of ours; those of accelerate are tested in test_sharding.py, a table's concepts in
     str(path.relative_to(CONFIGS.parent))  # test_rivals.py
     for path in CONFIGS.rglob("*.yaml")
@@ -145,7 +145,7 @@ def test_stable_diffusion_takes_the_authors_settings() -> None:
         name: parse_config(ForgetConfig, ["--config", str(CONFIGS / "paper" / f"{name}.yaml")])
         for name in STABLE_DIFFUSION
     }
-    rows = {name: asdict(config) for name, config in parsed.items()}
+    rows = {name: asdict(config.resolved()) for name, config in parsed.items()}
     for name, (concept, surrogate) in STABLE_DIFFUSION.items():
         row = rows[name]
         found = find_concept(row["concept"], row["surrogate"])

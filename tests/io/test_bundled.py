@@ -21,7 +21,7 @@ from sa_diffusers.runs.options import ForgetConfig
 from scripts import benchmark
 
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 COLOURS = (("red", "white"), ("green", "black"), ("blue", "white"), ("yellow", "black"))  # ink, background
 FEWER_PICTURES = {"eval_images_concept": 60, "eval_images_class": 20, "eval_images_other": 60}
 

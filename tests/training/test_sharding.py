@@ -30,7 +30,7 @@ from sa_diffusers.training.launching import check_launch
 from sa_diffusers.training.loop import TrainingConfig, TrainingDiverged, train
 
 
-CONFIGS = Path(__file__).parents[1] / "configs" / "accelerate"
+CONFIGS = Path(__file__).parents[2] / "configs" / "accelerate"
 STEPS = 4
 FROZEN = ("time_embedding.", "conv_in.bias")
 
@@ -206,7 +206,7 @@ def compare_two_processes(way: str, folder: Path, cases: list[str], precision: s
     if way == "fsdp2":
         environment["ACCELERATE_USE_CPU"] = "true"  # which turns DeepSpeed off
     subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29527", __file__,
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", __file__,
          way, str(folder), *cases],
         check=True, env=environment, timeout=200,
     )  # fmt: skip
