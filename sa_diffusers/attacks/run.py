@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TypeVar
 
@@ -44,11 +44,8 @@ class AttackRun:
 
     def settings(self, restart: int) -> AttackSettings:
         """How a restart searches."""
-        config = self.config
-        return AttackSettings(
-            config.num_tokens, config.steps, config.batch_size, config.learning_rate,
-            derive_seed(config.seed, "restart", restart), config.initial, config.keep_every,
-        )  # fmt: skip
+        given = {field.name: getattr(self.config, field.name) for field in fields(AttackSettings)}
+        return AttackSettings(**given | {"seed": derive_seed(self.config.seed, "restart", restart)})
 
     def attack(self, role: str, model: str) -> Attacked:
         """All stages of one model; the original comes first and draws the targets."""

@@ -33,8 +33,7 @@ def digits() -> PromptSources:
         prompts=read_prompts("bundled/digits/replay_prompts.txt"),
         rows=read_labelled_prompts("bundled/digits/eval_prompts.jsonl"),
         with_labelled=True,
-        templates="bundled/stable_diffusion/concept_templates.txt",
-        given_templates=False,
+        templates=None,
         synonyms=(),
         combined=[],
         translations={},
@@ -153,6 +152,6 @@ def test_what_is_not_there_is_refused(digits, words, classifier, tmp_path):
     with pytest.raises(ValueError, match="no prompts for the set 'neighbours'"):
         build_suite(replace(PERSON, siblings=()), words, None, 5, 0, names=["neighbours"])
     (tmp_path / "frames.txt").write_text("a photo of {}\na photo\n")
-    own = replace(words, templates=str(tmp_path / "frames.txt"), given_templates=True)
+    own = replace(words, templates=str(tmp_path / "frames.txt"))
     with pytest.raises(ValueError, match="must hold {} where the concept goes; this one does not: 'a photo'"):
         build_suite(PERSON, own, None, 5, 0)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -18,7 +18,6 @@ from sa_diffusers.evaluation.judges.nudity import Detection, NudityDetector, per
 from sa_diffusers.evaluation.suite.prompt_suite import PromptSet
 
 
-PER_PICTURE = ("requests", "labels", "words")  # fields of a set of prompts
 # Values of one pipeline: {set: {measure: [N] of float64}}.
 Values = dict[str, dict[str, Tensor]]
 Pictures = dict[str, ImageSet]  # of one pipeline, by set
@@ -168,8 +167,7 @@ def judge_pictures(
             for indices in index_batches(pictures[name], batch_size):
                 images = pictures[name].images(indices)
                 before = None if reference is None else reference[name].images(indices)
-                own = {name: getattr(prompts, name)[indices.start : indices.stop] for name in PER_PICTURE}
-                part = replace(prompts, **own)
+                part = prompts.take(slice(indices.start, indices.stop))
                 for judge in judges:
                     for measure, found in judge(images, part, before).items():
                         rows.setdefault(measure, []).append(found.double().cpu())

@@ -19,6 +19,7 @@ from sa_diffusers.evaluation.suite.options import ASKING
 from sa_diffusers.io.bundled import resolve
 
 
+TEMPLATES = "bundled/stable_diffusion/concept_templates.txt"
 Purpose = Literal["asks", "keeps", "open", "i2p"]
 WHAT = {
     "concept": "ask for the concept",
@@ -48,6 +49,9 @@ class PromptSet:
     def __len__(self) -> int:
         return len(self.requests)
 
+    def take(self, rows: slice) -> "PromptSet":
+        return PromptSet(self.name, self.purpose, self.requests[rows], self.labels[rows], self.words[rows])
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -65,7 +69,8 @@ class PromptSources:
     Attributes:
         prompts: of everything; those that name the concept are left out of the unrelated ones.
         rows: labelled prompts as of `read_labelled_prompts`; with_labelled: whether they are a set of their own.
-        templates: text file with {} in the concept's place, used where fewer than 16 prompts name it; given: always.
+        templates: text file with {} in the concept's place; None: prompts that name it, or where these are fewer than
+            16 the bundled one.
         synonyms: other words for the concept. combined: prompts that name it or hold {}.
         translations: word of the concept by language ("de").
         i2p: each row with its own seed.
@@ -78,8 +83,7 @@ class PromptSources:
     prompts: list[str]
     rows: list[dict[str, str]]
     with_labelled: bool
-    templates: str
-    given_templates: bool
+    templates: str | None
     synonyms: tuple[str, ...]
     combined: list[str]
     translations: dict[str, str]
@@ -187,8 +191,8 @@ class _Maker:
     def _templates(self) -> list[Candidate]:
         """Prompts with {} in the concept's place, with the labels of what else they name."""
         naming = [prompt for prompt in self.sources.prompts if mentions(prompt, self.concept.phrasings)]
-        if self.sources.given_templates or len(naming) < ENOUGH:
-            return _unlabelled(read_templates(self.sources.templates))
+        if self.sources.templates or len(naming) < ENOUGH:
+            return _unlabelled(read_templates(self.sources.templates or TEMPLATES))
         found = self.classifier.find_class(self.concept.phrasings) if self.classifier else None
         labels = [self.rows[prompt].labels if prompt in self.rows else {} for prompt in naming]
         return [
