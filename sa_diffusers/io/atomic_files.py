@@ -143,8 +143,8 @@ def write_json(obj: Any, path: str | Path) -> None:
     write_text(json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n", path)
 
 
-def check_disk(path: str | Path, needed_bytes: int) -> None:
-    """Raise DiskFull unless the file system that will hold `path` (which need not exist yet) has room for it."""
+def check_disk(path: str | Path, needed_bytes: int) -> int:
+    """Free bytes of the file system that will hold `path` (which need not exist yet). Raises DiskFull: too few."""
     folder = Path(path).resolve()
     while not folder.exists():
         folder = folder.parent
@@ -154,3 +154,4 @@ def check_disk(path: str | Path, needed_bytes: int) -> None:
             f"{path} needs {needed_bytes / 1e9:.2f} GB, but its file system has {free / 1e9:.2f} GB free. "
             "Make room there or pass an --output_dir on another disk."
         )
+    return free

@@ -86,16 +86,6 @@ def _check_labels(options: RunOptions, concept: Concept, prompts: list[str], lab
         raise ValueError("a folder of images has no latents of its own: expected latents 'encoder', got 'drawn'")
 
 
-def check_resolution(inputs: Inputs, resolution: int) -> None:
-    """Raise ValueError where a classifier cannot read pictures of the model's size (pixels a side)."""
-    for name, classifier in inputs.classifiers.items():
-        if classifier.config.image_size != resolution:
-            raise ValueError(
-                f"the classifier {name} reads pictures of {classifier.config.image_size} pixels, the model draws "
-                f"{resolution}; pass another --classifier or none"
-            )
-
-
 FORMAT = 2  # of run folders: what their markers hold
 
 

@@ -123,11 +123,7 @@ def open_run(config: EvaluateConfig, classifier: ImageClassifier | None) -> Open
         raise ValueError(f"expected no --prompts: {config.run} draws its classes {', '.join(family.labels)}")
     if classifier is not None:
         labelled_classes(classifier, family.labels)  # all are known to it
-        if classifier.config.image_size != family.resolution:
-            raise ValueError(
-                f"the classifier reads images of {classifier.config.image_size} pixels, the model draws "
-                f"{family.resolution}; pass another --classifier"
-            )
+        classifier.require_size(family.resolution)
     forgotten = forgotten_label(family.labels, options.concept)
     asked = [label for label in family.labels if label != forgotten for _ in range(config.num_images_per_class)]
     return OpenRun(config.run, family, options, asked, forgotten)
