@@ -160,7 +160,7 @@ def test_two_folders(tmp_path, classifier, monkeypatch, capsys):
     assert same["frechet_distance"] == pytest.approx(0, abs=1e-6)
     expected = manifold_metrics(real=features["real"], generated=features["real"], k=3)
     assert [same["prc"][name] for name in ("precision", "recall", "density", "coverage")] == pytest.approx(
-        [1, 1, expected.density, 1]
+        [1, 1, expected["density"], 1]
     )
 
 
