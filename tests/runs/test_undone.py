@@ -15,9 +15,9 @@ def test_the_module_is_prepared_for_a_while_only(tiny_pipeline, tmp_path):
     pipeline = tiny_pipeline().to(torch.bfloat16)
     options = {
         "concept": "seven", "surrogate": "nine", "dtype": "bfloat16", "channels_last": True,
-        "compile_backend": "eager", "output_dir": str(tmp_path / "run"), "num_samples": 4, "num_inference_steps": 1, "num_surrogate_samples": 2,
-        "fisher_samples": 2,
-        "fisher_terms": 100, "replay_weight": 0.0,  # more terms than the model has timesteps
+        "compile_backend": "eager", "output_dir": str(tmp_path / "run"), "num_samples": 4,
+        "num_inference_steps": 1, "num_surrogate_samples": 2, "fisher_samples": 2, "replay_weight": 0.0,
+        "fisher_terms": 100,  # more terms than the model has timesteps
     }  # fmt: skip
     with pytest.raises(ValueError, match="expected between 1 and 20 Fisher terms"):
         run_forgetting(config_from_dict(ForgetConfig, options), pipeline)
