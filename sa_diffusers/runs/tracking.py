@@ -7,7 +7,7 @@ import torch
 
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.replay import concept_captions, spread
-from sa_diffusers.data.sampling import Request, SamplingSettings
+from sa_diffusers.data.sampling import Request
 from sa_diffusers.evaluation.before_after import look
 from sa_diffusers.evaluation.forgetting import Examination, JudgedSet, draw_sets, measure
 from sa_diffusers.families import Family
@@ -23,10 +23,6 @@ SNAPSHOTS = "snapshots"  # folder of the pipelines that training passes through
 LOOKED_AT = 16  # pictures of each kind where no classifier judges
 
 
-def evaluation_settings(config: RunOptions) -> SamplingSettings:
-    return SamplingSettings(config.guidance_scale, config.num_inference_steps, config.eval_batch_size)
-
-
 def tracker(context: RunContext) -> Callable[[int, dict], bool] | None:
     """A callback that draws pictures while training, lets the classifier read them, and may end the training early.
 
@@ -35,7 +31,6 @@ def tracker(context: RunContext) -> Callable[[int, dict], bool] | None:
     config, family, inputs, output_dir = context.options, context.family, context.inputs, context.folder
     if config.callback_steps is None:
         return None
-    settings = evaluation_settings(config)
     half = max(1, config.track_images // 2)
 
     def track(step: int, row: dict) -> bool:
@@ -47,14 +42,14 @@ def tracker(context: RunContext) -> Callable[[int, dict], bool] | None:
             name, exam = next(iter(inputs.exams.items()))
             concept, retained = _first(exam.concept, half), _first(exam.retained, half)
             exam = Examination(exam.attribute, exam.index, concept, retained=retained)
-            images = draw_sets(family, exam.sets, settings)
+            images = draw_sets(family, exam.sets, config.judged)
             values, _ = measure(inputs.classifiers[name], exam, images)
             row |= {
                 key: values[key] for key in ("concept_probability", "retained_accuracy", "retained_worst_accuracy")
             }
             sheet = torch.cat([images["concept"], images["retained"]])
         else:
-            findings = look(family, *(r[:half] for r in requests_to_look_at(context)), settings)
+            findings = look(family, *(r[:half] for r in requests_to_look_at(context)), config.judged)
             sheet = findings.pictures.float() / 127.5 - 1
         save_contact_sheet(sheet[:64], output_dir / "progress" / f"step_{step:06d}.png")
         return config.early_stop is not None and row["concept_probability"] <= config.early_stop

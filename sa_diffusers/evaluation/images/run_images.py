@@ -10,7 +10,7 @@ from pathlib import Path
 from sa_diffusers.core.concepts import split_phrasings
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.prompts import read_prompts
-from sa_diffusers.data.sampling import DrawingOptions, Request, SamplingSettings, draw_samples
+from sa_diffusers.data.sampling import DrawingOptions, Request, draw_samples
 from sa_diffusers.evaluation.forgetting import Examination, JudgedSet, labelled_classes, measure
 from sa_diffusers.evaluation.images.options import EvaluateConfig
 from sa_diffusers.evaluation.images.sets import DrawnImages
@@ -97,10 +97,8 @@ class OpenRun:
         number_of: dict[str, Iterator[int]] = defaultdict(count)
         numbers = count() if self.family.labels is None else (next(number_of[prompt]) for prompt in prompts)
         requests = [Request(prompt, derive_seed(seed, "evaluate", prompt, next(numbers))) for prompt in prompts]
-        how, name = self.options, self.name + what
-        settings = SamplingSettings(how.guidance_scale, how.num_inference_steps, how.eval_batch_size)
-        samples = draw_samples(self.family, requests, settings, description=f"draw {name}")
-        return DrawnImages(name, self.family, samples)
+        samples = draw_samples(self.family, requests, self.options.judged, description=f"draw {self.name}{what}")
+        return DrawnImages(self.name + what, self.family, samples)
 
 
 def open_run(config: EvaluateConfig, classifier: ImageClassifier | None) -> OpenRun:
