@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sa_diffusers.attacks import AttackSettings, FoundEmbedding, FoundText, attack_embedding, attack_text, draw_found
@@ -20,7 +19,7 @@ from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.evaluation.suite.judging import ClassifierJudge
 from sa_diffusers.families import Family
 from sa_diffusers.io.artifacts import RunLock, Stage, check_foreign, hash_tensors
-from sa_diffusers.io.atomic_files import atomic_path, remove_leftovers
+from sa_diffusers.io.atomic_files import load_tensors, remove_leftovers, save_tensors
 from sa_diffusers.io.loading import model_hash, pipeline_hashes
 from sa_diffusers.report.pictures import to_uint8
 
@@ -105,11 +104,10 @@ class AttackRun:
 
         def save() -> Tensor:
             tensor = compute().contiguous()
-            with atomic_path(path) as temporary:
-                save_file({"tensor": tensor}, temporary)
+            save_tensors({"tensor": tensor}, path)
             return tensor
 
-        return self._stage(stage, key, save, lambda: load_file(path)["tensor"])
+        return self._stage(stage, key, save, lambda: load_tensors(path)[0]["tensor"])
 
     def _stage(self, name: str, key: dict, compute: Callable[[], Result], load: Callable[[], Result]) -> Result:
         """A stage's result: loaded if the folder holds it under the same key, else computed."""
