@@ -17,9 +17,10 @@ from sa_diffusers.core.objectives import ewc as ewc_module
 from sa_diffusers.core.seeding import seeded
 from sa_diffusers.data.sampling import Request
 from sa_diffusers.families import get_family
+from sa_diffusers.runs.cost import architectures, counting, estimate, memory, whole_run
 from sa_diffusers.runs.options import ForgetConfig
 from scripts import benchmark
-from studies.costs import architectures, authors, counting, estimate, memory, stages, timing, whole_run
+from studies.costs import authors, stages, timing
 
 
 CPU = torch.device("cpu")

@@ -3,7 +3,7 @@
 from typing import Literal
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from sa_diffusers.data.prompts import read_prompts
@@ -69,7 +69,7 @@ def build_text_encoder(version: Version = "sd14", tokenizer: CLIPTokenizer | Non
 
 def build_stable_diffusion(
     version: Version = "sd14", device: torch.device | str = "cpu", seed: int = 0
-) -> StableDiffusionPipeline:
+) -> DiffusionPipeline:
     """A whole pipeline with random float32 weights, in eval mode. On "meta" it takes no memory and computes nothing.
 
     Args:
