@@ -79,7 +79,7 @@ def build_stable_diffusion(
     tokenizer = build_tokenizer()
     torch.manual_seed(seed)
     with torch.device(device):
-        unet, vae, text_encoder = build_unet(version), build_vae(), build_text_encoder(version, tokenizer)
+        denoiser, vae, text_encoder = build_unet(version), build_vae(), build_text_encoder(version, tokenizer)
     scheduler = DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -89,6 +89,6 @@ def build_stable_diffusion(
         steps_offset=1,
         prediction_type=PREDICTION_TYPES[version],
     )
-    pipeline = stable_diffusion(unet.eval(), vae.eval(), text_encoder.eval(), tokenizer, scheduler)
+    pipeline = stable_diffusion(denoiser.eval(), vae.eval(), text_encoder.eval(), tokenizer, scheduler)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
