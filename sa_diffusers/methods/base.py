@@ -77,7 +77,7 @@ class Method:
 
     def check(self, context: Context) -> None:
         """Raise ValueError for a model or concept that it cannot work with; before anything is drawn."""
-        require(context.family, self.name, *self.requires)
+        require(context.family, self.name, *sorted(self.requires))
 
     def training_passes(self, options: Any) -> float:
         """Forward passes that a training step is worth, for a sample of `train_batch_size`."""

@@ -13,6 +13,7 @@ from sa_diffusers.report.metrics_table import metrics_table
 from sa_diffusers.report.pictures import by_group, save_before_after
 from sa_diffusers.report.run_page import write_report
 from sa_diffusers.runs.context import RunContext
+from sa_diffusers.runs.stages import stages_of
 from sa_diffusers.runs.stages.train import start_of
 
 
@@ -23,16 +24,13 @@ def combine(context: RunContext, stages: Stages) -> dict[str, Any]:
     """metrics.json."""
     before, after = context.value("before"), context.value("after")
     seconds = {name: round(stages.seconds.get(name, 0.0), 2) for name in COUNTED}
-    computed = {stage.counts_as for stage in stages.stages if stage.name not in stages.reused}
-    whole = [s.counts_as for s in stages.stages if s.counts_as not in computed]
-    reused = list(dict.fromkeys(stages.reused + whole))  # the stages, and what is counted of nothing else
     metrics = {
         "concept": ", ".join(context.concept.phrasings),
         "surrogate": context.concept.surrogate,
         "before": before.values,
         "after": after.values,
         "intervals": {"before": before.intervals, "after": after.intervals},
-        "seconds": seconds | {"total": round(sum(seconds.values()), 2), "reused": reused},
+        "seconds": seconds | {"total": round(sum(seconds.values()), 2), "reused": stages.reused},
     }
     if before.by_classifier:
         metrics["by_classifier"] = {"before": before.by_classifier, "after": after.by_classifier}
@@ -67,7 +65,7 @@ def write_results(context: RunContext, metrics: dict[str, Any]) -> None:
         metrics=metrics,
         pairs=shown,
         history=context.value("train"),
-        seconds=metrics["seconds"],
+        seconds=metrics["seconds"] | {"reused": _wholly_reused(context, metrics)},
         amounts=metrics["amounts"],
         config=asdict(options),
         fisher=fisher and fisher.metadata,
@@ -90,6 +88,12 @@ def write_results(context: RunContext, metrics: dict[str, Any]) -> None:
             variant=options.save_variant,
             lora=name == "lora",
         )
+
+
+def _wholly_reused(context: RunContext, metrics: dict[str, Any]) -> list[str]:
+    """What seconds are added up by, of which every stage was reused."""
+    counted = [(stage.name in metrics["seconds"]["reused"], stage.counts_as) for stage in stages_of(context)]
+    return [name for name in COUNTED if (True, name) in counted and (False, name) not in counted]
 
 
 def _settings(context: RunContext) -> dict[str, Any]:

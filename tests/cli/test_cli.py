@@ -1,5 +1,6 @@
 """Configurations: precedence, refusals and the way back to YAML."""
 
+import signal
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -238,3 +239,12 @@ def test_a_full_card_ends_in_advice(capsys, error, advised):
     shown = capsys.readouterr().err
     assert shown.startswith(f"error: {error}") and "Traceback" not in shown
     assert ("--gradient_checkpointing" in shown) == advised
+
+
+def test_the_handler_of_a_signal_is_restored():
+    before = signal.getsignal(signal.SIGTERM)
+    for error in (KeyError, KeyboardInterrupt):
+        with pytest.raises((KeyError, SystemExit)), friendly_errors():
+            assert signal.getsignal(signal.SIGTERM) is not before
+            raise error
+    assert signal.getsignal(signal.SIGTERM) is before

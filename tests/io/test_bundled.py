@@ -111,7 +111,7 @@ def test_the_same_command_again_reuses_everything(forgotten):
     again, seconds = start(output_dir)
     assert again.returncode == 0, again.stderr
     assert seconds < 60
-    assert "reused: sample, sample_without_concept, surrogate, fisher, before, train, after" in again.stdout
+    assert "reused: samples, replay_samples, surrogate, fisher, before, train, after" in again.stdout
     for side in ("before", "after"):
         assert json.loads((output_dir / "metrics.json").read_text())[side] == json.loads(metrics)[side]
 

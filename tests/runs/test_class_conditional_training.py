@@ -317,7 +317,7 @@ def test_interrupted_forgetting_goes_on(start, tmp_path, monkeypatch):
     resumed = start("parts")
     assert_close(weights(resumed.pipeline), weights(whole.pipeline), rtol=0, atol=0)
     metrics = json.loads((tmp_path / "parts" / "metrics.json").read_text())
-    assert {"sample", "surrogate", "fisher", "before"} <= set(metrics["seconds"]["reused"])
+    assert {"samples", "surrogate", "fisher", "before"} <= set(metrics["seconds"]["reused"])
 
 
 def test_noise_as_the_surrogate_is_uniform_in_pixels_and_new_every_step(start, tmp_path, monkeypatch):

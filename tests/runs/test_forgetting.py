@@ -21,6 +21,7 @@ from sa_diffusers.data.concepts import find_concept
 from sa_diffusers.data.replay import negative_requests, select_replay
 from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.data.sampling import SamplingSettings, draw_samples
+from sa_diffusers.evaluation.before_after import Findings
 from sa_diffusers.families import get_family
 from sa_diffusers.families.base import select_parameters
 from sa_diffusers.families.scopes import SCOPES
@@ -275,8 +276,12 @@ def test_a_run_of_version_0_1_is_refused_and_loses_nothing(start, tmp_path):
     assert contents(run) == contents(RUN_OF_0_1)
 
 
-def test_overwrite_reuses_what_still_fits(finished, start, tmp_path):
-    outcome = start(finished, learning_rate=2e-3, overwrite=True)
+def test_overwrite_reuses_what_still_fits(finished, start, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        shown = []
+        patch.setattr("sa_diffusers.runs.results.write_report", lambda path, **content: shown.append(content))
+        outcome = start(finished, learning_rate=2e-3, overwrite=True)
+    assert shown[0]["seconds"]["reused"] == ["sample", "surrogate", "fisher"]  # not "evaluate": half of it is new
     assert outcome.metrics["seconds"]["reused"] == [
         "samples",
         "replay_samples",
@@ -337,6 +342,17 @@ def test_overwrite_after_the_inputs_changed_trains_from_the_start(finished, star
     start(run, replay_prompts=str(prompts), overwrite=True)
     start(tmp_path / "fresh", replay_prompts=str(prompts))
     assert_same(unet_of(run), unet_of(tmp_path / "fresh"))
+
+
+def test_overwrite_looks_anew_at_another_concept(start, tmp_path):
+    """Though the model before forgetting is the same, and nothing is replayed."""
+    seven = {"method": "finetune", "ewc_lambda": None, "surrogate": "noise"}
+    start(tmp_path / "run", **seven)
+    again = start(tmp_path / "run", **seven | {"concept": "nine"}, overwrite=True)
+    assert again.metrics["seconds"]["reused"] == []
+    found = (Findings.load(tmp_path / n / "evaluation" / "before.safetensors") for n in ("run", "fresh"))
+    start(tmp_path / "fresh", **seven | {"concept": "nine"})
+    torch.testing.assert_close(*(findings.pictures for findings in found), rtol=0, atol=1)
 
 
 def test_a_folder_with_files_of_something_else_is_refused(start, tmp_path):
@@ -517,6 +533,18 @@ def test_forget_that_fails_leaves_the_pipeline_as_it_was(tiny_pipeline, options,
     with pytest.raises(ZeroDivisionError):
         forget(pipeline, "seven", "noise", inplace=True, **options)
     torch.testing.assert_close(pipeline.unet.conv_in.weight.detach(), before, rtol=0, atol=0)
+
+
+def test_what_was_prepared_is_undone_after_an_error(tiny_pipeline, options, tmp_path, monkeypatch):
+    pipeline = tiny_pipeline().to(torch.bfloat16)
+    monkeypatch.setattr(sa_diffusers.runs.forget, "announce", lambda *_: 1 / 0)
+    fast = {"compile_backend": "eager", "channels_last": True, "dtype": "bfloat16"}
+    values = {"concept": "seven", "surrogate": "noise", "output_dir": str(tmp_path / "run")}
+    with pytest.raises(ZeroDivisionError):
+        run_forgetting(config_from_dict(ForgetConfig, options | values | fast), pipeline)
+    assert pipeline.unet._compiled_call_impl is None
+    assert {weight.dtype for weight in pipeline.unet.parameters()} == {torch.bfloat16}
+    assert all(weight.is_contiguous() for weight in pipeline.unet.parameters())
 
 
 def test_forget_refuses_unknown_options(tiny_pipeline, options):

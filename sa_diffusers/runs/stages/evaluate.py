@@ -8,7 +8,7 @@ from sa_diffusers.evaluation.forgetting import replay_loss
 from sa_diffusers.io.artifacts import fingerprint
 from sa_diffusers.io.loading import model_hash
 from sa_diffusers.io.processes import process_state
-from sa_diffusers.io.stages import Artifact, Stage
+from sa_diffusers.io.stages import Artifact, Stage, content_fingerprint
 from sa_diffusers.runs.context import Inputs, RunContext
 from sa_diffusers.runs.stages.replay import ReplayStage
 from sa_diffusers.runs.stages.samples import drawing_passes
@@ -25,6 +25,12 @@ class EvaluateStage(Stage[Findings]):
 
     def __init__(self, name: str, inputs: tuple[str, ...]):
         self.name, self.inputs = name, inputs
+
+    def content(self, context: RunContext) -> dict:
+        if context.inputs.exams:  # which say what is drawn
+            return context.computed_in
+        looked_at = [[asdict(request) for request in part] for part in requests_to_look_at(context)]
+        return context.computed_in | {"looked_at": content_fingerprint(looked_at)}
 
     def given(self, context: RunContext) -> Artifact[Findings] | None:
         if self.name != "before" or not context.options.before:

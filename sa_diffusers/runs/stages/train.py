@@ -43,7 +43,9 @@ class TrainStage(Stage[History]):
         if method.trains:
             names += [*identity_names(TrainingConfig), *identity_names(MethodOptions)]
             names += ["seed", "fresh_samples", "latents", "replay_negative", "snapshot_steps", "early_stop"]
-            names += ["track_steps", "track_images"] if options.early_stop is not None else []
+            if options.early_stop is not None:  # what is looked at then decides when training ends
+                names += ["track_steps", "track_images", "guidance_scale", "num_inference_steps", "sampler"]
+                said |= {"exam": context.artifacts["exam"].fingerprint}
             said |= {"surrogate": concept.surrogate if concept.surrogate_kind == "prompt" else None}
             said |= {"siblings": list(concept.siblings), "prompts": context.artifacts["prompts"].fingerprint}
             said |= context.computed_in
