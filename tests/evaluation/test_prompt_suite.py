@@ -13,7 +13,7 @@ from sa_diffusers.data.prompts import read_labelled_prompts, read_prompts
 from sa_diffusers.data.sampling import Request
 from sa_diffusers.evaluation.judges.load_classifier import load_classifier
 from sa_diffusers.evaluation.suite.options import LANGUAGES
-from sa_diffusers.evaluation.suite.prompt_suite import PromptSources, build_suite, misspell
+from sa_diffusers.evaluation.suite.prompt_suite import TEMPLATES, PromptSources, build_suite, misspell
 from sa_diffusers.io.bundled import resolve
 
 
@@ -118,7 +118,7 @@ def test_words_of_a_real_vocabulary(words):
     assert any("William Bradley Pitt" in text for text in texts(suite, "paraphrases"))
     assert {word for word in suite["neighbours"].words} == {"Tom Cruise", "Will Smith"}
     assert all(labels == {} for part in suite.values() for labels in part.labels)
-    seen = read_prompts(words.templates)
+    seen = read_prompts(TEMPLATES)
     new = read_prompts("bundled/stable_diffusion/paraphrase_frames.txt")
     assert not set(seen) & set(new) and all(frame.count("{}") == 1 for frame in new)
 
