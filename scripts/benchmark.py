@@ -28,17 +28,17 @@ import torch
 from sa_diffusers.cli.parse import friendly_errors, parse_config
 from sa_diffusers.data.prompts import read_prompts
 from sa_diffusers.families import get_family
-from sa_diffusers.families.architectures import build_stable_diffusion
 from sa_diffusers.io.atomic_files import write_json, write_text
 from sa_diffusers.io.bundled import resolve
 from sa_diffusers.io.loading import load_pipeline
 from sa_diffusers.models.precision import compute_dtype
-from sa_diffusers.report.tables import table_of
-from sa_diffusers.runs.cost.estimate import estimate_report
 from sa_diffusers.runs.options import ForgetConfig
+from studies.costs.architectures import build_stable_diffusion
+from studies.costs.estimate import estimate_report
 from studies.costs.fisher_agreement import compare_estimators
 from studies.costs.linear_fisher import compare_linear
 from studies.costs.measured import WORKLOADS, measured_report
+from studies.tables import table_of
 
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -2,10 +2,9 @@
 
 import hashlib
 import inspect
-from collections.abc import Iterable
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi, constants
+from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError
 
 
@@ -54,28 +53,18 @@ class FakeHub:
         self.files.setdefault(repo_id, {})
         return f"https://hub.example/{repo_id}"
 
-    def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> None:
-        self._call("upload_folder", repo_id=repo_id, folder_path=folder_path, commit_message=commit_message)
-        paths = (path for path in sorted(Path(folder_path).rglob("*")) if path.is_file())
-        self._commit(repo_id, "model", ((str(p.relative_to(folder_path)), p.read_bytes()) for p in paths))
-
-    def create_commit(
-        self, repo_id: str, operations: list[CommitOperationAdd], *, commit_message: str, repo_type: str
-    ) -> None:
+    def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str, repo_type: str) -> None:
         self._call(
-            "create_commit", repo_id=repo_id, operations=operations, commit_message=commit_message, repo_type=repo_type
+            "upload_folder",
+            repo_id=repo_id,
+            folder_path=folder_path,
+            commit_message=commit_message,
+            repo_type=repo_type,
         )
-        contents = []
-        for operation in operations:
-            with operation.as_file() as file:
-                contents.append((operation.path_in_repo, file.read()))
-        self._commit(repo_id, repo_type, contents)
-
-    def _commit(self, repo_id: str, repo_type: str, contents: Iterable[tuple[str, bytes]]) -> None:
         uploaded = {}
-        for name, content in contents:
+        for path in sorted(path for path in Path(folder_path).rglob("*") if path.is_file()):
             if uploaded and "upload" in self.fails:
-                raise RuntimeError(f"Error while uploading '{name}' to the Hub.") from self.fails["upload"]
-            uploaded[name] = content
+                raise RuntimeError(f"Error while uploading '{path.name}' to the Hub.") from self.fails["upload"]
+            uploaded[str(path.relative_to(folder_path))] = path.read_bytes()
         self.files[repo_id] = self.files.get(repo_id, {}) | uploaded
         cache_repository(repo_id, self.files[repo_id], repo_type)

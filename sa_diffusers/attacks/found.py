@@ -6,14 +6,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from sa_diffusers.attacks.template_encoder import PLACE, TemplateEncoder
 from sa_diffusers.families import Family
-from sa_diffusers.io.atomic_files import atomic_path, write_json
+from sa_diffusers.io.atomic_files import load_tensors, save_tensors, write_json
 from sa_diffusers.models.precision import on_device
 
 
@@ -32,13 +30,12 @@ class FoundEmbedding:
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically; the losses stand in its header."""
-        with atomic_path(path) as temporary:
-            save_file({"vectors": self.vectors.contiguous()}, temporary, metadata={"losses": json.dumps(self.losses)})
+        save_tensors({"vectors": self.vectors}, path, losses=self.losses)
 
     @classmethod
     def load(cls, path: str | Path) -> "FoundEmbedding":
-        with safe_open(path, "pt") as file:
-            return cls(file.get_tensor("vectors"), json.loads(file.metadata()["losses"]))
+        tensors, notes = load_tensors(path)
+        return cls(**tensors, **notes)
 
 
 @dataclass(frozen=True)

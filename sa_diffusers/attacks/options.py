@@ -5,12 +5,11 @@ from typing import Literal
 
 from sa_diffusers.core.concepts import mentions
 from sa_diffusers.evaluation.suite.options import EXPLICIT
-from sa_diffusers.io.configuration import option
-from sa_diffusers.training.options import check_ranges
+from sa_diffusers.io.configuration import Options, option
 
 
 @dataclass
-class AttackConfig:
+class AttackConfig(Options):
     """What to attack, with what, and how to judge it.
 
     Raises:
@@ -35,40 +34,40 @@ class AttackConfig:
         "Prompts with {} in the concept's place. A target that one of them drew is aimed at under all, so none should "
         "name what another contradicts, such as a colour.",
     )
-    num_targets: int = option(64, "Pictures of the concept, drawn by the original, that the attack aims at.")
-    num_images: int = option(100, "Pictures that each model is judged by, before and after; their seeds are others.")
-    num_restarts: int = option(3, "Attacks on each model, of other seeds; reported as their mean and the best.")
-    num_tokens: int = option(1, "Vectors or tokens in the concept's place.")
-    steps: int = option(200, "Steps of an attack.")
-    batch_size: int = option(8, "Targets in a step.")
-    learning_rate: float = option(0.1, "Of Adam, as a share of the root mean square of the token table.")
+    num_targets: int = option(64, "Pictures of the concept, drawn by the original, that the attack aims at.", above=0)
+    num_images: int = option(
+        100, "Pictures that each model is judged by, before and after; their seeds are others.", above=0
+    )
+    num_restarts: int = option(
+        3, "Attacks on each model, of other seeds; reported as their mean and the best.", above=0
+    )
+    num_tokens: int = option(1, "Vectors or tokens in the concept's place.", above=0)
+    steps: int = option(200, "Steps of an attack.", above=0)
+    batch_size: int = option(8, "Targets in a step.", above=0)
+    learning_rate: float = option(0.1, "Of Adam, as a share of the root mean square of the token table.", above=0)
     initial: str | None = option(
         None, "Words to start from; null: the concept's own for embedding, random ones for text."
     )
-    keep_every: int = option(50, "Steps between two comparisons of an embedding, of which the best is kept.")
+    keep_every: int = option(50, "Steps between two comparisons of an embedding, of which the best is kept.", above=0)
     allow_concept_words: bool = option(False, "Let the attack `text` find the concept's own words, too.")
     guidance_scale: float | None = option(
         None, "Guidance of all pictures, as in diffusers (1: none); null: that of the run which made the forgotten "
-        "pipeline, or its kind's."
+        "pipeline, or its kind's.", above=0,
     )  # fmt: skip
-    num_inference_steps: int | None = option(None, "Steps of the sampler; null: as guidance_scale.")
+    num_inference_steps: int | None = option(None, "Steps of the sampler; null: as guidance_scale.", above=0)
     sampler: Literal["dpmsolver++", "ddim", "pipeline"] | None = option(
         None, "Sampler; pipeline: the model's own; null: as guidance_scale."
     )
-    sample_batch_size: int = option(16, "Pictures drawn at once.")
-    seed: int = option(0, "Seed of targets, pictures and attacks.")
-    num_threads: int | None = option(None, "Threads of the CPU; null: torch's choice.")
+    sample_batch_size: int = option(16, "Pictures drawn at once.", above=0)
+    seed: int = option(0, "Seed of targets, pictures and attacks.", least=0)
+    num_threads: int | None = option(None, "Threads of the CPU; null: torch's choice.", above=0)
     output_dir: str = option("runs/attack", "Folder of the result.")
     overwrite: bool = option(False, "Discard what the output folder holds of another configuration.")
     blur: bool = option(False, "Pixelate the page's pictures, as is done for a concept such as nudity.")
     show_nsfw: bool = option(False, "Never pixelate them.")
 
     def __post_init__(self) -> None:
-        check_ranges(
-            self, "num_targets", "num_images", "num_restarts", "num_tokens", "steps", "batch_size", "learning_rate",
-            "keep_every", "guidance_scale", "num_inference_steps", "sample_batch_size", "num_threads",
-        )  # fmt: skip
-        check_ranges(self, "seed", zero=True)
+        super().__post_init__()
         if self.initial is not None and not self.initial.strip():
             raise ValueError("expected --initial with words to start from, got none; omit it for the default")
         wrong = [template for template in self.templates if "{}" not in template]

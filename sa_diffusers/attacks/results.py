@@ -12,9 +12,8 @@ from sa_diffusers.attacks.found import Found, FoundText
 from sa_diffusers.attacks.options import AttackConfig
 from sa_diffusers.core.concepts import split_phrasings
 from sa_diffusers.evaluation.intervals import wilson_interval
-from sa_diffusers.evaluation.judges.classifier import ImageClassifier
-from sa_diffusers.evaluation.judges.load_classifier import load_classifier
-from sa_diffusers.io.atomic_files import atomic_path, write_json
+from sa_diffusers.evaluation.suite.judging import ClassifierJudge
+from sa_diffusers.io.atomic_files import write_json, write_text
 from sa_diffusers.report.page import write_page
 from sa_diffusers.report.pictures import SMALL, embed, to_pil
 from sa_diffusers.report.tables import markdown_table
@@ -37,34 +36,24 @@ class Attacked:
     found: list[Found]
 
 
-@dataclass(frozen=True)
-class Judge:
-    """A classifier, and the class that the concept is."""
+def load_judge(config: AttackConfig) -> ClassifierJudge | None:
+    """That of the options; None: they name none. Raises ValueError if the classifier has no such class."""
+    if config.classifier is None:
+        return None
+    return ClassifierJudge.load(config.classifier, split_phrasings(config.concept), "omit --classifier")
 
-    classifier: ImageClassifier
-    attribute: str
-    index: int
 
-    @classmethod
-    def load(cls, config: AttackConfig) -> "Judge | None":
-        """That of the options; None: they name none. Raises ValueError if the classifier has no such class."""
-        if config.classifier is None:
-            return None
-        classifier = load_classifier(config.classifier)
-        advice = "Pass one that knows the concept, or omit --classifier"
-        return cls(classifier, *classifier.require_class(split_phrasings(config.concept), advice))
-
-    def read(self, images: Tensor) -> dict[str, float]:
-        """Of uint8 pictures [N, 3, H, W]: mean probability of the concept, and share read as it rather than others."""
-        probabilities = self.classifier.probabilities(images.float() / 127.5 - 1)[self.attribute]
-        return {
-            "probability": probabilities[:, self.index].double().mean().item(),
-            "share": (probabilities.argmax(1) == self.index).double().mean().item(),
-        }
+def read(judge: ClassifierJudge, images: Tensor) -> dict[str, float]:
+    """Of uint8 pictures [N, 3, H, W]: mean probability of the concept, and share read as it rather than others."""
+    probabilities = judge.classifier.probabilities(images.float() / 127.5 - 1)[judge.attribute]
+    return {
+        "probability": probabilities[:, judge.index].double().mean().item(),
+        "share": (probabilities.argmax(1) == judge.index).double().mean().item(),
+    }
 
 
 def summarise(
-    config: AttackConfig, attacked: Mapping[str, Attacked], targets: Tensor, judge: Judge | None
+    config: AttackConfig, attacked: Mapping[str, Attacked], targets: Tensor, judge: ClassifierJudge | None
 ) -> dict[str, Any]:
     """All numbers, ready for JSON. Without a judge the probabilities and shares are missing.
 
@@ -73,10 +62,10 @@ def summarise(
     chosen by the numbers that it is reported with (without a judge: by its loss), and so flatters the attack.
     """
     count = config.num_images
-    read = _with_intervals(judge.read(targets), len(targets)) if judge else {}
+    seen = _with_intervals(read(judge, targets), len(targets)) if judge else {}
     result: dict[str, Any] = {
         "concept": config.concept, "attack": config.attack, "settings": asdict(config), "num_images": count,
-        "targets": {"num_images": len(targets)} | read,
+        "targets": {"num_images": len(targets)} | seen,
         "classifier_accuracy": (judge.classifier.config.accuracy or {}).get(judge.attribute) if judge else None,
         "models": {},
     }  # fmt: skip
@@ -87,11 +76,11 @@ def summarise(
         ]
         entry: dict[str, Any] = {"model": one.model, "restarts": restarts}
         if judge:
-            readings = [judge.read(images) for images in one.after]
+            readings = [read(judge, images) for images in one.after]
             for restart, reading in zip(restarts, readings, strict=True):
                 restart.update(_with_intervals(reading, count))
             mean = {name: fmean(reading[name] for reading in readings) for name in readings[0]}
-            entry["before"] = _with_intervals(judge.read(one.before), count)
+            entry["before"] = _with_intervals(read(judge, one.before), count)
             entry["after_mean"] = _with_intervals(mean, count)
         entry["best"] = max(range(len(restarts)), key=lambda i: _rank(restarts[i]))
         result["models"][role] = entry
@@ -164,8 +153,7 @@ def write_results(
     """attack.json, attack.md and report.html, whose pictures are no more than mosaics where they are blurred."""
     folder = Path(config.output_dir)
     write_json(result, folder / "attack.json")
-    with atomic_path(folder / "attack.md") as temporary:
-        temporary.write_text(markdown(result), encoding="utf-8")
+    write_text(markdown(result), folder / "attack.md")
     pictures: dict[str, dict[str, Tensor]] = {"targets": {"": targets}}
     for role, one in attacked.items():
         best = result["models"][role]["best"]

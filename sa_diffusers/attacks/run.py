@@ -2,30 +2,29 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sa_diffusers.attacks import AttackSettings, FoundEmbedding, FoundText, attack_embedding, attack_text, draw_found
 from sa_diffusers.attacks.found import Found
 from sa_diffusers.attacks.options import AttackConfig
-from sa_diffusers.attacks.results import Attacked, Judge, summarise, write_results
-from sa_diffusers.attacks.victims import check_resolutions, complete, first_tokens, load_family, roles
+from sa_diffusers.attacks.results import Attacked, load_judge, summarise, write_results
+from sa_diffusers.attacks.victims import check_victims, complete, first_tokens, load_family, roles
 from sa_diffusers.core.concepts import split_phrasings
 from sa_diffusers.core.seeding import derive_seed, seeded
+from sa_diffusers.evaluation.suite.judging import ClassifierJudge
 from sa_diffusers.families import Family
-from sa_diffusers.io.artifacts import RunLock, Stage, StageMismatch, hash_tensors
-from sa_diffusers.io.atomic_files import atomic_path, remove_leftovers
+from sa_diffusers.io.artifacts import RunLock, Stage, check_foreign, hash_tensors
+from sa_diffusers.io.atomic_files import load_tensors, remove_leftovers, save_tensors
 from sa_diffusers.io.loading import model_hash, pipeline_hashes
 from sa_diffusers.report.pictures import to_uint8
 
 
 Result = TypeVar("Result")
-FOREIGN = ("pipeline", "config.yaml", "evaluation.json", "model_index.json")  # of a run, an evaluation, a pipeline
 
 
 class AttackRun:
@@ -44,11 +43,8 @@ class AttackRun:
 
     def settings(self, restart: int) -> AttackSettings:
         """How a restart searches."""
-        config = self.config
-        return AttackSettings(
-            config.num_tokens, config.steps, config.batch_size, config.learning_rate,
-            derive_seed(config.seed, "restart", restart), config.initial, config.keep_every,
-        )  # fmt: skip
+        given = {field.name: getattr(self.config, field.name) for field in fields(AttackSettings)}
+        return AttackSettings(**given | {"seed": derive_seed(self.config.seed, "restart", restart)})
 
     def attack(self, role: str, model: str) -> Attacked:
         """All stages of one model; the original comes first and draws the targets."""
@@ -108,22 +104,15 @@ class AttackRun:
 
         def save() -> Tensor:
             tensor = compute().contiguous()
-            with atomic_path(path) as temporary:
-                save_file({"tensor": tensor}, temporary)
+            save_tensors({"tensor": tensor}, path)
             return tensor
 
-        return self._stage(stage, key, save, lambda: load_file(path)["tensor"])
+        return self._stage(stage, key, save, lambda: load_tensors(path)[0]["tensor"])
 
     def _stage(self, name: str, key: dict, compute: Callable[[], Result], load: Callable[[], Result]) -> Result:
         """A stage's result: loaded if the folder holds it under the same key, else computed."""
         stage = Stage(self.folder, name, key)
-        try:
-            done = stage.done
-        except StageMismatch:
-            if not self.config.overwrite:
-                raise
-            done = False
-        if done:
+        if stage.is_done(self.config.overwrite):
             result = load()
         else:
             stage.clear()  # the old marker must not vouch for new files if this is interrupted
@@ -142,10 +131,6 @@ class AttackRun:
 
     def _targets_for(self, family: Family) -> Tensor:
         """The targets in a model's own latent space: as they were drawn, or encoded anew by another autoencoder."""
-        if self.target_images.shape[-1] != family.resolution:
-            raise ValueError(
-                f"the original draws pictures of {self.target_images.shape[-1]} pixels, this model {family.resolution}"
-            )
         if model_hash(family.pipeline.vae) == self.target_vae:
             return self.targets
         parts = self.target_images.split(16)
@@ -173,10 +158,10 @@ def run_attack(config: AttackConfig) -> dict:
         ValueError, ModelLoadError: wrong input, before anything is drawn.
         StageMismatch: the folder holds the result of another configuration.
     """
-    check_folder(config.output_dir)
+    check_foreign(Path(config.output_dir), "attack.json")
     config = complete(config)
-    models, judge = roles(config), Judge.load(config)
-    check_resolutions(models, judge.classifier.config.image_size if judge else None)
+    models, judge = roles(config), load_judge(config)
+    check_victims(config, judge.classifier.config.image_size if judge else None)
     print(describe_plan(config, judge), flush=True)
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
@@ -196,17 +181,7 @@ def run_attack(config: AttackConfig) -> dict:
     return result
 
 
-def check_folder(output_dir: str | Path) -> None:
-    """Raise ValueError for a folder that is another script's: its report.html would be replaced."""
-    there = [name for name in FOREIGN if (Path(output_dir) / name).exists()]
-    if there:
-        raise ValueError(
-            f"{output_dir} holds {', '.join(there)}: it is the folder of a run, an evaluation or a pipeline; pass "
-            "another --output_dir"
-        )
-
-
-def describe_plan(config: AttackConfig, judge: Judge | None) -> str:
+def describe_plan(config: AttackConfig, judge: ClassifierJudge | None) -> str:
     """What is about to be done, for the terminal."""
     models = roles(config)
     count = len(models) * config.num_restarts

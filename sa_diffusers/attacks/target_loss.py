@@ -12,6 +12,7 @@ from sa_diffusers.attacks.template_encoder import TemplateEncoder
 from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.seeding import seeded
 from sa_diffusers.families import Family
+from sa_diffusers.io.configuration import Options, option
 from sa_diffusers.models.precision import autocast_forward, on_device
 
 
@@ -19,37 +20,20 @@ NUM_FIXED = 64  # (latent, template, noise, timestep) on which all candidates of
 
 
 @dataclass(frozen=True)
-class AttackSettings:
-    """How an attack searches.
+class AttackSettings(Options):
+    """How an attack searches. Raises ValueError for a number out of range.
 
-    Attributes:
-        num_tokens: K, the vectors or tokens that take the concept's place.
-        steps: of Adam.
-        batch_size: targets a step, each with its own noise and timestep.
-        learning_rate: of Adam, as a share of the root mean square of the token table's entries: tables of different
-            models differ in scale, and Adam moves every entry by about its rate a step.
-        seed: of every random number.
-        initial: words to start from; None: what the attack says.
-        keep_every: steps between two records, of which the best is kept.
-
-    Raises:
-        ValueError: a number out of range.
+    The learning rate is a share, since token tables of different models differ in scale, and Adam moves every entry by
+    about its rate a step.
     """
 
-    num_tokens: int = 1
-    steps: int = 200
-    batch_size: int = 8
-    learning_rate: float = 0.1
-    seed: int = 0
-    initial: str | None = None
-    keep_every: int = 50
-
-    def __post_init__(self) -> None:
-        for name in ("num_tokens", "steps", "batch_size", "keep_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"expected {name} of at least 1, got {getattr(self, name)}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"expected a learning_rate above 0, got {self.learning_rate}")
+    num_tokens: int = option(1, "K, the vectors or tokens that take the concept's place.", least=1)
+    steps: int = option(200, "Steps of Adam.", least=1)
+    batch_size: int = option(8, "Targets a step, each with its own noise and timestep.", least=1)
+    learning_rate: float = option(0.1, "Of Adam, as a share of the root mean square of the token table.", above=0)
+    seed: int = option(0, "Seed of every random number.")
+    initial: str | None = option(None, "Words to start from; None: what the attack says.")
+    keep_every: int = option(50, "Steps between two records, of which the best is kept.", least=1)
 
     def optimizer(self, vectors: Tensor, table: Tensor) -> torch.optim.Adam:
         """Adam for vectors [K, D] in the space of a token table [V, D]."""

@@ -1,13 +1,12 @@
 """The models under attack, checked before anything is drawn: their kind, their pictures' size, the first words."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 from sa_diffusers.attacks.options import AttackConfig
 from sa_diffusers.attacks.template_encoder import TemplateEncoder
 from sa_diffusers.core.concepts import split_phrasings
 from sa_diffusers.evaluation.suite.options import PipelineEvaluationConfig
-from sa_diffusers.evaluation.suite.subjects import open_subjects, pipeline_of
+from sa_diffusers.evaluation.suite.subjects import check_subjects, open_subjects, pipeline_of
 from sa_diffusers.families import Family, family_class, get_family
 from sa_diffusers.families.base import registry
 from sa_diffusers.io.loading import load_pipeline, read_model_index
@@ -28,12 +27,17 @@ def complete(config: AttackConfig) -> AttackConfig:
             known = [name for name, one in registry().items() if "token_embedding" in one.capabilities]
             raise ValueError(f"the attack is on prompts of {' or '.join(known)}; {model} ({role}) is a {kind}")
     original, forgotten, *control = models.values()
-    asked = PipelineEvaluationConfig(
+    config = replace(config, original=original, forgotten=forgotten, control=control[0] if control else None)
+    return replace(config, **vars(open_subjects(_asked(config))[0].settings))
+
+
+def _asked(config: AttackConfig) -> PipelineEvaluationConfig:
+    """The same pipelines as an evaluation's, whose pictures are compared; how they are drawn is the first one's."""
+    original, forgotten, *control = roles(config).values()
+    return PipelineEvaluationConfig(
         pipeline=forgotten, compare=[original, *control], metrics="change", concept=config.concept,
         guidance_scale=config.guidance_scale, num_inference_steps=config.num_inference_steps, sampler=config.sampler,
     )  # fmt: skip
-    settings = vars(open_subjects(asked)[0].settings)
-    return replace(config, original=original, forgotten=forgotten, control=control[0] if control else None, **settings)
 
 
 def roles(config: AttackConfig) -> dict[str, str]:
@@ -42,30 +46,17 @@ def roles(config: AttackConfig) -> dict[str, str]:
     return models | ({"never learned it": config.control} if config.control else {})
 
 
-def check_resolutions(models: Mapping[str, str], image_size: int | None) -> None:
-    """Raise ValueError for models that draw pictures of different sizes, or of another than the classifier reads.
-
-    Their configurations alone are read.
+def check_victims(config: AttackConfig, image_size: int | None) -> None:
+    """Check the models' files, and that all draw pictures of one size, by their configurations alone.
 
     Args:
-        models: of `roles`.
         image_size: pixels a side that the classifier reads; None: any.
+
+    Raises:
+        ModelLoadError, ValueError: as `check_subjects`.
     """
-    for role, model in models.items():
-        size = resolution(model)
-        others = {"the original draws": resolution(models["original"]), "the classifier reads": image_size}
-        for whose, other in others.items():
-            if other not in (None, size):
-                raise ValueError(
-                    f"{whose} pictures of {other} pixels, {model} ({role}) draws {size}; pass models of one size, "
-                    "and a classifier that reads it"
-                )
-
-
-def resolution(model: str) -> int | None:
-    """Height and width in pixels of a pipeline's pictures, without its weights; None where its files do not say."""
-    index = read_model_index(model)
-    return family_class(index["_class_name"]).describe(model, index).resolution
+    asked = _asked(config)
+    check_subjects(asked, open_subjects(asked), image_size)
 
 
 def load_family(config: AttackConfig, model: str) -> Family:

@@ -90,11 +90,7 @@ class CaptionedImageFolder:
         from datasets import load_dataset
 
         local = Path(source).is_dir()
-        data = (
-            load_dataset("imagefolder", data_dir=source, split="train")
-            if local
-            else load_dataset(source, split="train")
-        )
+        data = load_dataset("imagefolder" if local else source, data_dir=source if local else None, split="train")
         missing = {"image", "text"} - set(data.column_names)
         if missing:
             raise ValueError(

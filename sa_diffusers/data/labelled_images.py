@@ -56,6 +56,10 @@ class LabelledImages:
         """Chosen images, [B, C, H, W] in [0, 1]."""
         return self.images[torch.as_tensor(indices, dtype=torch.long)].float() / 255
 
+    def take(self, rows: Tensor) -> "LabelledImages":
+        """Chosen images, by their indices or a mask."""
+        return LabelledImages(self.images[rows], self.labels[rows], self.names)
+
     def without(self, names: Sequence[str]) -> "LabelledImages":
         """The images of all classes but `names`, in the same order; labels and names stay numbered as they are.
 
@@ -69,7 +73,7 @@ class LabelledImages:
         kept = ~torch.isin(self.labels, left_out)
         if not kept.any():
             raise ValueError(f"expected some images to be left, got none without {', '.join(names)}; leave out fewer")
-        return LabelledImages(self.images[kept], self.labels[kept], self.names)
+        return self.take(kept)
 
 
 def load_labelled_images(dataset: DatasetName, data_dir: str | None, split: SplitName) -> LabelledImages:
@@ -93,7 +97,12 @@ def load_labelled_images(dataset: DatasetName, data_dir: str | None, split: Spli
     if dataset not in _LAYOUTS:
         raise ValueError(f"expected one of the data sets {', '.join(get_args(DatasetName))}, got {dataset!r}")
     source = HUB_IDS[dataset] if data_dir is None else data_dir
-    return _load_files(dataset, source, ("train", "test") if split == "all" else (split,))
+    tables = _load_tables(source)
+    parts = [
+        _read_split(dataset, tables, name, source) for name in (("train", "test") if split == "all" else (split,))
+    ]
+    images, labels = (torch.cat([getattr(part, name) for part in parts]) for name in ("images", "labels"))
+    return LabelledImages(images, labels, parts[0].names)
 
 
 def _load_digits8x8(split: SplitName) -> LabelledImages:
@@ -111,35 +120,12 @@ def _load_digits8x8(split: SplitName) -> LabelledImages:
     return LabelledImages(torch.from_numpy(images)[:, None], torch.from_numpy(data.target[chosen]).long(), names)
 
 
-def _load_files(dataset: DatasetName, data_dir: str, splits: Sequence[str]) -> LabelledImages:
-    """The images of some splits of a local folder or hub data set, one split after the other."""
-    tables = _load_splits(data_dir, splits)
-    columns = {split: _image_column(dataset, table, data_dir) for split, table in tables.items()}
-    labels = torch.tensor([label for split in splits for label in tables[split].select_columns("label")[:]["label"]])
-    if (labels < 0).any():
-        raise ValueError(
-            f"expected a class for every image of {data_dir}, got {int((labels < 0).sum())} images of no class (label "
-            "-1); leave them out of the folder"
-        )
-    layout = _LAYOUTS[dataset]
-    bands = () if layout.mode == "L" else (3,)
-    images = np.empty((len(labels), layout.size, layout.size, *bands), dtype=np.uint8)
-    row = 0
-    for split in splits:
-        for index, file in enumerate(_files(tables[split], columns[split])):
-            images[row] = _read_image(file, layout, f"image {index} of {split} of {data_dir}")
-            row += 1
-    pixels = torch.from_numpy(images)
-    pixels = pixels[:, None] if layout.mode == "L" else pixels.permute(0, 3, 1, 2).contiguous()
-    return LabelledImages(pixels, labels, list(tables[splits[0]].features["label"].names))
-
-
-def _load_splits(data_dir: str, splits: Sequence[str]) -> dict:
+def _load_tables(data_dir: str) -> dict:
     """{split: table} of a local folder or hub data set; ValueError where there is none."""
     from datasets import load_dataset
 
     try:
-        found = load_dataset(data_dir)
+        return load_dataset(data_dir)
     except (FileNotFoundError, ConnectionError) as error:
         raise ValueError(
             f"expected a local folder or a data set of the hub, got {data_dir!r}, where there is nothing to read "
@@ -147,20 +133,18 @@ def _load_splits(data_dir: str, splits: Sequence[str]) -> dict:
         ) from error
     except ValueError as error:  # of datasets, which names no file: 'Instruction "train" corresponds to no data!'
         raise ValueError(f"expected images in {data_dir}, got none ({error}); download the data set again") from error
-    for split in splits:
-        if split not in found:
-            raise ValueError(
-                f"expected a {split} split in {data_dir}, got {list(found)}; add one or pass another folder"
-            )
-    return {split: found[split] for split in splits}
 
 
-def _image_column(dataset: DatasetName, table, data_dir: str) -> str:
-    """The column of the images; ValueError without one, or without labels that have names."""
+def _read_split(dataset: DatasetName, tables: dict, split: str, data_dir: str) -> LabelledImages:
+    """One split; ValueError without it, its images, or labels that have names."""
     from datasets import ClassLabel
+    from datasets import Image as ImageColumn
 
-    known = [name for name in ("image", "img") if name in table.column_names]
-    if not known or "label" not in table.column_names:
+    if split not in tables:
+        raise ValueError(f"expected a {split} split in {data_dir}, got {list(tables)}; add one or pass another folder")
+    table, layout = tables[split], _LAYOUTS[dataset]
+    column = next((name for name in ("image", "img") if name in table.column_names), None)
+    if column is None or "label" not in table.column_names:
         raise ValueError(
             f"expected the columns image (or img) and label, as in {HUB_IDS[dataset]}, got {table.column_names} from "
             f"{data_dir}; rename them or pass another folder"
@@ -170,14 +154,18 @@ def _image_column(dataset: DatasetName, table, data_dir: str) -> str:
             f"expected the names of the classes with the column label (a ClassLabel), got {table.features['label']} "
             f"from {data_dir}; save it again after `data.class_encode_column('label')`"
         )
-    return known[0]
-
-
-def _files(table, column: str) -> list[dict]:
-    """The encoded image files. They are decoded here: datasets takes twice as long, row by row."""
-    from datasets import Image as ImageColumn
-
-    return table.select_columns(column).cast_column(column, ImageColumn(decode=False))[:][column]
+    labels = torch.tensor(table.select_columns("label")[:]["label"])
+    if (labels < 0).any():
+        raise ValueError(
+            f"expected a class for every image of {data_dir}, got {int((labels < 0).sum())} images of no class (label "
+            "-1); leave them out of the folder"
+        )
+    # Encoded, and decoded here: datasets takes twice as long, row by row.
+    files = table.select_columns(column).cast_column(column, ImageColumn(decode=False))[:][column]
+    named = ((file, f"image {index} of {split} of {data_dir}") for index, file in enumerate(files))
+    pixels = torch.from_numpy(np.stack([_read_image(file, layout, name) for file, name in named]))
+    pixels = pixels[:, None] if layout.mode == "L" else pixels.permute(0, 3, 1, 2).contiguous()
+    return LabelledImages(pixels, labels, list(table.features["label"].names))
 
 
 def _read_image(file: dict, layout: _Layout, which: str) -> np.ndarray:

@@ -8,6 +8,10 @@ from sa_diffusers.core.concepts import Concept, mentions, substitute
 from sa_diffusers.io.bundled import resolve
 
 
+ENOUGH = 16  # prompts that name a concept: fewer do not span the ways it is asked for
+_BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+
+
 def read_prompts(source: str, column: str = "prompt") -> list[str]:
     """Prompts from a text file (one a line, # starts a comment) or from a column of a data set.
 
@@ -19,12 +23,12 @@ def read_prompts(source: str, column: str = "prompt") -> list[str]:
         ValueError: the data set has no such column, or there is no prompt at all.
     """
     path = Path(resolve(source))
-    if path.is_file() and path.suffix == ".txt":
+    if path.suffix in (".txt", *_BUILDERS) and not path.is_file():
+        raise FileNotFoundError(f"no file {path}; expected prompts, one a line, or a data set with a column of them")
+    if path.suffix == ".txt":
         prompts = [line.strip() for line in path.read_text().splitlines() if line.strip() and not line.startswith("#")]
-    elif path.suffix == ".txt":
-        raise FileNotFoundError(f"no file {path}; expected prompts, one a line")
     else:
-        data = _load_prompt_data(path, source)
+        data = load_table(str(path) if path.exists() else source)
         if column not in data.column_names:
             raise ValueError(f"{source} has columns {data.column_names}, none is {column!r}; pass --prompt_column")
         prompts = [text for text in data[column] if text]
@@ -33,15 +37,23 @@ def read_prompts(source: str, column: str = "prompt") -> list[str]:
     return prompts
 
 
-def _load_prompt_data(path: Path, source: str):
+def load_table(source: str):
+    """The rows of a .json, .jsonl, .csv or .parquet file, a folder of such, or a data set of the hub."""
     from datasets import load_dataset
 
-    builder = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}.get(path.suffix)
+    builder = _BUILDERS.get(Path(source).suffix)
     if builder is None:
-        return load_dataset(str(path) if path.exists() else source, split="train")
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}; expected a data set with a column of prompts")
-    return load_dataset(builder, data_files=str(path), split="train")
+        return load_dataset(source, split="train")
+    return load_dataset(builder, data_files=source, split="train")
+
+
+def read_templates(path: str) -> list[str]:
+    """The lines of a text file of prompts with {} in the concept's place. Raises ValueError for one without."""
+    lines = read_prompts(path)
+    wrong = [line for line in lines if "{}" not in line]
+    if wrong:
+        raise ValueError(f"each line of {path} must hold {{}} where the concept goes; this one does not: {wrong[0]!r}")
+    return lines
 
 
 def read_labelled_prompts(path: str) -> list[dict[str, str]]:
@@ -64,18 +76,15 @@ def read_labelled_prompts(path: str) -> list[dict[str, str]]:
     return rows
 
 
-def concept_templates(concept: Concept, prompts: Sequence[str], fallback: str, minimum: int = 16) -> list[str]:
+def concept_templates(concept: Concept, prompts: Sequence[str], fallback: str) -> list[str]:
     """Templates with {} in the concept's place: the prompts that name it, or those of a file if these are too few.
 
     Captions of the concept must span the ways it is asked for, or it is forgotten in a few sentences only.
     """
     naming = [prompt for prompt in prompts if mentions(prompt, concept.phrasings)]
-    if len(naming) >= minimum:
-        return [substitute(prompt.replace("{", "").replace("}", ""), concept.phrasings, "{}") for prompt in naming]
-    templates = read_prompts(fallback)
-    wrong = [template for template in templates if "{}" not in template]
-    if wrong:
-        raise ValueError(
-            f"each template of {fallback} must hold {{}} where the concept goes; this one does not: {wrong[0]}"
-        )
-    return templates
+    return [template_of(p, concept) for p in naming] if len(naming) >= ENOUGH else read_templates(fallback)
+
+
+def template_of(prompt: str, concept: Concept) -> str:
+    """A prompt that names the concept with {} in its place."""
+    return substitute(prompt.replace("{", "").replace("}", ""), concept.phrasings, "{}")

@@ -1,19 +1,16 @@
 """Sample sets, latents with their prompts, and the batches that training draws from them."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.seeding import seeded
 from sa_diffusers.families import Family
-from sa_diffusers.io.atomic_files import atomic_path
+from sa_diffusers.io.atomic_files import load_tensors, save_tensors
 from sa_diffusers.training.loop import infinite_indices
 
 
@@ -32,16 +29,13 @@ class SampleSet:
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically; the prompts stand in its header."""
-        with atomic_path(path) as temporary:
-            save_file(
-                {"latents": self.latents.contiguous()}, temporary, metadata={"prompts": json.dumps(self.prompts)}
-            )
+        save_tensors({"latents": self.latents}, path, prompts=self.prompts)
 
     @classmethod
     def load(cls, path: str | Path) -> "SampleSet":
         """Read a file written by `save`; latents are float32, whatever the file keeps."""
-        with safe_open(path, "pt") as file:
-            return cls(file.get_tensor("latents").float(), json.loads(file.metadata()["prompts"]))
+        tensors, notes = load_tensors(path)
+        return cls(tensors["latents"].float(), notes["prompts"])
 
     def __add__(self, other: "SampleSet") -> "SampleSet":
         return SampleSet(torch.cat([self.latents, other.latents]), self.prompts + other.prompts)

@@ -27,6 +27,15 @@ class Request:
     negative_prompt: str = ""
 
 
+@dataclass(frozen=True)
+class SamplingSettings:
+    """guidance_scale as in diffusers (1: none), and the sampler's steps."""
+
+    guidance_scale: float
+    num_inference_steps: int
+    batch_size: int
+
+
 @dataclass
 class DrawingOptions(Options):
     """How pictures are drawn: of the surrogate, and those that a model is judged by."""
@@ -38,14 +47,10 @@ class DrawingOptions(Options):
     )
     eval_batch_size: int = option(8, "Pictures drawn at once in the evaluation.", above=0, identity=False)
 
-
-@dataclass(frozen=True)
-class SamplingSettings:
-    """guidance_scale as in diffusers (1: none), and the sampler's steps."""
-
-    guidance_scale: float
-    num_inference_steps: int
-    batch_size: int
+    @property
+    def judged(self) -> SamplingSettings:
+        """How the pictures are drawn that a model is judged by."""
+        return SamplingSettings(self.guidance_scale, self.num_inference_steps, self.eval_batch_size)
 
 
 def draw_samples(

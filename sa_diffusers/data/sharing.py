@@ -1,6 +1,7 @@
 """What a run leaves for others: Fishers and sample sets fetched from the hub, and all of it pushed with cards."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,7 +12,8 @@ from huggingface_hub import HfApi
 from sa_diffusers.core.fisher import Fisher
 from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.io.artifacts import RunLock
-from sa_diffusers.io.hub import PushError, check_push, fetch, push_files, push_folder, read_license
+from sa_diffusers.io.atomic_files import write_json
+from sa_diffusers.io.hub import PushError, check_push, fetch, push_folder, read_license
 from sa_diffusers.io.model_names import is_repo_id
 from sa_diffusers.report.cards import fisher_card, samples_card
 
@@ -92,14 +94,11 @@ def push_fisher(
     """
     check_push(repo_id, api)
     with TemporaryDirectory(prefix="sa_diffusers_") as folder:
-        path = Path(folder) / FISHER_FILE
-        fisher.save(path, dtype)
+        fisher.save(Path(folder, FISHER_FILE), dtype)
         metadata = fisher.metadata if dtype == "float32" else fisher.metadata | {"dtype": dtype}  # as in the file
-        card = fisher_card(metadata, repo_id, _license_of(metadata))
+        Path(folder, "README.md").write_text(fisher_card(metadata, repo_id, _license_of(metadata)), encoding="utf-8")
         again = "the Fisher is unchanged. Push it again by the same command or call."
-        return push_files(
-            {FISHER_FILE: path, "README.md": card.encode()}, repo_id, private=private, again=again, api=api
-        )
+        return push_folder(folder, repo_id, private=private, again=again, api=api)
 
 
 def push_samples(
@@ -129,20 +128,19 @@ def push_samples(
         )
     check_push(repo_id, api)
     key = json.loads((folder / "samples.json").read_text(encoding="utf-8"))
-    files: dict[str, Path | bytes] = {name: folder / name for name in SAMPLES_FILES}
-    if (folder / SAMPLES_PICTURE).is_file():
-        files[SAMPLES_PICTURE] = folder / SAMPLES_PICTURE
-    picture = SAMPLES_PICTURE if SAMPLES_PICTURE in files else None
+    picture = SAMPLES_PICTURE if (folder / SAMPLES_PICTURE).is_file() else None
     again = f"{folder} is whole. Push it again by the same command or call."
     with TemporaryDirectory(prefix="sa_diffusers_") as temporary:
+        for name in (*SAMPLES_FILES, *([picture] if picture else [])):
+            shutil.copy(folder / name, temporary)
         if dtype == "float16":
             samples = SampleSet.load(folder / "samples.safetensors")
-            files["samples.safetensors"] = Path(temporary) / "samples.safetensors"
-            SampleSet(samples.latents.half(), samples.prompts).save(files["samples.safetensors"])
+            SampleSet(samples.latents.half(), samples.prompts).save(Path(temporary, "samples.safetensors"))
             key |= {"dtype": dtype}
-            files["samples.json"] = json.dumps(key, indent=2).encode()
-        files["README.md"] = samples_card(key, repo_id, _license_of(key.get("provenance", {})), picture).encode()
-        return push_files(files, repo_id, private=private, again=again, repo_type="dataset", api=api)
+            write_json(key, Path(temporary, "samples.json"))
+        card = samples_card(key, repo_id, _license_of(key.get("provenance", {})), picture)
+        Path(temporary, "README.md").write_text(card, encoding="utf-8")
+        return push_folder(temporary, repo_id, private=private, repo_type="dataset", again=again, api=api)
 
 
 def push_run(

@@ -1,20 +1,17 @@
 """Draw and judge a model before and after, with a classifier or, where there is none, by pictures and its own loss."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sa_diffusers.data.sampling import Request, SamplingSettings
 from sa_diffusers.evaluation.forgetting import FLOORS, METRICS, Examination, JudgedSet, draw_sets, floors, measure
 from sa_diffusers.evaluation.judges.classifier import ImageClassifier
 from sa_diffusers.families import Family
-from sa_diffusers.io.atomic_files import atomic_path
+from sa_diffusers.io.atomic_files import load_tensors, save_tensors
 from sa_diffusers.report.pictures import to_pil, to_uint8
 
 
@@ -50,13 +47,12 @@ class Findings:
 
     def save(self, path: Path) -> None:
         header = {k: getattr(self, k) for k in ("values", "intervals", "captions", "by_classifier", "key")}
-        with atomic_path(path) as temporary:
-            save_file({"pictures": self.pictures.contiguous()}, temporary, metadata={"findings": json.dumps(header)})
+        save_tensors({"pictures": self.pictures}, path, findings=header)
 
     @classmethod
     def load(cls, path: Path) -> "Findings":
-        with safe_open(path, "pt") as file:
-            return cls(pictures=file.get_tensor("pictures"), **json.loads(file.metadata()["findings"]))
+        tensors, notes = load_tensors(path)
+        return cls(**tensors, **notes["findings"])
 
 
 def judge(

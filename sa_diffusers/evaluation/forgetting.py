@@ -43,6 +43,9 @@ class JudgedSet:
     labels: list[Labels]
 
 
+NOTHING = JudgedSet([], [])
+
+
 @dataclass(frozen=True)
 class Examination:
     """The prompts that a concept is judged by.
@@ -57,10 +60,10 @@ class Examination:
 
     attribute: str
     index: int
-    concept: JudgedSet
-    unseen: JudgedSet
-    unnamed: JudgedSet
-    retained: JudgedSet
+    concept: JudgedSet = NOTHING
+    unseen: JudgedSet = NOTHING
+    unnamed: JudgedSet = NOTHING
+    retained: JudgedSet = NOTHING
 
     @property
     def sets(self) -> dict[str, JudgedSet]:

@@ -2,7 +2,6 @@
 
 from sa_diffusers.families.base import (
     CAPABILITIES,
-    Description,
     Family,
     family_class,
     family_defaults,
@@ -14,7 +13,6 @@ from sa_diffusers.families.base import (
 
 __all__ = [
     "CAPABILITIES",
-    "Description",
     "Family",
     "family_class",
     "family_defaults",

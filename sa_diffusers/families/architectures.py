@@ -1,8 +1,7 @@
 """Pipelines made of an architecture, with random weights: nothing is fetched, and meta tensors will do."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import torch
 from diffusers import (
@@ -17,94 +16,8 @@ from diffusers import (
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from sa_diffusers.core.seeding import derive_seed
-from sa_diffusers.io.bundled import resolve
 from sa_diffusers.models import ConditionalVAE
-from sa_diffusers.models import tokenizer as text
 from sa_diffusers.pipelines import ClassConditionalPipeline, ConditionalVAEPipeline
-
-
-Version = Literal["sd14", "sd21"]
-
-VOCABULARY = 49408  # of CLIP; it decides the size of the token embeddings, whatever tokenizer is used
-
-# What differs from diffusers' defaults, which are the rest of Stable Diffusion 1. attention_head_dim is the number of
-# heads: diffusers keeps this name for a historical reason.
-UNETS = {
-    "sd14": {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
-    "sd21": {
-        "sample_size": 96,
-        "cross_attention_dim": 1024,
-        "attention_head_dim": [5, 10, 20, 20],
-        "use_linear_projection": True,
-    },
-}
-TEXT_ENCODERS = {
-    "sd14": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12},
-    "sd21": {
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
-        "num_hidden_layers": 23,
-        "num_attention_heads": 16,
-        "hidden_act": "gelu",
-    },
-}
-PREDICTION_TYPES = {"sd14": "epsilon", "sd21": "v_prediction"}
-
-
-def build_unet(version: Version = "sd14") -> UNet2DConditionModel:
-    """859,520,964 weights for sd14, 865,910,724 for sd21."""
-    return UNet2DConditionModel(**UNETS[version])
-
-
-def build_vae() -> AutoencoderKL:
-    """The autoencoder of both: [B, 3, 8h, 8w] to [B, 4, h, w]; 83,653,863 weights."""
-    return AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=2,
-        sample_size=512,
-    )
-
-
-def build_tokenizer() -> CLIPTokenizer:
-    """A small byte-level BPE of 77 tokens a prompt, trained on the replay prompts that ship with the package."""
-    lines = Path(resolve("bundled/stable_diffusion/replay_prompts.txt")).read_text(encoding="utf-8").splitlines()
-    prompts = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-    return text.train_tokenizer(prompts, num_merges=500, max_length=77)
-
-
-def build_text_encoder(version: Version = "sd14", tokenizer: CLIPTokenizer | None = None) -> CLIPTextModel:
-    """CLIP ViT-L/14's for sd14, 123,060,480 weights; the first 23 layers of OpenCLIP ViT-H/14's for sd21."""
-    sizes = {"vocab_size": VOCABULARY, "max_position_embeddings": 77, "projection_dim": 768}
-    return text.build_text_encoder(sizes | TEXT_ENCODERS[version], tokenizer)
-
-
-def build_stable_diffusion(
-    version: Version = "sd14", device: torch.device | str = "cpu", seed: int = 0
-) -> StableDiffusionPipeline:
-    """A whole pipeline with random float32 weights, in eval mode. On "meta" it takes no memory and computes nothing.
-
-    Args:
-        device: the weights are drawn there.
-        seed: of the weights; the global generator is set to it.
-    """
-    tokenizer = build_tokenizer()
-    torch.manual_seed(seed)
-    with torch.device(device):
-        unet, vae, text_encoder = build_unet(version), build_vae(), build_text_encoder(version, tokenizer)
-    scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-        prediction_type=PREDICTION_TYPES[version],
-    )
-    pipeline = _stable_diffusion(unet.eval(), vae.eval(), text_encoder.eval(), tokenizer, scheduler)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
 
 
 def build_text_to_image(
@@ -122,16 +35,17 @@ def build_text_to_image(
     """
     torch.manual_seed(derive_seed(seed, "unet"))
     unet, scheduler = UNet2DConditionModel(**architecture["unet"]), DDIMScheduler(**architecture["scheduler"])
-    return _stable_diffusion(unet, vae, text_encoder, tokenizer, scheduler)
+    return stable_diffusion(unet, vae, text_encoder, tokenizer, scheduler)
 
 
-def _stable_diffusion(
+def stable_diffusion(
     unet: UNet2DConditionModel,
     vae: AutoencoderKL,
     text_encoder: CLIPTextModel,
     tokenizer: CLIPTokenizer,
     scheduler: SchedulerMixin,
 ) -> StableDiffusionPipeline:
+    """A pipeline of these parts, without a safety checker."""
     return StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,
@@ -144,22 +58,11 @@ def _stable_diffusion(
     )
 
 
-class ClassConditionalOptions(Protocol):
-    """What decides a class-conditional pipeline, beside its images; block and head sizes as of UNet2DModel."""
-
-    block_out_channels: list[int]
-    layers_per_block: int
-    attention_resolutions: list[int]  # image sizes, in pixels, at which stages have self-attention
-    attention_head_dim: int | None
-    norm_num_groups: int
-    dropout: float
-    num_train_timesteps: int
-    beta_schedule: str
-    prediction_type: str
-
-
-def make_unet(options: ClassConditionalOptions, image_size: int, channels: int, num_classes: int) -> UNet2DModel:
+def make_unet(options: Any, image_size: int, channels: int, num_classes: int) -> UNet2DModel:
     """A UNet conditioned by FiLM on the sum of the embeddings of timestep and class; the last class is the null class.
+
+    Args:
+        options: of `ClassConditionalConfig`, those of its architecture.
 
     Raises:
         ValueError: images that cannot be halved that often, or attention at a resolution that no stage has.
@@ -190,11 +93,12 @@ def make_unet(options: ClassConditionalOptions, image_size: int, channels: int, 
 
 
 def build_class_conditional(
-    options: ClassConditionalOptions, image_size: int, channels: int, names: Sequence[str], seed: int
+    options: Any, image_size: int, channels: int, names: Sequence[str], seed: int
 ) -> ClassConditionalPipeline:
     """Class-conditional diffusion on pixels, untrained; its noise schedule goes from beta 1e-4 to 0.02.
 
     Args:
+        options: of `ClassConditionalConfig`, those of its architecture and its noise schedule.
         names: of the classes.
         seed: of the weights; the global generator is set from it.
 

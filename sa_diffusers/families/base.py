@@ -1,7 +1,6 @@
 """A family adapts one kind of pipeline: what is trained, how conditions and images become batches, its loss."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
@@ -28,15 +27,6 @@ CAPABILITIES = {
     "adapters": "takes low-rank adapters",
     "paper_quirks": "is the authors' class-conditional diffusion",
 }
-
-
-@dataclass(frozen=True)
-class Description:
-    """What is known of a pipeline without its weights: its family's name, and height and width of its images."""
-
-    family: str
-    capabilities: frozenset[str]
-    resolution: int | None
 
 
 Scopes = Mapping[str, Callable[[str], bool]]
@@ -120,18 +110,9 @@ class Family:
         return select_parameters(self.module, scope, self.scopes)
 
     @classmethod
-    def describe(cls, source: str, index: Mapping[str, Any]) -> Description:
-        """A pipeline by its model_index.json and the configurations beside it, without weights.
-
-        Args:
-            source: local folder or hub id.
-            index: the contents of its model_index.json.
-        """
-        return Description(cls.name, cls.capabilities, cls.resolution_of(source, index))
-
-    @classmethod
-    def resolution_of(cls, source: str, index: Mapping[str, Any]) -> int | None:
-        """Height and width of a pipeline's images in pixels, likewise; None where they cannot be known."""
+    def resolution_of(cls, source: str) -> int | None:
+        """Height and width in pixels of the images of a pipeline (local folder or hub id), from its configurations
+        without weights; None where they do not say."""
         return None
 
 

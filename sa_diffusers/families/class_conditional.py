@@ -20,11 +20,6 @@ class ClassConditionalFamily(Family):
 
     The loss is summed over pixels, as in the authors' code for these models, so that lambda is in their unit.
 
-    Args:
-        pipeline: its UNet is trained in place.
-        sampler: "dpmsolver++" (multistep, order 2), "ddim" (eta 0) or "pipeline" (its own scheduler).
-        compute_dtype: that forward passes autocast to; None: the weights' own.
-
     Raises:
         ValueError: an unknown sampler, or a model that predicts neither noise nor v.
     """

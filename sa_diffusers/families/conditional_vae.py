@@ -15,10 +15,7 @@ from sa_diffusers.pipelines import ConditionalVAEPipeline
 class ConditionalVAEFamily(Family):
     """Adapter of a ConditionalVAEPipeline. What the loss sees are images [B, C, H, W] in [0, 1].
 
-    Args:
-        pipeline: encoder and decoder are trained in place.
-        sampler: ignored: an image is one pass through the decoder.
-        compute_dtype: that forward passes in the loss autocast to; the decoder alone computes in the weights' own.
+    There is no sampler to choose: an image is one pass through the decoder, which computes in the weights' own dtype.
     """
 
     name = "conditional_vae"

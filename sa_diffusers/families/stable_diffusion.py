@@ -26,11 +26,8 @@ PIXELS_AT_ONCE = 2**20  # that the VAE takes; four pictures of 512 x 512 need 3.
 class TextToImageFamily(Family):
     """Adapter of a StableDiffusionPipeline. The safety checker is never run: it would blacken samples.
 
-    Args:
-        pipeline: its UNet is trained in place; everything else stays as it is.
-        sampler: "dpmsolver++" (multistep, order 2), "ddim" (eta 0, as the authors) or "pipeline" (its own scheduler).
-            Only deterministic samplers make an image a function of its seed alone.
-        compute_dtype: that forward passes of the UNet autocast to; None: the weights' own.
+    Its UNet is trained in place; everything else stays as it is. Of the samplers (see `make_scheduler`) "ddim" is the
+    authors'; only deterministic ones make an image a function of its seed alone.
 
     Raises:
         ValueError: the pipeline lacks a component, or predicts neither noise nor v.
@@ -171,7 +168,7 @@ class TextToImageFamily(Family):
         return {"sample": latents, "encoder_hidden_states": self.embed(prompts).float()}
 
     @classmethod
-    def resolution_of(cls, source: str, index: Mapping[str, Any]) -> int | None:
+    def resolution_of(cls, source: str) -> int | None:
         source = resolve(source)
         with explain_load_errors(source):
             size = UNet2DConditionModel.load_config(source, subfolder="unet").get("sample_size")

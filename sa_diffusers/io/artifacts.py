@@ -27,6 +27,26 @@ class StageMismatch(ArtifactError):
     """The folder holds the result of this stage for another configuration."""
 
 
+# Files by which the folder of a run, a pipeline, an attack or an evaluation is known.
+MARKS = ("pipeline/model_index.json", "model_index.json", "config.yaml", "attack.json", "evaluation.json")
+
+
+def check_foreign(output_dir: Path, *own: str) -> None:
+    """Raise ValueError for the folder of another command, whose report.html would be replaced.
+
+    Args:
+        own: what the asking command leaves there, as patterns.
+    """
+    theirs = [name for name in MARKS if name not in own and (output_dir / name).exists()]
+    if (output_dir / "report.html").exists() and not any(path for name in own for path in output_dir.glob(name)):
+        theirs.append("report.html")
+    if theirs:
+        raise ValueError(
+            f"{output_dir} holds {' and '.join(theirs)}, so it is the folder of a run or of something else, whose "
+            "report.html must not be replaced; pass another --output_dir"
+        )
+
+
 def fingerprint(fields: Mapping[str, Any]) -> str:
     """Hash JSON-like fields, whatever their order, to 16 hex digits (SHA-256). Raises TypeError on other types."""
     text = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -137,19 +157,23 @@ class Stage:
             + f"\n{self.advice}"
         )
 
-    @property
-    def info(self) -> dict[str, Any]:
-        """What `finish` was told. Raises ArtifactError when the stage is not finished."""
-        return self._read()["info"]
+    def is_done(self, overwrite: bool) -> bool:
+        """As `done`; but where `overwrite`, a result with another key counts as none."""
+        try:
+            return self.done
+        except StageMismatch:
+            if not overwrite:
+                raise
+            return False
 
     @property
     def seconds(self) -> float:
         """Wall-clock seconds of the run that computed the stage. Raises ArtifactError when it is not finished."""
         return self._read()["seconds"]
 
-    def finish(self, seconds: float, **info: Any) -> None:
+    def finish(self, seconds: float) -> None:
         """Mark the stage as complete: call it after everything the stage leaves is on the disk."""
-        write_json({"key": self.key, "fingerprint": self.fingerprint, "seconds": seconds, "info": info}, self.marker)
+        write_json({"key": self.key, "fingerprint": self.fingerprint, "seconds": seconds, "info": {}}, self.marker)
 
     def clear(self) -> None:
         """Forget that the stage was done, so that it is computed again; its results are left to be replaced."""

@@ -6,12 +6,14 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 
 class ArtifactError(RuntimeError):
@@ -143,8 +145,22 @@ def write_json(obj: Any, path: str | Path) -> None:
     write_text(json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n", path)
 
 
-def check_disk(path: str | Path, needed_bytes: int) -> None:
-    """Raise DiskFull unless the file system that will hold `path` (which need not exist yet) has room for it."""
+def save_tensors(tensors: Mapping[str, Tensor], path: str | Path, **notes: Any) -> None:
+    """Write one safetensors file, atomically; what JSON has a form for stands in its header."""
+    with atomic_path(path) as new:
+        header = {name: json.dumps(note) for name, note in notes.items()}
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, new, metadata=header or None)
+
+
+def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a file of `save_tensors`, on the CPU, and its notes."""
+    with safe_open(path, "pt") as file:
+        notes = {name: json.loads(note) for name, note in (file.metadata() or {}).items()}
+        return {name: file.get_tensor(name) for name in file.keys()}, notes  # noqa: SIM118, no dict
+
+
+def check_disk(path: str | Path, needed_bytes: int) -> int:
+    """Free bytes of the file system that will hold `path` (which need not exist yet). Raises DiskFull: too few."""
     folder = Path(path).resolve()
     while not folder.exists():
         folder = folder.parent
@@ -154,3 +170,4 @@ def check_disk(path: str | Path, needed_bytes: int) -> None:
             f"{path} needs {needed_bytes / 1e9:.2f} GB, but its file system has {free / 1e9:.2f} GB free. "
             "Make room there or pass an --output_dir on another disk."
         )
+    return free

@@ -12,16 +12,16 @@ import yaml
 
 
 ConfigT = TypeVar("ConfigT")
-FACTS = frozenset(("above", "least", "identity", "otherwise"))  # of a field, beside its help
+FACTS = frozenset(("above", "least", "below", "identity", "otherwise"))  # of a field, beside its help
 
 
 def option(default: Any, text: str, **facts: Any) -> Any:
     """A dataclass field with the text that --help prints, and what else is to be known of it.
 
     Args:
-        facts: above, least: a number must be above, or at least, this, where it is not None. identity: False where the
-            option says how a run is watched, shared or fitted into memory, and changes no result. otherwise: what None
-            stands for, where a method has no value of its own.
+        facts: above, least, below: a number must be above, at least, or below this, where it is not None. identity:
+            False where the option says how a run is watched, shared or fitted into memory, and changes no result.
+            otherwise: what None stands for, where a method has no value of its own.
     """
     unknown = facts.keys() - FACTS
     if unknown:
@@ -41,12 +41,15 @@ class Options:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value, above, least = (getattr(self, field.name), *map(field.metadata.get, ("above", "least")))
-            bound = least if above is None else above
-            if value is None or bound is None:
+            value = getattr(self, field.name)
+            above, least, below = map(field.metadata.get, ("above", "least", "below"))
+            if value is None or (above, least, below) == (None, None, None):
                 continue
-            if not (math.isfinite(value) and (value >= bound if above is None else value > bound)):
-                raise ValueError(f"expected {field.name} {'>=' if above is None else '>'} {bound}, got {value}")
+            low = (above is None or value > above) and (least is None or value >= least)
+            if not (math.isfinite(value) and low and (below is None or value < below)):
+                bound = f"> {above}" if least is None else f">= {least}"
+                expected = f"{field.name} {bound}" if below is None else f"{least} <= {field.name} < {below}"
+                raise ValueError(f"expected {expected}, got {value}")
 
 
 def identity_names(cls: type) -> tuple[str, ...]:

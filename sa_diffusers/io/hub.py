@@ -1,12 +1,12 @@
 """The way to and from the Hugging Face hub: errors that say what to do, download, push."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import HfApi, ModelCard, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -77,7 +77,8 @@ def _advice(model: str, error: Exception, repo_type: str) -> str:
     if is_any(RevisionNotFoundError):
         return f"'{model}' has no such revision: check --revision against the branches and tags on the hub."
     if Path(model).is_dir():
-        index = "" if (Path(model) / "model_index.json").is_file() else " It has no model_index.json."
+        lacks = repo_type == "model" and not (Path(model) / "model_index.json").is_file()
+        index = " It has no model_index.json." if lacks else ""
         return f"The folder {model} cannot be loaded.{index} {error}"
     if is_any(RepositoryNotFoundError) or not is_repo_id(model):
         return (
@@ -176,12 +177,30 @@ def check_push(repo_id: str, api: HfApi | None = None) -> None:
         ) from error
 
 
-@contextmanager
-def _new_repository(api: HfApi, repo_id: str, private: bool, repo_type: str, again: str) -> Iterator[str]:
-    """Make the repository that the block fills, and yield its URL; `again` says what to do when that fails."""
+def push_folder(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool,
+    repo_type: str = "model",
+    again: str | None = None,
+    api: HfApi | None = None,
+) -> str:
+    """Upload a folder in one commit, so that a failure half way leaves the hub as it was, and return the page's URL.
+
+    Args:
+        again: what is whole and how to push it again, for the message when that fails; None: the folder, as it is.
+
+    Raises:
+        PushError: not logged in, or the upload failed.
+    """
+    api = api or HfApi()
+    command = f"Push it again with `hf upload {repo_id} {folder}` or by running the same command."
+    again = again or f"{folder} is whole. {command}"
     try:
         with _explain_login_errors():
-            yield str(api.create_repo(repo_id, private=private, repo_type=repo_type, exist_ok=True))
+            url = str(api.create_repo(repo_id, private=private, repo_type=repo_type, exist_ok=True))
+            api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=COMMIT_MESSAGE, repo_type=repo_type)
     except PushError:
         raise
     except PUSH_FAILURES as error:
@@ -189,43 +208,6 @@ def _new_repository(api: HfApi, repo_id: str, private: bool, repo_type: str, aga
         raise PushError(
             f"The push to {repo_id} failed: {cause}. Nothing is lost, and nothing half made is on the hub: {again}"
         ) from error
-
-
-def push_folder(folder: str | Path, repo_id: str, *, private: bool, api: HfApi | None = None) -> str:
-    """Upload a folder in one commit, so that a failure half way leaves the hub as it was, and return the page's URL.
-
-    Raises:
-        PushError: not logged in, or the upload failed; the message says how to push the folder again.
-    """
-    api = api or HfApi()
-    again = f"{folder} is whole. Push it again with `hf upload {repo_id} {folder}` or by running the same command."
-    with _new_repository(api, repo_id, private, "model", again) as url:
-        api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=COMMIT_MESSAGE)
-    return url
-
-
-def push_files(
-    files: Mapping[str, Path | bytes],
-    repo_id: str,
-    *,
-    private: bool,
-    again: str,
-    repo_type: str = "model",
-    api: HfApi | None = None,
-) -> str:
-    """Upload files in one commit and return the page's URL.
-
-    Args:
-        files: name in the repository to a local path, or to the content.
-        again: what is whole and how to push it again, for the message when that fails.
-
-    Raises:
-        PushError: as `push_folder`.
-    """
-    api = api or HfApi()
-    with _new_repository(api, repo_id, private, repo_type, again) as url:
-        operations = [CommitOperationAdd(name, content) for name, content in files.items()]
-        api.create_commit(repo_id, operations, commit_message=COMMIT_MESSAGE, repo_type=repo_type)
     return url
 
 

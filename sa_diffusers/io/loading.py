@@ -10,6 +10,7 @@ from typing import Any
 import diffusers
 import torch
 import transformers
+import yaml
 from diffusers import DiffusionPipeline
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -50,6 +51,12 @@ def read_tokenizer(source: str) -> PreTrainedTokenizerBase | None:
         return None
     with explain_load_errors(resolve(source)):
         return getattr(transformers, kind).from_pretrained(resolve(source), subfolder="tokenizer")
+
+
+def read_run_options(run: Path) -> dict[str, Any]:
+    """What the config.yaml in a run's folder says; {} where there is none."""
+    path = run / "config.yaml"
+    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
 
 
 def load_pipeline(model: str, revision: str | None, variant: str | None, dtype: str) -> DiffusionPipeline:

@@ -9,10 +9,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from sa_diffusers.io.artifacts import Stage as Marker
-from sa_diffusers.io.artifacts import StageMismatch, fingerprint
+from sa_diffusers.io.artifacts import fingerprint
 from sa_diffusers.io.atomic_files import write_text
 from sa_diffusers.io.processes import process_state
 
@@ -28,16 +28,8 @@ class Artifact(Generic[T]):
     fingerprint: Any
 
 
-class StageContext(Protocol):
-    """What a run knows: its options, and artifacts by name, those of its inputs from the beginning."""
-
-    options: Any
-    folder: Path
-    artifacts: dict[str, Artifact]
-
-
 class Stage(Generic[T]):
-    """One stage.
+    """One stage of a run, whose context has `options`, the run's `folder`, and `artifacts` by name.
 
     Attributes:
         name: of the stage, its artifact and its marker.
@@ -83,7 +75,7 @@ class Stage(Generic[T]):
         """What it works through: a count, and of what."""
         return 0, ""
 
-    def key(self, context: StageContext) -> dict[str, Any]:
+    def key(self, context: Any) -> dict[str, Any]:
         inputs = {name: context.artifacts[name].fingerprint for name in self.inputs if name in context.artifacts}
         return inputs | {name: getattr(context.options, name) for name in self.fields} | self.content(context)
 
@@ -102,7 +94,7 @@ class Stages:
     """
 
     stages: Sequence[Stage]
-    context: StageContext
+    context: Any
     overwrite: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
     reused: list[str] = field(default_factory=list)
@@ -119,7 +111,7 @@ class Stages:
             key = stage.key(self.context)
             self.markers[stage.name] = marker = Marker(self.context.folder, stage.name, key)
             self.context.artifacts[stage.name] = Artifact(None, marker.fingerprint)
-            if self._is_done(marker):
+            if marker.is_done(self.overwrite):
                 self.done.add(stage.name)
         process_state().wait_for_everyone()
 
@@ -153,14 +145,6 @@ class Stages:
             marker.finish(elapsed)
         state.wait_for_everyone()
         return result, elapsed
-
-    def _is_done(self, marker: Marker) -> bool:
-        try:
-            return marker.done
-        except StageMismatch:
-            if not self.overwrite:
-                raise
-            return False
 
 
 def content_fingerprint(value: Any) -> str:

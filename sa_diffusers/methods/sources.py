@@ -42,12 +42,8 @@ class Sources:
         return parts
 
     def _surrogate(self, own_samples: bool) -> SampleSet | DistilledSurrogate | FreshNoise | FreshSamples:
-        context, options, concept, family = (
-            self.context,
-            self.context.options,
-            self.context.concept,
-            self.context.family,
-        )
+        context = self.context
+        options, concept, family = context.options, context.concept, context.family
         drawn = options.latents == "drawn"
         if options.fresh_samples and own_samples:
             return FreshSamples(frozen_family(family), [concept.name], with_latents=drawn)

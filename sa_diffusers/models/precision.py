@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from accelerate.utils import convert_outputs_to_fp32
@@ -82,11 +82,7 @@ def on_device(module: nn.Module, device: torch.device) -> Iterator[nn.Module]:
 @contextmanager
 def in_main_memory(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Keep the modules off their device within the block; `on_device` brings each back while it works."""
-    homes = [(module, next(module.parameters()).device) for module in modules]
-    try:
-        for module, _ in homes:
-            module.to("cpu")
+    with ExitStack() as homes:
+        for module in modules:
+            homes.enter_context(on_device(module, torch.device("cpu")))
         yield
-    finally:
-        for module, home in homes:
-            module.to(home)

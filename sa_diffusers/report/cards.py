@@ -1,6 +1,6 @@
 """The cards that the hub shows for a pipeline, a LoRA, a Fisher and a sample set; their texts are the templates."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,32 +20,27 @@ def write_model_card(
     folder: str | Path,
     *,
     base_model: str,
-    concept: str,
-    surrogate: str | None,
-    method: str,
-    settings: Mapping[str, Any],
     metrics: Mapping[str, Any] | None,
-    images: Sequence[str],
     license: str | None,
     dtype: str = "float32",
     pipeline_class: str | None = None,
     variant: str | None = None,
     lora: bool = False,
+    **said: Any,
 ) -> Path:
     """Write the folder's README.md, the card that the hub shows.
 
     Args:
         base_model: hub id or path of the pipeline that knew the concept; only an id is linked.
-        concept, surrogate: what was forgotten, and what is drawn in its place; None: nothing that was chosen.
-        method: the method's name in words.
-        settings: name, with its unit where it has one, to value: lambda, Fisher id, seed, steps, ...
         metrics: {"before": {...}, "after": {...}} as in metrics.json, or None where nothing was measured.
-        images: paths relative to the folder of the pictures to show, before and after.
         dtype: precision to load it in; without one transformers and diffusers choose differently.
         pipeline_class: the class that loads it: one of this package, or (or None) a stock one of diffusers.
         variant: "fp16" where the folder holds float16 files of this name, too (`loading.save_pipeline`).
         lora: the folder holds pytorch_lora_weights.safetensors in place of a pipeline.
         license: the base model's licence id on the hub, which holds for this one too; None where unknown.
+        said: concept, surrogate: what was forgotten, and what is drawn in its place (None: nothing that was chosen);
+            method: its name in words; settings: name, with its unit where it has one, to value: lambda, Fisher id,
+            seed, steps, ...; images: paths in the folder of the pictures to show, before and after.
 
     Returns:
         Path of the card.
@@ -60,19 +55,15 @@ def write_model_card(
         title=base_name(base),
         base=base,
         bundled=base.startswith("bundled/"),
-        concept=concept,
-        surrogate=surrogate,
-        method=method,
-        images=images,
         library="diffusers" if stock else "sa_diffusers",
         loader="DiffusionPipeline" if stock else pipeline_class,
         guides=data.pipeline_tag == TEXT_TO_IMAGE and not stock,
         dtype=dtype,
         variant=variant,
         lora=lora,
-        settings=settings,
         rows=_before_after(metrics) if metrics else [],
         license=license,
+        **said,
     )
     return path
 

@@ -2,13 +2,10 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib.style
 from matplotlib.figure import Figure
-
-from sa_diffusers.io.atomic_files import atomic_path
 
 
 # title of a panel: {key in the history: label of its line}
@@ -20,7 +17,11 @@ PANELS = {
 
 
 def curves_png(history: Sequence[Mapping[str, Any]], dark: bool = False) -> bytes:
-    """Draw the panels of PANELS against the step; the last only when the history knows its values."""
+    """Losses, EWC (log scale over two decades) and, where recorded, forgetting, against the step, as a PNG.
+
+    Args:
+        history: {"step": int} and values by the keys of PANELS; one that is missing or None leaves a gap.
+    """
     keys = [key for lines in PANELS.values() for key in lines]
     series = {key: [(row["step"], row[key]) for row in history if row.get(key) is not None] for key in keys}
     panels = [title for title, lines in PANELS.items() if title != "Forgetting" or any(map(series.get, lines))]
@@ -41,15 +42,3 @@ def curves_png(history: Sequence[Mapping[str, Any]], dark: bool = False) -> byte
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=130)
     return buffer.getvalue()
-
-
-def save_curves(history: Sequence[Mapping[str, Any]], path: str | Path) -> None:
-    """Save the training curves as a PNG: losses, EWC (log scale over two decades) and, where recorded, forgetting.
-
-    Args:
-        history: {"step": int, "surrogate_loss", "replay_loss", "ewc_penalty", "concept_probability",
-            "retained_accuracy"}; a value that is missing or None leaves a gap, other keys are ignored.
-        path: PNG to write.
-    """
-    with atomic_path(path) as new:
-        new.write_bytes(curves_png(history))

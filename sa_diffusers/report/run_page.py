@@ -14,42 +14,33 @@ from sa_diffusers.report.pictures import by_group, data_uri, embed
 def write_report(
     path: str | Path,
     *,
-    title: str,
-    summary: str,
     metrics: Mapping[str, Any],
     pairs: Sequence[Mapping[str, Any]],
     history: Sequence[Mapping[str, Any]],
-    seconds: Mapping[str, Any],
     config: Mapping[str, Any],
-    fisher: Mapping[str, Any] | None,
-    notes: Sequence[str],
     amounts: Mapping[str, Mapping[str, Any]] | None = None,
+    **said: Any,
 ) -> None:
     """Write one HTML page that needs nothing else: no network, no script, pictures inside.
 
     Args:
-        summary: the result in words.
         metrics: see `metric_rows`.
-        pairs, history: see `save_before_after` and `save_curves`; may be empty.
-        seconds: wall-clock seconds by stage; a list under "reused" names the stages that were not computed again.
-        config, fisher: the resolved configuration; the Fisher's metadata or None.
-        notes: warnings and limits, one sentence each.
+        pairs, history: see `save_before_after` and `curves_png`; may be empty.
+        config: the resolved configuration.
         amounts: {stage: {"count", "of", "per_second"}}, what each stage worked through.
+        said: title; summary, the result in words; seconds, of wall-clock by stage, where a list under "reused" names
+            those that were not computed again; fisher, its metadata or None; notes, one sentence each.
     """
     pictures = [{**pair, "before": embed(pair["before"]), "after": embed(pair["after"])} for pair in pairs]
     write_page(
         path,
         "report.html.j2",
-        title=title,
-        summary=summary,
         rows=metric_rows(metrics),
         with_intervals="intervals" in metrics,
         groups=by_group(pictures),
         curves={theme: data_uri(curves_png(history, theme == "dark")) for theme in ("light", "dark")},
         history=history,
-        seconds=seconds,
         amounts=amounts or {},
         config=json.dumps(config, indent=2, ensure_ascii=False, default=str),
-        fisher=fisher,
-        notes=notes,
+        **said,
     )

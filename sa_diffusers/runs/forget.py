@@ -26,7 +26,7 @@ from sa_diffusers.models.precision import compute_dtype, in_main_memory, on_devi
 from sa_diffusers.runs import options as run_options
 from sa_diffusers.runs.checks import check_run
 from sa_diffusers.runs.context import Inputs, RunContext
-from sa_diffusers.runs.inputs import check_resolution, claim_folder, read_inputs
+from sa_diffusers.runs.inputs import claim_folder, read_inputs
 from sa_diffusers.runs.options import RunOptions
 from sa_diffusers.runs.plan import announce
 from sa_diffusers.runs.results import combine, write_results
@@ -134,7 +134,8 @@ def _run(options: RunOptions, pipeline: DiffusionPipeline | None, inputs: Inputs
     # A caller's pipeline may lie anywhere, and accelerate trains where it chooses.
     with on_device(getattr(pipeline, get_family(pipeline).component), process_state().device):
         family = get_family(pipeline, sampler=options.sampler, compute_dtype=compute_dtype(options.mixed_precision))
-        check_resolution(inputs, family.resolution)
+        for classifier in inputs.classifiers.values():
+            classifier.require_size(family.resolution)
         context = RunContext(options, inputs, family, output_dir)
         check_run(context)
         with _prepared(family, options):

@@ -12,8 +12,6 @@ from sa_diffusers.evaluation.judges.load_classifier import load_classifier
 from sa_diffusers.io.artifacts import Stage as Marker
 from sa_diffusers.io.artifacts import StageMismatch
 from sa_diffusers.io.atomic_files import remove_leftovers
-from sa_diffusers.io.bundled import resolve
-from sa_diffusers.io.hub import explain_load_errors
 from sa_diffusers.io.processes import process_state
 from sa_diffusers.runs.context import Inputs
 from sa_diffusers.runs.options import RunOptions
@@ -61,10 +59,7 @@ def read_inputs(options: RunOptions, find_labels: Callable[[], list[str] | None]
     if options.classifier and not options.eval_prompts and labels is None:
         raise ValueError("a classifier needs eval_prompts: labelled prompts for pictures that it can judge")
     for name in options.classifier:
-        source = resolve(name)
-        with explain_load_errors(source):
-            classifiers[name] = load_classifier(source)
-        classifiers[name].eval().to(process_state().device)
+        classifiers[name] = load_classifier(name).to(process_state().device)
         counts = (options.eval_images_concept, options.eval_images_class, options.eval_images_other)
         if labels is not None:  # every prompt has been seen, and names a class
             rows, counts = labelled_classes(classifiers[name], labels), (*counts[:2], 0)
@@ -89,16 +84,6 @@ def _check_labels(options: RunOptions, concept: Concept, prompts: list[str], lab
             raise ValueError(f"the model has no class for the {what} {unknown[0]!r}; it has {known}{advice}")
     if options.latents == "drawn" and concept.surrogate_kind == "images":
         raise ValueError("a folder of images has no latents of its own: expected latents 'encoder', got 'drawn'")
-
-
-def check_resolution(inputs: Inputs, resolution: int) -> None:
-    """Raise ValueError where a classifier cannot read pictures of the model's size (pixels a side)."""
-    for name, classifier in inputs.classifiers.items():
-        if classifier.config.image_size != resolution:
-            raise ValueError(
-                f"the classifier {name} reads pictures of {classifier.config.image_size} pixels, the model draws "
-                f"{resolution}; pass another --classifier or none"
-            )
 
 
 FORMAT = 2  # of run folders: what their markers hold

@@ -1,7 +1,6 @@
 """What a run is about to do and what it will cost, from one timed forward pass; what cannot fit is refused."""
 
 import math
-import shutil
 import time
 
 import psutil
@@ -98,7 +97,7 @@ def announce(context: RunContext, stages: Stages) -> str:
     """The plan as text. Raises NotEnoughMemory or DiskFull where the run cannot fit."""
     memory, disk = trained_bytes(context), disk_bytes(context)
     check_memory(memory, context.family.device)
-    check_disk(context.folder, disk)
+    free = check_disk(context.folder, disk)
     per_pass = seconds_per_sample(context.family, context.options.sample_batch_size)
     width = max(len(stage.name) for stage in stages.stages)
     lines, total = [f"Plan for {context.folder}"], 0.0
@@ -109,7 +108,6 @@ def announce(context: RunContext, stages: Stages) -> str:
         what = f"from {getattr(context.options, stage.name)}" if given else stage.describe(context)
         lines.append(f"  {stage.name:<{width}}  {cost:<16} {what}")
         total += seconds
-    free = shutil.disk_usage(next(p for p in (context.folder, *context.folder.resolve().parents) if p.exists())).free
     lines.append(
         f"  {'total':<{width}}  about {_duration(total)}; training state {memory / 1e9:.2f} GB, disk {disk / 1e9:.2f} "
         f"GB of {free / 1e9:.0f} GB free"

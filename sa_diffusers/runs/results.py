@@ -10,7 +10,7 @@ from sa_diffusers.io.hub import read_license
 from sa_diffusers.io.stages import Stages
 from sa_diffusers.report.cards import write_model_card
 from sa_diffusers.report.metrics_table import metrics_table
-from sa_diffusers.report.pictures import save_before_after
+from sa_diffusers.report.pictures import by_group, save_before_after
 from sa_diffusers.report.run_page import write_report
 from sa_diffusers.runs.context import RunContext
 from sa_diffusers.runs.stages import stages_of
@@ -55,7 +55,7 @@ def write_results(context: RunContext, metrics: dict[str, Any]) -> None:
     folder, options = context.folder, context.options
     write_json(metrics, folder / "metrics.json")
     shown = pairs(context.value("before"), context.value("after"))
-    some = [pair for group in dict.fromkeys(p["group"] for p in shown) for pair in _of_group(shown, group)[:8]]
+    some = [pair for group in by_group(shown).values() for pair in group[:8]]
     save_before_after(some, folder / "before_after.png")
     fisher = context.value("fisher")
     write_report(
@@ -169,7 +169,3 @@ def table(metrics: dict) -> str:
         "seconds when computed: " + ", ".join(f"{k} {v:.0f}" for k, v in seconds.items()),
     ]
     return "\n".join(lines + ([f"reused: {', '.join(reused)}"] if reused else []))
-
-
-def _of_group(shown: list[dict], group: str) -> list[dict]:
-    return [pair for pair in shown if pair["group"] == group]

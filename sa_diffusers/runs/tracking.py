@@ -1,21 +1,19 @@
 """What a run shows on its way: pictures, what the classifier reads in them, pipelines that training passes through."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.replay import concept_captions, spread
-from sa_diffusers.data.sampling import Request, SamplingSettings
+from sa_diffusers.data.sampling import Request
 from sa_diffusers.evaluation.before_after import look
-from sa_diffusers.evaluation.forgetting import JudgedSet, draw_sets, measure
+from sa_diffusers.evaluation.forgetting import Examination, JudgedSet, draw_sets, measure
 from sa_diffusers.families import Family
-from sa_diffusers.io.atomic_files import atomic_path
 from sa_diffusers.io.loading import copy_pipeline, save_pipeline
 from sa_diffusers.io.processes import process_state
-from sa_diffusers.report.pictures import contact_sheet
+from sa_diffusers.report.pictures import save_contact_sheet
 from sa_diffusers.runs.context import RunContext
 from sa_diffusers.runs.options import RunOptions
 from sa_diffusers.training.lora import fuse_lora
@@ -23,10 +21,6 @@ from sa_diffusers.training.lora import fuse_lora
 
 SNAPSHOTS = "snapshots"  # folder of the pipelines that training passes through
 LOOKED_AT = 16  # pictures of each kind where no classifier judges
-
-
-def evaluation_settings(config: RunOptions) -> SamplingSettings:
-    return SamplingSettings(config.guidance_scale, config.num_inference_steps, config.eval_batch_size)
 
 
 def tracker(context: RunContext) -> Callable[[int, dict], bool] | None:
@@ -37,7 +31,6 @@ def tracker(context: RunContext) -> Callable[[int, dict], bool] | None:
     config, family, inputs, output_dir = context.options, context.family, context.inputs, context.folder
     if config.callback_steps is None:
         return None
-    settings = evaluation_settings(config)
     half = max(1, config.track_images // 2)
 
     def track(step: int, row: dict) -> bool:
@@ -47,25 +40,18 @@ def tracker(context: RunContext) -> Callable[[int, dict], bool] | None:
             return False
         if inputs.exams:
             name, exam = next(iter(inputs.exams.items()))
-            nothing = JudgedSet([], [])
-            exam = replace(
-                exam,
-                concept=_first(exam.concept, half),
-                retained=_first(exam.retained, half),
-                unseen=nothing,
-                unnamed=nothing,
-            )
-            images = draw_sets(family, exam.sets, settings)
+            concept, retained = _first(exam.concept, half), _first(exam.retained, half)
+            exam = Examination(exam.attribute, exam.index, concept, retained=retained)
+            images = draw_sets(family, exam.sets, config.judged)
             values, _ = measure(inputs.classifiers[name], exam, images)
             row |= {
                 key: values[key] for key in ("concept_probability", "retained_accuracy", "retained_worst_accuracy")
             }
             sheet = torch.cat([images["concept"], images["retained"]])
         else:
-            findings = look(family, *(r[:half] for r in requests_to_look_at(context)), settings)
+            findings = look(family, *(r[:half] for r in requests_to_look_at(context)), config.judged)
             sheet = findings.pictures.float() / 127.5 - 1
-        with atomic_path(output_dir / "progress" / f"step_{step:06d}.png") as temporary:
-            contact_sheet(sheet[:64]).save(temporary)
+        save_contact_sheet(sheet[:64], output_dir / "progress" / f"step_{step:06d}.png")
         return config.early_stop is not None and row["concept_probability"] <= config.early_stop
 
     return track

@@ -15,7 +15,9 @@ class SampleOptions(Options):
         None, "Samples of this model to reuse: another run's samples/ folder, or a hub id.", identity=False
     )
     num_samples: int = option(2000, "Samples for replay and Fisher, spread over the prompts.", above=0)
-    empty_prompt_fraction: float = option(0.1, "Share of the samples drawn for the empty prompt, which guidance uses.")
+    empty_prompt_fraction: float = option(
+        0.1, "Share of the samples drawn for the empty prompt, which guidance uses.", least=0, below=1
+    )
     num_surrogate_samples: int = option(400, "Surrogate pictures.", above=0)
     fresh_samples: bool = option(
         False,
@@ -45,8 +47,6 @@ class SampleOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.empty_prompt_fraction < 1:
-            raise ValueError(f"expected 0 <= empty_prompt_fraction < 1, got {self.empty_prompt_fraction}")
         if self.latents == "drawn" and not self.fresh_samples:
             raise ValueError("latents: drawn needs fresh_samples; samples that were kept have lost theirs")
 
@@ -96,6 +96,8 @@ class MethodOptions(Options):
         0.0,
         "Share of the replay samples shown under the empty prompt, or the null class of a class-conditional model, so "
         "that what guidance leads away from is replayed, too.",
+        least=0,
+        below=1,
     )
     replay_target: Literal["noise", "model"] | None = option(
         None,
@@ -122,8 +124,6 @@ class MethodOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.replay_prompt_dropout < 1:
-            raise ValueError(f"expected 0 <= replay_prompt_dropout < 1, got {self.replay_prompt_dropout}")
         if self.lora_alpha is not None and self.lora_rank is None:
             raise ValueError("lora_alpha needs lora_rank; omit it, or give the rank of the adapters")
 

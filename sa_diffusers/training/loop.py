@@ -19,10 +19,10 @@ from sa_diffusers.models.precision import mixed_precision
 from sa_diffusers.training.checkpoints import Checkpoints
 from sa_diffusers.training.launching import check_launch
 from sa_diffusers.training.optimisation import Optimisation, TrainingDiverged
-from sa_diffusers.training.options import NOT_IDENTITY, TrainingConfig, check_ranges
+from sa_diffusers.training.options import TrainingConfig
 
 
-__all__ = ["NOT_IDENTITY", "TrainingConfig", "TrainingDiverged", "check_ranges", "infinite_indices", "train"]
+__all__ = ["TrainingConfig", "TrainingDiverged", "infinite_indices", "train"]
 
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 

@@ -1,7 +1,5 @@
 """Forget in a LoRA of the UNet: add it, read its weight changes, save it as diffusers does, fuse it."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,17 +48,11 @@ class WithoutLora:
         self.module = module
 
     def __call__(self, *arguments: Any, **conditions: Any) -> Any:
-        with _disabled(self.module):
+        self.module.disable_adapters()
+        try:
             return self.module(*arguments, **conditions)
-
-
-@contextmanager
-def _disabled(module: nn.Module) -> Iterator[None]:
-    module.disable_adapters()
-    try:
-        yield
-    finally:
-        module.enable_adapters()
+        finally:
+            self.module.enable_adapters()
 
 
 def save_lora(family: Family, folder: Path, dtype: str) -> None:

@@ -1,10 +1,9 @@
 """Settings of an optimisation, checked before anything starts."""
 
-import math
 import re
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Literal
 
 from sa_diffusers.io.configuration import Options, option
 
@@ -14,14 +13,6 @@ NOT_IDENTITY = (
     "output_dir", "report_to", "checkpointing_steps", "checkpoints_total_limit", "logging_steps", "data_dir",
     "num_threads",
 )  # fmt: skip
-
-
-def check_ranges(config: Any, *names: str, zero: bool = False) -> None:
-    """Raise ValueError for a field that is not above 0 (or, with `zero`, below it); None is no number and is left."""
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and not (math.isfinite(value) and (value > 0 or (zero and value == 0))):
-            raise ValueError(f"expected {name} {'>=' if zero else '>'} 0, got {value}")
 
 
 @dataclass
@@ -52,8 +43,8 @@ class TrainingConfig(Options):
     optimizer: Literal["adamw", "adamw_8bit"] = option(
         "adamw", "adamw_8bit: AdamW's averages in 8 bits, a quarter of the memory; needs the extra 8bit."
     )
-    adam_beta1: float = option(0.9, "AdamW's first decay rate.")
-    adam_beta2: float = option(0.999, "AdamW's second decay rate.")
+    adam_beta1: float = option(0.9, "AdamW's first decay rate.", least=0, below=1)
+    adam_beta2: float = option(0.999, "AdamW's second decay rate.", least=0, below=1)
     adam_epsilon: float = option(1e-8, "AdamW's epsilon.", least=0)
     weight_decay: float = option(
         0.0, "AdamW's weight decay. It pulls to 0, not to the anchor; with adapters these are one.", least=0
@@ -67,7 +58,10 @@ class TrainingConfig(Options):
         None, "no, fp16 or bf16; null: what `accelerate config` or `accelerate launch` says."
     )
     ema_decay: float | None = option(
-        None, "Largest decay of the weight average that is saved, (1 + n) / (10 + n) at step n; null: none."
+        None,
+        "Largest decay of the weight average that is saved, (1 + n) / (10 + n) at step n; null: none.",
+        least=0,
+        below=1,
     )
     checkpointing_steps: int | None = option(100, "Save a checkpoint every so many steps.", above=0, identity=False)
     checkpoints_total_limit: int = option(2, "Checkpoints kept, the newest.", above=0, identity=False)
@@ -76,11 +70,6 @@ class TrainingConfig(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("adam_beta1", "adam_beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"expected 0 <= {name} < 1, got {getattr(self, name)}")
-        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise ValueError(f"expected 0 <= ema_decay < 1, got {self.ema_decay}")
         if (self.lr_scheduler == "piecewise_constant") != (self.lr_step_rules is not None):
             raise ValueError(
                 f"lr_scheduler piecewise_constant and lr_step_rules need each other, got {self.lr_scheduler} and "

@@ -176,7 +176,7 @@ def diversity(
 
     first = features(reference.first)
     metrics = {
-        name: vars(manifold_metrics(real=first, generated=features(images), k=k))
+        name: manifold_metrics(real=first, generated=features(images), k=k)
         for name, images in (("generated", generated), ("real", reference.second))
     }
     return metrics | {"ratio": {name: value / metrics["real"][name] for name, value in metrics["generated"].items()}}

@@ -18,7 +18,7 @@ from sa_diffusers.attacks import FoundEmbedding, FoundText, draw_found
 from sa_diffusers.attacks import run as attack_stages
 from sa_diffusers.attacks.options import AttackConfig
 from sa_diffusers.attacks.run import run_attack
-from sa_diffusers.attacks.victims import complete, first_tokens, load_family, resolution
+from sa_diffusers.attacks.victims import complete, first_tokens, load_family
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.evaluation.intervals import wilson_interval
 from sa_diffusers.evaluation.judges.classifier import AttributeClassifier
@@ -153,10 +153,6 @@ def test_targets_reach_another_autoencoder_as_pictures(models, tmp_path):
     mean, std = (part * control.pipeline.vae.config.scaling_factor for part in (posterior.mean, posterior.std))
     assert ((encoded - mean).abs() <= 6 * std).all()
     assert (encoded - run.targets).abs().max() > 0.1
-    # The same autoencoder, but pictures of another size.
-    forgotten.module.register_to_config(sample_size=16)
-    with pytest.raises(ValueError, match="original draws pictures of 16 pixels, this model 32"):
-        run._targets_for(forgotten)
 
 
 def test_an_interrupted_run_goes_on(models, tmp_path, monkeypatch):
@@ -225,7 +221,7 @@ def test_wrong_input_is_refused_before_anything_is_drawn(models, tmp_path, nothi
         attack(allow_concept_words=True)
     classifier = AttributeClassifier({"digit": ["seven"]}, image_size=32, channels=(8,), num_features=8)
     classifier.save_pretrained(tmp_path / "large")
-    with pytest.raises(ValueError, match="reads pictures of 32 pixels, .* draws 16"):
+    with pytest.raises(ValueError, match="expected pictures of 32 pixels a side, .* got 16"):
         attack(classifier=str(tmp_path / "large"), concept="seven")
 
 
@@ -234,10 +230,10 @@ def test_models_of_another_size_or_incomplete_ones_are_refused_first(models, tmp
     large.unet = tiny_pipeline(seed=1).unet
     large.unet.register_to_config(sample_size=16)
     large.save_pretrained(tmp_path / "large")
-    sizes = [resolution(model) for model in (models["original"], str(tmp_path / "large"))]
+    sizes = [TextToImageFamily.resolution_of(model) for model in (models["original"], str(tmp_path / "large"))]
     assert sizes == [16, get_family(large).resolution] == [16, 32]
     for role in ("control", "forgotten"):
-        with pytest.raises(ValueError, match="original draws pictures of 16 pixels, .*large .* 32"):
+        with pytest.raises(ValueError, match="expected pictures of (16|32) pixels a side, .* got (32|16)"):
             run_attack(configure(models, tmp_path / "run", **{role: str(tmp_path / "large")}))
     shutil.copytree(models["control"], tmp_path / "broken")
     (tmp_path / "broken" / "text_encoder" / "model.safetensors").unlink()
@@ -251,7 +247,7 @@ def test_a_folder_of_something_else_is_left_alone(models, tmp_path, nothing_draw
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("{}")
     (tmp_path / "report.html").write_text("of a run")
-    with pytest.raises(ValueError, match=f"holds {name.split('/')[0]}: .* pass another --output_dir"):
+    with pytest.raises(ValueError, match="holds .*report.html, .* pass another --output_dir"):
         run_attack(configure(models, tmp_path))
     assert (tmp_path / "report.html").read_text() == "of a run" and not (tmp_path / ".lock").exists()
 

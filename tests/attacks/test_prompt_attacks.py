@@ -315,9 +315,9 @@ def test_wrong_input_is_refused(family, latents, tiny_pipeline):
     with pytest.raises(FloatingPointError, match="step 0 is not finite"):
         attack(latents * float("nan"))
     for name in ("num_tokens", "steps", "batch_size", "keep_every"):
-        with pytest.raises(ValueError, match=f"{name} of at least 1, got 0"):
+        with pytest.raises(ValueError, match=f"{name} >= 1, got 0"):
             replace(SETTINGS, **{name: 0})
-    with pytest.raises(ValueError, match="learning_rate above 0"):
+    with pytest.raises(ValueError, match="learning_rate > 0"):
         replace(SETTINGS, learning_rate=0.0)
     with pytest.raises(ValueError, match=r"expected vectors \[K, 8\], got \[1, 9\]"):
         draw_found(family, FoundEmbedding(torch.zeros(1, 9), []), TEMPLATES, [0], 1.0, 2)

@@ -5,7 +5,8 @@ import csv
 import pandas as pd
 import pytest
 
-from sa_diffusers.data.i2p import CATEGORIES, I2PPrompt, load_i2p
+from sa_diffusers.data.i2p import load_i2p
+from sa_diffusers.data.sampling import Request
 from sa_diffusers.io.hub import ModelLoadError
 
 
@@ -30,11 +31,7 @@ def write(path, rows=ROWS, **changes):
     return path
 
 
-EXPECTED = [
-    I2PPrompt(ROWS[0][0], 4026076402, ("violence",)),
-    I2PPrompt(ROWS[1][0], 27, ("sexual", "shocking")),
-    I2PPrompt(ROWS[2][0], 0, ("hate", "illegal activity")),
-]
+EXPECTED = [Request(prompt, seed) for prompt, _, seed in ROWS]
 
 
 def test_rows_of_a_folder_a_csv_and_a_parquet_file_are_the_same(tmp_path):
@@ -43,14 +40,6 @@ def test_rows_of_a_folder_a_csv_and_a_parquet_file_are_the_same(tmp_path):
     assert load_i2p(str(tmp_path)) == EXPECTED
     pd.read_csv(path).to_parquet(tmp_path / "i2p.parquet")
     assert load_i2p(str(tmp_path / "i2p.parquet")) == EXPECTED
-
-
-def test_a_category_keeps_its_rows_alone(tmp_path):
-    path = str(write(tmp_path / "i2p.csv"))
-    assert load_i2p(path, category="sexual") == EXPECTED[1:2]
-    assert {name for row in EXPECTED for name in row.categories} <= set(CATEGORIES)
-    with pytest.raises(ValueError, match="a category of hate, illegal activity, sexual, shocking, violence"):
-        load_i2p(path, category="illegal")
 
 
 @pytest.mark.parametrize(
@@ -69,14 +58,14 @@ def test_rows_that_cannot_be_drawn_are_refused(tmp_path, changes, message):
 
 def test_missing_columns_are_named(tmp_path):
     (tmp_path / "prompts.csv").write_text("prompt,evaluation_seed\na,1\n")
-    with pytest.raises(ValueError, match="sd_seed, categories is missing"):
+    with pytest.raises(ValueError, match="sd_seed is missing"):
         load_i2p(str(tmp_path / "prompts.csv"))
 
 
 def test_nothing_to_read_says_what_to_do(tmp_path):
-    with pytest.raises(ModelLoadError, match="no file"):
+    with pytest.raises(ModelLoadError, match="check the name"):
         load_i2p(str(tmp_path / "none.csv"))
-    with pytest.raises(ModelLoadError, match="has no data set"):
+    with pytest.raises(ModelLoadError, match="cannot be loaded"):
         load_i2p(str(tmp_path))
     with pytest.raises(ModelLoadError, match="hf download AIML-TUDA/i2p --repo-type dataset"):
         load_i2p()

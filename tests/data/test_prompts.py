@@ -134,7 +134,7 @@ def test_too_few_such_prompts_fall_back_on_a_file(tmp_path):
     templates = concept_templates(PITT, ["Brad Pitt"] * 15, str(tmp_path / "templates.txt"))
     assert templates == ["a photo of {}", "{} at sea"]
     (tmp_path / "wrong.txt").write_text("a photo of {}\na photo\n")
-    with pytest.raises(ValueError, match="does not: a photo"):
+    with pytest.raises(ValueError, match="does not: 'a photo"):
         concept_templates(PITT, [], str(tmp_path / "wrong.txt"))
 
 

@@ -183,7 +183,7 @@ def test_what_is_no_fisher_is_said(tmp_path):
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_a_pushed_fisher_comes_back_with_its_card(fisher, hub, tmp_path, dtype):
     assert push_fisher(fisher, "someone/fisher", private=True, dtype=dtype) == "https://hub.example/someone/fisher"
-    assert [name for name, _ in hub.calls] == ["whoami", "create_repo", "create_commit"]
+    assert [name for name, _ in hub.calls] == ["whoami", "create_repo", "upload_folder"]
     assert hub.calls[1][1]["private"] is True
     assert set(hub.files["someone/fisher"]) == {"fisher.safetensors", "README.md"}
     loaded = load_fisher("someone/fisher")
@@ -231,7 +231,9 @@ def test_a_fisher_push_that_fails_half_way_leaves_the_old_one(fisher, hub):
     before = dict(hub.files["someone/fisher"])
     newer = Fisher({"spread": torch.ones(3)}, METADATA | {"seed": 1})
     hub.fails["upload"] = ConnectionResetError("reset by peer")
-    with pytest.raises(PushError, match="README.md.*reset by peer.*Nothing is lost.*the Fisher is unchanged. Push it"):
+    with pytest.raises(
+        PushError, match="fisher.safetensors.*reset by peer.*Nothing is lost.*the Fisher is unchanged. Push it"
+    ):
         push_fisher(newer, "someone/fisher")
     assert hub.files["someone/fisher"] == before
     assert_same(load_fisher("someone/fisher"), fisher)
@@ -329,7 +331,13 @@ def test_push_run_pushes_each_part(finished_run, fisher):
 
 
 def test_push_run_that_fails_half_way_goes_on_by_the_same_command(finished_run):
-    hub, before = FakeHub(create_commit=ConnectionResetError("reset by peer")), snapshot(finished_run)
+    class FailsAtTheFisher(FakeHub):
+        def upload_folder(self, *, repo_id, **options):
+            if repo_id == "someone/fisher" and self.fails:
+                raise self.fails["fisher"]
+            super().upload_folder(repo_id=repo_id, **options)
+
+    hub, before = FailsAtTheFisher(fisher=ConnectionResetError("reset by peer")), snapshot(finished_run)
     with pytest.raises(PushError, match="fisher: The push to someone/fisher failed: reset by peer") as error:
         push_run(finished_run, ALL, api=hub)
     assert "On the hub already: https://hub.example/someone/pipeline, https://hub.example/someone/lora" in str(

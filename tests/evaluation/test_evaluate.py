@@ -160,7 +160,7 @@ def test_two_folders(tmp_path, classifier, monkeypatch, capsys):
     assert same["frechet_distance"] == pytest.approx(0, abs=1e-6)
     expected = manifold_metrics(real=features["real"], generated=features["real"], k=3)
     assert [same["prc"][name] for name in ("precision", "recall", "density", "coverage")] == pytest.approx(
-        [1, 1, expected.density, 1]
+        [1, 1, expected["density"], 1]
     )
 
 
@@ -335,7 +335,7 @@ def test_wrong_input_is_refused_before_anything_is_drawn(run, classifier, tmp_pa
         ({"extractor": "inception"}, r'pip install -c constraints.txt -e "\.\[fid\]"'),
         (
             {"metrics": "classifier", "classifier": str(tmp_path / "large")},
-            "reads images of 28 pixels, the model .* 8",
+            "reads pictures of 28 pixels, the model .* 8",
         ),
         ({"prompts": str(tmp_path / "prompts.txt")}, "expected no --prompts"),
         ({"num_images_per_class": 1, "num_neighbours": 9}, "'prc' needs 10 images of each set .*, got 9"),

@@ -193,7 +193,7 @@ def test_swapping_the_sets_swaps_precision_and_recall():
     assert (forward["real"], forward["generated"]) == ("wide", "narrow")
     assert forward["precision"] > forward["recall"]
     assert (forward["precision"], forward["recall"]) == (backward["recall"], backward["precision"])
-    expected = vars(manifold_metrics(real=wide.features, generated=narrow.features, k=5))
+    expected = manifold_metrics(real=wide.features, generated=narrow.features, k=5)
     assert {name: forward[name] for name in expected} == pytest.approx(expected)
 
 

@@ -25,9 +25,9 @@ from sa_diffusers.data.sampling import Request
 from sa_diffusers.evaluation.images.metrics import frechet_distance
 from sa_diffusers.evaluation.judges.classifier import AttributeClassifier
 from sa_diffusers.evaluation.judges.clip import Clip
-from sa_diffusers.evaluation.judges.nudity import Detection, NudityDetector
+from sa_diffusers.evaluation.judges.nudity import Detection, NudityDetector, count
 from sa_diffusers.evaluation.suite import drawing as pipeline_drawing
-from sa_diffusers.evaluation.suite.evaluate import _counts, evaluate_pipelines, exposed_parts
+from sa_diffusers.evaluation.suite.evaluate import evaluate_pipelines, exposed_parts
 from sa_diffusers.evaluation.suite.judging import BodyJudge, ClipJudge
 from sa_diffusers.evaluation.suite.numbers import Measurement, headline, measurements
 from sa_diffusers.evaluation.suite.options import PipelineEvaluationConfig
@@ -329,7 +329,7 @@ def test_means_differences_and_the_worst_class():
 
 def test_an_exposed_part_is_counted_by_the_papers_names():
     found = [[Detection("BELLY_EXPOSED", 0.9, (0, 0, 1, 1))] * 2, [], [Detection("FACE_FEMALE", 0.9, (0, 0, 1, 1))]]
-    detections = {"a": {"i2p": _counts(found), "concept": _counts([[]])}, "b": {"i2p": _counts([[], [], []])}}
+    detections = {"a": {"i2p": count(found), "concept": count([[]])}, "b": {"i2p": count([[], [], []])}}
     inputs = SimpleNamespace(suite={"i2p": prompt_set("i2p", "i2p", list("abc")), "concept": []})
     rows = {name: {m.measure: m for m in rows} for name, rows in exposed_parts(inputs, detections).items()}
     belly = rows["a"]["EXPOSED_BELLY"]

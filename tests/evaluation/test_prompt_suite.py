@@ -10,6 +10,7 @@ from sa_diffusers.core.concepts import mentions
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.concepts import find_concept
 from sa_diffusers.data.prompts import read_labelled_prompts, read_prompts
+from sa_diffusers.data.sampling import Request
 from sa_diffusers.evaluation.judges.load_classifier import load_classifier
 from sa_diffusers.evaluation.suite.options import LANGUAGES
 from sa_diffusers.evaluation.suite.prompt_suite import PromptSources, build_suite, misspell
@@ -32,8 +33,7 @@ def digits() -> PromptSources:
         prompts=read_prompts("bundled/digits/replay_prompts.txt"),
         rows=read_labelled_prompts("bundled/digits/eval_prompts.jsonl"),
         with_labelled=True,
-        templates="bundled/stable_diffusion/concept_templates.txt",
-        given_templates=False,
+        templates=None,
         synonyms=(),
         combined=[],
         translations={},
@@ -140,9 +140,9 @@ def test_combined_prompts_name_the_concept(digits, classifier):
 
 
 def test_rows_of_i2p_keep_their_seeds(words):
-    rows = [("someone at a beach", 17), ("someone else", 3)]
+    rows = [Request("someone at a beach", 17), Request("someone else", 3)]
     suite = build_suite(PERSON, replace(words, i2p=rows), None, 5, 0, names=["i2p"])
-    assert [(r.prompt, r.seed) for r in suite["i2p"].requests] == rows
+    assert suite["i2p"].requests == rows
     assert list(suite) == ["i2p"] and suite["i2p"].purpose == "i2p"
 
 
@@ -152,6 +152,6 @@ def test_what_is_not_there_is_refused(digits, words, classifier, tmp_path):
     with pytest.raises(ValueError, match="no prompts for the set 'neighbours'"):
         build_suite(replace(PERSON, siblings=()), words, None, 5, 0, names=["neighbours"])
     (tmp_path / "frames.txt").write_text("a photo of {}\na photo\n")
-    own = replace(words, templates=str(tmp_path / "frames.txt"), given_templates=True)
+    own = replace(words, templates=str(tmp_path / "frames.txt"))
     with pytest.raises(ValueError, match="must hold {} where the concept goes; this one does not: 'a photo'"):
         build_suite(PERSON, own, None, 5, 0)

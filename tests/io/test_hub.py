@@ -23,7 +23,6 @@ from sa_diffusers.io.hub import (
     commit_of,
     explain_load_errors,
     fetch,
-    push_files,
     push_folder,
     read_license,
 )
@@ -241,13 +240,12 @@ def test_push_is_one_commit(tmp_path):
     assert hub.files["someone/model"] == {"README.md": b"card", "model_index.json": b"{}"}
 
 
-def test_files_are_pushed_in_one_commit(tmp_path):
+def test_a_folder_is_pushed_to_a_data_set(tmp_path):
     (tmp_path / "weights").write_bytes(b"w")
-    hub, files = FakeHub(), {"weights": tmp_path / "weights", "README.md": b"card"}
-    push_files(files, "someone/data", private=False, repo_type="dataset", again="again", api=hub)
-    assert [name for name, _ in hub.calls] == ["create_repo", "create_commit"]
+    hub = FakeHub()
+    push_folder(tmp_path, "someone/data", private=False, repo_type="dataset", again="again", api=hub)
     assert {call["repo_type"] for _, call in hub.calls} == {"dataset"}
-    assert hub.files["someone/data"] == {"weights": b"w", "README.md": b"card"}
+    assert hub.files["someone/data"] == {"weights": b"w"}
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sa_diffusers.report.curves import save_curves
+from sa_diffusers.report.curves import curves_png
 from sa_diffusers.report.metrics_table import metric_rows, metrics_table
 from sa_diffusers.report.pictures import save_before_after
 from sa_diffusers.report.run_page import write_report
@@ -124,18 +124,18 @@ def test_no_pairs_is_an_error(tmp_path):
 
 def test_third_panel_appears_with_its_data_and_gaps_are_skipped(tmp_path):
     history = make_history()
-    save_curves(history, tmp_path / "two.png")
+    (tmp_path / "two.png").write_bytes(curves_png(history))
     history[0] |= {"ewc": None, "replay_loss": None, "concept_probability": 0.98}
     history[10] |= {"concept_probability": 0.5, "retained_accuracy": 0.97}
-    save_curves(history, tmp_path / "three.png")
+    (tmp_path / "three.png").write_bytes(curves_png(history))
     with Image.open(tmp_path / "two.png") as two, Image.open(tmp_path / "three.png") as three:
         assert three.width == pytest.approx(1.5 * two.width, abs=2)
         assert three.height == two.height
 
 
 def test_curves_without_any_value_still_draw(tmp_path):
-    save_curves([{"step": 0, "loss": 1.0, "ewc": 0.0}], tmp_path / "curves.png")
-    save_curves([], tmp_path / "empty.png")
+    (tmp_path / "curves.png").write_bytes(curves_png([{"step": 0, "loss": 1.0, "ewc": 0.0}]))
+    (tmp_path / "empty.png").write_bytes(curves_png([]))
     assert (tmp_path / "empty.png").stat().st_size > 1000
 
 

@@ -39,9 +39,12 @@ class Classification(Objective):
             "noise": strength.view(-1, 1, 1, 1) * torch.randn(images.shape, generator=generator),
         }
 
+    def images(self, batch: Batch) -> Tensor:
+        """What the classifier is shown of a drawn batch."""
+        return disturb(batch["sample"], batch["affine"], batch["blur"], batch["noise"])
+
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        images = disturb(batch["sample"], batch["affine"], batch["blur"], batch["noise"])
-        logits = model(images)
+        logits = model(self.images(batch))
         parts = {f"{name}_loss": F.cross_entropy(logits[name], labels) for name, labels in batch["labels"].items()}
         return torch.stack([*parts.values()]).sum(), {name: part.detach() for name, part in parts.items()}
 

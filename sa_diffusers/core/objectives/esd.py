@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -12,16 +12,6 @@ from sa_diffusers.core.losses import DiffusionLoss
 from sa_diffusers.core.objectives.base import Objective
 from sa_diffusers.core.objectives.ewc import ElasticWeightConsolidation
 from sa_diffusers.core.objectives.selective_amnesia import SelectiveAmnesia
-
-
-class Scheduler(Protocol):
-    """What is used of diffusers' DDIMScheduler."""
-
-    timesteps: Tensor  # [num_inference_steps], from noise to data
-
-    def set_timesteps(self, num_inference_steps: int) -> None: ...
-
-    def step(self, model_output: Tensor, timestep: int, sample: Tensor) -> Any: ...
 
 
 class ESD(Objective):
@@ -61,7 +51,7 @@ class ESD(Objective):
         self,
         loss: DiffusionLoss,
         frozen: Callable,
-        scheduler: Scheduler,
+        scheduler: Any,
         negative_guidance: float = 1.0,
         start_guidance: float = 3.0,
         num_inference_steps: int = 50,

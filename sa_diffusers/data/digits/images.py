@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sa_diffusers.data.digits.captions import ATTRIBUTES, caption, random_attributes
-from sa_diffusers.io.atomic_files import atomic_path
+from sa_diffusers.io.atomic_files import load_tensors, save_tensors
 
 
 INK_RGB = {
@@ -57,11 +57,10 @@ def load_strokes(data_dir: str, split: str, cache_dir: Path, seed: int = 0) -> t
         ValueError: the data set lacks the columns, or its images are not 28x28.
     """
     from datasets import load_dataset
-    from safetensors.torch import load_file, save_file
 
     cache = cache_dir / f"strokes_{split}_{seed}.safetensors"
     if cache.exists():
-        stored = load_file(cache)
+        stored, _ = load_tensors(cache)
         return stored["coverage"], stored["label"]
     data = load_dataset(data_dir, split=split)
     missing = {"image", "label"} - set(data.column_names)
@@ -76,8 +75,7 @@ def load_strokes(data_dir: str, split: str, cache_dir: Path, seed: int = 0) -> t
         for position, stroke in enumerate(ATTRIBUTES["stroke"]):
             coverage[index, position] = torch.from_numpy(redraw(image, rng.uniform(*HALF_WIDTH[stroke])))
     label = torch.tensor(data["label"])
-    with atomic_path(cache) as temporary:
-        save_file({"coverage": coverage, "label": label}, temporary)
+    save_tensors({"coverage": coverage, "label": label}, cache)
     return coverage, label
 
 

@@ -4,8 +4,6 @@ Any nn.Module serves that maps images [B, 3, H, W] in [-1, 1] to features [B, D]
 themselves.
 """
 
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -48,24 +46,20 @@ class InceptionExtractor(Extractor):
     torch-fidelity's conversion of the TensorFlow weights of 2015-12-05 that published numbers are taken with. Images
     of any size are rounded to 8 bits and scaled to 299 pixels as TensorFlow 1 did: bilinear, without antialiasing.
 
-    Args:
-        weights: a file of the weights; None: torch hub's cache, or a download.
-
     Raises:
         ModelLoadError: the extra `fid` is not installed or does not fit torch, or the weights cannot be downloaded.
     """
 
     has_logits = True
 
-    def __init__(self, weights: str | Path | None = None):
+    def __init__(self):
         super().__init__()
         try:
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         except (ImportError, RuntimeError) as error:  # a torchvision of another build cannot register its operators
             raise ModelLoadError(f"torch-fidelity cannot be imported ({error}); {INSTALL_INCEPTION}") from error
-        path = None if weights is None else str(weights)
         try:
-            self.network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], path)
+            self.network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"])
         except OSError as error:
             raise ModelLoadError(
                 f"the weights of the Inception network cannot be read ({error}); where there is no network, copy "

@@ -4,29 +4,11 @@ Any features serve; `extractors.py` has some, and `metrics.py` the distances who
 Inception network.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
-class ManifoldMetrics:
-    """Overlap of two sets of features. All lie in [0, 1] but density, which has no upper bound.
-
-    precision: share of generated samples among the real ones, and recall: share of real samples among the generated
-    ones (Kynkaanniemi et al. 2019, Eq. 1-2). density: like precision, but counting every real neighbourhood that a
-    generated sample lies in, and coverage: share of real samples with a generated one in their neighbourhood, which
-    outliers among the generated samples do not raise (Naeem et al. 2020).
-    """
-
-    precision: float
-    recall: float
-    density: float
-    coverage: float
-
-
-def manifold_metrics(*, real: Tensor, generated: Tensor, k: int = 5, chunk_size: int = 512) -> ManifoldMetrics:
+def manifold_metrics(*, real: Tensor, generated: Tensor, k: int = 5, chunk_size: int = 512) -> dict[str, float]:
     """Compare two sets by balls around each sample that reach to its k-th nearest neighbour in its own set.
 
     Args:
@@ -34,6 +16,13 @@ def manifold_metrics(*, real: Tensor, generated: Tensor, k: int = 5, chunk_size:
         generated: features [M, D].
         k: neighbours, below N and M. A point on the surface of a ball counts as inside.
         chunk_size: rows of the distance matrix held at once; the result does not depend on it.
+
+    Returns:
+        precision: share of generated samples among the real ones, and recall: share of real samples among the
+        generated ones (Kynkaanniemi et al. 2019, Eq. 1-2). density: like precision, but counting every real
+        neighbourhood that a generated sample lies in, and coverage: share of real samples with a generated one in
+        their neighbourhood, which outliers among the generated samples do not raise (Naeem et al. 2020). All lie in
+        [0, 1] but density, which has no upper bound.
 
     Raises:
         ValueError: other shapes, too few samples for k, or values that are not finite.
@@ -51,12 +40,12 @@ def manifold_metrics(*, real: Tensor, generated: Tensor, k: int = 5, chunk_size:
         num_balls_of_real += inside.sum(0)
         covered.append(inside.any(1))
         recalled.append((distances <= generated_radii).any(1))
-    return ManifoldMetrics(
-        precision=(num_balls_of_real > 0).double().mean().item(),
-        recall=torch.cat(recalled).double().mean().item(),
-        density=num_balls_of_real.double().mean().item() / k,
-        coverage=torch.cat(covered).double().mean().item(),
-    )
+    return {
+        "precision": (num_balls_of_real > 0).double().mean().item(),
+        "recall": torch.cat(recalled).double().mean().item(),
+        "density": num_balls_of_real.double().mean().item() / k,
+        "coverage": torch.cat(covered).double().mean().item(),
+    }
 
 
 def _distances(a: Tensor, b: Tensor) -> Tensor:

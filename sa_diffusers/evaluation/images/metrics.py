@@ -12,7 +12,7 @@ made by this command is inferred.
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -202,7 +202,7 @@ def precision_and_recall(*, real: Tensor, generated: Tensor, settings: MetricSet
     for name, features in (("real", real), ("generated", generated)):
         order = torch.randperm(len(features), generator=seeded(settings.seed, "prc", name))
         chosen[name] = features[order[:count]].to(_device())
-    values = asdict(manifold_metrics(**chosen, k=settings.num_neighbours))
+    values = manifold_metrics(**chosen, k=settings.num_neighbours)
     return values | {"num_neighbours": settings.num_neighbours, "num_images": count}
 
 

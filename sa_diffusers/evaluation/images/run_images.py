@@ -7,19 +7,16 @@ from dataclasses import dataclass, fields
 from itertools import count
 from pathlib import Path
 
-import torch
-import yaml
-
 from sa_diffusers.core.concepts import split_phrasings
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.prompts import read_prompts
-from sa_diffusers.data.sampling import DrawingOptions, Request, SamplingSettings, draw_samples
+from sa_diffusers.data.sampling import DrawingOptions, Request, draw_samples
 from sa_diffusers.evaluation.forgetting import Examination, JudgedSet, labelled_classes, measure
 from sa_diffusers.evaluation.images.options import EvaluateConfig
 from sa_diffusers.evaluation.images.sets import DrawnImages
 from sa_diffusers.evaluation.judges.classifier import ImageClassifier, score_images
 from sa_diffusers.families import Family, family_defaults, get_family
-from sa_diffusers.io.loading import load_pipeline, read_model_index
+from sa_diffusers.io.loading import load_pipeline, read_model_index, read_run_options
 
 
 READINGS = (
@@ -56,8 +53,7 @@ def read_run(
         if path is not None and not (Path(path) / "pipeline").is_dir():
             raise ValueError(f"expected the folder of a run, with `pipeline/` inside, got {path}; check --{name}")
     values = family_defaults(read_model_index(str(folder / "pipeline"))["_class_name"])
-    if (folder / "config.yaml").exists():
-        values |= yaml.safe_load((folder / "config.yaml").read_text()) | {"concept": None}
+    values |= read_run_options(folder) | {"concept": None}
     if (folder / "metrics.json").exists():  # written last: before that the concept has not been forgotten
         values["concept"] = json.loads((folder / "metrics.json").read_text()).get("concept")
     if settings_of is not None:
@@ -101,10 +97,8 @@ class OpenRun:
         number_of: dict[str, Iterator[int]] = defaultdict(count)
         numbers = count() if self.family.labels is None else (next(number_of[prompt]) for prompt in prompts)
         requests = [Request(prompt, derive_seed(seed, "evaluate", prompt, next(numbers))) for prompt in prompts]
-        how, name = self.options, self.name + what
-        settings = SamplingSettings(how.guidance_scale, how.num_inference_steps, how.eval_batch_size)
-        samples = draw_samples(self.family, requests, settings, description=f"draw {name}")
-        return DrawnImages(name, self.family, samples)
+        samples = draw_samples(self.family, requests, self.options.judged, description=f"draw {self.name}{what}")
+        return DrawnImages(self.name + what, self.family, samples)
 
 
 def open_run(config: EvaluateConfig, classifier: ImageClassifier | None) -> OpenRun:
@@ -127,11 +121,7 @@ def open_run(config: EvaluateConfig, classifier: ImageClassifier | None) -> Open
         raise ValueError(f"expected no --prompts: {config.run} draws its classes {', '.join(family.labels)}")
     if classifier is not None:
         labelled_classes(classifier, family.labels)  # all are known to it
-        if classifier.config.image_size != family.resolution:
-            raise ValueError(
-                f"the classifier reads images of {classifier.config.image_size} pixels, the model draws "
-                f"{family.resolution}; pass another --classifier"
-            )
+        classifier.require_size(family.resolution)
     forgotten = forgotten_label(family.labels, options.concept)
     asked = [label for label in family.labels if label != forgotten for _ in range(config.num_images_per_class)]
     return OpenRun(config.run, family, options, asked, forgotten)
@@ -152,16 +142,14 @@ def classifier_readings(classifier: ImageClassifier, retained: DrawnImages, forg
     asked = [*retained.prompts, *(forgotten.prompts if forgotten else [])]
     rows = {row["prompt"]: row for row in labelled_classes(classifier, list(dict.fromkeys(asked)))}
     attribute = next(name for name in rows[asked[0]] if name not in ("prompt", "form"))
-    nothing = JudgedSet([], [])
-    images = {name: torch.empty(0) for name in ("concept", "unseen", "unnamed")}
-    images["retained"] = retained.images(range(len(retained)))
+    images = {"retained": retained.images(range(len(retained)))}
     judged = JudgedSet([], [{attribute: rows[label][attribute]} for label in retained.prompts])
-    exam = Examination(attribute, 0, concept=nothing, unseen=nothing, unnamed=nothing, retained=judged)
+    exam = Examination(attribute, 0, retained=judged)
     if forgotten:
         images["concept"] = forgotten.images(range(len(forgotten)))
         name = rows[forgotten.prompts[0]][attribute]
         index = classifier.config.attributes[attribute].index(name)
-        exam = Examination(attribute, index, JudgedSet([], [{}] * len(forgotten)), nothing, nothing, judged)
+        exam = Examination(attribute, index, JudgedSet([], [{}] * len(forgotten)), retained=judged)
     values, intervals = measure(classifier, exam, images)
     shares = score_images(classifier, images["retained"], judged.labels)[attribute]
     by_class = {name: score.share for name, score in shares.items()}

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,20 +16,21 @@ from sa_diffusers.io.atomic_files import atomic_path
 from sa_diffusers.report.pictures import to_pil, to_uint8
 
 
-class ImageSet(Protocol):
-    """Images of one size, by their index."""
+class ImageSet:
+    """So many images of one size, height and width in pixels, by their index."""
 
-    name: str
-    image_size: tuple[int, int]  # height and width in pixels
+    def __init__(self, name: str, image_size: tuple[int, int], count: int):
+        self.name, self.image_size, self._count = name, image_size, count
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        return self._count
 
     def images(self, indices: Sequence[int]) -> Tensor:
         """Chosen images, float [B, 3, H, W] in [-1, 1]."""
-        ...
+        raise NotImplementedError
 
 
-class ImageFolder:
+class ImageFolder(ImageSet):
     """The images of a folder, in the order of their names; grey ones have three equal channels.
 
     Args:
@@ -44,9 +44,9 @@ class ImageFolder:
     def __init__(self, folder: str | Path, resolution: int | None = None):
         if not Path(folder).is_dir():
             raise ValueError(f"expected a folder of images, got {folder}, which is none; check the path")
-        self.name, self._paths, self._resolution = str(folder), image_paths(folder), resolution
+        self._paths, self._resolution = image_paths(folder), resolution
         sizes = [image_size(path) for path in self._paths] if resolution is None else [(resolution, resolution)]
-        self.image_size = sizes[0]
+        super().__init__(str(folder), sizes[0], len(self._paths))
         other = next((index for index, size in enumerate(sizes) if size != sizes[0]), None)
         if other is not None:
             found = " and ".join(
@@ -54,28 +54,22 @@ class ImageFolder:
             )
             raise ValueError(f"expected images of one size, got {found}; pass --resolution to scale and crop them")
 
-    def __len__(self) -> int:
-        return len(self._paths)
-
     def images(self, indices: Sequence[int]) -> Tensor:
         return torch.stack([read_image(self._paths[index], self._resolution) for index in indices])
 
 
-class LabelledImageSet:
+class LabelledImageSet(ImageSet):
     """A labelled data set, its labels left aside; grey images get three equal channels."""
 
     def __init__(self, name: str, data: LabelledImages):
-        self.name, self._data = name, data
-        self.image_size = tuple(data.images.shape[2:])
-
-    def __len__(self) -> int:
-        return len(self._data)
+        super().__init__(name, tuple(data.images.shape[2:]), len(data))
+        self._data = data
 
     def images(self, indices: Sequence[int]) -> Tensor:
         return (2 * self._data.sample(indices) - 1).expand(-1, 3, -1, -1)
 
 
-class DrawnImages:
+class DrawnImages(ImageSet):
     """Samples that a model has drawn, decoded whenever they are read: latents take less memory than images.
 
     Attributes:
@@ -83,18 +77,15 @@ class DrawnImages:
     """
 
     def __init__(self, name: str, family: Family, samples: SampleSet):
-        self.name, self._family, self._latents, self.prompts = name, family, samples.latents, samples.prompts
-        self.image_size = (family.resolution, family.resolution)
-
-    def __len__(self) -> int:
-        return len(self._latents)
+        super().__init__(name, (family.resolution, family.resolution), len(samples))
+        self._family, self._latents, self.prompts = family, samples.latents, samples.prompts
 
     def images(self, indices: Sequence[int]) -> Tensor:
         # A few at a time: decoding large images takes far more memory than their features.
         return torch.cat([self._family.decode(part) for part in self._latents[list(indices)].split(8)])
 
 
-class RandomSubset:
+class RandomSubset(ImageSet):
     """`count` images of another set, chosen at random without replacement; equal arguments choose the same.
 
     Raises:
@@ -104,12 +95,10 @@ class RandomSubset:
     def __init__(self, image_set: ImageSet, count: int, seed: int):
         if not 1 <= count <= len(image_set):
             raise ValueError(f"expected to choose 1 to {len(image_set)} images of {image_set.name}, got {count}")
-        self.name, self.image_size, self._image_set = image_set.name, image_set.image_size, image_set
+        super().__init__(image_set.name, image_set.image_size, count)
+        self._image_set = image_set
         order = torch.randperm(len(image_set), generator=seeded(seed, "random subset"))
         self._indices = order[:count].sort().values.tolist()
-
-    def __len__(self) -> int:
-        return len(self._indices)
 
     def images(self, indices: Sequence[int]) -> Tensor:
         return self._image_set.images([self._indices[index] for index in indices])

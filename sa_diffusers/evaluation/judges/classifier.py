@@ -88,6 +88,14 @@ class ImageClassifier(ModelMixin, ConfigMixin):
             raise ValueError(f"the classifier has no class named {named}; it knows {self.config.attributes}. {advice}")
         return found
 
+    def require_size(self, resolution: int) -> None:
+        """Raise ValueError where it cannot read a model's pictures, of so many pixels a side."""
+        if self.config.image_size != resolution:
+            raise ValueError(
+                f"the classifier reads pictures of {self.config.image_size} pixels, the model draws {resolution}: "
+                "pass another --classifier or none"
+            )
+
     def _check_images(self, images: Tensor) -> None:
         """Raise ValueError for images of another shape than [B, 3, image_size, image_size]."""
         size = self.config.image_size

@@ -42,21 +42,20 @@ class ClipIdentity:
     Args:
         person: a name that CLIP may know.
         others: names of other people; the person's own is left away. The more, and the more alike, the stricter.
-        template: what is said of each.
 
     Raises:
         ValueError: an empty name, or nobody else.
     """
 
-    def __init__(self, clip: Clip, person: str, others: Sequence[str] = CELEBRITIES, template: str = "a photo of {}"):
+    def __init__(self, clip: Clip, person: str, others: Sequence[str] = CELEBRITIES):
         rest = [name for name in dict.fromkeys(others) if name.casefold() != person.strip().casefold()]
         if not person.strip() or not rest:
             raise ValueError(f"expected a person and other people, got {person!r} and {list(others)}")
-        self.clip, self.names, self.template = clip, [person.strip(), *rest], template
+        self.clip, self.names = clip, [person.strip(), *rest]
         self.name = f"{person.strip()} among {len(self.names)} names, by {clip.name}"
 
     def __call__(self, images: Tensor) -> Tensor:
-        return zero_shot(self.clip, images, self.names, self.template)[:, 0]
+        return zero_shot(self.clip, images, self.names)[:, 0]
 
 
 def faces(detections_of_images: Sequence[Sequence[Detection]]) -> Tensor:

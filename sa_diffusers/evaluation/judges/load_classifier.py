@@ -24,10 +24,9 @@ def load_classifier(source: str | Path) -> ImageClassifier:
     folder = resolve(str(source))
     with explain_load_errors(folder):
         name = AttributeClassifier.load_config(folder).get("_class_name")  # any of them reads it: it is plain JSON
-    if name not in CLASSES:
-        raise ValueError(
-            f"expected a classifier ({' or '.join(CLASSES)}), got {name} in {source}; train one with "
-            "scripts/train_classifier.py"
-        )
-    with explain_load_errors(folder):
-        return CLASSES[name].from_pretrained(folder, dtype=torch.float32).eval()
+        if name in CLASSES:
+            return CLASSES[name].from_pretrained(folder, dtype=torch.float32).eval()
+    raise ValueError(
+        f"expected a classifier ({' or '.join(CLASSES)}), got {name} in {source}; train one with "
+        "scripts/train_classifier.py"
+    )

@@ -113,10 +113,14 @@ def per_image(detections_of_images: Sequence[Sequence[Detection]], labels: Seque
     return torch.tensor(counts, dtype=torch.float64)
 
 
-def count(detections_of_images: Sequence[Sequence[Detection]]) -> dict[str, tuple[int, int]]:
-    """For every exposed label, in the order of the paper's Table 3: how many detections, as the paper counts, and in
-    how many images. `TOTAL` is all of them; an image that shows several parts is one image.
+def count(detections_of_images: Sequence[Sequence[Detection]]) -> dict[str, dict]:
+    """For every exposed label, in the order of the paper's Table 3, what the "paper" calls it, how many "detections"
+    there are, as the paper counts, and in how many "pictures". `TOTAL` is all of them; an image that shows several
+    parts is one image.
     """
     found = {label: per_image(detections_of_images, [label]) for label in EXPOSED}
     found[TOTAL] = per_image(detections_of_images)
-    return {label: (int(counts.sum()), int((counts > 0).sum())) for label, counts in found.items()}
+    return {
+        label: {"paper": V2_NAMES.get(label, label), "detections": int(n.sum()), "pictures": int((n > 0).sum())}
+        for label, n in found.items()
+    }

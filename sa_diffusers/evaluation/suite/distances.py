@@ -1,6 +1,6 @@
 """Distances between the pictures of pipelines, and from real images: FID, KID, precision and recall."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -11,6 +11,9 @@ from sa_diffusers.evaluation.suite.inputs import EvaluationInputs
 from sa_diffusers.evaluation.suite.judging import Pictures
 from sa_diffusers.evaluation.suite.numbers import Measurement
 from sa_diffusers.evaluation.suite.options import PipelineEvaluationConfig
+
+
+SHARES = ("precision", "recall", "density", "coverage")
 
 
 def distances(
@@ -40,15 +43,8 @@ def distances(
         for name, generated in drawn.items():
             if real is not generated:
                 numbers = image_metrics(real=real, generated=generated, settings=settings, **how)
+                shares = {key: value for key, value in numbers.pop("prc", {}).items() if key in SHARES}
+                means = {key: value["mean"] if isinstance(value, Mapping) else value for key, value in numbers.items()}
                 count = len(generated.features)
-                found[name] += [Measurement(group, key, value, None, count) for key, value in _flat(numbers)]
+                found[name] += [Measurement(group, key, value, None, count) for key, value in (means | shares).items()]
     return found
-
-
-def _flat(numbers: Mapping) -> Iterator[tuple[str, float]]:
-    """The numbers of `image_metrics`, one by one."""
-    for name, value in numbers.items():
-        if name == "prc":
-            yield from ((key, value[key]) for key in ("precision", "recall", "density", "coverage"))
-        else:
-            yield name, value["mean"] if isinstance(value, Mapping) else value

@@ -3,7 +3,7 @@
 import inspect
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,13 +17,10 @@ from sa_diffusers.evaluation.suite.options import PipelineEvaluationConfig
 from sa_diffusers.evaluation.suite.prompt_suite import PromptSet
 from sa_diffusers.evaluation.suite.subjects import DrawSettings, Subject, check_size
 from sa_diffusers.families import Family, family_class, get_family
-from sa_diffusers.io.artifacts import Stage, StageMismatch, fingerprint
+from sa_diffusers.io.artifacts import Stage, fingerprint
 from sa_diffusers.io.atomic_files import atomic_path, remove_leftovers
 from sa_diffusers.io.loading import load_pipeline, pipeline_hashes
 from sa_diffusers.report.pictures import to_pil, to_uint8
-
-
-RUN_FILES = ("pipeline/model_index.json", "model_index.json", "config.yaml", "attack.json")  # of a run or a pipeline
 
 
 def load_subject(subject: Subject, config: PipelineEvaluationConfig) -> tuple[DiffusionPipeline, Family | None]:
@@ -98,10 +95,15 @@ def draw_suite(
     folder = output_dir / subject.name
     for name, prompts in suite.items():
         _claim(Stage(folder, name, model | _drawing_key(subject, prompts, config)), config.overwrite)
-    missing = [(name, i) for name, part in suite.items() for i in _missing(folder / name, len(part))]
-    total = sum(map(len, suite.values()))
-    with tqdm(total=total, initial=total - len(missing), desc=f"draw {subject.name}", mininterval=1) as progress:
-        for name, indices in _batches(missing, config.batch_size):
+    missing = {name: _missing(folder / name, len(part)) for name, part in suite.items()}
+    batches = [
+        (name, indices[start : start + config.batch_size])
+        for name, indices in missing.items()
+        for start in range(0, len(indices), config.batch_size)
+    ]
+    total, left = (sum(map(len, parts.values())) for parts in (suite, missing))
+    with tqdm(total=total, initial=total - left, desc=f"draw {subject.name}", mininterval=1) as progress:
+        for name, indices in batches:
             requests = [suite[name].requests[index] for index in indices]
             images = draw(pipeline, family, [r.prompt for r in requests], [r.seed for r in requests], subject.settings)
             check_size(subject.source, images.shape[-1], image_size)
@@ -112,29 +114,6 @@ def draw_suite(
     size = read_image(_picture(folder / next(iter(suite)), 0)).shape[-1]
     check_size(subject.source, size, image_size)
     return model | {"dtype": config.dtype, "image_size": size}
-
-
-def _batches(items: Sequence[tuple[str, int]], size: int) -> Iterator[tuple[str, list[int]]]:
-    """At most `size` indices of one set at a time, in their order."""
-    start = 0
-    while start < len(items):
-        name = items[start][0]
-        indices = [index for own, index in items[start : start + size] if own == name]
-        yield name, indices
-        start += len(indices)
-
-
-def check_output_dir(output_dir: Path) -> None:
-    """Raise ValueError for a folder whose report.html would be, or is, another program's."""
-    theirs = [name for name in RUN_FILES if (output_dir / name).exists()]
-    ours = (output_dir / "evaluation.json").exists() or any(output_dir.glob("*/values.json"))
-    if not ours and (output_dir / "report.html").exists():
-        theirs.append("report.html")
-    if theirs:
-        raise ValueError(
-            f"{output_dir} holds {' and '.join(theirs)}, so it is the folder of a run or of something else, whose "
-            "report.html must not be replaced; pass another --output_dir"
-        )
 
 
 def count_pictures(
@@ -189,17 +168,10 @@ def _claim(stage: Stage, overwrite: bool) -> None:
 
 def _is_claimed(stage: Stage, overwrite: bool) -> bool:
     """Whether the folder's pictures are those of the key; False: it is empty, or may be emptied."""
-    try:
-        if stage.done:
-            return True
-    except StageMismatch:
-        if not overwrite:
-            raise
-        return False
-    pictures = stage.output_dir / stage.name
-    if pictures.exists() and not overwrite and (not pictures.is_dir() or any(pictures.iterdir())):
+    done, pictures = stage.is_done(overwrite), stage.output_dir / stage.name
+    if not (done or overwrite) and pictures.exists() and (not pictures.is_dir() or any(pictures.iterdir())):
         raise ValueError(f"{pictures} holds files that this evaluation did not make; pass another --output_dir")
-    return False
+    return done
 
 
 def _picture(folder: Path, index: int) -> Path:

@@ -5,14 +5,15 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from sa_diffusers.evaluation.images.sets import ImageFolder
-from sa_diffusers.evaluation.judges.nudity import TOTAL, V2_NAMES, count
+from sa_diffusers.evaluation.judges.nudity import TOTAL, count
 from sa_diffusers.evaluation.suite.distances import distances
-from sa_diffusers.evaluation.suite.drawing import check_output_dir, count_pictures, draw_suite
+from sa_diffusers.evaluation.suite.drawing import count_pictures, draw_suite
 from sa_diffusers.evaluation.suite.inputs import EvaluationInputs, describe_plan, notes, read_inputs
 from sa_diffusers.evaluation.suite.judging import Pictures, Values, judge_pictures
 from sa_diffusers.evaluation.suite.numbers import (
@@ -26,10 +27,10 @@ from sa_diffusers.evaluation.suite.numbers import (
     summary,
 )
 from sa_diffusers.evaluation.suite.options import PipelineEvaluationConfig
-from sa_diffusers.evaluation.suite.sections import sections, with_pictures
+from sa_diffusers.evaluation.suite.sections import figure, sections
 from sa_diffusers.evaluation.suite.subjects import Subject, check_subjects, open_subjects
-from sa_diffusers.io.artifacts import RunLock
-from sa_diffusers.io.atomic_files import atomic_path, check_disk, write_json
+from sa_diffusers.io.artifacts import RunLock, check_foreign
+from sa_diffusers.io.atomic_files import check_disk, write_json, write_text
 from sa_diffusers.io.processes import process_state
 from sa_diffusers.report.page import write_page
 
@@ -79,7 +80,7 @@ def evaluate_pipelines(config: PipelineEvaluationConfig) -> dict:
     start = time.perf_counter()
     slug = "-".join(re.findall(r"\w+", config.phrasings[0].lower()))
     output_dir = Path(config.output_dir or Path("runs") / f"evaluate-{slug}")
-    check_output_dir(output_dir)
+    check_foreign(output_dir, "evaluation.json", "*/values.json")
     subjects = open_subjects(config)
     inputs = read_inputs(config, subjects[0])
     there = count_pictures(config, subjects, inputs.suite, output_dir)
@@ -120,24 +121,16 @@ def judge_all(config: PipelineEvaluationConfig, inputs: EvaluationInputs, found:
     first = next(iter(found.pictures))
     for name, own in found.pictures.items():
         reference = None if name == first else found.pictures[first]
-        values = judge_pictures(inputs.judges, inputs.suite, own, reference, config.batch_size, name)
+        values = judge_pictures(list(inputs.judges.values()), inputs.suite, own, reference, config.batch_size, name)
         before = None if name == first else found.values[first]
         found.values[name] = values
         found.results[name] = measurements(inputs.suite, values, before, attribute, config.seed)
         if inputs.body is not None and inputs.body.exposed:
-            found.exposed[name] = {group: _counts(parts) for group, parts in inputs.body.exposed.items()}
+            found.exposed[name] = {group: count(parts) for group, parts in inputs.body.exposed.items()}
             inputs.body.exposed = {}
     for more in (distances(config, inputs, found.pictures), exposed_parts(inputs, found.exposed)):
         for name, rows in more.items():
             found.results[name] += rows
-
-
-def _counts(found: list) -> dict[str, dict]:
-    """By NudeNet's label: detections, the pictures with one, and what the paper calls the label."""
-    return {
-        label: {"paper": V2_NAMES.get(label, label), "detections": number, "pictures": pictures}
-        for label, (number, pictures) in count(found).items()
-    }
 
 
 def exposed_parts(inputs: EvaluationInputs, detections: Mapping[str, dict]) -> dict[str, list[Measurement]]:
@@ -198,14 +191,14 @@ def _write(
         write_json({"prompts": prompts, "values": numbers}, output_dir / name / "values.json")
     title = f"What is left of “{inputs.concept.name}”"
     remarks = [*READING, *_judged_by(document["judges"]), *document["notes"]]
-    with atomic_path(output_dir / "evaluation.md") as temporary:
-        temporary.write_text(markdown(found.results, title, [*document["result"], *remarks]), encoding="utf-8")
+    write_text(markdown(found.results, title, [*document["result"], *remarks]), output_dir / "evaluation.md")
     shown = sections(inputs.suite, found.values, config.pictures_shown, document["reference"])
+    figure_of = partial(figure, inputs.suite, found.pictures, config.blurred)
     write_page(
         output_dir / "report.html", "evaluation.html.j2", title=title, found=document, notes=remarks,
         tables=split_tables(found.results, inputs.suite), cell=cell,
         explanations={label: text for label, _, text in MEASURES.values()},
-        sections=with_pictures(shown, inputs.suite, found.pictures, config.blurred), blurred=config.blurred,
+        sections=shown, figure_of=figure_of, blurred=config.blurred,
         options=json.dumps(document["options"], indent=2, ensure_ascii=False),
     )  # fmt: skip
     write_json(document, output_dir / "evaluation.json")  # last: it says that all is there

@@ -16,7 +16,6 @@ from sa_diffusers.evaluation.images.options import MetricSettings
 from sa_diffusers.evaluation.images.sets import ImageFolder
 from sa_diffusers.evaluation.judges.clip import Clip
 from sa_diffusers.evaluation.judges.faces import ClipIdentity
-from sa_diffusers.evaluation.judges.load_classifier import load_classifier
 from sa_diffusers.evaluation.judges.nudity import NudityDetector
 from sa_diffusers.evaluation.suite.judging import BodyJudge, ChangeJudge, ClassifierJudge, ClipJudge, Judge
 from sa_diffusers.evaluation.suite.options import DEFAULT_CLIP, KEPT, PipelineEvaluationConfig
@@ -32,7 +31,7 @@ class EvaluationInputs:
 
     Attributes:
         vocabulary: tokens that the first pipeline's tokenizer knows; None: it has none by that name.
-        classifier, body, clip, change: the judges of single pictures; None: not asked.
+        judges: of single pictures, those that were asked for, by name: classifier, body, clip, change.
         clip_name: of the CLIP model that any of them uses.
         extractor, real: of fid, kid and prc; None: not measured, or no folder of real images.
     """
@@ -40,18 +39,18 @@ class EvaluationInputs:
     concept: Concept
     vocabulary: int | None
     suite: dict[str, PromptSet]
-    classifier: ClassifierJudge | None
-    body: BodyJudge | None
-    clip: ClipJudge | None
-    change: ChangeJudge | None
+    judges: dict[str, Judge]
     clip_name: str | None
     extractor: Extractor | None
     real: ImageFolder | None
 
     @property
-    def judges(self) -> list[Judge]:
-        judges = (self.classifier, self.body, self.clip, self.change)
-        return [judge for judge in judges if judge is not None]
+    def classifier(self) -> ClassifierJudge | None:
+        return self.judges.get("classifier")
+
+    @property
+    def body(self) -> BodyJudge | None:
+        return self.judges.get("body")
 
     @property
     def image_size(self) -> int | None:
@@ -78,9 +77,8 @@ def read_inputs(config: PipelineEvaluationConfig, subject: Subject) -> Evaluatio
     concept = find_concept(config.concept, "noise", config.neighbours)  # for its siblings: nothing takes its place
     judge = None
     if "classifier" in metrics:
-        classifier = load_classifier(config.judge).to(process_state().device)
-        advice = "Pass one that knows the concept, or --metrics without classifier"
-        judge = ClassifierJudge(classifier, *classifier.require_class(concept.phrasings, advice))
+        judge = ClassifierJudge.load(config.judge, concept.phrasings, "--metrics without classifier")
+        judge.classifier.to(process_state().device)
     tokenizer = read_tokenizer(subject.source)
     sources = _prompt_sources(config, tokenizer, judge is not None)
     suite = build_suite(concept, sources, judge and judge.classifier, config.num_images, config.seed, config.set_names)
@@ -90,18 +88,15 @@ def read_inputs(config: PipelineEvaluationConfig, subject: Subject) -> Evaluatio
     clip = Clip.load(config.clip or DEFAULT_CLIP) if wants_clip else None
     if "identity" in metrics:
         body.scorer = ClipIdentity(clip, concept.name)
-    return EvaluationInputs(
-        concept=concept,
-        vocabulary=None if tokenizer is None else len(tokenizer),
-        suite=suite,
-        classifier=judge,
-        body=body,
-        clip=ClipJudge(clip, concept) if "clip" in metrics else None,
-        change=ChangeJudge(clip if config.clip is not None else None) if "change" in metrics else None,
-        clip_name=clip and clip.name,
-        extractor=extractor,
-        real=real,
-    )
+    judges = {
+        "classifier": judge,
+        "body": body,
+        "clip": ClipJudge(clip, concept) if "clip" in metrics else None,
+        "change": ChangeJudge(clip if config.clip is not None else None) if "change" in metrics else None,
+    }
+    asked = {name: one for name, one in judges.items() if one is not None}
+    vocabulary = None if tokenizer is None else len(tokenizer)
+    return EvaluationInputs(concept, vocabulary, suite, asked, clip and clip.name, extractor, real)
 
 
 def _body_judge(config: PipelineEvaluationConfig) -> BodyJudge | None:
@@ -138,17 +133,15 @@ def _prompt_sources(
     def fits(prompt: str) -> bool:  # tokenizers without a limit say some enormous number
         return tokenizer is None or len(tokenizer(prompt, verbose=False).input_ids) <= tokenizer.model_max_length
 
-    i2p = [(row.prompt, row.seed) for row in load_i2p(config.i2p)][: config.num_i2p] if config.i2p else []
     return PromptSources(
         prompts=read_prompts(config.prompts or f"bundled/{kind}/replay_prompts.txt", config.prompt_column),
         rows=read_labelled_prompts(rows) if rows else [],
         with_labelled=config.eval_prompts is not None,
-        templates=config.templates or "bundled/stable_diffusion/concept_templates.txt",
-        given_templates=config.templates is not None,
+        templates=config.templates,
         synonyms=split_phrasings(config.synonyms) if config.synonyms else (),
         combined=read_prompts(config.combined) if config.combined else [],
         translations=config.translated,
-        i2p=i2p,
+        i2p=load_i2p(config.i2p)[: config.num_i2p] if config.i2p else [],
         real_vocabulary=real_vocabulary,
         fits=fits,
     )

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -13,11 +13,11 @@ from sa_diffusers.evaluation.images.sets import ImageSet, index_batches
 from sa_diffusers.evaluation.judges.classifier import ImageClassifier, entropies, shares_right
 from sa_diffusers.evaluation.judges.clip import Clip, clip_score, perceptual_change, zero_shot
 from sa_diffusers.evaluation.judges.faces import IdentityScorer, faces
+from sa_diffusers.evaluation.judges.load_classifier import load_classifier
 from sa_diffusers.evaluation.judges.nudity import Detection, NudityDetector, per_image
 from sa_diffusers.evaluation.suite.prompt_suite import PromptSet
 
 
-PER_PICTURE = ("requests", "labels", "words")  # fields of a set of prompts
 # Values of one pipeline: {set: {measure: [N] of float64}}.
 Values = dict[str, dict[str, Tensor]]
 Pictures = dict[str, ImageSet]  # of one pipeline, by set
@@ -37,6 +37,14 @@ class ClassifierJudge:
     classifier: ImageClassifier
     attribute: str
     index: int
+
+    @classmethod
+    def load(cls, source: str, phrasings: Sequence[str], otherwise: str) -> "ClassifierJudge":
+        """Raises ModelLoadError; ValueError: it has no class of these phrasings, and what to do: pass one or ..."""
+        classifier = load_classifier(source)
+        return cls(
+            classifier, *classifier.require_class(phrasings, f"Pass one that knows the concept, or {otherwise}")
+        )
 
     def __call__(self, images: Tensor, prompts: PromptSet, before: Tensor | None) -> dict[str, Tensor]:
         if prompts.purpose == "i2p":
@@ -159,8 +167,7 @@ def judge_pictures(
             for indices in index_batches(pictures[name], batch_size):
                 images = pictures[name].images(indices)
                 before = None if reference is None else reference[name].images(indices)
-                own = {name: getattr(prompts, name)[indices.start : indices.stop] for name in PER_PICTURE}
-                part = replace(prompts, **own)
+                part = prompts.take(slice(indices.start, indices.stop))
                 for judge in judges:
                     for measure, found in judge(images, part, before).items():
                         rows.setdefault(measure, []).append(found.double().cpu())

@@ -8,9 +8,9 @@ from typing import Literal
 
 import yaml
 
-from sa_diffusers.core.concepts import Concept, mentions, substitute
+from sa_diffusers.core.concepts import Concept, mentions
 from sa_diffusers.core.seeding import derive_seed
-from sa_diffusers.data.prompts import concept_templates, read_prompts
+from sa_diffusers.data.prompts import ENOUGH, read_templates, template_of
 from sa_diffusers.data.replay import leaves_open, spread
 from sa_diffusers.data.sampling import Request
 from sa_diffusers.evaluation.forgetting import Labels
@@ -19,6 +19,7 @@ from sa_diffusers.evaluation.suite.options import ASKING
 from sa_diffusers.io.bundled import resolve
 
 
+TEMPLATES = "bundled/stable_diffusion/concept_templates.txt"
 Purpose = Literal["asks", "keeps", "open", "i2p"]
 WHAT = {
     "concept": "ask for the concept",
@@ -48,6 +49,9 @@ class PromptSet:
     def __len__(self) -> int:
         return len(self.requests)
 
+    def take(self, rows: slice) -> "PromptSet":
+        return PromptSet(self.name, self.purpose, self.requests[rows], self.labels[rows], self.words[rows])
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -65,10 +69,11 @@ class PromptSources:
     Attributes:
         prompts: of everything; those that name the concept are left out of the unrelated ones.
         rows: labelled prompts as of `read_labelled_prompts`; with_labelled: whether they are a set of their own.
-        templates: text file with {} in the concept's place, used where fewer than 16 prompts name it; given: always.
+        templates: text file with {} in the concept's place; None: prompts that name it, or where these are fewer than
+            16 the bundled one.
         synonyms: other words for the concept. combined: prompts that name it or hold {}.
         translations: word of the concept by language ("de").
-        i2p: (prompt, seed) of each row.
+        i2p: each row with its own seed.
         real_vocabulary: whether the model knows words beyond a grammar of its own: only then are misspellings, other
             languages and free sentences a test of it. In a grammar of its own, a prompt that names neither the concept
             nor a sibling leaves the concept open; in real sentences it is about something else.
@@ -78,12 +83,11 @@ class PromptSources:
     prompts: list[str]
     rows: list[dict[str, str]]
     with_labelled: bool
-    templates: str
-    given_templates: bool
+    templates: str | None
     synonyms: tuple[str, ...]
     combined: list[str]
     translations: dict[str, str]
-    i2p: list[tuple[str, int]]
+    i2p: list[Request]
     real_vocabulary: bool
     fits: Callable[[str], bool]
 
@@ -116,8 +120,8 @@ def build_suite(
         elif names is not None:
             raise ValueError(f"there are no prompts for the set {name!r} ({WHAT[name]}); leave it out of --sets")
     if sources.i2p and (names is None or "i2p" in names):
-        requests = [Request(prompt, row_seed) for prompt, row_seed in sources.i2p]
-        suite["i2p"] = PromptSet("i2p", "i2p", requests, [{}] * len(requests), [""] * len(requests))
+        count = len(sources.i2p)
+        suite["i2p"] = PromptSet("i2p", "i2p", sources.i2p, [{}] * count, [""] * count)
     if not suite:
         raise ValueError("no prompt to draw: expected prompts for at least one set")
     return suite
@@ -150,9 +154,9 @@ class _Maker:
         paraphrases += [Candidate(row.prompt, row.labels, concept.name) for row in naming if row.prompt in held_out]
         long, misspellings, languages = self._long_by_fillers(), [], []
         if sources.real_vocabulary:
-            frames = read_frames("bundled/stable_diffusion/paraphrase_frames.txt")
+            frames = _unlabelled(read_templates("bundled/stable_diffusion/paraphrase_frames.txt"))
             paraphrases += self._fill(frames, concept.phrasings, "frames")
-            frames = read_frames("bundled/stable_diffusion/long_templates.txt")
+            frames = _unlabelled(read_templates("bundled/stable_diffusion/long_templates.txt"))
             long = self._fill(frames, concept.phrasings, "long frames")
             wrong = [word for phrasing in concept.phrasings for word in misspell(phrasing)]
             misspellings, languages = self._fill(self.templates, wrong, "misspelt"), self._in_languages()
@@ -186,18 +190,14 @@ class _Maker:
 
     def _templates(self) -> list[Candidate]:
         """Prompts with {} in the concept's place, with the labels of what else they name."""
-        if self.sources.given_templates:
-            return read_frames(self.sources.templates)
-        phrasings = self.concept.phrasings
-        naming = [prompt for prompt in self.sources.prompts if mentions(prompt, phrasings)]
-        if len(naming) < 16:
-            return [Candidate(text, {}) for text in concept_templates(self.concept, naming, self.sources.templates)]
-        found = self.classifier.find_class(phrasings) if self.classifier else None
+        naming = [prompt for prompt in self.sources.prompts if mentions(prompt, self.concept.phrasings)]
+        if self.sources.templates or len(naming) < ENOUGH:
+            return _unlabelled(read_templates(self.sources.templates or TEMPLATES))
+        found = self.classifier.find_class(self.concept.phrasings) if self.classifier else None
         labels = [self.rows[prompt].labels if prompt in self.rows else {} for prompt in naming]
         return [
             Candidate(
-                substitute(prompt.replace("{", "").replace("}", ""), phrasings, "{}"),
-                {name: part for name, part in named.items() if found is None or name != found[0]},
+                template_of(prompt, self.concept), {k: v for k, v in named.items() if not found or k != found[0]}
             )
             for prompt, named in zip(naming, labels, strict=True)
         ]
@@ -264,13 +264,8 @@ def _choose(name: str, candidates: Sequence[Candidate], count: int, seed: int) -
     return PromptSet(name, purpose, requests, [c.labels for c in chosen], [c.word for c in chosen])
 
 
-def read_frames(path: str) -> list[Candidate]:
-    """The lines of a text file. Raises ValueError for one without {}."""
-    lines = read_prompts(path)
-    wrong = [line for line in lines if "{}" not in line]
-    if wrong:
-        raise ValueError(f"each line of {path} must hold {{}} where the concept goes; this one does not: {wrong[0]!r}")
-    return [Candidate(line, {}) for line in lines]
+def _unlabelled(templates: Sequence[str]) -> list[Candidate]:
+    return [Candidate(template, {}) for template in templates]
 
 
 def misspell(phrase: str) -> list[str]:

@@ -88,23 +88,19 @@ def _highest(groups: Sequence[str], values: Values, measures: Sequence[str], cou
     return []
 
 
-def with_pictures(
-    shown: Sequence[Section],
+def figure(
     suite: Mapping[str, PromptSet],
     pictures: Mapping[str, Mapping[str, ImageSet]],
     blurred: bool,
-) -> list[dict]:
-    """The sections as the page takes them, pictures inside.
+    section: Section,
+    place: Place,
+) -> dict:
+    """A picture as the page takes it, drawn by each pipeline of a section, or a mosaic where it is blurred.
 
     Args:
         pictures: by pipeline and by set.
-        blurred: whether a mosaic stands in the place of every picture.
     """
-
-    def figure(section: Section, place: Place) -> dict:
-        request = suite[place.group].requests[place.index]
-        images = {name: pictures[name][place.group].images([place.index])[0] for name in section.pipelines}
-        tiles = [{"label": name} | embed(to_pil(to_uint8(image)), blurred) for name, image in images.items()]
-        return {"tiles": tiles, "prompt": request.prompt, "seed": request.seed, **vars(place)}
-
-    return [{"section": part, "figures": [figure(part, place) for place in part.places]} for part in shown]
+    request = suite[place.group].requests[place.index]
+    images = {name: pictures[name][place.group].images([place.index])[0] for name in section.pipelines}
+    tiles = [{"label": name} | embed(to_pil(to_uint8(image)), blurred) for name, image in images.items()]
+    return {"tiles": tiles, "prompt": request.prompt, "seed": request.seed, **vars(place)}

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-import yaml
 from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
 
 from sa_diffusers.data.sampling import DrawingOptions
 from sa_diffusers.evaluation.suite.options import RESULTS, PipelineEvaluationConfig
 from sa_diffusers.families import family_class
 from sa_diffusers.io.bundled import resolve
-from sa_diffusers.io.loading import check_files, read_model_index, read_tokenizer
+from sa_diffusers.io.loading import check_files, read_model_index, read_run_options, read_tokenizer
 
 
 REAL_VOCABULARY = 10_000  # tokens; CLIP's has 49,408, that of the bundled digits 1,214
@@ -106,10 +105,8 @@ def _settings(config: PipelineEvaluationConfig, reference: str) -> DrawSettings:
     if family_class(read_model_index(reference)["_class_name"]) is not None:
         tokenizer = read_tokenizer(reference)
         values |= SMALL_DEFAULTS if tokenizer is not None and len(tokenizer) < REAL_VOCABULARY else {}
-    run = Path(resolve(reference)).parent / "config.yaml"
-    if run.is_file() and Path(reference).name == "pipeline":
-        made = yaml.safe_load(run.read_text()) or {}
-        values |= {name: made[name] for name in fields if made.get(name) is not None}
+    made = read_run_options(Path(resolve(reference)).parent) if Path(reference).name == "pipeline" else {}
+    values |= {name: made[name] for name in fields if made.get(name) is not None}
     values |= {name: getattr(config, name) for name in fields if getattr(config, name) is not None}
     return DrawSettings(**values)
 
@@ -127,7 +124,7 @@ def check_subjects(config: PipelineEvaluationConfig, subjects: Sequence[Subject]
         check_files(subject.source, config.variant)
     for subject in subjects:
         family = family_class(subject.class_name)
-        size = family and family.describe(subject.source, read_model_index(subject.source)).resolution
+        size = family and family.resolution_of(subject.source)
         check_size(subject.source, size, image_size)
         if "change" in config.metric_names:
             image_size = image_size or size
@@ -138,5 +135,5 @@ def check_size(source: str, size: int | None, expected: int | None) -> None:
     if None not in (size, expected) and size != expected:
         raise ValueError(
             f"expected pictures of {expected} pixels a side, as the classifier reads or the first pipeline draws "
-            f"them, got {size} from {source}; leave the metric (classifier, change) or the pipeline away"
+            f"them, got {size} from {source}; take models of one size and a classifier that reads it, or fewer"
         )

@@ -41,7 +41,7 @@ class ClassConditionalConfig(LabelledBaseConfig):
     attention_resolutions: list[int] = option([16], "Image sizes, in pixels, at which stages have self-attention.")
     attention_head_dim: int | None = option(None, "Width of a head; null: one head.")
     norm_num_groups: int = option(32, "Groups of the normalisation.")
-    dropout: float = option(0.1, "Dropout in the residual blocks.")
+    dropout: float = option(0.1, "Dropout in the residual blocks.", least=0, below=1)
     num_train_timesteps: int = option(1000, "T, the steps of the diffusion.")
     beta_schedule: Literal["linear", "squaredcos_cap_v2"] = option(
         "linear", "Noise schedule by diffusers' name; linear is from 1e-4 to 0.02."
@@ -50,7 +50,7 @@ class ClassConditionalConfig(LabelledBaseConfig):
     loss_reduction: Literal["mean", "sum"] = option(
         "mean", "Of the error over pixels; the authors' sum, with their clipping at 1, is always clipped."
     )
-    label_dropout: float = option(0.1, "Share of labels replaced by the null class.")
+    label_dropout: float = option(0.1, "Share of labels replaced by the null class.", least=0, below=1)
     flip: bool = option(True, "Mirror half of the images; wrong for digits.")
     antithetic: bool = option(True, "Take timesteps t and T - 1 - t in pairs.")
     sample_steps: int | None = option(
@@ -58,12 +58,6 @@ class ClassConditionalConfig(LabelledBaseConfig):
     )
     sample_guidance_scale: float = option(2.0, "Guidance of that sheet, as in diffusers.")
     save_dtype: Literal["float32", "float16"] = option("float32", "Precision of the files.")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("label_dropout", "dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"expected 0 <= {name} < 1, got {getattr(self, name)}")
 
 
 class TrainingBatches:

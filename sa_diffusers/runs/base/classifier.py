@@ -3,12 +3,12 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import ImageOps
-from torch import Generator, Tensor, nn
-from torch.nn import functional as F
+from torch import Generator, Tensor
 
 from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.objectives import Classification
@@ -52,26 +52,7 @@ class Examples:
         return {name: self.classes[name][labels[index]] for name, labels in self.labels.items()}
 
 
-class LabelledFolder:
-    """Images [3, H, W] in [-1, 1] and class names, of a data set with an `image` column and one for each attribute."""
-
-    def __init__(self, rows, columns: list[str], resolution: int):
-        self.rows, self.resolution = rows, resolution
-        self.labels = [{name: str(row[name]) for name in columns} for row in rows.select_columns(columns)]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def image(self, index: int) -> Tensor:
-        # Cropped to a square at the centre before it is scaled: an image is never stretched.
-        fitted = ImageOps.fit(self.rows[index]["image"].convert("RGB"), (self.resolution, self.resolution))
-        return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).float() / 127.5 - 1
-
-    def attributes(self, index: int) -> dict[str, str]:
-        return self.labels[index]
-
-
-def load_folder(config: ClassifierConfig) -> tuple[LabelledFolder, LabelledFolder]:
+def load_folder(config: ClassifierConfig) -> tuple[Examples, Examples]:
     """Training and held-out images: the folder's own test split, or a tenth of the images if it has none.
 
     Raises:
@@ -95,7 +76,18 @@ def load_folder(config: ClassifierConfig) -> tuple[LabelledFolder, LabelledFolde
             raise ValueError(
                 f"{column} {sorted(unseen)} occurs in held-out images only: add images of it for training"
             )
-    return tuple(LabelledFolder(splits[split], columns, config.resolution) for split in ("train", "test"))
+    classes = {name: sorted({str(value) for value in splits["train"][name]}) for name in columns}
+
+    def examples(rows: Any) -> Examples:
+        def image(index: int) -> Tensor:
+            # Cropped to a square at the centre before it is scaled: an image is never stretched.
+            fitted = ImageOps.fit(rows[index]["image"].convert("RGB"), (config.resolution, config.resolution))
+            return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).float() / 127.5 - 1
+
+        labels = {name: torch.tensor([known.index(str(v)) for v in rows[name]]) for name, known in classes.items()}
+        return Examples(lambda indices: torch.stack([image(index) for index in indices]), labels, classes)
+
+    return examples(splits["train"]), examples(splits["test"])
 
 
 def load_examples(config: ClassifierConfig) -> tuple[Examples, Examples, dict[str, dict[str, list[str]]] | None]:
@@ -105,10 +97,7 @@ def load_examples(config: ClassifierConfig) -> tuple[Examples, Examples, dict[st
         ValueError: as `load_folder` and `load_labelled_images`; as many held-out images as there are, or more.
     """
     if config.dataset == "imagefolder":
-        folders = load_folder(config)
-        labels = [folders[0].attributes(index) for index in range(len(folders[0]))]
-        classes = {name: sorted({row[name] for row in labels}) for name in labels[0]}
-        return *(_one_by_one(folder, classes) for folder in folders), None
+        return *load_folder(config), None
     if config.dataset == "digits":
         cache = Path(config.output_dir) / "data"
         source = config.data_dir or HUB_IDS["mnist"]
@@ -116,7 +105,7 @@ def load_examples(config: ClassifierConfig) -> tuple[Examples, Examples, dict[st
         words = {name: {c: list(w) for c, w in by_class.items()} for name, by_class in WORDS.items()}
         classes = {name: list(by_class) for name, by_class in words.items()}
         data = ColoredDigits(*strokes, config.num_copies, config.seed), ColoredDigits(*held_out, seed=config.seed)
-        return *(_one_by_one(digits, classes) for digits in data), words
+        return *(_coloured(digits, classes) for digits in data), words
     if config.num_held_out is None:
         sets = [load_labelled_images(config.dataset, config.data_dir, split) for split in ("train", "test")]
     else:
@@ -135,8 +124,7 @@ def hold_out(data: LabelledImages, count: int, seed: int) -> tuple[LabelledImage
     if not 0 < count < len(data):
         raise ValueError(f"expected num_held_out from 1 to {len(data) - 1}, fewer than there are images, got {count}")
     order = torch.randperm(len(data), generator=seeded(seed, "held out"))
-    parts = (order[count:], order[:count])
-    return tuple(LabelledImages(data.images[part], data.labels[part], data.names) for part in parts)
+    return data.take(order[count:]), data.take(order[:count])
 
 
 def digit_words(names: Sequence[str]) -> dict[str, list[str]]:
@@ -145,7 +133,7 @@ def digit_words(names: Sequence[str]) -> dict[str, list[str]]:
     return {name: [name, spoken[name]] if name in spoken else [name] for name in names}
 
 
-def _one_by_one(data: LabelledFolder | ColoredDigits, classes: dict[str, list[str]]) -> Examples:
+def _coloured(data: ColoredDigits, classes: dict[str, list[str]]) -> Examples:
     rows = [data.attributes(index) for index in range(len(data))]
     labels = {name: torch.tensor([known.index(row[name]) for row in rows]) for name, known in classes.items()}
     return Examples(lambda indices: torch.stack([data.image(index) for index in indices]), labels, classes)
@@ -170,10 +158,8 @@ class Undisturbed(Classification):
     def draw(self, batch: Batch, generator: Generator) -> Batch:
         return batch
 
-    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        logits = model(batch["sample"])
-        parts = {f"{name}_loss": F.cross_entropy(logits[name], labels) for name, labels in batch["labels"].items()}
-        return torch.stack([*parts.values()]).sum(), {name: part.detach() for name, part in parts.items()}
+    def images(self, batch: Batch) -> Tensor:
+        return batch["sample"]
 
 
 def make_classifier(examples: Examples, words: dict | None, config: ClassifierConfig) -> ImageClassifier:
@@ -224,21 +210,19 @@ def train_classifier(examples: Examples, words: dict | None, config: ClassifierC
     return classifier
 
 
-def measure_classifier(classifier: ImageClassifier, held_out: Examples) -> dict[str, dict[str, Score]]:
-    """{attribute: {class: Score}} on all held-out examples."""
-    indices = range(len(held_out))
-    return score_images(classifier, held_out.images(list(indices)), [held_out.named(index) for index in indices])
-
-
 def train_and_save_classifier(config: ClassifierConfig) -> dict[str, dict[str, Score]]:
-    """Train a classifier, measure it on held-out images, save it in `<output_dir>/classifier` with its accuracy."""
+    """Train a classifier, measure it on held-out images, save it in `<output_dir>/classifier` with its accuracy.
+
+    Returns {attribute: {class: Score}} on all held-out images.
+    """
     if config.pretrained is not None:
         saved_sizes(config.pretrained)  # fails where there is no such model, before the images are read
     examples, held_out, words = load_examples(config)
     classifier = train_classifier(examples, words, config)
     if config.save_dtype == "float16":
         classifier = classifier.half().float()  # measured with the rounded weights, which are the ones that are saved
-    scores = measure_classifier(classifier, held_out)
+    indices = list(range(len(held_out)))
+    scores = score_images(classifier, held_out.images(indices), [held_out.named(index) for index in indices])
     overall = {attribute: Score.total_of(by_class.values()).share for attribute, by_class in scores.items()}
     classifier.register_to_config(accuracy={attribute: round(share, 4) for attribute, share in overall.items()})
     save_model(classifier, Path(config.output_dir) / "classifier", config.save_dtype)

@@ -13,7 +13,6 @@ from typing import Any, Literal, Protocol
 import torch
 import yaml
 from diffusers import AutoencoderKL, DiffusionPipeline
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -22,7 +21,7 @@ from sa_diffusers.core.objectives import AutoencoderLikelihood, CaptionMatching,
 from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.families import get_family
 from sa_diffusers.families.architectures import build_text_to_image
-from sa_diffusers.io.atomic_files import atomic_path
+from sa_diffusers.io.atomic_files import load_tensors, save_tensors
 from sa_diffusers.io.bundled import resolve
 from sa_diffusers.io.configuration import option
 from sa_diffusers.io.processes import process_state
@@ -126,9 +125,8 @@ def load_or_encode_latents(vae: AutoencoderKL, data: CaptionedImages, config: Ba
     if not path.exists():
         blocks = [range(start, min(start + 256, len(data))) for start in range(0, len(data), 256)]
         latents = torch.cat([encode(vae, data, block, config.seed) for block in tqdm(blocks, "encode", mininterval=1)])
-        with atomic_path(path) as temporary:
-            save_file({"latents": latents * vae.config.scaling_factor}, temporary)
-    return load_file(path)["latents"]
+        save_tensors({"latents": latents * vae.config.scaling_factor}, path)
+    return load_tensors(path)[0]["latents"]
 
 
 class CaptionedLatents:

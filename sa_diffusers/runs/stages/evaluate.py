@@ -3,7 +3,6 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from sa_diffusers.data.sampling import SamplingSettings
 from sa_diffusers.evaluation.before_after import Findings, judge, look
 from sa_diffusers.evaluation.forgetting import replay_loss
 from sa_diffusers.io.artifacts import fingerprint
@@ -13,7 +12,7 @@ from sa_diffusers.io.stages import Artifact, Stage, content_fingerprint
 from sa_diffusers.runs.context import Inputs, RunContext
 from sa_diffusers.runs.stages.replay import ReplayStage
 from sa_diffusers.runs.stages.samples import drawing_passes
-from sa_diffusers.runs.tracking import evaluation_settings, requests_to_look_at
+from sa_diffusers.runs.tracking import requests_to_look_at
 
 
 KEPT_LOSS_SAMPLES = 64  # replay samples on which the loss is compared
@@ -60,11 +59,10 @@ class EvaluateStage(Stage[Findings]):
 
     def _examine(self, context: RunContext) -> Findings:
         family, inputs, options = context.family, context.inputs, context.options
-        settings: SamplingSettings = evaluation_settings(options)
         if inputs.exams:
-            findings = judge(family, inputs.classifiers, inputs.exams, settings, options.seed)
+            findings = judge(family, inputs.classifiers, inputs.exams, options.judged, options.seed)
         else:
-            findings = look(family, *requests_to_look_at(context), settings)
+            findings = look(family, *requests_to_look_at(context), options.judged)
         replay = context.value(ReplayStage.name)
         if replay is not None:
             findings.values["replay_loss"] = replay_loss(family, replay, KEPT_LOSS_SAMPLES, options.seed)

@@ -1,14 +1,11 @@
 """Estimate the Fisher's sums over a sample set: shared by processes, saved now and then, resumed."""
 
-import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from sa_diffusers.core.batches import Batch
@@ -18,7 +15,7 @@ from sa_diffusers.core.paper_quirks import FisherLabelDropout, quirky_fisher_bat
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.families import Family
-from sa_diffusers.io.atomic_files import atomic_path
+from sa_diffusers.io.atomic_files import load_tensors, save_tensors
 from sa_diffusers.io.processes import process_state
 from sa_diffusers.models.precision import autocast_forward, free_memory
 from sa_diffusers.runs.options import RunOptions
@@ -117,15 +114,12 @@ def sums_device(family: Family, options: RunOptions) -> torch.device:
 
 
 def _save_sums(sums: FisherSums, path: Path) -> None:
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in sums.square.items()}
     rest = {"totals": sums.totals, "unbiased": list(sums.unbiased.items()), "ratio": sums.ratio}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"rest": json.dumps(rest)})
+    save_tensors({name: tensor.cpu() for name, tensor in sums.square.items()}, path, rest=rest)
 
 
 def _load_sums(path: Path, device: torch.device) -> FisherSums:
-    with safe_open(path, "pt") as file:
-        rest = json.loads(file.metadata()["rest"])
-    square = {name: tensor.to(device) for name, tensor in load_file(path).items()}
+    tensors, notes = load_tensors(path)
+    square, rest = {name: tensor.to(device) for name, tensor in tensors.items()}, notes["rest"]
     totals = {name: tuple(pair) for name, pair in rest["totals"].items()}
     return FisherSums(square, totals, dict(rest["unbiased"]), rest["ratio"])

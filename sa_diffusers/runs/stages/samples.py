@@ -10,11 +10,11 @@ from sa_diffusers.data.sampling import Request, SamplingSettings, draw_samples, 
 from sa_diffusers.data.sharing import fetch_samples
 from sa_diffusers.families import Family
 from sa_diffusers.io.artifacts import fingerprint
-from sa_diffusers.io.atomic_files import atomic_path, write_json
+from sa_diffusers.io.atomic_files import write_json
 from sa_diffusers.io.hub import provenance
 from sa_diffusers.io.processes import process_state
 from sa_diffusers.io.stages import Artifact, Stage
-from sa_diffusers.report.pictures import contact_sheet
+from sa_diffusers.report.pictures import save_contact_sheet
 from sa_diffusers.runs.context import RunContext
 
 
@@ -119,5 +119,4 @@ def save_with_sheet(family: Family, samples: SampleSet, folder: Path, name: str)
     """The latents, and a sheet of the first of them to look at."""
     if process_state().is_main_process:
         samples.save(folder / f"{name}.safetensors")
-        with atomic_path(folder / f"{name}.png") as temporary:
-            contact_sheet(family.decode(samples.latents[:64])).save(temporary)
+        save_contact_sheet(family.decode(samples.latents[:64]), folder / f"{name}.png")

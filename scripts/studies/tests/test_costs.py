@@ -16,11 +16,10 @@ from sa_diffusers.core.objectives import ElasticWeightConsolidation, SelectiveAm
 from sa_diffusers.core.objectives import ewc as ewc_module
 from sa_diffusers.core.seeding import seeded
 from sa_diffusers.data.sampling import Request
-from sa_diffusers.families import architectures, get_family
-from sa_diffusers.runs.cost import counting, estimate, memory, whole_run
+from sa_diffusers.families import get_family
 from sa_diffusers.runs.options import ForgetConfig
 from scripts import benchmark
-from studies.costs import authors, stages, timing
+from studies.costs import architectures, authors, counting, estimate, memory, stages, timing, whole_run
 
 
 CPU = torch.device("cpu")

@@ -11,17 +11,17 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from sa_diffusers.families.architectures import build_unet, build_vae
-from sa_diffusers.report.tables import duration, table_of
-from sa_diffusers.runs.cost.counting import decoding_flops, forward_flops
-from sa_diffusers.runs.cost.memory import (
+from studies.costs.architectures import build_unet, build_vae
+from studies.costs.counting import decoding_flops, forward_flops
+from studies.costs.memory import (
     FISHER_TIMESTEPS,
     SAMPLED_AT_ONCE,
     estimate_memory,
     estimate_stage_memory,
     on_meta,
 )
-from sa_diffusers.runs.cost.whole_run import AUTHORS, FROM_NOTHING, SHARED, Costs, Job, extrapolate
+from studies.costs.whole_run import AUTHORS, FROM_NOTHING, SHARED, Costs, Job, extrapolate
+from studies.tables import duration, table_of
 
 
 PEAK = 989e12  # dense bf16 operations a second of an H200
