@@ -410,7 +410,7 @@ def interrupt_call(patch, owner, name: str, number: int) -> None:
         (TextToImageFamily, "draw", 4, "before"),
         (ElasticWeightConsolidation, "add_gradient", 3, "train"),
         (sa_diffusers.runs.stages.train, "save_pipeline", 0, "train"),
-        (TextToImageFamily, "draw", 5, "after"),
+        (TextToImageFamily, "draw", 6, "after"),
         (sa_diffusers.runs.forget, "write_results", 0, None),
     ],
 )
