@@ -8,13 +8,6 @@ from typing import Literal
 from sa_diffusers.io.configuration import Options, option
 
 
-# Options of training a base model that say how the run is watched, not what it computes.
-NOT_IDENTITY = (
-    "output_dir", "report_to", "checkpointing_steps", "checkpoints_total_limit", "logging_steps", "data_dir",
-    "num_threads",
-)  # fmt: skip
-
-
 @dataclass
 class TrainingConfig(Options):
     """Settings of one optimisation. The learning rate is used as written, whatever the number of processes.

@@ -23,6 +23,7 @@ class ClassifierConfig(TrainingConfig):
         None,
         "Local folder or hub id of the images; null: the data set's usual hub id. imagefolder has none, "
         "digits8x8 needs none.",
+        identity=False,
     )
     dataset: Literal["imagefolder", "digits", "mnist", "digits8x8", "cifar10", "stl10"] = option(
         "imagefolder",
@@ -52,7 +53,7 @@ class ClassifierConfig(TrainingConfig):
     depths: list[int] = option([3, 4, 6, 3], "Blocks of each stage of a resnet from scratch.")
     hidden_sizes: list[int] = option([64, 128, 256, 512], "Widths of those stages.")
     attributes: str = option("label", "Columns with the class names, separated by commas (imagefolder only).")
-    output_dir: str = option("runs/classifier", "Run folder; `classifier/` in it is the model.")
+    output_dir: str = option("runs/classifier", "Run folder; `classifier/` in it is the model.", identity=False)
     resolution: int = option(32, "Height and width in pixels that folder images are fitted to.")
     num_copies: int = option(1, "Colourings of every digit (dataset digits).")
     disturb: bool = option(True, "Warp all training images; blur half of them and add noise to those.")

@@ -24,13 +24,17 @@ class LabelledBaseConfig(TrainingConfig):
     dataset: DatasetName = option(
         "digits8x8", "mnist, cifar10, stl10 (hub id or local folder), or digits8x8: scikit-learn's bundled digits."
     )
-    data_dir: str | None = option(None, "Local folder or hub id of the data set; null: its usual hub id.")
+    data_dir: str | None = option(
+        None, "Local folder or hub id of the data set; null: its usual hub id.", identity=False
+    )
     split: Literal["train", "all"] = option(
         "train", "Images to train on; all: the test images, too, as the authors for STL10."
     )
     exclude_classes: list[str] = option([], "Classes whose images are left out; the model keeps their labels.")
-    output_dir: str = option("runs/base", "Folder of the run; `pipeline/` inside is the model.")
-    num_threads: int | None = option(None, "CPU threads; null: as the environment says (`accelerate launch` says 1).")
+    output_dir: str = option("runs/base", "Folder of the run; `pipeline/` inside is the model.", identity=False)
+    num_threads: int | None = option(
+        None, "CPU threads; null: as the environment says (`accelerate launch` says 1).", identity=False
+    )
     seed: int = option(0, "Seed of every random number.")
 
 

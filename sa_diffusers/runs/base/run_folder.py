@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -10,9 +9,10 @@ from diffusers import DiffusionPipeline, ModelMixin
 
 from sa_diffusers.io.artifacts import RunLock, Stage
 from sa_diffusers.io.atomic_files import remove_leftovers
+from sa_diffusers.io.configuration import identity_names
 from sa_diffusers.io.loading import save_pipeline
 from sa_diffusers.io.processes import process_state
-from sa_diffusers.training.options import NOT_IDENTITY, TrainingConfig
+from sa_diffusers.training.options import TrainingConfig
 
 
 def claim_folder(config: TrainingConfig, name: str = "run") -> None:
@@ -21,7 +21,7 @@ def claim_folder(config: TrainingConfig, name: str = "run") -> None:
     Raises:
         StageMismatch: the folder holds a run of another configuration.
     """
-    key = {k: v for k, v in asdict(config).items() if k not in NOT_IDENTITY}
+    key = {name: getattr(config, name) for name in identity_names(type(config))}
     claim = Stage(config.output_dir, name, key, "Pass another --output_dir, or remove this folder first.")
     if not claim.done:
         claim.finish(0.0)

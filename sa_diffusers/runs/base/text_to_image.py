@@ -46,11 +46,11 @@ class BaseConfig(TrainingConfig):
     """Everything `scripts/train_base.py` can be told. The fields of TrainingConfig are those of the UNet."""
 
     family: Literal["text_to_image"] = option("text_to_image", "What to train.")
-    data_dir: str = option("ylecun/mnist", "Hub id or local folder of the images.")
+    data_dir: str = option("ylecun/mnist", "Hub id or local folder of the images.", identity=False)
     dataset: str = option(
         "imagefolder", "imagefolder (images + metadata.jsonl with a `text` column) or digits (MNIST, coloured)."
     )
-    output_dir: str = option("runs/base", "Folder of the run; `pipeline/` inside is the model.")
+    output_dir: str = option("runs/base", "Folder of the run; `pipeline/` inside is the model.", identity=False)
     architecture: str = option(
         "bundled/digits/architecture.yaml", "YAML with the configurations of vae, unet, text_encoder and scheduler."
     )
