@@ -1,6 +1,7 @@
 """A family adapts one kind of pipeline: what is trained, how conditions and images become batches, its loss."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
@@ -132,11 +133,16 @@ def register(family: FamilyT) -> FamilyT:
     return family
 
 
-def registry() -> Mapping[str, type[Family]]:
-    """Every family by the names of the pipeline classes that it adapts."""
+@lru_cache
+def _import_families() -> None:
     package = __name__.rpartition(".")[0]
     for module in iter_modules([str(Path(__file__).parent)]):
         import_module(f"{package}.{module.name}")  # each registers its own
+
+
+def registry() -> Mapping[str, type[Family]]:
+    """Every family by the names of the pipeline classes that it adapts."""
+    _import_families()
     return _REGISTRY
 
 

@@ -1,6 +1,7 @@
 """A method of forgetting: what it needs of a run, and the objective, edit or wrapping that it is."""
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
@@ -119,12 +120,17 @@ def register(*methods: Method) -> None:
         _REGISTRY[method.name] = method
 
 
-def registry() -> Mapping[str, Method]:
-    """Every method by its name, the default first."""
+@lru_cache
+def _import_methods() -> None:
     package = __name__.rpartition(".")[0]
     import_module(f"{package}.selective_amnesia")
     for module in iter_modules([str(Path(__file__).parent)]):
         import_module(f"{package}.{module.name}")  # each registers its own
+
+
+def registry() -> Mapping[str, Method]:
+    """Every method by its name, the default first."""
+    _import_methods()
     return _REGISTRY
 
 
