@@ -58,15 +58,14 @@ def identity_names(cls: type) -> tuple[str, ...]:
 
 
 def layered(cls: type, *layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of several sources, the later over the earlier.
+    """Values of several sources, the later over the earlier, after `cls.consistent(layers)` where it has that.
 
-    Where `cls` says by `settled_by(values)` that the values of a layer settle other options as well (a method that has
-    no replay settles its weight), what earlier layers say of these is dropped: they were written for another choice.
+    A choice in one layer may settle options (a method that has no replay settles its weight). What earlier layers say
+    of these was written for another choice, and does not count.
     """
     merged: dict[str, Any] = {}
-    for layer in layers:
-        settled = cls.settled_by(layer) if hasattr(cls, "settled_by") else ()
-        merged = {name: value for name, value in merged.items() if name not in settled} | dict(layer)
+    for layer in cls.consistent(layers) if hasattr(cls, "consistent") else layers:
+        merged |= layer
     return merged
 
 

@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -176,9 +176,19 @@ class RunOptions(
         method.check_options(self.resolved())
 
     @classmethod
-    def settled_by(cls, values: Mapping[str, Any]) -> tuple[str, ...]:
-        """The options that a choice of method settles: what was written for another method does not count then."""
-        return tuple(methods.get(values["method"]).fixes) if values.get("method") else ()
+    def consistent(cls, layers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """The layers without what their method settles where a later one is chosen, or what that settles before it."""
+        chosen = [position for position, layer in enumerate(layers) if layer.get("method")]
+        if not chosen:
+            return list(layers)
+        last, found, current = layers[chosen[-1]]["method"], [], None
+        for position, layer in enumerate(layers):
+            current = layer.get("method") or current
+            settled = set(methods.get(last).fixes) if position < chosen[-1] else set()
+            if current not in (None, last):
+                settled |= methods.get(current).fixes.keys()
+            found.append({name: value for name, value in layer.items() if name not in settled})
+        return found
 
     def resolved(self) -> "RunOptions":
         """A copy without open options: each has the method's value, or else the one for all methods."""

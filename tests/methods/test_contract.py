@@ -7,9 +7,10 @@ from cheap_runs import CHEAP
 from torch.testing import assert_close
 
 from sa_diffusers import methods
+from sa_diffusers.cli.parse import parse_config
 from sa_diffusers.core.concepts import Concept
 from sa_diffusers.families import family_class
-from sa_diffusers.io.configuration import layered
+from sa_diffusers.io.configuration import config_to_yaml, layered
 from sa_diffusers.io.loading import load_pipeline
 from sa_diffusers.runs.options import ForgetConfig
 
@@ -78,3 +79,16 @@ def test_a_seed_of_torch_does_not_matter(run_cheaply, tmp_path):
         torch.manual_seed(seed)
         weights.append(run_cheaply(tmp_path / str(seed)).pipeline.unet.state_dict())
     assert_close(*map(dict, weights), rtol=0, atol=0)
+
+
+def test_what_a_method_settled_does_not_outlive_it(tmp_path):
+    """config.yaml of a run says what its method settled; with another method on the command line that is gone."""
+    path = tmp_path / "config.yaml"
+    config_to_yaml(ForgetConfig(method="esd-x", concept="seven").resolved(), path)
+    again = parse_config(ForgetConfig, ["--config", str(path), "--method", methods.DEFAULT]).resolved()
+    assert (again.ewc_lambda, again.replay_weight, again.train_scope) == (50.0, 1.0, "full")
+    kept = parse_config(ForgetConfig, ["--config", str(path)]).resolved()
+    assert (kept.method, kept.ewc_lambda, kept.train_scope) == ("esd-x", 0.0, "xattn")
+    family = {"ewc_lambda": 0.001}  # said before any method was chosen, so for any that has EWC
+    for between, weight in (({"method": "finetune", "ewc_lambda": 0.0}, 0.001), ({"ewc_lambda": 3.0}, 3.0)):
+        assert layered(ForgetConfig, family, between, {"method": methods.DEFAULT})["ewc_lambda"] == weight
