@@ -74,7 +74,7 @@ def start(output_dir: Path) -> tuple[subprocess.CompletedProcess, float]:
     command = [*readme_command(), *as_flags(FEWER_PICTURES | {"output_dir": output_dir})]
     command[0] = str(Path(sys.executable).with_name(command[0]))  # the `accelerate` of this environment
     begin = time.perf_counter()
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800)
     return result, time.perf_counter() - begin
 
 

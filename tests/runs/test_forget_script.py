@@ -37,7 +37,7 @@ def command(tmp_path, tiny_pipeline_dir) -> list[str]:
 
 
 def run(command: list[str], *more: str) -> subprocess.CompletedProcess:
-    return subprocess.run([*command, *more], capture_output=True, text=True, timeout=300)
+    return subprocess.run([*command, *more], capture_output=True, text=True, timeout=900)
 
 
 def assert_refused(result: subprocess.CompletedProcess, code: int, *messages: str) -> None:
@@ -147,7 +147,7 @@ def largest(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
 def test_two_processes_give_what_one_gives(command, tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    result = subprocess.run([*launch, *command[1:]], capture_output=True, text=True, timeout=300, env=environment)
+    result = subprocess.run([*launch, *command[1:]], capture_output=True, text=True, timeout=900, env=environment)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("Plan for") == 1  # two that know nothing of each other would print two
     assert run(command, "--output_dir", str(tmp_path / "one")).returncode == 0

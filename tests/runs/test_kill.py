@@ -127,7 +127,7 @@ def undisturbed(config_path: Path, folder: Path, *options: str) -> float:
     """A run in a process that shares nothing with the others, not even the seed of hashes; returns its seconds."""
     start = time.monotonic()
     command = [sys.executable, SCRIPT, "--config", config_path, "--output_dir", folder, *options]
-    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    subprocess.run(command, check=True, capture_output=True, timeout=900)
     return time.monotonic() - start
 
 

@@ -279,7 +279,7 @@ def test_the_script_makes_the_table_of_small_digits(tmp_path):
     }  # fmt: skip
     command = [sys.executable, "scripts/paper_table.py", "table1", "--scale", "digits8x8"]
     command += [str(part) for pair in arguments.items() for part in pair]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=ROOT)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=1800, cwd=ROOT)
     assert result.returncode == 0, result.stderr
     folder = tmp_path / "out" / "digits8x8"
     assert (folder / "table1.md").read_text() in result.stdout
