@@ -8,6 +8,7 @@ from sa_diffusers.io.artifacts import fingerprint
 from sa_diffusers.io.atomic_files import write_json
 from sa_diffusers.io.hub import read_license
 from sa_diffusers.io.stages import Stages
+from sa_diffusers.methods import editor
 from sa_diffusers.report.cards import write_model_card
 from sa_diffusers.report.metrics_table import metrics_table
 from sa_diffusers.report.pictures import by_group, save_before_after
@@ -136,7 +137,7 @@ def _starts_at_edit(context: RunContext) -> bool:
 
 def _method(context: RunContext) -> str:
     """Its name, with what has done a part of its work where it did not start at the model."""
-    return context.method.title + (" from Unified Concept Editing" if _starts_at_edit(context) else "")
+    return context.method.title + (f" from {editor().title}" if _starts_at_edit(context) else "")
 
 
 def _drawn_instead(context: RunContext) -> str | None:

@@ -17,6 +17,7 @@ from sa_diffusers.io.configuration import identity_names
 from sa_diffusers.io.loading import add_variant, save_pipeline
 from sa_diffusers.io.processes import process_state
 from sa_diffusers.io.stages import Stage
+from sa_diffusers.methods import editor
 from sa_diffusers.methods.base import Frozen, Weights
 from sa_diffusers.models.precision import autocast_forward, release
 from sa_diffusers.runs.context import RunContext
@@ -110,8 +111,6 @@ class TrainStage(Stage[History]):
 
 def start_of(context: RunContext) -> str:
     """What training starts from, in words, where that is an edit."""
-    from sa_diffusers.methods import editor
-
     rank = context.options.lora_rank
     return editor().strength(context.options) + (f", its best part of rank {rank}" if rank else "")
 
