@@ -1,31 +1,6 @@
-"""Make a pipeline forget a concept; the result is a pipeline of the same class.
+"""Make a pipeline forget a concept; the result is a pipeline of the same class; see --help."""
 
-Stable Diffusion v1.4 from the hub:
-    accelerate launch scripts/forget.py --concept "Brad Pitt" --surrogate "a middle aged man"
-The bundled digits pipeline, offline, in minutes:
-    accelerate launch scripts/forget.py --config configs/digits.yaml
-A conditional VAE that scripts/train_base.py has trained:
-    accelerate launch scripts/forget.py --model runs/mnist_cvae/pipeline --concept 0 --surrogate noise
-"""
-
-from sa_diffusers.cli.parse import friendly_errors, parse_config
-from sa_diffusers.runs.options import ForgetConfig
-
-
-def main() -> None:
-    config = parse_config(ForgetConfig, description=__doc__)
-    with friendly_errors():
-        from sa_diffusers.families import family_defaults
-        from sa_diffusers.io.loading import read_model_index
-        from sa_diffusers.runs.forget import run_forgetting
-        from sa_diffusers.runs.results import table
-
-        own = family_defaults(read_model_index(config.model, config.revision)["_class_name"])
-        if own:
-            config = parse_config(ForgetConfig, description=__doc__, defaults=own)
-        outcome = run_forgetting(config)
-        print(f"\n{table(outcome.metrics)}\n\npipeline: {outcome.output_dir / 'pipeline'}")
-        print(f"report:   {(outcome.output_dir / 'report.html').resolve()}")
+from sa_diffusers.cli.forget import main
 
 
 if __name__ == "__main__":

@@ -1,0 +1,38 @@
+r"""Try to bring a forgotten concept back through the prompt, by gradients through the model; and judge the pictures.
+
+The bundled digits, offline, in minutes, after `accelerate launch scripts/forget.py --config configs/digits.yaml`:
+    python scripts/attack.py runs/digits-seven --original bundled/digits/pipeline --concept "seven, 7" \
+        --classifier bundled/digits/classifier
+By words that anybody can type, beside a model that never learned the concept:
+    python scripts/attack.py runs/digits-seven --original bundled/digits/pipeline --concept "seven, 7" \
+        --classifier bundled/digits/classifier --attack text --num_tokens 3 --control runs/digits_without_seven \
+        --output_dir runs/attack_text
+That model is trained like the original, without the concept:
+    accelerate launch scripts/train_base.py --config configs/digits_base.yaml --data_dir ylecun/mnist \
+        --exclude_classes seven --output_dir runs/digits_without_seven
+
+The original draws the targets, and every model is attacked in the same way: the original as the ceiling, the control
+as the floor. Pictures are drawn as by the run that made the forgotten pipeline, unless told otherwise. Writes
+attack.json, attack.md, report.html, and what was found. To resume, run the same command again.
+"""
+
+import sys
+
+from sa_diffusers.attacks.options import AttackConfig
+from sa_diffusers.cli.parse import friendly_errors, parse_config
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command with these arguments; None: those of this process."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and not argv[0].startswith("-"):
+        argv = ["--forgotten", *argv]
+    config = parse_config(AttackConfig, argv, description=__doc__)
+    with friendly_errors():
+        from pathlib import Path
+
+        from sa_diffusers.attacks.results import markdown
+        from sa_diffusers.attacks.run import run_attack
+
+        result = run_attack(config)
+        print(f"\n{markdown(result)}\nreport: {(Path(config.output_dir) / 'report.html').resolve()}")
