@@ -623,7 +623,7 @@ def test_the_page_begins_with_the_result(options, tmp_path):
     page = re.sub(r">\s+<", "><", html.unescape((tmp_path / "out" / "report.html").read_text()))
     settings = "<td>StableDiffusionPipeline</td><td>2.5</td><td>2</td><td>dpmsolver++</td>"
     parts = [
-        sentence, "before (reference)", f"<td>{options['compare'][0]}</td>{settings}", "Wilson's near 0 and 100 %",
+        sentence, "before (reference)", f"<td>{options['compare'][0]}</td>{settings}", "of shares Wilson's",
         "<h3>all that ask for the concept</h3>", "<h2>Pictures</h2>", "<h2>Numbers of each set</h2>",
         "<h3>concept: ask for the concept</h3>",
     ]  # fmt: skip
