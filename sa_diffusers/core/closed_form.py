@@ -69,7 +69,7 @@ def closed_form_edit(
     preserve: Sequence[Tensor] = (),
     *,
     erase_scale: float = 1.0,
-    preserve_scale: float = 0.1,
+    preserve_scale: float | None = None,
     regularization: float = 0.5,
 ) -> ClosedFormEdit:
     """The edit that gives concepts the keys and values of their targets, and keeps those of other prompts.
@@ -90,13 +90,16 @@ def closed_form_edit(
     Args:
         edits: (concept, target) text embeddings, both [K, D]; row i of the target replaces row i of the concept.
         preserve: text embeddings [K, D] whose keys and values should stay.
-        erase_scale, preserve_scale, regularization: e, p and a. The defaults are those of the paper's code. a is in
-            units of a squared embedding, so that edits of smaller embeddings are held back more by it.
+        erase_scale, preserve_scale, regularization: e, p and a. The defaults are those of the paper's code, where p is
+            max(0.1, 1 / n) for n texts that are preserved. a is in units of a squared embedding, so that edits of
+            smaller embeddings are held back more by it.
 
     Raises:
         ValueError: no edit, embeddings of another shape or not finite, weights out of range, or a regularization so
             small beside the embeddings that the system cannot be solved.
     """
+    if preserve_scale is None:
+        preserve_scale = max(0.1, 1 / max(1, len(preserve)))
     _check_weights(erase_scale, preserve_scale, regularization)
     _check_embeddings(edits, preserve)
     size = edits[0][0].shape[1]
