@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Hashable, Iterator, Sequence
-from statistics import NormalDist
 
 import torch
 from scipy.special import stdtrit
@@ -12,22 +11,21 @@ from sa_diffusers.core.seeding import seeded
 
 
 FEW = 5  # images or groups: what so few tell is no matter for a bootstrap, which knows only what it has seen
+_Z, _TAILS = 1.959964, (0.025, 0.975)  # of 95 %
 _UNKNOWN = 0.5  # groups' worth of belief that images of a group are all alike, before any event has told
 _DRAWN_AT_ONCE = 2**22  # indices held at a time, 32 MB
 Groups = Sequence[Hashable]  # what each image belongs to: its prompt, the seed of its run
 
 
-def wilson_interval(mean: float, count: float, confidence: float = 0.95) -> tuple[float, float]:
+def wilson_interval(mean: float, count: float) -> tuple[float, float]:
     """Interval of the mean of `count` values in [0, 1] (Wilson 1927), the wider the fewer are 0 or 1."""
-    z = _normal(confidence)
+    z = _Z
     centre = (mean + z**2 / (2 * count)) / (1 + z**2 / count)
     half_width = z / (1 + z**2 / count) * math.sqrt(mean * (1 - mean) / count + z**2 / (4 * count**2))
     return max(0.0, centre - half_width), min(1.0, centre + half_width)
 
 
-def share_interval(
-    values: Tensor | Sequence[float], groups: Groups | None = None, confidence: float = 0.95
-) -> tuple[float, float]:
+def share_interval(values: Tensor | Sequence[float], groups: Groups | None = None) -> tuple[float, float]:
     """Wilson's interval of the mean of values in [0, 1], of as many trials as images of such groups are worth.
 
     That is N over the design effect (Kish 1965), so that pictures of few prompts do not pass for as many prompts.
@@ -37,8 +35,8 @@ def share_interval(
     if values.min() < 0 or values.max() > 1:
         raise ValueError(f"expected values in [0, 1], got {values.min():g} to {values.max():g}")
     mean = values.mean().item()
-    count = _worth(values, _numbered(groups, len(values)), min(mean, 1 - mean), confidence)
-    return wilson_interval(mean, count, confidence)
+    count = _worth(values, _numbered(groups, len(values)), min(mean, 1 - mean))
+    return wilson_interval(mean, count)
 
 
 def bootstrap_interval(
@@ -46,7 +44,6 @@ def bootstrap_interval(
     seed: int = 0,
     resamples: int = 2000,
     groups: Groups | None = None,
-    confidence: float = 0.95,
 ) -> tuple[float, float]:
     """Percentile interval (Efron 1979) of the mean of one value an image; of values that are 0 or 1 `share_interval`.
 
@@ -60,7 +57,6 @@ def bootstrap_interval(
         groups: what each image belongs to. Images of a group share what makes them alike, so whole groups are drawn;
             a resample's mean is over the images of the groups in it. One group alone says nothing of others: then
             images are drawn singly, and the interval is of that group.
-        confidence: how often the interval should hold the mean; 95 % by default.
 
     Returns:
         (low, high), of the same seed the same.
@@ -71,11 +67,11 @@ def bootstrap_interval(
     values = _one_dimensional(values)
     numbers = _numbered(groups, len(values))
     if _is_binary(values):
-        return share_interval(values, groups, confidence)
-    low, high = _interval(values, numbers, seed, resamples, confidence)
+        return share_interval(values, groups)
+    low, high = _interval(values, numbers, seed, resamples)
     mean, num_groups = values.mean().item(), int(numbers.max()) + 1
     if 0 <= values.min() and values.max() <= 1 and min(mean, 1 - mean) * num_groups < FEW and low < high:
-        wilson = share_interval(values, groups, confidence)
+        wilson = share_interval(values, groups)
         low, high = min(low, wilson[0]), max(high, wilson[1])
     return low, high
 
@@ -87,7 +83,6 @@ def difference_interval(
     seed: int = 0,
     resamples: int = 2000,
     groups: Groups | None = None,
-    confidence: float = 0.95,
 ) -> tuple[float, float]:
     """Interval of the mean of a - b, where a[i] and b[i] are one image's: the same prompt and seed in two models.
 
@@ -100,27 +95,27 @@ def difference_interval(
         raise ValueError(f"expected as many values of each, one pair an image, got {len(a)} and {len(b)}")
     difference, numbers = a - b, _numbered(groups, len(a))
     if _is_binary(a) and _is_binary(b):
-        return _interval_of_flips(difference, numbers, confidence)
-    low, high = _interval(difference, numbers, seed, resamples, confidence)
+        return _interval_of_flips(difference, numbers)
+    low, high = _interval(difference, numbers, seed, resamples)
     largest = difference.abs().max().item()
     if largest and len(numbers[difference != 0].unique()) < 2 * FEW:
-        flips = _interval_of_flips(difference / largest, numbers, confidence)
+        flips = _interval_of_flips(difference / largest, numbers)
         low, high = min(low, largest * flips[0]), max(high, largest * flips[1])
     return low, high
 
 
-def _interval_of_flips(flips: Tensor, numbers: Tensor, confidence: float) -> tuple[float, float]:
+def _interval_of_flips(flips: Tensor, numbers: Tensor) -> tuple[float, float]:
     """Interval of the mean of values in [-1, 1]: adjusted Wald, with one more flip each way."""
     up, down = flips.clamp(min=0).mean().item(), flips.clamp(max=0).mean().neg().item()
     rarer = 1 - max(up, down, 1 - up - down)  # share of all but the commonest outcome
-    count = _worth(flips, numbers, rarer, confidence)
+    count = _worth(flips, numbers, rarer)
     up, down = ((count * share + 1) / (count + 2) for share in (up, down))
     centre = up - down
-    half_width = _normal(confidence) * math.sqrt((up + down - centre**2) / (count + 2))
+    half_width = _Z * math.sqrt((up + down - centre**2) / (count + 2))
     return max(-1.0, centre - half_width), min(1.0, centre + half_width)
 
 
-def _worth(values: Tensor, numbers: Tensor, rarer: float, confidence: float) -> float:
+def _worth(values: Tensor, numbers: Tensor, rarer: float) -> float:
     """How many independent images those of the groups are worth: N over the design effect.
 
     The effect is the variance of the mean by sums over groups, against that of independent images: at least 1, and at
@@ -136,19 +131,14 @@ def _worth(values: Tensor, numbers: Tensor, rarer: float, confidence: float) -> 
     found = sums.square().sum().item() / count * num_groups / (num_groups - 1) / variance if variance > 0 else alike
     known = num_groups * rarer / (num_groups * rarer + _UNKNOWN)
     effect = min(max(1.0, known * found + (1 - known) * alike), alike)
-    widening = float(stdtrit(num_groups - 1, (1 + confidence) / 2)) / _normal(confidence)
+    widening = float(stdtrit(num_groups - 1, _TAILS[1])) / _Z
     return count / min(effect * widening**2, alike)
 
 
-def _normal(confidence: float) -> float:
-    return NormalDist().inv_cdf((1 + confidence) / 2)
-
-
-def _interval(values: Tensor, numbers: Tensor, seed: int, resamples: int, confidence: float) -> tuple[float, float]:
+def _interval(values: Tensor, numbers: Tensor, seed: int, resamples: int) -> tuple[float, float]:
     sums, sizes = _sums(values, numbers), numbers.bincount()
     means = torch.cat([sums[rows].sum(1) / sizes[rows].sum(1) for rows in _draws(len(sums), seed, resamples)])
-    tails = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)
-    low, high = torch.quantile(means, tails).tolist()
+    low, high = torch.quantile(means, means.new_tensor(_TAILS)).tolist()
     return low, high
 
 

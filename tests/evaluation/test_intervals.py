@@ -164,12 +164,6 @@ def test_images_of_a_single_group_are_drawn_singly():
     assert bootstrap_interval(values, groups=["p"] * 12) == bootstrap_interval(values)
 
 
-def test_a_higher_confidence_is_wider():
-    a, b = torch.randn(80), torch.randn(80)
-    usual, strict = difference_interval(a, b), difference_interval(a, b, confidence=0.995)
-    assert strict[0] < usual[0] < usual[1] < strict[1]
-
-
 def beta_binomial(mean: float, correlation: float, repetitions: int, groups: list[int]) -> torch.Tensor:
     """Values 0 or 1 [repetitions, N] whose correlation within a group (of N indices in turn) is as given."""
     size = 1 / correlation - 1
