@@ -75,7 +75,7 @@ def _add(
 
     def batch(chosen: list[int]) -> Batch:
         part = samples.take(chosen)
-        found = family.batch(part.latents, part.prompts)
+        found = family.batch(part.latents, part.conditions)
         return quirky_fisher_batch(found, quirks, loss.num_terms, chosen[0], seed) if quirks else found
 
     if is_linear(family.module, family.loss):
