@@ -10,7 +10,6 @@ from torch.testing import assert_close
 
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.fisher import Fisher, FisherMismatch, stratified_terms
-from sa_diffusers.core.paper_quirks import LABEL_DROPOUT, QUIRKS, FisherLabelDropout, quirky_fisher_batch, stretch
 from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.families import family_defaults, get_family
@@ -23,6 +22,7 @@ from sa_diffusers.runs.base.class_conditional import ClassConditionalConfig
 from sa_diffusers.runs.checks import check_run
 from sa_diffusers.runs.forget import run_forgetting
 from sa_diffusers.runs.options import ForgetConfig
+from sa_diffusers.runs.paper_quirks import LABEL_DROPOUT, QUIRKS, FisherLabelDropout, quirky_fisher_batch, stretch
 from sa_diffusers.runs.stages.fisher_sums import estimate_sums
 
 
