@@ -3,10 +3,10 @@
 import torch
 from torch.testing import assert_close
 
+from sa_diffusers.cli.surrogates import predictions
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.families import get_family
-from scripts.surrogate_distances import predictions
 
 
 def test_predictions_differ_by_the_prompt_and_not_by_the_noise(tiny_pipeline):
