@@ -172,10 +172,5 @@ def surrogate_requests(
     pairs: Sequence[tuple[str, str]], concept: Concept, seed: int, keep_concept: bool = False
 ) -> list[Request]:
     """Requests for the surrogate in the concept's place: the same sentence says something else, unless it is kept."""
-    return [
-        Request(
-            Condition(caption if keep_concept else template.replace("{}", concept.surrogate)),
-            derive_seed(seed, "surrogate", i),
-        )
-        for i, (caption, template) in enumerate(pairs)
-    ]
+    said = [caption if keep_concept else template.replace("{}", concept.surrogate) for caption, template in pairs]
+    return [Request(Condition(prompt), derive_seed(seed, "surrogate", i)) for i, prompt in enumerate(said)]

@@ -30,8 +30,8 @@ class Request:
     @property
     def key(self) -> dict[str, Any]:
         """What it says in the keys of stages."""
-        labels = {"label": self.condition.label, "negative_label": self.negative.label}
         said = {"prompt": self.condition.text, "seed": self.seed, "negative_prompt": self.negative.text}
+        labels = {"label": self.condition.label, "negative_label": self.negative.label}  # where there are any
         return said | {name: label for name, label in labels.items() if label is not None}
 
 
@@ -89,18 +89,17 @@ def draw_samples(
         if part_path is not None and part_path.exists():
             continue
         batch = requests[start : start + settings.batch_size]
+        asked = [request.condition for request in batch]
         latents = family.draw(
-            [request.condition for request in batch],
+            asked,
             [request.seed for request in batch],
             settings.guidance_scale,
             settings.num_inference_steps,
             [request.negative for request in batch],
         )
         if not torch.isfinite(latents).all():
-            raise FloatingPointError(
-                f"the sampler gave values that are not finite for {batch[0].condition}; use float32"
-            )
-        drawn[start] = SampleSet(latents, [request.condition for request in batch])
+            raise FloatingPointError(f"the sampler gave values that are not finite for {asked[0]}; use float32")
+        drawn[start] = SampleSet(latents, asked)
         if part_path is not None:
             drawn[start].save(part_path)
     state.wait_for_everyone()
@@ -118,25 +117,21 @@ class FreshSamples:
 
     Args:
         family: the adapter of a frozen copy of the pipeline.
-        conditions: what to draw, each with the same probability.
+        asked: what to draw, each with the same probability.
         shown_as: the condition to show all of them under; None: each under its own.
         with_latents: whether batches hold the "latents" that the samples were decoded from.
     """
 
     def __init__(
-        self,
-        family: Family,
-        conditions: Sequence[Condition],
-        shown_as: Condition | None = None,
-        with_latents: bool = False,
+        self, family: Family, asked: Sequence[Condition], shown_as: Condition | None = None, with_latents: bool = False
     ):
-        self.family, self.conditions = family, list(conditions)
+        self.family, self.asked = family, list(asked)
         self.shown_as, self.with_latents = shown_as, with_latents
 
     def batch(self, family: Family, batch_size: int, step: int, seed: int) -> Batch:
         """Batch `step`; equal arguments give equal batches."""
-        chosen = torch.randint(len(self.conditions), (batch_size,), generator=seeded(seed, "fresh prompts", step))
-        conditions = [self.conditions[index] for index in chosen.tolist()]
+        chosen = torch.randint(len(self.asked), (batch_size,), generator=seeded(seed, "fresh prompts", step))
+        conditions = [self.asked[index] for index in chosen.tolist()]
         seeds = [derive_seed(seed, "fresh", step, index) for index in range(batch_size)]
         shown = conditions if self.shown_as is None else [self.shown_as] * batch_size
         batch = family.batch(self.family.draw(conditions, seeds, 1.0, 1), shown)

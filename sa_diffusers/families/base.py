@@ -84,11 +84,8 @@ class Family:
     ) -> Tensor:
         """One latent per (condition, seed), [B, C, h, w]; each depends on its own seed and not on the batch.
 
-        Args:
-            negative: what guidance leads away from, one a condition; None: the empty prompt, or the null class.
-
-        Raises:
-            ValueError: a condition that the family cannot read.
+        Guidance leads away from `negative`, one a condition; None: the empty prompt, or the null class. Raises
+        ValueError for a condition that the family cannot read.
         """
         raise NotImplementedError
 

@@ -74,7 +74,7 @@ def requests_to_look_at(context: RunContext) -> tuple[list[Request], list[Reques
     others = [prompt for prompt in spread(inputs.prompts, LOOKED_AT * 2, config.seed) if prompt][:LOOKED_AT]
     concept = [Request(Condition(prompt), derive_seed(config.seed, "look", i)) for i, prompt in enumerate(captions)]
     return concept, [
-        Request(Condition(prompt), derive_seed(config.seed, "look at others", i)) for i, prompt in enumerate(others)
+        Request(Condition(p), derive_seed(config.seed, "look at others", i)) for i, p in enumerate(others)
     ]
 
 

@@ -75,9 +75,7 @@ class ClipJudge:
     concept: Concept
 
     def __call__(self, images: Tensor, prompts: PromptSet, before: Tensor | None) -> dict[str, Tensor]:
-        found = {
-            "clip_score": clip_score(self.clip, images, texts([request.condition for request in prompts.requests]))
-        }
+        found = {"clip_score": clip_score(self.clip, images, texts([r.condition for r in prompts.requests]))}
         names = [self.concept.name, *self.concept.siblings]
         if len(names) < 2 or prompts.purpose == "i2p":
             return found
