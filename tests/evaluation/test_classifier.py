@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from sa_diffusers.core.concepts import Concept
+from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.objectives import Classification
 from sa_diffusers.core.objectives.classification import disturb
 from sa_diffusers.data.digits import ATTRIBUTES, WORDS, colorize
@@ -132,7 +133,7 @@ class TestMeasuring:
     def test_intervals_are_of_prompts(self, classifier, images):
         prompts, inks = [f"prompt {index % 4}" for index in range(12)], ["red", "red", "red", "blue"] * 3
         labels = [{"background": "gray", "ink": ink} for ink in inks]
-        judged = JudgedSet([Request(prompt, 0) for prompt in prompts], labels)
+        judged = JudgedSet([Request(Condition(prompt), 0) for prompt in prompts], labels)
         exam = Examination("background", 2, judged, judged, judged, judged)
         values, intervals = measure(classifier, exam, dict.fromkeys(exam.sets, images))
         read = classifier.probabilities(images)
@@ -158,7 +159,7 @@ class TestMeasuring:
 
     def test_names_of_classes_are_no_sample_of_prompts(self, classifier, images):
         labels = [{"background": name} for name in ("black", "white", "black", "white")] * 3
-        judged = JudgedSet([Request(label["background"], 0) for label in labels], labels)
+        judged = JudgedSet([Request(Condition(label["background"]), 0) for label in labels], labels)
         exam = Examination("background", 2, retained=judged)
         right = [CLASSES["background"].index(label["background"]) for label in labels]
         right = (classifier.probabilities(images)["background"].argmax(1) == torch.tensor(right)).double()
