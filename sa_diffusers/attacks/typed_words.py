@@ -16,6 +16,7 @@ from tqdm import tqdm
 from sa_diffusers.attacks.found import FoundText
 from sa_diffusers.attacks.target_loss import AttackSettings, TargetLoss, frozen_model, prepare
 from sa_diffusers.attacks.template_encoder import TemplateEncoder
+from sa_diffusers.core.concepts import fold
 from sa_diffusers.core.seeding import seeded
 from sa_diffusers.families import Family
 
@@ -37,7 +38,7 @@ class Vocabulary:
 
     def __init__(self, encoder: TemplateEncoder, forbidden: Sequence[str] = ()):
         self.encoder, self.tokenizer = encoder, encoder.pipeline.tokenizer
-        self.forbidden = [phrase.strip().lower() for phrase in forbidden if phrase.strip()]
+        self.forbidden = [fold(phrase) for phrase in forbidden if fold(phrase)]
         special = set(self.tokenizer.all_special_ids)
         texts = {i: self.text([i]) for i in range(min(len(self.tokenizer), len(encoder.table))) if i not in special}
         texts = {i: text for i, text in texts.items() if text.isprintable() and not self._is_forbidden(text)}
@@ -80,7 +81,7 @@ class Vocabulary:
         return among[torch.cdist(vectors.float(), self.encoder.table[among].float()).argmin(1)].tolist()
 
     def _is_forbidden(self, text: str) -> bool:
-        return any(phrase in text.lower() for phrase in self.forbidden)
+        return any(phrase in fold(text) for phrase in self.forbidden)
 
 
 class Search:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from sa_diffusers.core.concepts import Concept, mentions, substitute
+from sa_diffusers.core.concepts import Concept
 from sa_diffusers.io.bundled import resolve
 
 
@@ -81,10 +81,10 @@ def concept_templates(concept: Concept, prompts: Sequence[str], fallback: str) -
 
     Captions of the concept must span the ways it is asked for, or it is forgotten in a few sentences only.
     """
-    naming = [prompt for prompt in prompts if mentions(prompt, concept.phrasings)]
+    naming = [prompt for prompt in prompts if concept.named_in(prompt)]
     return [template_of(p, concept) for p in naming] if len(naming) >= ENOUGH else read_templates(fallback)
 
 
 def template_of(prompt: str, concept: Concept) -> str:
     """A prompt that names the concept with {} in its place."""
-    return substitute(prompt.replace("{", "").replace("}", ""), concept.phrasings, "{}")
+    return concept.replaced_in(prompt.replace("{", "").replace("}", ""), "{}")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from sa_diffusers.core.batches import Batch
-from sa_diffusers.core.concepts import Concept, mentions, substitute
+from sa_diffusers.core.concepts import Concept, mentions
 from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.data.sampling import Request
@@ -36,14 +36,14 @@ def leaves_open(prompt: str, concept: Concept) -> bool:
     The empty prompt always does. Where the concept has siblings (another digit for a digit), so does every prompt that
     names none of them; samples of such prompts show the concept at its base rate and would teach it back.
     """
-    if mentions(prompt, concept.phrasings):
+    if concept.named_in(prompt):
         return False
     return not prompt.strip() or bool(concept.siblings and not mentions(prompt, concept.siblings))
 
 
 def needs_negative(prompt: str, concept: Concept, mode: str) -> bool:
     """Whether a replay prompt is drawn anew with the concept as negative prompt."""
-    if mentions(prompt, concept.phrasings):
+    if concept.named_in(prompt):
         return False
     return mode == "all" or (mode == "open" and leaves_open(prompt, concept))
 
@@ -64,14 +64,14 @@ def select_replay(samples: SampleSet, concept: Concept, mode: str) -> SampleSet:
         ValueError: nothing is left, since every prompt names the concept.
     """
     said = [prompt for prompt in samples.prompts if prompt.strip()]
-    if said and all(mentions(prompt, concept.phrasings) for prompt in said):
+    if said and all(concept.named_in(prompt) for prompt in said):
         raise ValueError(
             f"every replay prompt mentions {concept.name!r}: there is nothing to keep; pass other --replay_prompts"
         )
     kept = [
         index
         for index, prompt in enumerate(samples.prompts)
-        if not mentions(prompt, concept.phrasings) and not needs_negative(prompt, concept, mode)
+        if not concept.named_in(prompt) and not needs_negative(prompt, concept, mode)
     ]
     return samples.take(kept)
 
@@ -106,7 +106,7 @@ class Replay:
             return needs_negative(prompt, concept, mode)
 
         self.samples, self.dropout = samples, dropout
-        self.prompts = [p for p in prompts if not mentions(p, concept.phrasings) and not negative(p)]
+        self.prompts = [p for p in prompts if not concept.named_in(p) and not negative(p)]
         self.distilled = torch.tensor([not negative(prompt) for prompt in samples.prompts])
         if not (distil and self.prompts):
             self.distilled[:] = False
@@ -146,7 +146,7 @@ class DistilledSurrogate:
         self.prompts, self.concept = surrogate.prompts, concept
 
     def surrogate_prompt(self, prompt: str) -> str:
-        return substitute(prompt, self.concept.phrasings, self.concept.surrogate)
+        return self.concept.replaced_in(prompt, self.concept.surrogate)
 
     def batch(self, family: Family, batch_size: int, step: int, seed: int) -> Batch:
         """Batch `step` of an endless walk over the samples; "frozen" holds the conditions of the frozen model."""
