@@ -47,6 +47,7 @@ class Method:
         trains: whether it minimises an objective; else it edits or wraps.
         shardable, takes_lora: whether it can train weights in parts (see `Objective.attach`), or adapters.
         favours: whether the surrogate takes the concept's place; else it leads away, towards nothing in particular.
+        favours_nothing: whether the surrogate may be "", which is nothing in particular.
         own_samples: whether what it needs as "surrogate" are the model's samples of the concept itself.
     """
 
@@ -56,6 +57,7 @@ class Method:
     shardable: ClassVar[bool] = True
     takes_lora: ClassVar[bool] = True
     favours: ClassVar[bool] = True
+    favours_nothing: ClassVar[bool] = False
     own_samples: ClassVar[bool] = False
 
     def __init__(self, name: str, title: str, summary: str, **fixes: Any):

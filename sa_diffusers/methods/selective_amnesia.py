@@ -77,7 +77,7 @@ class SelectiveAmnesiaMethod(Method):
 class NaiveMethod(SelectiveAmnesiaMethod):
     """Make the concept's own samples unlikely."""
 
-    takes_lora = False
+    takes_lora = favours = False
     own_samples = True
 
     def check_options(self, options: Any) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from sa_diffusers.core.closed_form import ClosedFormEdit, Edit, closed_form_edit
-from sa_diffusers.core.concepts import Concept, mentions
+from sa_diffusers.core.concepts import Concept
 from sa_diffusers.data.replay import spread
 from sa_diffusers.families import Family
 from sa_diffusers.io.configuration import Options, option
@@ -31,6 +31,7 @@ class UCEMethod(Method):
     Options = UCEOptions
     requires = frozenset(("text_maps",))
     trains = takes_lora = False
+    favours_nothing = True
 
     def needs(self, options: Any, concept: Concept) -> set[str]:
         return {"edit"}
@@ -41,7 +42,7 @@ class UCEMethod(Method):
 
     def edit(self, context: Context) -> ClosedFormEdit:
         options, concept = context.options, context.concept
-        kept = [prompt for prompt in context.prompts if not mentions(prompt, concept.phrasings)]
+        kept = [prompt for prompt in context.prompts if not concept.named_in(prompt)]
         edit = edit_of_prompts(
             context.family,
             concept_edits(concept, context.templates),
@@ -103,8 +104,10 @@ def concept_edits(concept: Concept, templates: Sequence[str]) -> list[tuple[str,
             f"a closed-form edit (method uce, start edit) puts one text in the place of another: expected a prompt as "
             f"surrogate, got {concept.surrogate!r}"
         )
-    texts = dict.fromkeys(["{}", *templates])
-    return [(t.replace("{}", p), t.replace("{}", concept.surrogate)) for t in texts for p in concept.phrasings]
+    texts, target = dict.fromkeys(["{}", *templates]), concept.surrogate
+    pairs = [(t.replace("{}", p), t.replace("{}", target)) for t in texts for p in concept.phrasings]
+    # Towards nothing is, as in the authors' code, towards the empty prompt: "a photo of" still says something.
+    return pairs if target else [(text, "") for text, _ in pairs]
 
 
 def _paired_rows(family: Family, concept: str, target: str, tokens: Tokens) -> Edit:

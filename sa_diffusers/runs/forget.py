@@ -1,6 +1,5 @@
 """Forget a concept: the stages in their order, from a pipeline to one that has forgotten and a page that shows it."""
 
-import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -19,7 +18,7 @@ from sa_diffusers.io.atomic_files import atomic_path
 from sa_diffusers.io.configuration import config_from_dict, config_to_yaml, layered
 from sa_diffusers.io.hub import check_push, push_folder
 from sa_diffusers.io.loading import copy_pipeline, load_pipeline, pipeline_hashes, read_model_index
-from sa_diffusers.io.model_names import base_name
+from sa_diffusers.io.model_names import base_name, folder_name
 from sa_diffusers.io.processes import process_state
 from sa_diffusers.io.stages import Artifact, Stages, content_fingerprint
 from sa_diffusers.models.precision import compute_dtype, in_main_memory, on_device
@@ -113,7 +112,7 @@ def run_forgetting(config: RunOptions, pipeline: DiffusionPipeline | None = None
         return list(known["id2label"].values()) if known.get("id2label") else None
 
     inputs = read_inputs(options, find_labels)
-    name = "-".join(re.findall(r"\w+", inputs.concept.name.lower()))
+    name = folder_name(inputs.concept.name)
     output_dir = Path(options.output_dir or Path("runs") / name)
     hub_id = options.hub_model_id or f"{base_name(options.model)}-without-{name}"
     if options.push_to_hub:

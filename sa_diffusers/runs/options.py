@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from sa_diffusers import methods
+from sa_diffusers.core.concepts import split_phrasings
 from sa_diffusers.data.sampling import DrawingOptions
 from sa_diffusers.io.configuration import Options, option
 from sa_diffusers.runs.work_options import FisherOptions, MethodOptions, SampleOptions, SpeedOptions
@@ -37,7 +38,11 @@ class ConceptOptions(Options):
     concept: str = option("", "Concept to forget: one or several phrasings of it, separated by commas ('seven, 7').")
     surrogate: str | None = option(
         None,
-        "What takes its place: a prompt, a folder of images, or noise; null: looked up in assets/surrogates.yaml.",
+        "What takes its place: a prompt, a folder of images (./pictures), or noise; null: looked up in "
+        "assets/surrogates.yaml.",
+    )
+    plurals: bool = option(
+        False, "Count plurals and possessives of its words ('sevens', 'Van Goghs') as naming the concept, too."
     )
     siblings: str | None = option(
         None,
@@ -162,6 +167,8 @@ class RunOptions(
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.concept:
+            split_phrasings(self.concept)
         if self.replay_prompt_dropout and self.fresh_samples:
             raise ValueError("replay_prompt_dropout: a model that draws fresh samples has no guidance; expected 0")
         if self.early_stop is not None and not (self.track_steps and self.classifier):
