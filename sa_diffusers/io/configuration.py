@@ -3,6 +3,8 @@
 import dataclasses
 import difflib
 import math
+import os
+import reprlib
 import types
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,9 +12,12 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import yaml
 
+from sa_diffusers.io.atomic_files import read_text
+
 
 ConfigT = TypeVar("ConfigT")
-FACTS = frozenset(("above", "least", "below", "identity", "otherwise"))  # of a field, beside its help
+BOUNDS = ("above", "least", "below")
+FACTS = frozenset((*BOUNDS, "identity", "otherwise"))  # of a field, beside its help
 
 
 def option(default: Any, text: str, **facts: Any) -> Any:
@@ -33,23 +38,18 @@ def option(default: Any, text: str, **facts: Any) -> Any:
 
 
 class Options:
-    """Base of configuration dataclasses: checks the ranges of their fields.
+    """Base of configuration dataclasses: checks the types and ranges of their fields, as a YAML file's are checked.
 
     Raises:
-        ValueError: a number out of its range.
+        ValueError: a value of another type than its field's, or a number out of its range.
     """
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            above, least, below = map(field.metadata.get, ("above", "least", "below"))
-            if value is None or (above, least, below) == (None, None, None):
-                continue
-            low = (above is None or value > above) and (least is None or value >= least)
-            if not (math.isfinite(value) and low and (below is None or value < below)):
-                bound = f"> {above}" if least is None else f">= {least}"
-                expected = f"{field.name} {bound}" if below is None else f"{least} <= {field.name} < {below}"
-                raise ValueError(f"expected {expected}, got {value}")
+        given = {name: getattr(self, name) for name in _init_fields(type(self))}
+        for name, value in check_values(type(self), given, source=type(self).__name__).items():
+            setattr(self, name, value)
+            if isinstance(value, int | float):
+                _check_range(name, value, *map(_init_fields(type(self))[name].metadata.get, BOUNDS))
 
 
 def identity_names(cls: type) -> tuple[str, ...]:
@@ -88,19 +88,22 @@ def config_to_yaml(config: Any, path: str | Path) -> None:
     Path(path).write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=119), encoding="utf-8")
 
 
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """What a YAML file maps, {} where it is empty; ValueError names the file."""
+    try:
+        values = yaml.safe_load(read_text(path))
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from error
+    except Exception as error:  # beside YAMLError whatever a tag such as "!!bool 2" makes Python's constructors raise
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict | None):
+        raise ValueError(f"{path}: expected lines of `option: value`, got {_show(values)}")
+    return values or {}
+
+
 def read_values(cls: type, path: Path) -> dict[str, Any]:
     """The checked values of one YAML file; ValueError names the file."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"--config: cannot read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"--config: {path} is not valid YAML: {error}") from error
-    if values is None:  # an empty file
-        return {}
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected lines of `option: value`, got {_show(values)}")
-    return check_values(cls, values, source=str(path))
+    return check_values(cls, read_yaml(path), source=str(path))
 
 
 def check_values(cls: type, values: dict[str, Any], source: str) -> dict[str, Any]:
@@ -138,7 +141,7 @@ def _convert(value: Any, hint: Any) -> Any:
     elif origin is list:
         if isinstance(value, str):  # one item
             value = [value]
-        if isinstance(value, list):
+        if isinstance(value, list | tuple):
             return [_convert(item, arguments[0]) for item in value]
     elif hint is float:
         if type(value) in (int, float):
@@ -148,6 +151,10 @@ def _convert(value: Any, hint: Any) -> Any:
                 return float(value)
             except ValueError:
                 pass
+    elif hint is str and isinstance(value, os.PathLike):
+        return os.fspath(value)
+    elif hint is str and isinstance(value, str) and value.startswith("~/"):  # no shell has read it
+        return os.path.expanduser(value)
     elif hint is str and type(value) is int:  # `fisher_terms: 10`, `concept: 7`
         return str(value)
     elif hint in (int, bool, str, types.NoneType):
@@ -156,6 +163,14 @@ def _convert(value: Any, hint: Any) -> Any:
     else:
         raise TypeError(f"configuration fields cannot be of type {_describe(hint)}")
     raise _MismatchError
+
+
+def _check_range(name: str, value: float, above: float | None, least: float | None, below: float | None) -> None:
+    low = (above is None or value > above) and (least is None or value >= least)
+    if not (math.isfinite(value) and low and (below is None or value < below)):
+        bound = f"> {above}" if above is not None else "finite" if least is None else f">= {least}"
+        expected = f"{name} {bound}" if below is None else f"{least} <= {name} < {below}"
+        raise ValueError(f"expected {expected}, got {value}")
 
 
 def _init_fields(cls: type) -> dict[str, dataclasses.Field]:
@@ -173,7 +188,7 @@ def _describe(hint: Any) -> str:
 
 
 def _show(value: Any) -> str:
-    return "null" if value is None else f"{value!r} ({type(value).__name__})"
+    return "null" if value is None else f"{reprlib.repr(value)} ({type(value).__name__})"
 
 
 def suggestion(given: str, known: Any) -> str:

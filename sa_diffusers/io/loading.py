@@ -10,7 +10,6 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-import yaml
 from diffusers import DiffusionPipeline
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -20,6 +19,7 @@ from sa_diffusers.families import own_pipeline_classes
 from sa_diffusers.io.artifacts import hash_tensors
 from sa_diffusers.io.atomic_files import atomic_path
 from sa_diffusers.io.bundled import resolve
+from sa_diffusers.io.configuration import read_yaml
 from sa_diffusers.io.hub import ModelLoadError, explain_load_errors
 from sa_diffusers.io.processes import process_state
 
@@ -56,7 +56,7 @@ def read_tokenizer(source: str) -> PreTrainedTokenizerBase | None:
 def read_run_options(run: Path) -> dict[str, Any]:
     """What the config.yaml in a run's folder says; {} where there is none."""
     path = run / "config.yaml"
-    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
+    return read_yaml(path) if path.is_file() else {}
 
 
 def load_pipeline(model: str, revision: str | None, variant: str | None, dtype: str) -> DiffusionPipeline:

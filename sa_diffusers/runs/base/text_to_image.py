@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
-import yaml
 from diffusers import AutoencoderKL, DiffusionPipeline
 from torch import Tensor
 from tqdm import tqdm
@@ -23,7 +22,7 @@ from sa_diffusers.families import get_family
 from sa_diffusers.families.architectures import build_text_to_image
 from sa_diffusers.io.atomic_files import load_tensors, save_tensors
 from sa_diffusers.io.bundled import resolve
-from sa_diffusers.io.configuration import option
+from sa_diffusers.io.configuration import option, read_yaml
 from sa_diffusers.io.processes import process_state
 from sa_diffusers.models.tokenizer import build_text_encoder, train_tokenizer
 from sa_diffusers.runs.base.run_folder import claimed, save_model
@@ -175,7 +174,11 @@ def train_base(data: CaptionedImages, config: BaseConfig) -> DiffusionPipeline:
         RunFolderBusy: another run works in the folder.
         StageMismatch: the folder holds a run of another configuration.
     """
-    architecture = yaml.safe_load(Path(resolve(config.architecture)).read_text())
+    architecture = read_yaml(resolve(config.architecture))
+    if missing := [part for part in ("vae", "unet", "text_encoder", "scheduler") if part not in architecture]:
+        raise ValueError(
+            f"expected a configuration of every part in {config.architecture}, got none of {missing[0]}"
+        )
     with claimed(config, "base") as output_dir:
         parts, checkpoints = output_dir / "parts", output_dir / "checkpoints"
         if not (parts / "vae").exists():
