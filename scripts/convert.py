@@ -58,6 +58,7 @@ def main() -> None:
         kind.add_argument("file", type=Path, help="the authors' file")
         kind.add_argument("--model", required=True, help="pipeline that the file belongs to: folder or hub id")
         kind.add_argument("--output", type=Path, required=True, help="what to write; must not exist")
+        kind.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args()
     with friendly_errors():
         if args.output.exists():

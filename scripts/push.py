@@ -29,12 +29,13 @@ def main(argv: list[str] | None = None) -> None:
         "--samples_dtype", choices=["float32", "float16"], default="float32", help="The same of the samples."
     )
     parser.add_argument("--private", action="store_true", help="Make new repositories private.")
+    parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
     options = parser.parse_args(argv)
     parts = ("pipeline", "lora", "fisher", "samples")
     ids = {part: getattr(options, part) for part in parts if getattr(options, part)}
     if not ids:
         parser.error(f"expected the repository of at least one part: --{', --'.join(parts)}")
-    with friendly_errors():
+    with friendly_errors(argv):
         from sa_diffusers.data.sharing import push_run
 
         dtypes = {"fisher_dtype": options.fisher_dtype, "samples_dtype": options.samples_dtype}

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from sa_diffusers.core.concepts import Concept
 from sa_diffusers.data.tables import KINDS, check_kind, json_lines, kind_of, load_table
 from sa_diffusers.io.atomic_files import read_text
@@ -85,6 +87,27 @@ def concept_templates(concept: Concept, prompts: Sequence[str], fallback: str) -
     """
     naming = [prompt for prompt in prompts if concept.named_in(prompt)]
     return [template_of(p, concept) for p in naming] if len(naming) >= ENOUGH else read_templates(fallback)
+
+
+def within_limit(templates: list[str], concept: Concept, tokenizer: PreTrainedTokenizerBase | None) -> list[str]:
+    """The templates in which a text encoder reads every phrasing of the concept to its end.
+
+    Beyond its limit the concept is cut off: its caption would teach something of everything else.
+
+    Raises:
+        ValueError: none is left.
+    """
+    if tokenizer is None or tokenizer.model_max_length > 10**6:  # tokenizers without a limit say an enormous one
+        return templates
+    texts = [(t.partition("{}")[0] + phrasing, t) for t in templates for phrasing in concept.phrasings]
+    read = tokenizer([text for text, _ in texts], verbose=False).input_ids
+    cut = {t for (_, t), ids in zip(texts, read, strict=True) if len(ids) > tokenizer.model_max_length}
+    if cut.issuperset(templates):
+        raise ValueError(
+            f"no template has {concept.name!r} within the {tokenizer.model_max_length} tokens that the text encoder "
+            "reads; pass shorter --concept_templates, or a shorter concept"
+        )
+    return [template for template in templates if template not in cut]
 
 
 def template_of(prompt: str, concept: Concept) -> str:

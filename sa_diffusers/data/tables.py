@@ -7,11 +7,14 @@ import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sa_diffusers.io.atomic_files import read_text
 from sa_diffusers.io.hub import explain_load_errors
 
+
+if TYPE_CHECKING:  # it takes a second to import
+    from datasets import Dataset
 
 DELIMITERS, JSON = {".csv": ",", ".tsv": "\t"}, (".json", ".jsonl")
 KINDS = (*DELIMITERS, *JSON, ".parquet")
@@ -62,25 +65,26 @@ def load_table(source: str) -> Table:
         return _read_csv(path)
     if kind_of(path) in JSON:
         return _read_json(path)
-    if not path.is_file():
+    if path.is_file():
+        try:
+            data = load_rows(path="parquet", data_files=source)
+        except ValueError as error:
+            raise ValueError(f"{source} is no readable .parquet file ({error}); write it again") from error
+    else:
         with explain_load_errors(source, "dataset"):
-            return _load(source, path=source)
-    try:
-        return _load(source, path="parquet", data_files=source)
-    except ValueError as error:
-        raise ValueError(f"{source} is no readable .parquet file ({error}); write it again") from error
+            data = load_rows(path=source)
+    return Table(source, {name: data[name] for name in data.column_names})
 
 
-def _load(source: str, **given: str) -> Table:
-    """By datasets. Raises ValueError, ...: what it says of the first file that it cannot read."""
+def load_rows(**given: str) -> "Dataset":
+    """`datasets.load_dataset` of the split "train"; a file that cannot be read is a ValueError that says why."""
     from datasets import load_dataset
     from datasets.exceptions import DatasetGenerationError
 
     try:
-        data = load_dataset(**given, split="train")
+        return load_dataset(**given, split="train")
     except (DatasetGenerationError, StopIteration) as error:  # the latter of an empty .jsonl
         raise ValueError(" ".join(str(error.__cause__ or error).split()) or "a file is empty") from error
-    return Table(source, {name: data[name] for name in data.column_names})
 
 
 def _read_csv(path: Path) -> Table:

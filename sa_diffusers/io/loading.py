@@ -44,13 +44,13 @@ def read_model_index(model: str, revision: str | None = None) -> dict[str, Any]:
     return index
 
 
-def read_tokenizer(source: str) -> PreTrainedTokenizerBase | None:
+def read_tokenizer(source: str, revision: str | None = None) -> PreTrainedTokenizerBase | None:
     """The (first) tokenizer of a pipeline, without its weights; None: it has none by that name."""
-    kind = read_model_index(source).get("tokenizer", (None, None))[1]
+    kind = read_model_index(source, revision).get("tokenizer", (None, None))[1]
     if kind is None or not hasattr(transformers, kind):
         return None
     with explain_load_errors(resolve(source)):
-        return getattr(transformers, kind).from_pretrained(resolve(source), subfolder="tokenizer")
+        return getattr(transformers, kind).from_pretrained(resolve(source), subfolder="tokenizer", revision=revision)
 
 
 def read_run_options(run: Path) -> dict[str, Any]:

@@ -4,11 +4,19 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerBase
+
 from sa_diffusers import methods
 from sa_diffusers.core.concepts import Concept
 from sa_diffusers.data.concepts import check_surrogate, find_concept
 from sa_diffusers.data.images import image_paths, load_image
-from sa_diffusers.data.prompts import concept_templates, read_labelled_prompts, read_prompts, read_templates
+from sa_diffusers.data.prompts import (
+    concept_templates,
+    read_labelled_prompts,
+    read_prompts,
+    read_templates,
+    within_limit,
+)
 from sa_diffusers.evaluation.forgetting import examination, labelled_classes
 from sa_diffusers.evaluation.judges.load_classifier import load_classifier
 from sa_diffusers.io.artifacts import Stage as Marker
@@ -57,12 +65,17 @@ def check_given(options: RunOptions) -> None:
         read_labelled_prompts(options.eval_prompts)
 
 
-def read_inputs(options: RunOptions, find_labels: Callable[[], list[str] | None] = lambda: None) -> Inputs:
+def read_inputs(
+    options: RunOptions,
+    find_labels: Callable[[], list[str] | None] = lambda: None,
+    find_tokenizer: Callable[[], PreTrainedTokenizerBase | None] = lambda: None,
+) -> Inputs:
     """Read and check everything but the pipeline.
 
     Args:
         find_labels: gives the classes of a class-conditional model, which are its only prompts, or None where prompts
             are free text. Called once the concept has been checked, since it may have to ask the hub.
+        find_tokenizer: gives that of a model of free text, which reads so many tokens; None: no limit is known.
 
     Raises:
         ValueError: as `read_concept`; prompts that all name the concept; a class that the model does not have; ...
@@ -91,8 +104,11 @@ def read_inputs(options: RunOptions, find_labels: Callable[[], list[str] | None]
         if labels is not None:  # every prompt has been seen, and names a class
             rows, counts = labelled_classes(classifiers[name], labels), (*counts[:2], 0)
         exams[name] = examination(classifiers[name], concept, rows, *counts, seed=options.seed)
-    templates = ["{}"] if labels else concept_templates(concept, prompts, options.concept_templates)
-    return Inputs(concept, prompts, templates, classifiers, exams)
+    every = ["{}"] if labels else concept_templates(concept, prompts, options.concept_templates)
+    templates = every if labels else within_limit(every, concept, find_tokenizer())
+    cut = f"{len(every) - len(templates)} of {len(every)} templates left out: the text encoder does not read so far"
+    notes = [cut] if len(templates) < len(every) else []
+    return Inputs(concept, prompts, templates, classifiers, exams, notes)
 
 
 def _check_labels(options: RunOptions, concept: Concept, prompts: list[str], labels: list[str]) -> None:

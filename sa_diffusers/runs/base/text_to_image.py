@@ -175,10 +175,8 @@ def train_base(data: CaptionedImages, config: BaseConfig) -> DiffusionPipeline:
         StageMismatch: the folder holds a run of another configuration.
     """
     architecture = read_yaml(resolve(config.architecture))
-    if missing := [part for part in ("vae", "unet", "text_encoder", "scheduler") if part not in architecture]:
-        raise ValueError(
-            f"expected a configuration of every part in {config.architecture}, got none of {missing[0]}"
-        )
+    if missing := sorted(read_yaml(resolve("bundled/digits/architecture.yaml")).keys() - architecture.keys()):
+        raise ValueError(f"expected a configuration of every part in {config.architecture}, got none of {missing[0]}")
     with claimed(config, "base") as output_dir:
         parts, checkpoints = output_dir / "parts", output_dir / "checkpoints"
         if not (parts / "vae").exists():
