@@ -121,7 +121,7 @@ def _read_json(path: Path) -> Table:
     try:
         rows = json.loads(text)
     except (ValueError, RecursionError) as error:
-        if text.lstrip()[:1] == "[":
+        if kind_of(path) == ".json" and text.lstrip()[:1] == "[":
             raise ValueError(f"{path} is no valid JSON: {error}; repair it") from error
         rows, lines = [], []
     if isinstance(rows, dict):

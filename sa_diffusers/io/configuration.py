@@ -95,7 +95,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}") from error
     except Exception as error:  # beside YAMLError whatever a tag such as "!!bool 2" makes Python's constructors raise
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
+        mark, said = getattr(error, "problem_mark", None), getattr(error, "problem", None) or error
+        line = "" if mark is None else f", line {mark.line + 1},"
+        raise ValueError(f"{path}{line} is not valid YAML: {' '.join(str(said).split())}") from error
     if not isinstance(values, dict | None):
         raise ValueError(f"{path}: expected lines of `option: value`, got {_show(values)}")
     return values or {}

@@ -86,9 +86,7 @@ def forget(
     dtype = str(modules[component].dtype).removeprefix("torch.")
     for name, value in {"model": pipeline.name_or_path or type(pipeline).__name__, "dtype": dtype}.items():
         if name in options and getattr(config, name) != value:
-            raise ValueError(
-                f"expected no {name} beside a pipeline, which has its own, {value}; got {options[name]!r}"
-            )
+            raise ValueError(f"expected no {name} beside a pipeline, whose own is {value}; got {options[name]!r}")
         setattr(config, name, value)
     method = methods.get(config.method)
     if inplace and type(method).wrap is not methods.Method.wrap:
@@ -121,11 +119,9 @@ def run_forgetting(config: RunOptions, pipeline: DiffusionPipeline | None = None
         return list(known["id2label"].values()) if known.get("id2label") else None
 
     def find_tokenizer() -> PreTrainedTokenizerBase | None:
-        return (
-            read_tokenizer(options.model, options.revision)
-            if pipeline is None
-            else getattr(pipeline, "tokenizer", None)
-        )
+        if pipeline is not None:
+            return getattr(pipeline, "tokenizer", None)
+        return read_tokenizer(options.model, options.revision)
 
     inputs = read_inputs(options, find_labels, find_tokenizer)
     name = folder_name(inputs.concept.name)
