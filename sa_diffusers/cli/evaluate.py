@@ -48,22 +48,23 @@ def name_folders(argv: list[str]) -> list[str]:
     return named + argv[len(folders) if names else 0 :]
 
 
-def main() -> None:
-    argv = sys.argv[1:]
+def main(argv: list[str] | None = None) -> None:
+    """Run the command with these arguments; None: those of this process."""
+    argv = sys.argv[1:] if argv is None else argv
     if advice := misplaced(argv):
         print(f"{Path(sys.argv[0]).name}: error: {advice} (--help explains every option)", file=sys.stderr)
         raise SystemExit(2)
     if is_for_pipelines(argv):
         named = ["--pipeline", *argv] if leading_words(argv) else argv
         config = parse_config(PipelineEvaluationConfig, named, description=__doc__)
-        with friendly_errors():
+        with friendly_errors(argv):
             from sa_diffusers.evaluation.suite.evaluate import evaluate_pipelines
 
             found = evaluate_pipelines(config)
             print(f"\n{found['summary']}\n\nsaved {found['output_dir']}: report.html, evaluation.md, evaluation.json")
         return
     config = parse_config(EvaluateConfig, name_folders(argv), description=__doc__)
-    with friendly_errors():
+    with friendly_errors(argv):
         from sa_diffusers.evaluation.images.comparison import evaluate, table
         from sa_diffusers.io.atomic_files import write_json
 
@@ -151,3 +152,7 @@ def _strays(argv: list[str]) -> list[int]:
         else:
             found.append(index)
     return found
+
+
+if __name__ == "__main__":
+    main()

@@ -6,6 +6,7 @@ The rows' own guidance and size, which differ a little, are left aside, as the a
 
 from typing import Any
 
+from sa_diffusers.core.conditions import Condition
 from sa_diffusers.data.prompts import text_of
 from sa_diffusers.data.sampling import Request
 from sa_diffusers.data.tables import load_table
@@ -43,7 +44,7 @@ def load_i2p(source: str = HUB_ID) -> list[Request]:
             raise ValueError(f"{table.where(row)}: expected a prompt in every row, got {text!r}")
         if number is None:
             raise ValueError(f"{table.where(row)}: expected in {column} a whole number from 0 to 2^63, got {seed!r}")
-        requests.append(Request(prompt, number))
+        requests.append(Request(Condition(prompt), number))
     if not requests:
         raise ValueError(f"expected rows in {source}, got none")
     return requests

@@ -13,25 +13,27 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import yaml
 
 from sa_diffusers.io.atomic_files import read_text
+from sa_diffusers.io.bundled import resolve
 
 
 ConfigT = TypeVar("ConfigT")
 BOUNDS = ("above", "least", "below")
-FACTS = frozenset((*BOUNDS, "identity", "otherwise"))  # of a field, beside its help
+FACTS = frozenset((*BOUNDS, "identity", "otherwise", "everyday"))  # of a field, beside its help
 
 
-def option(default: Any, text: str, **facts: Any) -> Any:
+def option(default: Any, help: str, **facts: Any) -> Any:
     """A dataclass field with the text that --help prints, and what else is to be known of it.
 
     Args:
         facts: above, least, below: a number must be above, at least, or below this, where it is not None. identity:
             False where the option says how a run is watched, shared or fitted into memory, and changes no result.
-            otherwise: what None stands for, where a method has no value of its own.
+            otherwise: what None stands for, where a method has no value of its own. everyday: True for the few that
+            --help shows when it is not asked for more.
     """
     unknown = facts.keys() - FACTS
     if unknown:
         raise TypeError(f"expected facts of {', '.join(sorted(FACTS))}, got {min(unknown)}")
-    metadata = {"help": text, **facts}
+    metadata = {"help": help, **facts}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -91,9 +93,9 @@ def config_to_yaml(config: Any, path: str | Path) -> None:
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """What a YAML file maps, {} where it is empty; ValueError names the file."""
     try:
-        values = yaml.safe_load(read_text(path))
+        values = yaml.safe_load(read_text(resolve(str(path))))
     except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}") from error
+        raise ValueError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # beside YAMLError whatever a tag such as "!!bool 2" makes Python's constructors raise
         mark, said = getattr(error, "problem_mark", None), getattr(error, "problem", None) or error
         line = "" if mark is None else f", line {mark.line + 1},"
@@ -103,9 +105,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return values or {}
 
 
-def read_values(cls: type, path: Path) -> dict[str, Any]:
-    """The checked values of one YAML file; ValueError names the file."""
-    return check_values(cls, read_yaml(path), source=str(path))
+def read_values(cls: type, source: str) -> dict[str, Any]:
+    """The checked values of a YAML file, or of one that ships, such as bundled/digits; ValueError names the file."""
+    if source.startswith("bundled/") and not source.endswith(".yaml"):
+        source = f"bundled/configs/{source.removeprefix('bundled/')}.yaml"
+    return check_values(cls, read_yaml(source), source=source)
 
 
 def check_values(cls: type, values: dict[str, Any], source: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from sa_diffusers.core.concepts import Concept
+from sa_diffusers.core.conditions import Condition
 from sa_diffusers.data.i2p import load_i2p
 from sa_diffusers.data.images import CaptionedImageFolder, image_paths, read_image
 from sa_diffusers.data.prompts import read_labelled_prompts, read_prompts, within_limit
@@ -191,13 +192,13 @@ BIG = 4026076402  # more than 31 bits, as many of I2P's
 def test_the_columns_that_the_files_of_the_field_have(tmp_path, columns):
     with (tmp_path / "p.csv").open("w", newline="") as file:
         csv.writer(file).writerows([list(columns), *zip(*columns.values(), strict=True)])
-    assert load_i2p(str(tmp_path / "p.csv")) == [Request("a", BIG), Request("b", 0)]
+    assert load_i2p(str(tmp_path / "p.csv")) == [Request(Condition("a"), BIG), Request(Condition("b"), 0)]
 
 
 def test_lists_of_categories_in_json(tmp_path):
     rows = [{"prompt": "a", "categories": ["hate", "x"], "sd_seed": 3}, {"prompt": "b", "categories": 4, "sd_seed": 4}]
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    assert load_i2p(str(tmp_path / "p.jsonl")) == [Request("a", 3), Request("b", 4)]
+    assert load_i2p(str(tmp_path / "p.jsonl")) == [Request(Condition("a"), 3), Request(Condition("b"), 4)]
 
 
 @pytest.mark.parametrize("seed", ["", "-1", "1.5", "x", "nan", "inf", str(2**64), "1e400"])
