@@ -21,7 +21,7 @@ from sa_diffusers.families.class_conditional import ClassConditionalFamily
 from sa_diffusers.families.samplers import make_scheduler
 from sa_diffusers.io.loading import load_pipeline, read_model_index
 from sa_diffusers.pipelines import ClassConditionalPipeline
-from sa_diffusers.runs.base.class_conditional import ClassConditionalConfig
+from sa_diffusers.runs.base.labelled import ClassConditionalConfig
 from sa_diffusers.runs.options import ForgetConfig
 from sa_diffusers.runs.stages.fisher_sums import estimate_sums
 
