@@ -20,10 +20,9 @@ def attack_embedding(
     """Minimise the model's denoising loss on targets over K vectors in the concept's place. Its weights stay.
 
     Args:
-        family: of the model under attack.
         latents: targets [N, C, h, w], pictures of the concept by a model that knows it, in this model's latent space.
         templates: prompts with {} in the concept's place.
-        concept_words: the words for the concept, such as ("seven", "7").
+        concept_words: such as ("seven", "7").
         settings: `initial` are the words to start from, by default the first of `concept_words`. The tokens of fewer
             than K are repeated, those beyond K are left out.
 

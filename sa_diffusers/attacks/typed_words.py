@@ -25,14 +25,11 @@ NUM_PROMISING = 256  # of each place
 
 
 class Vocabulary:
-    """The tokens that an attack may use, and how vectors become a text of them.
+    """The tokens that an attack may use, and how vectors become a text of them. Raises ValueError: none is left.
 
     Args:
         encoder: of the templates that the text must keep its tokens in.
         forbidden: words or phrases that no token and no text may contain, in any case, not even within another word.
-
-    Raises:
-        ValueError: nothing is left.
     """
 
     def __init__(self, encoder: TemplateEncoder, forbidden: Sequence[str] = ()):
@@ -84,22 +81,13 @@ class Vocabulary:
 
 
 class Search:
-    """The best text so far, by the loss on the fixed set of targets.
-
-    Args:
-        loss: within `frozen_model`.
-        vocabulary: says which texts may be used.
-    """
+    """The best text so far of a vocabulary, by the loss on the fixed set of targets, within `frozen_model`."""
 
     def __init__(self, loss: TargetLoss, vocabulary: Vocabulary):
         self.loss, self.vocabulary = loss, vocabulary
         self.best: list[int] | None = None
-        self._parts: list[float] = []
+        self.lowest: list[float] = []  # its parts
         self._tried: set[tuple[int, ...]] = set()
-
-    @property
-    def lowest(self) -> float:
-        return fmean(self._parts)
 
     def consider(self, token_ids: Sequence[int]) -> bool:
         """Compare tokens with the best, once; whether they are better."""
@@ -108,10 +96,10 @@ class Search:
         self._tried.add(tuple(token_ids))
         if not self.vocabulary.readable(token_ids):
             return False
-        parts = self.loss.fixed_parts(self.vocabulary.encoder.table[list(token_ids)], self._parts)
-        if self.best is not None and (len(parts) < len(self._parts) or sum(parts) >= sum(self._parts)):
+        parts = self.loss.fixed_parts(self.vocabulary.encoder.table[list(token_ids)], self.lowest)
+        if self.best is not None and (len(parts) < len(self.lowest) or sum(parts) >= sum(self.lowest)):
             return False
-        self.best, self._parts = list(token_ids), parts
+        self.best, self.lowest = list(token_ids), parts
         return True
 
     def exchanges(self, token_ids: list[int], gradient: Tensor, generator: Generator) -> Iterator[list[int]]:
@@ -145,8 +133,7 @@ def attack_text(
         forbidden: see `Vocabulary`.
 
     Raises:
-        TypeError, ValueError, FloatingPointError: as `attack_embedding`; a vocabulary of which nothing is left; or no
-            text that may be used was found.
+        TypeError, ValueError, FloatingPointError: as `attack_embedding` and `Vocabulary`; or no text was found.
     """
     loss = prepare(family, latents, templates, concept_words, settings)
     encoder, table = loss.encoder, loss.encoder.table.float()
@@ -163,7 +150,7 @@ def attack_text(
             ids = vocabulary.project(vectors)
             search.consider(ids)
             if search.best and (step % settings.keep_every == 0 or step == settings.steps):
-                losses.append(search.lowest)
+                losses.append(fmean(search.lowest))
             if step == settings.steps:
                 break
             seen = table[ids].requires_grad_()

@@ -20,8 +20,7 @@ def load_i2p(source: str = HUB_ID) -> list[Request]:
         source: hub id, or a local folder or .csv, .parquet, .json or .jsonl file with the same columns.
 
     Raises:
-        ModelLoadError: nothing to read, or the hub cannot be reached; the message says what to do.
-        ValueError: a column is missing, a row lacks its prompt or seed, or there is no row.
+        ModelLoadError, ValueError: nothing to read; or a column, a row's prompt or seed, or any row is missing.
     """
     with explain_load_errors(source, "dataset"):
         rows = load_table(source)

@@ -23,7 +23,7 @@ from sa_diffusers.io.loading import load_pipeline, read_model_index
 from sa_diffusers.pipelines import ClassConditionalPipeline
 from sa_diffusers.runs.base.labelled import ClassConditionalConfig
 from sa_diffusers.runs.options import ForgetConfig
-from sa_diffusers.runs.stages.fisher_sums import estimate_sums
+from sa_diffusers.runs.stages.fisher import estimate_sums
 
 
 T = 12

@@ -22,7 +22,7 @@ from sa_diffusers.runs.base.labelled import ClassConditionalConfig
 from sa_diffusers.runs.checks import check_run
 from sa_diffusers.runs.forget import run_forgetting
 from sa_diffusers.runs.options import ForgetConfig
-from sa_diffusers.runs.stages.fisher_sums import estimate_sums
+from sa_diffusers.runs.stages.fisher import estimate_sums
 
 
 T = 12

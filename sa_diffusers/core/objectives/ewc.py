@@ -14,17 +14,16 @@ GROUP_SIZE = 2**26  # weights whose pull is computed at once: the buffers take 4
 class ElasticWeightConsolidation:
     """ewc_lambda * sum_i F_i (theta_i - anchor_i)^2, in the units of Selective Amnesia's code: no factor 1/2.
 
-    Its gradient is known, 2 * ewc_lambda * F * (theta - anchor), so `add_gradient` adds it to `.grad` in place: a few
-    per cent of a step and no activations. The value is computed only for the log. Both are computed in float32 (or the
-    parameters' own precision, where that is higher), whatever the Fisher is kept in.
+    `add_gradient` adds its gradient, 2 * ewc_lambda * F * (theta - anchor), to `.grad` in place; the value is for the
+    log. Both are computed in float32 (or the parameters' own precision, where that is higher).
 
     Args:
         parameters: the trained parameters by name.
         fisher: diagonal Fisher by the same names; may hold more names than are trained.
-        ewc_lambda: weight, >= 0. Its meaning depends on the unit of the Fisher (see `fisher.Fisher`).
+        ewc_lambda: weight, >= 0, in the unit of the Fisher (see `fisher`).
         anchor: the parameters' values now, by the same names, where somebody keeps them anyway (a frozen copy of the
             model): used as they are and never to be changed. None: a copy, each tensor in the smallest of float16,
-            bfloat16 and float32 that holds it exactly. Either way the first delta is exactly 0.
+            bfloat16 and float32 that holds it exactly.
         fisher_dtype: torch.float32, or torch.bfloat16 for half the memory at 3 significant digits.
         device: where Fisher and anchor are kept; None: with their parameters. "cpu" streams them to a GPU at every
             step, from pinned memory, and takes none of the GPU's but a few buffers.
@@ -47,9 +46,7 @@ class ElasticWeightConsolidation:
         if ewc_lambda < 0:
             raise ValueError(f"expected ewc_lambda >= 0, got {ewc_lambda}")
         if fisher_dtype not in (torch.float32, torch.bfloat16):
-            raise ValueError(
-                f"expected fisher_dtype float32 or bfloat16, got {fisher_dtype}; others lose small values"
-            )
+            raise ValueError(f"expected fisher_dtype float32 or bfloat16, got {fisher_dtype}; pass one of them")
         check_fisher({name: tuple(p.shape) for name, p in parameters.items()}, fisher)
         self.names, self.parameters = list(parameters), list(parameters.values())
         self.ewc_lambda = ewc_lambda
@@ -62,10 +59,7 @@ class ElasticWeightConsolidation:
             self.anchor = [anchor[name].detach() for name in self.names]
 
     def attach(self, parameters: Mapping[str, Tensor]) -> None:
-        """Go on with parameters that stand in for the given ones: the same values, of a copy or spread by FSDP2.
-
-        Of the Fisher and of an anchor of its own this process then keeps the part alone that fits its parameters.
-        """
+        """See `Objective.attach`; this process keeps the part alone of the Fisher and anchor that fits its own."""
         self.parameters = [parameters[name] for name in self.names]
         self.fisher = _parts(self.fisher, self.parameters, copy=True)
         self.anchor = _parts(self.anchor, self.parameters, copy=not self._shared)

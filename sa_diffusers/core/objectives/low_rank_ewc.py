@@ -1,6 +1,6 @@
 """Elastic weight consolidation of weights that change by low-rank adapters only (LoRA, Hu et al. 2022)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,17 +11,11 @@ from sa_diffusers.core.objectives.ewc import check_fisher, keep
 
 @dataclass(frozen=True)
 class LowRankChange:
-    """A change of one weight, dW = scaling * up @ down, with the matrices in the shapes of their layers.
+    """A change of one weight, dW = scaling * up @ down, with the matrices in the shapes of their layers."""
 
-    Attributes:
-        down: A, [r, in] of a linear layer or [r, in, kh, kw] of a convolution.
-        up: B, [out, r] or [out, r, 1, 1].
-        scaling: the adapter's alpha / r.
-    """
-
-    down: nn.Parameter
-    up: nn.Parameter
-    scaling: float
+    down: nn.Parameter  # A, [r, in] of a linear layer or [r, in, kh, kw] of a convolution
+    up: nn.Parameter  # B, [out, r] or [out, r, 1, 1]
+    scaling: float  # alpha / r
 
     def delta(self) -> Tensor:
         """dW as a matrix, [out, in * kh * kw]."""
@@ -31,17 +25,15 @@ class LowRankChange:
 class LowRankEWC:
     """ewc_lambda * sum_i F_i dW_i^2 over the weights that adapters change; no factor 1/2, as in `ewc`.
 
-    The Fisher is that of the weights themselves, so the one of a model serves its full fine-tuning and any adapter of
-    it, with lambda in the same unit. With M = 2 ewc_lambda F * dW, its gradient is
+    The Fisher is that of the weights themselves, so that of a model serves any adapter of it, with lambda in the same
+    unit. With M = 2 ewc_lambda F * dW, its gradient is, layer by layer,
 
-        dB += scaling * M A^T   and   dA += scaling * B^T M,
-
-    layer by layer: never more than one layer's dW is held.
+        dB += scaling * M A^T   and   dA += scaling * B^T M.
 
     Args:
         changes: by the name of the weight that is changed.
         fisher: diagonal Fisher by the same names; may hold more of them.
-        ewc_lambda: weight, >= 0. Its meaning depends on the unit of the Fisher (see `fisher.Fisher`).
+        ewc_lambda: weight, >= 0.
         dtype: precision that the Fisher is kept in; products are computed in float32.
         device: where it is kept; None: with the adapters.
 
@@ -65,11 +57,6 @@ class LowRankEWC:
         self.fisher = [keep(fisher[name].flatten(1).to(dtype), change.up, device) for name, change in changes.items()]
 
     def attach(self, parameters: Mapping[str, Tensor]) -> None:
-        """Refuses: FSDP2 and DeepSpeed train a copy of the module, and adapters are too small to need them.
-
-        Raises:
-            ValueError: always.
-        """
         raise ValueError("low-rank adapters are trained whole on every process; launch without FSDP2 or DeepSpeed")
 
     @torch.no_grad()
@@ -77,20 +64,21 @@ class LowRankEWC:
         """Add the gradient to `.grad` of both matrices of every adapter (one that has none yet gets one)."""
         if self.ewc_lambda == 0:
             return
-        for change, fisher in zip(self.changes, self.fisher, strict=True):
+        for change, fisher in self._there():
             for matrix in (change.up, change.down):
                 if matrix.grad is None:
                     matrix.grad = torch.zeros_like(matrix)
-            there = fisher.to(change.up.device, non_blocking=True)
-            pull = change.delta() * there * (2 * self.ewc_lambda * change.scaling)
+            pull = change.delta() * fisher * (2 * self.ewc_lambda * change.scaling)
             change.up.grad += (pull @ change.down.flatten(1).T).view_as(change.up)
             change.down.grad += (change.up.flatten(1).T @ pull).view_as(change.down)
 
     @torch.no_grad()
     def value(self) -> Tensor:
         """ewc_lambda * sum F dW^2, a scalar."""
-        terms = [
-            (change.delta().square() * fisher.to(change.up.device, non_blocking=True)).sum()
-            for change, fisher in zip(self.changes, self.fisher, strict=True)
-        ]
+        terms = [(change.delta().square() * fisher).sum() for change, fisher in self._there()]
         return self.ewc_lambda * torch.stack(terms).sum()
+
+    def _there(self) -> Iterator[tuple[LowRankChange, Tensor]]:
+        """Each change with its Fisher, on its device."""
+        for change, fisher in zip(self.changes, self.fisher, strict=True):
+            yield change, fisher.to(change.up.device, non_blocking=True)
