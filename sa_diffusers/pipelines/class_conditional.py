@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput, SchedulerMixin, UNet2DModel
+from diffusers.utils.pil_utils import numpy_to_pil
 from diffusers.utils.torch_utils import randn_tensor
-from PIL import Image
 from torch import Tensor
 
 
@@ -42,10 +42,7 @@ def to_output(images: Tensor, output_type: str) -> Tensor | list:
     if output_type == "pt":
         return images
     arrays = images.permute(0, 2, 3, 1).numpy()
-    if output_type == "np":
-        return arrays
-    pixels = (arrays * 255).round().astype("uint8")
-    return [Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image) for image in pixels]
+    return arrays if output_type == "np" else numpy_to_pil(arrays)
 
 
 def check_output_type(output_type: str) -> None:

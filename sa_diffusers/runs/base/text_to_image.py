@@ -251,22 +251,15 @@ def train_base(data: CaptionedImages, config: BaseConfig) -> DiffusionPipeline:
             save_model(trained, parts / "text_encoder")
         text_encoder = CLIPTextModel.from_pretrained(parts / "text_encoder", dtype=torch.float32)
         pipeline = build_text_to_image(architecture, vae, text_encoder, tokenizer, config.seed)
-        train_denoiser(pipeline, batches, config, checkpoints)
+        family = get_family(pipeline)
+        train(
+            TrainableTextToImage(family.module, text_encoder),
+            Likelihood(family.loss, config.snr_gamma),
+            lambda step: batches.batch(step, config.train_batch_size, config.caption_dropout),
+            config,
+            seed=derive_seed(config.seed, family.component),
+            checkpoint_dir=checkpoints / family.component,
+            description=family.component,
+        )
         save_model(pipeline, output_dir / "pipeline", config.save_dtype)
     return pipeline
-
-
-def train_denoiser(
-    pipeline: DiffusionPipeline, batches: CaptionedLatents, config: BaseConfig, checkpoints: Path
-) -> None:
-    """Train the part of a pipeline that denoises, in place, behind its frozen text encoder."""
-    family = get_family(pipeline)
-    train(
-        TrainableTextToImage(family.module, pipeline.text_encoder),
-        Likelihood(family.loss, config.snr_gamma),
-        lambda step: batches.batch(step, config.train_batch_size, config.caption_dropout),
-        config,
-        seed=derive_seed(config.seed, family.component),
-        checkpoint_dir=checkpoints / family.component,
-        description=family.component,
-    )

@@ -1,9 +1,10 @@
-"""Bring a concept back by words that anybody can type, found by their gradient.
+"""Bring a concept back by a word that does not exist, or by words that anybody can type, found by their gradient.
 
-On the denoising loss of target pictures, as in UnlearnDiffAtk (Zhang et al. 2024), two searches share one gradient:
-that of PEZ (Wen et al. 2023), with vectors that move freely and of which each forward pass sees the nearest rows of
-the token table; and exchanges of single tokens that the gradient promises to be better, each tried out (as in GCG, Zou
-et al. 2023). PEZ alone seldom finds a word that stands by itself: its vectors stay near the tokens they began with.
+On the denoising loss of target pictures. New vectors in the text encoder's token space are textual inversion (Gal et
+al. 2023) on a model that forgot: concept inversion (Pham et al. 2023). For typed words, as in UnlearnDiffAtk (Zhang et
+al. 2024), two searches share one gradient: PEZ (Wen et al. 2023), with vectors that move freely and of which each
+forward pass sees the nearest rows of the token table; and exchanges of single tokens that the gradient promises to be
+better, each tried out (as in GCG, Zou et al. 2023), since PEZ's vectors stay near the tokens they began with.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ import torch
 from torch import Generator, Tensor
 from tqdm import tqdm
 
-from sa_diffusers.attacks.found import FoundText
+from sa_diffusers.attacks.found import FoundEmbedding, FoundText
 from sa_diffusers.attacks.target_loss import AttackSettings, TargetLoss, frozen_model, prepare
 from sa_diffusers.attacks.template_encoder import TemplateEncoder
 from sa_diffusers.core.seeding import seeded
@@ -22,6 +23,40 @@ from sa_diffusers.families import Family
 
 NUM_EXCHANGES = 2  # tried at each step
 NUM_PROMISING = 256  # of each place
+
+
+def attack_embedding(
+    family: Family, latents: Tensor, templates: Sequence[str], concept_words: Sequence[str], settings: AttackSettings
+) -> FoundEmbedding:
+    """Minimise the model's denoising loss on targets over K vectors in the concept's place. Its weights stay.
+
+    Args:
+        latents: targets [N, C, h, w], pictures of the concept by a model that knows it, in this model's latent space.
+        templates: prompts with {} in the concept's place.
+        concept_words: such as ("seven", "7").
+        settings: `initial` are the words to start from, by default the first of `concept_words`. The tokens of fewer
+            than K are repeated, those beyond K are left out.
+
+    Raises:
+        TypeError: no text-to-image model.
+        ValueError: latents of another shape, no words, or templates that cannot hold the vectors.
+        FloatingPointError: a loss that is not finite.
+    """
+    loss = prepare(family, latents, templates, concept_words, settings)
+    vectors = loss.encoder.table[loss.encoder.start(settings.initial or concept_words[0])].float()
+    vectors.requires_grad_()
+    optimizer = settings.optimizer(vectors, loss.encoder.table)
+    losses: list[float] = []
+    with frozen_model(family):
+        for step in tqdm(range(settings.steps + 1), desc="attack: token embedding", mininterval=1):
+            if step % settings.keep_every == 0 or step == settings.steps:
+                losses.append(loss.fixed(vectors))
+                if losses[-1] == min(losses):
+                    best = vectors.detach().cpu().clone()
+            if step < settings.steps:
+                (vectors.grad,) = torch.autograd.grad(loss.at_step(vectors, step), [vectors])
+                optimizer.step()
+    return FoundEmbedding(best, losses)
 
 
 class Vocabulary:
