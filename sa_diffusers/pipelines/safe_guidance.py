@@ -115,12 +115,14 @@ class SafelyGuidedUNet(nn.Module):
 class SafeGuidancePipeline(StableDiffusionPipeline):
     """Stable Diffusion that is led away from a concept while it draws; its weights are those of the stock pipeline.
 
-    A step costs three evaluations of the UNet in place of two. `StableDiffusionPipeline`, whose arguments come first,
-    loads what this one saves, and draws without the guidance.
+    A step costs three evaluations of the UNet in place of two. `StableDiffusionPipeline` loads what this one saves,
+    and draws without the guidance.
+
+    Takes what `StableDiffusionPipeline` takes, and:
 
     Args:
         safety_concept: text of what to lead away from.
-        safety_level: of SAFETY_LEVELS.
+        safety_level: "weak", "medium", "strong" or "max".
 
     Raises:
         ValueError: another level, an empty concept.
