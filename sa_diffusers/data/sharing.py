@@ -109,7 +109,9 @@ def push_samples(
     folder = Path(folder)
     missing = [name for name in SAMPLES_FILES if not (folder / name).is_file()]
     if missing:
-        raise ValueError(f"no samples in {folder}: it lacks {' and '.join(missing)}; pass the samples/ of a run")
+        raise ValueError(
+            f"no samples in {folder}: it lacks {' and '.join(missing)}; pass the samples/ folder of a run"
+        )
     check_push(repo_id, api)
     key = json.loads((folder / "samples.json").read_text(encoding="utf-8"))
     picture = SAMPLES_PICTURE if (folder / SAMPLES_PICTURE).is_file() else None

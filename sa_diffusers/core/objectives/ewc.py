@@ -45,7 +45,9 @@ class ElasticWeightConsolidation:
         device: torch.device | str | None = None,
     ):
         if fisher_dtype not in (torch.float32, torch.bfloat16):
-            raise ValueError(f"expected fisher_dtype float32 or bfloat16, got {fisher_dtype}; pass one of them")
+            raise ValueError(
+                f"expected fisher_dtype float32 or bfloat16, got {fisher_dtype}; others lose small values"
+            )
         check_fisher({name: tuple(p.shape) for name, p in parameters.items()}, fisher, ewc_lambda)
         self.names, self.parameters = list(parameters), list(parameters.values())
         self.ewc_lambda = ewc_lambda
