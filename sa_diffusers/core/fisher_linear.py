@@ -23,10 +23,7 @@ from sa_diffusers.core.seeding import seeded
 
 
 def is_linear(model: nn.Module, loss: Loss) -> bool:
-    """Whether `estimate_linear_fisher` applies: a loss of a single term, every parameter in one nn.Linear of its own.
-
-    Subclasses of nn.Linear do not count, since they may compute something else.
-    """
+    """Whether `estimate_linear_fisher` applies: a loss of one term, every parameter in one nn.Linear (no subclass)."""
     owned = [id(p) for layer in _linear_layers(model).values() for p in layer.parameters()]
     return loss.num_terms == 1 and sorted(owned) == sorted(id(p) for p in model.parameters())
 

@@ -154,7 +154,7 @@ def _read_split(dataset: DatasetName, tables: dict, split: str, data_dir: str) -
     if (labels < 0).any():
         count = int((labels < 0).sum())
         raise ValueError(
-            f"expected a class for every image of {data_dir}, got {count} images of no class (label -1); leave them out"
+            f"expected a class for every image of {data_dir}, got {count} images of no class; leave them out"
         )
     # Encoded, and decoded here: datasets takes twice as long, row by row.
     files = table.select_columns(column).cast_column(column, ImageColumn(decode=False))[:][column]

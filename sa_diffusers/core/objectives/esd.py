@@ -57,10 +57,8 @@ class ESD(Objective):
             if value < 0:
                 raise ValueError(f"expected {name} >= 0, got {value}")
         if not 2 <= num_inference_steps <= loss.num_terms:
-            raise ValueError(
-                f"expected num_inference_steps from 2 to the model's {loss.num_terms} timesteps, got "
-                f"{num_inference_steps}"
-            )
+            bound = f"from 2 to the model's {loss.num_terms} timesteps"
+            raise ValueError(f"expected num_inference_steps {bound}, got {num_inference_steps}")
         self.loss, self.frozen = loss, frozen
         self.scheduler = copy.deepcopy(scheduler)
         self.scheduler.set_timesteps(num_inference_steps)
@@ -69,11 +67,9 @@ class ESD(Objective):
 
     def draw(self, batch: Batch, generator: Generator) -> Batch:
         sample = batch["concept"]["sample"]
-        if sample.shape != batch["empty"]["sample"].shape:
-            raise ValueError(
-                "expected as many rows under the empty prompt as under the concept, got samples "
-                f"{list(batch['empty']['sample'].shape)} and {list(sample.shape)}"
-            )
+        if sample.shape != (other := batch["empty"]["sample"].shape):
+            given = f"samples {list(other)} and {list(sample.shape)}"
+            raise ValueError(f"expected as many rows under the empty prompt as under the concept, got {given}")
         level = int(torch.randint(self.num_levels, (1,), generator=generator))
         first, end = (n * self.loss.num_terms // self.num_levels for n in (level, level + 1))
         return {name: conditions_of(part) for name, part in batch.items()} | {

@@ -50,11 +50,7 @@ class ConditionalVAEConfig(LabelledBaseConfig):
 
 
 def train_conditional_vae(data: LabelledImages, config: ConditionalVAEConfig) -> DiffusionPipeline:
-    """Train the model that `<output_dir>/pipeline` then holds; an interrupted run goes on from its last checkpoint.
-
-    Raises:
-        StageMismatch: the folder holds a run of another configuration.
-    """
+    """Train the model that `<output_dir>/pipeline` then holds; an interrupted run goes on. Raises as `claimed`."""
     channels, size = data.images.shape[1:3]
     order = derive_seed(config.seed, "order")
 

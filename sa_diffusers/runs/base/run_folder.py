@@ -18,7 +18,7 @@ from sa_diffusers.training.options import TrainingConfig
 
 @dataclass
 class BaseOptions(TrainingConfig):
-    """What every training of a base model can be told."""
+    """The folder of a training, its threads and its seed."""
 
     output_dir: str = option("runs/base", "Folder of the run; `pipeline/` inside is the model.", identity=False)
     num_threads: int | None = option(

@@ -224,13 +224,9 @@ def train_text_encoder(
 
 
 def train_base(data: CaptionedImages, config: BaseConfig) -> DiffusionPipeline:
-    """Train a Stable Diffusion pipeline from nothing and save it to `<output_dir>/pipeline`.
+    """Train a Stable Diffusion pipeline from nothing and save it to `<output_dir>/pipeline`. Raises as `claimed`.
 
     Finished parts lie in `<output_dir>/parts` and are reused when the same command runs again.
-
-    Raises:
-        RunFolderBusy: another run works in the folder.
-        StageMismatch: the folder holds a run of another configuration.
     """
     architecture = yaml.safe_load(Path(resolve(config.architecture)).read_text())
     with claimed(config, "base") as output_dir:
