@@ -6,6 +6,7 @@ from typing import Any
 
 from sa_diffusers.core.closed_form import ClosedFormEdit, Edit, closed_form_edit
 from sa_diffusers.core.concepts import Concept, mentions
+from sa_diffusers.core.conditions import Condition
 from sa_diffusers.data.replay import spread
 from sa_diffusers.families import Family
 from sa_diffusers.io.configuration import Options, option
@@ -78,7 +79,7 @@ def edit_of_prompts(
     require(family, "a closed-form edit", "text_maps")
     if not all(concept.strip() for concept, _ in edits):
         raise ValueError("expected a concept, got an empty prompt: editing it would change every picture")
-    family.prepare([prompt for pair in edits for prompt in pair] + list(preserve))
+    family.prepare([Condition(prompt) for pair in (*edits, preserve) for prompt in pair])
     kept = [family.embed([prompt])[0] for prompt in preserve]
     return closed_form_edit([_paired_rows(family, *pair) for pair in edits], kept, **weights)
 

@@ -15,7 +15,6 @@ from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.fisher import FisherSums, estimate_fisher, merge
 from sa_diffusers.core.fisher_file import Fisher
 from sa_diffusers.core.fisher_linear import estimate_linear_fisher, is_linear
-from sa_diffusers.core.paper_quirks import FisherLabelDropout, quirky_fisher_batch
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.data.sampling import remove_parts
@@ -29,6 +28,7 @@ from sa_diffusers.io.stages import Artifact, Stage
 from sa_diffusers.models.precision import autocast_forward, free_memory
 from sa_diffusers.runs.context import RunContext
 from sa_diffusers.runs.options import RunOptions
+from sa_diffusers.runs.paper_quirks import FisherLabelDropout, quirky_fisher_batch
 from sa_diffusers.runs.stages.samples import SamplesStage
 
 
@@ -179,7 +179,7 @@ def _add(
 
     def batch(chosen: list[int]) -> Batch:
         part = samples.take(chosen)
-        found = family.batch(part.latents, part.prompts)
+        found = family.batch(part.latents, part.conditions)
         return quirky_fisher_batch(found, quirks, loss.num_terms, chosen[0], seed) if quirks else found
 
     if is_linear(family.module, family.loss):
