@@ -9,6 +9,7 @@ import sys
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn, get_args, get_type_hints
 
 from transformers import HfArgumentParser
@@ -30,11 +31,9 @@ def parse_config(
     """Build `cls` from its defaults < `defaults` < the YAML files of `--config`, in their order < the command line.
 
     Args:
-        cls: a dataclass whose fields are int, float, bool, str, Literal, list of these, or one of these or None. Each
-            field's metadata may hold "help" and any other keyword of `ArgumentParser.add_argument`.
+        cls: a dataclass whose fields are int, float, bool, str, Literal, list of these, or one of these or None.
         argv: the arguments after the program's name; None for this process's own.
         description: printed above the options by `--help`.
-        defaults: values in place of the class's own.
 
     Exits with code 2 and a message on stderr for an unknown or abbreviated flag, a YAML file that cannot be read, an
     unknown key in it, a value of another type than its field's, and a ValueError of the class's own checks.

@@ -19,11 +19,12 @@ from pathlib import Path
 
 from sa_diffusers.cli.parse import friendly_errors, parse_config
 from sa_diffusers.io.configuration import read_yaml
-from sa_diffusers.runs.base.class_conditional import ClassConditionalConfig, train_class_conditional
 from sa_diffusers.runs.base.labelled import (
+    ClassConditionalConfig,
     ConditionalVAEConfig,
     LabelledBaseConfig,
     negative_elbo,
+    train_class_conditional,
     train_conditional_vae,
 )
 from sa_diffusers.runs.base.text_to_image import BaseConfig, train_base

@@ -27,8 +27,7 @@ def load_i2p(source: str = HUB_ID) -> list[Request]:
         source: hub id, or a local folder or file (see `load_table`) with a column `prompt` and one of SEEDS.
 
     Raises:
-        ModelLoadError: nothing to read, or the hub cannot be reached; the message says what to do.
-        ValueError: a column is missing, a row lacks its prompt or seed, or there is no row.
+        ModelLoadError, ValueError: nothing to read; or a column, a row's prompt or seed, or any row is missing.
     """
     table = load_table(source)
     column = next((name for name in SEEDS if name in table.columns), None)

@@ -82,18 +82,16 @@ def select_replay(samples: SampleSet, concept: Concept, mode: str) -> SampleSet:
 class Replay:
     """Batches of replay samples, each under its own prompt, or shown to the model under others.
 
-    Distilled, they are noised and denoised as the frozen model denoises them, under any prompt that does not name the
-    concept; those of the empty prompt, which guidance uses, under that. Prompts whose samples were drawn anew without
-    the concept are an exception: what the frozen model predicts under them would teach it back at its base rate. They
-    keep these samples, and the noise as the target.
+    Distilled, they are denoised as the frozen model denoises them, under any prompt that does not name the concept;
+    those of the empty prompt, which guidance uses, under that. Prompts whose samples were drawn anew without the
+    concept keep these, and the noise as the target: the frozen model would teach the concept back at its base rate.
 
     Args:
         samples: what `select_replay` kept, and the samples drawn anew without the concept.
         prompts: to choose from.
         mode: which prompts were drawn anew, as in `needs_negative`.
-        distil: take the frozen model's predictions as targets; else all samples are as those of the exception.
-        dropout: share of the samples, with the noise as their target, that are shown under the empty prompt or null
-            class: what guidance leads away from then is everything but the concept.
+        distil: take the frozen model's predictions as targets; else the noise for all samples.
+        dropout: share of the samples, with the noise as target, shown under the empty prompt or null class.
     """
 
     def __init__(
@@ -131,16 +129,12 @@ class Replay:
 
 class DistilledSurrogate:
     """Batches under captions of the concept, to be denoised as the frozen model denoises them under the same captions
-    with the surrogate in the concept's place.
-
-    This is distillation of one prompt into another, where the paper fits samples. Its gradient has no noise of its own
-    and vanishes once the model has learned it, so that the weights come to rest. The surrogate's own samples show it
-    already, whatever the prompt, where there is little noise; sampling from the concept's prompt passes through other
-    states, so other pictures are noised as well, the concept's among them.
+    with the surrogate in the concept's place: distillation of one prompt into another, where the paper fits samples.
 
     Args:
         surrogate: samples of the surrogate; their prompts name the concept.
-        others: samples of anything, whose prompts do not count; None: none.
+        others: samples of anything, whose prompts do not count, since sampling from the concept's prompt passes
+            through other states than the surrogate's; None: none.
         concept: its surrogate is a prompt.
     """
 

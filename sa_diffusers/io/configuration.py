@@ -40,11 +40,8 @@ def option(default: Any, help: str, **facts: Any) -> Any:
 
 
 class Options:
-    """Base of configuration dataclasses: checks the types and ranges of their fields, as a YAML file's are checked.
-
-    Raises:
-        ValueError: a value of another type than its field's, or a number out of its range.
-    """
+    """Base of configuration dataclasses; raises ValueError for a value of another type than its field's, as of a YAML
+    file, or a number out of its range."""
 
     def __post_init__(self) -> None:
         given = {name: getattr(self, name) for name in _init_fields(type(self))}
@@ -60,11 +57,7 @@ def identity_names(cls: type) -> tuple[str, ...]:
 
 
 def layered(cls: type, *layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of several sources, the later over the earlier, after `cls.consistent(layers)` where it has that.
-
-    A choice in one layer may settle options (a method that has no replay settles its weight). What earlier layers say
-    of these was written for another choice, and does not count.
-    """
+    """Values of several sources, the later over the earlier, after `cls.consistent(layers)` where it has that."""
     merged: dict[str, Any] = {}
     for layer in cls.consistent(layers) if hasattr(cls, "consistent") else layers:
         merged |= layer
@@ -72,11 +65,7 @@ def layered(cls: type, *layers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def config_from_dict(cls: type[ConfigT], values: dict[str, Any]) -> ConfigT:
-    """Build `cls` from its defaults and `values`, under the checks that a YAML file gets.
-
-    Raises:
-        ValueError: an unknown key, a value of another type than its field's, or a field without value and default.
-    """
+    """Build `cls` from its defaults and `values`; ValueError as `check_values`, or for a field left without value."""
     checked = check_values(cls, values, source="options")
     missing = [name for name, field in _init_fields(cls).items() if name not in checked and _is_required(field)]
     if missing:

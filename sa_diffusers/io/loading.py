@@ -28,11 +28,7 @@ WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 
 
 def read_model_index(model: str, revision: str | None = None) -> dict[str, Any]:
-    """The pipeline's model_index.json: its class, components and options, without any weights.
-
-    Raises:
-        ModelLoadError: with what to do about it.
-    """
+    """The pipeline's model_index.json: its class, components and options. Raises ModelLoadError."""
     source = resolve(model)
     inside = Path(source) / "pipeline"
     if (inside / "model_index.json").is_file() and not (Path(source) / "model_index.json").exists():
@@ -63,11 +59,8 @@ def load_pipeline(model: str, revision: str | None, variant: str | None, dtype: 
     """Load every component of a pipeline onto this process's device, its safety checker included.
 
     Args:
-        model: hub id, local folder, or bundled/<name>.
+        model: hub id, local folder, or bundled/<name>; what else it is raises ModelLoadError.
         dtype: "float32", "float16" or "bfloat16".
-
-    Raises:
-        ModelLoadError: with what to do about it.
     """
     source = resolve(model)
     cls = own_pipeline_classes().get(read_model_index(model, revision)["_class_name"], DiffusionPipeline)
@@ -103,11 +96,7 @@ def save_pipeline(
 
     Args:
         variant: "fp16" writes every part a second time, in float16, as `*.fp16.safetensors` beside the files in
-            `dtype`: `from_pretrained(path)` reads those, `from_pretrained(path, variant="fp16", dtype=torch.float16)`
-            the smaller ones.
-
-    Raises:
-        ValueError: another variant.
+            `dtype`, for `from_pretrained(path, variant="fp16", dtype=torch.float16)`; another one is a ValueError.
     """
     if variant not in (None, "fp16"):
         raise ValueError(f"expected the variant fp16 or none, got {variant!r}")
@@ -139,11 +128,7 @@ def add_variant(pipeline: DiffusionPipeline, folder: Path, variant: str) -> None
 
 
 def check_files(source: str, variant: str | None) -> None:
-    """Download what a hub model lacks here; check that every part has weights, and that no file of them is cut off.
-
-    Raises:
-        ModelLoadError: with what to do about it.
-    """
+    """Download what a hub model lacks here. Raises ModelLoadError: a part without weights, or a file cut off."""
     index = read_model_index(source)
     folder = Path(resolve(source))
     if not folder.is_dir():
