@@ -13,7 +13,7 @@ from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.seeding import seeded
 from sa_diffusers.families import Family
 from sa_diffusers.io.configuration import Options, option
-from sa_diffusers.models.precision import autocast_forward, on_device
+from sa_diffusers.models.precision import autocast_forward, kept_state, on_device
 
 
 NUM_FIXED = 64  # (latent, template, noise, timestep) on which all candidates of an attack are compared
@@ -122,19 +122,12 @@ def prepare(
 def frozen_model(family: Family) -> Iterator[None]:
     """Within the block model and text encoder take no gradient and draw no dropout; afterwards they are as before."""
     modules = (family.module, family.pipeline.text_encoder)
-    parameters = [(parameter, parameter.requires_grad) for module in modules for parameter in module.parameters()]
-    parts = [(part, part.training) for module in modules for part in module.modules()]
-    try:
+    with (
+        kept_state(modules),
+        on_device(family.pipeline.text_encoder, family.device),
+        autocast_forward(family.module, family.compute_dtype),
+        torch.enable_grad(),  # whatever the caller's setting is
+    ):
         for module in modules:
-            module.requires_grad_(False).eval()
-        with (
-            on_device(family.pipeline.text_encoder, family.device),
-            autocast_forward(family.module, family.compute_dtype),
-            torch.enable_grad(),  # whatever the caller's setting is
-        ):
-            yield
-    finally:
-        for parameter, required in parameters:
-            parameter.requires_grad_(required)
-        for part, training in parts:
-            part.training = training
+            module.requires_grad_(False)
+        yield
