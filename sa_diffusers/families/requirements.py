@@ -21,8 +21,8 @@ TAKES_MORE = {
 
 def check_parts(unet: Config, vae: Config, scheduler: Config, text_encoder: Config) -> None:
     """Raise ValueError for the first property under which loss, sampler or embeddings would not be the pipeline's."""
-    for what, why in _faults(unet, vae, scheduler, text_encoder):
-        raise ValueError(f"the pipeline's {what}, {why}")
+    for fault in (*_unet_faults(unet, vae, text_encoder), *_schedule_faults(scheduler)):
+        raise ValueError(f"the pipeline's {fault}")
 
 
 def pixels_a_latent(vae: Config) -> int:
@@ -30,48 +30,35 @@ def pixels_a_latent(vae: Config) -> int:
     return 2 ** (len(vae.get("block_out_channels", (64,))) - 1)
 
 
-def _faults(unet: Config, vae: Config, scheduler: Config, text_encoder: Config) -> Iterator[tuple[str, str]]:
-    """(property and value, why it cannot be)."""
+def _unet_faults(unet: Config, vae: Config, text_encoder: Config) -> Iterator[str]:
     for name, (fine, takes) in TAKES_MORE.items():
         if unet.get(name) not in fine:
-            yield (
-                f"UNet has {name} {unet[name]!r}",
-                f"so it {takes}; expected one that draws by a prompt alone",
-            )
-    latents = vae.get("latent_channels", 4)
-    for name, other in (
-        ("in_channels", "inpainting and editing models take pictures besides"),
-        ("out_channels", "models with a learned variance predict more than the noise"),
-    ):
+            yield f"UNet has {name} {unet[name]!r}, so it {takes}; expected one that draws by a prompt alone"
+    latents, size = vae.get("latent_channels", 4), unet.get("sample_size")
+    reasons = {
+        "in_channels": "inpainting and editing models take pictures besides",
+        "out_channels": "models with a learned variance predict more than the noise",
+    }
+    for name, reason in reasons.items():
         if unet.get(name, 4) != latents:
-            yield f"UNet has {name} {unet[name]}", f"expected {latents}, as the VAE's latents have: {other}"
-    size = unet.get("sample_size")
+            yield f"UNet has {name} {unet[name]}, expected {latents}, as the VAE's latents have: {reason}"
     if type(size) is not int:
-        yield (
-            f"UNet has sample_size {size!r}",
-            "expected the height of square latents, such as 64, in its config.json",
-        )
+        yield f"UNet has sample_size {size!r}, expected the height of square latents, such as 64, in its config.json"
     elif size * pixels_a_latent(vae) % 8:
         pixels = size * pixels_a_latent(vae)
-        yield (
-            f"UNet has sample_size {size}",
-            f"which makes pictures of {pixels} pixels; diffusers draws multiples of 8",
-        )
+        yield f"UNet has sample_size {size}, so it draws {pixels} pixels a side; diffusers draws multiples of 8"
     width, reads = text_encoder.get("hidden_size"), unet.get("cross_attention_dim")
     if isinstance(reads, int) and width not in (None, reads) and unet.get("encoder_hid_dim") is None:
-        yield f"UNet has cross_attention_dim {reads}", f"but the text encoder's embeddings have hidden_size {width}"
-    yield from _schedule_faults(scheduler)
+        yield f"UNet has cross_attention_dim {reads}, but the text encoder's embeddings have hidden_size {width}"
 
 
-def _schedule_faults(scheduler: Config) -> Iterator[tuple[str, str]]:
-    name = scheduler.get("_class_name", "")
+def _schedule_faults(scheduler: Config) -> Iterator[str]:
+    name, predicts = scheduler.get("_class_name", ""), scheduler.get("prediction_type", "epsilon")
     cls = getattr(diffusers, name, None)
+    # Its configuration may still hold what another class, that it was made from, takes.
     takes = inspect.signature(cls.__init__).parameters if isinstance(cls, type) else scheduler
-    diffusion = "expected the one it was trained with, a schedule of betas such as DDIMScheduler's"
-    if "beta_start" not in takes:  # its configuration may still hold those of the one it was made from
-        yield f"scheduler is a {name}", f"which has no betas; {diffusion}"
-    if "use_flow_sigmas" in takes and scheduler.get("use_flow_sigmas"):
-        yield f"scheduler, a {name}, has use_flow_sigmas", diffusion
-    predicts = scheduler.get("prediction_type", "epsilon")
+    if "beta_start" not in takes or ("use_flow_sigmas" in takes and scheduler.get("use_flow_sigmas")):
+        why = "use_flow_sigmas" if "beta_start" in takes else "no betas"
+        yield f"scheduler, a {name}, has {why}; expected the one it was trained with, such as a DDIMScheduler"
     if predicts not in ("epsilon", "v_prediction"):
-        yield f"scheduler has prediction_type {predicts!r}", "expected epsilon or v_prediction"
+        yield f"scheduler has prediction_type {predicts!r}, expected epsilon or v_prediction"

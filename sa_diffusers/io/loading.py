@@ -184,8 +184,6 @@ def check_files(model: str, variant: str | None, revision: str | None = None) ->
         return known | {"_class_name": kind}
 
     if family:
-        with explain_load_errors(source):  # lists the parts that the folder lacks
-            pass
         family.check(configuration)
     folder = Path(source)
     if not folder.is_dir():
