@@ -10,11 +10,7 @@ from sa_diffusers.io.configuration import Options, option
 
 @dataclass
 class AttackConfig(Options):
-    """What to attack, with what, and how to judge it.
-
-    Raises:
-        ValueError: options that cannot work, before anything is loaded.
-    """
+    """What to attack, with what, and how to judge it. Raises ValueError: options that cannot work."""
 
     forgotten: str = option(
         MISSING,

@@ -10,34 +10,33 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import yaml
 
+from sa_diffusers.io.bundled import resolve
+
 
 ConfigT = TypeVar("ConfigT")
-FACTS = frozenset(("above", "least", "below", "identity", "otherwise"))  # of a field, beside its help
+FACTS = frozenset(("above", "least", "below", "identity", "otherwise", "everyday"))  # of a field, beside its help
 
 
-def option(default: Any, text: str, **facts: Any) -> Any:
+def option(default: Any, help: str, **facts: Any) -> Any:
     """A dataclass field with the text that --help prints, and what else is to be known of it.
 
     Args:
         facts: above, least, below: a number must be above, at least, or below this, where it is not None. identity:
             False where the option says how a run is watched, shared or fitted into memory, and changes no result.
-            otherwise: what None stands for, where a method has no value of its own.
+            otherwise: what None stands for, where a method has no value of its own. everyday: True for the few that
+            --help shows when it is not asked for more.
     """
     unknown = facts.keys() - FACTS
     if unknown:
         raise TypeError(f"expected facts of {', '.join(sorted(FACTS))}, got {min(unknown)}")
-    metadata = {"help": text, **facts}
+    metadata = {"help": help, **facts}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 
 class Options:
-    """Base of configuration dataclasses: checks the ranges of their fields.
-
-    Raises:
-        ValueError: a number out of its range.
-    """
+    """Base of configuration dataclasses; raises ValueError for a number out of its field's range."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -58,11 +57,7 @@ def identity_names(cls: type) -> tuple[str, ...]:
 
 
 def layered(cls: type, *layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of several sources, the later over the earlier, after `cls.consistent(layers)` where it has that.
-
-    A choice in one layer may settle options (a method that has no replay settles its weight). What earlier layers say
-    of these was written for another choice, and does not count.
-    """
+    """Values of several sources, the later over the earlier, after `cls.consistent(layers)` where it has that."""
     merged: dict[str, Any] = {}
     for layer in cls.consistent(layers) if hasattr(cls, "consistent") else layers:
         merged |= layer
@@ -70,11 +65,7 @@ def layered(cls: type, *layers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def config_from_dict(cls: type[ConfigT], values: dict[str, Any]) -> ConfigT:
-    """Build `cls` from its defaults and `values`, under the checks that a YAML file gets.
-
-    Raises:
-        ValueError: an unknown key, a value of another type than its field's, or a field without value and default.
-    """
+    """Build `cls` from its defaults and `values`; ValueError as `check_values`, or for a field left without value."""
     checked = check_values(cls, values, source="options")
     missing = [name for name, field in _init_fields(cls).items() if name not in checked and _is_required(field)]
     if missing:
@@ -88,19 +79,21 @@ def config_to_yaml(config: Any, path: str | Path) -> None:
     Path(path).write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=119), encoding="utf-8")
 
 
-def read_values(cls: type, path: Path) -> dict[str, Any]:
-    """The checked values of one YAML file; ValueError names the file."""
+def read_values(cls: type, source: str) -> dict[str, Any]:
+    """The checked values of a YAML file, or of one that ships, such as bundled/digits; ValueError names the file."""
+    if source.startswith("bundled/") and not source.endswith(".yaml"):
+        source = f"bundled/configs/{source.removeprefix('bundled/')}.yaml"
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(Path(resolve(source)).read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(f"--config: cannot read {path}: {error.strerror}") from error
+        raise ValueError(f"--config: cannot read {source}: {error.strerror or error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"--config: {path} is not valid YAML: {error}") from error
+        raise ValueError(f"--config: {source} is not valid YAML: {error}") from error
     if values is None:  # an empty file
         return {}
     if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected lines of `option: value`, got {_show(values)}")
-    return check_values(cls, values, source=str(path))
+        raise ValueError(f"{source}: expected lines of `option: value`, got {_show(values)}")
+    return check_values(cls, values, source=source)
 
 
 def check_values(cls: type, values: dict[str, Any], source: str) -> dict[str, Any]:

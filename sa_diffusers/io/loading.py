@@ -30,11 +30,7 @@ WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 
 
 def read_model_index(model: str, revision: str | None = None) -> dict[str, Any]:
-    """The pipeline's model_index.json: its class, components and options, without any weights.
-
-    Raises:
-        ModelLoadError: with what to do about it.
-    """
+    """The pipeline's model_index.json: its class, components and options. Raises ModelLoadError."""
     source = resolve(model)
     inside = Path(source) / "pipeline"
     if (inside / "model_index.json").is_file() and not (Path(source) / "model_index.json").exists():
@@ -79,11 +75,8 @@ def load_pipeline(model: str, revision: str | None, variant: str | None, dtype: 
     """Load every component of a pipeline onto this process's device, its safety checker included.
 
     Args:
-        model: hub id, local folder, or bundled/<name>.
+        model: hub id, local folder, or bundled/<name>; what else it is raises ModelLoadError.
         dtype: "float32", "float16" or "bfloat16".
-
-    Raises:
-        ModelLoadError: with what to do about it.
     """
     source = resolve(model)
     cls = own_pipeline_classes().get(read_model_index(model, revision)["_class_name"], DiffusionPipeline)
@@ -120,11 +113,7 @@ def save_pipeline(
 
     Args:
         variant: "fp16" writes every part a second time, in float16, as `*.fp16.safetensors` beside the files in
-            `dtype`: `from_pretrained(path)` reads those, `from_pretrained(path, variant="fp16", dtype=torch.float16)`
-            the smaller ones.
-
-    Raises:
-        ValueError: another variant.
+            `dtype`, for `from_pretrained(path, variant="fp16", dtype=torch.float16)`; another one is a ValueError.
     """
     if variant not in (None, "fp16"):
         raise ValueError(f"expected the variant fp16 or none, got {variant!r}")
@@ -156,11 +145,7 @@ def add_variant(pipeline: DiffusionPipeline, folder: Path, variant: str) -> None
 
 
 def check_model(model: str, revision: str | None = None, variant: str | None = None) -> None:
-    """Check a pipeline that shall be changed by its files, as `check_files`, and that a family adapts it.
-
-    Raises:
-        ModelLoadError, ValueError: as `check_files`; a class that no family adapts.
-    """
+    """`check_files` of a pipeline that shall be changed. Raises ModelLoadError besides: no family adapts its class."""
     try:
         find_family(read_model_index(model, revision)["_class_name"])
     except TypeError as error:
@@ -172,8 +157,7 @@ def check_files(model: str, variant: str | None, revision: str | None = None) ->
     """Check what a pipeline is made of, before its weights are read; download what a hub model lacks here.
 
     Raises:
-        ModelLoadError: a part without weights, or a file of them that is cut off; with what to do about it.
-        ValueError: parts that the family of its class cannot work with.
+        ModelLoadError: a part without weights, or a file cut off. ValueError: parts that the family cannot work with.
     """
     index, source = read_model_index(model, revision), resolve(model)
     family, parts = family_class(index["_class_name"]), {n: e for n, e in index.items() if isinstance(e, list | tuple)}

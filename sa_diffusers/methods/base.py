@@ -20,6 +20,8 @@ from sa_diffusers.training.lora import WithoutLora
 Weights = dict[str, nn.Parameter] | dict[str, LowRankChange]  # what is trained, by the weight's name
 Frozen = nn.Module | WithoutLora  # the model before forgetting, to be called like it
 NEEDS = ("samples", "replay_samples", "surrogate", "fisher", "frozen", "edit")
+# What a method settles that has none of Selective Amnesia's terms.
+ALONE = {"ewc_lambda": 0.0, "replay_weight": 0.0, "surrogate_target": "noise", "start": "model"}
 
 
 class Context(Protocol):

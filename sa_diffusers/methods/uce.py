@@ -2,17 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 from sa_diffusers.core.closed_form import ClosedFormEdit, Edit, closed_form_edit
 from sa_diffusers.core.concepts import Concept, mentions
+from sa_diffusers.core.conditions import Condition
 from sa_diffusers.data.replay import spread
 from sa_diffusers.families import Family
 from sa_diffusers.io.configuration import Options, option
-from sa_diffusers.methods.base import Context, Method, register, require
-
-
-Tokens = Literal["tail", "last"]
+from sa_diffusers.methods.base import ALONE, Context, Method, register, require
 
 
 @dataclass
@@ -62,34 +60,28 @@ def edit_of_prompts(
     family: Family,
     edits: Sequence[tuple[str, str]],
     preserve: Sequence[str] = ("",),
-    *,
-    tokens: Tokens = "tail",
     **weights: float,
 ) -> ClosedFormEdit:
     """`closed_form_edit` for prompts: what each draws, and what it should draw. Its `apply` edits the family's maps.
+
+    As in the code of the paper, a row is the last word's token or one of the padding after it, paired with the
+    target's at the same distance from its last word; of what is preserved it is any token.
 
     Args:
         edits: (concept, target) prompts, such as ("Brad Pitt", "a middle aged man"). The target "" stands for nothing
             in particular: its rows begin with the start token, as in the authors' code.
         preserve: prompts that should draw what they did. The authors' code keeps "" where nothing else is given.
-        tokens: "tail" is the code of the paper: the last word's token and the padding after it, each concept row
-            paired with the target's at the same distance from its last word, and every token of what is preserved.
-            "last" is their later code: the last word's token alone, everywhere, with preserve_scale 1.
         weights: erase_scale, preserve_scale, regularization; see `closed_form_edit`.
 
     Raises:
-        ValueError: as `closed_form_edit`; a model without free text; an empty concept; another choice of tokens.
+        ValueError: as `closed_form_edit`; a model without free text; an empty concept.
     """
     require(family, "a closed-form edit", "text_maps")
-    if tokens not in get_args(Tokens):
-        raise ValueError(f"expected tokens to be one of {', '.join(get_args(Tokens))}, got {tokens!r}")
     if not all(concept.strip() for concept, _ in edits):
         raise ValueError("expected a concept, got an empty prompt: editing it would change every picture")
-    family.prepare([prompt for pair in edits for prompt in pair] + list(preserve))
-    pairs = [_paired_rows(family, *pair, tokens) for pair in edits]
-    every = tokens == "tail"
-    kept = [family.embed([p])[0] if every else _paired_rows(family, p, p, tokens)[0] for p in preserve]
-    return closed_form_edit(pairs, kept, **weights)
+    family.prepare([Condition(prompt) for pair in (*edits, preserve) for prompt in pair])
+    kept = [family.embed([prompt])[0] for prompt in preserve]
+    return closed_form_edit([_paired_rows(family, *pair) for pair in edits], kept, **weights)
 
 
 def concept_edits(concept: Concept, templates: Sequence[str]) -> list[tuple[str, str]]:
@@ -107,10 +99,10 @@ def concept_edits(concept: Concept, templates: Sequence[str]) -> list[tuple[str,
     return [(t.replace("{}", p), t.replace("{}", concept.surrogate)) for t in texts for p in concept.phrasings]
 
 
-def _paired_rows(family: Family, concept: str, target: str, tokens: Tokens) -> Edit:
+def _paired_rows(family: Family, concept: str, target: str) -> Edit:
     """The embeddings of two prompts, [K, D] each, from the last word's token on, cut to one length."""
     rows, starts = family.embed([concept, target]), [family.last_word(prompt) for prompt in (concept, target)]
-    length = 1 if tokens == "last" else rows.shape[1] - max(starts)
+    length = rows.shape[1] - max(starts)
     first, second = (row[start : start + length] for row, start in zip(rows, starts, strict=True))
     return first, second
 
@@ -120,9 +112,6 @@ register(
         "uce",
         "Unified Concept Editing",
         "a closed-form edit of cross-attention, without training",
-        ewc_lambda=0.0,
-        replay_weight=0.0,
-        surrogate_target="noise",
-        start="model",
+        **ALONE,
     )
 )

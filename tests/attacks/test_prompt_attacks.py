@@ -1,15 +1,17 @@
 """Attacks on the prompt of a text-to-image model: exact fillings, exact gradients, and what they leave untouched."""
 
 from dataclasses import replace
+from statistics import fmean
 
 import pytest
 import torch
 from torch.testing import assert_close
 
 from sa_diffusers.attacks import AttackSettings, FoundEmbedding, FoundText, attack_embedding, attack_text, draw_found
+from sa_diffusers.attacks.searches import Search, Vocabulary
 from sa_diffusers.attacks.target_loss import TargetLoss, frozen_model
 from sa_diffusers.attacks.template_encoder import TemplateEncoder
-from sa_diffusers.attacks.typed_words import Search, Vocabulary
+from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import seeded
 from sa_diffusers.families import get_family
 from sa_diffusers.io.artifacts import hash_tensors
@@ -221,12 +223,12 @@ def test_the_search_keeps_the_lowest_of_what_it_was_shown(family, latents):
         assert search.consider([index]) == (allowed and shown[index] == min(shown.values()))
         if shown:
             assert search.best == [min(shown, key=shown.__getitem__)]
-            assert search.lowest == pytest.approx(min(shown.values()))
+            assert fmean(search.lowest) == pytest.approx(min(shown.values()))
 
 
 def test_exchanges_are_what_the_gradient_promises(family, latents, monkeypatch):
-    monkeypatch.setattr("sa_diffusers.attacks.typed_words.NUM_PROMISING", 3)
-    monkeypatch.setattr("sa_diffusers.attacks.typed_words.NUM_EXCHANGES", 40)
+    monkeypatch.setattr("sa_diffusers.attacks.searches.NUM_PROMISING", 3)
+    monkeypatch.setattr("sa_diffusers.attacks.searches.NUM_EXCHANGES", 40)
     encoder = TemplateEncoder(family, TEMPLATES, 2)
     vocabulary = Vocabulary(encoder)
     search = Search(TargetLoss(family, encoder, latents, SETTINGS), vocabulary)
@@ -290,8 +292,8 @@ def test_drawing_what_is_the_word_is_drawing_the_word(family, kind, tmp_path):
     assert found.losses == [0.5]
     drawn = draw_found(family, found, TEMPLATES, [3, 4, 5, 6, 7], 2.0, 3, batch_size=2)
     prompts = ["a seven", "a red seven on black", "seven, seven on white", "a seven", "a red seven on black"]
-    assert_close(drawn, family.draw(prompts, [3, 4, 5, 6, 7], 2.0, 3), rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(drawn, family.draw(["a nine"] * 5, [3, 4, 5, 6, 7], 2.0, 3), atol=1e-3)
+    assert_close(drawn, family.draw(list(map(Condition, prompts)), [3, 4, 5, 6, 7], 2.0, 3), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(drawn, family.draw([Condition("a nine")] * 5, [3, 4, 5, 6, 7], 2.0, 3), atol=1e-3)
 
 
 def test_wrong_input_is_refused(family, latents, tiny_pipeline):

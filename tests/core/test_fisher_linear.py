@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.fisher import FisherSums, estimate_fisher, merge
 from sa_diffusers.core.fisher_linear import estimate_linear_fisher, is_linear
 from sa_diffusers.core.losses import DiffusionLoss, VAELoss
@@ -17,7 +18,7 @@ from sa_diffusers.families import get_family
 from sa_diffusers.models import ConditionalVAE
 from sa_diffusers.pipelines import ConditionalVAEPipeline
 from sa_diffusers.runs.options import ForgetConfig
-from sa_diffusers.runs.stages.fisher_sums import estimate_sums
+from sa_diffusers.runs.stages.fisher import estimate_sums
 from scripts import benchmark
 
 
@@ -195,13 +196,13 @@ def test_a_run_saves_and_resumes_and_takes_the_one_term_whatever_is_asked_for(
 ):
     """The one-by-one path is what a model of convolutions with such a loss takes."""
     if not linear:
-        monkeypatch.setattr("sa_diffusers.runs.stages.fisher_sums.is_linear", lambda model, loss: False)
+        monkeypatch.setattr("sa_diffusers.runs.stages.fisher.is_linear", lambda model, loss: False)
     config = ForgetConfig(concept="1", fisher_terms=fisher_terms, seed=2)
     family = get_family(ConditionalVAEPipeline(model))
-    samples = SampleSet(IMAGES, [str(label) for label in LABELS.tolist()])
+    samples = SampleSet(IMAGES, [Condition(label=label) for label in LABELS.tolist()])
     calls = []
     batch = family.batch
-    family.batch = lambda latents, prompts: calls.append(len(prompts)) or batch(latents, prompts)
+    family.batch = lambda latents, conditions: calls.append(len(conditions)) or batch(latents, conditions)
     sums = estimate_sums(family, config, samples, COUNT, tmp_path)
     assert calls == ([2] * 5 + [1] if linear else [1] * COUNT)
     assert_equal(sums, one_by_one(model, seed=derive_seed(2, "fisher")))

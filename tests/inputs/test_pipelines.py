@@ -23,8 +23,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.testing import assert_close
 
+from sa_diffusers.attacks.searches import Vocabulary
 from sa_diffusers.attacks.template_encoder import TemplateEncoder
-from sa_diffusers.attacks.typed_words import Vocabulary
+from sa_diffusers.core.conditions import Condition
 from sa_diffusers.data.sampling import FreshNoise
 from sa_diffusers.families import get_family
 from sa_diffusers.families.plain_parts import unwrapped
@@ -380,7 +381,7 @@ def test_tiny_autoencoder_with_noise_as_surrogate(tiny_pipeline):
     ).eval()  # fmt: skip
     family, images = get_family(pipeline), torch.rand(2, 3, 16, 16) * 2 - 1
     assert_close(family.encode(images, torch.Generator()), pipeline.vae.encode(images).latents.detach())
-    noise = FreshNoise("seven").batch(family, 2, step=0, seed=0)
+    noise = FreshNoise(Condition("seven")).batch(family, 2, step=0, seed=0)
     assert noise["sample"].shape == (2, *family.latent_shape) and noise["sample"].isfinite().all()
 
 

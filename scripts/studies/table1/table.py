@@ -11,6 +11,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.data.concepts import find_concept
 from sa_diffusers.data.labelled_images import LabelledImages, load_labelled_images
@@ -32,7 +33,7 @@ from sa_diffusers.io.configuration import config_from_dict, layered
 from sa_diffusers.io.loading import load_pipeline, model_hash, pipeline_hashes
 from sa_diffusers.report.pictures import to_uint8
 from sa_diffusers.report.tables import markdown_table
-from sa_diffusers.runs.base.class_conditional import ClassConditionalConfig, train_class_conditional
+from sa_diffusers.runs.base.labelled import ClassConditionalConfig, train_class_conditional
 from sa_diffusers.runs.base.run_folder import claim_folder
 from sa_diffusers.runs.forget import run_forgetting
 from sa_diffusers.runs.options import ForgetConfig
@@ -196,7 +197,7 @@ def judge_row(table: Table, name: str, pipeline_dir: Path) -> dict[str, Any]:
 def _judge(table: Table, family: Family, settings: SamplingSettings) -> tuple[dict[str, Any], dict[str, Tensor]]:
     concept, images, by_classifier = find_concept(table.concept, "noise"), None, {}
     seeds = [derive_seed(table.seed, "null class", index) for index in range(table.images_concept)]
-    unnamed = JudgedSet([Request("", seed) for seed in seeds], [{}] * len(seeds))
+    unnamed = JudgedSet([Request(Condition(), seed) for seed in seeds], [{}] * len(seeds))
     for source, classifier in table.judges.items():
         rows = labelled_classes(classifier, family.labels)
         exam = examination(classifier, concept, rows, table.images_concept, table.images_per_class, 0, table.seed)
