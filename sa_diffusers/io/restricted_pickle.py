@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 
@@ -33,7 +34,7 @@ class Placeholder:
     def __init__(self, *_: object, **__: object) -> None:
         pass
 
-    def _take(self, *_: object, **__: object) -> "Placeholder":
+    def _take(self, *_: object, **__: object) -> object:
         return self
 
     # What unpickling does to an object: call it, set its state, fill it.
@@ -48,9 +49,7 @@ class _Entries(dict):
     """Stands for an OrderedDict, such as a state dict; its attributes (torch's `_metadata`) are left out."""
 
     __slots__ = ()
-
-    def __setstate__(self, state: object) -> None:
-        pass
+    __setstate__ = Placeholder._take
 
 
 class _Allowed:
@@ -133,15 +132,11 @@ def _restricted_module(dropped: set[str]) -> SimpleNamespace:
 
 
 def read_restricted(path: str | Path) -> tuple[Any, list[str]]:
-    """Read a plain pickle, or a file of torch.save's: its zip format, memory-mapped, or the older one.
+    """Read .safetensors, a plain pickle, or a file of torch.save's: its zip format, memory-mapped, or the older one.
 
     Returns:
         What the file holds, with its tensors on the CPU and a `Placeholder` for every object of another kind; and the
-        names of the globals that were not imported, sorted.
-
-    Raises:
-        FileNotFoundError: there is none.
-        RefusedFile: the file cannot be read in this way.
+        names of the globals that were not imported, sorted. Raises FileNotFoundError, RefusedFile.
     """
     path = Path(path)
     if not path.is_file():
@@ -158,6 +153,8 @@ def read_restricted(path: str | Path) -> tuple[Any, list[str]]:
 
 
 def _read(path: Path, restricted: SimpleNamespace) -> Any:
+    if path.suffix == ".safetensors":
+        return load_file(path)
     options = {"map_location": "cpu", "pickle_module": restricted, "weights_only": False}
     with open(path, "rb") as file:
         is_zip = file.read(4) == b"PK\x03\x04"  # where torch.load looks, too

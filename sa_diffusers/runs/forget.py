@@ -1,6 +1,6 @@
 """Forget a concept: the stages in their order, from a pipeline to one that has forgotten and a page that shows it."""
 
-import re
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -11,18 +11,27 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from sa_diffusers import methods
-from sa_diffusers.families import Family, family_defaults, get_family
+from sa_diffusers.families import Family, checked_family, family_defaults, get_family
+from sa_diffusers.families.plain_parts import check_plain, take_over, unwrapped
 from sa_diffusers.io.artifacts import RunLock
 from sa_diffusers.io.atomic_files import atomic_path
 from sa_diffusers.io.configuration import config_from_dict, config_to_yaml, layered
 from sa_diffusers.io.hub import check_push, push_folder
-from sa_diffusers.io.loading import copy_pipeline, load_pipeline, pipeline_hashes, read_model_index
-from sa_diffusers.io.model_names import base_name
+from sa_diffusers.io.loading import (
+    check_model,
+    copy_pipeline,
+    load_pipeline,
+    pipeline_hashes,
+    read_model_index,
+    read_tokenizer,
+)
+from sa_diffusers.io.model_names import base_name, folder_name
 from sa_diffusers.io.processes import process_state
 from sa_diffusers.io.stages import Artifact, Stages, content_fingerprint
-from sa_diffusers.models.precision import compute_dtype, in_main_memory, on_device
+from sa_diffusers.models.precision import compute_dtype, in_main_memory, kept_state, on_device, usual_modes
 from sa_diffusers.runs import options as run_options
 from sa_diffusers.runs.checks import check_run
 from sa_diffusers.runs.context import Inputs, RunContext
@@ -44,10 +53,11 @@ class Outcome:
     output_dir: Path
 
 
+@usual_modes()
 def forget(
     pipeline: DiffusionPipeline,
     concept: str,
-    surrogate: str | None = None,
+    surrogate: str | os.PathLike | None = None,
     *,
     inplace: bool = False,
     output_dir: str | Path | None = None,
@@ -71,31 +81,40 @@ def forget(
         TypeError: no pipeline of a class that is handled.
         ValueError: options that cannot work, before anything is computed.
     """
-    component = get_family(pipeline).component  # refuses what is no pipeline, or one that cannot be handled
-    modules = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
+    component = checked_family(pipeline).component
+    modules = {n: unwrapped(part) for n, part in pipeline.components.items() if isinstance(part, nn.Module)}
+    check_plain(modules, component)
     precisions = {n: modules[n].dtype for n in (component, "text_encoder") if n in modules}
     if len(set(precisions.values())) > 1:
         # transformers keeps the precision of the files, diffusers loads float32: pictures could not be drawn.
         raise ValueError(f"expected components of one precision, got {precisions}; load the pipeline with dtype=...")
     own = family_defaults(type(pipeline).__name__)
+    if isinstance(surrogate, os.PathLike):
+        surrogate = os.path.join(".", surrogate)  # a folder, where a bare name would be a word
     given = layered(RunOptions, own, options | {"concept": concept, "surrogate": surrogate})
     config = config_from_dict(run_options.ForgetConfig, given)
+    dtype = str(modules[component].dtype).removeprefix("torch.")
+    model = str(pipeline.name_or_path or type(pipeline).__name__)  # a Path where it was loaded by one
+    for name, value in {"model": model, "dtype": dtype}.items():
+        if name in options and getattr(config, name) != value:
+            raise ValueError(f"expected no {name} beside a pipeline, whose own is {value}; got {options[name]!r}")
+        setattr(config, name, value)
     method = methods.get(config.method)
     if inplace and type(method).wrap is not methods.Method.wrap:
         raise ValueError(f"{method.name} changes how a pipeline draws, not its weights; expected inplace=False")
-    config.model = pipeline.name_or_path or type(pipeline).__name__
-    config.dtype = str(modules[component].dtype).removeprefix("torch.")
     folder = tempfile.TemporaryDirectory(prefix="sa_diffusers_") if output_dir is None else nullcontext(output_dir)
     with folder as path:
-        config.output_dir = str(path)
+        config.output_dir = str(Path(path).expanduser())
         forgotten = run_forgetting(config, copy_pipeline(pipeline, component)).pipeline
     if not inplace:
+        forgotten.register_to_config(_name_or_path=pipeline.name_or_path)
         return forgotten
     # Only now, so that a run that fails leaves the caller's pipeline as it was.
-    modules[component].load_state_dict(getattr(forgotten, component).state_dict())
+    take_over(modules[component], getattr(forgotten, component))
     return pipeline
 
 
+@usual_modes()
 def run_forgetting(config: RunOptions, pipeline: DiffusionPipeline | None = None) -> Outcome:
     """Run every stage that the output folder does not hold yet; see `ForgetConfig` for what can be said.
 
@@ -105,6 +124,8 @@ def run_forgetting(config: RunOptions, pipeline: DiffusionPipeline | None = None
     options, state = config.resolved(), process_state()
     method = methods.get(options.method)
     check_launch(options, shardable=method.shardable and options.lora_rank is None)
+    if pipeline is None:
+        check_model(options.model, options.revision, options.variant)
     if options.num_threads is not None:
         torch.set_num_threads(options.num_threads)
 
@@ -112,8 +133,13 @@ def run_forgetting(config: RunOptions, pipeline: DiffusionPipeline | None = None
         known = read_model_index(options.model, options.revision) if pipeline is None else pipeline.config
         return list(known["id2label"].values()) if known.get("id2label") else None
 
-    inputs = read_inputs(options, find_labels)
-    name = "-".join(re.findall(r"\w+", inputs.concept.name.lower()))
+    def find_tokenizer() -> PreTrainedTokenizerBase | None:
+        if pipeline is not None:
+            return getattr(pipeline, "tokenizer", None)
+        return read_tokenizer(options.model, options.revision)
+
+    inputs = read_inputs(options, find_labels, find_tokenizer)
+    name = folder_name(inputs.concept.name)
     output_dir = Path(options.output_dir or Path("runs") / name)
     hub_id = options.hub_model_id or f"{base_name(options.model)}-without-{name}"
     if options.push_to_hub:
@@ -131,8 +157,10 @@ def run_forgetting(config: RunOptions, pipeline: DiffusionPipeline | None = None
 
 def _run(options: RunOptions, pipeline: DiffusionPipeline | None, inputs: Inputs, output_dir: Path) -> Outcome:
     pipeline = pipeline or load_pipeline(options.model, options.revision, options.variant, options.dtype)
+    parts = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
+    trained = getattr(pipeline, checked_family(pipeline).component)
     # A caller's pipeline may lie anywhere, and accelerate trains where it chooses.
-    with on_device(getattr(pipeline, get_family(pipeline).component), process_state().device):
+    with kept_state(parts), on_device(trained, process_state().device):
         family = get_family(pipeline, sampler=options.sampler, compute_dtype=compute_dtype(options.mixed_precision))
         for classifier in inputs.classifiers.values():
             classifier.require_size(family.resolution)
@@ -173,7 +201,6 @@ def _prepared(family: Family, options: RunOptions) -> Iterator[None]:
     try:
         if module.dtype != torch.float32:
             module.to(torch.float32)
-        module.eval()
         if options.channels_last:
             module.to(memory_format=torch.channels_last)
         if options.compile_backend:
