@@ -75,7 +75,8 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["sa_diffusers", "sa_diffusers.*"]),
-    package_data={"sa_diffusers": ["assets/**/*", "report/templates/*"]},
+    entry_points={"console_scripts": ["sa-diffusers = sa_diffusers.__main__:main"]},
+    package_data={"sa_diffusers": ["py.typed", "assets/**/*", "report/templates/*"]},
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
     classifiers=[

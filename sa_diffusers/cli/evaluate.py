@@ -48,8 +48,9 @@ def name_folders(argv: list[str]) -> list[str]:
     return named + argv[len(folders) if names else 0 :]
 
 
-def main() -> None:
-    argv = sys.argv[1:]
+def main(argv: list[str] | None = None) -> None:
+    """Run the command with these arguments; None: those of this process."""
+    argv = sys.argv[1:] if argv is None else argv
     if advice := misplaced(argv):
         print(f"{Path(sys.argv[0]).name}: error: {advice} (--help explains every option)", file=sys.stderr)
         raise SystemExit(2)
@@ -151,3 +152,7 @@ def _strays(argv: list[str]) -> list[int]:
         else:
             found.append(index)
     return found
+
+
+if __name__ == "__main__":
+    main()
