@@ -143,7 +143,7 @@ def edited(run_cheaply, tmp_path_factory) -> dict[str, torch.Tensor]:
 
 @pytest.mark.usefixtures("few_pictures")
 class TestRuns:
-    @pytest.mark.parametrize("lora_rank", [None, 8])
+    @pytest.mark.parametrize("lora_rank", [pytest.param(None, marks=pytest.mark.slow), 8])
     def test_no_step_is_the_edit_and_ewc_holds_to_the_model_before(self, lora_rank, start, shared, edited, tmp_path):
         run = start(tmp_path / "run", lora_rank=lora_rank, learning_rate=1e-9, **shared)
         history = json.loads((run.output_dir / "history.json").read_text())
@@ -163,6 +163,7 @@ class TestRuns:
         assert {name for name in moved if name.endswith(EDITED)} and {n for n in moved if not n.endswith(EDITED)}
         assert "UCE's edit at erase scale 1" in (run.output_dir / "pipeline" / "README.md").read_text()
 
+    @pytest.mark.slow
     def test_it_resumes(self, start, shared, tmp_path, monkeypatch):
         options = {"checkpointing_steps": 1, "ema_decay": 0.5} | shared
         whole = start(tmp_path / "whole", **options)
@@ -174,6 +175,7 @@ class TestRuns:
         assert_close(state(again.pipeline.unet), state(whole.pipeline.unet), rtol=0, atol=0)
 
     @pytest.mark.parametrize("method", [{"method": "uce", "start": "model", "surrogate_target": "noise"}, {}])
+    @pytest.mark.slow
     def test_other_prompts_to_keep_are_another_result(self, method, start, shared, tmp_path):
         """Though nothing that is drawn depends on them, and the options name the same file."""
         prompts = tmp_path / "prompts.txt"

@@ -303,6 +303,7 @@ def test_forgetting_leaves_a_pipeline_that_stock_diffusers_loads(start, pipeline
     assert "ClassConditionalPipeline" in (tmp_path / "run" / "pipeline" / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_interrupted_forgetting_goes_on(start, tmp_path, monkeypatch):
     options = {"classifier": [], "num_samples": 12, "num_train_steps": 3, "checkpointing_steps": 2}
     whole = start("whole", **options)
@@ -390,6 +391,7 @@ def test_the_null_class_is_shown_at_its_rate_and_never_with_the_frozen_target(pi
     assert all((plain.batch(family, 10, step, seed=1)["class_labels"] != NULL).all() for step in range(5))
 
 
+@pytest.mark.slow
 def test_replay_for_the_null_class_changes_what_training_sees(start, monkeypatch):
     seen, batch = [], Replay.batch
 

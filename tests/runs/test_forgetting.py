@@ -310,6 +310,7 @@ def test_options_that_do_not_matter_may_change_and_float16_files_be_asked_for_af
     assert (finished / "pipeline" / "text_encoder" / "model.fp16.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_overwrite_starts_again_what_another_configuration_left_unfinished(finished, start, tmp_path, monkeypatch):
     """In a relative folder too, as runs/<concept> is by default."""
     monkeypatch.chdir(tmp_path)
@@ -322,6 +323,7 @@ def test_overwrite_starts_again_what_another_configuration_left_unfinished(finis
     assert not unet_of(Path("run"))["conv_in.weight"].equal(unet_of(finished)["conv_in.weight"])
 
 
+@pytest.mark.slow
 def test_overwrite_after_the_inputs_changed_trains_from_the_start(start, tmp_path):
     """The configuration is the same, the prompts in the file are not: the checkpoints are of another training."""
     prompts = tmp_path / "replay.txt"
@@ -336,6 +338,7 @@ def test_overwrite_after_the_inputs_changed_trains_from_the_start(start, tmp_pat
     assert_same(unet_of(run), unet_of(tmp_path / "fresh"))
 
 
+@pytest.mark.slow
 def test_overwrite_looks_anew_at_another_concept(start, tmp_path):
     """Though the model before forgetting is the same, and nothing is replayed."""
     seven = {"method": "finetune", "ewc_lambda": None, "surrogate": "noise"}
@@ -428,6 +431,7 @@ def test_interrupted_in_every_stage_and_run_again(finished, start, tmp_path, mon
         assert outcome.metrics[side] == expected
 
 
+@pytest.mark.slow
 def test_a_scope_changes_its_parameters_only(start, shared, tmp_path):
     outcome = start(tmp_path / "run", train_scope="xattn", surrogate="noise", **shared)
     base = load_pipeline(str(outcome.pipeline.config._name_or_path), None, None, "float32").unet
@@ -560,6 +564,7 @@ def test_the_saved_configuration_repeats_the_run(finished):
     assert {name: asdict(config)[name] for name in CHEAP} == CHEAP | CHECKPOINTS
 
 
+@pytest.mark.slow
 def test_a_run_that_failed_early_leaves_the_folder_to_its_correction(start, tmp_path):
     with pytest.raises(ModelLoadError):
         start(tmp_path / "run", model=str(tmp_path / "typo"))

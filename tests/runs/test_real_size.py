@@ -78,6 +78,7 @@ class TestLora:
         assert "load_lora_weights" in (lora_dir / "lora" / "README.md").read_text()
         assert "load_lora_weights" not in (lora_dir / "pipeline" / "README.md").read_text()
 
+    @pytest.mark.slow
     def test_resumes_to_the_same_weights_and_reuses(self, start, lora_dir, tmp_path, monkeypatch):
         options = {"lora_rank": 2, "lora_targets": "attention+conv", "checkpointing_steps": 2}
 

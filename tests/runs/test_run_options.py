@@ -145,6 +145,7 @@ def test_tensorboard_gets_every_logged_number(start, shared, tmp_path):
             assert events.Scalars(name)[step - 1].value == pytest.approx(value, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_early_stop(start, shared, make_judge, two_steps, tmp_path, monkeypatch):
     """At the first look for a threshold of 1, never for 0; a run that stopped and was then interrupted stays so."""
     options = {"track_steps": 2, "track_images": 4, "checkpointing_steps": 3} | make_judge(DIGITS) | shared
@@ -170,6 +171,7 @@ def two_steps(start, shared, tmp_path_factory) -> dict[str, torch.Tensor]:
     return unet_of(start(tmp_path_factory.mktemp("two") / "run", num_train_steps=2, **shared).output_dir)
 
 
+@pytest.mark.slow
 def test_what_is_saved_is_the_average(start, shared, two_steps, tmp_path):
     """Of two steps: 0.1 of the weights after the first, 0.9 of those after the second."""
     first, average = (
@@ -310,6 +312,7 @@ def test_two_classifiers_of_the_same_mind_report_the_same(start, shared, make_ju
             assert value == pytest.approx(metrics[side][name]), name
 
 
+@pytest.mark.slow
 def test_a_model_that_predicts_v_forgets_too(start, shared, tiny_pipeline, tmp_path):
     tiny_pipeline("v_prediction").save_pretrained(tmp_path / "model")
     with pytest.raises(FisherMismatch, match="prediction_type: the Fisher has 'epsilon', this run 'v_prediction'"):

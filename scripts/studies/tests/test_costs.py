@@ -412,7 +412,7 @@ def test_what_ewc_adds_is_what_it_reads_and_writes():
     assert all(default[name] < 0.05 for name in default if name != "samples")
 
 
-@pytest.mark.parametrize("terms", [None, 10])
+@pytest.mark.parametrize("terms", [pytest.param(None, marks=pytest.mark.slow), 10])
 def test_samples_of_the_fisher_do_not_pile_up(tiny_pipeline, terms):
     """What one sample takes beside the sums: two gradients and a pass; two samples take no more."""
     unet = tiny_pipeline().unet.requires_grad_(True)
