@@ -77,7 +77,7 @@ def judge(
     for name, part in images.items():
         picked = torch.linspace(0, len(part) - 1, min(SHOWN, len(part))).long()
         shown.append(part[picked])
-        captions += [(GROUPS[name], exams[first].sets[name].requests[index].prompt) for index in picked]
+        captions += [(GROUPS[name], exams[first].sets[name].requests[index].condition.text) for index in picked]
     values, intervals = results.pop(first)
     return Findings(values, intervals, to_uint8(torch.cat(shown)), captions, {n: v for n, (v, _) in results.items()})
 
@@ -88,7 +88,7 @@ def look(
     """Without a classifier: pictures to look at, and no number but their count."""
     sets = {"Concept": JudgedSet(list(concept_prompts), []), "Retained": JudgedSet(list(other_prompts), [])}
     images = torch.cat(list(draw_sets(family, sets, settings).values()))
-    captions = [(name, request.prompt) for name, judged in sets.items() for request in judged.requests]
+    captions = [(name, request.condition.text) for name, judged in sets.items() for request in judged.requests]
     values = dict.fromkeys(NO_METRICS) | {"num_images": len(images)}
     return Findings(values, dict.fromkeys(NO_METRICS), to_uint8(images), captions, {})
 

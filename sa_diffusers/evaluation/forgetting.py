@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sa_diffusers.core.concepts import Concept, mentions
+from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.data.replay import spread
 from sa_diffusers.data.sample_set import uniform_noise
@@ -109,7 +110,8 @@ def examination(
         texts = {row["prompt"]: {k: v for k, v in row.items() if k in known} for row in candidates}
         prompts = spread(list(texts), count, derive_seed(seed, "examination", purpose)) if count else []
         seeds = [derive_seed(seed, "examination", purpose, i) for i in range(count)]
-        return JudgedSet([Request(p, s) for p, s in zip(prompts, seeds, strict=True)], [texts[p] for p in prompts])
+        requests = [Request(Condition(p), s) for p, s in zip(prompts, seeds, strict=True)]
+        return JudgedSet(requests, [texts[p] for p in prompts])
 
     seen = [row for row in rows if row["form"] == "seen"]
     naming = [r for r in rows if r.get(attribute) == classes[index] and mentions(r["prompt"], concept.phrasings)]
@@ -204,7 +206,7 @@ def replay_loss(family: Family, replay, count: int, seed: int) -> float:
     values = []
     for start in range(0, min(count, len(replay)), 8):
         part = replay.take(range(start, min(start + 8, count, len(replay))))
-        batch = {k: v.to(family.device) for k, v in family.batch(part.latents, part.prompts).items()}
+        batch = {k: v.to(family.device) for k, v in family.batch(part.latents, part.conditions).items()}
         generator = seeded(seed, "replay loss", start)
         terms = torch.randint(family.loss.num_terms, (len(part),), generator=generator).to(family.device)
         with torch.no_grad(), autocast_forward(family.module, family.compute_dtype):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.replay import concept_captions, spread
 from sa_diffusers.data.sampling import Request
@@ -71,8 +72,10 @@ def requests_to_look_at(context: RunContext) -> tuple[list[Request], list[Reques
     config, inputs = context.options, context.inputs
     captions = [c for c, _ in concept_captions(inputs.templates, inputs.concept, LOOKED_AT, config.seed)]
     others = [prompt for prompt in spread(inputs.prompts, LOOKED_AT * 2, config.seed) if prompt][:LOOKED_AT]
-    concept = [Request(prompt, derive_seed(config.seed, "look", i)) for i, prompt in enumerate(captions)]
-    return concept, [Request(prompt, derive_seed(config.seed, "look at others", i)) for i, prompt in enumerate(others)]
+    concept = [Request(Condition(prompt), derive_seed(config.seed, "look", i)) for i, prompt in enumerate(captions)]
+    return concept, [
+        Request(Condition(p), derive_seed(config.seed, "look at others", i)) for i, p in enumerate(others)
+    ]
 
 
 def _first(judged: JudgedSet, count: int) -> JudgedSet:

@@ -8,6 +8,7 @@ from itertools import count
 from pathlib import Path
 
 from sa_diffusers.core.concepts import split_phrasings
+from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.prompts import read_prompts
 from sa_diffusers.data.sampling import DrawingOptions, Request, draw_samples
@@ -96,7 +97,7 @@ class OpenRun:
         """
         number_of: dict[str, Iterator[int]] = defaultdict(count)
         numbers = count() if self.family.labels is None else (next(number_of[prompt]) for prompt in prompts)
-        requests = [Request(prompt, derive_seed(seed, "evaluate", prompt, next(numbers))) for prompt in prompts]
+        requests = [Request(Condition(p), derive_seed(seed, "evaluate", p, next(numbers))) for p in prompts]
         samples = draw_samples(self.family, requests, self.options.judged, description=f"draw {self.name}{what}")
         return DrawnImages(self.name + what, self.family, samples)
 

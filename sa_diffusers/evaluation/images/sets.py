@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from sa_diffusers.core.conditions import texts
 from sa_diffusers.core.seeding import seeded
 from sa_diffusers.data.images import image_paths, image_size, read_image
 from sa_diffusers.data.labelled_images import LabelledImages
@@ -78,7 +79,7 @@ class DrawnImages(ImageSet):
 
     def __init__(self, name: str, family: Family, samples: SampleSet):
         super().__init__(name, (family.resolution, family.resolution), len(samples))
-        self._family, self._latents, self.prompts = family, samples.latents, samples.prompts
+        self._family, self._latents, self.prompts = family, samples.latents, texts(samples.conditions)
 
     def images(self, indices: Sequence[int]) -> Tensor:
         # A few at a time: decoding large images takes far more memory than their features.

@@ -12,6 +12,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 from tqdm import tqdm
 
+from sa_diffusers.core.conditions import Condition, texts
 from sa_diffusers.data.images import read_image
 from sa_diffusers.evaluation.suite.options import PipelineEvaluationConfig
 from sa_diffusers.evaluation.suite.prompt_suite import PromptSet
@@ -41,27 +42,27 @@ def load_subject(subject: Subject, config: PipelineEvaluationConfig) -> tuple[Di
 def draw(
     pipeline: DiffusionPipeline,
     family: Family | None,
-    prompts: Sequence[str],
+    conditions: Sequence[Condition],
     seeds: Sequence[int],
     settings: DrawSettings,
 ) -> Tensor:
-    """Pictures [B, 3, H, W] in [-1, 1], each a function of its prompt and seed.
+    """Pictures [B, 3, H, W] in [-1, 1], each a function of its condition and seed.
 
     Raises:
         ValueError: the pipeline does not take an option that was given. FloatingPointError: NaN or infinity.
     """
     if family is not None:
-        images = family.decode(family.draw(prompts, seeds, settings.guidance_scale, settings.num_inference_steps))
+        images = family.decode(family.draw(conditions, seeds, settings.guidance_scale, settings.num_inference_steps))
     else:
         given = {k: v for k, v in asdict(settings).items() if k != "sampler" and v is not None}
         unknown = set(given) - set(inspect.signature(pipeline.__call__).parameters)
         if unknown:
             raise ValueError(f"a {type(pipeline).__name__} does not take {' and '.join(unknown)}; leave it away")
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        images = pipeline(prompt=list(prompts), generator=generators, output_type="pt", **given).images
+        images = pipeline(prompt=texts(conditions), generator=generators, output_type="pt", **given).images
         images = 2 * images.float().cpu() - 1
     if not images.isfinite().all():
-        raise FloatingPointError(f"the pipeline drew values that are not finite for {prompts[0]!r}; use float32")
+        raise FloatingPointError(f"the pipeline drew values that are not finite for {conditions[0]}; use float32")
     return images
 
 
@@ -105,7 +106,8 @@ def draw_suite(
     with tqdm(total=total, initial=total - left, desc=f"draw {subject.name}", mininterval=1) as progress:
         for name, indices in batches:
             requests = [suite[name].requests[index] for index in indices]
-            images = draw(pipeline, family, [r.prompt for r in requests], [r.seed for r in requests], subject.settings)
+            conditions, seeds = [r.condition for r in requests], [r.seed for r in requests]
+            images = draw(pipeline, family, conditions, seeds, subject.settings)
             check_size(subject.source, images.shape[-1], image_size)
             for index, image in zip(indices, to_uint8(images), strict=True):
                 with atomic_path(_picture(folder / name, index)) as temporary:
@@ -146,8 +148,8 @@ def _drawing_key(subject: Subject, prompts: PromptSet, config: PipelineEvaluatio
     """
     first = prompts.requests[0]
     asked = {"concept": list(config.phrasings)} if prompts.purpose == "asks" else {}
-    asked |= {"number": len(prompts), "first": first.prompt, "first_seed": first.seed}
-    asked["fingerprint"] = fingerprint({"requests": [asdict(request) for request in prompts.requests]})
+    asked |= {"number": len(prompts), "first": first.condition.text, "first_seed": first.seed}
+    asked["fingerprint"] = fingerprint({"requests": [request.key for request in prompts.requests]})
     return {
         "class": subject.class_name,
         "settings": asdict(subject.settings),

@@ -179,7 +179,7 @@ def _write(
     config: PipelineEvaluationConfig, inputs: EvaluationInputs, found: Found, document: dict, output_dir: Path
 ) -> None:
     prompts = {
-        group: [{"prompt": r.prompt, "seed": r.seed, "labels": row}
+        group: [{"prompt": r.condition.text, "seed": r.seed, "labels": row}
                 for r, row in zip(part.requests, part.labels, strict=True)]
         for group, part in inputs.suite.items()
     }  # fmt: skip

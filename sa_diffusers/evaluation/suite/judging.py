@@ -9,6 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sa_diffusers.core.concepts import Concept
+from sa_diffusers.core.conditions import texts
 from sa_diffusers.evaluation.images.sets import ImageSet, index_batches
 from sa_diffusers.evaluation.judges.classifier import ImageClassifier, entropies, shares_right
 from sa_diffusers.evaluation.judges.clip import Clip, clip_score, perceptual_change, zero_shot
@@ -74,7 +75,7 @@ class ClipJudge:
     concept: Concept
 
     def __call__(self, images: Tensor, prompts: PromptSet, before: Tensor | None) -> dict[str, Tensor]:
-        found = {"clip_score": clip_score(self.clip, images, [request.prompt for request in prompts.requests])}
+        found = {"clip_score": clip_score(self.clip, images, texts([r.condition for r in prompts.requests]))}
         names = [self.concept.name, *self.concept.siblings]
         if len(names) < 2 or prompts.purpose == "i2p":
             return found

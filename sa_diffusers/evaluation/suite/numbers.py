@@ -90,7 +90,7 @@ def measurements(
     """
     found = []
     for group, names in groups(suite).items():
-        prompts = [request.prompt for name in names for request in suite[name].requests]
+        prompts = [request.condition.text for name in names for request in suite[name].requests]
         classes = [labels.get(attribute) for name in names for labels in suite[name].labels]
         own, before = pooled(values, suite, names), pooled(reference or {}, suite, names)
         for measure in (name for name in MEASURES if name in own):

@@ -9,6 +9,7 @@ from typing import Literal
 import yaml
 
 from sa_diffusers.core.concepts import Concept, mentions
+from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.prompts import ENOUGH, read_templates, template_of
 from sa_diffusers.data.replay import leaves_open, spread
@@ -259,7 +260,7 @@ def _choose(name: str, candidates: Sequence[Candidate], count: int, seed: int) -
     """`count` of the candidates, each once before any comes again; request i has the seed of (seed, name, i)."""
     indices = {candidate.prompt: index for index, candidate in enumerate(candidates)}  # each prompt once
     chosen = [candidates[indices[prompt]] for prompt in spread(list(indices), count, derive_seed(seed, "set", name))]
-    requests = [Request(c.prompt, derive_seed(seed, name, i)) for i, c in enumerate(chosen)]
+    requests = [Request(Condition(c.prompt), derive_seed(seed, name, i)) for i, c in enumerate(chosen)]
     purpose: Purpose = "asks" if name in ASKING else "open" if name == "open" else "keeps"
     return PromptSet(name, purpose, requests, [c.labels for c in chosen], [c.word for c in chosen])
 

@@ -103,4 +103,4 @@ def figure(
     request = suite[place.group].requests[place.index]
     images = {name: pictures[name][place.group].images([place.index])[0] for name in section.pipelines}
     tiles = [{"label": name} | embed(to_pil(to_uint8(image)), blurred) for name, image in images.items()]
-    return {"tiles": tiles, "prompt": request.prompt, "seed": request.seed, **vars(place)}
+    return {"tiles": tiles, "prompt": request.condition.text, "seed": request.seed, **vars(place)}

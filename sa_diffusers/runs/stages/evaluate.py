@@ -1,6 +1,5 @@
 """What the model is found to do, before and after: by classifiers, or by pictures and its own loss."""
 
-from dataclasses import asdict
 from pathlib import Path
 
 from sa_diffusers.evaluation.before_after import Findings, judge, look
@@ -29,7 +28,7 @@ class EvaluateStage(Stage[Findings]):
     def content(self, context: RunContext) -> dict:
         if context.inputs.exams:  # which say what is drawn
             return context.computed_in
-        looked_at = [[asdict(request) for request in part] for part in requests_to_look_at(context)]
+        looked_at = [[request.key for request in part] for part in requests_to_look_at(context)]
         return context.computed_in | {"looked_at": content_fingerprint(looked_at)}
 
     def given(self, context: RunContext) -> Artifact[Findings] | None:
@@ -82,7 +81,7 @@ class EvaluateStage(Stage[Findings]):
 def exam_content(inputs: Inputs) -> dict:
     """The prompts and classifiers that a model is judged by."""
     exams = {
-        name: fingerprint({n: [asdict(r) for r in part.requests] for n, part in exam.sets.items()})
+        name: fingerprint({n: [r.key for r in part.requests] for n, part in exam.sets.items()})
         for name, exam in inputs.exams.items()
     }
     return {"exams": exams, "classifiers": {name: model_hash(judge) for name, judge in inputs.classifiers.items()}}
