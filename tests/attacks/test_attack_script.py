@@ -105,8 +105,13 @@ def test_a_run_says_what_was_found_and_is_reused(models, tmp_path, monkeypatch):
         for changes in ({"steps": 3}, {"seed": 1}, {"guidance_scale": 1.0}, {"original": models["control"]}):
             with pytest.raises(StageMismatch, match="holds the stage"):
                 run_attack(configure(models, tmp_path, **changes))
-    # Asked to, it replaces them, and the pictures with them.
-    changed = run_attack(configure(models, tmp_path, control=None, num_restarts=1, learning_rate=2.0, overwrite=True))
+
+
+@pytest.mark.slow
+def test_asked_to_it_replaces_what_was_found_and_the_pictures_with_it(models, tmp_path):
+    options = {"control": None, "num_restarts": 1}
+    result = run_attack(configure(models, tmp_path, **options))
+    changed = run_attack(configure(models, tmp_path, learning_rate=2.0, overwrite=True, **options))
     check_by_hand(changed, models, tmp_path)
     assert changed["models"]["forgotten"]["after_mean"] != result["models"]["forgotten"]["after_mean"]
 
@@ -157,6 +162,7 @@ def test_targets_reach_another_autoencoder_as_pictures(models, tmp_path):
     assert (encoded - run.targets).abs().max() > 0.1
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on(models, tmp_path, monkeypatch):
     config = configure(models, tmp_path, control=None, classifier=None, attack="text", num_tokens=2)
     attacks, original = [], attack_stages.attack_text

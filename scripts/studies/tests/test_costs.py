@@ -71,7 +71,10 @@ def test_attention_is_built_as_in_the_real_ones(real, version, heads, projection
     assert attention.norm.num_groups == 32
 
 
-@pytest.mark.parametrize(("version", "prediction", "side"), [("sd14", "epsilon", 512), ("sd21", "v_prediction", 768)])
+@pytest.mark.parametrize(
+    ("version", "prediction", "side"),
+    [("sd14", "epsilon", 512), pytest.param("sd21", "v_prediction", 768, marks=pytest.mark.slow)],
+)
 def test_the_pipeline_is_one_that_a_family_takes(real, version, prediction, side):
     pipeline = real[version]
     family = get_family(pipeline)
