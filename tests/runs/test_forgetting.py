@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import sa_diffusers.runs.forget
-import sa_diffusers.runs.stages.fisher_sums
+import sa_diffusers.runs.stages.fisher
 import sa_diffusers.runs.stages.train
 from sa_diffusers.core.concepts import mentions
 from sa_diffusers.core.conditions import Condition, texts
@@ -233,7 +233,7 @@ def test_the_same_run_again_computes_nothing_and_stock_diffusers_loads_the_resul
     for owner, name in (
         (TextToImageFamily, "draw"),
         (TextToImageFamily, "encode"),
-        (sa_diffusers.runs.stages.fisher_sums, "estimate_fisher"),
+        (sa_diffusers.runs.stages.fisher, "estimate_fisher"),
         (sa_diffusers.runs.stages.train, "train"),
     ):
         monkeypatch.setattr(owner, name, None)  # calling it would raise
@@ -406,7 +406,7 @@ def test_interrupted_in_every_stage_and_run_again(finished, start, tmp_path, mon
         ([(draw, "draw", 1)], "samples"),
         ([(draw, "draw", 1)], "replay_samples"),  # the first call draws what is left of the samples
         ([(draw, "draw", 1)], "surrogate"),
-        ([(sa_diffusers.runs.stages.fisher_sums, "estimate_fisher", 2)], "fisher"),
+        ([(sa_diffusers.runs.stages.fisher, "estimate_fisher", 2)], "fisher"),
         ([(draw, "draw", 1)], "before"),
         ([(*step, 3)], "train"),
         ([(*step, 2), (train, "save_pipeline", 0)], "train"),  # the last two of four steps are left, no third one

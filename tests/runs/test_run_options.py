@@ -94,29 +94,32 @@ def assert_near(first: dict, second: dict) -> None:
 
 
 @pytest.fixture(scope="module")
-def unwatched(start, shared, make_judge, tmp_path_factory) -> tuple[Outcome, int]:
-    """A judged run from the shared samples and Fisher, and how many pictures it drew."""
+def unwatched(start, shared, make_judge, tmp_path_factory) -> tuple[Outcome, list[int]]:
+    """A judged run from the shared samples and Fisher, and the seeds of the pictures that it drew."""
     with pytest.MonkeyPatch.context() as patch:
-        drawn = count_drawn(patch)
+        drawn = note_seeds(patch)
         outcome = start(tmp_path_factory.mktemp("unwatched") / "run", **make_judge(DIGITS), **shared)
-    return outcome, sum(drawn)
+    return outcome, drawn
 
 
-def count_drawn(patch: pytest.MonkeyPatch) -> list[int]:
-    """The number of pictures of every draw to come."""
+def note_seeds(patch: pytest.MonkeyPatch) -> list[int]:
+    """The seed of every picture that is drawn from now on."""
     drawn, draw = [], TextToImageFamily.draw
 
-    def counted(self, prompts, *arguments, **options):
-        drawn.append(len(prompts))
-        return draw(self, prompts, *arguments, **options)
+    def noted(self, prompts, seeds, *arguments, **options):
+        drawn.extend(seeds)
+        return draw(self, prompts, seeds, *arguments, **options)
 
-    patch.setattr(TextToImageFamily, "draw", counted)
+    patch.setattr(TextToImageFamily, "draw", noted)
     return drawn
 
 
 def test_pictures_while_training(start, shared, make_judge, unwatched, tmp_path, monkeypatch):
-    """As many as it says are drawn, they are judged, and what is watched is not changed by watching."""
-    drawn = count_drawn(monkeypatch)
+    """As many as it says, judged, from seeds of their own, or what ends a run early would be what it is judged by.
+
+    What is watched is not changed by watching.
+    """
+    drawn = note_seeds(monkeypatch)
     outcome = start(tmp_path / "run", track_steps=2, track_images=4, **make_judge(DIGITS), **shared)
     sheets = sorted((tmp_path / "run" / "progress").iterdir())
     assert [path.name for path in sheets] == ["step_000002.png", "step_000004.png"]
@@ -126,8 +129,8 @@ def test_pictures_while_training(start, shared, make_judge, unwatched, tmp_path,
     assert first != last  # the model changed between the two
     for row in json.loads((tmp_path / "run" / "history.json").read_text()):
         assert ("concept_probability" in row) == (row["step"] % 2 == 0)
-    plain, plainly_drawn = unwatched
-    assert sum(drawn) - plainly_drawn == 2 * 4
+    plain, others = unwatched
+    assert len(drawn) - len(others) == 2 * 4 and len(set(drawn) - set(others)) == 4  # the same at each look
     assert_near(outcome.pipeline.unet.state_dict(), unet_of(plain.output_dir))
 
 
@@ -292,7 +295,9 @@ def test_too_little_memory_is_said_before_work_starts(start, tmp_path, monkeypat
     ("surrogate", "message"),
     [("./pictures", "no folder ./pictures"), ("data/pictures", "no folder data/pictures")],
 )
-def test_a_surrogate_folder_that_does_not_exist(start, tmp_path, surrogate, message):
+def test_a_surrogate_folder_that_does_not_exist(start, tmp_path, monkeypatch, surrogate, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()  # else data/pictures would be words
     with pytest.raises(ValueError, match=message):
         start(tmp_path / "run", surrogate=surrogate, model="absent")  # before the model is looked for
     assert not (tmp_path / "run").exists()

@@ -1,7 +1,6 @@
 """Judge text-to-image pipelines side by side: draw what is missing, measure, write numbers, tables and a page."""
 
 import json
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -31,15 +30,16 @@ from sa_diffusers.evaluation.suite.sections import figure, sections
 from sa_diffusers.evaluation.suite.subjects import Subject, check_subjects, open_subjects
 from sa_diffusers.io.artifacts import RunLock, check_foreign
 from sa_diffusers.io.atomic_files import check_disk, write_json, write_text
+from sa_diffusers.io.model_names import folder_name
 from sa_diffusers.io.processes import process_state
 from sa_diffusers.report.page import write_page
 
 
 PNG_BYTES = 500_000  # an upper bound for a picture of 512 pixels a side; small ones take less
 READING = (
-    "Each number is a mean over n pictures with its 95 % interval, by the bootstrap, or Wilson's near 0 and 100 %, "
-    "where a bootstrap knows nothing of what has not been seen; below it, the difference to the first pipeline over "
-    "the same prompts and seeds.",
+    "Each number is a mean over n pictures with its 95 % interval: of shares Wilson's, of their differences Bonett "
+    "and Price's, else by the bootstrap. Pictures of one prompt count for what they tell of others. Below it, the "
+    "difference to the first pipeline over the same prompts and seeds.",
     "Suppressed is not proven erased: whoever has the weights may train or attack the concept back.",
 )
 
@@ -78,8 +78,7 @@ def evaluate_pipelines(config: PipelineEvaluationConfig) -> dict:
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     start = time.perf_counter()
-    slug = "-".join(re.findall(r"\w+", config.phrasings[0].lower()))
-    output_dir = Path(config.output_dir or Path("runs") / f"evaluate-{slug}")
+    output_dir = Path(config.output_dir or Path("runs") / f"evaluate-{folder_name(config.phrasings[0])}")
     check_foreign(output_dir, "evaluation.json", "*/values.json")
     subjects = open_subjects(config)
     inputs = read_inputs(config, subjects[0])
