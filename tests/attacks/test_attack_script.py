@@ -105,8 +105,13 @@ def test_a_run_says_what_was_found_and_is_reused(models, tmp_path, monkeypatch):
         for changes in ({"steps": 3}, {"seed": 1}, {"guidance_scale": 1.0}, {"original": models["control"]}):
             with pytest.raises(StageMismatch, match="holds the stage"):
                 run_attack(configure(models, tmp_path, **changes))
-    # Asked to, it replaces them, and the pictures with them.
-    changed = run_attack(configure(models, tmp_path, control=None, steps=6, learning_rate=2.0, overwrite=True))
+
+
+@pytest.mark.slow
+def test_asked_to_it_replaces_what_was_found_and_the_pictures_with_it(models, tmp_path):
+    options = {"control": None, "num_restarts": 1}
+    result = run_attack(configure(models, tmp_path, **options))
+    changed = run_attack(configure(models, tmp_path, learning_rate=2.0, overwrite=True, **options))
     check_by_hand(changed, models, tmp_path)
     assert changed["models"]["forgotten"]["after_mean"] != result["models"]["forgotten"]["after_mean"]
 
@@ -121,8 +126,9 @@ def check_by_hand(result: dict, models: dict[str, str], folder: Path) -> None:
     entry = result["models"]["forgotten"]
     family = get_family(load_pipeline(models["forgotten"], None, None, "float32"))
     seeds = [derive_seed(0, "attack picture", index) for index in range(5)]
-    founds = [FoundEmbedding.load(folder / "forgotten" / f"embedding-{i}.safetensors") for i in range(2)]
-    assert not torch.equal(founds[0].vectors, founds[1].vectors)
+    count = len(entry["restarts"])
+    founds = [FoundEmbedding.load(folder / "forgotten" / f"embedding-{i}.safetensors") for i in range(count)]
+    assert count == 1 or not torch.equal(founds[0].vectors, founds[1].vectors)
     means = []
     for found, restart in zip(founds, entry["restarts"], strict=True):
         images = family.decode(draw_found(family, found, TEMPLATES, seeds, 2.0, 2))
@@ -133,7 +139,7 @@ def check_by_hand(result: dict, models: dict[str, str], folder: Path) -> None:
         surely, perhaps = (sum(p > limit for p in probabilities) for limit in (0.501, 0.499))
         assert any(restart["share"] == pytest.approx(count / 5) for count in range(surely, perhaps + 1))
         assert restart["losses"] == found.losses
-    assert entry["after_mean"]["probability"] == pytest.approx(sum(means) / 2, abs=1e-3)
+    assert entry["after_mean"]["probability"] == pytest.approx(sum(means) / count, abs=1e-3)
     interval = wilson_interval(entry["after_mean"]["probability"], 5)
     assert entry["after_mean"]["probability_interval"] == pytest.approx(interval)
     assert means[entry["best"]] == pytest.approx(max(means), abs=1e-3)
@@ -156,6 +162,7 @@ def test_targets_reach_another_autoencoder_as_pictures(models, tmp_path):
     assert (encoded - run.targets).abs().max() > 0.1
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on(models, tmp_path, monkeypatch):
     config = configure(models, tmp_path, control=None, classifier=None, attack="text", num_tokens=2)
     attacks, original = [], attack_stages.attack_text

@@ -298,6 +298,7 @@ for target, number in (("file", 0), ("folder", 0), ("folder", 1), ("folder", 2))
 """
 
 
+@pytest.mark.slow
 def test_killed_between_writing_and_renaming(tmp_path):
     (tmp_path / "file_0").write_text("old")
     for number in range(3):
