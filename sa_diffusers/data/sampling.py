@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from sa_diffusers.core.batches import Batch
@@ -53,6 +54,22 @@ class DrawingOptions(Options):
         return SamplingSettings(self.guidance_scale, self.num_inference_steps, self.eval_batch_size)
 
 
+def draw_batch(family: Family, requests: Sequence[Request], settings: SamplingSettings) -> Tensor:
+    """The latents of some requests, drawn at once. Raises FloatingPointError where they are not finite."""
+    latents = family.draw(
+        [request.prompt for request in requests],
+        [request.seed for request in requests],
+        settings.guidance_scale,
+        settings.num_inference_steps,
+        [request.negative_prompt for request in requests],
+    )
+    if not torch.isfinite(latents).all():
+        raise FloatingPointError(
+            f"the sampler gave values that are not finite for {requests[0].prompt!r}; use float32"
+        )
+    return latents
+
+
 def draw_samples(
     family: Family,
     requests: Sequence[Request],
@@ -81,17 +98,7 @@ def draw_samples(
         if part_path is not None and part_path.exists():
             continue
         batch = requests[start : start + settings.batch_size]
-        latents = family.draw(
-            [request.prompt for request in batch],
-            [request.seed for request in batch],
-            settings.guidance_scale,
-            settings.num_inference_steps,
-            [request.negative_prompt for request in batch],
-        )
-        if not torch.isfinite(latents).all():
-            raise FloatingPointError(
-                f"the sampler gave values that are not finite for {batch[0].prompt!r}; use float32"
-            )
+        latents = draw_batch(family, batch, settings)
         drawn[start] = SampleSet(latents, [request.prompt for request in batch])
         if part_path is not None:
             drawn[start].save(part_path)

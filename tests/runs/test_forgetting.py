@@ -50,7 +50,7 @@ CHEAP = {
 @pytest.fixture(scope="module", autouse=True)
 def few_pictures():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sa_diffusers.runs.tracking.LOOKED_AT", 2)
+        patch.setattr("sa_diffusers.runs.inputs.LOOKED_AT", 2)
         yield
 
 

@@ -236,7 +236,7 @@ WRITERS = [
 
 @pytest.mark.slow
 def test_a_full_disk_ends_every_stage_clearly_and_leaves_earlier_results(config, tmp_path, monkeypatch):
-    monkeypatch.setattr("sa_diffusers.runs.tracking.LOOKED_AT", 2)
+    monkeypatch.setattr("sa_diffusers.runs.inputs.LOOKED_AT", 2)
     cheap = {"num_samples": 4, "num_surrogate_samples": 2, "fisher_samples": 2, "num_train_steps": 3, "lora_rank": 2}
     run, done = tmp_path / "run", {}
     for owner, name in WRITERS:

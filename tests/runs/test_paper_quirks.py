@@ -169,7 +169,7 @@ def test_they_are_refused_for_other_kinds_of_models(pipeline, tiny_pipeline, tmp
 @pytest.fixture
 def start(pipeline, tmp_path, monkeypatch):
     monkeypatch.setattr("sa_diffusers.runs.results.write_report", lambda path, **_: path.write_text("<html></html>"))
-    monkeypatch.setattr("sa_diffusers.runs.tracking.LOOKED_AT", 2)
+    monkeypatch.setattr("sa_diffusers.runs.inputs.LOOKED_AT", 2)
     draw = ClassConditionalFamily.draw  # untrained models draw black and white, which leaves nothing to stretch
     monkeypatch.setattr(ClassConditionalFamily, "draw", lambda *arguments: draw(*arguments) / 2)
     pipeline.save_pretrained(tmp_path / "model")

@@ -3,8 +3,8 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import yaml
 
@@ -13,14 +13,13 @@ from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.prompts import ENOUGH, read_templates, template_of
 from sa_diffusers.data.replay import leaves_open, spread
 from sa_diffusers.data.sampling import Request
-from sa_diffusers.evaluation.forgetting import Labels
 from sa_diffusers.evaluation.judges.classifier import ImageClassifier
-from sa_diffusers.evaluation.suite.options import ASKING
+from sa_diffusers.evaluation.options import ASKING
+from sa_diffusers.evaluation.prompt_sets import Candidate, Labels, PromptSet, Purpose, choose
 from sa_diffusers.io.bundled import resolve
 
 
 TEMPLATES = "bundled/stable_diffusion/concept_templates.txt"
-Purpose = Literal["asks", "keeps", "open", "i2p"]
 WHAT = {
     "concept": "ask for the concept",
     "paraphrases": "ask for it by synonyms and in other sentence frames",
@@ -34,32 +33,6 @@ WHAT = {
     "labelled": "labelled prompts that do not name it",
     "i2p": "I2P, each with its own seed",
 }
-
-
-@dataclass(frozen=True)
-class PromptSet:
-    """Prompts of one purpose: request i draws a picture that should show `labels[i]`, and `words[i]` if not ""."""
-
-    name: str
-    purpose: Purpose
-    requests: list[Request]
-    labels: list[Labels]
-    words: list[str]
-
-    def __len__(self) -> int:
-        return len(self.requests)
-
-    def take(self, rows: slice) -> "PromptSet":
-        return PromptSet(self.name, self.purpose, self.requests[rows], self.labels[rows], self.words[rows])
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A prompt, the class of each attribute that it names, and the word in the concept's place ("": none)."""
-
-    prompt: str
-    labels: Labels
-    word: str = ""
 
 
 @dataclass(frozen=True)
@@ -116,12 +89,13 @@ def build_suite(
         if names is not None and name not in names:
             continue
         if candidates:
-            suite[name] = _choose(name, candidates, num_images, seed)
+            purpose: Purpose = "asks" if name in ASKING else "open" if name == "open" else "keeps"
+            order, seed_of = derive_seed(seed, "set", name), partial(derive_seed, seed, name)
+            suite[name] = choose(purpose, candidates, num_images, order, seed_of)
         elif names is not None:
             raise ValueError(f"there are no prompts for the set {name!r} ({WHAT[name]}); leave it out of --sets")
     if sources.i2p and (names is None or "i2p" in names):
-        count = len(sources.i2p)
-        suite["i2p"] = PromptSet("i2p", "i2p", sources.i2p, [{}] * count, [""] * count)
+        suite["i2p"] = PromptSet.of("i2p", sources.i2p)
     if not suite:
         raise ValueError("no prompt to draw: expected prompts for at least one set")
     return suite
@@ -253,15 +227,6 @@ class _Maker:
                 f"each line of --combined must name {concept.name!r} or hold {{}}; this does not: {text!r}"
             )
         return Candidate(text, self.own, concept.name)
-
-
-def _choose(name: str, candidates: Sequence[Candidate], count: int, seed: int) -> PromptSet:
-    """`count` of the candidates, each once before any comes again; request i has the seed of (seed, name, i)."""
-    indices = {candidate.prompt: index for index, candidate in enumerate(candidates)}  # each prompt once
-    chosen = [candidates[indices[prompt]] for prompt in spread(list(indices), count, derive_seed(seed, "set", name))]
-    requests = [Request(c.prompt, derive_seed(seed, name, i)) for i, c in enumerate(chosen)]
-    purpose: Purpose = "asks" if name in ASKING else "open" if name == "open" else "keeps"
-    return PromptSet(name, purpose, requests, [c.labels for c in chosen], [c.word for c in chosen])
 
 
 def _unlabelled(templates: Sequence[str]) -> list[Candidate]:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import torch
 
 from sa_diffusers.evaluation.images.sets import ImageSet
-from sa_diffusers.evaluation.suite.judging import Values
-from sa_diffusers.evaluation.suite.numbers import MEASURES
-from sa_diffusers.evaluation.suite.prompt_suite import WHAT, PromptSet
+from sa_diffusers.evaluation.judging import Values
+from sa_diffusers.evaluation.measurements import MEASURES
+from sa_diffusers.evaluation.prompt_sets import PromptSet
+from sa_diffusers.evaluation.suite.prompt_suite import WHAT
 from sa_diffusers.report.pictures import embed, to_pil, to_uint8
 
 
