@@ -47,11 +47,13 @@ INSTALL_REQUIRES = [
 ]
 
 QUALITY = ["ruff", "import-linter"]
+DOCS = ["mkdocs-material>=9.6", "mkdocstrings[python]>=1"]
 DIGITS = ["scikit-image>=0.25"]
 NUDITY = ["nudenet>=3.4"]
 
 EXTRAS_REQUIRE = {
     "quality": QUALITY,
+    "docs": DOCS,
     "digits": DIGITS,  # to redraw MNIST: only for who trains the bundled pipeline or its classifier again
     "test": ["pytest>=8", "pytest-xdist>=3", "setuptools>=77", "jaxtyping", "beartype", *DIGITS, *NUDITY, *QUALITY],
     # Never part of `test`: torch-fidelity pulls in torchvision, and a torchvision that does not match the installed
@@ -75,13 +77,15 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["sa_diffusers", "sa_diffusers.*"]),
-    package_data={"sa_diffusers": ["assets/**/*", "report/templates/*"]},
+    entry_points={"console_scripts": ["sa-diffusers = sa_diffusers.__main__:main"]},
+    package_data={"sa_diffusers": ["py.typed", "assets/**/*", "report/templates/*"]},
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
     classifiers=[
         "Development Status :: 3 - Alpha",
         "Intended Audience :: Science/Research",
         "Programming Language :: Python :: 3.11",
+        "Typing :: Typed",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
 )

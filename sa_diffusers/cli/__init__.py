@@ -1,0 +1,7 @@
+"""Commands, one a file; each has `main(argv)`."""
+
+import os
+
+
+# transformers would begin every command with notices about torchvision, which nothing here needs.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -36,3 +36,7 @@ def main(argv: list[str] | None = None) -> None:
 
         result = run_attack(config)
         print(f"\n{markdown(result)}\nreport: {(Path(config.output_dir) / 'report.html').resolve()}")
+
+
+if __name__ == "__main__":
+    main()

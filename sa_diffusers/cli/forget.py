@@ -27,3 +27,7 @@ def main(argv: list[str] | None = None) -> None:
         outcome = run_forgetting(config)
         print(f"\n{table(outcome.metrics)}\n\npipeline: {outcome.output_dir / 'pipeline'}")
         print(f"report:   {(outcome.output_dir / 'report.html').resolve()}")
+
+
+if __name__ == "__main__":
+    main()

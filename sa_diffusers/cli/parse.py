@@ -1,13 +1,14 @@
 """From defaults, YAML files and the command line to one checked configuration dataclass."""
 
 import argparse
+import dataclasses
 import os
+import re
 import signal
 import sys
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NoReturn, get_args, get_type_hints
 
 from transformers import HfArgumentParser
@@ -15,6 +16,7 @@ from transformers import HfArgumentParser
 from sa_diffusers.io.configuration import FACTS, ConfigT, check_values, layered, read_values, suggestion
 
 
+METAVARS = {int: "N", float: "X", str: "TEXT"}
 _ABSENT = object()  # stands for an option that the command line does not name
 
 
@@ -43,15 +45,14 @@ def parse_config(
         action="append",
         metavar="FILE",
         default=argparse.SUPPRESS,
-        help="YAML file with values for the options below; repeat it to let later files override earlier ones.",
+        help="YAML file with values for the options below, or one that ships: bundled/digits; repeat it to let "
+        "later files override earlier ones.",
     )
-    parser = _ConfigParser(
-        cls, parents=[files], description=description, allow_abbrev=False, formatter_class=_HelpFormatter
-    )
+    parser = _ConfigParser(cls, description, parents=[files])
     paths = getattr(files.parse_known_args(argv)[0], "config", [])
     try:
         layers = [check_values(cls, defaults or {}, source="defaults")]
-        layers += [read_values(cls, Path(path)) for path in paths]
+        layers += [read_values(cls, path) for path in paths]
     except ValueError as error:
         parser.error(str(error))
     from_files = layered(cls, *layers)
@@ -86,23 +87,100 @@ def _or_null(convert: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 class _ConfigParser(HfArgumentParser):
-    """HfArgumentParser whose list options can be repeated and whose help texts are plain text."""
+    """HfArgumentParser whose options stand in groups, once each, the everyday ones first, with help in plain text."""
+
+    def __init__(self, cls: type, description: str, **kwargs: Any):
+        super().__init__(
+            cls,
+            description=description,
+            usage="%(prog)s [--config FILE] [--OPTION VALUE ...]",
+            allow_abbrev=False,
+            add_help=False,
+            formatter_class=_HelpFormatter,
+            **kwargs,
+        )
+        self.cls, own = cls, {action.dest: action for action in self._actions}
+        for name, field in concern_of(cls).items():  # argparse knows groups, but has no public way to move into one
+            groups = {group.title: group for group in self._action_groups}
+            group = groups.get(field) or self.add_argument_group(field)
+            moved = [action for action in self._optionals._group_actions if action.dest == name]
+            group._group_actions += moved
+            self._optionals._group_actions = [a for a in self._optionals._group_actions if a not in moved]
+        self.everyday = {f.name for f in dataclasses.fields(cls) if f.metadata.get("everyday")} or set(own)
+        self.topics = cls.topics() if hasattr(cls, "topics") else {}
+        more = "; all: every option; methods: what there is; or a method, for its own" if self.topics else ""
+        self.add_argument("-h", "--help", action=_Help, nargs="?", metavar="TOPIC", help=f"Print this{more}.")
 
     def error(self, message: str) -> NoReturn:
         """The message alone: the usage of some seventy options would bury it."""
-        self.exit(2, f"{self.prog}: error: {message} (--help explains every option)\n")
+        self.exit(2, f"{self.prog}: error: {message} (--help all explains every option)\n")
 
     def add_argument(self, *args: Any, **kwargs: Any) -> argparse.Action:
         if kwargs.get("nargs") == "+":
             kwargs.setdefault("action", _ReplaceThenExtend)
         kwargs = {name: value for name, value in kwargs.items() if name not in FACTS}
+        if kwargs.get("action") == "store_false":  # --no_x, which stands beside --x
+            kwargs["help"] = argparse.SUPPRESS
+        elif "choices" not in kwargs and kwargs.get("type") in METAVARS:
+            kwargs.setdefault("metavar", METAVARS[kwargs["type"]])
         if "help" in kwargs:
             kwargs["help"] = kwargs["help"].replace("%", "%%")  # argparse would read "10 %" as a format
         return super().add_argument(*args, **kwargs)
 
+    def format_help_of(self, topic: str | None) -> str:
+        """The help for the everyday options, for "all", or for a topic beside the everyday ones.
+
+        Raises:
+            ValueError: an unknown topic.
+        """
+        known = {"all": ("", [action.dest for action in self._actions]), **self.topics}
+        if topic is not None and topic not in known:
+            raise ValueError(f"expected --help alone or with one of {', '.join(known)}; got {topic!r}")
+        about, names = known.get(topic, ("", ()))
+        for action in self._actions:
+            if action.dest not in {"config", "help", *self.everyday, *names}:
+                action.help = argparse.SUPPRESS
+        if about:
+            self.description = f"{topic}: {about}"
+        return self.format_help()
+
+
+def concern_of(cls: type) -> dict[str, str]:
+    """What each option is about: the first sentence of the class of options that brings it in."""
+    found = {}
+    for field in dataclasses.fields(cls):
+        owner = next(base for base in reversed(cls.__mro__) if field.name in vars(base).get("__annotations__", {}))
+        found[field.name] = re.split(r"\.\s|\.$", owner.__doc__)[0].replace("%", "%%")
+    return found
+
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Adds defaults to the options and leaves the description's lines, commands among them, as they are."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        return action.help if action.default in (None, "", [], False) else super()._get_help_string(action)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        """The option with underscores alone, --no_x beside --x that is on by default; with dashes it is the same."""
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
+        name = next(text for text in action.option_strings if text.startswith("--"))
+        if isinstance(action, _Help):
+            return f"-h, {name} [{action.metavar}]"
+        if action.nargs == "?":
+            return f"{name}, --no_{action.dest}" if action.default is True else name
+        return f"{name} {self._format_args(action, self._get_default_metavar_for_optional(action))}"
+
+
+class _Help(argparse.Action):
+    """Print the help that was asked for, and end."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        try:
+            print(parser.format_help_of(values), end="")
+        except ValueError as error:
+            parser.error(str(error))
+        parser.exit()
 
 
 class _ReplaceThenExtend(argparse.Action):

@@ -35,7 +35,7 @@ def words(flag: str, text: str, known: Sequence[str]) -> list[str]:
 
 @dataclass
 class DrawnAs(Options):
-    """How pictures are drawn; None: as the run that made the pipeline drew them, or else as its kind does."""
+    """How pictures are drawn. None: as the run that made the pipeline drew them, or else as its kind does."""
 
     guidance_scale: float | None = option(None, "Guidance, as in diffusers (1: none); null: that of the run which "
                                           "made the (first) pipeline, or its kind's.", least=0)  # fmt: skip
@@ -52,8 +52,8 @@ class DrawnAs(Options):
 
 @dataclass
 class MetricSettings(Options):
-    """How the metrics of two sets of images are taken, by default as the papers take them: k is 3 in Kynkaanniemi et
-    al. (2019), subsets are 100 of 1,000 in Binkowski et al. (2018), splits 10 in Salimans et al. (2016).
+    """How two sets of images are compared. By default as the papers do it: k is 3 in Kynkaanniemi et al. (2019), subsets
+    are 100 of 1,000 in Binkowski et al. (2018), splits 10 in Salimans et al. (2016).
 
     Both sets are cut to one size, at most `max_prc_images`, for precision, recall, density and coverage, since their
     neighbourhoods shrink as a set grows.
@@ -112,7 +112,7 @@ class ComparedImages(MetricSettings):
 
 @dataclass
 class FoldersConfig(ComparedImages):
-    """A folder of generated images."""
+    """The images that are judged."""
 
     generated: str = option("", "Folder of generated images.")
 
@@ -124,7 +124,7 @@ class FoldersConfig(ComparedImages):
 
 @dataclass
 class RunConfig(DrawnAs, ComparedImages):
-    """A run, whose images are drawn."""
+    """The run that is judged."""
 
     known = (*DISTRIBUTION, "classifier")
 

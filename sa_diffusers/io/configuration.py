@@ -10,23 +10,26 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import yaml
 
+from sa_diffusers.io.bundled import resolve
+
 
 ConfigT = TypeVar("ConfigT")
-FACTS = frozenset(("above", "least", "below", "identity", "otherwise"))  # of a field, beside its help
+FACTS = frozenset(("above", "least", "below", "identity", "otherwise", "everyday"))  # of a field, beside its help
 
 
-def option(default: Any, text: str, **facts: Any) -> Any:
+def option(default: Any, help: str, **facts: Any) -> Any:
     """A dataclass field with the text that --help prints, and what else is to be known of it.
 
     Args:
         facts: above, least, below: a number must be above, at least, or below this, where it is not None. identity:
             False where the option says how a run is watched, shared or fitted into memory, and changes no result.
-            otherwise: what None stands for, where a method has no value of its own.
+            otherwise: what None stands for, where a method has no value of its own. everyday: True for the few that
+            --help shows when it is not asked for more.
     """
     unknown = facts.keys() - FACTS
     if unknown:
         raise TypeError(f"expected facts of {', '.join(sorted(FACTS))}, got {min(unknown)}")
-    metadata = {"help": text, **facts}
+    metadata = {"help": help, **facts}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -88,19 +91,21 @@ def config_to_yaml(config: Any, path: str | Path) -> None:
     Path(path).write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=119), encoding="utf-8")
 
 
-def read_values(cls: type, path: Path) -> dict[str, Any]:
-    """The checked values of one YAML file; ValueError names the file."""
+def read_values(cls: type, source: str) -> dict[str, Any]:
+    """The checked values of a YAML file, or of one that ships, such as bundled/digits; ValueError names the file."""
+    if source.startswith("bundled/") and not source.endswith(".yaml"):
+        source = f"bundled/configs/{source.removeprefix('bundled/')}.yaml"
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(Path(resolve(source)).read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(f"--config: cannot read {path}: {error.strerror}") from error
+        raise ValueError(f"--config: cannot read {source}: {error.strerror or error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"--config: {path} is not valid YAML: {error}") from error
+        raise ValueError(f"--config: {source} is not valid YAML: {error}") from error
     if values is None:  # an empty file
         return {}
     if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected lines of `option: value`, got {_show(values)}")
-    return check_values(cls, values, source=str(path))
+        raise ValueError(f"{source}: expected lines of `option: value`, got {_show(values)}")
+    return check_values(cls, values, source=source)
 
 
 def check_values(cls: type, values: dict[str, Any], source: str) -> dict[str, Any]:

@@ -135,10 +135,11 @@ class SafeGuidancePipeline(StableDiffusionPipeline):
     A step costs three evaluations of the UNet in place of two. `StableDiffusionPipeline` loads what this one saves,
     and draws without the guidance.
 
+    Takes what `StableDiffusionPipeline` takes, and:
+
     Args:
         safety_concept: text of what to lead away from.
         safety_level: "weak", "medium", "strong" or "max".
-        others: as `StableDiffusionPipeline`.
 
     Raises:
         ValueError: another level, an empty concept.

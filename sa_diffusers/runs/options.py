@@ -20,7 +20,10 @@ class ModelOptions(Options):
     """Which model, and in which precision."""
 
     model: str = option(
-        "CompVis/stable-diffusion-v1-4", "Pipeline: hub id, local folder, or bundled/digits/pipeline.", identity=False
+        "CompVis/stable-diffusion-v1-4",
+        "Pipeline: hub id, local folder, or bundled/digits/pipeline.",
+        identity=False,
+        everyday=True,
     )
     revision: str | None = option(None, "Revision of a hub model.", identity=False)
     variant: str | None = option(None, "Variant of the weight files, such as fp16.", identity=False)
@@ -34,10 +37,13 @@ class ModelOptions(Options):
 class ConceptOptions(Options):
     """What to forget, and what takes its place."""
 
-    concept: str = option("", "Concept to forget: one or several phrasings of it, separated by commas ('seven, 7').")
+    concept: str = option(
+        "", "Concept to forget: one or several phrasings of it, separated by commas ('seven, 7').", everyday=True
+    )
     surrogate: str | None = option(
         None,
         "What takes its place: a prompt, a folder of images, or noise; null: looked up in assets/surrogates.yaml.",
+        everyday=True,
     )
     siblings: str | None = option(
         None,
@@ -50,14 +56,16 @@ class ConceptOptions(Options):
 class FolderOptions(Options):
     """Where, and by which random numbers."""
 
-    output_dir: str | None = option(None, "Folder of the run; null: runs/<concept>.", identity=False)
+    output_dir: str | None = option(None, "Folder of the run; null: runs/<concept>.", identity=False, everyday=True)
     num_threads: int | None = option(
         None,
         "CPU threads of each process; null: as the environment says (`accelerate launch` says 1).",
         above=0,
         identity=False,
     )
-    overwrite: bool = option(False, "Discard what the output folder holds of another configuration.", identity=False)
+    overwrite: bool = option(
+        False, "Discard what the output folder holds of another configuration.", identity=False, everyday=True
+    )
     seed: int = option(0, "Seed of every random number.", least=0)
 
 
@@ -70,6 +78,7 @@ class PromptOptions(Options):
         "Prompts of what to keep: a text file, or a data set with a column; labels: the classes of a model that has "
         "them.",
         identity=False,
+        everyday=True,
     )
     prompt_column: str = option("prompt", "Column of --replay_prompts where that is a data set.", identity=False)
     concept_templates: str = option(
@@ -113,7 +122,7 @@ class EvaluationOptions(Options):
         identity=False,
     )
     classifier: list[str] = option(
-        [], "Classifier for evaluation only: folder or hub id; may be repeated.", identity=False
+        [], "Classifier for evaluation only: folder or hub id; may be repeated.", identity=False, everyday=True
     )
     eval_prompts: str | None = option(
         None, "Labelled prompts (JSON lines) that the classifier can judge.", identity=False
@@ -133,7 +142,7 @@ class SharingOptions(Options):
         None, "fp16: save the weights in float16 besides, as a variant of the pipeline.", identity=False
     )
     push_to_hub: bool = option(
-        False, "Push the pipeline, or with lora_rank the adapter, when all is done.", identity=False
+        False, "Push the pipeline, or with lora_rank the adapter, when all is done.", identity=False, everyday=True
     )
     hub_model_id: str | None = option(
         None, "Repository to push to; null: <base model's name>-without-<concept>.", identity=False
@@ -143,18 +152,18 @@ class SharingOptions(Options):
 
 @dataclass
 class RunOptions(
-    SharingOptions, EvaluationOptions, TrackingOptions, SpeedOptions, FisherOptions, MethodOptions, SampleOptions,
-    DrawingOptions, PromptOptions, FolderOptions, ModelOptions, ConceptOptions, TrainingConfig,
+    TrainingConfig, SpeedOptions, SharingOptions, TrackingOptions, EvaluationOptions, FisherOptions, SampleOptions,
+    DrawingOptions, PromptOptions, MethodOptions, FolderOptions, ModelOptions, ConceptOptions,
 ):  # fmt: skip
     """What every method can be told. Raises ValueError for values that cannot work, before anything is loaded."""
 
-    num_train_steps: int = option(250, "Optimiser steps.", above=0)
+    num_train_steps: int = option(250, "Optimiser steps.", above=0, everyday=True)
     train_batch_size: int = option(
         8,
         "Surrogate samples, and as many replay samples, in an optimiser step; all processes and parts share them.",
         above=0,
     )
-    learning_rate: float = option(5e-5, "Peak learning rate; never scaled silently.", above=0)
+    learning_rate: float = option(5e-5, "Peak learning rate; never scaled silently.", above=0, everyday=True)
     lr_warmup_steps: int = option(10, "Optimiser steps of linear warm-up.", least=0)
     checkpointing_steps: int | None = option(
         125, "Save a checkpoint every so many steps; null: none.", above=0, identity=False
@@ -174,6 +183,15 @@ class RunOptions(
                     "another --method"
                 )
         method.check_options(self.resolved())
+
+    @classmethod
+    def topics(cls) -> dict[str, tuple[str, list[str]]]:
+        """What `--help TOPIC` shows besides the everyday options: a text, and names of options."""
+        known = methods.registry()
+        found = {"methods": ("\n" + "\n".join(f"    {m.name}: {m.summary}." for m in known.values()), [])}
+        for name, method in known.items():
+            found[name] = (f"{method.title}: {method.summary}.", list(getattr(method.Options, "__annotations__", ())))
+        return found
 
     @classmethod
     def consistent(cls, layers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -201,10 +219,9 @@ class RunOptions(
 
 @lru_cache
 def _config_class(names: tuple[str, ...]) -> type[RunOptions]:
-    chosen = [methods.get(name) for name in names]
-    about = " ".join(f"{method.name}: {method.summary}." for method in chosen)
-    field = ("method", Literal[names], option(methods.DEFAULT, f"How to forget. {about}"))
-    own = dict.fromkeys(method.Options for method in chosen if method.Options is not None)
+    method = next(field for field in dataclasses.fields(RunOptions) if field.name == "method")
+    field = ("method", Literal[names], option(method.default, **method.metadata))
+    own = dict.fromkeys(methods.get(name).Options for name in names if methods.get(name).Options is not None)
     namespace = {"__doc__": __doc__, "__module__": __name__}
     return dataclasses.make_dataclass("ForgetConfig", [field], bases=(*own, RunOptions), namespace=namespace)
 

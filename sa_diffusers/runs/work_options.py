@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from sa_diffusers import methods
 from sa_diffusers.core.paper_quirks import QUIRKS
 from sa_diffusers.io.configuration import Options, option
 
@@ -12,7 +13,10 @@ class SampleOptions(Options):
     """The model's own pictures, and those of the surrogate."""
 
     samples: str | None = option(
-        None, "Samples of this model to reuse: another run's samples/ folder, or a hub id.", identity=False
+        None,
+        "Samples of this model to reuse: another run's samples/ folder, or a hub id.",
+        identity=False,
+        everyday=True,
     )
     num_samples: int = option(2000, "Samples for replay and Fisher, spread over the prompts.", above=0)
     empty_prompt_fraction: float = option(
@@ -53,7 +57,9 @@ class SampleOptions(Options):
 
 @dataclass
 class MethodOptions(Options):
-    """What is trained, towards what, and from where."""
+    """How it forgets: what is trained, towards what, and from where."""
+
+    method: str = option(methods.DEFAULT, "Method; --help methods lists them, --help sa explains one.", everyday=True)
 
     train_scope: str | None = option(
         None,
@@ -66,6 +72,7 @@ class MethodOptions(Options):
         None,
         "Train low-rank adapters of this rank and leave the weights as they are; null: train the weights.",
         above=0,
+        everyday=True,
     )
     lora_alpha: float | None = option(
         None, "The adapters' change is alpha / rank * B A; null: the rank, which gives 1.", above=0
@@ -79,6 +86,7 @@ class MethodOptions(Options):
         "without EWC.",
         least=0,
         otherwise=50.0,
+        everyday=True,
     )
     ewc_dtype: Literal["float32", "bfloat16"] = option("float32", "Precision that training keeps the Fisher in.")
     ewc_device: Literal["device", "cpu"] = option(
@@ -133,7 +141,7 @@ class FisherOptions(Options):
     """Which weights matter."""
 
     fisher: str | None = option(
-        None, "Fisher of this model to reuse: a file, a run's folder, or a hub id.", identity=False
+        None, "Fisher of this model to reuse: a file, a run's folder, or a hub id.", identity=False, everyday=True
     )
     fisher_samples: int = option(1000, "Samples the Fisher averages over, at most num_samples.", above=0)
     fisher_terms: str = option(
@@ -170,7 +178,7 @@ class FisherOptions(Options):
 
 @dataclass
 class SpeedOptions(Options):
-    """Speed and memory; mixed_precision, gradient_checkpointing and optimizer stand with those of training."""
+    """Speed and memory. mixed_precision, gradient_checkpointing and optimizer stand with those of training."""
 
     compile_backend: str | None = option(
         None,

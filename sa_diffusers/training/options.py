@@ -48,7 +48,7 @@ class TrainingConfig(Options):
     )
     gradient_checkpointing: bool = option(False, "Recompute activations to save memory.", identity=False)
     mixed_precision: Literal["no", "fp16", "bf16"] | None = option(
-        None, "no, fp16 or bf16; null: what `accelerate config` or `accelerate launch` says."
+        None, "no, fp16 or bf16; null: what `accelerate config` or `accelerate launch` says.", everyday=True
     )
     ema_decay: float | None = option(
         None,

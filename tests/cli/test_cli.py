@@ -1,6 +1,8 @@
 """Configurations: precedence, refusals and the way back to YAML."""
 
 import signal
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -131,7 +133,7 @@ def test_yaml_values(write_yaml, line, name, expected):
         ("classifier: 1", "classifier: expected list[str], got 1 (int)"),
         ("classifier: [1.5]", "classifier: expected list[str], got [1.5] (list)"),
         ("num_step: 3", "unknown option 'num_step'; did you mean 'num_steps'?"),
-        ("3: 3", "unknown option 3 (--help explains every option)"),
+        ("3: 3", "unknown option 3 (--help all explains every option)"),
         ("- a", "expected lines of `option: value`, got ['a'] (list)"),
         ("a: [", "is not valid YAML"),
     ],
@@ -186,6 +188,72 @@ def test_help_shows_every_option_with_the_default_that_would_be_used(write_yaml,
     for option in Config.__dataclass_fields__.values():
         assert f"--{option.name}" in text
         assert option.metadata["help"] in text
+
+
+@dataclass
+class Weights(Config):
+    """How strong it is. And more of that."""
+
+    strength: float = field(default=0.5, metadata={"help": "How strong.", "everyday": True})
+    careful: bool = field(default=True, metadata={"help": "Be careful."})
+
+    @classmethod
+    def topics(cls):
+        return {"care": ("what it takes.", ["careful"])}
+
+
+@pytest.mark.parametrize(
+    ("asked", "shown", "hidden"),
+    [
+        (["--help"], ["How strong it is:", "--strength X"], ["--careful", "--model", "And more"]),
+        (["-h", "care"], ["care: what it takes.", "--strength X", "--careful, --no_careful"], ["--model"]),
+        (["--help=all"], ["--model TEXT", "--num_steps N", "--careful, --no_careful"], ["--num-steps", "--no-"]),
+    ],
+)
+def test_help_shows_in_groups_what_was_asked_for_once(asked, shown, hidden, capsys):
+    with pytest.raises(SystemExit) as end:
+        parse_config(Weights, asked)
+    text = capsys.readouterr().out
+    assert end.value.code == 0
+    assert [part for part in shown if part not in text] == []
+    assert [part for part in hidden if part in text] == []
+    assert text.count("Be careful.") <= 1
+
+
+def test_help_of_an_unknown_topic(capsys):
+    assert "one of all, care; got 'cares'" in error_of(capsys, "--help", "cares", cls=Weights)
+
+
+def test_dashes_and_underscores_are_the_same_option():
+    assert parse_config(Weights, ["--num-steps", "3", "--no-careful"]) == Weights(num_steps=3, careful=False)
+
+
+def test_a_file_that_ships_and_one_that_does_not(capsys):
+    from sa_diffusers.runs.options import ForgetConfig
+
+    assert parse_config(ForgetConfig, ["--config", "bundled/digits"]).concept == "seven, 7"
+    assert "bundled/configs/nine.yaml does not ship" in error_of(capsys, "--config", "bundled/nine", cls=ForgetConfig)
+
+
+def test_the_command_chooses_by_its_first_word(capsys):
+    from sa_diffusers.__main__ import COMMANDS, main
+
+    main(["--help"])
+    overview = capsys.readouterr().out
+    for word in COMMANDS:
+        assert word in overview
+        with pytest.raises(SystemExit) as end:
+            main([word, "--help"])
+        assert end.value.code == 0
+        assert f"sa-diffusers {word}" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as end:
+        main(["forgot"])
+    assert end.value.code == 2 and "unknown command 'forgot'" in capsys.readouterr().err
+
+
+def test_the_overview_imports_nothing_that_takes_seconds():
+    code = "import sys; from sa_diffusers.__main__ import main; main(['--help']); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def test_config_from_dict():

@@ -280,10 +280,10 @@ del HELP["evaluate"]  # its options are its commands'
 
 
 def help_of(name: str) -> str:
-    """What `python scripts/<script>.py ... --help` prints, in this process, to import everything once."""
+    """What `python scripts/<script>.py ... --help all` prints, in this process, to import everything once."""
     script = ROOT / "scripts" / f"{name.split('-')[0]}.py"
     printed, argv, columns = io.StringIO(), sys.argv, os.environ.get("COLUMNS")
-    sys.argv, os.environ["COLUMNS"] = [str(script), *HELP[name], "--help"], "119"
+    sys.argv, os.environ["COLUMNS"] = [str(script), *HELP[name], "--help", "all"], "119"
     try:
         with redirect_stdout(printed), suppress(SystemExit):
             runpy.run_path(str(script), run_name="__main__")

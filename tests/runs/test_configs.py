@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from sa_diffusers.cli.parse import parse_config
+from sa_diffusers.cli.train_base import config_class
 from sa_diffusers.core.concepts import mentions
 from sa_diffusers.data.concepts import find_concept
 from sa_diffusers.data.prompts import concept_templates, read_prompts
@@ -22,7 +23,6 @@ from sa_diffusers.runs.base.text_to_image import BaseConfig
 from sa_diffusers.runs.options import ForgetConfig
 from scripts.compose_digit_prompts import compose
 from scripts.paper_table import SCALES
-from scripts.train_base import config_class
 from studies.digits import PARTS, configure
 
 

@@ -1,0 +1,71 @@
+"""Import files of the authors' Stable Diffusion code; nothing that a file names is imported or run.
+
+A checkpoint in CompVis's format, over the base pipeline that it was trained from:
+    python scripts/convert.py checkpoint last.ckpt --ema --model CompVis/stable-diffusion-v1-4 --output runs/theirs
+Their Fisher, for scripts/forget.py --fisher. It is that of the raw weights of sd-v1-4-full-ema.ckpt, so that:
+    python scripts/convert.py checkpoint sd-v1-4-full-ema.ckpt --model CompVis/stable-diffusion-v1-4 --output runs/raw
+    python scripts/convert.py fisher full_fisher_dict.pkl --model runs/raw --output runs/fisher.safetensors
+"""
+
+import argparse
+from pathlib import Path
+
+from sa_diffusers.cli.parse import friendly_errors
+from sa_diffusers.io.atomic_files import atomic_path
+
+
+def tell_dropped(dropped: list[str]) -> None:
+    """Names as Python writes them: they come from the file, which may hold a terminal's commands."""
+    if dropped:
+        more = f" and {len(dropped) - 10} more" if len(dropped) > 10 else ""
+        print(f"dropped, never imported: {', '.join(map(ascii, dropped[:10]))}{more}")
+
+
+def convert_fisher(args: argparse.Namespace) -> None:
+    from sa_diffusers.families.authors_files import import_fisher
+
+    if args.output.suffix != ".safetensors":
+        raise ValueError(f"expected --output to end in .safetensors, got {args.output}")
+    fisher, dropped = import_fisher(args.file, args.model)
+    with atomic_path(args.output) as temporary:
+        fisher.save(temporary)
+    tell_dropped(dropped)
+    print(f"{args.output}: {len(fisher.tensors)} tensors, for --model {args.model} alone")
+
+
+def convert_checkpoint(args: argparse.Namespace) -> None:
+    from sa_diffusers.families import get_family
+    from sa_diffusers.families.authors_files import import_checkpoint
+    from sa_diffusers.io.loading import save_pipeline
+
+    pipeline, ignored, dropped = import_checkpoint(args.file, args.model, args.ema)
+    save_pipeline(pipeline, args.output, get_family(pipeline).module, "float32")
+    tell_dropped(dropped)
+    if ignored:
+        counts = ", ".join(f"{ascii(name)} ({count})" for name, count in sorted(ignored.items()))
+        print(f"not taken from the file, tensors of: {counts}; all but the UNet is that of {args.model}")
+    print(f"{args.output}: the UNet has the {'EMA' if args.ema else 'raw'} weights of {args.file}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command with these arguments; None: those of this process."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    fisher = kinds.add_parser("fisher", help="pickled Fisher to a .safetensors file for --fisher")
+    fisher.set_defaults(convert=convert_fisher)
+    checkpoint = kinds.add_parser("checkpoint", help="CompVis checkpoint to a pipeline")
+    checkpoint.set_defaults(convert=convert_checkpoint)
+    checkpoint.add_argument("--ema", action="store_true", help="take the EMA weights, which the authors sample from")
+    for kind in (fisher, checkpoint):
+        kind.add_argument("file", type=Path, help="the authors' file")
+        kind.add_argument("--model", required=True, help="pipeline that the file belongs to: folder or hub id")
+        kind.add_argument("--output", type=Path, required=True, help="what to write; must not exist")
+    args = parser.parse_args(argv)
+    with friendly_errors():
+        if args.output.exists():
+            raise ValueError(f"{args.output} exists; pass another --output, or remove it")
+        args.convert(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Which surrogate costs least? Order candidates by how far the model's predictions for them are from the concept's.
+
+    python scripts/surrogate_distances.py --config configs/digits.yaml --samples runs/digits-seven/samples
+
+The nearer the surrogate, the less of the model has to change. Prints for each sibling of the concept the mean squared
+difference of the UNet's predictions on noised samples, nearest first. Takes every option of scripts/forget.py.
+"""
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from sa_diffusers.cli.parse import friendly_errors, parse_config
+from sa_diffusers.core.concepts import split_phrasings
+from sa_diffusers.core.seeding import seeded
+from sa_diffusers.data.sample_set import SampleSet
+from sa_diffusers.families import Family
+from sa_diffusers.runs.options import ForgetConfig
+
+
+NUM_SAMPLES = 200
+
+
+@torch.no_grad()
+def predictions(family: Family, samples: SampleSet, prompts: list[str], seed: int) -> Tensor:
+    """Predictions [N, C, h, w] for noised samples under other prompts; equal seeds give equal noise and timesteps."""
+    parts = []
+    for start in range(0, len(samples), 50):
+        chosen = samples.latents[start : start + 50]
+        batch = family.batch(chosen, prompts[start : start + 50])
+        generator = seeded(seed, "distance", start)
+        terms = torch.randint(family.loss.num_terms, (len(chosen),), generator=generator)
+        noise, device = family.loss.sample_noise(batch, generator), family.device
+        batch = {key: value.to(device) for key, value in batch.items()}
+        parts.append(family.loss.predict(family.module, batch, terms.to(device), noise.to(device)).float().cpu())
+    return torch.cat(parts)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command with these arguments; None: those of this process."""
+    config = parse_config(ForgetConfig, argv, description=__doc__)
+    with friendly_errors():
+        from pathlib import Path
+
+        from sa_diffusers.data.replay import concept_captions
+        from sa_diffusers.families import get_family
+        from sa_diffusers.io.loading import load_pipeline, pipeline_hashes
+        from sa_diffusers.io.stages import Artifact
+        from sa_diffusers.runs.context import RunContext
+        from sa_diffusers.runs.inputs import read_inputs
+        from sa_diffusers.runs.stages.samples import SamplesStage
+
+        if not config.samples:
+            raise ValueError("expected --samples, the samples/ folder of a run of this model")
+        inputs = read_inputs(config)
+        if not inputs.concept.siblings:
+            raise ValueError(f"no siblings of {inputs.concept.name!r} are known; name candidates with --siblings")
+        pipeline = load_pipeline(config.model, config.revision, config.variant, config.dtype)
+        family = get_family(pipeline, sampler=config.sampler)
+        context = RunContext(config.resolved(), inputs, family, Path(config.samples))
+        context.artifacts["model"] = Artifact(pipeline, pipeline_hashes(pipeline))
+        samples = SamplesStage().given(context).value
+        samples = samples.take(range(min(NUM_SAMPLES, len(samples))))
+        pairs = concept_captions(inputs.templates, inputs.concept, len(samples), config.seed)
+        reference = predictions(family, samples, [caption for caption, _ in pairs], config.seed)
+        distances = {}
+        for sibling in tqdm(inputs.concept.siblings, desc="siblings"):
+            prompts = [template.replace("{}", sibling) for _, template in pairs]
+            drawn = predictions(family, samples, prompts, config.seed)
+            distances[sibling] = (drawn - reference).square().mean().item()
+        print(f"distance from {inputs.concept.name!r} (of phrasings {', '.join(split_phrasings(config.concept))}):")
+        for sibling, distance in sorted(distances.items(), key=lambda pair: pair[1]):
+            print(f"  {distance:.5f}  {sibling}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Train a base model, to forget concepts of afterwards.
+
+The bundled text-to-image pipeline (MNIST from the hub, or a local folder in its layout):
+    accelerate launch scripts/train_base.py --config configs/digits_base.yaml --data_dir ylecun/mnist
+Your own images, a folder with metadata.jsonl ({"file_name": ..., "text": ...} a line):
+    accelerate launch scripts/train_base.py --data_dir my_images --output_dir runs/my_base --num_train_steps 20000
+The conditional VAE of the MNIST experiments; with configs/digits8x8_cvae.yaml in seconds, offline:
+    accelerate launch scripts/train_base.py --config configs/mnist_cvae.yaml
+Class-conditional diffusion; with configs/digits8x8_base.yaml in two minutes, offline:
+    accelerate launch scripts/train_base.py --config configs/cifar10_base.yaml
+
+`--family class_conditional --help` and `--family conditional_vae --help` list the options of these two.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import yaml
+
+from sa_diffusers.cli.parse import friendly_errors, parse_config
+from sa_diffusers.runs.base.class_conditional import ClassConditionalConfig, train_class_conditional
+from sa_diffusers.runs.base.labelled import (
+    ConditionalVAEConfig,
+    LabelledBaseConfig,
+    negative_elbo,
+    train_conditional_vae,
+)
+from sa_diffusers.runs.base.text_to_image import BaseConfig, train_base
+
+
+CONFIGS = {
+    "text_to_image": BaseConfig,
+    "conditional_vae": ConditionalVAEConfig,
+    "class_conditional": ClassConditionalConfig,
+}
+
+
+def config_class(argv: list[str]) -> type[BaseConfig | LabelledBaseConfig]:
+    """The options that belong to `--family`, given on the command line or in a YAML file; errors are left to them."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", action="append", default=[])
+    parser.add_argument("--family")
+    given = parser.parse_known_args(argv)[0]
+    files = [yaml.safe_load(Path(path).read_text()) for path in given.config if Path(path).is_file()]
+    families = [given.family, *(values.get("family") for values in reversed(files) if isinstance(values, dict))]
+    return CONFIGS.get(next((name for name in families if name), "text_to_image"), BaseConfig)
+
+
+def train_text_to_image(config: BaseConfig) -> None:
+    if config.dataset == "digits":
+        from sa_diffusers.data.digits import ColoredDigits, load_strokes
+
+        strokes = load_strokes(config.data_dir, "train", Path(config.output_dir) / "data", config.seed)
+        data = ColoredDigits(*strokes, config.num_copies, config.seed, config.exclude_classes)
+    else:
+        from sa_diffusers.data.images import CaptionedImageFolder
+
+        data = CaptionedImageFolder(config.data_dir, config.resolution)
+    train_base(data, config)
+
+
+def train_labelled(config: LabelledBaseConfig) -> None:
+    from sa_diffusers.data.labelled_images import load_labelled_images
+
+    data = load_labelled_images(config.dataset, config.data_dir, config.split).without(config.exclude_classes)
+    if isinstance(config, ClassConditionalConfig):
+        train_class_conditional(data, config)
+        return
+    test = load_labelled_images(config.dataset, config.data_dir, "test").without(config.exclude_classes)
+    pipeline = train_conditional_vae(data, config)
+    for split, images in {config.split: data, "test": test}.items():
+        print(f"negative ELBO, {split}: {negative_elbo(pipeline, images).mean():.2f} nats an image")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command with these arguments; None: those of this process."""
+    argv = sys.argv[1:] if argv is None else argv
+    config = parse_config(config_class(argv), argv, description=__doc__)
+    with friendly_errors():
+        train_labelled(config) if isinstance(config, LabelledBaseConfig) else train_text_to_image(config)
+        print(f"saved {Path(config.output_dir) / 'pipeline'}")
+
+
+if __name__ == "__main__":
+    main()
