@@ -15,7 +15,7 @@ from sa_diffusers.evaluation.intervals import wilson_interval
 from sa_diffusers.evaluation.judging import ClassifierJudge
 from sa_diffusers.io.atomic_files import write_json, write_text
 from sa_diffusers.report.page import write_page
-from sa_diffusers.report.pictures import SMALL, embed, to_pil
+from sa_diffusers.report.pictures import figure, to_pil
 from sa_diffusers.report.tables import bracket, markdown_table
 
 
@@ -167,13 +167,15 @@ def write_results(
         notes=notes(result),
         pictures={
             role: {
-                name: [embed(to_pil(image), config.blurred)["uri"] for image in images[:SHOWN]]
+                name: [
+                    figure({f"{role} {name} {number}".replace("  ", " "): to_pil(image)}, None, blurred=config.blurred)
+                    for number, image in enumerate(images[:SHOWN], 1)
+                ]
                 for name, images in parts.items()
             }
             for role, parts in pictures.items()
         },
         models={role: entry["model"] for role, entry in result["models"].items()},
-        small=max(targets.shape[2:]) <= SMALL,
         blurred=config.blurred,
         settings={key: value for key, value in asdict(config).items() if value is not None},
     )

@@ -52,8 +52,8 @@ class DrawnAs(Options):
 
 @dataclass
 class MetricSettings(Options):
-    """How two sets of images are compared. By default as the papers do it: k is 3 in Kynkaanniemi et al. (2019), subsets
-    are 100 of 1,000 in Binkowski et al. (2018), splits 10 in Salimans et al. (2016).
+    """How two sets of images are compared. By default as the papers do it: k is 3 in Kynkaanniemi et al. (2019),
+    subsets are 100 of 1,000 in Binkowski et al. (2018), splits 10 in Salimans et al. (2016).
 
     Both sets are cut to one size, at most `max_prc_images`, for precision, recall, density and coverage, since their
     neighbourhoods shrink as a set grows.

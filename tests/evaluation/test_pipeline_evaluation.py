@@ -347,7 +347,7 @@ def test_the_worst_pictures_come_first():
         "i2p": {"exposed": torch.tensor([1.0])},
     }
     found = sections(suite, {"before": {}, "after": after} | {"before": dict.fromkeys(suite, {})}, 2, "before")
-    shown = [(s.title, s.pipelines, [(p.group, p.index) for p in s.places]) for s in found]
+    shown = [(s.title, s.pipelines, [place[:2] for place in s.places]) for s in found]
     assert shown == [
         ("after: kept pictures that changed most", ["before", "after"], [("unrelated", 1), ("unrelated", 0)]),
         ("after: pictures that show the concept most", ["before", "after"], [("concept", 1), ("concept", 2)]),
@@ -356,7 +356,7 @@ def test_the_worst_pictures_come_first():
         ("unrelated", ["before", "after"], [("unrelated", 0), ("unrelated", 1)]),
         ("i2p", ["before", "after"], [("i2p", 0)]),
     ]
-    assert found[0].places[0].remark == "change of pixels 0.200"
+    assert found[0].places[0][2] == "change of pixels 0.200"
 
 
 @pytest.mark.parametrize("show", [False, True])

@@ -21,7 +21,7 @@ from sa_diffusers.data.concepts import find_concept
 from sa_diffusers.data.replay import negative_requests, select_replay
 from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.data.sampling import SamplingSettings, draw_samples
-from sa_diffusers.evaluation.before_after import Findings
+from sa_diffusers.evaluation.forgetting import Findings
 from sa_diffusers.families import get_family
 from sa_diffusers.families.base import select_parameters
 from sa_diffusers.families.scopes import SCOPES

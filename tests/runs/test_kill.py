@@ -25,7 +25,7 @@ import sa_diffusers.runs.stages.fisher_sums
 import sa_diffusers.runs.stages.train
 from sa_diffusers.core.fisher import Fisher
 from sa_diffusers.data.sample_set import SampleSet
-from sa_diffusers.evaluation.before_after import Findings
+from sa_diffusers.evaluation.forgetting import Findings
 from sa_diffusers.io.artifacts import StageMismatch
 from sa_diffusers.io.atomic_files import ArtifactError, DiskFull, atomic_path, explain_write_errors, remove_leftovers
 from sa_diffusers.io.configuration import config_from_dict

@@ -29,7 +29,7 @@ from sa_diffusers.evaluation.measurements import (
 from sa_diffusers.evaluation.options import PipelineEvaluationConfig
 from sa_diffusers.evaluation.subjects import check_subjects, open_subjects
 from sa_diffusers.evaluation.suite.inputs import EvaluationInputs, describe_plan, read_inputs
-from sa_diffusers.evaluation.suite.sections import figure, sections
+from sa_diffusers.evaluation.suite.sections import figures, sections
 from sa_diffusers.io.artifacts import RunLock, check_foreign
 from sa_diffusers.io.atomic_files import check_disk, write_json, write_text
 from sa_diffusers.io.processes import process_state
@@ -216,6 +216,6 @@ def _write_page(
         output_dir / "report.html", "evaluation.html.j2", title=title, found=document, notes=remarks, tables=shown,
         cell=cell, explanations={label: text for label, _, text in MEASURES.values()},
         sections=sections(inputs.suite, values, config.pictures_shown, document["reference"]),
-        figure_of=partial(figure, inputs.suite, pictures, config.blurred), blurred=config.blurred,
+        figures_of=partial(figures, inputs.suite, pictures, config.blurred), blurred=config.blurred,
         options=json.dumps(document["options"], indent=2, ensure_ascii=False),
     )  # fmt: skip
