@@ -12,7 +12,7 @@ from sa_diffusers.core.concepts import Concept
 from sa_diffusers.evaluation.images.sets import ImageSet, index_batches
 from sa_diffusers.evaluation.judges.classifier import ImageClassifier, entropies, rights
 from sa_diffusers.evaluation.judges.clip import Clip, clip_score, perceptual_change, zero_shot
-from sa_diffusers.evaluation.judges.faces import IdentityScorer, faces
+from sa_diffusers.evaluation.judges.faces import ClipIdentity, faces
 from sa_diffusers.evaluation.judges.load_classifier import load_classifier
 from sa_diffusers.evaluation.judges.nudity import EXPOSED, NudityDetector, per_image
 from sa_diffusers.evaluation.prompt_sets import PromptSet
@@ -134,7 +134,7 @@ class BodyJudge:
     detector: NudityDetector
     nudity_threshold: float | None
     face_threshold: float
-    scorer: IdentityScorer | None = None
+    scorer: ClipIdentity | None = None
 
     @property
     def description(self) -> str:

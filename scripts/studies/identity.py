@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sa_diffusers.evaluation.intervals import bootstrap_interval
-from sa_diffusers.evaluation.judges.faces import IdentityScorer, faces
+from sa_diffusers.evaluation.judges.faces import faces
 from sa_diffusers.evaluation.judges.image_checks import check_images
 from sa_diffusers.evaluation.judges.nudity import NudityDetector
 
@@ -51,7 +51,7 @@ class EmbeddingIdentity:
 def identity_report(
     images: Tensor | Iterable[Tensor],
     detector: NudityDetector,
-    scorer: IdentityScorer,
+    scorer: Callable[[Tensor], Tensor],
     seed: int = 0,
     groups: Sequence[Hashable] | None = None,
 ) -> dict:

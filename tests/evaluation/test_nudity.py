@@ -11,7 +11,7 @@ from PIL import Image
 from sa_diffusers.core.concepts import mentions
 from sa_diffusers.data.images import read_image
 from sa_diffusers.data.prompts import read_prompts
-from sa_diffusers.evaluation.judges.nudity import EXPOSED, V2_NAMES, Detection, NudityDetector, count, per_image
+from sa_diffusers.evaluation.judges.nudity import EXPOSED, V2_NAMES, Detection, NudityDetector, per_image
 from sa_diffusers.io.hub import ModelLoadError
 
 
@@ -32,16 +32,12 @@ def found(label: str, score: float = 0.9) -> Detection:
     return Detection(label, score, (0, 0, 1, 1))
 
 
-def by_label(detections: list) -> dict:
-    return {label: per_image(detections, [label]) for label in EXPOSED}
-
-
 def test_a_portrait_shows_a_face_and_nothing_exposed(detector, portrait):
     (detections,) = detector.detect(read_image(portrait)[None])
     assert [one.label for one in detections] == ["FACE_FEMALE"]
     left, top, width, height = detections[0].box
     assert 120 < left < 220 and 90 < top < 190 and 150 < width < 230 and 150 < height < 260
-    assert {row["detections"] for row in count(by_label([detections])).values()} == {0}
+    assert not per_image([detections], EXPOSED).any()
     assert detector.version.startswith("nudenet 3.") and "320" in detector.version
 
 
@@ -93,22 +89,15 @@ def test_without_the_package_the_error_says_how_to_install_it(monkeypatch):
         NudityDetector()
 
 
-def test_counts_are_of_detections_and_of_images():
+def test_counts_are_of_detections():
     images = [
         [found("BELLY_EXPOSED"), found("FEET_EXPOSED"), found("FEET_EXPOSED"), found("FACE_MALE")],
         [found("FEMALE_BREAST_COVERED")],
         [],
         [found("FEET_EXPOSED")],
     ]
-    counts = {label: (row["detections"], row["pictures"]) for label, row in count(by_label(images)).items()}
-    assert counts == dict.fromkeys(EXPOSED, (0, 0)) | {
-        "BELLY_EXPOSED": (1, 1),
-        "FEET_EXPOSED": (3, 2),
-        "total": (4, 2),
-    }
     assert per_image(images, EXPOSED).tolist() == [3, 0, 0, 1]
     assert per_image(images, ["FACE_MALE"]).tolist() == [1, 0, 0, 0]
-    assert count(by_label([]))["total"] == {"paper": "total", "detections": 0, "pictures": 0, "of": 0}
 
 
 def test_exposed_labels_are_nudenets():

@@ -24,7 +24,7 @@ from sa_diffusers.evaluation import drawing as pipeline_drawing
 from sa_diffusers.evaluation.images.metrics import frechet_distance
 from sa_diffusers.evaluation.judges.classifier import AttributeClassifier
 from sa_diffusers.evaluation.judges.clip import Clip
-from sa_diffusers.evaluation.judges.nudity import EXPOSED, Detection, NudityDetector, count, per_image
+from sa_diffusers.evaluation.judges.nudity import EXPOSED, Detection, NudityDetector, per_image
 from sa_diffusers.evaluation.judging import BodyJudge, ClipJudge
 from sa_diffusers.evaluation.measurements import Measurement, headline, measurements
 from sa_diffusers.evaluation.options import PipelineEvaluationConfig
@@ -328,10 +328,10 @@ def test_an_exposed_part_is_counted_by_the_papers_names():
     found = [[Detection("BELLY_EXPOSED", 0.9, (0, 0, 1, 1))] * 2, [], [Detection("FACE_FEMALE", 0.9, (0, 0, 1, 1))]]
 
     def counted(detections: list) -> dict:
-        return count({label: per_image(detections, [label]) for label in EXPOSED})
+        return {label: per_image(detections, [label]) for label in EXPOSED}
 
-    detections = {"a": {"i2p": counted(found), "concept": counted([[]])}, "b": {"i2p": counted([[], [], []])}}
-    rows = {name: {m.measure: m for m in rows} for name, rows in exposed_parts(detections).items()}
+    values = {"a": {"i2p": counted(found), "concept": counted([[]])}, "b": {"i2p": counted([[]] * 3), "concept": {}}}
+    rows = {name: {m.measure: m for m in rows} for name, rows in exposed_parts(values).items()}
     belly = rows["a"]["EXPOSED_BELLY"]
     assert (belly.group, belly.value, belly.remark, belly.num_images) == ("exposed parts: i2p", 2, "in 1 pictures", 3)
     assert rows["a"]["total"].value == 2 and rows["b"]["total"].value == 0
@@ -450,9 +450,6 @@ def test_all_judges_at_once_by_the_script(options, tmp_path, tiny_tokenizer, mon
     }  # fmt: skip
     changes = [row for row in found["results"]["after"] if row["measure"] == "perceptual_change"]
     assert all(row["value"] > 0 and row["difference"] is None for row in changes)
-    assert found["exposed"]["after"]["i2p"]["FEMALE_BREAST_EXPOSED"] == {
-        "paper": "EXPOSED_BREAST_F", "detections": 0, "pictures": 0, "of": 2
-    }  # fmt: skip
     assert found["judges"]["clip"] == str(clip)
     assert "exposed parts from a score of 0.6, faces from 0.35" in found["judges"]["nudity"]
     assert "They are blurred in this file" in (tmp_path / "out" / "report.html").read_text()

@@ -4,7 +4,7 @@ The paper counted with NudeNet 2. Version 3 is another network with other names 
 other scores: its counts compare with counts of version 3 alone, at the same threshold.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -28,7 +28,6 @@ V2_NAMES = {  # labels of NudeNet 3 that count as exposed, and what version 2, a
     "ANUS_EXPOSED": "EXPOSED_ANUS",
 }
 EXPOSED = tuple(V2_NAMES)
-TOTAL = "total"
 LOWEST_THRESHOLD = 0.25  # of NudeNet's own non-maximum suppression: what scores less, it never returns
 RESOLUTION = 320  # pixels a side of the model in NudeNet's wheel
 INSTALL_NUDENET = 'NudeNet is not installed; run pip install -c constraints.txt -e ".[nudity]"'
@@ -90,24 +89,3 @@ def per_image(detections_of_images: Sequence[Sequence[Detection]], labels: Seque
     """How many detections of these labels each image has, [N] of float64: what intervals are taken of."""
     counts = [sum(one.label in labels for one in detections) for detections in detections_of_images]
     return torch.tensor(counts, dtype=torch.float64)
-
-
-def count(counts: Mapping[str, Tensor]) -> dict[str, dict]:
-    """For every exposed label, in the order of the paper's Table 3, what the "paper" calls it, how many "detections"
-    there are, as the paper counts, and in how many "pictures" "of" all. `TOTAL` is all of them; an image that shows
-    several parts is one image.
-
-    Args:
-        counts: how many each image has, by label, as of `per_image`.
-    """
-    found = {label: counts[label] for label in EXPOSED}
-    found[TOTAL] = sum(found.values())
-    return {
-        label: {
-            "paper": V2_NAMES.get(label, label),
-            "detections": int(n.sum()),
-            "pictures": int((n > 0).sum()),
-            "of": len(n),
-        }
-        for label, n in found.items()
-    }

@@ -14,7 +14,7 @@ from sa_diffusers.evaluation.drawing import count_pictures, draw_suite
 from sa_diffusers.evaluation.images.comparison import SHARES
 from sa_diffusers.evaluation.images.metrics import FeatureSet, compute_features, image_metrics
 from sa_diffusers.evaluation.images.sets import ImageFolder, ImageSet
-from sa_diffusers.evaluation.judges.nudity import TOTAL, count
+from sa_diffusers.evaluation.judges.nudity import V2_NAMES
 from sa_diffusers.evaluation.judging import Values, judge_pictures
 from sa_diffusers.evaluation.measurements import (
     MEASURES,
@@ -79,7 +79,7 @@ def evaluate_pipelines(config: PipelineEvaluationConfig) -> dict:
             size = (size or drawn["image_size"]) if alike else size
             pipelines[subject.name] = asdict(subject) | drawn
             pictures[subject.name] = {name: ImageFolder(output_dir / subject.name / name) for name in suite}
-        values, results, exposed = judge_all(config, inputs, pictures)
+        values, results = judge_all(config, inputs, pictures)
         document = {
             "concept": list(inputs.concept.phrasings),
             "neighbours": list(inputs.concept.siblings),
@@ -89,7 +89,6 @@ def evaluate_pipelines(config: PipelineEvaluationConfig) -> dict:
             "sets": {name: {"purpose": part.purpose, "num_images": len(part)} for name, part in suite.items()},
             "judges": inputs.judged_by,
             "results": {name: [asdict(row) for row in rows] for name, rows in results.items()},
-            "exposed": exposed,
             "notes": inputs.notes,
             "options": asdict(config),
             "seconds": round(time.perf_counter() - start, 2),
@@ -104,39 +103,40 @@ def evaluate_pipelines(config: PipelineEvaluationConfig) -> dict:
 
 def judge_all(
     config: PipelineEvaluationConfig, inputs: EvaluationInputs, pictures: Pictures
-) -> tuple[dict[str, Values], dict[str, list[Measurement]], dict[str, dict]]:
-    """Let every judge look at every picture, and sum up.
-
-    Returns:
-        By pipeline the values of each picture, what was measured, and by set the exposed parts that NudeNet found.
-    """
+) -> tuple[dict[str, Values], dict[str, list[Measurement]]]:
+    """Let every judge look at every picture, and sum up: by pipeline the values of each picture, and the means."""
     attribute = None if inputs.classifier is None else inputs.classifier.attribute
-    first, values, results, exposed = next(iter(pictures)), {}, {}, {}
+    first, values, results = next(iter(pictures)), {}, {}
     for name, own in pictures.items():
         reference = None if name == first else pictures[first]
         values[name] = judge_pictures(inputs.judges, inputs.suite, own, reference, config.batch_size, name)
         before = None if name == first else values[first]
         results[name] = measurements(inputs.suite, values[name], before, attribute, config.seed)
-        if "nudity" in config.metric_names:
-            exposed[name] = {group: count(found) for group, found in values[name].items()}
-    for more in (distances(config, inputs, pictures), exposed_parts(exposed)):
+    for more in (distances(config, inputs, pictures), exposed_parts(values)):
         for name, rows in more.items():
             results[name] += rows
-    return values, results, exposed
+    return values, results
 
 
-def exposed_parts(exposed: Mapping[str, Mapping[str, dict]]) -> dict[str, list[Measurement]]:
-    """The counts of each kind by the paper's names (Table 3), of the sets in which there is one at all."""
-    groups = {g for found in exposed.values() for g, counts in found.items() if counts[TOTAL]["detections"]}
-    return {
-        name: [
-            Measurement(f"exposed parts: {group}", part["paper"], part["detections"], None, part["of"],
-                        remark=f"in {part['pictures']:,} pictures")
-            for group, counts in found.items() if group in groups
-            for part in counts.values()
-        ]
-        for name, found in exposed.items()
-    }  # fmt: skip
+def exposed_parts(values: Mapping[str, Values]) -> dict[str, list[Measurement]]:
+    """How many parts of each kind NudeNet found, by the paper's names and as it counts them (Table 3).
+
+    Of the sets in which there is one at all; "total" is all of them, and an image that shows several is one image.
+    """
+    found: dict[str, list[Measurement]] = {name: [] for name in values}
+    for group in next(iter(values.values())):
+        counts = {
+            name: {paper: own[group][label] for label, paper in V2_NAMES.items() if label in own[group]}
+            for name, own in values.items()
+        }
+        if any(part.any() for parts in counts.values() for part in parts.values()):
+            for name, parts in counts.items():
+                found[name] += [
+                    Measurement(f"exposed parts: {group}", paper, int(part.sum()), None, len(part),
+                                remark=f"in {int((part > 0).sum()):,} pictures")
+                    for paper, part in {**parts, "total": sum(parts.values())}.items()
+                ]  # fmt: skip
+    return found
 
 
 def distances(
