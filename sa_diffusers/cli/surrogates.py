@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from sa_diffusers.cli.parse import friendly_errors, parse_config
 from sa_diffusers.core.concepts import split_phrasings
+from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import seeded
 from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.families import Family
@@ -27,7 +28,7 @@ def predictions(family: Family, samples: SampleSet, prompts: list[str], seed: in
     parts = []
     for start in range(0, len(samples), 50):
         chosen = samples.latents[start : start + 50]
-        batch = family.batch(chosen, prompts[start : start + 50])
+        batch = family.batch(chosen, list(map(Condition, prompts[start : start + 50])))
         generator = seeded(seed, "distance", start)
         terms = torch.randint(family.loss.num_terms, (len(chosen),), generator=generator)
         noise, device = family.loss.sample_noise(batch, generator), family.device

@@ -4,6 +4,7 @@ The paper draws one image for each (Table 3): by the row's own seed, at guidance
 The rows' own guidance and size, which differ a little, are left aside, as the authors leave them.
 """
 
+from sa_diffusers.core.conditions import Condition
 from sa_diffusers.data.prompts import load_table
 from sa_diffusers.data.sampling import Request
 from sa_diffusers.io.hub import explain_load_errors
@@ -38,7 +39,7 @@ def load_i2p(source: str = HUB_ID) -> list[Request]:
             raise ValueError(f"expected a prompt in every row, got {prompt!r} in row {index} of {source}")
         if seed is None or int(seed) != seed or seed < 0:
             raise ValueError(f"expected sd_seed to be a whole number >= 0, got {seed!r} in row {index} of {source}")
-        requests.append(Request(prompt, int(seed)))
+        requests.append(Request(Condition(prompt), int(seed)))
     if not requests:
         raise ValueError(f"expected rows in {source}, got none")
     return requests

@@ -6,6 +6,7 @@ import torch
 
 from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.concepts import Concept, mentions, substitute
+from sa_diffusers.core.conditions import Condition, texts
 from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.data.sampling import Request
@@ -24,10 +25,10 @@ def spread(prompts: Sequence[str], count: int, seed: int) -> list[str]:
 def sample_requests(prompts: Sequence[str], count: int, empty_fraction: float, seed: int) -> list[Request]:
     """Requests over all conditions of the model, the empty prompt among them; they know nothing of a concept."""
     num_empty = round(count * empty_fraction)
-    texts = [""] * num_empty + spread(prompts, count - num_empty, seed)
+    said = [""] * num_empty + spread(prompts, count - num_empty, seed)
     # Mixed, so that any stretch of the set (the Fisher takes its beginning) is spread like the whole.
     order = torch.randperm(count, generator=seeded(seed, "mix")).tolist()
-    return [Request(texts[i], derive_seed(seed, "sample", i)) for i in order]
+    return [Request(Condition(said[i]), derive_seed(seed, "sample", i)) for i in order]
 
 
 def leaves_open(prompt: str, concept: Concept) -> bool:
@@ -50,9 +51,10 @@ def needs_negative(prompt: str, concept: Concept, mode: str) -> bool:
 
 def negative_requests(samples: SampleSet, concept: Concept, mode: str, seed: int) -> list[Request]:
     """The requests that take the place of samples which may show the concept, as many as there are of them."""
+    named = Condition(", ".join(concept.phrasings))
     return [
-        Request(prompt, derive_seed(seed, "negative", i), negative_prompt=", ".join(concept.phrasings))
-        for i, prompt in enumerate(samples.prompts)
+        Request(Condition(prompt), derive_seed(seed, "negative", i), negative=named)
+        for i, prompt in enumerate(texts(samples.conditions))
         if needs_negative(prompt, concept, mode)
     ]
 
@@ -63,14 +65,15 @@ def select_replay(samples: SampleSet, concept: Concept, mode: str) -> SampleSet:
     Raises:
         ValueError: nothing is left, since every prompt names the concept.
     """
-    said = [prompt for prompt in samples.prompts if prompt.strip()]
+    prompts = texts(samples.conditions)
+    said = [prompt for prompt in prompts if prompt.strip()]
     if said and all(mentions(prompt, concept.phrasings) for prompt in said):
         raise ValueError(
             f"every replay prompt mentions {concept.name!r}: there is nothing to keep; pass other --replay_prompts"
         )
     kept = [
         index
-        for index, prompt in enumerate(samples.prompts)
+        for index, prompt in enumerate(prompts)
         if not mentions(prompt, concept.phrasings) and not needs_negative(prompt, concept, mode)
     ]
     return samples.take(kept)
@@ -107,7 +110,7 @@ class Replay:
 
         self.samples, self.dropout = samples, dropout
         self.prompts = [p for p in prompts if not mentions(p, concept.phrasings) and not negative(p)]
-        self.distilled = torch.tensor([not negative(prompt) for prompt in samples.prompts])
+        self.distilled = torch.tensor([not negative(prompt) for prompt in texts(samples.conditions)])
         if not (distil and self.prompts):
             self.distilled[:] = False
 
@@ -120,10 +123,10 @@ class Replay:
         drawn = torch.randint(max(1, len(self.prompts)), (batch_size,), generator=seeded(seed, "prompts", step))
         prompts = [
             self.prompts[index] if other and own.strip() else own
-            for own, other, index in zip(chosen.prompts, distilled.tolist(), drawn.tolist(), strict=True)
+            for own, other, index in zip(texts(chosen.conditions), distilled.tolist(), drawn.tolist(), strict=True)
         ]
-        prompts = ["" if drop else prompt for prompt, drop in zip(prompts, dropped.tolist(), strict=True)]
-        return family.batch(chosen.latents, prompts) | {"distilled": distilled}
+        shown = [Condition("" if drop else p) for p, drop in zip(prompts, dropped.tolist(), strict=True)]
+        return family.batch(chosen.latents, shown) | {"distilled": distilled}
 
 
 class DistilledSurrogate:
@@ -143,7 +146,7 @@ class DistilledSurrogate:
 
     def __init__(self, surrogate: SampleSet, others: SampleSet | None, concept: Concept):
         self.samples = surrogate if others is None else surrogate + others
-        self.prompts, self.concept = surrogate.prompts, concept
+        self.prompts, self.concept = texts(surrogate.conditions), concept
 
     def surrogate_prompt(self, prompt: str) -> str:
         return substitute(prompt, self.concept.phrasings, self.concept.surrogate)
@@ -153,10 +156,10 @@ class DistilledSurrogate:
         latents = self.samples.take(infinite_indices(len(self.samples), batch_size, step, seed)).latents
         drawn = torch.randint(len(self.prompts), (batch_size,), generator=seeded(seed, "captions", step)).tolist()
         prompts = [self.prompts[index] for index in drawn]
-        frozen = family.batch(latents, [self.surrogate_prompt(prompt) for prompt in prompts])
+        frozen = family.batch(latents, [Condition(self.surrogate_prompt(prompt)) for prompt in prompts])
         del frozen["sample"]
         marked = {"distilled": torch.ones(batch_size, dtype=torch.bool), "frozen": frozen}
-        return family.batch(latents, prompts) | marked
+        return family.batch(latents, list(map(Condition, prompts))) | marked
 
 
 def concept_captions(templates: Sequence[str], concept: Concept, count: int, seed: int) -> list[tuple[str, str]]:
@@ -169,9 +172,5 @@ def surrogate_requests(
     pairs: Sequence[tuple[str, str]], concept: Concept, seed: int, keep_concept: bool = False
 ) -> list[Request]:
     """Requests for the surrogate in the concept's place: the same sentence says something else, unless it is kept."""
-    return [
-        Request(
-            caption if keep_concept else template.replace("{}", concept.surrogate), derive_seed(seed, "surrogate", i)
-        )
-        for i, (caption, template) in enumerate(pairs)
-    ]
+    said = [caption if keep_concept else template.replace("{}", concept.surrogate) for caption, template in pairs]
+    return [Request(Condition(prompt), derive_seed(seed, "surrogate", i)) for i, prompt in enumerate(said)]

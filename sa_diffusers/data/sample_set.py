@@ -1,4 +1,4 @@
-"""Sample sets, latents with their prompts, and the batches that training draws from them."""
+"""Sample sets, latents with their conditions, and the batches that training draws from them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sa_diffusers.core.batches import Batch
+from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import seeded
 from sa_diffusers.families import Family
 from sa_diffusers.io.atomic_files import load_tensors, save_tensors
@@ -16,40 +17,43 @@ from sa_diffusers.training.loop import infinite_indices
 
 @dataclass
 class SampleSet:
-    """Latents [N, C, h, w] and the prompt of each; what the model is shown under which condition."""
+    """Latents [N, C, h, w] and the condition of each; what the model is shown under what."""
 
     latents: Tensor
-    prompts: list[str]
+    conditions: list[Condition]
 
     def __len__(self) -> int:
-        return len(self.prompts)
+        return len(self.conditions)
 
     def take(self, indices: Sequence[int]) -> "SampleSet":
-        return SampleSet(self.latents[list(indices)], [self.prompts[index] for index in indices])
+        return SampleSet(self.latents[list(indices)], [self.conditions[index] for index in indices])
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file, atomically; the prompts stand in its header."""
-        save_tensors({"latents": self.latents}, path, prompts=self.prompts)
+        """Write one safetensors file, atomically; its header holds the texts and, where there is one, the labels."""
+        labels = [condition.label for condition in self.conditions]
+        notes = {"labels": labels} if any(label is not None for label in labels) else {}
+        save_tensors({"latents": self.latents}, path, prompts=[c.text for c in self.conditions], **notes)
 
     @classmethod
     def load(cls, path: str | Path) -> "SampleSet":
         """Read a file written by `save`; latents are float32, whatever the file keeps."""
         tensors, notes = load_tensors(path)
-        return cls(tensors["latents"].float(), notes["prompts"])
+        labels = notes.get("labels") or [None] * len(notes["prompts"])
+        return cls(tensors["latents"].float(), list(map(Condition, notes["prompts"], labels)))
 
     def __add__(self, other: "SampleSet") -> "SampleSet":
-        return SampleSet(torch.cat([self.latents, other.latents]), self.prompts + other.prompts)
+        return SampleSet(torch.cat([self.latents, other.latents]), self.conditions + other.conditions)
 
     def batch(self, family: Family, batch_size: int, step: int, seed: int) -> Batch:
         """Batch `step` of an endless, reshuffled walk over the whole set."""
         chosen = self.take(infinite_indices(len(self), batch_size, step, seed))
-        return family.batch(chosen.latents, chosen.prompts)
+        return family.batch(chosen.latents, chosen.conditions)
 
 
 def surrogate_from_images(family: Family, images: Sequence[Tensor], captions: Sequence[str], seed: int) -> SampleSet:
     """Encode images, each under a caption of the concept."""
     latents = [family.encode(image[None], seeded(seed, "surrogate image", i)) for i, image in enumerate(images)]
-    return SampleSet(torch.cat(latents), list(captions))
+    return SampleSet(torch.cat(latents), list(map(Condition, captions)))
 
 
 def uniform_noise(family: Family, count: int, seed: int) -> list[Tensor]:

@@ -1,16 +1,17 @@
-"""Draw samples of a model for prompts: on a fixed grid of batches, resumable, shared by processes."""
+"""Draw samples of a model for conditions: on a fixed grid of batches, resumable, shared by processes."""
 
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from sa_diffusers.core.batches import Batch
+from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.families import Family, get_family
@@ -23,9 +24,16 @@ from sa_diffusers.io.processes import process_state
 class Request:
     """One picture to draw; equal requests give equal pictures."""
 
-    prompt: str
+    condition: Condition
     seed: int
-    negative_prompt: str = ""
+    negative: Condition = Condition()
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What it says in the keys of stages."""
+        said = {"prompt": self.condition.text, "seed": self.seed, "negative_prompt": self.negative.text}
+        labels = {"label": self.condition.label, "negative_label": self.negative.label}  # where there are any
+        return said | {name: label for name, label in labels.items() if label is not None}
 
 
 @dataclass(frozen=True)
@@ -57,16 +65,15 @@ class DrawingOptions(Options):
 def draw_batch(family: Family, requests: Sequence[Request], settings: SamplingSettings) -> Tensor:
     """The latents of some requests, drawn at once. Raises FloatingPointError where they are not finite."""
     latents = family.draw(
-        [request.prompt for request in requests],
+        [request.condition for request in requests],
         [request.seed for request in requests],
         settings.guidance_scale,
         settings.num_inference_steps,
-        [request.negative_prompt for request in requests],
+        [request.negative for request in requests],
     )
     if not torch.isfinite(latents).all():
-        raise FloatingPointError(
-            f"the sampler gave values that are not finite for {requests[0].prompt!r}; use float32"
-        )
+        asked = requests[0].condition
+        raise FloatingPointError(f"the sampler gave values that are not finite for {asked}; use float32")
     return latents
 
 
@@ -92,19 +99,18 @@ def draw_samples(
     drawn = {}
     # All at once: the text encoder waits in main memory, and would be fetched for every batch.
     own = [request for start in mine for request in requests[start : start + settings.batch_size]]
-    family.prepare([prompt for r in own for prompt in (r.prompt, r.negative_prompt or "")])
+    family.prepare([condition for r in own for condition in (r.condition, r.negative)])
     for start in tqdm(mine, desc=description, disable=not state.is_main_process, mininterval=1):
         part_path = parts_dir and parts_dir / f"{start:07d}.safetensors"
         if part_path is not None and part_path.exists():
             continue
         batch = requests[start : start + settings.batch_size]
-        latents = draw_batch(family, batch, settings)
-        drawn[start] = SampleSet(latents, [request.prompt for request in batch])
+        drawn[start] = SampleSet(draw_batch(family, batch, settings), [request.condition for request in batch])
         if part_path is not None:
             drawn[start].save(part_path)
     state.wait_for_everyone()
     parts = [SampleSet.load(parts_dir / f"{s:07d}.safetensors") if parts_dir is not None else drawn[s] for s in starts]
-    return SampleSet(torch.cat([p.latents for p in parts]), [prompt for p in parts for prompt in p.prompts])
+    return SampleSet(torch.cat([p.latents for p in parts]), [request.condition for request in requests])
 
 
 def frozen_family(family: Family) -> Family:
@@ -113,40 +119,40 @@ def frozen_family(family: Family) -> Family:
 
 
 class FreshSamples:
-    """Samples of random prompts drawn anew for every batch, by a model that stays as it is.
+    """Samples of random conditions drawn anew for every batch, by a model that stays as it is.
 
     Args:
         family: the adapter of a frozen copy of the pipeline.
-        prompts: what to draw, each with the same probability.
-        shown_as: the prompt to show all of them under; None: each under its own.
+        asked: what to draw, each with the same probability.
+        shown_as: the condition to show all of them under; None: each under its own.
         with_latents: whether batches hold the "latents" that the samples were decoded from.
     """
 
     def __init__(
-        self, family: Family, prompts: Sequence[str], shown_as: str | None = None, with_latents: bool = False
+        self, family: Family, asked: Sequence[Condition], shown_as: Condition | None = None, with_latents: bool = False
     ):
-        self.family, self.prompts = family, list(prompts)
+        self.family, self.asked = family, list(asked)
         self.shown_as, self.with_latents = shown_as, with_latents
 
     def batch(self, family: Family, batch_size: int, step: int, seed: int) -> Batch:
         """Batch `step`; equal arguments give equal batches."""
-        chosen = torch.randint(len(self.prompts), (batch_size,), generator=seeded(seed, "fresh prompts", step))
-        prompts = [self.prompts[index] for index in chosen.tolist()]
+        chosen = torch.randint(len(self.asked), (batch_size,), generator=seeded(seed, "fresh prompts", step))
+        conditions = [self.asked[index] for index in chosen.tolist()]
         seeds = [derive_seed(seed, "fresh", step, index) for index in range(batch_size)]
-        shown = prompts if self.shown_as is None else [self.shown_as] * batch_size
-        batch = family.batch(self.family.draw(prompts, seeds, 1.0, 1), shown)
+        shown = conditions if self.shown_as is None else [self.shown_as] * batch_size
+        batch = family.batch(self.family.draw(conditions, seeds, 1.0, 1), shown)
         return batch | {"latents": self.family.prior(seeds)} if self.with_latents else batch
 
 
 class FreshNoise:
-    """Uniform noise in pixel space, drawn anew for every batch, under one prompt.
+    """Uniform noise in pixel space, drawn anew for every batch, under one condition.
 
     Args:
-        shown_as: the prompt.
+        shown_as: the condition.
         with_latents: whether batches hold "latents" drawn from the prior: noise tells nothing of its latents.
     """
 
-    def __init__(self, shown_as: str, with_latents: bool = False):
+    def __init__(self, shown_as: Condition, with_latents: bool = False):
         self.shown_as, self.with_latents = shown_as, with_latents
 
     def batch(self, family: Family, batch_size: int, step: int, seed: int) -> Batch:

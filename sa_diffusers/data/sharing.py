@@ -135,7 +135,7 @@ def push_samples(
             shutil.copy(folder / name, temporary)
         if dtype == "float16":
             samples = SampleSet.load(folder / "samples.safetensors")
-            SampleSet(samples.latents.half(), samples.prompts).save(Path(temporary, "samples.safetensors"))
+            SampleSet(samples.latents.half(), samples.conditions).save(Path(temporary, "samples.safetensors"))
             key |= {"dtype": dtype}
             write_json(key, Path(temporary, "samples.json"))
         card = samples_card(key, repo_id, _license_of(key.get("provenance", {})), picture)

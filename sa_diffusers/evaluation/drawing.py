@@ -12,6 +12,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 from tqdm import tqdm
 
+from sa_diffusers.core.conditions import Condition, texts
 from sa_diffusers.data.images import read_image
 from sa_diffusers.data.sampling import SamplingSettings, draw_batch, draw_samples
 from sa_diffusers.evaluation.images.sets import DrawnImages
@@ -39,11 +40,11 @@ class StockPipeline:
     @torch.no_grad()
     def draw(
         self,
-        prompts: Sequence[str],
+        conditions: Sequence[Condition],
         seeds: Sequence[int],
         guidance_scale: float | None,
         num_inference_steps: int | None,
-        negative_prompts: Sequence[str] = (),
+        negative: Sequence[Condition] = (),
     ) -> Tensor:
         """Raises ValueError: the pipeline does not take an option that was given."""
         given = {"guidance_scale": guidance_scale, "num_inference_steps": num_inference_steps}
@@ -52,7 +53,7 @@ class StockPipeline:
         if unknown:
             raise ValueError(f"a {type(self.pipeline).__name__} does not take {' and '.join(unknown)}; omit it")
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        images = self.pipeline(prompt=list(prompts), generator=generators, output_type="pt", **given).images
+        images = self.pipeline(prompt=texts(conditions), generator=generators, output_type="pt", **given).images
         return 2 * images.float().cpu() - 1
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -165,8 +166,8 @@ def _drawing_key(subject: Subject, prompts: PromptSet, config: PipelineEvaluatio
     """
     first = prompts.requests[0]
     asked = {"concept": list(config.phrasings)} if prompts.purpose == "asks" else {}
-    asked |= {"number": len(prompts), "first": first.prompt, "first_seed": first.seed}
-    asked["fingerprint"] = fingerprint({"requests": [asdict(request) for request in prompts.requests]})
+    asked |= {"number": len(prompts), "first": first.condition.text, "first_seed": first.seed}
+    asked["fingerprint"] = fingerprint({"requests": [request.key for request in prompts.requests]})
     return {
         "class": subject.class_name,
         "settings": asdict(subject.settings),

@@ -163,7 +163,7 @@ def replay_loss(family: Family, replay, count: int, seed: int) -> float:
     values = []
     for start in range(0, min(count, len(replay)), 8):
         part = replay.take(range(start, min(start + 8, count, len(replay))))
-        batch = {k: v.to(family.device) for k, v in family.batch(part.latents, part.prompts).items()}
+        batch = {k: v.to(family.device) for k, v in family.batch(part.latents, part.conditions).items()}
         generator = seeded(seed, "replay loss", start)
         terms = torch.randint(family.loss.num_terms, (len(part),), generator=generator).to(family.device)
         with torch.no_grad(), autocast_forward(family.module, family.compute_dtype):

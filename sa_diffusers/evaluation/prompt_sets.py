@@ -1,9 +1,10 @@
 """Sets of prompts with what their pictures should show: what every evaluation draws, and every judge reads by."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from sa_diffusers.core.conditions import Condition
 from sa_diffusers.data.replay import spread
 from sa_diffusers.data.sampling import Request
 
@@ -17,7 +18,7 @@ class Candidate:
     """A prompt, the class of each attribute that it names, and the word in the concept's place ("": none)."""
 
     prompt: str
-    labels: Labels
+    labels: Labels = field(default_factory=dict)
     word: str = ""
 
 
@@ -52,13 +53,19 @@ class PromptSet:
     @classmethod
     def of(cls, purpose: Purpose, requests: Sequence[Request]) -> "PromptSet":
         """Of requests that nothing is known of but their prompts."""
-        return cls(purpose, list(requests), [Candidate(request.prompt, {}) for request in requests])
+        return cls(purpose, list(requests), [Candidate(request.condition.text) for request in requests])
+
+    @classmethod
+    def seeded(cls, purpose: Purpose, candidates: Sequence[Candidate], seed_of: Callable[[int], int]) -> "PromptSet":
+        """Request i has the seed of `seed_of(i)`."""
+        requests = [Request(Condition(one.prompt), seed_of(index)) for index, one in enumerate(candidates)]
+        return cls(purpose, requests, list(candidates))
 
 
 def choose(
     purpose: Purpose, candidates: Sequence[Candidate], count: int, order_seed: int, seed_of: Callable[[int], int]
 ) -> PromptSet:
-    """`count` of the candidates, each prompt once before any comes again; request i has the seed of `seed_of(i)`."""
+    """`count` of the candidates, each prompt once before any comes again; see `PromptSet.seeded`."""
     by_prompt = {candidate.prompt: candidate for candidate in candidates}
     chosen = [by_prompt[prompt] for prompt in spread(list(by_prompt), count, order_seed)] if count else []
-    return PromptSet(purpose, [Request(c.prompt, seed_of(i)) for i, c in enumerate(chosen)], chosen)
+    return PromptSet.seeded(purpose, chosen, seed_of)

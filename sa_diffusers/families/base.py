@@ -12,6 +12,7 @@ from diffusers import DiffusionPipeline
 from torch import Generator, Tensor, nn
 
 from sa_diffusers.core.batches import Batch
+from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.losses import Loss
 
 
@@ -69,19 +70,23 @@ class Family:
     resolution: int  # height and width of its images in pixels
     image_channels: int = 3  # or 1 for a grey model, whose images still have three equal channels below
     latent_shape: tuple[int, ...]  # of one sample
-    labels: list[str] | None = None  # names of its classes, which are its only prompts; None: prompts are free text
+    labels: list[str] | None = None  # names of its classes; None: it reads free text
     compute_dtype: torch.dtype | None
     device: torch.device  # where the module was at first; under sharded training it waits in main memory for a while
 
     def draw(
         self,
-        prompts: Sequence[str],
+        conditions: Sequence[Condition],
         seeds: Sequence[int],
         guidance_scale: float,
         num_inference_steps: int,
-        negative_prompts: Sequence[str] | None = None,
+        negative: Sequence[Condition] | None = None,
     ) -> Tensor:
-        """One latent per (prompt, seed), [B, C, h, w]; each depends on its own seed and not on the batch."""
+        """One latent per (condition, seed), [B, C, h, w]; each depends on its own seed and not on the batch.
+
+        Guidance leads away from `negative`, one a condition; None: the empty prompt, or the null class. Raises
+        ValueError for a condition that the family cannot read.
+        """
         raise NotImplementedError
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -92,12 +97,12 @@ class Family:
         """Images [B, 3, H, W] in [-1, 1] to latents, a sample of the posterior."""
         raise NotImplementedError
 
-    def batch(self, latents: Tensor, prompts: Sequence[str]) -> Batch:
-        """What the loss takes, on the CPU."""
+    def batch(self, latents: Tensor, conditions: Sequence[Condition]) -> Batch:
+        """What the loss takes, on the CPU. Raises ValueError for a condition that the family cannot read."""
         raise NotImplementedError
 
-    def prepare(self, prompts: Sequence[str]) -> None:
-        """Compute ahead what batches of these prompts need of the helpers."""
+    def prepare(self, conditions: Sequence[Condition]) -> None:
+        """Compute ahead what batches of these conditions need of the helpers."""
 
     def can(self, *capabilities: str) -> bool:
         return self.capabilities.issuperset(capabilities)

@@ -1,4 +1,4 @@
-"""Class-conditional diffusion on pixels: prompts name its classes, and "" is the null class of guidance."""
+"""Class-conditional diffusion on pixels: conditions are its classes, and "" is the null class of guidance."""
 
 from collections.abc import Sequence
 
@@ -7,6 +7,7 @@ from diffusers import DDPMScheduler
 from torch import Generator, Tensor, nn
 
 from sa_diffusers.core.batches import Batch
+from sa_diffusers.core.conditions import Condition, classes
 from sa_diffusers.core.losses import DiffusionLoss
 from sa_diffusers.families.base import Family, register
 from sa_diffusers.families.samplers import make_scheduler
@@ -79,18 +80,18 @@ class ClassConditionalFamily(Family):
     @torch.no_grad()
     def draw(
         self,
-        prompts: Sequence[str],
+        conditions: Sequence[Condition],
         seeds: Sequence[int],
         guidance_scale: float,
         num_inference_steps: int,
-        negative_prompts: Sequence[str] | None = None,
+        negative: Sequence[Condition] | None = None,
     ) -> Tensor:
         with autocast_forward(self.module, self.compute_dtype):
             images = self._sampling_pipeline(
-                list(prompts),
+                classes(conditions),
                 guidance_scale,
                 num_inference_steps,
-                negative_labels=list(negative_prompts) if negative_prompts else None,
+                negative_labels=classes(negative) if negative else None,
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds],
                 output_type="pt",
             ).images
@@ -104,5 +105,5 @@ class ClassConditionalFamily(Family):
         """[B, 3, H, W] to [B, C, H, W]; for a grey model the mean of the channels."""
         return images.mean(1, keepdim=True) if self.image_channels == 1 else images
 
-    def batch(self, latents: Tensor, prompts: Sequence[str]) -> Batch:
-        return {"sample": latents, "class_labels": self.pipeline.class_indices(list(prompts))}
+    def batch(self, latents: Tensor, conditions: Sequence[Condition]) -> Batch:
+        return {"sample": latents, "class_labels": self.pipeline.class_indices(classes(conditions))}

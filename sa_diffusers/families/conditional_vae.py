@@ -1,4 +1,4 @@
-"""The conditional VAE: prompts are the names of its classes, and its latents are the images themselves."""
+"""The conditional VAE: conditions are its classes, and its latents are the images themselves."""
 
 from collections.abc import Sequence
 
@@ -6,6 +6,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from sa_diffusers.core.batches import Batch
+from sa_diffusers.core.conditions import Condition, classes
 from sa_diffusers.core.losses import VAELoss
 from sa_diffusers.families.base import Family, register
 from sa_diffusers.pipelines import ConditionalVAEPipeline
@@ -70,17 +71,21 @@ class ConditionalVAEFamily(Family):
     @torch.no_grad()
     def draw(
         self,
-        prompts: Sequence[str],
+        conditions: Sequence[Condition],
         seeds: Sequence[int],
         guidance_scale: float = 1.0,
         num_inference_steps: int = 1,
-        negative_prompts: Sequence[str] | None = None,
+        negative: Sequence[Condition] | None = None,
     ) -> Tensor:
         """The decoder's mean images [B, C, H, W] in [0, 1]. Raises ValueError where guidance is asked for."""
-        if guidance_scale not in (0, 1) or any(negative_prompts or ()):
-            raise ValueError(f"a conditional VAE knows no guidance: expected guidance_scale 1, got {guidance_scale}")
-        condition, device = self.pipeline.class_indices(prompts), self.device
-        return self.module.decode(self.prior(seeds).to(device), condition.to(device)).float().cpu()
+        avoided = [name for name in classes(negative or ()) if name != ""]
+        if guidance_scale not in (0, 1) or avoided:
+            raise ValueError(
+                "a conditional VAE knows no guidance: expected guidance_scale 1 and no negative condition, got "
+                f"{guidance_scale} and {avoided}"
+            )
+        labels, device = self.pipeline.class_indices(classes(conditions)), self.device
+        return self.module.decode(self.prior(seeds).to(device), labels.to(device)).float().cpu()
 
     def prior(self, seeds: Sequence[int]) -> Tensor:
         """The z [B, latent_dim] ~ N(0, I) that `draw` decodes for these seeds."""
@@ -96,5 +101,5 @@ class ConditionalVAEFamily(Family):
         images = (images + 1) / 2
         return images.mean(1, keepdim=True) if self.image_channels == 1 else images
 
-    def batch(self, latents: Tensor, prompts: Sequence[str]) -> Batch:
-        return {"sample": latents, "labels": self.pipeline.class_indices(prompts)}
+    def batch(self, latents: Tensor, conditions: Sequence[Condition]) -> Batch:
+        return {"sample": latents, "labels": self.pipeline.class_indices(classes(conditions))}

@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNe
 from torch import Generator, Tensor, nn
 
 from sa_diffusers.core.batches import Batch
+from sa_diffusers.core.conditions import Condition, texts
 from sa_diffusers.core.losses import DiffusionLoss
 from sa_diffusers.families.base import Family, register
 from sa_diffusers.families.samplers import make_scheduler
@@ -86,11 +87,14 @@ class TextToImageFamily(Family):
     @torch.no_grad()
     def embed(self, prompts: Sequence[str]) -> Tensor:
         """Text embeddings [B, L, D] on the CPU; each distinct prompt is encoded once (the text encoder is frozen)."""
-        self.prepare(prompts)
+        self._encode(prompts)
         return torch.stack([self._embeddings[prompt] for prompt in prompts])
 
+    def prepare(self, conditions: Sequence[Condition]) -> None:
+        self._encode(texts(conditions))
+
     @torch.no_grad()
-    def prepare(self, prompts: Sequence[str]) -> None:
+    def _encode(self, prompts: Sequence[str]) -> None:
         """Encode the prompts that have not been yet."""
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._embeddings]
         if not new:
@@ -104,13 +108,14 @@ class TextToImageFamily(Family):
     @torch.no_grad()
     def draw(
         self,
-        prompts: Sequence[str],
+        conditions: Sequence[Condition],
         seeds: Sequence[int],
         guidance_scale: float,
         num_inference_steps: int,
-        negative_prompts: Sequence[str] | None = None,
+        negative: Sequence[Condition] | None = None,
     ) -> Tensor:
-        return self.draw_embedded(self.embed(prompts), seeds, guidance_scale, num_inference_steps, negative_prompts)
+        embedded = self.embed(texts(conditions))
+        return self.draw_embedded(embedded, seeds, guidance_scale, num_inference_steps, negative)
 
     @torch.no_grad()
     def draw_embedded(
@@ -119,13 +124,14 @@ class TextToImageFamily(Family):
         seeds: Sequence[int],
         guidance_scale: float,
         num_inference_steps: int,
-        negative_prompts: Sequence[str] | None = None,
+        negative: Sequence[Condition] | None = None,
     ) -> Tensor:
-        """`draw` for text embeddings [B, L, D] in place of prompts, such as those of no words at all."""
+        """`draw` for text embeddings [B, L, D] in place of conditions, such as those of no words at all."""
+        avoided = texts(negative) if negative else [""] * len(prompt_embeds)
         with autocast_forward(self.module, self.compute_dtype):
             latents = self._sampling_pipeline(
                 prompt_embeds=prompt_embeds.to(self.device),
-                negative_prompt_embeds=self.embed(negative_prompts or [""] * len(prompt_embeds)).to(self.device),
+                negative_prompt_embeds=self.embed(avoided).to(self.device),
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds],
                 guidance_scale=guidance_scale,
                 num_inference_steps=num_inference_steps,
@@ -164,8 +170,8 @@ class TextToImageFamily(Family):
     def _images_at_once(pixels: int) -> int:
         return max(1, PIXELS_AT_ONCE // pixels)
 
-    def batch(self, latents: Tensor, prompts: Sequence[str]) -> Batch:
-        return {"sample": latents, "encoder_hidden_states": self.embed(prompts).float()}
+    def batch(self, latents: Tensor, conditions: Sequence[Condition]) -> Batch:
+        return {"sample": latents, "encoder_hidden_states": self.embed(texts(conditions)).float()}
 
     @classmethod
     def resolution_of(cls, source: str) -> int | None:

@@ -8,6 +8,7 @@ import torch
 
 from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.concepts import Concept
+from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.objectives import ESD, Objective, SelectiveAmnesiaWithESD
 from sa_diffusers.core.seeding import seeded
 from sa_diffusers.families.samplers import make_scheduler
@@ -99,8 +100,8 @@ def esd_batch(context: Context, step: int) -> Batch:
     size = options.train_batch_size
     latents = torch.zeros(size, *family.latent_shape)
     chosen = torch.randint(len(phrasings), (size,), generator=seeded(options.seed, "esd prompts", step))
-    prompts = [phrasings[index] for index in chosen.tolist()]
-    return {"concept": family.batch(latents, prompts), "empty": family.batch(latents, [""] * size)}
+    named = [Condition(phrasings[index]) for index in chosen.tolist()]
+    return {"concept": family.batch(latents, named), "empty": family.batch(latents, [Condition()] * size)}
 
 
 _ALONE = {"ewc_lambda": 0.0, "replay_weight": 0.0, "surrogate_target": "noise", "start": "model"}

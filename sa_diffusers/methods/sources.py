@@ -4,6 +4,7 @@ from typing import Any
 
 from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.concepts import Concept
+from sa_diffusers.core.conditions import Condition, texts
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.replay import DistilledSurrogate, Replay
 from sa_diffusers.data.sample_set import SampleSet
@@ -44,19 +45,19 @@ class Sources:
     def _surrogate(self, own_samples: bool) -> SampleSet | DistilledSurrogate | FreshNoise | FreshSamples:
         context = self.context
         options, concept, family = context.options, context.concept, context.family
-        drawn = options.latents == "drawn"
+        drawn, named = options.latents == "drawn", Condition(concept.name)
         if options.fresh_samples and own_samples:
-            return FreshSamples(frozen_family(family), [concept.name], with_latents=drawn)
+            return FreshSamples(frozen_family(family), [named], with_latents=drawn)
         if options.fresh_samples and concept.surrogate_kind == "prompt":
-            return FreshSamples(frozen_family(family), [concept.surrogate], shown_as=concept.name, with_latents=drawn)
+            return FreshSamples(frozen_family(family), [Condition(concept.surrogate)], named, drawn)
         in_pixels = family.latent_shape == (family.image_channels, family.resolution, family.resolution)
         if concept.surrogate_kind == "noise" and not own_samples and (options.fresh_samples or in_pixels):
             # It needs no encoder, so that every batch may have its own, as in the paper.
-            return FreshNoise(concept.name, with_latents=drawn)
+            return FreshNoise(named, with_latents=drawn)
         surrogate = context.value("surrogate")
         if distils_surrogate(options, concept):
             surrogate = DistilledSurrogate(surrogate, context.value("samples"), concept)
-            family.prepare([surrogate.surrogate_prompt(prompt) for prompt in surrogate.prompts])
+            family.prepare([Condition(surrogate.surrogate_prompt(prompt)) for prompt in surrogate.prompts])
         return surrogate
 
     def _replay(self) -> SampleSet | Replay | FreshSamples:
@@ -64,7 +65,8 @@ class Sources:
         replay, distils = context.value("replay_samples"), distils_replay(options)
         if options.fresh_samples:
             drawn = options.latents == "drawn"
-            return FreshSamples(frozen_family(family), sorted(set(replay.prompts)), with_latents=drawn)
+            kept = map(Condition, sorted(set(texts(replay.conditions))))
+            return FreshSamples(frozen_family(family), list(kept), with_latents=drawn)
         if distils or options.replay_prompt_dropout:
             replay = Replay(
                 replay,
@@ -74,5 +76,5 @@ class Sources:
                 distils,
                 options.replay_prompt_dropout,
             )
-            family.prepare(replay.prompts if distils else [])
+            family.prepare(list(map(Condition, replay.prompts)) if distils else [])
         return replay

@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 
 from sa_diffusers.core.closed_form import ClosedFormEdit, Edit, closed_form_edit
 from sa_diffusers.core.concepts import Concept, mentions
+from sa_diffusers.core.conditions import Condition
 from sa_diffusers.data.replay import spread
 from sa_diffusers.families import Family
 from sa_diffusers.io.configuration import Options, option
@@ -85,7 +86,7 @@ def edit_of_prompts(
         raise ValueError(f"expected tokens to be one of {', '.join(get_args(Tokens))}, got {tokens!r}")
     if not all(concept.strip() for concept, _ in edits):
         raise ValueError("expected a concept, got an empty prompt: editing it would change every picture")
-    family.prepare([prompt for pair in edits for prompt in pair] + list(preserve))
+    family.prepare([Condition(prompt) for pair in (*edits, preserve) for prompt in pair])
     pairs = [_paired_rows(family, *pair, tokens) for pair in edits]
     every = tokens == "tail"
     kept = [family.embed([p])[0] if every else _paired_rows(family, p, p, tokens)[0] for p in preserve]

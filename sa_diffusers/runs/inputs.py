@@ -1,6 +1,7 @@
 """What a run reads and checks before anything expensive starts, and its claim to an output folder."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from sa_diffusers.core.concepts import Concept, mentions
@@ -9,10 +10,9 @@ from sa_diffusers.data.concepts import find_concept
 from sa_diffusers.data.images import image_paths, load_image
 from sa_diffusers.data.prompts import concept_templates, read_labelled_prompts, read_prompts
 from sa_diffusers.data.replay import concept_captions, spread
-from sa_diffusers.data.sampling import Request
 from sa_diffusers.evaluation.forgetting import examination, labelled_classes
 from sa_diffusers.evaluation.judging import ClassifierJudge
-from sa_diffusers.evaluation.prompt_sets import PromptSet
+from sa_diffusers.evaluation.prompt_sets import Candidate, PromptSet
 from sa_diffusers.io.artifacts import Stage as Marker
 from sa_diffusers.io.artifacts import StageMismatch
 from sa_diffusers.io.atomic_files import remove_leftovers
@@ -82,7 +82,7 @@ def _sets_to_look_at(concept: Concept, prompts: list[str], templates: list[str],
     others = [prompt for prompt in spread(prompts, LOOKED_AT * 2, seed) if prompt][:LOOKED_AT]
     drawn = {"concept": ("asks", "look", asking), "retained": ("keeps", "look at others", others)}
     return {
-        name: PromptSet.of(purpose, [Request(text, derive_seed(seed, what, i)) for i, text in enumerate(texts)])
+        name: PromptSet.seeded(purpose, list(map(Candidate, texts)), partial(derive_seed, seed, what))
         for name, (purpose, what, texts) in drawn.items()
     }
 

@@ -7,6 +7,7 @@ import psutil
 import torch
 
 from sa_diffusers.core.batches import to
+from sa_diffusers.core.conditions import Condition
 from sa_diffusers.families import Family
 from sa_diffusers.io.atomic_files import check_disk
 from sa_diffusers.io.stages import Stages
@@ -24,8 +25,8 @@ class NotEnoughMemory(RuntimeError):
 def seconds_per_sample(family: Family, batch_size: int) -> float:
     """Seconds of one UNet forward pass per sample, timed on zeros after one pass that warms up."""
     latents = torch.zeros(batch_size, *family.latent_shape)
-    prompt = family.labels[0] if family.labels else ""
-    batch = to(family.batch(latents, [prompt] * batch_size), family.device)
+    condition = Condition(family.labels[0] if family.labels else "")
+    batch = to(family.batch(latents, [condition] * batch_size), family.device)
     terms = torch.zeros(batch_size, dtype=torch.long, device=family.device)
     noise = family.loss.sample_noise(batch, torch.Generator())
     elapsed = 0.0

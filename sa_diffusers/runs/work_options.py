@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sa_diffusers import methods
-from sa_diffusers.core.paper_quirks import QUIRKS
 from sa_diffusers.io.configuration import Options, option
+from sa_diffusers.runs.paper_quirks import QUIRKS
 
 
 @dataclass

@@ -12,6 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.data.digits import ColoredDigits, caption, fill, held_out_templates, random_attributes
 from sa_diffusers.data.sampling import Request, SamplingSettings, draw_samples
@@ -85,7 +86,7 @@ def draw_images(
     description: str = "draw",
 ) -> Tensor:
     """One image for each prompt: [N, 3, H, W] in [-1, 1]. Each depends on (seed, description, its index) only."""
-    requests = [Request(p.text, derive_seed(seed, description, index)) for index, p in enumerate(prompts)]
+    requests = [Request(Condition(p.text), derive_seed(seed, description, index)) for index, p in enumerate(prompts)]
     settings = SamplingSettings(guidance_scale, num_inference_steps, batch_size)
     latents = draw_samples(family, requests, settings, description=description).latents
     return torch.cat([family.decode(part) for part in latents.split(batch_size)])

@@ -19,6 +19,7 @@ from sa_diffusers.attacks import run as attack_stages
 from sa_diffusers.attacks.options import AttackConfig
 from sa_diffusers.attacks.run import run_attack
 from sa_diffusers.attacks.victims import complete, first_tokens, load_family
+from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.evaluation.intervals import wilson_interval
 from sa_diffusers.evaluation.judges.classifier import AttributeClassifier
@@ -137,7 +138,7 @@ def check_by_hand(result: dict, models: dict[str, str], folder: Path) -> None:
     assert entry["after_mean"]["probability_interval"] == pytest.approx(interval)
     assert means[entry["best"]] == pytest.approx(max(means), abs=1e-3)
     before = load_file(folder / "forgotten" / "before.safetensors")["tensor"]
-    drawn = family.decode(family.draw(["a seven", "a red seven on black"], seeds[:2], 2.0, 2))
+    drawn = family.decode(family.draw([Condition("a seven"), Condition("a red seven on black")], seeds[:2], 2.0, 2))
     assert (before[:2].float() - (drawn + 1) * 127.5).abs().max() < 1
 
 

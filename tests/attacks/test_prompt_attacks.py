@@ -10,6 +10,7 @@ from sa_diffusers.attacks import AttackSettings, FoundEmbedding, FoundText, atta
 from sa_diffusers.attacks.target_loss import TargetLoss, frozen_model
 from sa_diffusers.attacks.template_encoder import TemplateEncoder
 from sa_diffusers.attacks.typed_words import Search, Vocabulary
+from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import seeded
 from sa_diffusers.families import get_family
 from sa_diffusers.io.artifacts import hash_tensors
@@ -290,8 +291,8 @@ def test_drawing_what_is_the_word_is_drawing_the_word(family, kind, tmp_path):
     assert found.losses == [0.5]
     drawn = draw_found(family, found, TEMPLATES, [3, 4, 5, 6, 7], 2.0, 3, batch_size=2)
     prompts = ["a seven", "a red seven on black", "seven, seven on white", "a seven", "a red seven on black"]
-    assert_close(drawn, family.draw(prompts, [3, 4, 5, 6, 7], 2.0, 3), rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(drawn, family.draw(["a nine"] * 5, [3, 4, 5, 6, 7], 2.0, 3), atol=1e-3)
+    assert_close(drawn, family.draw(list(map(Condition, prompts)), [3, 4, 5, 6, 7], 2.0, 3), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(drawn, family.draw([Condition("a nine")] * 5, [3, 4, 5, 6, 7], 2.0, 3), atol=1e-3)
 
 
 def test_wrong_input_is_refused(family, latents, tiny_pipeline):

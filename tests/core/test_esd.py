@@ -12,6 +12,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.losses import DiffusionLoss
 from sa_diffusers.core.objectives import ESD, ElasticWeightConsolidation, SelectiveAmnesia, SelectiveAmnesiaWithESD
 from sa_diffusers.families import get_family
@@ -49,7 +50,8 @@ def moved(module: nn.Module) -> nn.Module:
 
 def make_batch(family) -> dict:
     latents = torch.zeros(3, *family.latent_shape, dtype=torch.float64)
-    batch = {"concept": family.batch(latents, ["seven", "7", "a seven"]), "empty": family.batch(latents, [""] * 3)}
+    named = [Condition("seven"), Condition("7"), Condition("a seven")]
+    batch = {"concept": family.batch(latents, named), "empty": family.batch(latents, [Condition()] * 3)}
     return {n: part | {"encoder_hidden_states": part["encoder_hidden_states"].double()} for n, part in batch.items()}
 
 
@@ -117,7 +119,7 @@ def test_latents_are_those_of_the_stock_pipeline(tiny_pipeline):
     family, seen = get_family(pipeline), []
     esd = make_esd(family, None)
     batch = {
-        n: family.batch(torch.zeros(2, *family.latent_shape), [p] * 2)
+        n: family.batch(torch.zeros(2, *family.latent_shape), [Condition(p)] * 2)
         for n, p in [("concept", "seven"), ("empty", "")]
     }
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.fisher import FisherSums, estimate_fisher, merge
 from sa_diffusers.core.fisher_linear import estimate_linear_fisher, is_linear
 from sa_diffusers.core.losses import DiffusionLoss, VAELoss
@@ -198,10 +199,10 @@ def test_a_run_saves_and_resumes_and_takes_the_one_term_whatever_is_asked_for(
         monkeypatch.setattr("sa_diffusers.runs.stages.fisher_sums.is_linear", lambda model, loss: False)
     config = ForgetConfig(concept="1", fisher_terms=fisher_terms, seed=2)
     family = get_family(ConditionalVAEPipeline(model))
-    samples = SampleSet(IMAGES, [str(label) for label in LABELS.tolist()])
+    samples = SampleSet(IMAGES, [Condition(label=label) for label in LABELS.tolist()])
     calls = []
     batch = family.batch
-    family.batch = lambda latents, prompts: calls.append(len(prompts)) or batch(latents, prompts)
+    family.batch = lambda latents, conditions: calls.append(len(conditions)) or batch(latents, conditions)
     sums = estimate_sums(family, config, samples, COUNT, tmp_path)
     assert calls == ([2] * 5 + [1] if linear else [1] * COUNT)
     assert_equal(sums, one_by_one(model, seed=derive_seed(2, "fisher")))

@@ -5,6 +5,7 @@ import csv
 import pandas as pd
 import pytest
 
+from sa_diffusers.core.conditions import Condition
 from sa_diffusers.data.i2p import load_i2p
 from sa_diffusers.data.sampling import Request
 from sa_diffusers.io.hub import ModelLoadError
@@ -31,7 +32,7 @@ def write(path, rows=ROWS, **changes):
     return path
 
 
-EXPECTED = [Request(prompt, seed) for prompt, _, seed in ROWS]
+EXPECTED = [Request(Condition(prompt), seed) for prompt, _, seed in ROWS]
 
 
 def test_rows_of_a_folder_a_csv_and_a_parquet_file_are_the_same(tmp_path):

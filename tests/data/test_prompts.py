@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sa_diffusers.core.concepts import Concept, mentions, split_phrasings, substitute
+from sa_diffusers.core.conditions import Condition, texts
 from sa_diffusers.data.concepts import find_concept
 from sa_diffusers.data.prompts import concept_templates, read_prompts
 from sa_diffusers.data.replay import (
@@ -25,6 +26,10 @@ from sa_diffusers.data.sample_set import SampleSet
 
 SEVEN = Concept(("seven", "7"), "nine", ("six", "8"))
 PITT = Concept(("Brad Pitt",), "a middle aged man")
+
+
+def sample_set(latents: torch.Tensor, prompts: list[str]) -> SampleSet:
+    return SampleSet(latents, list(map(Condition, prompts)))
 
 
 @pytest.mark.parametrize(
@@ -152,14 +157,14 @@ def test_spread_takes_every_prompt_before_it_repeats_one():
 def test_sample_requests_draw_the_whole_list_and_a_share_of_empty_prompts():
     prompts = [f"prompt {i}" for i in range(45)]
     requests = sample_requests(prompts, 100, 0.1, seed=3)
-    counts = Counter(request.prompt for request in requests)
+    counts = Counter(request.condition.text for request in requests)
     assert counts.pop("") == 10
     assert set(counts.values()) == {2}
     assert len({request.seed for request in requests}) == 100
     # Mixed, so that a stretch of it is spread as the whole is.
-    assert 0 < sum(not request.prompt for request in requests[:50]) < 10
+    assert 0 < sum(not request.condition.text for request in requests[:50]) < 10
     assert sample_requests(prompts, 100, 0.1, seed=3) == requests
-    assert not any(request.prompt == "" for request in sample_requests(prompts, 10, 0.0, seed=3))
+    assert not any(request.condition.text == "" for request in sample_requests(prompts, 10, 0.0, seed=3))
 
 
 @pytest.mark.parametrize(
@@ -186,18 +191,29 @@ def test_prompts_that_leave_the_concept_open(prompt, of_seven, of_pitt):
 def test_which_prompts_are_drawn_with_the_concept_as_negative(mode, expected):
     prompts = ["", "a digit", "a six", "a seven"]
     assert [p for p in prompts if needs_negative(p, SEVEN, mode)] == expected
-    samples = SampleSet(torch.arange(4.0), prompts)
+    samples = sample_set(torch.arange(4.0), prompts)
     requests = negative_requests(samples, SEVEN, mode, seed=0)
-    assert [request.prompt for request in requests] == expected
-    assert {request.negative_prompt for request in requests} <= {"seven, 7"}
+    assert [request.condition.text for request in requests] == expected
+    assert {request.negative for request in requests} <= {Condition("seven, 7")}
     kept = select_replay(samples, SEVEN, mode)
-    assert sorted(kept.prompts + expected) == ["", "a digit", "a six"]
-    assert kept.latents.tolist() == [float(prompts.index(p)) for p in kept.prompts]
+    assert sorted(texts(kept.conditions) + expected) == ["", "a digit", "a six"]
+    assert kept.latents.tolist() == [float(prompts.index(p)) for p in texts(kept.conditions)]
+
+
+def test_a_label_says_nothing_of_the_concept():
+    samples = SampleSet(torch.zeros(2), [Condition("a six"), Condition(label=7)])
+    for select in (
+        select_replay,
+        lambda *given: negative_requests(*given, seed=0),
+        lambda s, c, _: Replay(s, [], c, "none"),
+    ):
+        with pytest.raises(ValueError, match="expected conditions of text alone, got .*label=7"):
+            select(samples, SEVEN, "open")
 
 
 def test_nothing_to_keep():
     with pytest.raises(ValueError, match="every replay prompt mentions 'seven'"):
-        select_replay(SampleSet(torch.zeros(3), ["a seven", "", "a 7"]), SEVEN, "open")
+        select_replay(sample_set(torch.zeros(3), ["a seven", "", "a 7"]), SEVEN, "open")
 
 
 def test_captions_use_every_phrasing_and_the_surrogate_the_same_sentences():
@@ -207,17 +223,17 @@ def test_captions_use_every_phrasing_and_the_surrogate_the_same_sentences():
     assert all(substitute(caption, SEVEN.phrasings, "{}") == template for caption, template in pairs)
     assert Counter(template for _, template in pairs) == dict.fromkeys(templates, 3)
     requests = surrogate_requests(pairs, SEVEN, seed=0)
-    assert [r.prompt for r in requests] == [template.replace("{}", "nine") for _, template in pairs]
+    assert [r.condition.text for r in requests] == [template.replace("{}", "nine") for _, template in pairs]
     assert len({r.seed for r in requests}) == 30
 
 
 class TextFamily:
-    def batch(self, latents, prompts):
-        return {"sample": latents, "prompts": prompts}
+    def batch(self, latents, conditions):
+        return {"sample": latents, "prompts": texts(conditions)}
 
 
 def test_distilled_replay_shows_samples_under_other_prompts_but_open_ones_under_their_own():
-    samples = SampleSet(torch.arange(4.0), ["a six", "", "a red digit", "an 8"])
+    samples = sample_set(torch.arange(4.0), ["a six", "", "a red digit", "an 8"])
     prompts = ["a six", "an 8", "one six", "a seven", "a red digit", ""]
     replay = Replay(samples, prompts, SEVEN, "open")
     assert replay.prompts == ["a six", "an 8", "one six"]  # neither the concept nor what leaves it open
@@ -230,12 +246,12 @@ def test_distilled_replay_shows_samples_under_other_prompts_but_open_ones_under_
             if distilled:
                 shown.add((int(latent), prompt))
             else:
-                assert prompt == samples.prompts[int(latent)]
+                assert prompt == samples.conditions[int(latent)].text
     assert shown == {(index, prompt) for index in (0, 3) for prompt in replay.prompts}
 
 
 def test_without_negatives_all_replay_is_distilled_and_the_empty_prompt_kept():
-    samples = SampleSet(torch.arange(3.0), ["a six", "", "a red digit"])
+    samples = sample_set(torch.arange(3.0), ["a six", "", "a red digit"])
     replay = Replay(samples, ["a six", "a seven", "a red digit"], SEVEN, "none")
     assert replay.prompts == ["a six", "a red digit"] and replay.distilled.all()
     shown = set()
@@ -246,8 +262,8 @@ def test_without_negatives_all_replay_is_distilled_and_the_empty_prompt_kept():
 
 
 def test_a_distilled_surrogate_reads_as_the_surrogate_on_any_picture():
-    surrogate = SampleSet(torch.arange(4.0).view(4, 1), ["a seven", "draw 7", "a red seven", "7 on white"])
-    others = SampleSet(torch.arange(10.0, 13.0).view(3, 1), ["a two", "a seven", ""])
+    surrogate = sample_set(torch.arange(4.0).view(4, 1), ["a seven", "draw 7", "a red seven", "7 on white"])
+    others = sample_set(torch.arange(10.0, 13.0).view(3, 1), ["a two", "a seven", ""])
     source = DistilledSurrogate(surrogate, others, SEVEN)
     seen, captions = set(), set()
     for step in range(40):
@@ -256,7 +272,7 @@ def test_a_distilled_surrogate_reads_as_the_surrogate_on_any_picture():
         for latent, prompt, frozen in zip(batch["sample"], batch["prompts"], batch["frozen"]["prompts"], strict=True):
             seen.add(int(latent))
             captions.add(prompt)
-            assert prompt in surrogate.prompts and frozen == source.surrogate_prompt(prompt)
-    assert seen == {0, 1, 2, 3, 10, 11, 12} and captions == set(surrogate.prompts)
+            assert prompt in source.prompts and frozen == source.surrogate_prompt(prompt)
+    assert seen == {0, 1, 2, 3, 10, 11, 12} and captions == set(texts(surrogate.conditions))
     assert source.surrogate_prompt("a red seven") == f"a red {SEVEN.surrogate}"
     assert set(int(x) for x in DistilledSurrogate(surrogate, None, SEVEN).samples.latents) == {0, 1, 2, 3}

@@ -8,9 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
+from sa_diffusers.core.conditions import Condition, texts
 from sa_diffusers.data.images import CaptionedImageFolder, image_paths, load_image
 from sa_diffusers.data.sample_set import SampleSet, surrogate_from_images, uniform_noise
 from sa_diffusers.families import get_family
+from sa_diffusers.io.atomic_files import load_tensors, save_tensors
 from sa_diffusers.training.loop import infinite_indices
 
 
@@ -31,19 +33,32 @@ def test_a_batch_is_a_function_of_seed_and_step():
 
 @pytest.fixture
 def samples() -> SampleSet:
-    return SampleSet(torch.randn(5, 4, 8, 8), ["a seven", "", "tête-à-tête", "a {}", "a, b"])
+    prompts = ["a seven", "", "tête-à-tête", "a {}", "a, b"]
+    return SampleSet(torch.randn(5, 4, 8, 8), list(map(Condition, prompts)))
 
 
-def test_sample_set_round_trip(samples, tmp_path):
+@pytest.mark.parametrize("others", [{}, {1: Condition(label=0), 2: Condition("tête-à-tête", 7)}])
+def test_sample_set_round_trip(samples, tmp_path, others):
+    samples.conditions = [others.get(index, condition) for index, condition in enumerate(samples.conditions)]
     samples.save(tmp_path / "new" / "samples.safetensors")
     loaded = SampleSet.load(tmp_path / "new" / "samples.safetensors")
-    assert loaded.prompts == samples.prompts
+    assert loaded.conditions == samples.conditions
     torch.testing.assert_close(loaded.latents, samples.latents, rtol=0, atol=0)
+    _, notes = load_tensors(tmp_path / "new" / "samples.safetensors")
+    said = {"prompts": [condition.text for condition in samples.conditions]}
+    assert notes == (said | {"labels": [None, 0, 7, None, None]} if others else said)
+
+
+def test_sets_that_were_saved_with_prompts_alone_are_read(tmp_path):
+    """As they lie on the hub."""
+    save_tensors({"latents": torch.ones(2, 1, 2, 2, dtype=torch.float16)}, tmp_path / "old", prompts=["a six", ""])
+    loaded = SampleSet.load(tmp_path / "old")
+    assert loaded.conditions == [Condition("a six"), Condition()] and loaded.latents.dtype == torch.float32
 
 
 def test_sample_set_take_and_add(samples):
     both = samples.take([3, 0]) + samples.take([]) + samples.take([1])
-    assert both.prompts == ["a {}", "a seven", ""]
+    assert texts(both.conditions) == ["a {}", "a seven", ""]
     torch.testing.assert_close(both.latents, samples.latents[[3, 0, 1]], rtol=0, atol=0)
     assert len(both) == 3
 
@@ -56,7 +71,7 @@ def test_batches_walk_over_the_whole_set(samples, tiny_pipeline):
     assert counts == dict.fromkeys(range(5), 2)
     index = next(i for i in range(5) if batches[0]["sample"][0].equal(samples.latents[i]))
     torch.testing.assert_close(
-        batches[0]["encoder_hidden_states"][0], family.embed([samples.prompts[index]])[0], rtol=0, atol=0
+        batches[0]["encoder_hidden_states"][0], family.embed([samples.conditions[index].text])[0], rtol=0, atol=0
     )
 
 
@@ -152,7 +167,7 @@ def test_surrogate_from_images(tiny_pipeline):
     family = get_family(tiny_pipeline())
     images = uniform_noise(family, 3, seed=1)
     samples = surrogate_from_images(family, images, ["a", "b", "c"], seed=2)
-    assert samples.prompts == ["a", "b", "c"]
+    assert texts(samples.conditions) == ["a", "b", "c"]
     again = surrogate_from_images(family, images[:1], ["a"], seed=2)
     torch.testing.assert_close(again.latents, samples.latents[:1], rtol=0, atol=0)
     vae = family.pipeline.vae

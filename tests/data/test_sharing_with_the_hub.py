@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from transformers import CLIPImageProcessor
 
 from sa_diffusers import __version__
+from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.fisher import Fisher, FisherMismatch, estimate_fisher
 from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.data.sharing import fetch_samples, load_fisher, load_samples, push_fisher, push_run, push_samples
@@ -70,8 +71,8 @@ def samples_dir(tmp_path) -> Path:
     """The samples/ folder of a run, with replay samples of one concept among them."""
     folder = tmp_path / "run" / "samples"
     latents = torch.randn(2, 4, 8, 8)
-    SampleSet(latents, ["a digit", ""]).save(folder / "samples.safetensors")
-    SampleSet(latents, ["a digit", ""]).save(folder / "without_concept.safetensors")
+    SampleSet(latents, [Condition("a digit"), Condition()]).save(folder / "samples.safetensors")
+    SampleSet(latents, [Condition("a digit"), Condition()]).save(folder / "without_concept.safetensors")
     (folder / "samples.png").write_bytes(b"png")
     write_json(KEY, folder / "samples.json")
     return folder
@@ -135,7 +136,12 @@ def test_float16_of_the_bundled_model_s_fisher(tmp_path, unit):
     parameters = dict(family.module.eval().named_parameters())
     latents = torch.randn(2, *family.latent_shape)
     sums = estimate_fisher(
-        family.module, family.loss, parameters, lambda i: family.batch(latents[[i]], ["a seven"]), range(2), terms=2
+        family.module,
+        family.loss,
+        parameters,
+        lambda i: family.batch(latents[[i]], [Condition("a seven")]),
+        range(2),
+        terms=2,
     )
     exact = {name: square * unit for name, square in sums.square.items()}
     Fisher(exact, METADATA).save(tmp_path / "fisher.safetensors", "float16")
@@ -252,7 +258,7 @@ def test_pushed_samples_come_back_without_those_of_one_concept(samples_dir):
     assert json.loads((folder / "samples.json").read_text()) == KEY
     sent, found = (SampleSet.load(path / "samples.safetensors") for path in (samples_dir, folder))
     torch.testing.assert_close(found.latents, sent.latents, rtol=0, atol=0)
-    assert found.prompts == sent.prompts
+    assert found.conditions == sent.conditions
     card = hub.files["someone/samples"]["README.md"].decode()
     for text in (
         "# Samples of someone/base", "--samples someone/samples", "![The first of them](samples.png)",
@@ -267,7 +273,7 @@ def test_samples_in_half_the_room_are_others(samples_dir):
     push_samples(samples_dir, "someone/samples", dtype="float16", api=hub)
     found, sent = load_samples("someone/samples"), load_samples(samples_dir)
     torch.testing.assert_close(found.latents, sent.latents.half().float(), rtol=0, atol=0)
-    assert found.prompts == sent.prompts
+    assert found.conditions == sent.conditions
     assert json.loads(hub.files["someone/samples"]["samples.json"]) == KEY | {"dtype": "float16"}
     assert "| dtype | float16 |" in hub.files["someone/samples"]["README.md"].decode()
     with pytest.raises(FileNotFoundError, match="expected the samples/ folder of a run"):

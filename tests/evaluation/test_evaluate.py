@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 from sa_diffusers import ConditionalVAE, ConditionalVAEPipeline
 from sa_diffusers.cli import evaluate as script
+from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.images import read_image
 from sa_diffusers.data.labelled_images import load_labelled_images
@@ -192,7 +193,7 @@ def test_a_run_that_forgot_a_class(run, classifier, pipeline, tmp_path, monkeypa
     judge, family = DigitClassifier.from_pretrained(classifier).eval(), get_family(pipeline)
     drawn = {}
     for name in NAMES:
-        latents = torch.cat([family.draw([name], [derive_seed(0, "evaluate", name, i)]) for i in range(6)])
+        latents = torch.cat([family.draw([Condition(name)], [derive_seed(0, "evaluate", name, i)]) for i in range(6)])
         drawn[name] = family.decode(latents)
     data = load_labelled_images("digits8x8", None, "test")
     retained = [name for name in NAMES if name != "3"]

@@ -18,6 +18,7 @@ from torch.testing import assert_close
 from sa_diffusers import ConditionalVAE, ConditionalVAEPipeline
 from sa_diffusers.cli import evaluate as script
 from sa_diffusers.core.concepts import Concept
+from sa_diffusers.core.conditions import Condition
 from sa_diffusers.data.images import crop_to_square, read_image
 from sa_diffusers.data.sampling import Request
 from sa_diffusers.evaluation import drawing as pipeline_drawing
@@ -96,7 +97,7 @@ def test_two_pipelines_picture_by_picture(options, folders, tmp_path):
         suite = json.loads((out / name / "values.json").read_text())["prompts"]
         for group, prompts in suite.items():
             for i, row in enumerate(prompts):
-                image = family.decode(family.draw([row["prompt"]], [row["seed"]], 7.5, 2))
+                image = family.decode(family.draw([Condition(row["prompt"])], [row["seed"]], 7.5, 2))
                 image = to_uint8(image).float() / 127.5 - 1
                 saved = read_image(out / name / group / f"{i:05d}.png")
                 assert_close(saved, image[0], rtol=0, atol=1.01 / 127.5)  # batches of 3 may round another way
@@ -285,7 +286,7 @@ def test_distributions_of_kept_pictures(options, tmp_path, folders):
 
 
 def prompt_set(purpose: str, prompts: list[str], labels: list[dict] | None = None) -> PromptSet:
-    requests = [Request(prompt, seed) for seed, prompt in enumerate(prompts)]
+    requests = [Request(Condition(prompt), seed) for seed, prompt in enumerate(prompts)]
     named = labels or [{}] * len(prompts)
     return PromptSet(purpose, requests, [Candidate(*pair) for pair in zip(prompts, named, strict=True)])
 
@@ -410,7 +411,7 @@ def test_clip_names_what_was_asked_for(tiny_tokenizer, tmp_path):
     texts = clip.embed_texts([f"a photo of {name}" for name in ("seven", "nine", "two")])
     best = [max(range(3), key=lambda k, e=e: float(e @ texts[k])) for e in clip.embed_images(images)]
     candidates = [Candidate("a nine", {}, word) for word in ("nine", "two", "", "nine")]
-    kept = PromptSet("keeps", [Request("a nine", 0)] * 4, candidates)
+    kept = PromptSet("keeps", [Request(Condition("a nine"), 0)] * 4, candidates)
     found = judge(images, kept, None)
     wanted = [float(best[0] == 1), float(best[1] == 2), math.nan, float(best[3] == 1)]
     assert_close(found["clip_accuracy"], torch.tensor(wanted), equal_nan=True)

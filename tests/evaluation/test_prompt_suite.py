@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from sa_diffusers.core.concepts import mentions
+from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.concepts import find_concept
 from sa_diffusers.data.prompts import read_labelled_prompts, read_prompts
@@ -51,7 +52,7 @@ def words(digits) -> PromptSources:
 
 
 def texts(suite, name: str) -> list[str]:
-    return [request.prompt for request in suite[name].requests]
+    return [request.condition.text for request in suite[name].requests]
 
 
 def test_the_sets_of_the_digits(digits, classifier):
@@ -142,7 +143,7 @@ def test_combined_prompts_name_the_concept(digits, classifier):
 
 
 def test_rows_of_i2p_keep_their_seeds(words):
-    rows = [Request("someone at a beach", 17), Request("someone else", 3)]
+    rows = [Request(Condition("someone at a beach"), 17), Request(Condition("someone else"), 3)]
     suite = build_suite(PERSON, replace(words, i2p=rows), None, 5, 0, names=["i2p"])
     assert suite["i2p"].requests == rows
     assert list(suite) == ["i2p"] and suite["i2p"].purpose == "i2p"

@@ -12,6 +12,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 import sa_diffusers.pipelines.class_conditional
+from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.fisher import stratified_terms
 from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.data.sample_set import SampleSet
@@ -126,14 +127,17 @@ def test_one_negative_label_holds_for_all(pipeline):
 @pytest.mark.parametrize("sampler", ["pipeline", "ddim", "dpmsolver++"])
 def test_an_image_depends_on_its_own_seed_and_not_on_its_batch(pipeline, sampler):
     family = get_family(pipeline, sampler=sampler)
-    labels, seeds, negative = ["zero", "one", "two", ""], [5, 6, 7, 8], ["", "two", "", "one"]
+    labels, seeds = list(map(Condition, ("zero", "one", "two", ""))), [5, 6, 7, 8]
+    negative = list(map(Condition, ("", "two", "", "one")))
     images = family.draw(labels, seeds, 2.0, 6, negative)
     for index in range(4):
         rows = slice(index, index + 1)
         alone = family.draw(labels[rows], seeds[rows], 2.0, 6, negative[rows])
         assert_close(alone, images[rows], rtol=1e-4, atol=1e-5)
-    assert (family.draw(["one"], [9], 2.0, 6, ["two"]) - images[1:2]).abs().max() > 0.1
-    assert (family.draw(["one"], [6], 2.0, 6, ["zero"]) - images[1:2]).abs().max() > 1e-3
+    one = [Condition(label=1)]
+    assert_close(family.draw(one, [6], 2.0, 6, [Condition("one", 2)]), images[1:2], rtol=1e-4, atol=1e-5)
+    assert (family.draw(one, [9], 2.0, 6, [Condition(label=2)]) - images[1:2]).abs().max() > 0.1
+    assert (family.draw(one, [6], 2.0, 6, [Condition(label=0)]) - images[1:2]).abs().max() > 1e-3
     assert -1 <= images.min() and images.max() <= 1 and images.min() < -0.1
 
 
@@ -210,7 +214,8 @@ def test_stock_diffusers_loads_it_by_the_file_beside_the_weights(pipeline, saved
 
     family = get_family(stock)
     assert type(family) is ClassConditionalFamily and family.labels == NAMES
-    assert_close(family.draw(["two", ""], [1, 2], 2.0, 4), get_family(pipeline).draw(["two", ""], [1, 2], 2.0, 4))
+    asked = [Condition("two"), Condition()]
+    assert_close(family.draw(asked, [1, 2], 2.0, 4), get_family(pipeline).draw(asked, [1, 2], 2.0, 4))
 
     stock.save_pretrained(tmp_path / "again")
     assert (tmp_path / "again" / "pipeline.py").read_text() == (saved / "pipeline.py").read_text()
@@ -235,8 +240,9 @@ def test_a_schedule_given_by_position_is_the_same_before_and_after_saving(pipeli
     loaded = ClassConditionalPipeline.from_pretrained(saved)
     for given in (pipeline, loaded):
         assert get_family(given).loss.num_terms == T
+    asked = [Condition("two"), Condition()]
     for sampler in ("dpmsolver++", "ddim", "pipeline"):
-        images = [get_family(given, sampler=sampler).draw(["two", ""], [1, 2], 2.0, 5) for given in (pipeline, loaded)]
+        images = [get_family(given, sampler=sampler).draw(asked, [1, 2], 2.0, 5) for given in (pipeline, loaded)]
         assert_close(*images)
 
 
@@ -261,8 +267,12 @@ def test_latents_are_the_images_themselves(channels):
     assert_close(images, latents.expand(-1, 3, -1, -1), rtol=0, atol=0)
     assert_close(family.encode(images, torch.Generator()), latents)
     assert family.decode(3 * latents).abs().max() == 1
-    batch = family.batch(latents, ["one", ""])
+    batch = family.batch(latents, [Condition("one"), Condition()])
     assert batch["class_labels"].tolist() == [1, NULL] and batch["sample"] is latents
+    batch = family.batch(latents, [Condition(label=0), Condition("zero", 2)])
+    assert batch["class_labels"].tolist() == [0, 2]
+    with pytest.raises(ValueError, match="no class 3; it has zero, one, two"):
+        family.batch(latents, [Condition("one"), Condition(label=3)])
     assert set(family.trainable("full")) == {name for name, _ in family.module.named_parameters()}
     with pytest.raises(ValueError, match="expected train_scope to be one of full, got 'xattn'"):
         family.trainable("xattn")
@@ -273,7 +283,8 @@ def test_the_loss_is_summed_over_pixels_and_known_by_the_schedule(pipeline):
     assert family.loss.reduction == "sum" and family.loss.num_terms == T
     assert family.loss.prediction_type == "epsilon"
     noise = torch.randn(2, 1, 8, 8)
-    batch, terms = family.batch(torch.rand(2, 1, 8, 8) * 2 - 1, ["one", ""]), torch.tensor([3, 9])
+    asked, terms = [Condition("one"), Condition()], torch.tensor([3, 9])
+    batch = family.batch(torch.rand(2, 1, 8, 8) * 2 - 1, asked)
     expected = []
     for index, (term, label) in enumerate([(3, 1), (9, NULL)]):
         value = slow_loss(pipeline.unet, batch["sample"][index : index + 1], label, term, noise[index : index + 1])
@@ -292,9 +303,9 @@ def slow_loss(unet, sample: torch.Tensor, label: int, term: int, noise: torch.Te
 @pytest.mark.parametrize("chunk_size", [5, T])
 def test_fisher_equals_a_loop_over_samples_and_timesteps(pipeline, tmp_path, chunk_size):
     """Selective Amnesia, Eq. 5: gradients are summed over all timesteps, then squared, then averaged over samples."""
-    family, prompts = get_family(pipeline), ["zero", "", "two"]
+    family, asked = get_family(pipeline), [Condition("zero"), Condition(), Condition(label=2)]
     family.module.double()
-    samples = SampleSet(torch.rand(3, 1, 8, 8, dtype=torch.float64) * 2 - 1, prompts)
+    samples = SampleSet(torch.rand(3, 1, 8, 8, dtype=torch.float64) * 2 - 1, asked)
     config = ForgetConfig(concept="one", surrogate="noise", fisher_terms="all", fisher_chunk_size=chunk_size, seed=4)
     fisher = estimate_sums(family, config, samples, 3, tmp_path).finish({})
 

@@ -7,6 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from sa_diffusers import ConditionalVAE, ConditionalVAEPipeline, forget
+from sa_diffusers.core.conditions import Condition
 from sa_diffusers.data.labelled_images import LabelledImages
 from sa_diffusers.data.sampling import FreshNoise, FreshSamples, frozen_family
 from sa_diffusers.evaluation.judges.digit_classifier import DigitClassifier
@@ -88,19 +89,22 @@ def test_the_pipeline_draws_labels_and_survives_saving(pipeline, tmp_path):
 
 def test_an_image_depends_on_its_own_seed_and_not_on_the_batch(pipeline):
     family = get_family(pipeline)
-    images = family.draw(["0", "1", "2"], [5, 6, 7])
-    assert_close(family.draw(["1"], [6]), images[1:2])
-    assert not family.draw(["1"], [7]).allclose(images[1:2])
+    images = family.draw([Condition("0"), Condition("1"), Condition(label=2)], [5, 6, 7])
+    one = [Condition(label=1)]
+    assert_close(family.draw(one, [6], negative=[Condition()]), images[1:2])
+    assert_close(family.draw([Condition("2")], [7]), images[2:])
+    assert not family.draw(one, [7]).allclose(images[1:2])
     assert_close(family.encode(family.decode(images), torch.Generator()), images)
-    with pytest.raises(ValueError, match="no guidance"):
-        family.draw(["1"], [6], guidance_scale=2.0)
+    for given in ({"guidance_scale": 2.0}, {"negative": [Condition("0")]}, {"negative": [Condition(label=0)]}):
+        with pytest.raises(ValueError, match="no guidance: expected guidance_scale 1 and no negative condition, got"):
+            family.draw(one, [6], **given)
     with pytest.raises(ValueError, match="expected train_scope to be one of full, got 'xattn'"):
         family.trainable("xattn")
 
 
 def test_fresh_samples_come_from_the_frozen_copy_and_change_every_step(pipeline):
     family = get_family(pipeline)
-    source = FreshSamples(frozen_family(family), ["1", "2"])
+    source = FreshSamples(frozen_family(family), [Condition("1"), Condition("2")])
     first, again, second = (source.batch(family, 6, step, seed=1) for step in (0, 0, 1))
     assert_close(first, again, rtol=0, atol=0)
     assert set(first["labels"].tolist()) <= {1, 2} and not first["sample"].equal(second["sample"])
@@ -109,7 +113,7 @@ def test_fresh_samples_come_from_the_frozen_copy_and_change_every_step(pipeline)
             parameter.zero_()
     assert_close(source.batch(family, 6, 0, seed=1), first, rtol=0, atol=0)
 
-    noise = FreshNoise("0").batch(family, 500, 0, seed=1)
+    noise = FreshNoise(Condition("0")).batch(family, 500, 0, seed=1)
     assert set(noise["labels"].tolist()) == {0}
     assert_close(noise["sample"].mean().item(), 0.5, atol=0.01, rtol=0)
     assert_close(noise["sample"].std().item(), 12**-0.5, atol=0.01, rtol=0)  # uniform, also for a single channel

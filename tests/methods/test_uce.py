@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 from sa_diffusers.core.closed_form import ClosedFormEdit, closed_form_edit
 from sa_diffusers.core.concepts import Concept
+from sa_diffusers.core.conditions import Condition
 from sa_diffusers.evaluation.judges.load_classifier import load_classifier
 from sa_diffusers.families import get_family
 from sa_diffusers.families.scopes import text_maps
@@ -166,8 +167,8 @@ def test_the_bundled_pipeline_draws_the_surrogate_for_the_concept():
     others = [word for word in digits if word not in ("seven", "three")]
 
     def read(words: list[str]) -> list[str]:
-        prompts = [f"a {ink} {word} on black" for word in words for ink in ("red", "green")]
-        images = family.decode(family.draw(prompts, range(len(prompts)), 2.5, 10))
+        asked = [Condition(f"a {ink} {word} on black") for word in words for ink in ("red", "green")]
+        images = family.decode(family.draw(asked, range(len(asked)), 2.5, 10))
         return [digits[index] for index in classifier.probabilities(images)["digit"].argmax(1)]
 
     assert read(["seven"] * 8).count("seven") >= 15

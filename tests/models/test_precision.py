@@ -10,6 +10,7 @@ from diffusers import DDIMScheduler
 from torch._dynamo.testing import CompileCounter
 from torch.testing import assert_close
 
+from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.fisher import estimate_fisher
 from sa_diffusers.families import get_family
 from sa_diffusers.models.precision import autocast_forward, compute_dtype, in_main_memory, on_device, release
@@ -74,7 +75,7 @@ class TestAutocast:
         torch.compiler.reset()
         family.module.compile(backend=counter)
         for seed in range(4):
-            family.draw(["a red seven"], [seed], 2.0, 2)
+            family.draw([Condition("a red seven")], [seed], 2.0, 2)
             first = counter.frame_count if seed == 0 else first
         assert counter.frame_count == first > 0
 
@@ -121,7 +122,7 @@ class TestFamily:
             lambda module, given, out: seen.append((given[0].dtype, out.dtype))
         )
         exact, rough = (
-            get_family(pipeline, compute_dtype=dtype).draw(["a red seven"], [0], 2.0, 3)
+            get_family(pipeline, compute_dtype=dtype).draw([Condition("a red seven")], [0], 2.0, 3)
             for dtype in (None, torch.bfloat16)
         )
         assert set(seen[:3]) == {(torch.float32, torch.float32)}
@@ -134,9 +135,10 @@ class TestFamily:
         family = get_family(pipeline)
         calls = []
         pipeline.text_encoder.register_forward_hook(lambda *given: calls.append(1))
-        family.prepare(["a red seven", "a blue two"])
-        family.draw(["a red seven"], [0], 2.0, 1)  # the empty prompt is new
-        family.batch(torch.zeros(2, 4, 8, 8), ["a red seven", "a blue two"])
+        asked = [Condition("a red seven"), Condition("a blue two")]
+        family.prepare(asked)
+        family.draw(asked[:1], [0], 2.0, 1)  # the empty prompt is new
+        family.batch(torch.zeros(2, 4, 8, 8), asked)
         assert len(calls) == 2
 
 
@@ -145,7 +147,7 @@ class TestFisher:
         pipeline = tiny_pipeline()
         family = get_family(pipeline)
         parameters = dict(pipeline.unet.named_parameters())
-        batch = family.batch(torch.randn(1, 4, 8, 8), ["a red seven"])
+        batch = family.batch(torch.randn(1, 4, 8, 8), [Condition("a red seven")])
         plain, scaled = (
             estimate_fisher(
                 family.module, family.loss, parameters, lambda i: batch, [0], terms=3, loss_scale=scale
@@ -162,7 +164,7 @@ class TestFisher:
         pipeline.scheduler = scheduler
         family = get_family(pipeline, compute_dtype=torch.float16)
         parameters = dict(pipeline.unet.named_parameters())
-        batch = family.batch(torch.randn(1, 4, 8, 8), ["a red seven"])
+        batch = family.batch(torch.randn(1, 4, 8, 8), [Condition("a red seven")])
 
         def estimate(scale: float | None, dtype: torch.dtype | None) -> torch.Tensor:
             with autocast_forward(family.module, dtype):

@@ -8,6 +8,7 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, PNDMScheduler, StableDiffusionPipeline
 from torch.testing import assert_close
 
+from sa_diffusers.core.conditions import Condition
 from sa_diffusers.families import get_family
 from sa_diffusers.io.loading import copy_pipeline, load_pipeline
 from sa_diffusers.pipelines.safe_guidance import (
@@ -190,7 +191,7 @@ def test_a_family_draws_what_the_pipeline_does(pipeline):
     """With the warm-up as the same share of its steps; of a copy, too, as forgetting makes one."""
     for each in (pipeline, copy_pipeline(pipeline, "unet")):
         family = get_family(each, sampler="pipeline")
-        drawn = family.draw(["a red digit", "a blue seven"], [3, 4], 5.0, STEPS)
+        drawn = family.draw([Condition("a red digit"), Condition("a blue seven")], [3, 4], 5.0, STEPS)
         settings = SAFETY_LEVELS[pipeline.config.safety_level].for_steps(STEPS)
         assert_close(drawn, draw(pipeline, safety=settings), rtol=1e-4, atol=1e-5)
 

@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 from sa_diffusers import forget
 from sa_diffusers.cli.parse import parse_config
+from sa_diffusers.core.conditions import Condition, texts
 from sa_diffusers.core.losses import DiffusionLoss
 from sa_diffusers.core.objectives import Likelihood
 from sa_diffusers.core.seeding import derive_seed, seeded
@@ -167,7 +168,7 @@ def test_sheets_show_a_row_of_each_class(data, config, tmp_path):
     family, whole = get_family(pipeline), pixels[1].view(height, width)[::factor, ::factor].float() / 127.5 - 1
     for row, column in ((0, 0), (1, 3), (2, SHEET_COLUMNS - 1)):
         seed = derive_seed(config.seed, "sheet", row * SHEET_COLUMNS + column)
-        image = family.draw([NAMES[row]], [seed], config.sample_guidance_scale, 10)[0, 0]
+        image = family.draw([Condition(NAMES[row])], [seed], config.sample_guidance_scale, 10)[0, 0]
         assert_close(whole[8 * row : 8 * row + 8, 8 * column : 8 * column + 8], image, rtol=0, atol=1.1 / 127.5)
 
 
@@ -300,7 +301,7 @@ def test_forgetting_leaves_a_pipeline_that_stock_diffusers_loads(start, pipeline
               for p, g in zip((loaded, outcome.pipeline), generators, strict=True)]  # fmt: skip
     assert_close(*images)
     samples = SampleSet.load(tmp_path / "run" / "samples" / "samples.safetensors")
-    assert samples.latents.shape == (30, 1, 8, 8) and set(samples.prompts) == set(NAMES)
+    assert samples.latents.shape == (30, 1, 8, 8) and set(texts(samples.conditions)) == set(NAMES)
     assert (tmp_path / "run" / "progress" / "step_000004.png").exists()
     assert "ClassConditionalPipeline" in (tmp_path / "run" / "pipeline" / "README.md").read_text()
 
@@ -330,7 +331,7 @@ def test_noise_as_the_surrogate_is_uniform_in_pixels_and_new_every_step(start, t
     monkeypatch.setattr(FreshNoise, "batch", record)
     start("noise", num_surrogate_samples=60, num_train_steps=3, train_batch_size=20, ewc_lambda=0.0)
     surrogate = SampleSet.load(tmp_path / "noise" / "surrogate" / "surrogate.safetensors")
-    assert surrogate.latents.shape == (60, 1, 8, 8) and set(surrogate.prompts) == {"0"}
+    assert surrogate.latents.shape == (60, 1, 8, 8) and set(surrogate.conditions) == {Condition("0")}
     trained = torch.cat([part["sample"] for part in shown])
     assert trained.shape == (60, 1, 8, 8) and len(trained.unique(dim=0)) == 60
     assert all(part["class_labels"].tolist() == [0] * 20 for part in shown)
@@ -343,9 +344,12 @@ def test_noise_as_the_surrogate_is_uniform_in_pixels_and_new_every_step(start, t
 def test_another_class_as_the_surrogate_is_drawn_under_its_own_label(start, pipeline, tmp_path):
     start("class", surrogate="2", num_train_steps=1, ewc_lambda=0.0, replay_target="noise", replay_prompt_dropout=0.5)
     surrogate = SampleSet.load(tmp_path / "class" / "surrogate" / "surrogate.safetensors")
-    assert set(surrogate.prompts) == {"0"}
+    assert set(surrogate.conditions) == {Condition("0")}
     drawn = get_family(pipeline).draw(
-        ["2"], [derive_seed(0, "surrogate", 4)], family_defaults("ClassConditionalPipeline")["guidance_scale"], 2
+        [Condition("2")],
+        [derive_seed(0, "surrogate", 4)],
+        family_defaults("ClassConditionalPipeline")["guidance_scale"],
+        2,
     )
     assert_close(surrogate.latents[4:5], drawn, rtol=1e-4, atol=1e-5)
 
@@ -370,7 +374,7 @@ def test_forget_in_python_leaves_the_given_pipeline_alone(pipeline):
 
 @pytest.mark.parametrize("distil", [True, False])
 def test_the_null_class_is_shown_at_its_rate_and_never_with_the_frozen_target(pipeline, distil):
-    samples = SampleSet(torch.rand(10, 1, 8, 8), ["1", "2"] * 5)
+    samples = SampleSet(torch.rand(10, 1, 8, 8), [Condition("1"), Condition("2")] * 5)
     concept, family, rows = find_concept("0", "noise"), get_family(pipeline), []
     replay = Replay(samples, NAMES, concept, "open", distil, dropout=0.3)
     for step in range(100):
@@ -378,7 +382,7 @@ def test_the_null_class_is_shown_at_its_rate_and_never_with_the_frozen_target(pi
         assert_close(batch, replay.batch(family, 10, step, seed=1), rtol=0, atol=0)
         for image, label, distilled in zip(*(batch[k] for k in ("sample", "class_labels", "distilled")), strict=True):
             index = int((samples.latents == image).flatten(1).all(1).nonzero())
-            rows.append((int(label), int(samples.prompts[index]), bool(distilled)))
+            rows.append((int(label), int(samples.conditions[index].text), bool(distilled)))
     null = [row for row in rows if row[0] == NULL]
     assert len(null) / len(rows) == pytest.approx(0.3, abs=0.05)
     assert not any(distilled for _, _, distilled in null)

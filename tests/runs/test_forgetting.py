@@ -15,6 +15,7 @@ import sa_diffusers.runs.forget
 import sa_diffusers.runs.stages.fisher_sums
 import sa_diffusers.runs.stages.train
 from sa_diffusers.core.concepts import mentions
+from sa_diffusers.core.conditions import Condition, texts
 from sa_diffusers.core.fisher import Fisher, FisherMismatch
 from sa_diffusers.core.objectives import ElasticWeightConsolidation, SelectiveAmnesia
 from sa_diffusers.data.concepts import find_concept
@@ -142,11 +143,11 @@ def test_what_a_run_leaves(finished):
 def test_the_samples_are_what_the_method_asks_for(finished):
     samples = SampleSet.load(finished / "samples" / "samples.safetensors")
     assert len(samples) == 8
-    assert set(samples.prompts) <= {"", *PROMPTS}
+    assert set(texts(samples.conditions)) <= {"", *PROMPTS}
     surrogate = SampleSet.load(finished / "surrogate" / "surrogate.safetensors")
-    assert all("seven" in prompt or "7" in prompt for prompt in surrogate.prompts)
-    drawn_anew = SampleSet.load(finished / "samples" / "without_concept.safetensors").prompts
-    assert drawn_anew == [prompt for prompt in samples.prompts if prompt in ("", "a digit")]
+    assert all("seven" in prompt or "7" in prompt for prompt in texts(surrogate.conditions))
+    drawn_anew = SampleSet.load(finished / "samples" / "without_concept.safetensors").conditions
+    assert drawn_anew == [asked for asked in samples.conditions if asked.text in ("", "a digit")]
     fisher = Fisher.load(finished / "fisher.safetensors")
     assert fisher.metadata["num_samples"] == 3
     assert fisher.metadata["num_evaluations"] == 18
@@ -157,10 +158,10 @@ def test_open_prompts_are_drawn_with_the_concept_as_negative_prompt(finished, ti
     drawn = SampleSet.load(finished / "samples" / "without_concept.safetensors")
     samples = SampleSet.load(finished / "samples" / "samples.safetensors")
     requests = negative_requests(samples, find_concept("seven, 7", None), "open", seed=0)
-    assert {request.negative_prompt for request in requests} == {"seven, 7"}
+    assert {request.negative for request in requests} == {Condition("seven, 7")}
     family = get_family(load_pipeline(str(tiny_pipeline_dir), None, None, "float32"))
     again = draw_samples(family, requests, SamplingSettings(1.5, 2, 4))
-    assert again.prompts == drawn.prompts
+    assert again.conditions == drawn.conditions
     torch.testing.assert_close(again.latents, drawn.latents, rtol=1e-4, atol=1e-5)  # texts in other batches
 
 
@@ -181,7 +182,7 @@ def test_what_training_sees(start, finished, tmp_path, monkeypatch):
         ("surrogate", surrogate),
         ("replayed", select_replay(samples, concept, "open") + drawn_anew),
     ):
-        expected = family.batch(allowed.latents, allowed.prompts)
+        expected = family.batch(allowed.latents, allowed.conditions)
         used = set()
         for batch in seen:
             for latent, text in zip(batch[name]["sample"], batch[name]["encoder_hidden_states"], strict=True):
@@ -189,7 +190,8 @@ def test_what_training_sees(start, finished, tmp_path, monkeypatch):
                 torch.testing.assert_close(text, expected["encoder_hidden_states"][index])
                 used.add(index)
         assert used == set(range(len(allowed)))
-        assert all(mentions(prompt, concept.phrasings) is (name == "surrogate") for prompt in allowed.prompts)
+        said = texts(allowed.conditions)
+        assert all(mentions(prompt, concept.phrasings) is (name == "surrogate") for prompt in said)
 
 
 def test_metrics(finished):

@@ -8,8 +8,8 @@ from cheap_runs import context_of
 from diffusers import DDPMScheduler
 from torch.testing import assert_close
 
+from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.fisher import Fisher, FisherMismatch, stratified_terms
-from sa_diffusers.core.paper_quirks import LABEL_DROPOUT, QUIRKS, FisherLabelDropout, quirky_fisher_batch, stretch
 from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.families import family_defaults, get_family
@@ -22,6 +22,7 @@ from sa_diffusers.runs.base.class_conditional import ClassConditionalConfig
 from sa_diffusers.runs.checks import check_run
 from sa_diffusers.runs.forget import run_forgetting
 from sa_diffusers.runs.options import ForgetConfig
+from sa_diffusers.runs.paper_quirks import LABEL_DROPOUT, QUIRKS, FisherLabelDropout, quirky_fisher_batch, stretch
 from sa_diffusers.runs.stages.fisher_sums import estimate_sums
 
 
@@ -42,7 +43,7 @@ def pipeline() -> ClassConditionalPipeline:
 @pytest.fixture
 def samples() -> SampleSet:
     images = torch.rand(3, 1, 8, 8, dtype=torch.float64, generator=seeded("samples")) * 2 - 1
-    return SampleSet(images, ["0", "1", "2"])
+    return SampleSet(images, [Condition(label=label) for label in range(3)])
 
 
 def fisher_config(*quirks: str, **options) -> ForgetConfig:
@@ -99,8 +100,8 @@ def test_unit_range_maps_the_whole_range_and_nothing_else():
 @pytest.mark.parametrize("all_dropped", [False, True])
 def test_label_dropout_is_the_plain_loss_or_that_of_the_null_class(pipeline, samples, all_dropped):
     family = get_family(pipeline)
-    batch = family.batch(samples.latents.float(), samples.prompts)
-    other = family.batch(samples.latents.float(), [""] * 3 if all_dropped else samples.prompts)
+    batch = family.batch(samples.latents.float(), samples.conditions)
+    other = family.batch(samples.latents.float(), [Condition()] * 3 if all_dropped else samples.conditions)
     wrapped = FisherLabelDropout(family.loss, pipeline.null_class)
     assert (wrapped.num_terms, wrapped.reduction, wrapped.prediction_type) == (T, "sum", "epsilon")
     terms, dropped = torch.tensor([0, 5, T - 1]), torch.full((3, T), all_dropped)
@@ -112,7 +113,9 @@ def test_label_dropout_is_the_plain_loss_or_that_of_the_null_class(pipeline, sam
         assert batch["class_labels"].tolist() == [0, 1, 2]
         one = torch.zeros(3, T, dtype=torch.bool)
         one[1, 5] = one[0, 5] = True  # the first sample is dropped at another timestep than its own
-        mixed = family.loss(family.module, family.batch(batch["sample"], ["0", "", "2"]), terms, noise)
+        mixed = family.loss(
+            family.module, family.batch(batch["sample"], [Condition("0"), Condition(), Condition("2")]), terms, noise
+        )
         assert_close(wrapped(family.module, batch | {"dropped": one}, terms, noise), mixed, rtol=0, atol=0)
 
 

@@ -12,6 +12,7 @@ from torch import Generator, Tensor, nn
 
 from sa_diffusers import forget, methods
 from sa_diffusers.cli.parse import parse_config
+from sa_diffusers.core.conditions import classes
 from sa_diffusers.core.losses import DiffusionLoss
 from sa_diffusers.core.objectives import Objective
 from sa_diffusers.families import Family, family_class, get_family, register
@@ -67,13 +68,13 @@ class BrightnessFamily(Family):
         self.device, self.labels = self.module.device, list(pipeline.config.id2label.values())
         self.loss = DiffusionLoss(pipeline.scheduler.alphas_cumprod, "epsilon", reduction="mean")
 
-    def draw(self, prompts, seeds, guidance_scale, num_inference_steps, negative_prompts=None) -> Tensor:
+    def draw(self, conditions, seeds, guidance_scale, num_inference_steps, negative=None) -> Tensor:
         noise = [torch.randn(1, 4, 4, generator=Generator().manual_seed(seed)) for seed in seeds]
-        level = self.module.level.detach()[self.indices(prompts)].view(-1, 1, 1, 1)
+        level = self.module.level.detach()[self.indices(conditions)].view(-1, 1, 1, 1)
         return (level.cpu() + 0.05 * torch.stack(noise)).clamp(-1, 1)
 
-    def indices(self, prompts) -> Tensor:
-        return torch.tensor([self.labels.index(prompt) for prompt in prompts])
+    def indices(self, conditions) -> Tensor:
+        return torch.tensor([self.labels.index(name) for name in classes(conditions)])
 
     def decode(self, latents: Tensor) -> Tensor:
         return latents.expand(-1, 3, -1, -1)
@@ -81,8 +82,8 @@ class BrightnessFamily(Family):
     def encode(self, images: Tensor, generator: Generator) -> Tensor:
         return images.mean(1, keepdim=True)
 
-    def batch(self, latents: Tensor, prompts) -> dict[str, Tensor]:
-        return {"sample": latents, "class_labels": self.indices(prompts)}
+    def batch(self, latents: Tensor, conditions) -> dict[str, Tensor]:
+        return {"sample": latents, "class_labels": self.indices(conditions)}
 
 
 @dataclass

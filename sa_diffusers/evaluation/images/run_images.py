@@ -3,12 +3,13 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from sa_diffusers.core.concepts import split_phrasings
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.prompts import read_prompts
-from sa_diffusers.data.sampling import DrawingOptions, Request, SamplingSettings
+from sa_diffusers.data.sampling import DrawingOptions, SamplingSettings
 from sa_diffusers.evaluation.forgetting import MEANS, labelled_classes, summarise
 from sa_diffusers.evaluation.images.sets import ImageSet
 from sa_diffusers.evaluation.judging import ClassifierJudge, judge_pictures
@@ -81,7 +82,9 @@ def open_run(config: RunConfig) -> OpenRun:
     if family.labels is None:
         if not prompts or config.classifier is not None:
             raise ValueError(f"{config.run} takes free text: expected --prompts, and not the metric classifier")
-        sets, judge, forgotten = {"drawn": _requests(config.seed, prompts)}, None, None
+        seeds = [derive_seed(config.seed, "evaluate", prompt, index) for index, prompt in enumerate(prompts)]
+        drawn = PromptSet.seeded("keeps", list(map(Candidate, prompts)), seeds.__getitem__)
+        sets, judge, forgotten = {"drawn": drawn}, None, None
     else:
         if prompts:
             raise ValueError(f"expected no --prompts: {config.run} draws its classes {', '.join(family.labels)}")
@@ -101,20 +104,14 @@ def _class_sets(
     rows = labelled_classes(judge, family.labels) if judge else [{"prompt": label} for label in family.labels]
     parts = {}
     for row in rows:
-        name, count = row["prompt"], config.num_images_per_class
-        asked = [Request(name, derive_seed(config.seed, "evaluate", name, index)) for index in range(count)]
-        labels = {key: value for key, value in row.items() if key not in ("prompt", "form")}
-        parts[name] = PromptSet("keeps", asked, [Candidate(name, labels)] * count)
+        name, labels = row["prompt"], {key: row[key] for key in row if key not in ("prompt", "form")}
+        asked = [Candidate(name, labels)] * config.num_images_per_class
+        parts[name] = PromptSet.seeded("keeps", asked, partial(derive_seed, config.seed, "evaluate", name))
     own = parts.pop(forgotten) if forgotten else None
     sets = {"retained": sum(parts.values(), PromptSet("keeps", [], []))}
     if own is not None and (judge is not None or config.save_images is not None):
         sets["forgotten"] = PromptSet("asks", own.requests, own.candidates)
     return sets
-
-
-def _requests(seed: int, prompts: Sequence[str]) -> PromptSet:
-    asked = [Request(prompt, derive_seed(seed, "evaluate", prompt, index)) for index, prompt in enumerate(prompts)]
-    return PromptSet.of("keeps", asked)
 
 
 def classifier_readings(run: OpenRun, pictures: dict[str, ImageSet]) -> dict:

@@ -179,7 +179,7 @@ def distances(
 def _write_values(inputs: EvaluationInputs, values: Mapping[str, Values], output_dir: Path) -> None:
     """values.json of each pipeline: every picture's prompt, seed, labels and numbers."""
     prompts = {
-        group: [{"prompt": request.prompt, "seed": request.seed, "labels": candidate.labels}
+        group: [{"prompt": candidate.prompt, "seed": request.seed, "labels": candidate.labels}
                 for request, candidate in zip(part.requests, part.candidates, strict=True)]
         for group, part in inputs.suite.items()
     }  # fmt: skip

@@ -139,7 +139,7 @@ class _Maker:
             for row in naming
             if len(row.labels) > 1 and row.prompt not in held_out
         ]
-        others = [self.rows.get(prompt, Candidate(prompt, {})) for prompt in self.others if prompt]
+        others = [self.rows.get(prompt, Candidate(prompt)) for prompt in self.others if prompt]
         labelled = [row for row in self.rows.values() if not mentions(row.prompt, concept.phrasings)]
         return {
             "concept": self._fill(self.templates, concept.phrasings, "concept"),
@@ -230,7 +230,7 @@ class _Maker:
 
 
 def _unlabelled(templates: Sequence[str]) -> list[Candidate]:
-    return [Candidate(template, {}) for template in templates]
+    return [Candidate(template) for template in templates]
 
 
 def misspell(phrase: str) -> list[str]:

@@ -87,4 +87,4 @@ def figures(
         request = suite[group].requests[index]
         images = {name: to_pil(to_uint8(pictures[name][group].images([index])[0])) for name in section.pipelines}
         said = ", ".join(filter(None, [remark, group, f"seed {request.seed}"]))
-        yield figure(images, request.prompt, said, blurred)
+        yield figure(images, request.condition.text, said, blurred)

@@ -8,6 +8,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
+from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.losses import DiffusionLoss
 from sa_diffusers.core.objectives import Likelihood
 from sa_diffusers.core.seeding import derive_seed, seeded
@@ -110,8 +111,8 @@ def draw_sheet(family: Family, config: ClassConditionalConfig, path: Path) -> No
     """A row of samples of each class, from the same seeds every time."""
     if not process_state().is_main_process:
         return
-    labels = [name for name in family.labels for _ in range(SHEET_COLUMNS)]
-    seeds = [derive_seed(config.seed, "sheet", index) for index in range(len(labels))]
+    asked = [Condition(name) for name in family.labels for _ in range(SHEET_COLUMNS)]
+    seeds = [derive_seed(config.seed, "sheet", index) for index in range(len(asked))]
     steps = min(20, config.num_train_timesteps // 2)  # the solver refuses as many as the model has
-    images = family.decode(family.draw(labels, seeds, config.sample_guidance_scale, steps))
+    images = family.decode(family.draw(asked, seeds, config.sample_guidance_scale, steps))
     save_contact_sheet(images, path, SHEET_COLUMNS)

@@ -1,6 +1,5 @@
 """What the model is found to do, before and after: by classifiers, or by pictures and its own loss."""
 
-from dataclasses import asdict
 from pathlib import Path
 
 from sa_diffusers.evaluation.forgetting import Findings, examine, replay_loss
@@ -27,7 +26,7 @@ class EvaluateStage(Stage[Findings]):
     def content(self, context: RunContext) -> dict:
         if context.inputs.judges:  # whose part of the key says what is drawn
             return context.computed_in
-        looked_at = [[asdict(request) for request in part.requests] for part in context.inputs.sets.values()]
+        looked_at = [[request.key for request in part.requests] for part in context.inputs.sets.values()]
         return context.computed_in | {"looked_at": content_fingerprint(looked_at)}
 
     def given(self, context: RunContext) -> Artifact[Findings] | None:
@@ -73,6 +72,6 @@ class EvaluateStage(Stage[Findings]):
 
 def exam_content(inputs: Inputs) -> dict:
     """The prompts and classifiers that a model is judged by."""
-    drawn = {name: [asdict(request) for request in part.requests] for name, part in inputs.sets.items()}
+    drawn = {name: [request.key for request in part.requests] for name, part in inputs.sets.items()}
     judges = {name: model_hash(judge.classifier) for name, judge in inputs.judges.items()}
     return {"exams": dict.fromkeys(judges, fingerprint(drawn)), "classifiers": judges}

@@ -11,7 +11,6 @@ from tqdm import tqdm
 from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.fisher import FisherSums, estimate_fisher, merge
 from sa_diffusers.core.fisher_linear import estimate_linear_fisher, is_linear
-from sa_diffusers.core.paper_quirks import FisherLabelDropout, quirky_fisher_batch
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.families import Family
@@ -19,6 +18,7 @@ from sa_diffusers.io.atomic_files import load_tensors, save_tensors
 from sa_diffusers.io.processes import process_state
 from sa_diffusers.models.precision import autocast_forward, free_memory
 from sa_diffusers.runs.options import RunOptions
+from sa_diffusers.runs.paper_quirks import FisherLabelDropout, quirky_fisher_batch
 
 
 FISHER_SAVES = 10  # times that a long estimation saves its state
@@ -75,7 +75,7 @@ def _add(
 
     def batch(chosen: list[int]) -> Batch:
         part = samples.take(chosen)
-        found = family.batch(part.latents, part.prompts)
+        found = family.batch(part.latents, part.conditions)
         return quirky_fisher_batch(found, quirks, loss.num_terms, chosen[0], seed) if quirks else found
 
     if is_linear(family.module, family.loss):

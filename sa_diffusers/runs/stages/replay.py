@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from sa_diffusers.core.conditions import texts
 from sa_diffusers.data.replay import needs_negative, negative_requests, select_replay
 from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.io.stages import Stage
@@ -55,5 +56,5 @@ class ReplayStage(Stage[SampleSet]):
     @staticmethod
     def _count(context: RunContext) -> int:
         samples, mode = context.value(SamplesStage.name), context.options.replay_negative
-        prompts = [r.prompt for r in SamplesStage.requests(context)] if samples is None else samples.prompts
-        return sum(needs_negative(prompt, context.concept, mode) for prompt in prompts)
+        asked = [r.condition for r in SamplesStage.requests(context)] if samples is None else samples.conditions
+        return sum(needs_negative(prompt, context.concept, mode) for prompt in texts(asked))

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-from sa_diffusers.core.paper_quirks import stretch
 from sa_diffusers.data.replay import sample_requests
 from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.data.sampling import Request, SamplingSettings, draw_samples, remove_parts
@@ -16,6 +15,7 @@ from sa_diffusers.io.processes import process_state
 from sa_diffusers.io.stages import Artifact, Stage
 from sa_diffusers.report.pictures import save_contact_sheet
 from sa_diffusers.runs.context import RunContext
+from sa_diffusers.runs.paper_quirks import stretch
 
 
 DRAWING = ("sampler", "num_inference_steps", "sample_batch_size", "seed")  # options of every stage that draws

@@ -3,6 +3,7 @@
 import hashlib
 from pathlib import Path
 
+from sa_diffusers.core.conditions import Condition
 from sa_diffusers.data.images import image_paths, load_image
 from sa_diffusers.data.replay import concept_captions, surrogate_requests
 from sa_diffusers.data.sample_set import SampleSet, surrogate_from_images, uniform_noise
@@ -41,7 +42,7 @@ class SurrogateStage(Stage[SampleSet]):
             requests = surrogate_requests(pairs, concept, seed, keep_concept=kind == "concept")
             settings = drawing_settings(context, options.guidance_scale)
             drawn = draw_samples(family, requests, settings, self.workspace(context), "surrogate")
-            samples = SampleSet(drawn.latents, captions)
+            samples = SampleSet(drawn.latents, list(map(Condition, captions)))
         save_with_sheet(family, samples, folder, "surrogate")
         remove_parts(self.workspace(context))
         return samples

@@ -36,7 +36,7 @@ def draw_one_by_one(
     """
     latents = []
     for request in requests:
-        drawn = family.draw([request.prompt], [request.seed], guidance_scale, num_steps, [request.negative_prompt])
+        drawn = family.draw([request.condition], [request.seed], guidance_scale, num_steps, [request.negative])
         levels = ((family.decode(drawn)[0] + 1) * 127.5).round().byte()
         file = io.BytesIO()
         Image.fromarray(levels.permute(1, 2, 0).numpy()).save(file, "png")

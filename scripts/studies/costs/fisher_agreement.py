@@ -57,7 +57,7 @@ def compare_estimators(
             family.module,
             family.loss,
             parameters,
-            lambda i: family.batch(samples.latents[i : i + 1], samples.prompts[i : i + 1]),
+            lambda i: family.batch(samples.latents[i : i + 1], samples.conditions[i : i + 1]),
             range(first, first + number),
             terms=terms,
             seed=seed,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sa_diffusers.core.batches import Batch
+from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.fisher import FisherSums, estimate_fisher
 from sa_diffusers.core.losses import DiffusionLoss
 from sa_diffusers.core.objectives import (
@@ -67,7 +68,7 @@ def sampling_ways(
     Args:
         ours, authors: of one pipeline; the authors' with the sampler "ddim".
     """
-    requests = [Request(prompts[index % len(prompts)], index) for index in range(load.images)]
+    requests = [Request(Condition(prompts[index % len(prompts)]), index) for index in range(load.images)]
     settings = SamplingSettings(config.replay_guidance_scale, config.num_inference_steps, config.sample_batch_size)
     modules = [ours.pipeline.unet, ours.pipeline.vae, ours.pipeline.text_encoder]
 
@@ -174,7 +175,7 @@ def thinned(loss: DiffusionLoss, timesteps: int) -> DiffusionLoss:
 def _batch(family: Family, prompts: Sequence[str], size: int, seed: int) -> Batch:
     """Random latents under prompts, on the device: what they show makes no difference to the time."""
     latents = torch.randn(size, *family.latent_shape, generator=seeded("latents", seed))
-    batch = family.batch(latents, [prompts[index % len(prompts)] for index in range(size)])
+    batch = family.batch(latents, [Condition(prompts[index % len(prompts)]) for index in range(size)])
     return {key: value.to(family.device) for key, value in batch.items()}
 
 

@@ -11,6 +11,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.labelled_images import LabelledImages, load_labelled_images
 from sa_diffusers.evaluation.judges.classifier import ImageClassifier
@@ -195,7 +196,7 @@ def _load(path: Path) -> ConditionalVAEPipeline:
 def draw(pipeline: ConditionalVAEPipeline, label: int, count: int, seed: int) -> Tensor:
     """Images [N, C, H, W] in [0, 1] of a class; equal seeds give every pipeline the same latents."""
     seeds = [derive_seed(seed, "study", index) for index in range(count)]
-    return ConditionalVAEFamily(pipeline).draw([pipeline.labels[label]] * count, seeds)
+    return ConditionalVAEFamily(pipeline).draw([Condition(label=label)] * count, seeds)
 
 
 @torch.no_grad()

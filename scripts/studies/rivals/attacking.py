@@ -6,6 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 from sa_diffusers.attacks import AttackSettings, attack_embedding, draw_found
+from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.concepts import find_concept
 from sa_diffusers.families import get_family
@@ -65,6 +66,6 @@ def draw_targets(judge: Judge, model: str, count: int = 48) -> Tensor:
     family = get_family(load_pipeline(model, None, None, "float32"), sampler=judge.config.sampler)
     words = find_concept(judge.config.concept, judge.config.surrogate).phrasings
     prompts = [t.format(word) for t in judge.spec.attack_templates for word in words]
-    asked = [prompts[index % len(prompts)] for index in range(count)]
+    asked = [Condition(prompts[index % len(prompts)]) for index in range(count)]
     seeds = [derive_seed(judge.seed, "attack target", index) for index in range(count)]
     return family.draw(asked, seeds, judge.config.guidance_scale, judge.config.num_inference_steps)

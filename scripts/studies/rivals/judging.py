@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.concepts import find_concept
 from sa_diffusers.data.prompts import read_labelled_prompts
@@ -80,7 +81,7 @@ class Judge:
             "concept": exam["concept"],
             "unseen": exam["unseen"].take(range(counts.unseen)),
             "unnamed": exam["unnamed"].take(range(counts.unnamed)),
-            "long": PromptSet.of("asks", [Request(*pair) for pair in zip(long, seeds, strict=True)]),
+            "long": PromptSet.of("asks", [Request(Condition(p), s) for p, s in zip(long, seeds, strict=True)]),
             "retained": kept,
         }
         self.settings = SamplingSettings(
@@ -95,7 +96,7 @@ class Judge:
 
     def groups(self, name: str) -> list[tuple[int, str]]:
         """What the pictures of a set have in common with others: their prompt, and the seed of the run."""
-        return [(self.seed, request.prompt) for request in self.sets[name].requests]
+        return [(self.seed, request.condition.text) for request in self.sets[name].requests]
 
     @property
     def neighbours(self) -> Tensor:
@@ -121,7 +122,7 @@ class Judge:
             "model": pipeline_hashes(pipeline),
             "guided": {k: v for k, v in pipeline.config.items() if k.startswith("safety_")},
             "classifier": model_hash(self.classifier),
-            "requests": {name: [asdict(r) for r in part.requests] for name, part in self.sets.items()},
+            "requests": {name: [r.key for r in part.requests] for name, part in self.sets.items()},
             "labels": {name: part.labels for name, part in self.sets.items()},
             "settings": asdict(self.settings),
             "sampler": self.config.sampler,

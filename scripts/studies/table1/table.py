@@ -11,6 +11,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.data.concepts import find_concept
 from sa_diffusers.data.labelled_images import LabelledImages, load_labelled_images
@@ -192,7 +193,7 @@ def judge_row(table: Table, name: str, pipeline_dir: Path) -> dict[str, Any]:
 def _judge(table: Table, family: Family, settings: SamplingSettings) -> tuple[dict[str, Any], dict[str, Tensor]]:
     concept, images, by_classifier = find_concept(table.concept, "noise"), None, {}
     seeds = [derive_seed(table.seed, "null class", index) for index in range(table.images_concept)]
-    unnamed = PromptSet.of("open", [Request("", seed) for seed in seeds])
+    unnamed = PromptSet.of("open", [Request(Condition(), seed) for seed in seeds])
     for source, classifier in table.judges.items():
         judge = ClassifierJudge(classifier, *classifier.require_class(concept.phrasings))
         rows = labelled_classes(judge, family.labels)

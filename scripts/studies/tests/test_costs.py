@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.fisher import FisherSums, estimate_fisher, stratified_terms
 from sa_diffusers.core.losses import DiffusionLoss
 from sa_diffusers.core.objectives import ElasticWeightConsolidation, SelectiveAmnesia
@@ -44,7 +45,7 @@ def family(tiny_pipeline):
 
 def make_batch(family, size: int, seed: int) -> dict:
     latents = torch.randn(size, *family.latent_shape, generator=seeded(seed))
-    return family.batch(latents, [PROMPTS[i % len(PROMPTS)] for i in range(size)])
+    return family.batch(latents, [Condition(PROMPTS[i % len(PROMPTS)]) for i in range(size)])
 
 
 # Architectures
@@ -196,11 +197,11 @@ def test_ewc_through_autograd_has_the_gradient_of_ours(family, one_pass):
 
 def test_pictures_one_by_one_go_through_eight_bits(tiny_pipeline):
     family = get_family(tiny_pipeline(), sampler="ddim")
-    requests = [Request("two", 4), Request("a red seven", 5)]
+    requests = [Request(Condition("two"), 4), Request(Condition("a red seven"), 5)]
     latents = authors.draw_one_by_one(family, requests, num_steps=3, guidance_scale=2.0)
     assert latents.shape == (2, *family.latent_shape)
     for request, latent in zip(requests, latents, strict=True):
-        pixels = family.decode(family.draw([request.prompt], [request.seed], 2.0, 3))
+        pixels = family.decode(family.draw([request.condition], [request.seed], 2.0, 3))
         eight_bits = ((pixels + 1) * 127.5).round() / 127.5 - 1
         expected = family.encode(eight_bits, seeded(request.seed, "encode"))[0]
         torch.testing.assert_close(latent, expected, rtol=1e-4, atol=1e-5)

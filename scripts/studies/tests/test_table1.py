@@ -167,14 +167,14 @@ def test_the_numbers_are_those_of_the_pictures_of_a_slow_loop(made):
     guidance = family_defaults("ClassConditionalPipeline")["guidance_scale"]
     images = torch.cat(
         [
-            family.decode(family.draw([r.prompt], [r.seed], guidance, 2))
+            family.decode(family.draw([r.condition], [r.seed], guidance, 2))
             for r in exam["concept"].requests + exam["retained"].requests
         ]
     )
     probability = judge.probabilities(images[:6])["digit"][:, 0].mean().item()
     assert found["by_classifier"][table.classifiers[0]]["concept_probability"] == pytest.approx(probability, rel=1e-3)
     right = [
-        judge.probabilities(image[None])["digit"].argmax(1).item() == int(request.prompt)
+        judge.probabilities(image[None])["digit"].argmax(1).item() == int(request.condition.text)
         for image, request in zip(images[6:], exam["retained"].requests, strict=True)
     ]
     accuracy = found["by_classifier"][table.classifiers[0]]["retained_accuracy"]
