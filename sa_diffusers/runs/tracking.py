@@ -41,7 +41,7 @@ def tracker(context: RunContext) -> Callable[[int, dict], bool] | None:
         for judge in list(inputs.judges.values())[:1]:
             values, _ = measure(judge, sets, pictures, by_prompt=family.labels is None)
             row |= {key: values[key] for key in TRACKED}
-        sheet = torch.cat([part.images(range(len(part))) for part in pictures.values()])
+        sheet = torch.cat([part.images(range(len(part))) for part in pictures.values() if len(part)])
         save_contact_sheet(sheet[:64], output_dir / "progress" / f"step_{step:06d}.png")
         return config.early_stop is not None and row["concept_probability"] <= config.early_stop
 

@@ -128,9 +128,9 @@ class _Maker:
         paraphrases += [Candidate(row.prompt, row.labels, concept.name) for row in naming if row.prompt in held_out]
         long, misspellings, languages = self._long_by_fillers(), [], []
         if sources.real_vocabulary:
-            frames = _unlabelled(read_templates("bundled/stable_diffusion/paraphrase_frames.txt"))
+            frames = list(map(Candidate, read_templates("bundled/stable_diffusion/paraphrase_frames.txt")))
             paraphrases += self._fill(frames, concept.phrasings, "frames")
-            frames = _unlabelled(read_templates("bundled/stable_diffusion/long_templates.txt"))
+            frames = list(map(Candidate, read_templates("bundled/stable_diffusion/long_templates.txt")))
             long = self._fill(frames, concept.phrasings, "long frames")
             wrong = [word for phrasing in concept.phrasings for word in misspell(phrasing)]
             misspellings, languages = self._fill(self.templates, wrong, "misspelt"), self._in_languages()
@@ -166,7 +166,7 @@ class _Maker:
         """Prompts with {} in the concept's place, with the labels of what else they name."""
         naming = [prompt for prompt in self.sources.prompts if mentions(prompt, self.concept.phrasings)]
         if self.sources.templates or len(naming) < ENOUGH:
-            return _unlabelled(read_templates(self.sources.templates or TEMPLATES))
+            return list(map(Candidate, read_templates(self.sources.templates or TEMPLATES)))
         found = self.classifier.find_class(self.concept.phrasings) if self.classifier else None
         labels = [self.rows[prompt].labels if prompt in self.rows else {} for prompt in naming]
         return [
@@ -227,10 +227,6 @@ class _Maker:
                 f"each line of --combined must name {concept.name!r} or hold {{}}; this does not: {text!r}"
             )
         return Candidate(text, self.own, concept.name)
-
-
-def _unlabelled(templates: Sequence[str]) -> list[Candidate]:
-    return [Candidate(template) for template in templates]
 
 
 def misspell(phrase: str) -> list[str]:
