@@ -214,14 +214,13 @@ def examine(
     seed: int,
 ) -> Findings:
     """Draw the pictures of all sets and let every judge read them; the first one's numbers come first."""
-    pictures, results = draw_sets(family, sets, settings), {}
+    pictures, results, drawn = draw_sets(family, sets, settings), {}, {"num_images": sum(map(len, sets.values()))}
     for name, judge in judges.items():
         values, intervals = measure(judge, sets, pictures, by_prompt=family.labels is None)
         values |= floors(family, judge, 256, seed) | {"classifier_accuracy": judge.accuracy}
-        results[name] = values, intervals
+        results[name] = values | drawn, intervals
     nothing = dict.fromkeys((*MEANS, *ATTRIBUTES, *FLOORS, "classifier_accuracy"))
-    values, intervals = results.pop(next(iter(judges))) if judges else (dict(nothing), nothing)
-    values["num_images"] = sum(map(len, sets.values()))
+    values, intervals = results.pop(next(iter(judges))) if judges else (nothing | drawn, nothing)
     shown = {name: spread_rows(len(part), SHOWN) for name, part in sets.items() if part.requests}
     captions = [(GROUPS[name], sets[name].prompts[row]) for name, rows in shown.items() for row in rows]
     some = torch.cat([pictures[name].images(rows) for name, rows in shown.items()])

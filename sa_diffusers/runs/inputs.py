@@ -67,7 +67,7 @@ def read_inputs(options: RunOptions, find_labels: Callable[[], list[str] | None]
         raise ValueError("a classifier needs eval_prompts: labelled prompts for pictures that it can judge")
     judges = {name: ClassifierJudge.load(name, concept.phrasings) for name in options.classifier}
     first, *others = judges.values()
-    if any((one.attribute, one.classes) != (first.attribute, first.classes) for one in others):
+    if any((one.attribute, set(one.classes)) != (first.attribute, set(first.classes)) for one in others):
         raise ValueError("the classifiers of a run name the concept's classes differently; pass ones that agree")
     counts = [options.eval_images_concept, options.eval_images_class]
     if labels is not None:  # every prompt has been seen, and names a class
