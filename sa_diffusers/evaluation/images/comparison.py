@@ -80,7 +80,7 @@ def evaluate(config: FoldersConfig | RunConfig) -> dict:
 
     result: dict = {}
     if run is not None:
-        pictures = draw_sets(run.family, run.sets, run.settings, f"draw {config.run}")
+        pictures = draw_sets(run.family, run.sets, run.settings, config.run)
         result["run"], generated = how(run, config), next(iter(pictures.values()))
         if run.judge is not None:
             result["classifier"] = {"name": config.classifier} | classifier_readings(run, pictures)
