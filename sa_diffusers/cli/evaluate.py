@@ -39,12 +39,13 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> None:
     """Run the command with these arguments; None: those of this process."""
     command, *rest = (sys.argv[1:] if argv is None else argv) or [""]
+    name = Path(sys.argv[0]).name
     if command in ("-h", "--help"):
-        print(__doc__)
-        return
+        print(f"usage: {name} {'|'.join(COMMANDS)} ...\n\n{__doc__}", end="")
+        raise SystemExit(0)
     if command not in COMMANDS:
         said = f"expected {', '.join(COMMANDS)} as the first word, got {command!r}"
-        print(f"evaluate: error: {said} (--help shows each)", file=sys.stderr)
+        print(f"{name}: error: {said} (--help shows each)", file=sys.stderr)
         raise SystemExit(2)
     config_class, names = COMMANDS[command]
     words = list(takewhile(lambda word: not word.startswith("-"), rest))
