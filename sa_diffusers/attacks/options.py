@@ -3,18 +3,14 @@
 from dataclasses import MISSING, dataclass
 from typing import Literal
 
-from sa_diffusers.core.concepts import mentions
+from sa_diffusers.core.concepts import mentions, split_phrasings
 from sa_diffusers.evaluation.options import EXPLICIT, DrawnAs
 from sa_diffusers.io.configuration import option
 
 
 @dataclass(kw_only=True)
 class AttackConfig(DrawnAs):
-    """What to attack, with what, and how to judge it.
-
-    Raises:
-        ValueError: options that cannot work, before anything is loaded.
-    """
+    """What to attack, with what, and how to judge it. Raises ValueError: options that cannot work."""
 
     forgotten: str = option(
         MISSING,
@@ -60,6 +56,7 @@ class AttackConfig(DrawnAs):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        split_phrasings(self.concept)
         if self.initial is not None and not self.initial.strip():
             raise ValueError("expected --initial with words to start from, got none; omit it for the default")
         wrong = [template for template in self.templates if "{}" not in template]

@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     config_class, names = COMMANDS[command]
     words = list(takewhile(lambda word: not word.startswith("-"), rest))
     named = [word for pair in zip(names, words, strict=False) for word in pair]
-    with friendly_errors():
+    with friendly_errors(rest):
         config = parse_config(config_class, named + rest[len(named) // 2 :], description=__doc__)
         if isinstance(config, PipelineEvaluationConfig):
             from sa_diffusers.evaluation.suite.evaluate import evaluate_pipelines

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sa_diffusers.core.concepts import Concept, mentions
+from sa_diffusers.core.concepts import Concept
 from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.data.sample_set import uniform_noise
 from sa_diffusers.data.sampling import SamplingSettings
@@ -88,7 +88,7 @@ def examination(
         return choose(purpose, found, count, seed_of(), seed_of)
 
     seen = [row for row in rows if row["form"] == "seen"]
-    naming = [row for row in rows if row.get(attribute) == own and mentions(row["prompt"], concept.phrasings)]
+    naming = [row for row in rows if row.get(attribute) == own and concept.named_in(row["prompt"])]
     retained = [
         chosen("keeps", f"retained {name}", [row for row in seen if row.get(attribute) == name], num_class)
         for name in known[attribute]

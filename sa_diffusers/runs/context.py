@@ -18,6 +18,7 @@ class Inputs:
     """The concept, the prompts, and what the model is judged by: sets of prompts, and classifiers by their names.
 
     Without a classifier the pictures of the sets are there to be looked at.
+    `notes` are what the plan says of them.
     """
 
     concept: Concept
@@ -25,6 +26,7 @@ class Inputs:
     templates: list[str]
     judges: dict[str, ClassifierJudge]
     sets: dict[str, PromptSet]
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass

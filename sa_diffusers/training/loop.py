@@ -46,9 +46,8 @@ def train(
 
     Every random number is a function of (seed, step), and a batch is drawn whole before processes and accumulation
     steps share it. So one process or several, accumulated or not, interrupted or not, give the same weights up to
-    rounding. A model with dropout draws for itself and one with batch norm looks at its part of the batch: those give
-    the same weights, interrupted or not, only while processes and accumulation stay as they are. Processes hold all
-    weights each, or under FSDP2 a part of them; on return each has them all.
+    rounding; with dropout or batch norm, only while processes and accumulation stay as they are. Under FSDP2 each
+    process holds a part of the weights; on return each has them all.
 
     Args:
         model: left in eval mode with the trained weights (their moving average if `ema_decay` is set).
@@ -113,14 +112,8 @@ class _Loop:
         self.optimisation.prepared.train()
         modules = self.optimisation.prepared.modules()
         drops = any(isinstance(module, DROPOUTS) and module.p > 0 for module in modules)
-        progress = tqdm(
-            range(first_step, num_steps),
-            initial=first_step,
-            total=num_steps,
-            desc=description,
-            disable=not self.accelerator.is_main_process,
-            mininterval=1,
-        )
+        shown = {"initial": first_step, "total": num_steps, "disable": not self.accelerator.is_main_process}
+        progress = tqdm(range(first_step, num_steps), description, mininterval=1, **shown)
         for step in progress:
             batch = self.objective.draw(batches(step), seeded(self.seed, "objective", step))
             if drops:  # dropout takes no generator; each process drops for its own share of the batch
