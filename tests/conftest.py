@@ -89,7 +89,7 @@ def tiny_pipeline(tiny_tokenizer) -> Callable:
 def few_pictures():
     """And no page, whose plots take most of the time of runs this small."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sa_diffusers.runs.tracking.LOOKED_AT", 2)
+        patch.setattr("sa_diffusers.runs.inputs.LOOKED_AT", 2)
         patch.setattr("sa_diffusers.runs.results.write_report", lambda path, **_: path.write_text("<html></html>"))
         yield
 

@@ -277,7 +277,9 @@ def results(run: Path) -> dict:
 HELP: dict[str, Sequence[str]] = {path.stem: () for path in sorted((ROOT / "scripts").glob("*.py"))} | {
     "train_base-class_conditional": ("--family", "class_conditional"),
     "train_base-conditional_vae": ("--family", "conditional_vae"),
+    **{f"evaluate-{command}": (command,) for command in ("run", "images", "pipelines")},
 }
+del HELP["evaluate"]  # its options are its commands'
 
 
 def help_of(name: str) -> str:

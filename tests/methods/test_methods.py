@@ -13,7 +13,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, Stab
 from torch.testing import assert_close
 
 from sa_diffusers import methods
-from sa_diffusers.evaluation.before_after import Findings
+from sa_diffusers.evaluation.forgetting import Findings
 from sa_diffusers.families.samplers import make_scheduler
 from sa_diffusers.families.scopes import adapted_layers
 from sa_diffusers.models import ConditionalVAE

@@ -244,7 +244,7 @@ def test_the_paper_s_unet_for_cifar10():
 def no_page(monkeypatch):
     """Plots take most of the time of runs this small."""
     monkeypatch.setattr("sa_diffusers.runs.results.write_report", lambda path, **_: path.write_text("<html></html>"))
-    monkeypatch.setattr("sa_diffusers.runs.tracking.LOOKED_AT", 2)
+    monkeypatch.setattr("sa_diffusers.runs.inputs.LOOKED_AT", 2)
 
 
 @pytest.fixture

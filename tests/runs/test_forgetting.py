@@ -22,7 +22,7 @@ from sa_diffusers.data.concepts import find_concept
 from sa_diffusers.data.replay import negative_requests, select_replay
 from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.data.sampling import SamplingSettings, draw_samples
-from sa_diffusers.evaluation.before_after import Findings
+from sa_diffusers.evaluation.forgetting import Findings
 from sa_diffusers.families import get_family
 from sa_diffusers.families.base import select_parameters
 from sa_diffusers.families.scopes import SCOPES
@@ -53,7 +53,7 @@ QUICK = {"ewc_lambda": 0.0, "replay_weight": 0.0}  # neither Fisher nor samples,
 @pytest.fixture(scope="module", autouse=True)
 def few_pictures():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sa_diffusers.runs.tracking.LOOKED_AT", 2)
+        patch.setattr("sa_diffusers.runs.inputs.LOOKED_AT", 2)
         yield
 
 

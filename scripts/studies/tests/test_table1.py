@@ -19,6 +19,7 @@ from sa_diffusers.evaluation.forgetting import examination, labelled_classes
 from sa_diffusers.evaluation.images.metrics import frechet_distance
 from sa_diffusers.evaluation.judges.digit_classifier import DigitClassifier
 from sa_diffusers.evaluation.judges.load_classifier import load_classifier
+from sa_diffusers.evaluation.judging import ClassifierJudge
 from sa_diffusers.families import family_defaults, get_family
 from sa_diffusers.families.architectures import make_unet
 from sa_diffusers.io.artifacts import StageMismatch
@@ -161,19 +162,20 @@ def test_the_numbers_are_those_of_the_pictures_of_a_slow_loop(made):
         load_pipeline(str(table.folder / "lambda_10" / "pipeline"), None, None, "float32"), sampler="ddim"
     )
     concept = find_concept("0", "noise")
-    exam = examination(judge, concept, labelled_classes(judge, family.labels), 6, 2, 0, table.seed)
+    own = ClassifierJudge(judge, *judge.require_class(["0"]))
+    exam = examination(own, concept, labelled_classes(own, family.labels), 6, 2, 0, table.seed)
     guidance = family_defaults("ClassConditionalPipeline")["guidance_scale"]
     images = torch.cat(
         [
             family.decode(family.draw([r.condition], [r.seed], guidance, 2))
-            for r in exam.concept.requests + exam.retained.requests
+            for r in exam["concept"].requests + exam["retained"].requests
         ]
     )
     probability = judge.probabilities(images[:6])["digit"][:, 0].mean().item()
     assert found["by_classifier"][table.classifiers[0]]["concept_probability"] == pytest.approx(probability, rel=1e-3)
     right = [
         judge.probabilities(image[None])["digit"].argmax(1).item() == int(request.condition.text)
-        for image, request in zip(images[6:], exam.retained.requests, strict=True)
+        for image, request in zip(images[6:], exam["retained"].requests, strict=True)
     ]
     accuracy = found["by_classifier"][table.classifiers[0]]["retained_accuracy"]
     assert accuracy == pytest.approx(sum(right) / 18)
