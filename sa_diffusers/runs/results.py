@@ -115,10 +115,10 @@ def _settings(context: RunContext) -> dict[str, Any]:
 
 
 def _notes(context: RunContext) -> list[str]:
-    folder, kind = context.folder, type(context.family.pipeline).__name__
+    folder, dtype, kind = context.folder, context.options.dtype, type(context.family.pipeline).__name__
     notes = [
         "Suppressed, not proven erased: whoever has the weights may train or attack the concept back.",
-        f"The pipeline lies in {folder / 'pipeline'}, a {kind}.",
+        f"The pipeline lies in {folder / 'pipeline'}: {kind}.from_pretrained(..., dtype=torch.{dtype}).",
     ]
     if context.options.lora_rank:
         notes.append(f"The adapter alone lies in {folder / 'lora'}; the pipeline has it fused in.")

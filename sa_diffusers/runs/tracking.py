@@ -1,12 +1,15 @@
 """What a run shows on its way: pictures, what the classifier reads in them, pipelines that training passes through."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.evaluation.drawing import draw_sets
 from sa_diffusers.evaluation.forgetting import measure, spread_rows
+from sa_diffusers.evaluation.prompt_sets import PromptSet
 from sa_diffusers.families import Family
 from sa_diffusers.io.loading import copy_pipeline, save_pipeline
 from sa_diffusers.io.processes import process_state
@@ -30,7 +33,7 @@ def tracker(context: RunContext) -> Callable[[int, dict], bool] | None:
         return None
     half = max(1, config.track_images // 2)
     asked = {name: inputs.sets[name] for name in ("concept", "retained")}
-    sets = {name: part.take(spread_rows(len(part), half)) for name, part in asked.items()}
+    sets = {name: _tracked(part, half) for name, part in asked.items()}
 
     def track(step: int, row: dict) -> bool:
         if step in config.snapshot_steps and process_state().is_main_process:
@@ -39,7 +42,7 @@ def tracker(context: RunContext) -> Callable[[int, dict], bool] | None:
             return False
         pictures = draw_sets(family, sets, config.judged)
         for judge in list(inputs.judges.values())[:1]:
-            values, _ = measure(judge, sets, pictures, by_prompt=family.labels is None)
+            values, _ = measure(judge, sets, pictures)
             row |= {key: values[key] for key in TRACKED}
         sheet = torch.cat([part.images(range(len(part))) for part in pictures.values() if len(part)])
         save_contact_sheet(sheet[:64], output_dir / "progress" / f"step_{step:06d}.png")
@@ -56,3 +59,13 @@ def save_snapshot(family: Family, config: RunOptions, folder: Path) -> None:
         fuse_lora(module)
     save_pipeline(passing, folder, module, config.dtype, config.save_variant)
     module.to("cpu")  # it and its autocast forward pass hold each other, and the device has no room for that
+
+
+def _tracked(prompts: PromptSet, count: int) -> PromptSet:
+    """`count` of them spread evenly, so that every retained class is among them, from seeds of their own.
+
+    The run ends when these pictures say so: those of the examination must not have chosen what they judge.
+    """
+    part = prompts.take(spread_rows(len(prompts), count))
+    requests = [replace(request, seed=derive_seed(request.seed, "tracked")) for request in part.requests]
+    return replace(part, requests=requests)
