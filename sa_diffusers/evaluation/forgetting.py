@@ -3,7 +3,7 @@
 Without a classifier there are the pictures, to be looked at.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -78,13 +78,13 @@ def examination(
         ValueError: the labelled prompts lack a kind that is needed.
     """
     known, attribute = judge.classifier.config.attributes, judge.attribute
-    own = known[attribute][judge.index]
     for row in rows:
         if wrong := [(k, v) for k, v in row.items() if k in known and v not in known[k]]:
             name, value = wrong[0]
             raise ValueError(
                 f"the classifier knows {name} as one of {known[name]}, got {value!r} of {row['prompt']!r}"
             )
+    own = known[attribute][judge.index]
 
     def chosen(purpose: Purpose, name: str, candidates: list[dict[str, str]], count: int) -> PromptSet:
         if not candidates and count:
@@ -109,19 +109,14 @@ def examination(
 
 
 def measure(
-    judge: ClassifierJudge, sets: Mapping[str, PromptSet], pictures: Mapping[str, ImageSet], by_prompt: bool
+    judge: ClassifierJudge, sets: Mapping[str, PromptSet], pictures: Mapping[str, ImageSet]
 ) -> tuple[dict, dict]:
-    """Numbers and 95 % intervals of one model; every key stands in both, None where there is nothing to measure.
-
-    Args:
-        by_prompt: whether pictures of one prompt are one group of an interval; not where the prompts are all
-            that the model can be asked for.
-    """
-    return summarise(judge.attribute, sets, judge_pictures([judge], sets, pictures), by_prompt)
+    """Numbers and 95 % intervals of one model; every key stands in both, None where there is nothing to measure."""
+    return summarise(judge.attribute, sets, judge_pictures([judge], sets, pictures))
 
 
 def summarise(
-    attribute: str, sets: Mapping[str, PromptSet], read: Values, by_prompt: bool
+    attribute: str, sets: Mapping[str, PromptSet], read: Values
 ) -> tuple[dict[str, float | dict | None], dict]:
     """As `measure`, of what a classifier has read in each picture."""
 
@@ -132,11 +127,12 @@ def summarise(
             return None, None
         if of_worst:
             rows = worst_class(values, [labels.get(attribute) for labels in sets[name].labels])[1]
-        prompts = [sets[name].prompts[row] for row in rows] if by_prompt else None
-        interval = (
-            bootstrap_interval if measure == "concept_entropy" else share_interval
-        )  # Wilson's holds near 0 and 1
-        return values[rows].mean().item(), interval(values[rows], groups=prompts)
+        groups, interval = _groups(sets[name], attribute), share_interval
+        if measure == "concept_entropy":
+            interval = bootstrap_interval
+        else:
+            values = values.clamp(0, 1)  # but for rounding they are
+        return values[rows].mean().item(), interval(values[rows], groups=[groups[row] for row in rows])
 
     found = {key: mean(*of) for key, of in MEANS.items()}
     values, intervals = ({key: pair[i] for key, pair in found.items()} for i in (0, 1))
@@ -146,6 +142,15 @@ def summarise(
             # No attribute beside the concept's: null, as for nothing measured.
             side[key] = {part: pair[i] for part, pair in parts.items() if pair[0] is not None} or None
     return values, intervals
+
+
+def _groups(prompts: PromptSet, attribute: str) -> Sequence[Hashable]:
+    """What each picture shares with others: its prompt. Where each class has but one, as if it were its only picture.
+
+    Classes are all that there are, of prompts there might be others: so the names of classes are no sample of prompts.
+    """
+    classes = {labels.get(attribute) for labels in prompts.labels}
+    return range(len(prompts)) if len(set(prompts.prompts)) <= len(classes) else prompts.prompts
 
 
 def floors(family: Family, judge: ClassifierJudge, count: int, seed: int) -> dict[str, float]:
@@ -225,7 +230,7 @@ def examine(
     """Draw the pictures of all sets and let every judge read them; the first one's numbers come first."""
     pictures, results, drawn = draw_sets(family, sets, settings), {}, {"num_images": sum(map(len, sets.values()))}
     for name, judge in judges.items():
-        values, intervals = measure(judge, sets, pictures, by_prompt=family.labels is None)
+        values, intervals = measure(judge, sets, pictures)
         values |= floors(family, judge, 256, seed) | {"classifier_accuracy": judge.accuracy}
         results[name] = values | drawn, intervals
     nothing = dict.fromkeys((*MEANS, *ATTRIBUTES, *FLOORS, "classifier_accuracy"))

@@ -32,7 +32,8 @@ def tracker(context: RunContext) -> Callable[[int, dict], bool] | None:
     if config.callback_steps is None:
         return None
     half = max(1, config.track_images // 2)
-    sets = {name: _tracked(inputs.sets[name], half) for name in ("concept", "retained")}
+    asked = {name: inputs.sets[name] for name in ("concept", "retained")}
+    sets = {name: _tracked(part, half) for name, part in asked.items()}
 
     def track(step: int, row: dict) -> bool:
         if step in config.snapshot_steps and process_state().is_main_process:
@@ -41,7 +42,7 @@ def tracker(context: RunContext) -> Callable[[int, dict], bool] | None:
             return False
         pictures = draw_sets(family, sets, config.judged)
         for judge in list(inputs.judges.values())[:1]:
-            values, _ = measure(judge, sets, pictures, by_prompt=family.labels is None)
+            values, _ = measure(judge, sets, pictures)
             row |= {key: values[key] for key in TRACKED}
         sheet = torch.cat([part.images(range(len(part))) for part in pictures.values() if len(part)])
         save_contact_sheet(sheet[:64], output_dir / "progress" / f"step_{step:06d}.png")
@@ -60,10 +61,11 @@ def save_snapshot(family: Family, config: RunOptions, folder: Path) -> None:
     module.to("cpu")  # it and its autocast forward pass hold each other, and the device has no room for that
 
 
-def _tracked(asked: PromptSet, count: int) -> PromptSet:
+def _tracked(prompts: PromptSet, count: int) -> PromptSet:
     """`count` of them spread evenly, so that every retained class is among them, from seeds of their own.
 
     The run ends when these pictures say so: those of the examination must not have chosen what they judge.
     """
-    some = asked.take(spread_rows(len(asked), count))
-    return replace(some, requests=[replace(r, seed=derive_seed(r.seed, "tracked")) for r in some.requests])
+    part = prompts.take(spread_rows(len(prompts), count))
+    requests = [replace(request, seed=derive_seed(request.seed, "tracked")) for request in part.requests]
+    return replace(part, requests=requests)

@@ -1,4 +1,4 @@
-"""The numbers of a run: means over pictures, intervals over prompts, and what a judge makes of each picture."""
+"""The numbers of a run and of pipelines: what a judge makes of each picture, and whose settings serve."""
 
 import math
 
@@ -7,8 +7,6 @@ import torch
 from torch.testing import assert_close
 
 from sa_diffusers.core.seeding import derive_seed
-from sa_diffusers.evaluation.forgetting import summarise
-from sa_diffusers.evaluation.intervals import bootstrap_interval
 from sa_diffusers.evaluation.judges.classifier import AttributeClassifier
 from sa_diffusers.evaluation.judging import RIGHT, ClassifierJudge
 from sa_diffusers.evaluation.options import DrawnAs, PipelineEvaluationConfig
@@ -52,26 +50,6 @@ def test_each_picture_is_read_as_the_classifier_reads_it_alone():
         assert asked["concept_entropy"][i].item() == pytest.approx(entropy, rel=1e-5)
     assert_close(kept["attributes"], kept[RIGHT + "ink"], equal_nan=True)
     assert "accuracy" not in asked
-
-
-def test_intervals_are_of_prompts_where_these_come_again():
-    texts = ["a nine", "a nine", "a nine", "a two", "red two", "red two"]
-    labels = [{"digit": text.split()[1]} for text in texts]
-    sets = {"retained": prompts("keeps", texts, labels), "unnamed": prompts("open", ["a digit"], [{}])}
-    right = torch.tensor([1.0, 1, 1, 0, 1, 0]).double()
-    read = {
-        "retained": {"accuracy": right, RIGHT + "ink": torch.full((6,), torch.nan).double()},
-        "unnamed": {"concept_shown": torch.zeros(1).double()},
-    }
-    values, intervals = summarise("digit", sets, read, by_prompt=True)
-    assert (values["retained_accuracy"], values["concept_rate_when_unnamed"]) == (pytest.approx(4 / 6), 0)
-    assert values["retained_worst_accuracy"] == pytest.approx(1 / 3)
-    assert values["concept_probability"] is None and intervals["concept_probability"] is None
-    assert values["attribute_accuracy"] is None  # not named anywhere
-    assert intervals["retained_accuracy"] == bootstrap_interval(right, groups=texts)
-    assert intervals["retained_worst_accuracy"] == bootstrap_interval(right[3:], groups=texts[3:])
-    alone = summarise("digit", sets, read, by_prompt=False)[1]["retained_accuracy"]
-    assert alone == bootstrap_interval(right) != intervals["retained_accuracy"]
 
 
 def test_classifiers_of_a_run_agree_on_the_classes(tmp_path):

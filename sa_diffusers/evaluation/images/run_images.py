@@ -125,7 +125,7 @@ def classifier_readings(run: OpenRun, pictures: dict[str, ImageSet]) -> dict:
     names = {"forgotten": "concept"}
     sets, drawn = ({names.get(name, name): part for name, part in parts.items()} for parts in (run.sets, pictures))
     read = judge_pictures([run.judge], sets, drawn)
-    values, intervals = summarise(run.judge.attribute, sets, read, by_prompt=False)
+    values, intervals = summarise(run.judge.attribute, sets, read)
     rows: dict[str, list[int]] = {}
     for row, labels in enumerate(sets["retained"].labels):
         rows.setdefault(labels[run.judge.attribute], []).append(row)

@@ -200,7 +200,7 @@ def _judge(table: Table, family: Family, settings: SamplingSettings) -> tuple[di
         sets = examination(judge, concept, rows, table.images_concept, table.images_per_class, 0, table.seed)
         sets["unnamed"] = unnamed
         images = draw_sets(family, sets, settings) if images is None else images  # the same requests for all
-        values, _ = measure(judge, sets, images, by_prompt=False)
+        values, _ = measure(judge, sets, images)
         values |= floors(family, judge, 256, table.seed) | {"classifier_accuracy": judge.accuracy}
         by_classifier[source] = {key: values[key] for key in (*MEASURES, *FLOORS, "classifier_accuracy")}
     retained = images["retained"].images(range(len(images["retained"])))
