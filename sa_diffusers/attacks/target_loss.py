@@ -19,7 +19,7 @@ from sa_diffusers.models.precision import autocast_forward, kept_state, on_devic
 NUM_FIXED = 64  # (latent, template, noise, timestep) on which all candidates of an attack are compared
 
 
-@dataclass(frozen=True)
+@dataclass
 class AttackSettings(Options):
     """How an attack searches. Raises ValueError for a number out of range."""
 
