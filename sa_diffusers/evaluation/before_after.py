@@ -11,7 +11,7 @@ from sa_diffusers.data.sampling import Request, SamplingSettings
 from sa_diffusers.evaluation.forgetting import FLOORS, METRICS, Examination, JudgedSet, draw_sets, floors, measure
 from sa_diffusers.evaluation.judges.classifier import ImageClassifier
 from sa_diffusers.families import Family
-from sa_diffusers.io.atomic_files import load_tensors, save_tensors
+from sa_diffusers.io.atomic_files import explain_read_errors, load_tensors, save_tensors
 from sa_diffusers.report.pictures import to_pil, to_uint8
 
 
@@ -51,8 +51,10 @@ class Findings:
 
     @classmethod
     def load(cls, path: Path) -> "Findings":
+        """Read a file written by `save`. Raises DamagedFile."""
         tensors, notes = load_tensors(path)
-        return cls(**tensors, **notes["findings"])
+        with explain_read_errors(path):
+            return cls(**tensors, **notes["findings"])
 
 
 def judge(

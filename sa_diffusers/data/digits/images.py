@@ -60,7 +60,7 @@ def load_strokes(data_dir: str, split: str, cache_dir: Path, seed: int = 0) -> t
 
     cache = cache_dir / f"strokes_{split}_{seed}.safetensors"
     if cache.exists():
-        stored, _ = load_tensors(cache)
+        stored, _ = load_tensors(cache, "coverage", "label")
         return stored["coverage"], stored["label"]
     data = load_dataset(data_dir, split=split)
     missing = {"image", "label"} - set(data.column_names)

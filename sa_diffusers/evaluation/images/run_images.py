@@ -1,6 +1,5 @@
 """Draw the images that a run is judged by, and let a classifier read them class by class."""
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -56,7 +55,7 @@ def read_run(
     values = family_defaults(read_model_index(str(folder / "pipeline"))["_class_name"])
     values |= read_run_options(folder) | {"concept": None}
     if (folder / "metrics.json").exists():  # written last: before that the concept has not been forgotten
-        values["concept"] = json.loads((folder / "metrics.json").read_text()).get("concept")
+        values["concept"] = read_json(folder / "metrics.json")["concept"]
     if settings_of is not None:
         other = read_run(settings_of)
         values |= {name: getattr(other, name) for name in DRAWING}

@@ -8,7 +8,7 @@ from sa_diffusers.data.sharing import load_fisher
 from sa_diffusers.io.artifacts import fingerprint
 from sa_diffusers.io.atomic_files import atomic_path
 from sa_diffusers.io.hub import provenance
-from sa_diffusers.io.processes import process_state
+from sa_diffusers.io.processes import process_state, say
 from sa_diffusers.io.stages import Artifact, Stage
 from sa_diffusers.runs.context import RunContext
 from sa_diffusers.runs.stages.fisher_sums import estimate_sums
@@ -23,6 +23,7 @@ class FisherStage(Stage[Fisher]):
 
     name = counts_as = "fisher"
     inputs, fields = (SamplesStage.name,), ("fisher_terms", "seed", "paper_quirks")
+    leaves = ("fisher.safetensors",)
 
     def content(self, context: RunContext) -> dict:
         return context.computed_in | belongs_to(context) | {"num_samples": self._count(context)}
@@ -33,7 +34,10 @@ class FisherStage(Stage[Fisher]):
             return None
         fisher = load_fisher(context.options.fisher)
         fisher.check(**belongs_to(context), paper_quirks=", ".join(context.options.paper_quirks) or None)
-        return Artifact(fisher, fingerprint(fisher.metadata))
+        return Artifact(fisher, fingerprint(fisher.metadata), fisher.metadata)
+
+    def info(self, result: Fisher) -> dict:
+        return result.metadata
 
     def compute(self, context: RunContext) -> Fisher:
         folder, count = self.workspace(context), self._count(context)
@@ -46,7 +50,7 @@ class FisherStage(Stage[Fisher]):
                 fisher.save(temporary)
             error = fisher.metadata["total_relative_error"]
             if error is not None:
-                print(f"fisher: its sum over all weights is known to {error:.1%} (standard error, {count} samples)")
+                say(f"fisher: its sum over all weights is known to {error:.1%} (standard error, {count} samples)")
         remove_parts(folder)
         return fisher
 

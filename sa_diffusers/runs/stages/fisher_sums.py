@@ -14,8 +14,8 @@ from sa_diffusers.core.fisher_linear import estimate_linear_fisher, is_linear
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.families import Family
-from sa_diffusers.io.atomic_files import load_tensors, save_tensors
-from sa_diffusers.io.processes import process_state
+from sa_diffusers.io.atomic_files import explain_read_errors, load_tensors, save_tensors
+from sa_diffusers.io.processes import process_state, progress_bar
 from sa_diffusers.models.precision import autocast_forward, free_memory
 from sa_diffusers.runs.options import RunOptions
 from sa_diffusers.runs.paper_quirks import FisherLabelDropout, quirky_fisher_batch
@@ -35,9 +35,7 @@ def estimate_sums(family: Family, options: RunOptions, samples: SampleSet, count
     mine = [index for index in range(state.process_index, count, state.num_processes)]
     left = [index for index in mine if index not in sums.unbiased]
     block = max(1, -(-len(mine) // FISHER_SAVES))
-    progress = tqdm(
-        total=len(mine), initial=len(mine) - len(left), desc="fisher", disable=not state.is_main_process, mininterval=1
-    )
+    progress = progress_bar(total=len(mine), initial=len(mine) - len(left), desc="fisher")
     with _differentiable(family, options.gradient_checkpointing):
         for start in range(0, max(len(left), 1), block):  # once at least: a process without samples adds zeros
             _add(family, options, samples, left[start : start + block], sums, progress)
@@ -120,6 +118,7 @@ def _save_sums(sums: FisherSums, path: Path) -> None:
 
 def _load_sums(path: Path, device: torch.device) -> FisherSums:
     tensors, notes = load_tensors(path)
-    square, rest = {name: tensor.to(device) for name, tensor in tensors.items()}, notes["rest"]
-    totals = {name: tuple(pair) for name, pair in rest["totals"].items()}
-    return FisherSums(square, totals, dict(rest["unbiased"]), rest["ratio"])
+    with explain_read_errors(path):
+        square, rest = {name: tensor.to(device) for name, tensor in tensors.items()}, notes["rest"]
+        totals = {name: tuple(pair) for name, pair in rest["totals"].items()}
+        return FisherSums(square, totals, dict(rest["unbiased"]), rest["ratio"])
