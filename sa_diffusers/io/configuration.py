@@ -4,13 +4,15 @@ import dataclasses
 import difflib
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from os.path import expanduser
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
 from sa_diffusers.io.bundled import resolve
+from sa_diffusers.io.model_names import base_name
 
 
 ConfigT = TypeVar("ConfigT")
@@ -86,9 +88,37 @@ def config_from_dict(cls: type[ConfigT], values: dict[str, Any]) -> ConfigT:
 
 
 def config_to_yaml(config: Any, path: str | Path) -> None:
-    """Write every field of a configuration dataclass to a YAML file; `parse_config` reads it back as an equal one."""
+    """Write every field of a configuration dataclass to a YAML file; `parse_config` reads it back as an equal one.
+
+    The user's own folder is written as "~".
+    """
+    home = f"{Path.home()}/"
     values = {name: getattr(config, name) for name in _init_fields(type(config))}
+    values = _each(values, lambda text: f"~/{text.removeprefix(home)}" if text.startswith(home) else text)
     Path(path).write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=119), encoding="utf-8")
+
+
+def read_yaml(path: Path) -> Any:
+    """What a YAML file holds, with the user's folder for "~/"; {} where it is empty. Raises ValueError."""
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+    return {} if found is None else _each(found, lambda text: expanduser(text) if text.startswith("~/") else text)
+
+
+def _each(value: Any, change: Callable[[str], str]) -> Any:
+    """`value` with every string in it changed, names of options apart."""
+    if isinstance(value, dict):
+        return {name: _each(part, change) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_each(part, change) for part in value]
+    return change(value) if isinstance(value, str) else value
+
+
+def public_values(value: Any) -> Any:
+    """A configuration as others may read it: of a path outside the working directory its last part alone."""
+    return _each(value, lambda text: base_name(text) if text.startswith(("/", "~/", "../")) else text)
 
 
 def read_values(cls: type, source: str) -> dict[str, Any]:
@@ -96,13 +126,11 @@ def read_values(cls: type, source: str) -> dict[str, Any]:
     if source.startswith("bundled/") and not source.endswith(".yaml"):
         source = f"bundled/configs/{source.removeprefix('bundled/')}.yaml"
     try:
-        values = yaml.safe_load(Path(resolve(source)).read_text(encoding="utf-8"))
+        values = read_yaml(Path(resolve(source)))
     except OSError as error:
         raise ValueError(f"--config: cannot read {source}: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ValueError(f"--config: {source} is not valid YAML: {error}") from error
-    if values is None:  # an empty file
-        return {}
     if not isinstance(values, dict):
         raise ValueError(f"{source}: expected lines of `option: value`, got {_show(values)}")
     return check_values(cls, values, source=source)

@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -10,7 +11,6 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-import yaml
 from diffusers import DiffusionPipeline
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -18,9 +18,12 @@ from transformers import PreTrainedTokenizerBase
 
 from sa_diffusers.families import own_pipeline_classes
 from sa_diffusers.io.artifacts import hash_tensors
-from sa_diffusers.io.atomic_files import atomic_path
+from sa_diffusers.io.atomic_files import atomic_path, explain_read_errors
 from sa_diffusers.io.bundled import resolve
+from sa_diffusers.io.configuration import read_yaml
+from sa_diffusers.io.forgotten import write_forgotten
 from sa_diffusers.io.hub import ModelLoadError, explain_load_errors
+from sa_diffusers.io.model_names import is_on_hub
 from sa_diffusers.io.processes import process_state
 
 
@@ -56,7 +59,8 @@ def read_tokenizer(source: str) -> PreTrainedTokenizerBase | None:
 def read_run_options(run: Path) -> dict[str, Any]:
     """What the config.yaml in a run's folder says; {} where there is none."""
     path = run / "config.yaml"
-    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
+    with explain_read_errors(path):
+        return dict(read_yaml(path)) if path.is_file() else {}
 
 
 def load_pipeline(model: str, revision: str | None, variant: str | None, dtype: str) -> DiffusionPipeline:
@@ -71,6 +75,8 @@ def load_pipeline(model: str, revision: str | None, variant: str | None, dtype: 
     """
     source = resolve(model)
     cls = own_pipeline_classes().get(read_model_index(model, revision)["_class_name"], DiffusionPipeline)
+    if Path(source).is_dir():
+        check_files(source, variant)
     with explain_load_errors(source):
         pipeline = cls.from_pretrained(
             source, revision=revision, variant=variant, dtype=getattr(torch, dtype), low_cpu_mem_usage=False
@@ -97,7 +103,12 @@ def pipeline_hashes(pipeline: DiffusionPipeline) -> dict[str, str]:
 
 
 def save_pipeline(
-    pipeline: DiffusionPipeline, path: Path, module: nn.Module, dtype: str, variant: str | None = None
+    pipeline: DiffusionPipeline,
+    path: Path,
+    module: nn.Module,
+    dtype: str,
+    variant: str | None = None,
+    forgotten: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Save atomically, the trained module in `dtype` like the rest; it stays float32 in memory.
 
@@ -105,6 +116,7 @@ def save_pipeline(
         variant: "fp16" writes every part a second time, in float16, as `*.fp16.safetensors` beside the files in
             `dtype`: `from_pretrained(path)` reads those, `from_pretrained(path, variant="fp16", dtype=torch.float16)`
             the smaller ones.
+        forgotten: what the pipeline has forgotten, as `write_forgotten` takes it; the last without hashes after.
 
     Raises:
         ValueError: another variant.
@@ -116,11 +128,25 @@ def save_pipeline(
             if dtype != "float32":
                 module.to(getattr(torch, dtype))
             pipeline.save_pretrained(temporary)
+            _remove_paths(temporary)
             if variant:
                 add_variant(pipeline, temporary, variant)
+            if forgotten:
+                name = next(name for name, part in pipeline.components.items() if part is module)
+                after = {**forgotten[-1]["before"], name: model_hash(module)}
+                write_forgotten(temporary, [*forgotten[:-1], {**forgotten[-1], "after": after}])
     finally:
         if dtype != "float32":
             module.to(torch.float32)
+
+
+def _remove_paths(folder: Path) -> None:
+    """Take out of configurations where on this machine their parts were loaded from, which diffusers writes there."""
+    for path in folder.rglob("*.json"):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if "_name_or_path" in config and not is_on_hub(str(config["_name_or_path"])):
+            del config["_name_or_path"]
+            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def add_variant(pipeline: DiffusionPipeline, folder: Path, variant: str) -> None:

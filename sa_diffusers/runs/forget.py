@@ -15,12 +15,13 @@ from torch import nn
 from sa_diffusers import methods
 from sa_diffusers.families import Family, family_defaults, get_family
 from sa_diffusers.io.artifacts import RunLock
-from sa_diffusers.io.atomic_files import atomic_path
+from sa_diffusers.io.atomic_files import DiskFull, atomic_path
 from sa_diffusers.io.configuration import config_from_dict, config_to_yaml, layered
+from sa_diffusers.io.forgotten import read_forgotten
 from sa_diffusers.io.hub import check_push, push_folder
 from sa_diffusers.io.loading import copy_pipeline, load_pipeline, pipeline_hashes, read_model_index
 from sa_diffusers.io.model_names import base_name
-from sa_diffusers.io.processes import process_state
+from sa_diffusers.io.processes import process_state, quiet, say
 from sa_diffusers.io.stages import Artifact, Stages, content_fingerprint
 from sa_diffusers.models.precision import compute_dtype, in_main_memory, on_device
 from sa_diffusers.runs import options as run_options
@@ -50,6 +51,7 @@ def forget(
     surrogate: str | None = None,
     *,
     inplace: bool = False,
+    progress: bool = True,
     output_dir: str | Path | None = None,
     **options: Any,
 ) -> DiffusionPipeline:
@@ -60,12 +62,14 @@ def forget(
         concept: one or several phrasings of the concept, separated by commas.
         surrogate: what takes its place: a prompt, a folder of images, or "noise". None: looked up, for known concepts.
         inplace: change the given pipeline's weights instead of a copy's.
+        progress: whether to print the plan and bars.
         output_dir: keeps samples, Fisher, report, ...; and resumes from them. None: a temporary folder.
         options: any field of `ForgetConfig`.
 
     Returns:
         A pipeline of the same class, or of the method's where that leaves the weights as they are ("sld-*": a pipeline
-        that is led away while it draws). Everything but the trained module is shared with the given one.
+        that is led away while it draws). Everything but the trained module is shared with the given one. It has two
+        attributes more: `metrics`, what metrics.json holds, and `forgotten`, what `forgotten.json` says of it.
 
     Raises:
         TypeError: no pipeline of a class that is handled.
@@ -86,13 +90,16 @@ def forget(
     config.model = pipeline.name_or_path or type(pipeline).__name__
     config.dtype = str(modules[component].dtype).removeprefix("torch.")
     folder = tempfile.TemporaryDirectory(prefix="sa_diffusers_") if output_dir is None else nullcontext(output_dir)
-    with folder as path:
+    copied = copy_pipeline(pipeline, component)
+    copied.forgotten = read_forgotten(pipeline)
+    with folder as path, quiet(not progress):
         config.output_dir = str(path)
-        forgotten = run_forgetting(config, copy_pipeline(pipeline, component)).pipeline
+        forgotten = run_forgetting(config, copied).pipeline
     if not inplace:
         return forgotten
     # Only now, so that a run that fails leaves the caller's pipeline as it was.
     modules[component].load_state_dict(getattr(forgotten, component).state_dict())
+    pipeline.metrics, pipeline.forgotten = forgotten.metrics, forgotten.forgotten
     return pipeline
 
 
@@ -125,18 +132,19 @@ def run_forgetting(config: RunOptions, pipeline: DiffusionPipeline | None = None
         outcome = _run(options, pipeline, inputs, output_dir)
         if options.push_to_hub and state.is_main_process:
             folder = output_dir / ("lora" if options.lora_rank else "pipeline")
-            print(f"pushed to {push_folder(folder, hub_id, private=options.hub_private)}")
+            say(f"pushed to {push_folder(folder, hub_id, private=options.hub_private)}")
     return outcome
 
 
 def _run(options: RunOptions, pipeline: DiffusionPipeline | None, inputs: Inputs, output_dir: Path) -> Outcome:
+    earlier = read_forgotten(pipeline or options.model, options.revision)
     pipeline = pipeline or load_pipeline(options.model, options.revision, options.variant, options.dtype)
     # A caller's pipeline may lie anywhere, and accelerate trains where it chooses.
     with on_device(getattr(pipeline, get_family(pipeline).component), process_state().device):
         family = get_family(pipeline, sampler=options.sampler, compute_dtype=compute_dtype(options.mixed_precision))
         for classifier in inputs.classifiers.values():
             classifier.require_size(family.resolution)
-        context = RunContext(options, inputs, family, output_dir)
+        context = RunContext(options, inputs, family, output_dir, forgotten=earlier)
         check_run(context)
         with _prepared(family, options):
             context.artifacts |= {
@@ -152,17 +160,32 @@ def _run_stages(context: RunContext) -> Outcome:
     stages = Stages(stages_of(context), context, context.options.overwrite)
     main = process_state().is_main_process
     if main:
-        with atomic_path(context.folder / "config.yaml") as temporary:  # only now that no stage has refused it
-            config_to_yaml(context.options, temporary)
-        print(announce(context, stages), flush=True)
+        plan = announce(context, stages)
+        with _room_to_look(stages), atomic_path(context.folder / "config.yaml") as temporary:
+            config_to_yaml(context.options, temporary)  # only now that no stage has refused it
+        say("\n".join([plan, *([context.warning] if context.warning else [])]))
     for stage in stages.stages:
         if stage.name == "train":
             context.family = context.method.wrap(context)
         stages.run(stage)
     metrics = combine(context, stages)
     if main:
-        write_results(context, metrics)
-    return Outcome(context.family.pipeline, metrics, context.folder)
+        with _room_to_look(stages):
+            write_results(context, metrics)
+    pipeline = context.family.pipeline
+    pipeline.metrics, pipeline.forgotten = metrics, read_forgotten(str(context.folder / "pipeline"))
+    return Outcome(pipeline, metrics, context.folder)
+
+
+@contextmanager
+def _room_to_look(stages: Stages) -> Iterator[None]:
+    """Let a finished run be looked at on a full disk: what it wrote before is all there, and stays as it was."""
+    try:
+        yield
+    except DiskFull as error:
+        if stages.left:
+            raise
+        say(f"nothing is written again: {error}")
 
 
 @contextmanager

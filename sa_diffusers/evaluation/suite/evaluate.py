@@ -31,6 +31,7 @@ from sa_diffusers.evaluation.suite.sections import figure, sections
 from sa_diffusers.evaluation.suite.subjects import Subject, check_subjects, open_subjects
 from sa_diffusers.io.artifacts import RunLock, check_foreign
 from sa_diffusers.io.atomic_files import check_disk, write_json, write_text
+from sa_diffusers.io.configuration import public_values
 from sa_diffusers.io.processes import process_state
 from sa_diffusers.report.page import write_page
 
@@ -189,17 +190,17 @@ def _write(
             for group, measures in own.items()
         }
         write_json({"prompts": prompts, "values": numbers}, output_dir / name / "values.json")
-    title = f"What is left of “{inputs.concept.name}”"
-    remarks = [*READING, *_judged_by(document["judges"]), *document["notes"]]
+    title, public = f"What is left of “{inputs.concept.name}”", public_values(document)
+    remarks = [*READING, *_judged_by(public["judges"]), *document["notes"]]
     write_text(markdown(found.results, title, [*document["result"], *remarks]), output_dir / "evaluation.md")
     shown = sections(inputs.suite, found.values, config.pictures_shown, document["reference"])
     figure_of = partial(figure, inputs.suite, found.pictures, config.blurred)
     write_page(
-        output_dir / "report.html", "evaluation.html.j2", title=title, found=document, notes=remarks,
+        output_dir / "report.html", "evaluation.html.j2", title=title, found=public, notes=remarks,
         tables=split_tables(found.results, inputs.suite), cell=cell,
         explanations={label: text for label, _, text in MEASURES.values()},
         sections=shown, figure_of=figure_of, blurred=config.blurred,
-        options=json.dumps(document["options"], indent=2, ensure_ascii=False),
+        options=json.dumps(public["options"], indent=2, ensure_ascii=False),
     )  # fmt: skip
     write_json(document, output_dir / "evaluation.json")  # last: it says that all is there
 
