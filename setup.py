@@ -55,7 +55,17 @@ EXTRAS_REQUIRE = {
     "quality": QUALITY,
     "docs": DOCS,
     "digits": DIGITS,  # to redraw MNIST: only for who trains the bundled pipeline or its classifier again
-    "test": ["pytest>=8", "pytest-xdist>=3", "setuptools>=77", "jaxtyping", "beartype", *DIGITS, *NUDITY, *QUALITY],
+    "test": [
+        "pytest>=8",
+        "pytest-xdist>=3",
+        "setuptools>=77",
+        "jaxtyping",
+        "beartype",
+        "hypothesis>=6",
+        *DIGITS,
+        *NUDITY,
+        *QUALITY,
+    ],
     # Never part of `test`: torch-fidelity pulls in torchvision, and a torchvision that does not match the installed
     # torch (as beside a CPU-only build) makes transformers, diffusers, peft and torchmetrics unimportable.
     "fid": ["torch-fidelity>=0.3", "torchmetrics>=1.8"],
