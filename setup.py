@@ -58,10 +58,10 @@ EXTRAS_REQUIRE = {
     "test": [
         "pytest>=8",
         "pytest-xdist>=3",
+        "hypothesis>=6",
         "setuptools>=77",
         "jaxtyping",
         "beartype",
-        "hypothesis>=6",
         *DIGITS,
         *NUDITY,
         *QUALITY,

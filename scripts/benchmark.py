@@ -59,7 +59,7 @@ def run_sizes(args: argparse.Namespace) -> tuple[dict, str]:
     if args.size == "tiny":
         pipeline = load_pipeline(config.model, None, None, "float32")
     elif torch.cuda.is_available():
-        pipeline = build_stable_diffusion("sd14", "cuda", args.seed)
+        pipeline = build_stable_diffusion("cuda", args.seed)
         torch.set_float32_matmul_precision("high")  # TF32, the default of the PyTorch that the authors used
     else:
         raise ValueError("--size sd14 needs a GPU, and there is none; --estimate counts what it would cost")

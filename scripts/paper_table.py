@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from sa_diffusers.cli.parse import friendly_errors
+from sa_diffusers.cli.parse import DEBUG, friendly_errors
 
 
 SCALES = {"digits8x8": ["digits8x8"], "small": ["small"], "full": ["cifar10", "stl10"]}
@@ -106,6 +106,7 @@ def main() -> None:
         table.add_argument("--output_dir", type=Path, default=Path(folder), help="default: %(default)s")
         table.add_argument("--rows", help="names of the rows to make, separated by commas; default: all")
         table.add_argument("--num_threads", type=int, help="CPU threads; default: as the environment says")
+        table.add_argument(DEBUG, action="store_true", help="show the traceback of an error")
     args = parser.parse_args()
     if args.num_threads:
         torch.set_num_threads(args.num_threads)

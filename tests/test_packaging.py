@@ -73,8 +73,7 @@ def test_the_wheel_trains_the_bundled_pipeline_and_its_classifier(wheel, tmp_pat
     code = """
 import os, random, sys, torch, sa_diffusers
 from sa_diffusers.data.digits import ATTRIBUTES, ColoredDigits, fill, held_out_templates
-from sa_diffusers.runs.base.classifier import train_and_save_classifier
-from sa_diffusers.runs.base.classifier_options import ClassifierConfig
+from sa_diffusers.runs.base.classifier import ClassifierConfig, train_and_save_classifier
 from sa_diffusers.runs.base.text_to_image import BaseConfig, train_base
 coverage = torch.randint(256, (20, len(ATTRIBUTES["stroke"]), 32, 32), dtype=torch.uint8)
 digits = ColoredDigits(coverage, torch.arange(20) % 10)

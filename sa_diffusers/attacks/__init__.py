@@ -4,9 +4,8 @@ By vectors in its token space, or by words that anybody can type.
 """
 
 from sa_diffusers.attacks.found import FoundEmbedding, FoundText, draw_found
+from sa_diffusers.attacks.searches import attack_embedding, attack_text
 from sa_diffusers.attacks.target_loss import AttackSettings
-from sa_diffusers.attacks.token_embedding import attack_embedding
-from sa_diffusers.attacks.typed_words import attack_text
 
 
 __all__ = ["AttackSettings", "FoundEmbedding", "FoundText", "attack_embedding", "attack_text", "draw_found"]

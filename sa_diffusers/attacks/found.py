@@ -16,19 +16,16 @@ from sa_diffusers.models.precision import on_device
 
 @dataclass(frozen=True, eq=False)
 class FoundEmbedding:
-    """What `attack_embedding` found.
+    """What `attack_embedding` found: vectors [K, D], float32, on the CPU; in the space of the token table.
 
-    Attributes:
-        vectors: [K, D], float32, on the CPU; in the space of the text encoder's token table.
-        losses: on the fixed set of targets at the start, after every `keep_every` steps, and at the end. The vectors
-            are those of the lowest.
+    Their `losses` are on the fixed set of targets at the start, after every `keep_every` steps, and at the end; the
+    vectors are those of the lowest.
     """
 
     vectors: Tensor
     losses: list[float]
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file, atomically; the losses stand in its header."""
         save_tensors({"vectors": self.vectors}, path, losses=self.losses)
 
     @classmethod
@@ -40,13 +37,9 @@ class FoundEmbedding:
 
 @dataclass(frozen=True)
 class FoundText:
-    """What `attack_text` found.
+    """What `attack_text` found: a text that reads as K `token_ids`, alone and in each of the attack's templates.
 
-    Attributes:
-        text: reads as `token_ids`, alone and in each of the attack's templates.
-        token_ids: K of them, without the special ones.
-        losses: the lowest so far on the fixed set of targets: at the start, after every `keep_every` steps, at the
-            end.
+    Its `losses` are the lowest so far, at the times of `FoundEmbedding`'s.
     """
 
     text: str
@@ -54,7 +47,6 @@ class FoundText:
     losses: list[float]
 
     def save(self, path: str | Path) -> None:
-        """Write JSON, atomically."""
         write_json(asdict(self), path)
 
     @classmethod

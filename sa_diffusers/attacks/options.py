@@ -3,18 +3,14 @@
 from dataclasses import MISSING, dataclass
 from typing import Literal
 
-from sa_diffusers.core.concepts import mentions
+from sa_diffusers.core.concepts import mentions, split_phrasings
 from sa_diffusers.evaluation.suite.options import EXPLICIT
 from sa_diffusers.io.configuration import Options, option
 
 
 @dataclass
 class AttackConfig(Options):
-    """What to attack, with what, and how to judge it.
-
-    Raises:
-        ValueError: options that cannot work, before anything is loaded.
-    """
+    """What to attack, with what, and how to judge it. Raises ValueError: options that cannot work."""
 
     forgotten: str = option(
         MISSING,
@@ -68,6 +64,7 @@ class AttackConfig(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        split_phrasings(self.concept)
         if self.initial is not None and not self.initial.strip():
             raise ValueError("expected --initial with words to start from, got none; omit it for the default")
         wrong = [template for template in self.templates if "{}" not in template]

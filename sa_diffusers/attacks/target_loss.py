@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from sa_diffusers.attacks.template_encoder import TemplateEncoder
 from sa_diffusers.core.batches import Batch
@@ -21,11 +21,7 @@ NUM_FIXED = 64  # (latent, template, noise, timestep) on which all candidates of
 
 @dataclass(frozen=True)
 class AttackSettings(Options):
-    """How an attack searches. Raises ValueError for a number out of range.
-
-    The learning rate is a share, since token tables of different models differ in scale, and Adam moves every entry by
-    about its rate a step.
-    """
+    """How an attack searches. Raises ValueError for a number out of range."""
 
     num_tokens: int = option(1, "K, the vectors or tokens that take the concept's place.", least=1)
     steps: int = option(200, "Steps of Adam.", least=1)
@@ -37,19 +33,12 @@ class AttackSettings(Options):
 
     def optimizer(self, vectors: Tensor, table: Tensor) -> torch.optim.Adam:
         """Adam for vectors [K, D] in the space of a token table [V, D]."""
-        scale = table.float().square().mean().sqrt().item()
+        scale = table.float().square().mean().sqrt().item()  # models differ in it, and Adam moves by its rate a step
         return torch.optim.Adam([vectors], lr=self.learning_rate * scale)
 
 
 class TargetLoss:
-    """The denoising loss on target latents under filled templates; no guidance, as in training.
-
-    Args:
-        family: of the model under attack, within `frozen_model`.
-        encoder: of the templates.
-        latents: targets [N, C, h, w].
-        settings: its batch_size and seed.
-    """
+    """The denoising loss on target latents [N, C, h, w] under filled templates, within `frozen_model`; no guidance."""
 
     def __init__(self, family: Family, encoder: TemplateEncoder, latents: Tensor, settings: AttackSettings):
         self.family, self.encoder, self.latents = family, encoder, latents
@@ -71,10 +60,7 @@ class TargetLoss:
 
     @torch.no_grad()
     def fixed_parts(self, vectors: Tensor, rival: Sequence[float] = ()) -> list[float]:
-        """The means over 16 of them each. It ends early, with fewer parts, where their sum exceeds that of a rival.
-
-        This is a race: vectors with bad luck in the first parts are out, though all parts might put them ahead.
-        """
+        """The means over 16 of them each; a race, which ends early, with fewer parts, above a rival's sum."""
         parts: list[float] = []
         for start in range(0, NUM_FIXED, 16):
             if rival and sum(parts) > sum(rival[: len(parts)]):
@@ -100,12 +86,7 @@ class TargetLoss:
 def prepare(
     family: Family, latents: Tensor, templates: Sequence[str], concept_words: Sequence[str], settings: AttackSettings
 ) -> TargetLoss:
-    """The loss that an attack of these arguments minimises; see `attack_embedding`.
-
-    Raises:
-        TypeError: a model that reads no embeddings of tokens.
-        ValueError: latents of another shape, no words, or templates that cannot hold the vectors.
-    """
+    """The loss that an attack of these arguments minimises; raises as `attack_embedding`."""
     if not family.can("token_embedding"):
         raise TypeError(f"expected a text-to-image model, whose prompts are free text, got a {type(family).__name__}")
     if latents.dim() != 4 or tuple(latents.shape[1:]) != family.latent_shape or len(latents) == 0:
@@ -121,12 +102,11 @@ def prepare(
 @contextmanager
 def frozen_model(family: Family) -> Iterator[None]:
     """Within the block model and text encoder take no gradient and draw no dropout; afterwards they are as before."""
-    modules = (family.module, family.pipeline.text_encoder)
-    parameters = [(parameter, parameter.requires_grad) for module in modules for parameter in module.parameters()]
-    parts = [(part, part.training) for module in modules for part in module.modules()]
+    modules = nn.ModuleList([family.module, family.pipeline.text_encoder])
+    parameters = [(parameter, parameter.requires_grad) for parameter in modules.parameters()]
+    parts = [(part, part.training) for part in modules.modules()]
     try:
-        for module in modules:
-            module.requires_grad_(False).eval()
+        modules.requires_grad_(False).eval()
         with (
             on_device(family.pipeline.text_encoder, family.device),
             autocast_forward(family.module, family.compute_dtype),

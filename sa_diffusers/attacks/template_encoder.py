@@ -12,14 +12,9 @@ PLACE = "{}"  # where the concept stands in a template
 
 
 class TemplateEncoder:
-    """Text embeddings of templates whose {} is filled with vectors, not with words.
+    """Text embeddings of T templates, each with one {} or several, filled with the same K vectors.
 
     Every vector counts as one token. With the table's rows of a word's tokens the result is that of the word.
-
-    Args:
-        family: its text encoder and tokenizer are used as they are.
-        templates: T of them, each with one {} or several, which get the same K vectors.
-        num_vectors: K.
 
     Raises:
         ValueError: a template without {}, or longer than the text encoder reads, which would cut it.
@@ -57,9 +52,7 @@ class TemplateEncoder:
             pieces = [self.tokens(piece) for piece in template.split(PLACE)]
             apart = pieces[0] + [token for piece in pieces[1:] for token in self.tokens(word) + piece]
             if self.tokens(template.replace(PLACE, word)) != apart:
-                raise ValueError(
-                    f"expected {{}} to stand as a word of its own, got {template!r}: put spaces around it"
-                )
+                raise ValueError(f"expected {{}} as a word of its own, got {template!r}: put spaces around it")
 
     def __call__(self, vectors: Tensor, rows: Sequence[int]) -> Tensor:
         """Text embeddings [B, L, D] of the templates `rows`, from vectors [K, D]; gradients pass to the vectors."""

@@ -16,8 +16,7 @@ def complete(config: AttackConfig) -> AttackConfig:
     """The same options with runs' folders as their pipelines, and with the guidance, steps and sampler to draw with.
 
     Raises:
-        ModelLoadError: no such model.
-        ValueError: one that reads no embeddings of tokens.
+        ModelLoadError, ValueError: no such model, or one that reads no embeddings of tokens.
     """
     models = {role: pipeline_of(model) for role, model in roles(config).items()}
     for role, model in models.items():
@@ -47,14 +46,7 @@ def roles(config: AttackConfig) -> dict[str, str]:
 
 
 def check_victims(config: AttackConfig, image_size: int | None) -> None:
-    """Check the models' files, and that all draw pictures of one size, by their configurations alone.
-
-    Args:
-        image_size: pixels a side that the classifier reads; None: any.
-
-    Raises:
-        ModelLoadError, ValueError: as `check_subjects`.
-    """
+    """As `check_subjects`; `image_size`: pixels a side that the classifier reads; None: any."""
     asked = _asked(config)
     check_subjects(asked, open_subjects(asked), image_size)
 
@@ -70,8 +62,7 @@ def first_tokens(config: AttackConfig, model: str) -> str:
     """Load a model for a look, and say what the attack on it starts from.
 
     Raises:
-        ModelLoadError: as `load_family`.
-        ValueError: as `load_family`; `initial` holds what the tokenizer does not know.
+        ModelLoadError, ValueError: as `load_family`; `initial` holds what the tokenizer does not know.
     """
     encoder = TemplateEncoder(load_family(config, model), config.templates, config.num_tokens)
     words = config.initial or (split_phrasings(config.concept)[0] if config.attack == "embedding" else None)

@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
     if argv and not argv[0].startswith("-"):
         argv = ["--forgotten", *argv]
     config = parse_config(AttackConfig, argv, description=__doc__)
-    with friendly_errors():
+    with friendly_errors(argv):
         from pathlib import Path
 
         from sa_diffusers.attacks.results import markdown

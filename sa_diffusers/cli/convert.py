@@ -10,7 +10,7 @@ Their Fisher, for scripts/forget.py --fisher. It is that of the raw weights of s
 import argparse
 from pathlib import Path
 
-from sa_diffusers.cli.parse import friendly_errors
+from sa_diffusers.cli.parse import DEBUG, friendly_errors
 from sa_diffusers.io.atomic_files import atomic_path
 
 
@@ -60,8 +60,9 @@ def main(argv: list[str] | None = None) -> None:
         kind.add_argument("file", type=Path, help="the authors' file")
         kind.add_argument("--model", required=True, help="pipeline that the file belongs to: folder or hub id")
         kind.add_argument("--output", type=Path, required=True, help="what to write; must not exist")
+        kind.add_argument(DEBUG, action="store_true", help="show the traceback of an error")
     args = parser.parse_args(argv)
-    with friendly_errors():
+    with friendly_errors(argv):
         if args.output.exists():
             raise ValueError(f"{args.output} exists; pass another --output, or remove it")
         args.convert(args)

@@ -57,14 +57,14 @@ def main(argv: list[str] | None = None) -> None:
     if is_for_pipelines(argv):
         named = ["--pipeline", *argv] if leading_words(argv) else argv
         config = parse_config(PipelineEvaluationConfig, named, description=__doc__)
-        with friendly_errors():
+        with friendly_errors(argv):
             from sa_diffusers.evaluation.suite.evaluate import evaluate_pipelines
 
             found = evaluate_pipelines(config)
             print(f"\n{found['summary']}\n\nsaved {found['output_dir']}: report.html, evaluation.md, evaluation.json")
         return
     config = parse_config(EvaluateConfig, name_folders(argv), description=__doc__)
-    with friendly_errors():
+    with friendly_errors(argv):
         from sa_diffusers.evaluation.images.comparison import evaluate, table
         from sa_diffusers.io.atomic_files import write_json
 

@@ -15,12 +15,14 @@ from sa_diffusers.runs.options import ForgetConfig
 def main(argv: list[str] | None = None) -> None:
     """Run the command with these arguments; None: those of this process."""
     config = parse_config(ForgetConfig, argv, description=__doc__)
-    with friendly_errors():
+    with friendly_errors(argv):
         from sa_diffusers.families import family_defaults
         from sa_diffusers.io.loading import read_model_index
         from sa_diffusers.runs.forget import run_forgetting
+        from sa_diffusers.runs.inputs import check_given
         from sa_diffusers.runs.results import table
 
+        check_given(config)
         own = family_defaults(read_model_index(config.model, config.revision)["_class_name"])
         if own:
             config = parse_config(ForgetConfig, argv, description=__doc__, defaults=own)

@@ -3,6 +3,7 @@
 import argparse
 import ctypes
 import dataclasses
+import dis
 import os
 import re
 import signal
@@ -18,6 +19,7 @@ from transformers import HfArgumentParser
 from sa_diffusers.io.configuration import FACTS, ConfigT, check_values, layered, read_values, suggestion
 
 
+DEBUG = "--debug"
 METAVARS = {int: "N", float: "X", str: "TEXT"}
 _ABSENT = object()  # stands for an option that the command line does not name
 
@@ -31,11 +33,9 @@ def parse_config(
     """Build `cls` from its defaults < `defaults` < the YAML files of `--config`, in their order < the command line.
 
     Args:
-        cls: a dataclass whose fields are int, float, bool, str, Literal, list of these, or one of these or None. Each
-            field's metadata may hold "help" and any other keyword of `ArgumentParser.add_argument`.
+        cls: a dataclass whose fields are int, float, bool, str, Literal, list of these, or one of these or None.
         argv: the arguments after the program's name; None for this process's own.
         description: printed above the options by `--help`.
-        defaults: values in place of the class's own.
 
     Exits with code 2 and a message on stderr for an unknown or abbreviated flag, a YAML file that cannot be read, an
     unknown key in it, a value of another type than its field's, and a ValueError of the class's own checks.
@@ -50,6 +50,7 @@ def parse_config(
         help="YAML file with values for the options below, or one that ships: bundled/digits; repeat it to let "
         "later files override earlier ones.",
     )
+    files.add_argument(DEBUG, action="store_true", default=argparse.SUPPRESS, help="Show the traceback of an error.")
     parser = _ConfigParser(cls, description, parents=[files])
     paths = getattr(files.parse_known_args(argv)[0], "config", [])
     try:
@@ -66,12 +67,12 @@ def parse_config(
         if types.NoneType in get_args(get_type_hints(cls).get(action.dest)):
             action.type = _or_null(action.type or str)
 
-    names = {action.dest for action in parser._actions} - {"config"}  # which appends to what is there
+    names = {action.dest for action in parser._actions} - {"config", "debug"}  # which are no options of `cls`
     namespace, rest = parser.parse_known_args(argv, argparse.Namespace(**dict.fromkeys(names, _ABSENT)))
     if rest:
         flags = {option for action in parser._actions for option in action.option_strings}
         parser.error(f"unknown argument {rest[0]!r}" + suggestion(rest[0].split("=")[0], flags))
-    given = {key: value for key, value in vars(namespace).items() if key != "config" and value is not _ABSENT}
+    given = {key: value for key, value in vars(namespace).items() if key in names and value is not _ABSENT}
     try:
         return cls(**layered(cls, *layers, given))
     except ValueError as error:
@@ -201,12 +202,13 @@ _MEMORY = (  # after an error of torch, which this module does not import
 
 
 @contextmanager
-def friendly_errors() -> Iterator[None]:
+def friendly_errors(argv: list[str] | None = None) -> Iterator[None]:
     """End the program on an error with its message alone and a non-zero exit code, as a user wants it.
 
     Ctrl-C ends it with 130, SIGTERM with 143, and either a second time at once; what was finished is kept, and the
-    same command goes on from there. It ends with the `accelerate launch` that started it. An error of another kind is
-    a bug and keeps its traceback; SA_DIFFUSERS_TRACEBACK=1 shows every traceback.
+    same command goes on from there. It ends with the `accelerate launch` that started it. A message that none of our
+    code has written says so, and where it comes from. An error of another kind is a bug and keeps its traceback;
+    --debug among the arguments (None: of this process) shows every traceback.
     """
 
     def stop(number: int, _: object) -> None:
@@ -228,10 +230,12 @@ def friendly_errors() -> Iterator[None]:
         if error.code == 143:
             print(f"\nterminated. {resume}", file=sys.stderr)
         raise
-    except (ValueError, RuntimeError, OSError, ArithmeticError) as error:
-        if os.environ.get("SA_DIFFUSERS_TRACEBACK"):
+    except (ValueError, RuntimeError, OSError, ArithmeticError, MemoryError) as error:
+        if DEBUG in (sys.argv if argv is None else argv):
             raise
-        print(f"error: {error}{_MEMORY if type(error).__name__ == 'OutOfMemoryError' else ''}", file=sys.stderr)
+        full = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+        where = "" if full or isinstance(error, OSError) else _unforeseen(error)
+        print(f"error: {error or type(error).__name__}{_MEMORY if full else where}", file=sys.stderr)
         raise SystemExit(1) from None
     finally:
         for number, handler in before.items():
@@ -245,3 +249,16 @@ def _end_with_launcher() -> None:
         if not {"accelerate", "accelerate-launch", "accelerate.commands.launch"} & {Path(word).name for word in words}:
             return
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def _unforeseen(error: BaseException) -> str:
+    """Where an error comes from that no `raise` in our own code has put into words; "" for others."""
+    last = error.__traceback__
+    while last.tb_next is not None:
+        last = last.tb_next
+    code, module = last.tb_frame.f_code, last.tb_frame.f_globals["__name__"].split(".")[0]
+    said = code.co_code[last.tb_lasti] == dis.opmap["RAISE_VARARGS"]  # not by an operation such as int("x")
+    if said and module in ("sa_diffusers", "studies", "__main__"):
+        return ""
+    place = f"{type(error).__name__} in {Path(code.co_filename).name}, line {last.tb_lineno}"
+    return f" ({place}, which nobody has foreseen: please report it with what {DEBUG} shows)"

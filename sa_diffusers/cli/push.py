@@ -10,7 +10,7 @@ A push that fails half way leaves nothing half made on the hub, and loses nothin
 import argparse
 from pathlib import Path
 
-from sa_diffusers.cli.parse import friendly_errors
+from sa_diffusers.cli.parse import DEBUG, friendly_errors
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -30,12 +30,13 @@ def main(argv: list[str] | None = None) -> None:
         "--samples_dtype", choices=["float32", "float16"], default="float32", help="The same of the samples."
     )
     parser.add_argument("--private", action="store_true", help="Make new repositories private.")
+    parser.add_argument(DEBUG, action="store_true", help="Show the traceback of an error.")
     options = parser.parse_args(argv)
     parts = ("pipeline", "lora", "fisher", "samples")
     ids = {part: getattr(options, part) for part in parts if getattr(options, part)}
     if not ids:
         parser.error(f"expected the repository of at least one part: --{', --'.join(parts)}")
-    with friendly_errors():
+    with friendly_errors(argv):
         from sa_diffusers.data.sharing import push_run
 
         dtypes = {"fisher_dtype": options.fisher_dtype, "samples_dtype": options.samples_dtype}

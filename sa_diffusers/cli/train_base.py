@@ -14,16 +14,17 @@ Class-conditional diffusion; with configs/digits8x8_base.yaml in two minutes, of
 
 import argparse
 import sys
+from contextlib import suppress
 from pathlib import Path
 
-import yaml
-
 from sa_diffusers.cli.parse import friendly_errors, parse_config
-from sa_diffusers.runs.base.class_conditional import ClassConditionalConfig, train_class_conditional
+from sa_diffusers.io.configuration import read_yaml
 from sa_diffusers.runs.base.labelled import (
+    ClassConditionalConfig,
     ConditionalVAEConfig,
     LabelledBaseConfig,
     negative_elbo,
+    train_class_conditional,
     train_conditional_vae,
 )
 from sa_diffusers.runs.base.text_to_image import BaseConfig, train_base
@@ -42,8 +43,10 @@ def config_class(argv: list[str]) -> type[BaseConfig | LabelledBaseConfig]:
     parser.add_argument("--config", action="append", default=[])
     parser.add_argument("--family")
     given = parser.parse_known_args(argv)[0]
-    files = [yaml.safe_load(Path(path).read_text()) for path in given.config if Path(path).is_file()]
-    families = [given.family, *(values.get("family") for values in reversed(files) if isinstance(values, dict))]
+    families = [given.family]
+    for path in reversed(given.config):
+        with suppress(ValueError):
+            families.append(read_yaml(path).get("family"))
     return CONFIGS.get(next((name for name in families if name), "text_to_image"), BaseConfig)
 
 
@@ -77,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command with these arguments; None: those of this process."""
     argv = sys.argv[1:] if argv is None else argv
     config = parse_config(config_class(argv), argv, description=__doc__)
-    with friendly_errors():
+    with friendly_errors(argv):
         train_labelled(config) if isinstance(config, LabelledBaseConfig) else train_text_to_image(config)
         print(f"saved {Path(config.output_dir) / 'pipeline'}")
 

@@ -24,9 +24,8 @@ class ClosedFormEdit:
     """A change that is the same for every linear map of text embeddings: W' = W (I + change).
 
     Attributes:
-        change: M [D, D], in float64, for text embeddings of width D.
-        root: L [D, D], lower triangular. With G = L L^T, keys and values W' + N miss the edit's objective by exactly
-            tr(N G N^T) more than W'.
+        change: M [D, D], in float64.
+        root: L [D, D], lower triangular. With G = L L^T, W' + N misses the edit's objective by tr(N G N^T) more.
     """
 
     change: Tensor
@@ -35,11 +34,9 @@ class ClosedFormEdit:
     def check(self, maps: Mapping[str, nn.Linear]) -> None:
         """Raise ValueError unless all of the maps, by name, take embeddings of this width."""
         width = len(self.change)
-        wrong = next((name for name, layer in maps.items() if layer.in_features != width), None)
-        if wrong:
-            raise ValueError(
-                f"expected embeddings [K, {maps[wrong].in_features}], which {wrong} takes, got [K, {width}]"
-            )
+        for name, layer in maps.items():
+            if layer.in_features != width:
+                raise ValueError(f"expected embeddings [K, {layer.in_features}], which {name} takes, got [K, {width}]")
 
     @torch.no_grad()
     def apply(self, maps: Mapping[str, nn.Linear]) -> None:
@@ -49,7 +46,7 @@ class ClosedFormEdit:
             layer.weight.copy_(self.edited(layer.weight))
 
     def delta(self, weight: Tensor) -> Tensor:
-        """W' - W of a W [out, D], new, in float64 on the CPU."""
+        """W' - W of a W [out, D], in float64 on the CPU."""
         return weight.to("cpu", torch.float64) @ self.change
 
     def edited(self, weight: Tensor) -> Tensor:
@@ -77,27 +74,26 @@ def closed_form_edit(
     Every to_k and to_v of the UNet's cross-attention, W, becomes the W' that minimises, over the rows c of the
     concepts, t of their targets and k of what is preserved,
 
-        e sum |W' c - W t|^2 + p sum |W' k - W k|^2 + a |W' - W|^2,
+        e sum |W' c - W t|^2 + p sum |W' k - W k|^2 + a |W' - W|^2       (Eq. 7, weights of the authors' code).
 
-    which is the paper's Eq. 7 with the weights e, p and a of the authors' code. The edits are simultaneous: W is
-    always the one before the edit. The sums run over rows, so more or longer prompts weigh more.
-
-    Setting the gradient of the objective to zero gives W' (a I + e sum c c^T + p sum k k^T) = W (a I + e sum t c^T +
-    p sum k k^T). With G the bracket on the left, the one on the right is G + e sum (t - c) c^T, so that
-    M = e sum (t - c) c^T G^-1 depends on no layer and one system of D equations serves all of them.
-    It is solved in float64 on the CPU: G's condition number is about the squared norm of all the embeddings over a.
+    So W' G = W (G + e sum (t - c) c^T) with G = a I + e sum c c^T + p sum k k^T, and M = e sum (t - c) c^T G^-1
+    depends on no layer: one system of D equations serves all. It is solved in float64 on the CPU, since G's condition
+    number is about the squared norm of all the embeddings over a.
 
     Args:
         edits: (concept, target) text embeddings, both [K, D]; row i of the target replaces row i of the concept.
         preserve: text embeddings [K, D] whose keys and values should stay.
-        erase_scale, preserve_scale, regularization: e, p and a. The defaults are those of the paper's code. a is in
-            units of a squared embedding, so that edits of smaller embeddings are held back more by it.
+        erase_scale, preserve_scale, regularization: e > 0, p >= 0 and a > 0, which is in units of a squared embedding.
 
     Raises:
         ValueError: no edit, embeddings of another shape or not finite, weights out of range, or a regularization so
             small beside the embeddings that the system cannot be solved.
     """
-    _check_weights(erase_scale, preserve_scale, regularization)
+    for name, value in {"erase_scale": erase_scale, "regularization": regularization}.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"expected {name} > 0, got {value}")
+    if not 0 <= preserve_scale < math.inf:
+        raise ValueError(f"expected preserve_scale >= 0, got {preserve_scale}")
     _check_embeddings(edits, preserve)
     size = edits[0][0].shape[1]
     gram = regularization * torch.eye(size, dtype=torch.float64)
@@ -124,11 +120,9 @@ def start_from_edit(
 ) -> None:
     """Put what is trained where the edit would put it, in place; all that the edit leaves alone stays.
 
-    Weights become W (I + M). An adapter of rank r takes of the change N = W M what it can hold: the B A that is best
-    by the edit's own objective, which minimises tr((N - B A) G (N - B A)^T), by the singular vectors of N L with
-    G = L L^T (Eckart-Young). The rows of A are as long as those they replace, and B has the rest. So B does not begin
-    at 0, and a step of A moves the weights more than it does in a fresh adapter: a smaller learning rate fits. Rows of
-    A that the change has no use for stay as they were.
+    Weights become W (I + M). An adapter of rank r takes of the change N = W M the B A that minimises the edit's own
+    objective, tr((N - B A) G (N - B A)^T), by the singular vectors of N L (Eckart-Young). The rows of A are as long as
+    those they replace, and B has the rest, so that a smaller learning rate fits than where B begins at 0.
 
     Args:
         module: with the adapters on it, where there are any; these must be fresh, with B = 0.
@@ -139,18 +133,17 @@ def start_from_edit(
     Raises:
         ValueError: nothing that is trained reads text embeddings.
     """
-    names = [name for name in weights if reads_text(name.removesuffix(".weight"))]
-    if not names:
+    trained = {name.removesuffix(".weight"): weight for name, weight in weights.items()}
+    trained = {name: weight for name, weight in trained.items() if reads_text(name)}
+    if not trained:
         raise ValueError(
             "expected keys or values of cross-attention among the weights to train, to start from an edit"
         )
-    for name in names:
-        weight = weights[name]
+    for name, weight in trained.items():
         if isinstance(weight, nn.Parameter):
             weight.copy_(edit.edited(weight))
-            continue
-        base = module.get_submodule(name.removesuffix(".weight")).get_base_layer().weight
-        _fit(weight, edit.delta(base), edit.root)
+        else:
+            _fit(weight, edit.delta(module.get_submodule(name).get_base_layer().weight), edit.root)
 
 
 def _fit(adapter: LowRankChange, change: Tensor, root: Tensor) -> None:
@@ -163,15 +156,6 @@ def _fit(adapter: LowRankChange, change: Tensor, root: Tensor) -> None:
     usual = adapter.down.norm(dim=1)[:count].to("cpu", torch.float64)
     adapter.down[:count] = (down * (usual / lengths)[:, None]).to(adapter.down)
     adapter.up[:, :count] = (left[:, :count] * (values[:count] * lengths / usual) / adapter.scaling).to(adapter.up)
-
-
-def _check_weights(erase_scale: float, preserve_scale: float, regularization: float) -> None:
-    positive = {"erase_scale": erase_scale, "regularization": regularization}
-    for name, value in positive.items():
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"expected {name} > 0, got {value}")
-    if not (math.isfinite(preserve_scale) and preserve_scale >= 0):
-        raise ValueError(f"expected preserve_scale >= 0, got {preserve_scale}")
 
 
 def _check_embeddings(edits: Sequence[Edit], preserve: Sequence[Tensor]) -> None:

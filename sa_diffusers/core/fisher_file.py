@@ -48,24 +48,16 @@ class Fisher:
     metadata: dict
 
     def save(self, path: str | Path, dtype: Literal["float32", "float16"] = "float32") -> None:
-        """Write one safetensors file; the metadata stands in its header.
-
-        Args:
-            dtype: "float16" takes half the room and rounds, by 2^-11 of a value at most in all but the smallest; see
-                this module's docstring. `load` gives float32 either way.
-        """
+        """Write one safetensors file; "float16" takes half the room and rounds (see this module's docstring)."""
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
         if dtype == "float32":
             header = {"format": FORMAT, "fisher": json.dumps(self.metadata)}
         elif dtype == "float16":
             scaled = {name: _to_float16(tensor) for name, tensor in tensors.items()}
             tensors = {name: values for name, (values, _) in scaled.items()}
-            exponents = {name: exponent for name, (_, exponent) in scaled.items()}
-            header = {
-                "format": SCALED_FORMAT,
-                "fisher": json.dumps(self.metadata | {"dtype": dtype}),
-                "exponents": json.dumps(exponents),
-            }
+            exponents = json.dumps({name: exponent for name, (_, exponent) in scaled.items()})
+            fisher = json.dumps(self.metadata | {"dtype": dtype})
+            header = {"format": SCALED_FORMAT, "fisher": fisher, "exponents": exponents}
         else:
             raise ValueError(f"expected the dtype of a Fisher's file to be float32 or float16, got {dtype!r}")
         save_file(tensors, path, metadata=header)
@@ -73,12 +65,7 @@ class Fisher:
 
     @classmethod
     def load(cls, path: str | Path) -> "Fisher":
-        """Read a file written by `save`.
-
-        Raises:
-            FileNotFoundError: there is none.
-            FisherMismatch: the file holds something else.
-        """
+        """Read a file written by `save`, in float32. Raises FileNotFoundError; FisherMismatch: it holds no Fisher."""
         if not Path(path).is_file():
             raise FileNotFoundError(
                 f"no Fisher at {path}; expected a .safetensors file such as <run>/fisher.safetensors"
@@ -98,14 +85,7 @@ class Fisher:
             raise FisherMismatch(f"{path} is no readable Fisher: {type(error).__name__}: {error}") from error
 
     def check(self, **expected: object) -> None:
-        """Refuse to serve another model or unit.
-
-        Args:
-            expected: metadata fields that must be equal, such as model_hash, reduction, num_terms.
-
-        Raises:
-            FisherMismatch: naming every field that differs.
-        """
+        """Raise FisherMismatch, naming every field of the metadata that is not as expected (model_hash, ...)."""
         differing = [
             f"{key}: the Fisher has {self.metadata.get(key)!r}, this run {value!r}"
             for key, value in expected.items()
@@ -115,9 +95,7 @@ class Fisher:
             model, revision = self.metadata.get("model"), self.metadata.get("revision")
             origin = f", made of {model}" + (f" at {revision}," if revision else ",") if model else ""
             raise FisherMismatch(
-                f"the Fisher{origin} belongs to another model or unit ("
-                + "; ".join(differing)
-                + "); omit --fisher to "
+                f"the Fisher{origin} belongs to another model or unit ({'; '.join(differing)}); omit --fisher to "
                 "estimate it, or pass the one of this model"
             )
 

@@ -23,10 +23,7 @@ from sa_diffusers.core.seeding import seeded
 
 
 def is_linear(model: nn.Module, loss: Loss) -> bool:
-    """Whether `estimate_linear_fisher` applies: a loss of a single term, every parameter in one nn.Linear of its own.
-
-    Subclasses of nn.Linear do not count, since they may compute something else.
-    """
+    """Whether `estimate_linear_fisher` applies: a loss of one term, every parameter in one nn.Linear (no subclass)."""
     owned = [id(p) for layer in _linear_layers(model).values() for p in layer.parameters()]
     return loss.num_terms == 1 and sorted(owned) == sorted(id(p) for p in model.parameters())
 
@@ -47,18 +44,14 @@ def estimate_linear_fisher(
         model: `is_linear`, in eval mode; each layer is called at most once, and its weights are used nowhere else.
         sample: the batch of some samples, as a function of their indices.
         batch_size: samples in one forward pass; changes memory and speed, not the result.
-        seed: noise is the same function of (seed, index) as in `estimate_fisher`.
-        sums: continued in place, a batch at a time; None starts from zero.
+        seed, sums: as of `estimate_fisher`.
 
     Raises:
         ValueError: the model or the loss is of another kind, a layer is called twice, or its input is not [B, in].
         FloatingPointError: a gradient is not finite; its batch is not added.
     """
     if not is_linear(model, loss):
-        raise ValueError(
-            "expected a model whose parameters all belong to nn.Linear layers, and a loss of one term; use "
-            "estimate_fisher for others"
-        )
+        raise ValueError("expected parameters of nn.Linear layers alone and a loss of one term; use estimate_fisher")
     sums = sums or FisherSums.zeros(dict(model.named_parameters()))
     sums.ratio = 1.0
     device = next(model.parameters()).device
@@ -67,8 +60,7 @@ def estimate_linear_fisher(
         block = indices[start : start + batch_size]
         batch = sample(block)
         noise = _noise(loss, batch, block, seed).to(device)
-        batch = to(batch, device)
-        _add_block(sums, block, _inputs_and_gradients(model, loss, batch, noise))
+        _add_block(sums, block, _inputs_and_gradients(model, loss, to(batch, device), noise))
     return sums
 
 
@@ -96,10 +88,8 @@ def _inputs_and_gradients(
         if name in calls:
             raise ValueError(f"expected every layer to be called once, {name} is called again; use estimate_fisher")
         if inputs.dim() != 2 or len(inputs) != len(noise):
-            raise ValueError(
-                f"expected inputs [{len(noise)}, in], a row a sample; {name} is given {list(inputs.shape)}; use "
-                "estimate_fisher"
-            )
+            shapes = f"[{len(noise)}, in], a row a sample; {name} is given {list(inputs.shape)}"
+            raise ValueError(f"expected inputs {shapes}; use estimate_fisher")
         # The edge and not the tensor, which may be changed in place by what follows, such as nn.ReLU(inplace=True).
         calls[name] = (inputs.detach(), get_gradient_edge(outputs))
 
@@ -127,16 +117,11 @@ def _inputs_and_gradients(
 def _add_block(sums: FisherSums, indices: list[int], found: dict[str, tuple[Tensor, Tensor]]) -> None:
     squares = {name: (inputs.square(), gradient.square()) for name, (inputs, gradient) in found.items()}
     # |g x^T|^2 = |g|^2 |x|^2, one number a sample and parameter.
-    totals = {
-        name: inputs.sum(1, dtype=torch.float64) * gradient.sum(1, dtype=torch.float64)
-        for name, (inputs, gradient) in squares.items()
-    }
+    totals = {name: math.prod(part.sum(1, dtype=torch.float64) for part in pair) for name, pair in squares.items()}
     per_sample = sum(totals.values()).tolist()
     for index, total in zip(indices, per_sample, strict=True):
         if not math.isfinite(total):
-            raise FloatingPointError(
-                f"the gradient of sample {index} is not finite; use float32, or look at that sample"
-            )
+            raise FloatingPointError(f"the gradient of sample {index} is not finite; use float32, or look at it")
     for name, (inputs, gradient) in squares.items():
         sums.square[name] += (gradient.T @ inputs).view_as(sums.square[name])
         total = totals[name].sum().item()

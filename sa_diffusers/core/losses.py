@@ -15,11 +15,7 @@ from sa_diffusers.core.batches import Batch, conditions_of
 
 
 class Loss(Protocol):
-    """All that the Fisher and every objective ask of a model's training loss.
-
-    A class that inherits from this one need not repeat the last three, which are for models that denoise: a target may
-    be given to the call in place of what was drawn, and objectives may call the model themselves.
-    """
+    """All that the Fisher and every objective ask of a model's training loss; the last three, of one that denoises."""
 
     num_terms: int
     reduction: Literal["sum", "mean"]  # over data dimensions only, never over the batch
@@ -32,7 +28,11 @@ class Loss(Protocol):
     def __call__(
         self, model: Callable, batch: Batch, terms: Tensor, noise: Tensor, target: Tensor | None = None
     ) -> Tensor:
-        """One value per sample [B] from terms [B] (integers in [0, num_terms)) and noise [B, ...]."""
+        """One value per sample [B] from terms [B] (integers in [0, num_terms)) and noise [B, ...].
+
+        Args:
+            target: what should be predicted, [B, ...]; None: `target`.
+        """
         ...
 
     def predict(self, model: Callable, batch: Batch, terms: Tensor, noise: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ class DiffusionLoss(Loss):
 
     Args:
         alphas_cumprod: cumulative product of the noise schedule, [T], in (0, 1].
-        prediction_type: what the model predicts, "epsilon" or "v_prediction".
+        prediction_type: "epsilon" or "v_prediction".
         reduction: "mean" or "sum" over all dimensions but the first.
 
     Raises:
@@ -64,19 +64,14 @@ class DiffusionLoss(Loss):
     """
 
     def __init__(
-        self,
-        alphas_cumprod: Tensor,
-        prediction_type: str = "epsilon",
-        reduction: Literal["sum", "mean"] = "mean",
+        self, alphas_cumprod: Tensor, prediction_type: str = "epsilon", reduction: Literal["sum", "mean"] = "mean"
     ):
         if prediction_type not in ("epsilon", "v_prediction"):
             raise ValueError(f"expected prediction_type 'epsilon' or 'v_prediction', got {prediction_type!r}")
         if reduction not in ("sum", "mean"):
             raise ValueError(f"expected reduction 'sum' or 'mean', got {reduction!r}")
-        self.alphas_cumprod = alphas_cumprod
-        self.prediction_type = prediction_type
-        self.reduction = reduction
-        self.num_terms = len(alphas_cumprod)
+        self.alphas_cumprod, self.num_terms = alphas_cumprod, len(alphas_cumprod)
+        self.prediction_type, self.reduction = prediction_type, reduction
 
     def sample_noise(self, batch: Batch, generator: Generator) -> Tensor:
         sample = batch["sample"]
@@ -85,16 +80,13 @@ class DiffusionLoss(Loss):
     def __call__(
         self, model: Callable, batch: Batch, terms: Tensor, noise: Tensor, target: Tensor | None = None
     ) -> Tensor:
-        """One value per sample [B]. `target` [B, ...] is what should be predicted, by default what was drawn."""
         target = self.target(batch, terms, noise) if target is None else target
         squared_error = (self.predict(model, batch, terms, noise) - target).square().flatten(1)  # [B, C*H*W]
         return squared_error.mean(1) if self.reduction == "mean" else squared_error.sum(1)
 
     def predict(self, model: Callable, batch: Batch, terms: Tensor, noise: Tensor) -> Tensor:
-        """What a model makes of the noisy samples, [B, C, H, W]."""
-        sample = batch["sample"]
-        signal_scale, noise_scale = self._scales(sample, terms)
-        noisy = signal_scale * sample + noise_scale * noise
+        signal_scale, noise_scale = self._scales(batch["sample"], terms)
+        noisy = signal_scale * batch["sample"] + noise_scale * noise
         return model(noisy, self.times(terms), **conditions_of(batch)).sample
 
     def target(self, batch: Batch, terms: Tensor, noise: Tensor) -> Tensor:
@@ -105,7 +97,6 @@ class DiffusionLoss(Loss):
         return signal_scale * noise - noise_scale * batch["sample"]
 
     def times(self, terms: Tensor) -> Tensor:
-        """The timesteps are the terms."""
         return terms
 
     def _scales(self, sample: Tensor, terms: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,9 +15,6 @@ def local_part(tensor: Tensor) -> Tensor:
 def part_like(whole: Tensor, parameter: Tensor) -> Tensor:
     """The part of a whole tensor that lies where this process's part of `parameter` does; a view, nothing is sent.
 
-    Args:
-        whole: the same values on every process, of the parameter's (whole) shape.
-
     Raises:
         ValueError: parts of another form than FSDP2's.
     """

@@ -4,45 +4,86 @@ from pathlib import Path
 
 import yaml
 
-from sa_diffusers.core.concepts import Concept, mentions, split_phrasings
+from sa_diffusers.core.concepts import Concept, fold, mentions, split_phrasings
 from sa_diffusers.io.bundled import resolve
 
 
-def find_concept(concept: str, surrogate: str | None, siblings: str | None = None) -> Concept:
-    """The concept as the user gave it, completed from `assets/surrogates.yaml`.
+def find_concept(
+    concept: str, surrogate: str | None = None, siblings: str | None = None, plurals: bool = False
+) -> Concept:
+    """The concept as the user gave it, completed from `assets/surrogates.yaml`; see `check_surrogate` for the rest.
+
+    A surrogate is a folder only where it is written as a path: a word stays a word, whatever folders there are.
 
     Raises:
-        ValueError: no surrogate was given and the file knows none for this concept, or it names the concept itself.
+        ValueError: no words for the concept or its siblings.
     """
     phrasings = split_phrasings(concept)
-    file = yaml.safe_load(Path(resolve("bundled/surrogates.yaml")).read_text())
-    known = {p.lower(): entry for entry in file["concepts"].values() for p in split_phrasings(entry["concept"])}
-    entry = next((known[p.lower()] for p in phrasings if p.lower() in known), {})
+    file = yaml.safe_load(Path(resolve("bundled/surrogates.yaml")).read_text(encoding="utf-8"))
+    known = {fold(p): entry for entry in file["concepts"].values() for p in split_phrasings(entry["concept"])}
+    entry = next((known[fold(p)] for p in phrasings if fold(p) in known), {})
     surrogate = entry.get("surrogate") if surrogate is None else surrogate.strip()
-    if not surrogate:
-        raise ValueError(
-            f"no surrogate is known for {phrasings[0]!r}: say what to draw in its place with --surrogate, a prompt "
-            "('a middle aged man'), a folder of images, or noise"
-        )
-    named = [p for p in phrasings if mentions(surrogate, [p])]
-    if looks_like_path(surrogate) and not is_folder(surrogate):
-        raise ValueError(f"no folder {surrogate}; a surrogate is a prompt, an existing folder of images, or noise")
-    if named and not is_folder(surrogate):
-        raise ValueError(f"the surrogate {surrogate!r} names the concept ({named[0]!r}): nothing would be forgotten")
     siblings = siblings or file["siblings"].get(entry.get("kind"))
-    others = split_phrasings(siblings) if siblings else ()
-    kind = "noise" if surrogate == "noise" else "images" if is_folder(surrogate) else "prompt"
-    return Concept(phrasings, surrogate, tuple(word for word in others if not mentions(word, phrasings)), kind)
+    others = split_phrasings(siblings, "--siblings") if siblings else ()
+    written = surrogate or ""
+    path = ("/" in written or written in (".", "..")) and is_folder(written)
+    kind = "noise" if fold(written) == "noise" else "images" if path else "prompt"
+    others = tuple(word for word in others if not mentions(word, phrasings, plurals))
+    return Concept(phrasings, surrogate, others, kind, plurals)
+
+
+def check_surrogate(concept: Concept, may_be_empty: bool = False) -> None:
+    """Refuse what cannot take the concept's place.
+
+    Args:
+        may_be_empty: whether "" stands for nothing in particular.
+
+    Raises:
+        ValueError: none was given and none is known, a folder that does not exist, or a text that names the concept.
+    """
+    surrogate, kinds = concept.surrogate, "a prompt ('a middle aged man'), a folder of images (./pictures), or noise"
+    if surrogate is None:
+        raise ValueError(
+            f"no surrogate is known for {concept.name!r}: say what to draw in its place with --surrogate, {kinds}"
+        )
+    if not surrogate and not may_be_empty:
+        raise ValueError(f"expected a surrogate, got an empty one; pass --surrogate with {kinds}")
+    if concept.surrogate_kind != "prompt":
+        return
+    if _meant_as_path(surrogate):
+        raise ValueError(f"no folder {surrogate}; a surrogate is {kinds}")
+    if "{}" in surrogate:
+        raise ValueError(f"expected a surrogate in words, without the {{}} of a template, got {surrogate!r}")
+    named = [p for p in concept.phrasings if mentions(surrogate, [p], concept.plurals)]
+    if named:
+        raise ValueError(f"the surrogate {surrogate!r} names the concept ({named[0]!r}): nothing would be forgotten")
+
+
+def describe_surrogate(concept: Concept) -> str:
+    """What takes the concept's place, and as which of its kinds it was read."""
+    surrogate = concept.surrogate
+    if concept.surrogate_kind == "noise" or not surrogate:
+        return "noise" if surrogate else "nothing in particular"
+    if concept.surrogate_kind == "images":
+        return f"the folder {surrogate}"
+    beside = f" (to take the folder of this name, write ./{surrogate})" if is_folder(surrogate) else ""
+    return f"the text {surrogate!r}{beside}"
 
 
 def is_folder(text: str) -> bool:
-    """Whether a surrogate is a folder; a prompt may be longer than any file name, which is an error to ask about."""
+    """Whether a text names a folder; a prompt may be longer than any file name, which is an error to ask about."""
     try:
         return Path(text).is_dir()
     except OSError:
         return False
 
 
-def looks_like_path(text: str) -> bool:
-    """Whether somebody who wrote this meant a path: "./pictures", "/data/pictures", "~/pictures", "data/pictures"."""
-    return text.startswith((".", "/", "~")) or ("/" in text and " " not in text)
+def _meant_as_path(text: str) -> bool:
+    """Whether somebody who wrote this meant a folder: "./pictures", "/data/pictures", or "data/pictures" with a data/.
+
+    Not so "man/woman", "24/7" or ".hack".
+    """
+    first, slash, _ = text.partition("/")
+    return bool(slash) and (
+        first in ("", ".", "..") or first[0] == "~" or text[-1] == "/" or " " not in text and is_folder(first)
+    )

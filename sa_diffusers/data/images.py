@@ -1,16 +1,22 @@
 """Pictures from files: read, cropped to a square, never stretched; folders of them, with or without captions."""
 
+import io
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
+from sa_diffusers.data.tables import load_rows
+from sa_diffusers.io.hub import explain_load_errors
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"}
+UNREAD_SUFFIXES = {".heic", ".heif", ".jxl", ".svg", ".psd"}  # pictures that Pillow does not open
 
 
 def load_image(path: Path, resolution: int) -> Tensor:
@@ -20,7 +26,7 @@ def load_image(path: Path, resolution: int) -> Tensor:
         ValueError: the file is no readable image, or a grey one.
     """
     with _opened(path) as image:
-        if image.mode in ("1", "L", "LA", "I", "I;16", "F"):
+        if image.mode[0] in "1LIF":
             raise ValueError(f"{path} is a grey image (mode {image.mode}); convert it to RGB if that is intended")
     return read_image(path, resolution)
 
@@ -32,13 +38,30 @@ def read_image(path: Path, resolution: int | None = None) -> Tensor:
         resolution: scale the short side to this many pixels and crop the centre; None: the image as it is.
 
     Raises:
-        ValueError: the file is no readable image, or one with more than 8 bits a channel.
+        ValueError: the file is no readable image, or one of several frames or of numbers without a range.
     """
     with _opened(path) as opened:
-        if opened.mode[0] in "IF":  # more than 8 bits of grey, which Pillow would clip and not scale
-            raise ValueError(f"expected 8 bits a channel, got the mode {opened.mode} in {path}; convert the image")
-        image = ImageOps.exif_transpose(opened).convert("RGB")
+        image = to_rgb(opened, str(path))
     return _pixels(image) if resolution is None else crop_to_square(image, resolution)
+
+
+def to_rgb(opened: Image.Image, name: str) -> Image.Image:
+    """An image as RGB of 8 bits, upright; 16 bits of grey are scaled, which Pillow would clip.
+
+    Raises:
+        ValueError: the file is damaged, has several frames, or numbers without a range.
+    """
+    if opened.mode in ("I", "F"):
+        raise ValueError(f"expected 8 or 16 bits a channel, got the mode {opened.mode} in {name}; convert the image")
+    if opened.format in ("GIF", "TIFF", "AVIF") and opened.n_frames > 1:  # a phone's .jpg may hold a second one
+        raise ValueError(f"expected one picture, got {opened.n_frames} frames in {name}; save the one that is meant")
+    try:
+        opened.load()
+        if opened.mode.startswith("I;16"):
+            opened = Image.fromarray((np.asarray(opened, dtype=np.float32) / 257).round().astype(np.uint8))
+        return ImageOps.exif_transpose(opened).convert("RGB")
+    except Exception as error:  # Pillow's decoders raise SyntaxError, struct.error, EOFError, ... for damaged files
+        raise ValueError(f"{name} is no readable image ({error}); repair or remove it") from error
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -62,20 +85,27 @@ def _pixels(image: Image.Image) -> Tensor:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """Raise ValueError where the file is no image, as it opens or in the block."""
+def _opened(file: str | Path | io.BytesIO, name: str | None = None) -> Iterator[Image.Image]:
+    """Raise ValueError where the file, in messages by its name, is no image."""
+    name = name or str(file)
     try:
-        with Image.open(path) as image:
-            yield image
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{path} is no readable image ({error}); repair or remove it") from error
+        image = Image.open(file)
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{name} is too large a picture ({error}); scale it down") from error
+    except Exception as error:
+        raise ValueError(f"{name} is no readable image ({error}); repair or remove it") from error
+    with image:
+        yield image
 
 
 def image_paths(folder: str | Path) -> list[Path]:
-    """Image files in a folder, sorted. Raises ValueError when it holds none."""
-    paths = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    """Image files in a folder, sorted. Raises ValueError when it holds none, or one that cannot be read."""
+    files = [path for path in Path(folder).iterdir() if path.name[0] != "."]  # no previews, ._1.png, ...
+    paths = sorted(path for path in files if path.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
         raise ValueError(f"no image in {folder}; expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}")
+    if unread := sorted(path for path in files if path.suffix.lower() in UNREAD_SUFFIXES):
+        raise ValueError(f"{unread[0]} cannot be read, and would be left out; convert it to .png, or remove it")
     return paths
 
 
@@ -83,28 +113,45 @@ class CaptionedImageFolder:
     """A local folder or hub data set of images with a `text` column (the `imagefolder` layout of datasets).
 
     Raises:
-        ValueError: no image or no `text` column.
+        ValueError: no image or no `text` column; a picture without a caption, or whose file is missing or no image.
+        ModelLoadError: nothing that can be loaded.
     """
 
     def __init__(self, source: str, resolution: int):
-        from datasets import load_dataset
+        from datasets import Image as Encoded
 
-        local = Path(source).is_dir()
-        data = load_dataset("imagefolder" if local else source, data_dir=source if local else None, split="train")
+        given = {"path": "imagefolder", "data_dir": source} if Path(source).is_dir() else {"path": source}
+        with explain_load_errors(source, "dataset"):
+            data = load_rows(**given)
         missing = {"image", "text"} - set(data.column_names)
         if missing:
             raise ValueError(
                 f"{source} lacks the column {' and '.join(sorted(missing))} (it has {data.column_names}); a folder "
                 'needs a metadata.jsonl with a line {"file_name": "1.png", "text": "its caption"} for each image'
             )
-        self._data, self._resolution = data, resolution
+        self._source, self._resolution = source, resolution
+        self._data = data.cast_column("image", Encoded(decode=False))
         self._texts = list(data["text"])  # a row of the data set would decode its image too
+        for index, text in enumerate(self._texts):
+            if not isinstance(text, str):
+                raise ValueError(f"expected a caption in text of {self._name(index)}, got {text!r}; write one")
+            if self._data[index]["image"]["bytes"] is None:  # a file that metadata names: is it there?
+                with self._opened(index):
+                    pass
 
     def __len__(self) -> int:
         return len(self._data)
 
     def image(self, index: int) -> Tensor:
-        return crop_to_square(self._data[index]["image"].convert("RGB"), self._resolution)
+        with self._opened(index) as image:
+            return crop_to_square(to_rgb(image, self._name(index)), self._resolution)
 
     def caption(self, index: int, rng: random.Random) -> str:
         return self._texts[index]
+
+    def _name(self, index: int) -> str:
+        return self._data[index]["image"]["path"] or f"picture {index} of {self._source}"
+
+    def _opened(self, index: int):
+        file = self._data[index]["image"]
+        return _opened(file["path"] if file["bytes"] is None else io.BytesIO(file["bytes"]), self._name(index))

@@ -77,18 +77,16 @@ class LabelledImages:
 
 
 def load_labelled_images(dataset: DatasetName, data_dir: str | None, split: SplitName) -> LabelledImages:
-    """Read one split of a data set, or both as one.
+    """Read one split of a data set, or both as one: the images of train, then those of test.
 
     Args:
         dataset: mnist ([N, 1, 28, 28]), cifar10 ([N, 3, 32, 32]), stl10 ([N, 3, 64, 64], scaled down from 96 pixels
             with antialiasing) or digits8x8 ([N, 1, 8, 8], comes with scikit-learn).
         data_dir: hub id or local folder in the layout of the data set's own hub id (columns `image` or `img`, and
             `label`); None: that hub id, as `HUB_IDS` has it. digits8x8 needs none.
-        split: train, test, or all: the images of train, then those of test.
 
     Raises:
-        ValueError: an unknown data set or split, nothing at `data_dir`, no such column, no images, images without a
-            class, or images of another size or mode than the data set's.
+        ValueError: nothing that can be read as such a data set.
     """
     if split not in get_args(SplitName):
         raise ValueError(f"expected the split train, test or all, got {split!r}")
@@ -97,10 +95,8 @@ def load_labelled_images(dataset: DatasetName, data_dir: str | None, split: Spli
     if dataset not in _LAYOUTS:
         raise ValueError(f"expected one of the data sets {', '.join(get_args(DatasetName))}, got {dataset!r}")
     source = HUB_IDS[dataset] if data_dir is None else data_dir
-    tables = _load_tables(source)
-    parts = [
-        _read_split(dataset, tables, name, source) for name in (("train", "test") if split == "all" else (split,))
-    ]
+    tables, names = _load_tables(source), ("train", "test") if split == "all" else (split,)
+    parts = [_read_split(dataset, tables, name, source) for name in names]
     images, labels = (torch.cat([getattr(part, name) for part in parts]) for name in ("images", "labels"))
     return LabelledImages(images, labels, parts[0].names)
 
@@ -156,9 +152,9 @@ def _read_split(dataset: DatasetName, tables: dict, split: str, data_dir: str) -
         )
     labels = torch.tensor(table.select_columns("label")[:]["label"])
     if (labels < 0).any():
+        count = int((labels < 0).sum())
         raise ValueError(
-            f"expected a class for every image of {data_dir}, got {int((labels < 0).sum())} images of no class (label "
-            "-1); leave them out of the folder"
+            f"expected a class for every image of {data_dir}, got {count} images of no class; leave them out"
         )
     # Encoded, and decoded here: datasets takes twice as long, row by row.
     files = table.select_columns(column).cast_column(column, ImageColumn(decode=False))[:][column]
@@ -169,10 +165,7 @@ def _read_split(dataset: DatasetName, tables: dict, split: str, data_dir: str) -
 
 
 def _read_image(file: dict, layout: _Layout, which: str) -> np.ndarray:
-    """Decode one image file, {"bytes": its content, or None, "path": where it is then}, as uint8 [H, W] or [H, W, 3].
-
-    A larger one is scaled down with antialiasing (PIL's bilinear filter, whose support grows with the factor).
-    """
+    """Decode {"bytes": a file's content, or None, "path": where it is then} as uint8 [H, W] or [H, W, 3]."""
     with Image.open(io.BytesIO(file["bytes"]) if file["bytes"] is not None else file["path"]) as image:
         side, kind = layout.stored_size, {"L": "grey", "RGB": "RGB"}[layout.mode]
         if image.mode != layout.mode or image.size != (side, side):
@@ -181,5 +174,5 @@ def _read_image(file: dict, layout: _Layout, which: str) -> np.ndarray:
                 f"{image.width}x{image.height} pixels and mode {image.mode}; convert the images or pass another folder"
             )
         if layout.size != side:
-            image = image.resize((layout.size, layout.size), Image.Resampling.BILINEAR)
+            image = image.resize((layout.size, layout.size), Image.Resampling.BILINEAR)  # antialiased, as PIL does
         return np.asarray(image)

@@ -1,50 +1,57 @@
 """Prompts from files and data sets, and templates that ask for a concept."""
 
-import json
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from sa_diffusers.core.concepts import Concept, mentions, substitute
+from transformers import PreTrainedTokenizerBase
+
+from sa_diffusers.core.concepts import Concept
+from sa_diffusers.data.tables import KINDS, check_kind, json_lines, kind_of, load_table
+from sa_diffusers.io.atomic_files import read_text
 from sa_diffusers.io.bundled import resolve
 
 
 ENOUGH = 16  # prompts that name a concept: fewer do not span the ways it is asked for
-_BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
 def read_prompts(source: str, column: str = "prompt") -> list[str]:
     """Prompts from a text file (one a line, # starts a comment) or from a column of a data set.
 
     Args:
-        source: a .txt file; a .json, .jsonl, .csv or .parquet file; a folder of such; or a hub id.
+        source: a .txt file, or what `load_table` reads.
 
     Raises:
         FileNotFoundError: a file that does not exist.
-        ValueError: the data set has no such column, or there is no prompt at all.
+        ValueError: a file that cannot be read, a data set without that column, or no prompt at all.
+        ModelLoadError: as `load_table`.
     """
+    if not source.strip():
+        raise ValueError("expected a file or data set of prompts, got an empty name; omit the option for the default")
     path = Path(resolve(source))
-    if path.suffix in (".txt", *_BUILDERS) and not path.is_file():
-        raise FileNotFoundError(f"no file {path}; expected prompts, one a line, or a data set with a column of them")
-    if path.suffix == ".txt":
-        prompts = [line.strip() for line in path.read_text().splitlines() if line.strip() and not line.startswith("#")]
+    check_kind(path, ".txt", *KINDS)
+    if kind_of(path) == ".txt":
+        lines = read_text(path).split("\n")
+        prompts = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     else:
-        data = load_table(str(path) if path.exists() else source)
-        if column not in data.column_names:
-            raise ValueError(f"{source} has columns {data.column_names}, none is {column!r}; pass --prompt_column")
-        prompts = [text for text in data[column] if text]
+        table = load_table(str(path) if path.exists() else source)
+        if column not in table.columns:
+            raise ValueError(f"{source} has columns {list(table.columns)}, none is {column!r}; pass --prompt_column")
+        found = (text_of(value, column, table.where(i)) for i, value in enumerate(table.columns[column]))
+        prompts = [text for text in found if text.strip()]
     if not prompts:
         raise ValueError(f"no prompt in {source}")
     return prompts
 
 
-def load_table(source: str):
-    """The rows of a .json, .jsonl, .csv or .parquet file, a folder of such, or a data set of the hub."""
-    from datasets import load_dataset
-
-    builder = _BUILDERS.get(Path(source).suffix)
-    if builder is None:
-        return load_dataset(source, split="train")
-    return load_dataset(builder, data_files=source, split="train")
+def text_of(value: Any, column: str, where: str) -> str:
+    """A value as text, "" for none; 7 is "7". Raises ValueError for what is neither text nor a whole number."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    if type(value) is int:
+        return str(value)
+    raise ValueError(f"{where}: expected text in the column {column!r}, got {reprlib.repr(value)}; write it in quotes")
 
 
 def read_templates(path: str) -> list[str]:
@@ -63,14 +70,11 @@ def read_labelled_prompts(path: str) -> list[dict[str, str]]:
         ValueError: a line that is not of this form.
     """
     rows = []
-    for number, line in enumerate(Path(resolve(path)).read_text().splitlines(), 1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: expected a JSON object, got {line[:60]!r}") from error
-        if not isinstance(row, dict) or "prompt" not in row or row.get("form") not in ("seen", "held_out"):
+    for row, number in json_lines(read_text(resolve(path)), Path(path)):
+        known = isinstance(row, dict) and row.get("form") in ("seen", "held_out")
+        if not known or not all(isinstance(value, str) for value in [row.get("prompt"), *row.values()]):
             raise ValueError(
-                f'{path}, line {number}: expected {{"prompt": ..., "form": "seen" or "held_out", classes}}'
+                f'{path}, line {number}: expected {{"prompt": ..., "form": "seen" or "held_out", classes}}, in text'
             )
         rows.append(row)
     return rows
@@ -81,10 +85,31 @@ def concept_templates(concept: Concept, prompts: Sequence[str], fallback: str) -
 
     Captions of the concept must span the ways it is asked for, or it is forgotten in a few sentences only.
     """
-    naming = [prompt for prompt in prompts if mentions(prompt, concept.phrasings)]
+    naming = [prompt for prompt in prompts if concept.named_in(prompt)]
     return [template_of(p, concept) for p in naming] if len(naming) >= ENOUGH else read_templates(fallback)
+
+
+def within_limit(templates: list[str], concept: Concept, tokenizer: PreTrainedTokenizerBase | None) -> list[str]:
+    """The templates in which a text encoder reads every phrasing of the concept to its end.
+
+    Beyond its limit the concept is cut off: its caption would teach something of everything else.
+
+    Raises:
+        ValueError: none is left.
+    """
+    if tokenizer is None or tokenizer.model_max_length > 10**6:  # tokenizers without a limit say an enormous one
+        return templates
+    texts = [(t.partition("{}")[0] + phrasing, t) for t in templates for phrasing in concept.phrasings]
+    read = tokenizer([text for text, _ in texts], verbose=False).input_ids
+    cut = {t for (_, t), ids in zip(texts, read, strict=True) if len(ids) > tokenizer.model_max_length}
+    if cut.issuperset(templates):
+        raise ValueError(
+            f"no template has {concept.name!r} within the {tokenizer.model_max_length} tokens that the text encoder "
+            "reads; pass shorter --concept_templates, or a shorter concept"
+        )
+    return [template for template in templates if template not in cut]
 
 
 def template_of(prompt: str, concept: Concept) -> str:
     """A prompt that names the concept with {} in its place."""
-    return substitute(prompt.replace("{", "").replace("}", ""), concept.phrasings, "{}")
+    return concept.replaced_in(prompt.replace("{", "").replace("}", ""), "{}")

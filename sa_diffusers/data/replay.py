@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from sa_diffusers.core.batches import Batch
-from sa_diffusers.core.concepts import Concept, mentions, substitute
+from sa_diffusers.core.concepts import Concept, mentions
 from sa_diffusers.core.conditions import Condition, texts
 from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.data.sample_set import SampleSet
@@ -37,14 +37,14 @@ def leaves_open(prompt: str, concept: Concept) -> bool:
     The empty prompt always does. Where the concept has siblings (another digit for a digit), so does every prompt that
     names none of them; samples of such prompts show the concept at its base rate and would teach it back.
     """
-    if mentions(prompt, concept.phrasings):
+    if concept.named_in(prompt):
         return False
     return not prompt.strip() or bool(concept.siblings and not mentions(prompt, concept.siblings))
 
 
 def needs_negative(prompt: str, concept: Concept, mode: str) -> bool:
     """Whether a replay prompt is drawn anew with the concept as negative prompt."""
-    if mentions(prompt, concept.phrasings):
+    if concept.named_in(prompt):
         return False
     return mode == "all" or (mode == "open" and leaves_open(prompt, concept))
 
@@ -67,14 +67,14 @@ def select_replay(samples: SampleSet, concept: Concept, mode: str) -> SampleSet:
     """
     prompts = texts(samples.conditions)
     said = [prompt for prompt in prompts if prompt.strip()]
-    if said and all(mentions(prompt, concept.phrasings) for prompt in said):
+    if said and all(concept.named_in(prompt) for prompt in said):
         raise ValueError(
             f"every replay prompt mentions {concept.name!r}: there is nothing to keep; pass other --replay_prompts"
         )
     kept = [
         index
         for index, prompt in enumerate(prompts)
-        if not mentions(prompt, concept.phrasings) and not needs_negative(prompt, concept, mode)
+        if not concept.named_in(prompt) and not needs_negative(prompt, concept, mode)
     ]
     return samples.take(kept)
 
@@ -82,18 +82,16 @@ def select_replay(samples: SampleSet, concept: Concept, mode: str) -> SampleSet:
 class Replay:
     """Batches of replay samples, each under its own prompt, or shown to the model under others.
 
-    Distilled, they are noised and denoised as the frozen model denoises them, under any prompt that does not name the
-    concept; those of the empty prompt, which guidance uses, under that. Prompts whose samples were drawn anew without
-    the concept are an exception: what the frozen model predicts under them would teach it back at its base rate. They
-    keep these samples, and the noise as the target.
+    Distilled, they are denoised as the frozen model denoises them, under any prompt that does not name the concept;
+    those of the empty prompt, which guidance uses, under that. Prompts whose samples were drawn anew without the
+    concept keep these, and the noise as the target: the frozen model would teach the concept back at its base rate.
 
     Args:
         samples: what `select_replay` kept, and the samples drawn anew without the concept.
         prompts: to choose from.
         mode: which prompts were drawn anew, as in `needs_negative`.
-        distil: take the frozen model's predictions as targets; else all samples are as those of the exception.
-        dropout: share of the samples, with the noise as their target, that are shown under the empty prompt or null
-            class: what guidance leads away from then is everything but the concept.
+        distil: take the frozen model's predictions as targets; else the noise for all samples.
+        dropout: share of the samples, with the noise as target, shown under the empty prompt or null class.
     """
 
     def __init__(
@@ -109,7 +107,7 @@ class Replay:
             return needs_negative(prompt, concept, mode)
 
         self.samples, self.dropout = samples, dropout
-        self.prompts = [p for p in prompts if not mentions(p, concept.phrasings) and not negative(p)]
+        self.prompts = [p for p in prompts if not concept.named_in(p) and not negative(p)]
         self.distilled = torch.tensor([not negative(prompt) for prompt in texts(samples.conditions)])
         if not (distil and self.prompts):
             self.distilled[:] = False
@@ -131,16 +129,12 @@ class Replay:
 
 class DistilledSurrogate:
     """Batches under captions of the concept, to be denoised as the frozen model denoises them under the same captions
-    with the surrogate in the concept's place.
-
-    This is distillation of one prompt into another, where the paper fits samples. Its gradient has no noise of its own
-    and vanishes once the model has learned it, so that the weights come to rest. The surrogate's own samples show it
-    already, whatever the prompt, where there is little noise; sampling from the concept's prompt passes through other
-    states, so other pictures are noised as well, the concept's among them.
+    with the surrogate in the concept's place: distillation of one prompt into another, where the paper fits samples.
 
     Args:
         surrogate: samples of the surrogate; their prompts name the concept.
-        others: samples of anything, whose prompts do not count; None: none.
+        others: samples of anything, whose prompts do not count, since sampling from the concept's prompt passes
+            through other states than the surrogate's; None: none.
         concept: its surrogate is a prompt.
     """
 
@@ -149,7 +143,7 @@ class DistilledSurrogate:
         self.prompts, self.concept = texts(surrogate.conditions), concept
 
     def surrogate_prompt(self, prompt: str) -> str:
-        return substitute(prompt, self.concept.phrasings, self.concept.surrogate)
+        return self.concept.replaced_in(prompt, self.concept.surrogate)
 
     def batch(self, family: Family, batch_size: int, step: int, seed: int) -> Batch:
         """Batch `step` of an endless walk over the samples; "frozen" holds the conditions of the frozen model."""

@@ -37,9 +37,7 @@ def load_fisher(source: str | Path, revision: str | None = None) -> Fisher:
         revision: branch, tag or commit on the hub.
 
     Raises:
-        FileNotFoundError: no such file.
-        FisherMismatch: a file that holds something else.
-        ModelLoadError: the hub has none of that id, or cannot be reached.
+        FileNotFoundError, FisherMismatch, ModelLoadError: no such file; it holds something else; not on the hub.
     """
     path = Path(source)
     if path.is_dir():
@@ -50,12 +48,7 @@ def load_fisher(source: str | Path, revision: str | None = None) -> Fisher:
 
 
 def load_samples(source: str | Path, revision: str | None = None) -> SampleSet:
-    """Read the samples/ folder of a run, or a sample set on the hub.
-
-    Raises:
-        FileNotFoundError: no samples in the folder.
-        ModelLoadError: the hub has none of that id, or cannot be reached.
-    """
+    """Read the samples/ folder of a run, or a sample set on the hub. Raises FileNotFoundError, ModelLoadError."""
     folder = fetch_samples(source, revision)
     if not (folder / "samples.safetensors").is_file():
         raise FileNotFoundError(f"no samples.safetensors in {folder}; expected the samples/ folder of a run")
@@ -66,9 +59,6 @@ def fetch_samples(source: str | Path, revision: str | None = None) -> Path:
     """A local folder with samples.safetensors and samples.json: `source` itself, or of a hub id the downloaded one.
 
     A path that is no folder is returned as it is, for the reader to say what is missing.
-
-    Raises:
-        ModelLoadError: the hub has none of that id, or cannot be reached.
     """
     if Path(source).is_dir() or not is_repo_id(str(source)):
         return Path(source)
@@ -83,10 +73,7 @@ def push_fisher(
     dtype: Literal["float32", "float16"] = "float32",
     api: HfApi | None = None,
 ) -> str:
-    """Push fisher.safetensors and its card, in one commit, to a model repository; returns its URL.
-
-    Args:
-        dtype: precision of the file, as of `Fisher.save`.
+    """Push fisher.safetensors (see `Fisher.save`) and its card, in one commit, to a model repository; returns its URL.
 
     Raises:
         PushError: not logged in, or the upload failed.
@@ -116,8 +103,7 @@ def push_samples(
         dtype: of the latents in the file; "float16" takes half the room, and rounds. Runs tell the two apart.
 
     Raises:
-        ValueError: the folder holds no finished sample set.
-        PushError: not logged in, or the upload failed.
+        ValueError, PushError: no finished sample set; not logged in, or the upload failed.
     """
     folder = Path(folder)
     missing = [name for name in SAMPLES_FILES if not (folder / name).is_file()]
@@ -130,7 +116,7 @@ def push_samples(
     picture = SAMPLES_PICTURE if (folder / SAMPLES_PICTURE).is_file() else None
     again = f"{folder} is whole. Push it again by the same command or call."
     with TemporaryDirectory(prefix="sa_diffusers_") as temporary:
-        for name in (*SAMPLES_FILES, *([picture] if picture else [])):
+        for name in filter(None, (*SAMPLES_FILES, picture)):
             shutil.copy(folder / name, temporary)
         if dtype == "float16":
             samples = SampleSet.load(folder / "samples.safetensors")
@@ -155,8 +141,7 @@ def push_run(
 
     Args:
         run: the run's folder; kept from other runs meanwhile.
-        ids: part ("pipeline", "lora", "fisher", "samples") to the repository's id.
-        fisher_dtype, samples_dtype: precision of these files.
+        ids: part (of PARTS) to the repository's id.
 
     Raises:
         ValueError: a part that the run does not hold, or two with one id; nothing was pushed.

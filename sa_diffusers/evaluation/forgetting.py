@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sa_diffusers.core.concepts import Concept, mentions
+from sa_diffusers.core.concepts import Concept
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.data.replay import spread
@@ -114,7 +114,7 @@ def examination(
         return JudgedSet(requests, [texts[p] for p in prompts])
 
     seen = [row for row in rows if row["form"] == "seen"]
-    naming = [r for r in rows if r.get(attribute) == classes[index] and mentions(r["prompt"], concept.phrasings)]
+    naming = [r for r in rows if r.get(attribute) == classes[index] and concept.named_in(r["prompt"])]
     retained = [
         choose(f"retained {name}", [row for row in seen if row.get(attribute) == name], num_class)
         for position, name in enumerate(classes)

@@ -27,11 +27,10 @@ def build_text_to_image(
     tokenizer: CLIPTokenizer,
     seed: int,
 ) -> StableDiffusionPipeline:
-    """A small Stable Diffusion around trained parts.
+    """A small Stable Diffusion around trained parts; `architecture` configures the new ones, "unet" and "scheduler".
 
     Args:
-        architecture: the configurations of the parts that are new, "unet" and "scheduler" (DDIM).
-        seed: of the UNet's weights; the global generator is set from it.
+        seed: of the weights, here and below; the global generator is set from it.
     """
     torch.manual_seed(derive_seed(seed, "unet"))
     unet, scheduler = UNet2DConditionModel(**architecture["unet"]), DDIMScheduler(**architecture["scheduler"])
@@ -100,7 +99,6 @@ def build_class_conditional(
     Args:
         options: of `ClassConditionalConfig`, those of its architecture and its noise schedule.
         names: of the classes.
-        seed: of the weights; the global generator is set from it.
 
     Raises:
         ValueError: as `make_unet`.
@@ -121,14 +119,7 @@ def build_class_conditional(
 def build_conditional_vae(
     hidden_sizes: Sequence[int], latent_dim: int, image_size: int, channels: int, names: Sequence[str], seed: int
 ) -> ConditionalVAEPipeline:
-    """A conditional VAE, untrained.
-
-    Args:
-        hidden_sizes: widths of the encoder's hidden layers, those of the decoder in reverse.
-        latent_dim: dimension of z.
-        names: of the classes.
-        seed: of the weights; the global generator is set from it.
-    """
+    """A conditional VAE, untrained, for classes of these names; see `ConditionalVAE`."""
     torch.manual_seed(derive_seed(seed, "vae"))
     vae = ConditionalVAE(image_size, channels, len(names), tuple(hidden_sizes), latent_dim)
     return ConditionalVAEPipeline(vae, _id2label(names))

@@ -1,10 +1,8 @@
 """Import the authors' Stable Diffusion files: their Fisher, and checkpoints with CompVis's names.
 
 What such a file belongs to is not in it, so a pipeline says so. The authors took the Fisher of, and went on training,
-the *raw* weights of sd-v1-4-full-ema.ckpt, while they sample from its EMA weights.
-
-Their class-conditional checkpoints (names that start with `module.`) are not imported: that network joins the class's
-embedding to the timestep's and adds the result, and has a null embedding of its own. No UNet of diffusers computes it.
+the *raw* weights of sd-v1-4-full-ema.ckpt, while they sample from its EMA weights. Their class-conditional checkpoints
+(names that start with `module.`) are not imported: no UNet of diffusers computes that network.
 """
 
 from collections import Counter
@@ -36,7 +34,6 @@ def import_fisher(path: str | Path, model: str) -> tuple[Fisher, list[str]]:
     """The authors' Fisher, a pickled dict of tensors named diffusion_model.*, under diffusers' names.
 
     Args:
-        path: the sum over their processes.
         model: the pipeline that the Fisher is of; folder or hub id.
 
     Returns:
@@ -82,11 +79,7 @@ def import_checkpoint(path: str | Path, model: str, ema: bool) -> tuple[Diffusio
 
     Returns:
         The pipeline; the number of the file's tensors that were left out, by the first part of their names; and the
-        globals that the file names and that were not imported.
-
-    Raises:
-        ConversionError: tensors of other names, shapes or values than this UNet has; or another model.
-        RefusedFile, FileNotFoundError: as `read_restricted`.
+        globals that the file names and that were not imported. Raises as `import_fisher`.
     """
     _check_class(model)
     tensors, dropped = _read_tensors(path)
@@ -99,10 +92,8 @@ def import_checkpoint(path: str | Path, model: str, ema: bool) -> tuple[Diffusio
     converted = rename_unet(taken, family.module)
     _check_values(converted, "checkpoint", lowest=-torch.inf)
     family.module.load_state_dict(converted)
-    used = EMA if ema else UNET
-    ignored = Counter(
-        name.split(".")[0] for name in tensors if not name.startswith(used) and not name.startswith(UNET)
-    )
+    used = (UNET, EMA) if ema else UNET
+    ignored = Counter(name.split(".")[0] for name in tensors if not name.startswith(used))
     return family.pipeline, ignored, dropped
 
 
@@ -128,12 +119,10 @@ def rename_unet(tensors: dict[str, Tensor], unet: nn.Module) -> dict[str, Tensor
         for name, given in sorted(origin.items())
         if tuple(tensors[given].shape) != expected[name]
     ]
-    found = {"missing": missing, "extra": extra, "of another shape": misshapen}
-    if any(found.values()):
-        lists = [f"  {len(names)} {what}: {_first(names)}" for what, names in found.items() if names]
+    if found := _listed({"missing": missing, "extra": extra, "of another shape": misshapen}):
         raise ConversionError(
             f"the file does not fit the pipeline's UNet, whose {len(expected)} tensors were expected; pass the "
-            "pipeline that it was made from:\n" + "\n".join(lists)
+            "pipeline that it was made from:\n  " + "\n  ".join(found)
         )
     return {name: tensors[given] for name, given in origin.items()}
 
@@ -142,12 +131,10 @@ def _moving_average(tensors: dict[str, Tensor], weights: dict[str, Tensor]) -> d
     """The EMA weights by the names of the weights; CompVis stores them under names without dots."""
     stored = {EMA + name.removeprefix("model.").replace(".", ""): name for name in weights}
     present = {name for name in tensors if name.startswith(EMA) and name not in EMA_COUNTERS}
-    missing, extra = sorted(stored.keys() - present), sorted(present - stored.keys())
-    if missing or extra:
-        lists = [f"{len(n)} {what}: {_first(n)}" for what, n in (("missing", missing), ("extra", extra)) if n]
+    if found := _listed({"missing": sorted(stored.keys() - present), "extra": sorted(present - stored.keys())}):
         raise ConversionError(
-            "the file's EMA weights are not those of its UNet (" + "; ".join(lists) + "); omit --ema, or pass a "
-            "checkpoint that was saved with them"
+            f"the file's EMA weights are not those of its UNet ({'; '.join(found)}); omit --ema, or pass a checkpoint "
+            "that was saved with them"
         )
     return {name: tensors[given] for given, name in stored.items()}
 
@@ -191,6 +178,11 @@ def _check_values(tensors: dict[str, Tensor], what: str, lowest: float) -> None:
         if not tensor.is_floating_point() or not bool(tensor.isfinite().all()) or bool((tensor < lowest).any()):
             range_ = "finite numbers" if lowest == -torch.inf else f"finite numbers of at least {lowest:g}"
             raise ConversionError(f"the {what}'s tensor {name} does not hold {range_} alone; the file is damaged")
+
+
+def _listed(found: dict[str, list[str]]) -> list[str]:
+    """What was found of each kind, where there is any."""
+    return [f"{len(names)} {what}: {_first(names)}" for what, names in found.items() if names]
 
 
 def _first(names: list[str]) -> str:

@@ -90,9 +90,10 @@ class RunLock:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             file = open(self.path, "a+", encoding="utf-8")
         except OSError as error:
+            denied = " or change the folder's permissions" if isinstance(error, PermissionError) else ""
             raise ArtifactError(
                 f"Cannot write to the output folder {self.path.parent}: {error.strerror}. "
-                "Pass another --output_dir or change the folder's permissions."
+                f"Pass another --output_dir{denied}."
             ) from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

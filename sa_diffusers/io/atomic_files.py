@@ -1,12 +1,14 @@
-"""Files written whole or not at all, and errors that say why one could not be."""
+"""Files written whole or not at all, and errors that say why one could not be; text as users have it."""
 
 import errno
+import gzip
 import hashlib
 import json
 import os
 import re
 import shutil
 import uuid
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -176,6 +178,32 @@ def remove_leftovers(folder: str | Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)  # it may have lain in a folder that is gone
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a UTF-8 file, or of one compressed by gzip (.gz): lines end in "\\n", a byte-order mark is left out.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: another encoding, or a damaged archive.
+    """
+    content = Path(path).read_bytes()
+    if Path(path).suffix.lower() == ".gz":
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"{path} is no whole gzip file ({error}); compress it again") from error
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in content:
+        raise ValueError(f"expected text in UTF-8, got {path}, which is in UTF-16 or no text at all; save it as UTF-8")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{path}, line {line}: expected UTF-8, got the byte {content[error.start]:#x}, as in files in latin-1 "
+            "(Windows-1252); save it as UTF-8"
+        ) from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def write_text(text: str, path: str | Path) -> None:

@@ -3,20 +3,23 @@
 import dataclasses
 import difflib
 import math
+import os
+import reprlib
 import types
 from collections.abc import Callable, Mapping
-from os.path import expanduser
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+from sa_diffusers.io.atomic_files import read_text
 from sa_diffusers.io.bundled import resolve
 from sa_diffusers.io.model_names import base_name
 
 
 ConfigT = TypeVar("ConfigT")
-FACTS = frozenset(("above", "least", "below", "identity", "otherwise", "everyday"))  # of a field, beside its help
+BOUNDS = ("above", "least", "below")
+FACTS = frozenset((*BOUNDS, "identity", "otherwise", "everyday"))  # of a field, beside its help
 
 
 def option(default: Any, help: str, **facts: Any) -> Any:
@@ -38,23 +41,15 @@ def option(default: Any, help: str, **facts: Any) -> Any:
 
 
 class Options:
-    """Base of configuration dataclasses: checks the ranges of their fields.
-
-    Raises:
-        ValueError: a number out of its range.
-    """
+    """Base of configuration dataclasses; raises ValueError for a value of another type than its field's, as of a YAML
+    file, or a number out of its range."""
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            above, least, below = map(field.metadata.get, ("above", "least", "below"))
-            if value is None or (above, least, below) == (None, None, None):
-                continue
-            low = (above is None or value > above) and (least is None or value >= least)
-            if not (math.isfinite(value) and low and (below is None or value < below)):
-                bound = f"> {above}" if least is None else f">= {least}"
-                expected = f"{field.name} {bound}" if below is None else f"{least} <= {field.name} < {below}"
-                raise ValueError(f"expected {expected}, got {value}")
+        given = {name: getattr(self, name) for name in _init_fields(type(self))}
+        for name, value in check_values(type(self), given, source=type(self).__name__).items():
+            setattr(self, name, value)
+            if isinstance(value, int | float):
+                _check_range(name, value, *map(_init_fields(type(self))[name].metadata.get, BOUNDS))
 
 
 def identity_names(cls: type) -> tuple[str, ...]:
@@ -63,11 +58,7 @@ def identity_names(cls: type) -> tuple[str, ...]:
 
 
 def layered(cls: type, *layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of several sources, the later over the earlier, after `cls.consistent(layers)` where it has that.
-
-    A choice in one layer may settle options (a method that has no replay settles its weight). What earlier layers say
-    of these was written for another choice, and does not count.
-    """
+    """Values of several sources, the later over the earlier, after `cls.consistent(layers)` where it has that."""
     merged: dict[str, Any] = {}
     for layer in cls.consistent(layers) if hasattr(cls, "consistent") else layers:
         merged |= layer
@@ -75,11 +66,7 @@ def layered(cls: type, *layers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def config_from_dict(cls: type[ConfigT], values: dict[str, Any]) -> ConfigT:
-    """Build `cls` from its defaults and `values`, under the checks that a YAML file gets.
-
-    Raises:
-        ValueError: an unknown key, a value of another type than its field's, or a field without value and default.
-    """
+    """Build `cls` from its defaults and `values`; ValueError as `check_values`, or for a field left without value."""
     checked = check_values(cls, values, source="options")
     missing = [name for name, field in _init_fields(cls).items() if name not in checked and _is_required(field)]
     if missing:
@@ -98,15 +85,6 @@ def config_to_yaml(config: Any, path: str | Path) -> None:
     Path(path).write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=119), encoding="utf-8")
 
 
-def read_yaml(path: Path) -> Any:
-    """What a YAML file holds, with the user's folder for "~/"; {} where it is empty. Raises ValueError."""
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from error
-    return {} if found is None else _each(found, lambda text: expanduser(text) if text.startswith("~/") else text)
-
-
 def _each(value: Any, change: Callable[[str], str]) -> Any:
     """`value` with every string in it changed, names of options apart."""
     if isinstance(value, dict):
@@ -121,19 +99,26 @@ def public_values(value: Any) -> Any:
     return _each(value, lambda text: base_name(text) if text.startswith(("/", "~/", "../")) else text)
 
 
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """What a YAML file maps, {} where it is empty; ValueError names the file."""
+    try:
+        values = yaml.safe_load(read_text(resolve(str(path))))
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror or error}") from error
+    except Exception as error:  # beside YAMLError whatever a tag such as "!!bool 2" makes Python's constructors raise
+        mark, said = getattr(error, "problem_mark", None), getattr(error, "problem", None) or error
+        line = "" if mark is None else f", line {mark.line + 1},"
+        raise ValueError(f"{path}{line} is not valid YAML: {' '.join(str(said).split())}") from error
+    if not isinstance(values, dict | None):
+        raise ValueError(f"{path}: expected lines of `option: value`, got {_show(values)}")
+    return values or {}
+
+
 def read_values(cls: type, source: str) -> dict[str, Any]:
     """The checked values of a YAML file, or of one that ships, such as bundled/digits; ValueError names the file."""
     if source.startswith("bundled/") and not source.endswith(".yaml"):
         source = f"bundled/configs/{source.removeprefix('bundled/')}.yaml"
-    try:
-        values = read_yaml(Path(resolve(source)))
-    except OSError as error:
-        raise ValueError(f"--config: cannot read {source}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise ValueError(f"--config: {source} is not valid YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{source}: expected lines of `option: value`, got {_show(values)}")
-    return check_values(cls, values, source=source)
+    return check_values(cls, read_yaml(source), source=source)
 
 
 def check_values(cls: type, values: dict[str, Any], source: str) -> dict[str, Any]:
@@ -171,7 +156,7 @@ def _convert(value: Any, hint: Any) -> Any:
     elif origin is list:
         if isinstance(value, str):  # one item
             value = [value]
-        if isinstance(value, list):
+        if isinstance(value, list | tuple):
             return [_convert(item, arguments[0]) for item in value]
     elif hint is float:
         if type(value) in (int, float):
@@ -181,6 +166,10 @@ def _convert(value: Any, hint: Any) -> Any:
                 return float(value)
             except ValueError:
                 pass
+    elif hint is str and isinstance(value, os.PathLike):
+        return os.fspath(value)
+    elif hint is str and isinstance(value, str) and value.startswith("~/"):  # no shell has read it
+        return os.path.expanduser(value)
     elif hint is str and type(value) is int:  # `fisher_terms: 10`, `concept: 7`
         return str(value)
     elif hint in (int, bool, str, types.NoneType):
@@ -189,6 +178,14 @@ def _convert(value: Any, hint: Any) -> Any:
     else:
         raise TypeError(f"configuration fields cannot be of type {_describe(hint)}")
     raise _MismatchError
+
+
+def _check_range(name: str, value: float, above: float | None, least: float | None, below: float | None) -> None:
+    low = (above is None or value > above) and (least is None or value >= least)
+    if not (math.isfinite(value) and low and (below is None or value < below)):
+        bound = f"> {above}" if above is not None else "finite" if least is None else f">= {least}"
+        expected = f"{name} {bound}" if below is None else f"{least} <= {name} < {below}"
+        raise ValueError(f"expected {expected}, got {value}")
 
 
 def _init_fields(cls: type) -> dict[str, dataclasses.Field]:
@@ -206,7 +203,7 @@ def _describe(hint: Any) -> str:
 
 
 def _show(value: Any) -> str:
-    return "null" if value is None else f"{value!r} ({type(value).__name__})"
+    return "null" if value is None else f"{reprlib.repr(value)} ({type(value).__name__})"
 
 
 def suggestion(given: str, known: Any) -> str:

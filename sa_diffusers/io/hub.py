@@ -24,9 +24,6 @@ from sa_diffusers.io.model_names import is_on_hub, is_repo_id, public_name
 
 # What makes a tokenizer: without any of these files transformers builds an empty one and says nothing.
 VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model")
-COMMIT_MESSAGE = "Upload with sa_diffusers"
-# huggingface_hub turns what goes wrong in the upload of one file into a RuntimeError.
-PUSH_FAILURES = (OSError, HTTPError, RuntimeError)
 
 
 class ModelLoadError(RuntimeError):
@@ -104,11 +101,7 @@ def explain_load_errors(model: str | Path, repo_type: str = "model") -> Iterator
     Errors of other kinds than those of files, names and networks (a bug, no memory) pass unchanged.
 
     Args:
-        model: hub id or local folder, as given to `from_pretrained`.
-        repo_type: "model" or "dataset": what kind of repository the id is one of.
-
-    Raises:
-        ModelLoadError: gated, not found, no network, or a folder that lacks something.
+        model: hub id of a "model" or "dataset", or local folder.
     """
     try:
         _check_folder(Path(model))
@@ -118,11 +111,7 @@ def explain_load_errors(model: str | Path, repo_type: str = "model") -> Iterator
 
 
 def fetch(repo_id: str, files: Sequence[str], revision: str | None = None, repo_type: str = "model") -> Path:
-    """Local folder with these files of a repository, which are downloaded unless the cache has them.
-
-    Raises:
-        ModelLoadError: no such repository, it lacks one of the files, no network, ...
-    """
+    """Local folder with these files of a repository, downloaded unless the cache has them. Raises ModelLoadError."""
     with explain_load_errors(repo_id, repo_type):
         paths = [hf_hub_download(repo_id, name, revision=revision, repo_type=repo_type) for name in files]
     return Path(paths[0]).parent
@@ -161,11 +150,7 @@ def _explain_login_errors() -> Iterator[None]:
 
 
 def check_push(repo_id: str, api: HfApi | None = None) -> None:
-    """Check before work starts that a push can succeed: the id is well-formed and someone is logged in.
-
-    Raises:
-        PushError: what is wrong and what to do.
-    """
+    """Raise PushError unless a push can succeed: the id is well-formed and someone is logged in."""
     if not is_repo_id(repo_id):
         raise PushError(f"'{repo_id}' is not a name for a model on the hub: expected user/name.")
     try:
@@ -200,10 +185,11 @@ def push_folder(
     try:
         with _explain_login_errors():
             url = str(api.create_repo(repo_id, private=private, repo_type=repo_type, exist_ok=True))
-            api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=COMMIT_MESSAGE, repo_type=repo_type)
+            message = "Upload with sa_diffusers"
+            api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message, repo_type=repo_type)
     except PushError:
         raise
-    except PUSH_FAILURES as error:
+    except (OSError, HTTPError, RuntimeError) as error:  # the last: huggingface_hub's for the upload of one file
         cause = f"{error} ({error.__cause__})" if error.__cause__ else str(error)
         raise PushError(
             f"The push to {repo_id} failed: {cause}. Nothing is lost, and nothing half made is on the hub: {again}"

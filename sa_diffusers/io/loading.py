@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sa_diffusers.families import own_pipeline_classes
 from sa_diffusers.io.artifacts import hash_tensors
-from sa_diffusers.io.atomic_files import atomic_path, explain_read_errors
+from sa_diffusers.io.atomic_files import atomic_path
 from sa_diffusers.io.bundled import resolve
 from sa_diffusers.io.configuration import read_yaml
 from sa_diffusers.io.forgotten import write_forgotten
@@ -31,11 +31,7 @@ WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 
 
 def read_model_index(model: str, revision: str | None = None) -> dict[str, Any]:
-    """The pipeline's model_index.json: its class, components and options, without any weights.
-
-    Raises:
-        ModelLoadError: with what to do about it.
-    """
+    """The pipeline's model_index.json: its class, components and options. Raises ModelLoadError."""
     source = resolve(model)
     inside = Path(source) / "pipeline"
     if (inside / "model_index.json").is_file() and not (Path(source) / "model_index.json").exists():
@@ -47,31 +43,27 @@ def read_model_index(model: str, revision: str | None = None) -> dict[str, Any]:
     return index
 
 
-def read_tokenizer(source: str) -> PreTrainedTokenizerBase | None:
+def read_tokenizer(source: str, revision: str | None = None) -> PreTrainedTokenizerBase | None:
     """The (first) tokenizer of a pipeline, without its weights; None: it has none by that name."""
-    kind = read_model_index(source).get("tokenizer", (None, None))[1]
+    kind = read_model_index(source, revision).get("tokenizer", (None, None))[1]
     if kind is None or not hasattr(transformers, kind):
         return None
     with explain_load_errors(resolve(source)):
-        return getattr(transformers, kind).from_pretrained(resolve(source), subfolder="tokenizer")
+        return getattr(transformers, kind).from_pretrained(resolve(source), subfolder="tokenizer", revision=revision)
 
 
 def read_run_options(run: Path) -> dict[str, Any]:
     """What the config.yaml in a run's folder says; {} where there is none."""
     path = run / "config.yaml"
-    with explain_read_errors(path):
-        return dict(read_yaml(path)) if path.is_file() else {}
+    return read_yaml(path) if path.is_file() else {}
 
 
 def load_pipeline(model: str, revision: str | None, variant: str | None, dtype: str) -> DiffusionPipeline:
     """Load every component of a pipeline onto this process's device, its safety checker included.
 
     Args:
-        model: hub id, local folder, or bundled/<name>.
+        model: hub id, local folder, or bundled/<name>; what else it is raises ModelLoadError.
         dtype: "float32", "float16" or "bfloat16".
-
-    Raises:
-        ModelLoadError: with what to do about it.
     """
     source = resolve(model)
     cls = own_pipeline_classes().get(read_model_index(model, revision)["_class_name"], DiffusionPipeline)
@@ -114,12 +106,8 @@ def save_pipeline(
 
     Args:
         variant: "fp16" writes every part a second time, in float16, as `*.fp16.safetensors` beside the files in
-            `dtype`: `from_pretrained(path)` reads those, `from_pretrained(path, variant="fp16", dtype=torch.float16)`
-            the smaller ones.
+            `dtype`, for `from_pretrained(path, variant="fp16", dtype=torch.float16)`; another one is a ValueError.
         forgotten: what the pipeline has forgotten, as `write_forgotten` takes it; the last without hashes after.
-
-    Raises:
-        ValueError: another variant.
     """
     if variant not in (None, "fp16"):
         raise ValueError(f"expected the variant fp16 or none, got {variant!r}")
@@ -165,11 +153,7 @@ def add_variant(pipeline: DiffusionPipeline, folder: Path, variant: str) -> None
 
 
 def check_files(source: str, variant: str | None) -> None:
-    """Download what a hub model lacks here; check that every part has weights, and that no file of them is cut off.
-
-    Raises:
-        ModelLoadError: with what to do about it.
-    """
+    """Download what a hub model lacks here. Raises ModelLoadError: a part without weights, or a file cut off."""
     index = read_model_index(source)
     folder = Path(resolve(source))
     if not folder.is_dir():

@@ -33,7 +33,7 @@ class Placeholder:
     def __init__(self, *_: object, **__: object) -> None:
         pass
 
-    def _take(self, *_: object, **__: object) -> "Placeholder":
+    def _take(self, *_: object, **__: object) -> object:
         return self
 
     # What unpickling does to an object: call it, set its state, fill it.
@@ -48,9 +48,7 @@ class _Entries(dict):
     """Stands for an OrderedDict, such as a state dict; its attributes (torch's `_metadata`) are left out."""
 
     __slots__ = ()
-
-    def __setstate__(self, state: object) -> None:
-        pass
+    __setstate__ = Placeholder._take
 
 
 class _Allowed:
@@ -137,11 +135,7 @@ def read_restricted(path: str | Path) -> tuple[Any, list[str]]:
 
     Returns:
         What the file holds, with its tensors on the CPU and a `Placeholder` for every object of another kind; and the
-        names of the globals that were not imported, sorted.
-
-    Raises:
-        FileNotFoundError: there is none.
-        RefusedFile: the file cannot be read in this way.
+        names of the globals that were not imported, sorted. Raises FileNotFoundError, RefusedFile.
     """
     path = Path(path)
     if not path.is_file():

@@ -20,6 +20,8 @@ from sa_diffusers.training.lora import WithoutLora
 Weights = dict[str, nn.Parameter] | dict[str, LowRankChange]  # what is trained, by the weight's name
 Frozen = nn.Module | WithoutLora  # the model before forgetting, to be called like it
 NEEDS = ("samples", "replay_samples", "surrogate", "fisher", "frozen", "edit")
+# What a method settles that has none of Selective Amnesia's terms.
+ALONE = {"ewc_lambda": 0.0, "replay_weight": 0.0, "surrogate_target": "noise", "start": "model"}
 
 
 class Context(Protocol):
@@ -47,6 +49,7 @@ class Method:
         trains: whether it minimises an objective; else it edits or wraps.
         shardable, takes_lora: whether it can train weights in parts (see `Objective.attach`), or adapters.
         favours: whether the surrogate takes the concept's place; else it leads away, towards nothing in particular.
+        favours_nothing: whether the surrogate may be "", which is nothing in particular.
         own_samples: whether what it needs as "surrogate" are the model's samples of the concept itself.
     """
 
@@ -56,6 +59,7 @@ class Method:
     shardable: ClassVar[bool] = True
     takes_lora: ClassVar[bool] = True
     favours: ClassVar[bool] = True
+    favours_nothing: ClassVar[bool] = False
     own_samples: ClassVar[bool] = False
 
     def __init__(self, name: str, title: str, summary: str, **fixes: Any):

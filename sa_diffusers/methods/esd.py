@@ -13,7 +13,7 @@ from sa_diffusers.core.objectives import ESD, Objective, SelectiveAmnesiaWithESD
 from sa_diffusers.core.seeding import seeded
 from sa_diffusers.families.samplers import make_scheduler
 from sa_diffusers.io.configuration import Options, option
-from sa_diffusers.methods.base import Context, Frozen, Method, Weights, register
+from sa_diffusers.methods.base import ALONE, Context, Frozen, Method, Weights, register
 from sa_diffusers.methods.selective_amnesia import BACKWARD, SelectiveAmnesiaMethod, make_ewc
 from sa_diffusers.methods.sources import distils_replay
 
@@ -104,17 +104,14 @@ def esd_batch(context: Context, step: int) -> Batch:
     return {"concept": family.batch(latents, named), "empty": family.batch(latents, [Condition()] * size)}
 
 
-_ALONE = {"ewc_lambda": 0.0, "replay_weight": 0.0, "surrogate_target": "noise", "start": "model"}
-_AWAY = "guidance away from the concept, without any samples, in"
+def _alone(name: str, title: str, where: str, scope: str) -> ESDMethod:
+    summary = f"guidance away from the concept, without any samples, in {where}"
+    return ESDMethod(name, title, summary, **ALONE, train_scope=scope)
+
+
 register(
     SelectiveAmnesiaWithESDMethod("sa+esd", "Selective Amnesia with ESD's guidance", "both"),
-    ESDMethod("esd-x", "ESD-x", f"{_AWAY} cross-attention", **_ALONE, train_scope="xattn"),
-    ESDMethod(
-        "esd-x-strict",
-        "ESD-x (keys and values only)",
-        f"{_AWAY} its keys and values",
-        **_ALONE,
-        train_scope="xattn-strict",
-    ),
-    ESDMethod("esd-u", "ESD-u", f"{_AWAY} all but cross-attention", **_ALONE, train_scope="noxattn"),
+    _alone("esd-x", "ESD-x", "cross-attention", "xattn"),
+    _alone("esd-x-strict", "ESD-x (keys and values only)", "its keys and values", "xattn-strict"),
+    _alone("esd-u", "ESD-u", "all but cross-attention", "noxattn"),
 )

@@ -1,7 +1,7 @@
 """Selective Amnesia (Heng & Soh, NeurIPS 2023), without some of its terms, and the naive objective before it."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -24,6 +24,8 @@ BACKWARD = 2.0  # a backward pass costs about two forward passes
 
 class SelectiveAmnesiaMethod(Method):
     """Fit the surrogate under the concept's prompts, replay everything else, hold the weights that matter by EWC."""
+
+    minimised: ClassVar[type[SelectiveAmnesia]] = SelectiveAmnesia
 
     def needs(self, options: Any, concept: Concept) -> set[str]:
         needs = {
@@ -66,18 +68,18 @@ class SelectiveAmnesiaMethod(Method):
         return rows * (1 + BACKWARD + options.gradient_checkpointing) + frozen
 
     def objective(self, context: Context, weights: Weights, frozen: Frozen | None) -> Objective:
-        return SelectiveAmnesia(
-            context.family.loss, make_ewc(context, weights, frozen), context.options.replay_weight, frozen
-        )
+        ewc = make_ewc(context, weights, frozen)
+        return self.minimised(context.family.loss, ewc, context.options.replay_weight, frozen)
 
     def batches(self, context: Context) -> Callable[[int], Batch]:
-        return Sources(context)
+        return Sources(context, self.own_samples)
 
 
 class NaiveMethod(SelectiveAmnesiaMethod):
     """Make the concept's own samples unlikely."""
 
-    takes_lora = False
+    minimised = NaiveForgetting
+    takes_lora = favours = False
     own_samples = True
 
     def check_options(self, options: Any) -> None:
@@ -87,14 +89,6 @@ class NaiveMethod(SelectiveAmnesiaMethod):
                 f"{self.name}: with the latents that they were drawn with, a model's own samples have no gradient; "
                 "pass latents 'encoder'"
             )
-
-    def objective(self, context: Context, weights: Weights, frozen: Frozen | None) -> Objective:
-        return NaiveForgetting(
-            context.family.loss, make_ewc(context, weights, frozen), context.options.replay_weight, frozen
-        )
-
-    def batches(self, context: Context) -> Callable[[int], Batch]:
-        return Sources(context, own_samples=True)
 
 
 def make_ewc(

@@ -1,7 +1,7 @@
 """Safe Latent Diffusion (Schramowski et al., CVPR 2023): led away from the concept while it draws."""
 
 from sa_diffusers.families import Family
-from sa_diffusers.methods.base import Context, Method, register
+from sa_diffusers.methods.base import ALONE, Context, Method, register
 
 
 class SLDMethod(Method):
@@ -15,10 +15,7 @@ class SLDMethod(Method):
             f"sld-{level}",
             f"Safe Latent Diffusion ({level})",
             "guidance away from the concept while drawing, with the weights as they are",
-            ewc_lambda=0.0,
-            replay_weight=0.0,
-            surrogate_target="noise",
-            start="model",
+            **ALONE,
         )
         self.level = level
 

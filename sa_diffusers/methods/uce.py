@@ -2,18 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 from sa_diffusers.core.closed_form import ClosedFormEdit, Edit, closed_form_edit
-from sa_diffusers.core.concepts import Concept, mentions
+from sa_diffusers.core.concepts import Concept
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.data.replay import spread
 from sa_diffusers.families import Family
 from sa_diffusers.io.configuration import Options, option
-from sa_diffusers.methods.base import Context, Method, register, require
-
-
-Tokens = Literal["tail", "last"]
+from sa_diffusers.methods.base import ALONE, Context, Method, register, require
 
 
 @dataclass
@@ -32,6 +29,7 @@ class UCEMethod(Method):
     Options = UCEOptions
     requires = frozenset(("text_maps",))
     trains = takes_lora = False
+    favours_nothing = True
 
     def needs(self, options: Any, concept: Concept) -> set[str]:
         return {"edit"}
@@ -42,7 +40,7 @@ class UCEMethod(Method):
 
     def edit(self, context: Context) -> ClosedFormEdit:
         options, concept = context.options, context.concept
-        kept = [prompt for prompt in context.prompts if not mentions(prompt, concept.phrasings)]
+        kept = [prompt for prompt in context.prompts if not concept.named_in(prompt)]
         edit = edit_of_prompts(
             context.family,
             concept_edits(concept, context.templates),
@@ -63,34 +61,28 @@ def edit_of_prompts(
     family: Family,
     edits: Sequence[tuple[str, str]],
     preserve: Sequence[str] = ("",),
-    *,
-    tokens: Tokens = "tail",
     **weights: float,
 ) -> ClosedFormEdit:
     """`closed_form_edit` for prompts: what each draws, and what it should draw. Its `apply` edits the family's maps.
+
+    As in the code of the paper, a row is the last word's token or one of the padding after it, paired with the
+    target's at the same distance from its last word; of what is preserved it is any token.
 
     Args:
         edits: (concept, target) prompts, such as ("Brad Pitt", "a middle aged man"). The target "" stands for nothing
             in particular: its rows begin with the start token, as in the authors' code.
         preserve: prompts that should draw what they did. The authors' code keeps "" where nothing else is given.
-        tokens: "tail" is the code of the paper: the last word's token and the padding after it, each concept row
-            paired with the target's at the same distance from its last word, and every token of what is preserved.
-            "last" is their later code: the last word's token alone, everywhere, with preserve_scale 1.
         weights: erase_scale, preserve_scale, regularization; see `closed_form_edit`.
 
     Raises:
-        ValueError: as `closed_form_edit`; a model without free text; an empty concept; another choice of tokens.
+        ValueError: as `closed_form_edit`; a model without free text; an empty concept.
     """
     require(family, "a closed-form edit", "text_maps")
-    if tokens not in get_args(Tokens):
-        raise ValueError(f"expected tokens to be one of {', '.join(get_args(Tokens))}, got {tokens!r}")
     if not all(concept.strip() for concept, _ in edits):
         raise ValueError("expected a concept, got an empty prompt: editing it would change every picture")
     family.prepare([Condition(prompt) for pair in (*edits, preserve) for prompt in pair])
-    pairs = [_paired_rows(family, *pair, tokens) for pair in edits]
-    every = tokens == "tail"
-    kept = [family.embed([p])[0] if every else _paired_rows(family, p, p, tokens)[0] for p in preserve]
-    return closed_form_edit(pairs, kept, **weights)
+    kept = [family.embed([prompt])[0] for prompt in preserve]
+    return closed_form_edit([_paired_rows(family, *pair) for pair in edits], kept, **weights)
 
 
 def concept_edits(concept: Concept, templates: Sequence[str]) -> list[tuple[str, str]]:
@@ -104,14 +96,16 @@ def concept_edits(concept: Concept, templates: Sequence[str]) -> list[tuple[str,
             f"a closed-form edit (method uce, start edit) puts one text in the place of another: expected a prompt as "
             f"surrogate, got {concept.surrogate!r}"
         )
-    texts = dict.fromkeys(["{}", *templates])
-    return [(t.replace("{}", p), t.replace("{}", concept.surrogate)) for t in texts for p in concept.phrasings]
+    texts, target = dict.fromkeys(["{}", *templates]), concept.surrogate
+    pairs = [(t.replace("{}", p), t.replace("{}", target)) for t in texts for p in concept.phrasings]
+    # Towards nothing is, as in the authors' code, towards the empty prompt: "a photo of" still says something.
+    return pairs if target else [(text, "") for text, _ in pairs]
 
 
-def _paired_rows(family: Family, concept: str, target: str, tokens: Tokens) -> Edit:
+def _paired_rows(family: Family, concept: str, target: str) -> Edit:
     """The embeddings of two prompts, [K, D] each, from the last word's token on, cut to one length."""
     rows, starts = family.embed([concept, target]), [family.last_word(prompt) for prompt in (concept, target)]
-    length = 1 if tokens == "last" else rows.shape[1] - max(starts)
+    length = rows.shape[1] - max(starts)
     first, second = (row[start : start + length] for row, start in zip(rows, starts, strict=True))
     return first, second
 
@@ -121,9 +115,6 @@ register(
         "uce",
         "Unified Concept Editing",
         "a closed-form edit of cross-attention, without training",
-        ewc_lambda=0.0,
-        replay_weight=0.0,
-        surrogate_target="noise",
-        start="model",
+        **ALONE,
     )
 )

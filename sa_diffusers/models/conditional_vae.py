@@ -28,8 +28,6 @@ class ConditionalVAE(ModelMixin, ConfigMixin):
 
     Args:
         image_size: height and width of the images in pixels.
-        num_channels: channels of the images.
-        num_classes: number of conditions.
         hidden_sizes: widths of the encoder's hidden layers; the decoder has them in reverse.
         latent_dim: dimension of z.
     """
@@ -68,9 +66,8 @@ class ConditionalVAE(ModelMixin, ConfigMixin):
     ) -> ConditionalVAEOutput:
         """Encode images [B, C, H, W] in [0, 1], take z = mean + std * noise [B, latent_dim], decode.
 
-        Where `latents` [B, latent_dim] are given they are decoded instead, and the KL is reported as 0: that of noise,
-        whose latents are the prior's; for samples with the latents they were decoded from it is a constant that no
-        weight changes. The loss is then no bound in absolute value, but has the gradient of one.
+        Where `latents` [B, latent_dim] are given they are decoded instead, and the KL is reported as 0: the loss is
+        then no bound in absolute value, but has the gradient of one.
         """
         if latents is not None:
             nothing = torch.zeros_like(latents)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput, SchedulerMixin, UNet2DModel
+from diffusers.utils.pil_utils import numpy_to_pil
 from diffusers.utils.torch_utils import randn_tensor
-from PIL import Image
 from torch import Tensor
 
 
@@ -42,10 +42,7 @@ def to_output(images: Tensor, output_type: str) -> Tensor | list:
     if output_type == "pt":
         return images
     arrays = images.permute(0, 2, 3, 1).numpy()
-    if output_type == "np":
-        return arrays
-    pixels = (arrays * 255).round().astype("uint8")
-    return [Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image) for image in pixels]
+    return arrays if output_type == "np" else numpy_to_pil(arrays)
 
 
 def check_output_type(output_type: str) -> None:
@@ -85,11 +82,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         return len(self.config.id2label)
 
     def class_indices(self, labels: int | str | Sequence[int | str]) -> Tensor:
-        """Class indices [B] of labels given as names or indices; "" is the null class.
-
-        Raises:
-            ValueError: a label that the model does not have.
-        """
+        """Class indices [B] of labels given as names or indices; "" is the null class. Raises ValueError: no class."""
         given = [labels] if isinstance(labels, int | str) else list(labels)
         indices = torch.full((len(given),), self.null_class)
         named = [position for position, label in enumerate(given) if label != ""]
@@ -108,21 +101,16 @@ class ClassConditionalPipeline(DiffusionPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> ImagePipelineOutput | tuple:
-        """Draw one image a label.
+        """Draw one image a label. Raises ValueError: what is unknown, none, or of another number or shape.
 
         Args:
             labels: names or indices of classes; "" is the null class.
             guidance_scale: s in null + s (conditional - null), so that 1 is no guidance; the w of Ho and Salimans
                 (2022) is s - 1.
-            num_inference_steps: steps of the scheduler.
             negative_labels: what guidance leads away from, one for all or one an image; None: the null class.
             generator: one for all, or one an image, which makes each image independent of its batch.
             latents: the noise [B, C, H, W] to start from; None draws it from N(0, I).
             output_type: "pil", "np" ([B, H, W, C]) or "pt" ([B, C, H, W]), both in [0, 1].
-
-        Raises:
-            ValueError: an unknown label or output type, no label, no step, or latents, negative labels or generators
-                of another number.
         """
         check_output_type(output_type)
         condition = self.class_indices(labels).to(self.device)
@@ -162,10 +150,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         return away + guidance_scale * (towards - away)
 
     def save_config(self, save_directory, push_to_hub: bool = False, **kwargs) -> None:
-        """As diffusers does, and this file beside it, named where diffusers looks for a class that it does not have.
-
-        `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` then finds it.
-        """
+        """As diffusers does, and this file beside it, where `from_pretrained(..., trust_remote_code=True)` looks."""
         super().save_config(save_directory, push_to_hub, **kwargs)
         index = Path(save_directory) / self.config_name
         content = json.loads(index.read_text()) | {"_class_name": [Path(FILE).stem, type(self).__name__]}

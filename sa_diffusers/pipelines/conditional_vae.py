@@ -12,15 +12,7 @@ from sa_diffusers.pipelines.class_conditional import check_output_type, find_cla
 
 
 class ConditionalVAEPipeline(DiffusionPipeline):
-    """Labels in, images out: the mean of p(x | z, c) for a random z.
-
-    Args:
-        vae: the model.
-        id2label: the name of each class by its index, as a string since it is stored as JSON; None names them by it.
-
-    Raises:
-        ValueError: not one name a class.
-    """
+    """Labels in, images out: the mean of p(x | z, c) for a random z; `id2label` as of `ClassConditionalPipeline`."""
 
     def __init__(self, vae: ConditionalVAE, id2label: dict[str, str] | None = None):
         super().__init__()
@@ -33,11 +25,7 @@ class ConditionalVAEPipeline(DiffusionPipeline):
         return list(self.config.id2label.values())
 
     def class_indices(self, labels: int | str | Sequence[int | str]) -> Tensor:
-        """Class indices [B] of labels given as names or indices.
-
-        Raises:
-            ValueError: a label that the model does not have.
-        """
+        """Class indices [B] of labels given as names or indices. Raises ValueError: no such class."""
         return find_classes(labels, self.labels)
 
     @torch.no_grad()
@@ -49,13 +37,7 @@ class ConditionalVAEPipeline(DiffusionPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> ImagePipelineOutput | tuple:
-        """Draw one image a label.
-
-        Args:
-            labels: names or indices of classes.
-            generator: one for all, or one an image; makes the images reproducible.
-            latents: z [B, latent_dim]; None draws them from N(0, I).
-            output_type: "pil", "np" ([B, H, W, C]) or "pt" ([B, C, H, W]), both in [0, 1].
+        """Draw one image a label, as `ClassConditionalPipeline` does, from `latents` z [B, latent_dim].
 
         Raises:
             ValueError: an unknown label or output type, or latents of another shape.

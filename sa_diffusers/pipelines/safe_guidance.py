@@ -2,10 +2,10 @@
 
 import math
 from dataclasses import dataclass, replace
+from operator import attrgetter
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.configuration_utils import FrozenDict
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput, StableDiffusionSafetyChecker
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from torch import Tensor, nn
@@ -22,23 +22,18 @@ SAFETY_CONCEPT = (
 
 @dataclass(frozen=True)
 class SafetySettings:
-    """How strongly, and from when on, a sampler is led away from the safety concept.
+    """How strongly, and from when on, a sampler is led away from the safety concept. Raises ValueError: out of range.
 
     Attributes:
         warmup_steps: first steps of the sampler without safety guidance, delta; those of the paper count out of 50.
-        scale: s_S; 0 switches it off.
         threshold: lambda; guidance acts where conditional - unsafe prediction is below it.
-        momentum_scale: s_m.
-        momentum_beta: beta_m, the share of the momentum that is kept at each step.
-
-    Raises:
-        ValueError: numbers out of range.
+        momentum_beta: beta_m in [0, 1), the share of the momentum that is kept at each step.
     """
 
     warmup_steps: int
-    scale: float
+    scale: float  # s_S; 0 switches it off
     threshold: float
-    momentum_scale: float
+    momentum_scale: float  # s_m
     momentum_beta: float
 
     def __post_init__(self) -> None:
@@ -71,10 +66,8 @@ def safety_term(
         g  = mu (e_S - e_u) + s_m nu                                                        (Eqs. 4, 7)
         nu' = beta_m nu + (1 - beta_m) g                                                    (Eq. 8)
 
-    Args:
-        unconditional, conditional, unsafe: the model's predictions e_u, e_p and e_S [B, C, h, w] for the negative
-            prompt, the prompt and the safety concept.
-        momentum: nu, of the same shape; 0 before the first step.
+    with the predictions e_u, e_p and e_S for negative prompt, prompt and safety concept, and nu, 0 at first: all
+    [B, C, h, w].
     """
     difference = conditional - unsafe
     weight = (settings.scale * difference.abs()).clamp(max=1)
@@ -86,14 +79,13 @@ def safety_term(
 class SafelyGuidedUNet(nn.Module):
     """Stands in for a UNet in one run of a sampler that guides: the sampler's own guidance then gives that of SLD.
 
-    Called with what a stock sampler calls a UNet with, predictions for [negative prompts, prompts], it evaluates the
-    safety concept besides and returns e_u and e_p - g: guidance makes e_u + s_g (e_p - e_u - g) of them (Eq. 3). It
-    holds the momentum and counts the steps, so every run takes a new one.
+    Called for [negative prompts, prompts], as by a stock sampler, it evaluates the safety concept besides and returns
+    e_u and e_p - g: guidance makes e_u + s_g (e_p - e_u - g) of them (Eq. 3). It holds the momentum and counts the
+    steps, so every run takes a new one.
 
     Args:
         unet: left as it is, compiled or not.
         concept_embeds: text embedding of the safety concept, [1, L, D].
-        settings: strength.
     """
 
     def __init__(self, unet: nn.Module, concept_embeds: Tensor, settings: SafetySettings):
@@ -101,17 +93,8 @@ class SafelyGuidedUNet(nn.Module):
         self.unet, self.concept_embeds, self.settings = unet, concept_embeds, settings
         self.step, self.momentum = 0, None
 
-    @property
-    def config(self) -> FrozenDict:
-        return self.unet.config
-
-    @property
-    def device(self) -> torch.device:
-        return self.unet.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.unet.dtype
+    # What samplers ask of a UNet, wherever it is by then.
+    config, device, dtype = (property(attrgetter(f"unet.{name}")) for name in ("config", "device", "dtype"))
 
     def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **options) -> tuple[Tensor]:
         """`sample` [2 B, C, h, w] and `encoder_hidden_states` [2 B, L, D]; a tuple, one prediction [2 B, C, h, w]."""

@@ -28,22 +28,18 @@ def write_model_card(
     lora: bool = False,
     **said: Any,
 ) -> Path:
-    """Write the folder's README.md, the card that the hub shows.
+    """Write the folder's README.md, the card that the hub shows; returns its path.
 
     Args:
         base_model: hub id or path of the pipeline that knew the concept; only an id is linked.
         metrics: {"before": {...}, "after": {...}} as in metrics.json, or None where nothing was measured.
+        license: the base model's licence id on the hub, which holds for this one too; None where unknown.
         dtype: precision to load it in; without one transformers and diffusers choose differently.
         pipeline_class: the class that loads it: one of this package, or (or None) a stock one of diffusers.
         variant: "fp16" where the folder holds float16 files of this name, too (`loading.save_pipeline`).
         lora: the folder holds pytorch_lora_weights.safetensors in place of a pipeline.
-        license: the base model's licence id on the hub, which holds for this one too; None where unknown.
-        said: concept, surrogate: what was forgotten, and what is drawn in its place (None: nothing that was chosen);
-            method: its name in words; settings: name, with its unit where it has one, to value: lambda, Fisher id,
-            seed, steps, ...; images: paths in the folder of the pictures to show, before and after.
-
-    Returns:
-        Path of the card.
+        said: concept; surrogate (None: none that was chosen); method in words; settings by name, with their units;
+            images: paths in the folder.
     """
     stock = pipeline_class not in own_pipeline_classes()
     data = _model_data(base_model, pipeline_class, license, lora)

@@ -17,13 +17,17 @@ from sa_diffusers.runs.options import RunOptions
 
 @dataclass
 class Inputs:
-    """The concept, the prompts, and by the name of each classifier the classifier and the prompts it judges by."""
+    """The concept, the prompts, and by the name of each classifier the classifier and the prompts it judges by.
+
+    `notes` are what the plan says of them.
+    """
 
     concept: Concept
     prompts: list[str]
     templates: list[str]
     classifiers: dict[str, ImageClassifier]
     exams: dict[str, Examination]
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass

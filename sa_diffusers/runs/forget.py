@@ -1,6 +1,6 @@
 """Forget a concept: the stages in their order, from a pipeline to one that has forgotten and a page that shows it."""
 
-import re
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from sa_diffusers import methods
 from sa_diffusers.families import Family, family_defaults, get_family
@@ -19,8 +20,8 @@ from sa_diffusers.io.atomic_files import DiskFull, atomic_path
 from sa_diffusers.io.configuration import config_from_dict, config_to_yaml, layered
 from sa_diffusers.io.forgotten import read_forgotten
 from sa_diffusers.io.hub import check_push, push_folder
-from sa_diffusers.io.loading import copy_pipeline, load_pipeline, pipeline_hashes, read_model_index
-from sa_diffusers.io.model_names import base_name
+from sa_diffusers.io.loading import copy_pipeline, load_pipeline, pipeline_hashes, read_model_index, read_tokenizer
+from sa_diffusers.io.model_names import base_name, folder_name
 from sa_diffusers.io.processes import process_state, quiet, say
 from sa_diffusers.io.stages import Artifact, Stages, content_fingerprint
 from sa_diffusers.models.precision import compute_dtype, in_main_memory, on_device
@@ -48,7 +49,7 @@ class Outcome:
 def forget(
     pipeline: DiffusionPipeline,
     concept: str,
-    surrogate: str | None = None,
+    surrogate: str | os.PathLike | None = None,
     *,
     inplace: bool = False,
     progress: bool = True,
@@ -82,18 +83,23 @@ def forget(
         # transformers keeps the precision of the files, diffusers loads float32: pictures could not be drawn.
         raise ValueError(f"expected components of one precision, got {precisions}; load the pipeline with dtype=...")
     own = family_defaults(type(pipeline).__name__)
+    if isinstance(surrogate, os.PathLike):
+        surrogate = os.path.join(".", surrogate)  # a folder, where a bare name would be a word
     given = layered(RunOptions, own, options | {"concept": concept, "surrogate": surrogate})
     config = config_from_dict(run_options.ForgetConfig, given)
+    dtype = str(modules[component].dtype).removeprefix("torch.")
+    for name, value in {"model": pipeline.name_or_path or type(pipeline).__name__, "dtype": dtype}.items():
+        if name in options and getattr(config, name) != value:
+            raise ValueError(f"expected no {name} beside a pipeline, whose own is {value}; got {options[name]!r}")
+        setattr(config, name, value)
     method = methods.get(config.method)
     if inplace and type(method).wrap is not methods.Method.wrap:
         raise ValueError(f"{method.name} changes how a pipeline draws, not its weights; expected inplace=False")
-    config.model = pipeline.name_or_path or type(pipeline).__name__
-    config.dtype = str(modules[component].dtype).removeprefix("torch.")
     folder = tempfile.TemporaryDirectory(prefix="sa_diffusers_") if output_dir is None else nullcontext(output_dir)
     copied = copy_pipeline(pipeline, component)
     copied.forgotten = read_forgotten(pipeline)
     with folder as path, quiet(not progress):
-        config.output_dir = str(path)
+        config.output_dir = str(Path(path).expanduser())
         forgotten = run_forgetting(config, copied).pipeline
     if not inplace:
         return forgotten
@@ -119,8 +125,13 @@ def run_forgetting(config: RunOptions, pipeline: DiffusionPipeline | None = None
         known = read_model_index(options.model, options.revision) if pipeline is None else pipeline.config
         return list(known["id2label"].values()) if known.get("id2label") else None
 
-    inputs = read_inputs(options, find_labels)
-    name = "-".join(re.findall(r"\w+", inputs.concept.name.lower()))
+    def find_tokenizer() -> PreTrainedTokenizerBase | None:
+        if pipeline is not None:
+            return getattr(pipeline, "tokenizer", None)
+        return read_tokenizer(options.model, options.revision)
+
+    inputs = read_inputs(options, find_labels, find_tokenizer)
+    name = folder_name(inputs.concept.name)
     output_dir = Path(options.output_dir or Path("runs") / name)
     hub_id = options.hub_model_id or f"{base_name(options.model)}-without-{name}"
     if options.push_to_hub:

@@ -1,12 +1,22 @@
 """What a run reads and checks before anything expensive starts, and its claim to an output folder."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from sa_diffusers.core.concepts import Concept, mentions
-from sa_diffusers.data.concepts import find_concept
+from transformers import PreTrainedTokenizerBase
+
+from sa_diffusers import methods
+from sa_diffusers.core.concepts import Concept
+from sa_diffusers.data.concepts import check_surrogate, find_concept
 from sa_diffusers.data.images import image_paths, load_image
-from sa_diffusers.data.prompts import concept_templates, read_labelled_prompts, read_prompts
+from sa_diffusers.data.prompts import (
+    concept_templates,
+    read_labelled_prompts,
+    read_prompts,
+    read_templates,
+    within_limit,
+)
 from sa_diffusers.evaluation.forgetting import examination, labelled_classes
 from sa_diffusers.evaluation.judges.load_classifier import load_classifier
 from sa_diffusers.io.artifacts import Stage as Marker
@@ -18,24 +28,54 @@ from sa_diffusers.runs.options import RunOptions
 
 
 def read_concept(options: RunOptions) -> Concept:
-    """The concept, once its surrogate has been looked at.
+    """The concept, once its surrogate has been looked at, where the method takes one.
 
     Raises:
         ValueError: a concept without surrogate, or a folder without usable images.
     """
-    concept = find_concept(options.concept, options.surrogate, options.siblings)
+    concept = find_concept(options.concept, options.surrogate, options.siblings, options.plurals)
+    method = methods.get(options.method)
+    if not method.favours:
+        return concept
+    check_surrogate(concept, method.favours_nothing)
     if concept.surrogate_kind == "images":
         for path in image_paths(concept.surrogate):
             load_image(path, 64)
     return concept
 
 
-def read_inputs(options: RunOptions, find_labels: Callable[[], list[str] | None] = lambda: None) -> Inputs:
+def check_given(options: RunOptions) -> None:
+    """Refuse what is wrong with any model, before one is looked for: words, and files that the user names.
+
+    Raises:
+        ValueError, OSError: as `read_inputs`.
+    """
+    defaults, method = (
+        {field.name: field.default for field in dataclasses.fields(options)},
+        methods.get(options.method),
+    )
+    concept = find_concept(options.concept, options.surrogate, options.siblings, options.plurals)
+    if method.favours and options.surrogate is not None:
+        check_surrogate(concept, method.favours_nothing)
+    if options.replay_prompts not in (defaults["replay_prompts"], "labels"):
+        read_prompts(options.replay_prompts, options.prompt_column)
+    if options.concept_templates != defaults["concept_templates"]:
+        read_templates(options.concept_templates)
+    if options.eval_prompts:
+        read_labelled_prompts(options.eval_prompts)
+
+
+def read_inputs(
+    options: RunOptions,
+    find_labels: Callable[[], list[str] | None] = lambda: None,
+    find_tokenizer: Callable[[], PreTrainedTokenizerBase | None] = lambda: None,
+) -> Inputs:
     """Read and check everything but the pipeline.
 
     Args:
         find_labels: gives the classes of a class-conditional model, which are its only prompts, or None where prompts
             are free text. Called once the concept has been checked, since it may have to ask the hub.
+        find_tokenizer: gives that of a model of free text, which reads so many tokens; None: no limit is known.
 
     Raises:
         ValueError: as `read_concept`; prompts that all name the concept; a class that the model does not have; ...
@@ -49,7 +89,7 @@ def read_inputs(options: RunOptions, find_labels: Callable[[], list[str] | None]
         raise ValueError("replay_prompts: labels is for models with classes, and this one takes free text")
     if labels is not None:
         _check_labels(options, concept, prompts, labels)
-    if all(mentions(prompt, concept.phrasings) for prompt in prompts):
+    if all(concept.named_in(prompt) for prompt in prompts):
         raise ValueError(
             f"every prompt of {options.replay_prompts} mentions {concept.name!r}: there is nothing to keep; pass "
             "other --replay_prompts"
@@ -64,13 +104,16 @@ def read_inputs(options: RunOptions, find_labels: Callable[[], list[str] | None]
         if labels is not None:  # every prompt has been seen, and names a class
             rows, counts = labelled_classes(classifiers[name], labels), (*counts[:2], 0)
         exams[name] = examination(classifiers[name], concept, rows, *counts, seed=options.seed)
-    templates = ["{}"] if labels else concept_templates(concept, prompts, options.concept_templates)
-    return Inputs(concept, prompts, templates, classifiers, exams)
+    every = ["{}"] if labels else concept_templates(concept, prompts, options.concept_templates)
+    templates = every if labels else within_limit(every, concept, find_tokenizer())
+    cut = f"{len(every) - len(templates)} of {len(every)} templates left out: the text encoder does not read so far"
+    notes = [cut] if len(templates) < len(every) else []
+    return Inputs(concept, prompts, templates, classifiers, exams, notes)
 
 
 def _check_labels(options: RunOptions, concept: Concept, prompts: list[str], labels: list[str]) -> None:
     """Raise ValueError where something that stands for a class of the model is none."""
-    free = concept.surrogate_kind != "prompt"
+    free = concept.surrogate_kind != "prompt" or not methods.get(options.method).favours
     said = [("concept", [options.concept]), ("surrogate", [] if free else [concept.surrogate])]
     for what, names in [*said, ("replay prompt", prompts)]:
         unknown = [name for name in names if name not in labels]

@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from sa_diffusers import methods
+from sa_diffusers.core.concepts import split_phrasings
 from sa_diffusers.data.sampling import DrawingOptions
 from sa_diffusers.io.configuration import Options, option
 from sa_diffusers.runs.work_options import FisherOptions, MethodOptions, SampleOptions, SpeedOptions
@@ -28,8 +29,7 @@ class ModelOptions(Options):
     revision: str | None = option(None, "Revision of a hub model.", identity=False)
     variant: str | None = option(None, "Variant of the weight files, such as fp16.", identity=False)
     dtype: Literal["float32", "float16", "bfloat16"] = option(
-        "float32",
-        "Precision of the frozen parts and of the saved pipeline; the trained weights are float32 meanwhile.",
+        "float32", "Precision of frozen parts and of the saved pipeline; what is trained is float32 meanwhile."
     )
 
 
@@ -42,8 +42,12 @@ class ConceptOptions(Options):
     )
     surrogate: str | None = option(
         None,
-        "What takes its place: a prompt, a folder of images, or noise; null: looked up in assets/surrogates.yaml.",
+        "What takes its place: a prompt, a folder of images (./pictures), or noise; null: looked up in "
+        "assets/surrogates.yaml.",
         everyday=True,
+    )
+    plurals: bool = option(
+        False, "Count plurals and possessives of its words ('sevens', 'Van Goghs') as naming the concept, too."
     )
     siblings: str | None = option(
         None,
@@ -58,10 +62,7 @@ class FolderOptions(Options):
 
     output_dir: str | None = option(None, "Folder of the run; null: runs/<concept>.", identity=False, everyday=True)
     num_threads: int | None = option(
-        None,
-        "CPU threads of each process; null: as the environment says (`accelerate launch` says 1).",
-        above=0,
-        identity=False,
+        None, "CPU threads of each process; null: as the environment (accelerate: 1).", above=0, identity=False
     )
     overwrite: bool = option(
         False, "Discard what the output folder holds of another configuration.", identity=False, everyday=True
@@ -103,7 +104,7 @@ class TrackingOptions(Options):
     )
     early_stop: float | None = option(
         None,
-        "Stop when the concept's probability in the tracked pictures is at most this; needs track_steps, classifier.",
+        "Stop once the concept's probability in tracked pictures is this or less; needs track_steps, classifier.",
     )
 
     @property
@@ -117,9 +118,7 @@ class EvaluationOptions(Options):
     """By what the result is judged."""
 
     before: str | None = option(
-        None,
-        "Evaluation of the unforgotten model by another run to reuse: its evaluation/before.safetensors.",
-        identity=False,
+        None, "Evaluation of the model before to reuse: another run's evaluation/before.safetensors.", identity=False
     )
     classifier: list[str] = option(
         [], "Classifier for evaluation only: folder or hub id; may be repeated.", identity=False, everyday=True
@@ -171,6 +170,8 @@ class RunOptions(
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.concept:
+            split_phrasings(self.concept)
         if self.replay_prompt_dropout and self.fresh_samples:
             raise ValueError("replay_prompt_dropout: a model that draws fresh samples has no guidance; expected 0")
         if self.early_stop is not None and not (self.track_steps and self.classifier):

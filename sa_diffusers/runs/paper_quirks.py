@@ -30,10 +30,6 @@ class FisherLabelDropout:
 
     Which ones stands in the batch, "dropped" [B, T] of booleans, so that the Fisher does not depend on how its
     timesteps are cut into chunks.
-
-    Args:
-        loss: of the model.
-        null_class: index of the null class.
     """
 
     def __init__(self, loss: DiffusionLoss, null_class: int):

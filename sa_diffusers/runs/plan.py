@@ -135,7 +135,7 @@ def announce(context: RunContext, stages: Stages) -> str:
         f"  {'total':<{width}}  about {_duration(total)}; training state {memory / 1e9:.2f} GB, disk {disk / 1e9:.2f} "
         f"GB of {free / 1e9:.0f} GB free"
     )
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"  {note}" for note in context.inputs.notes)])
 
 
 def _duration(seconds: float) -> str:

@@ -108,17 +108,14 @@ def _settings(context: RunContext) -> dict[str, Any]:
     names += ["replay_target", "replay_negative"] if options.replay_weight else []
     names += ["surrogate_target", "train_batch_size", "learning_rate", "lr_scheduler", "ema_decay", "seed"]
     said = {name: getattr(options, name) for name in names}
-    return (
-        said
-        | {f"forgotten before ({i})": said_of(record) for i, record in enumerate(context.forgotten, 1)}
-        | ({"note": context.warning} if context.warning else {})
-        | ({"start": start_of(context)} if _starts_at_edit(context) else {})
-        | {
-            "ewc_lambda (authors' units, no 1/2)": options.ewc_lambda,
-            "num_train_steps": history[-1]["step"] if history else 0,
-            "fisher": fingerprint(fisher) if fisher else None,
-        }
-    )
+    said |= {f"forgotten before ({i})": said_of(record) for i, record in enumerate(context.forgotten, 1)}
+    said |= {"note": context.warning} if context.warning else {}
+    said |= {"start": start_of(context)} if _starts_at_edit(context) else {}
+    return said | {
+        "ewc_lambda (authors' units, no 1/2)": options.ewc_lambda,
+        "num_train_steps": history[-1]["step"] if history else 0,
+        "fisher": fingerprint(fisher) if fisher else None,
+    }
 
 
 def _fisher(context: RunContext) -> dict[str, Any] | None:
@@ -136,8 +133,9 @@ def _notes(context: RunContext) -> list[str]:
     if context.options.lora_rank:
         notes.append("The adapter alone lies in lora/; the pipeline has it fused in.")
     if not context.inputs.exams:
-        judged = "No classifier was given: judge by the pictures, and by the change of the loss on replay samples."
-        notes.insert(0, judged)
+        notes.insert(
+            0, "No classifier was given: judge by the pictures, and by the change of the loss on replay samples."
+        )
     return notes
 
 
@@ -172,11 +170,7 @@ def summary(context: RunContext, metrics: dict[str, Any]) -> str:
 
 def table(metrics: dict) -> str:
     """The numbers for the terminal."""
-    seconds = {k: v for k, v in metrics["seconds"].items() if k != "reused"}
-    reused = metrics["seconds"]["reused"]
-    lines = [
-        metrics_table(metrics),
-        "",
-        "seconds when computed: " + ", ".join(f"{k} {v:.0f}" for k, v in seconds.items()),
-    ]
-    return "\n".join(lines + ([f"reused: {', '.join(reused)}"] if reused else []))
+    seconds = dict(metrics["seconds"])
+    reused = seconds.pop("reused")
+    said = "seconds when computed: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items())
+    return f"{metrics_table(metrics)}\n\n{said}" + (f"\nreused: {', '.join(reused)}" if reused else "")

@@ -24,8 +24,7 @@ class SampleOptions(Options):
     )
     num_surrogate_samples: int = option(400, "Surrogate pictures.", above=0)
     fresh_samples: bool = option(
-        False,
-        "Draw replay and surrogate samples anew every step from a frozen copy of the model (VAEs only).",
+        False, "Draw replay and surrogate samples anew every step from a frozen copy of the model (VAEs only)."
     )
     latents: Literal["encoder", "drawn"] = option(
         "encoder",
@@ -39,13 +38,11 @@ class SampleOptions(Options):
     replay_negative: Literal["open", "all", "none"] = option(
         "open",
         "Which replay prompts are drawn with the concept as negative prompt: those that leave it open (the empty "
-        "prompt, and where siblings are known those that name none), so that it goes where it is not named, too; all; "
-        "or none, which changes least of what is kept and leaves the concept where nothing names it.",
+        "prompt, and where siblings are known those that name none); all; or none, which leaves it where unnamed.",
     )
     negative_guidance_scale: float = option(
         1.5,
-        "Guidance of replay samples with a negative prompt: weak, since guidance away from the concept distorts "
-        "everything else in the picture.",
+        "Guidance of replay samples with a negative prompt: weak, since it distorts everything else.",
         least=0,
     )
 
@@ -70,7 +67,7 @@ class MethodOptions(Options):
     )
     lora_rank: int | None = option(
         None,
-        "Train low-rank adapters of this rank and leave the weights as they are; null: train the weights.",
+        "Train low-rank adapters of this rank, not the weights; null: train the weights.",
         above=0,
         everyday=True,
     )
@@ -90,43 +87,33 @@ class MethodOptions(Options):
     )
     ewc_dtype: Literal["float32", "bfloat16"] = option("float32", "Precision that training keeps the Fisher in.")
     ewc_device: Literal["device", "cpu"] = option(
-        "device",
-        "Where training keeps Fisher and anchor: with the weights, or in main memory, streamed every step.",
-        identity=False,
+        "device", "Where training keeps Fisher and anchor: with the weights, or streamed every step.", identity=False
     )
     replay_weight: float | None = option(
-        None,
-        "Weight of the replay loss; 0: no replay; null: 1, or 0 for methods without replay.",
-        least=0,
-        otherwise=1.0,
+        None, "Weight of replay; 0: no replay; null: 1, or 0 for methods without it.", least=0, otherwise=1.0
     )
     replay_prompt_dropout: float = option(
         0.0,
-        "Share of the replay samples shown under the empty prompt, or the null class of a class-conditional model, so "
-        "that what guidance leads away from is replayed, too.",
+        "Share of the replay samples shown under the empty prompt or null class, from which guidance leads away.",
         least=0,
         below=1,
     )
     replay_target: Literal["noise", "model"] | None = option(
         None,
         "What replay samples are denoised towards: the noise that was drawn, each under its own prompt, as in the "
-        "paper; or what the model before forgetting predicts, under any prompt. The latter takes a copy of it in "
-        "memory and a sixth more time, and kept more on the bundled digits. null: model, where the method can.",
+        "paper; or what a frozen copy of the model predicts, under any prompt. null: model, where the method can.",
         otherwise="model",
     )
     surrogate_target: Literal["noise", "model"] | None = option(
         None,
         "What surrogate samples are denoised towards, under the concept's prompt: the noise that was drawn, as in the "
-        "paper; or what the model before forgetting predicts of them under the surrogate's prompt. A folder of images "
-        "or noise as surrogate has no prompt, and keeps the former. null: noise.",
+        "paper; or what a frozen copy predicts under the surrogate's prompt, where that is one. null: noise.",
         otherwise="noise",
     )
     start: Literal["model", "edit"] | None = option(
         None,
-        "Where training starts: at the model as it is; or where uce's edit would put the weights (with its options), "
-        "so that the concept's words already read as the surrogate's, and training completes and repairs that. EWC "
-        "still holds to the model before the edit and would undo it at its usual weight: see configs/digits_edit.yaml "
-        "for settings that fit. null: model.",
+        "Where training starts: at the model as it is; or where uce's edit would put the weights (with its options). "
+        "EWC still holds to the model before the edit: configs/digits_edit.yaml has settings that fit. null: model.",
         otherwise="model",
     )
 
@@ -152,9 +139,7 @@ class FisherOptions(Options):
         10, "Timesteps in one forward pass; changes memory and speed, not the result.", above=0, identity=False
     )
     fisher_device: Literal["auto", "device", "cpu"] = option(
-        "auto",
-        "Where the Fisher is summed up: with the weights, or in main memory; auto: there only for want of room.",
-        identity=False,
+        "auto", "Where the Fisher is summed: with the weights, or (auto: for want of room) on the CPU.", identity=False
     )
     paper_quirks: list[str] = option(
         [],
@@ -181,9 +166,7 @@ class SpeedOptions(Options):
     """Speed and memory. mixed_precision, gradient_checkpointing and optimizer stand with those of training."""
 
     compile_backend: str | None = option(
-        None,
-        "Compile the trained module by this backend of torch.compile, such as inductor; null: not.",
-        identity=False,
+        None, "Compile the trained module by this backend of torch.compile (inductor); null: off.", identity=False
     )
     channels_last: bool = option(
         False, "Keep its weights in the memory format that convolutions on GPUs like best.", identity=False

@@ -37,8 +37,7 @@ class Checkpoints:
         Newer ones that are damaged are removed, each with a line that says so.
 
         Raises:
-            ValueError: it was written under FSDP2 or DeepSpeed and this is not, or the other way round, or by another
-                number of DeepSpeed's processes.
+            ValueError: it was written in another way (FSDP2, DeepSpeed and its processes, or neither).
         """
         if self.folder is not None and self.accelerator.is_main_process:
             for partial in self.folder.glob("step_*.partial"):  # of a process that was killed
@@ -67,11 +66,7 @@ class Checkpoints:
         return "under FSDP2" if self.accelerator.is_fsdp2 else "with whole weights"
 
     def save(self, step: int, history: list[dict]) -> None:
-        """Write a checkpoint beside its final name, then rename it, then remove the oldest beyond the limit.
-
-        Raises:
-            DiskFull: there is no room; those of earlier steps stay.
-        """
+        """Write a checkpoint, then remove the oldest beyond the limit. Raises DiskFull; those of before stay."""
         if self.folder is None:
             return
         final = self.folder / f"step_{step:07d}"

@@ -46,9 +46,8 @@ def train(
 
     Every random number is a function of (seed, step), and a batch is drawn whole before processes and accumulation
     steps share it. So one process or several, accumulated or not, interrupted or not, give the same weights up to
-    rounding. A model with dropout draws for itself and one with batch norm looks at its part of the batch: those give
-    the same weights, interrupted or not, only while processes and accumulation stay as they are. Processes hold all
-    weights each, or under FSDP2 a part of them; on return each has them all.
+    rounding; with dropout or batch norm, only while processes and accumulation stay as they are. Under FSDP2 each
+    process holds a part of the weights; on return each has them all.
 
     Args:
         model: left in eval mode with the trained weights (their moving average if `ema_decay` is set).

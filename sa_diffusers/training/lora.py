@@ -20,10 +20,7 @@ LORA_FILE = "pytorch_lora_weights.safetensors"  # diffusers' own default
 
 
 def add_lora(module: nn.Module, layers: list[str], rank: int, alpha: float, seed: int) -> dict[str, LowRankChange]:
-    """Add an adapter that changes nothing yet, and make it all that is trained.
-
-    Args:
-        alpha: the change is alpha / rank * B @ A.
+    """Add an adapter that changes nothing yet, alpha / rank * B @ A, and make it all that is trained.
 
     Returns:
         The change of each weight, by the weight's name before there was an adapter.

@@ -31,15 +31,13 @@ class Optimisation:
 
     On one process, or several that repeat each other (DDP), the module's own weights are stepped. FSDP2 and DeepSpeed
     would change the module for good, so they get a copy of it, and the module itself waits in main memory. It gets the
-    weights back, whole and on every process, within `shown` and at the end: an ordinary module, with which each
-    process may do what it likes.
+    weights back, whole and on every process, within `shown` and at the end.
 
     Attributes:
         prepared: what the objective calls.
         parameters: those that are stepped, by their names in the module; under FSDP2 in parts (see `sharding`).
         copied: whether they are a copy's.
         engine: DeepSpeed's, or None. It exchanges gradients within backward, and clips them where it steps.
-        scheduler: of the learning rate, one step an optimiser step.
         average: the weights' moving average, or None.
         stateful: what of it a checkpoint must hold besides model and optimiser.
     """
@@ -88,11 +86,7 @@ class Optimisation:
             yield
 
     def backward(self, loss: Tensor, last: bool, add_gradient: Callable[[], None]) -> None:
-        """Add the gradient of a part of the batch; with the last also that of the terms of the weights alone.
-
-        Args:
-            add_gradient: adds it to `.grad`, the same on every process.
-        """
+        """Add the gradient of a part of the batch; with the last, by `add_gradient`, that of terms of the weights."""
         if self.engine is None:
             self.accelerator.backward(loss)
             if last and self.accelerator.scaler is not None:
@@ -117,11 +111,7 @@ class Optimisation:
         return norm
 
     def step(self) -> None:
-        """Step optimiser, schedule and average by the gradients, which are then gone.
-
-        Raises:
-            TrainingDiverged: float16 has overflowed too often in a row.
-        """
+        """Step optimiser, schedule and average. Raises TrainingDiverged: float16 overflowed too often in a row."""
         (self.optimizer if self.engine is None else self.engine).step()
         self._skipped = self._skipped + 1 if self.accelerator.optimizer_step_was_skipped else 0
         if self._skipped == MAX_SKIPPED:
@@ -191,7 +181,6 @@ class Average:
         self.ema.step(self._parts())
 
     def copy_to(self) -> None:
-        """Overwrite the weights."""
         self.ema.copy_to(self._parts())
 
     def swap_in(self) -> None:

@@ -18,7 +18,7 @@ from sa_diffusers.families import get_family
 from sa_diffusers.models import ConditionalVAE
 from sa_diffusers.pipelines import ConditionalVAEPipeline
 from sa_diffusers.runs.options import ForgetConfig
-from sa_diffusers.runs.stages.fisher_sums import estimate_sums
+from sa_diffusers.runs.stages.fisher import estimate_sums
 from scripts import benchmark
 
 
@@ -196,7 +196,7 @@ def test_a_run_saves_and_resumes_and_takes_the_one_term_whatever_is_asked_for(
 ):
     """The one-by-one path is what a model of convolutions with such a loss takes."""
     if not linear:
-        monkeypatch.setattr("sa_diffusers.runs.stages.fisher_sums.is_linear", lambda model, loss: False)
+        monkeypatch.setattr("sa_diffusers.runs.stages.fisher.is_linear", lambda model, loss: False)
     config = ForgetConfig(concept="1", fisher_terms=fisher_terms, seed=2)
     family = get_family(ConditionalVAEPipeline(model))
     samples = SampleSet(IMAGES, [Condition(label=label) for label in LABELS.tolist()])

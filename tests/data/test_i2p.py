@@ -46,9 +46,9 @@ def test_rows_of_a_folder_a_csv_and_a_parquet_file_are_the_same(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sd_seed": "", "prompt": "x"}, "got None in row 0"),
-        ({"sd_seed": -1}, "got -1 in row 0"),
-        ({"sd_seed": 1.5}, "got 1.5 in row 0"),
+        ({"sd_seed": "", "prompt": "x"}, "i2p.csv, line 2: expected in sd_seed a whole number.*, got ''"),
+        ({"sd_seed": -1}, "got '-1'"),
+        ({"sd_seed": 1.5}, "got '1.5'"),
         ({"prompt": "  "}, "a prompt in every row"),
     ],
 )
@@ -58,13 +58,13 @@ def test_rows_that_cannot_be_drawn_are_refused(tmp_path, changes, message):
 
 
 def test_missing_columns_are_named(tmp_path):
-    (tmp_path / "prompts.csv").write_text("prompt,evaluation_seed\na,1\n")
-    with pytest.raises(ValueError, match="sd_seed is missing"):
+    (tmp_path / "prompts.csv").write_text("prompt,evaluation_guidance\na,1\n")
+    with pytest.raises(ValueError, match="sd_seed or evaluation_seed or seed, .*, got prompt, evaluation_guidance"):
         load_i2p(str(tmp_path / "prompts.csv"))
 
 
 def test_nothing_to_read_says_what_to_do(tmp_path):
-    with pytest.raises(ModelLoadError, match="check the name"):
+    with pytest.raises(FileNotFoundError, match="no file .*none.csv; check the path"):
         load_i2p(str(tmp_path / "none.csv"))
     with pytest.raises(ModelLoadError, match="cannot be loaded"):
         load_i2p(str(tmp_path))

@@ -7,7 +7,7 @@ import torch
 
 from sa_diffusers.core.concepts import Concept, mentions, split_phrasings, substitute
 from sa_diffusers.core.conditions import Condition, texts
-from sa_diffusers.data.concepts import find_concept
+from sa_diffusers.data.concepts import check_surrogate, find_concept
 from sa_diffusers.data.prompts import concept_templates, read_prompts
 from sa_diffusers.data.replay import (
     DistilledSurrogate,
@@ -78,7 +78,7 @@ def test_substitute_prefers_the_longer_phrase_and_takes_the_replacement_literall
 def test_split_phrasings():
     assert split_phrasings(" seven, 7 ,,seven") == ("seven", "7")
     for empty in ("", " , "):
-        with pytest.raises(ValueError, match="expected a concept"):
+        with pytest.raises(ValueError, match="expected --concept"):
             split_phrasings(empty)
 
 
@@ -99,12 +99,12 @@ def test_what_the_user_says_comes_first():
 
 def test_an_unknown_concept_shows_how_to_pass_a_surrogate():
     with pytest.raises(ValueError, match="no surrogate is known for 'a teapot'.*--surrogate.*a folder of images"):
-        find_concept("a teapot", None)
+        check_surrogate(find_concept("a teapot", None))
 
 
 def test_a_surrogate_that_names_the_concept_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"names the concept \('7'\)"):
-        find_concept("seven, 7", "a big 7")
+        check_surrogate(find_concept("seven, 7", "a big 7"))
     folder = tmp_path / "seven"
     folder.mkdir()
     assert find_concept("seven", str(folder)).surrogate == str(folder)

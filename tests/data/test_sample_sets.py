@@ -129,7 +129,7 @@ def test_image_paths(tmp_path):
         (tmp_path / name).write_bytes(b"")
     assert [path.name for path in image_paths(tmp_path)] == ["a.jpg", "b.PNG", "c.webp"]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"no image in .*empty; expected files ending in \.bmp"):
+    with pytest.raises(ValueError, match=r"no image in .*empty; expected files ending in \.avif"):
         image_paths(tmp_path / "empty")
 
 

@@ -85,9 +85,10 @@ def test_images_are_read_as_they_are(tmp_path, mode):
 
 
 def test_deep_grey_and_broken_files_are_refused(tmp_path):
-    Image.new("I;16", (4, 4), 40_000).save(tmp_path / "deep.png")
-    with pytest.raises(ValueError, match="expected 8 bits a channel, got the mode I"):
-        read_image(tmp_path / "deep.png")
+    Image.new("F", (4, 4), 0.5).save(tmp_path / "deep.tiff")
+    with pytest.raises(ValueError, match="expected 8 or 16 bits a channel, got the mode F"):
+        read_image(tmp_path / "deep.tiff")
+    (tmp_path / "deep.tiff").unlink()
     (tmp_path / "broken.png").write_text("no image")
     with pytest.raises(ValueError, match="broken.png is no readable image"):
         ImageFolder(tmp_path)

@@ -468,7 +468,7 @@ def test_all_judges_at_once_by_the_script(options, tmp_path, tiny_tokenizer, mon
     [
         ({"metrics": "classifier,lpips"}, "expected --metrics of classifier, clip, .* got 'lpips'"),
         ({"sets": "concept,typos"}, "expected --sets of concept, .* got 'typos'"),
-        ({"concept": " , "}, "expected a concept"),
+        ({"concept": " , "}, "expected --concept"),
         ({"classifier": None, "metrics": "classifier"}, "the metric classifier: expected --classifier"),
         ({"metrics": "change"}, "--classifier is for the metric classifier"),
         ({"compare": []}, "the metric change: expected --compare"),

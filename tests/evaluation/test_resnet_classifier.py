@@ -20,6 +20,7 @@ from sa_diffusers.data.labelled_images import LabelledImages
 from sa_diffusers.evaluation.judges.load_classifier import load_classifier
 from sa_diffusers.evaluation.judges.resnet_classifier import ResNetClassifier
 from sa_diffusers.runs.base.classifier import (
+    ClassifierConfig,
     flip_half,
     hold_out,
     load_examples,
@@ -28,7 +29,6 @@ from sa_diffusers.runs.base.classifier import (
     train_classifier,
     training_batch,
 )
-from sa_diffusers.runs.base.classifier_options import ClassifierConfig
 from scripts import train_classifier as script
 
 

@@ -22,9 +22,9 @@ from sa_diffusers.families.class_conditional import ClassConditionalFamily
 from sa_diffusers.families.samplers import make_scheduler
 from sa_diffusers.io.loading import load_pipeline, read_model_index
 from sa_diffusers.pipelines import ClassConditionalPipeline
-from sa_diffusers.runs.base.class_conditional import ClassConditionalConfig
+from sa_diffusers.runs.base.labelled import ClassConditionalConfig
 from sa_diffusers.runs.options import ForgetConfig
-from sa_diffusers.runs.stages.fisher_sums import estimate_sums
+from sa_diffusers.runs.stages.fisher import estimate_sums
 
 
 T = 12
@@ -231,7 +231,7 @@ def test_the_file_beside_the_weights_needs_nothing_of_this_package(saved):
     names = {getattr(node, "module", None) or "." for node in imported if isinstance(node, ast.ImportFrom)}
     names |= {alias.name for node in imported if isinstance(node, ast.Import) for alias in node.names}
     assert {name.split(".")[0] for name in names} == {
-        "PIL", "collections", "diffusers", "inspect", "json", "pathlib", "torch",
+        "collections", "diffusers", "inspect", "json", "pathlib", "torch",
     }  # fmt: skip
 
 

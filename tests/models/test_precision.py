@@ -14,7 +14,7 @@ from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.fisher import estimate_fisher
 from sa_diffusers.families import get_family
 from sa_diffusers.models.precision import autocast_forward, compute_dtype, in_main_memory, on_device, release
-from sa_diffusers.runs.stages.fisher_sums import float16_scale
+from sa_diffusers.runs.stages.fisher import float16_scale
 
 
 @pytest.fixture

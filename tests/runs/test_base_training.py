@@ -18,8 +18,7 @@ from sa_diffusers.core.objectives import CaptionMatching
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.images import CaptionedImageFolder
 from sa_diffusers.models.tokenizer import train_tokenizer
-from sa_diffusers.runs.base.text_to_image import BaseConfig, train_base
-from sa_diffusers.runs.base.trainable_parts import TrainableMatcher
+from sa_diffusers.runs.base.text_to_image import BaseConfig, TrainableMatcher, train_base
 from sa_diffusers.training.loop import TrainingConfig, train
 
 

@@ -28,7 +28,7 @@ from sa_diffusers.families.architectures import make_unet
 from sa_diffusers.io.artifacts import StageMismatch
 from sa_diffusers.io.configuration import config_from_dict
 from sa_diffusers.pipelines import ClassConditionalPipeline
-from sa_diffusers.runs.base.class_conditional import (
+from sa_diffusers.runs.base.labelled import (
     SHEET_COLUMNS,
     ClassConditionalConfig,
     TrainingBatches,
@@ -145,7 +145,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(data, config, tmp_path, mo
 
     elsewhere = replace(config, output_dir=str(tmp_path / "parts"))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("sa_diffusers.runs.base.class_conditional.draw_sheet", interrupted)
+        patch.setattr("sa_diffusers.runs.base.labelled.draw_sheet", interrupted)
         train_class_conditional(data, elsewhere)
     assert not (tmp_path / "parts" / "pipeline").exists()
     assert [path.name for path in (tmp_path / "parts" / "checkpoints").iterdir()] == ["step_0000002"]

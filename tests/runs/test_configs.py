@@ -18,7 +18,7 @@ from sa_diffusers.data.prompts import concept_templates, read_prompts
 from sa_diffusers.evaluation.suite.options import PipelineEvaluationConfig
 from sa_diffusers.families import family_defaults
 from sa_diffusers.io.bundled import ASSETS
-from sa_diffusers.runs.base.classifier_options import ClassifierConfig
+from sa_diffusers.runs.base.classifier import ClassifierConfig
 from sa_diffusers.runs.base.text_to_image import BaseConfig
 from sa_diffusers.runs.options import ForgetConfig
 from scripts.compose_digit_prompts import compose

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import sa_diffusers.runs.forget
-import sa_diffusers.runs.stages.fisher_sums
+import sa_diffusers.runs.stages.fisher
 import sa_diffusers.runs.stages.train
 from sa_diffusers.core.concepts import mentions
 from sa_diffusers.core.conditions import Condition, texts
@@ -237,7 +237,7 @@ def test_the_same_run_again_computes_nothing(finished, start, monkeypatch):
     for owner, name in (
         (TextToImageFamily, "draw"),
         (TextToImageFamily, "encode"),
-        (sa_diffusers.runs.stages.fisher_sums, "estimate_fisher"),
+        (sa_diffusers.runs.stages.fisher, "estimate_fisher"),
         (sa_diffusers.runs.stages.train, "train"),
     ):
         monkeypatch.setattr(owner, name, None)  # calling it would raise
@@ -408,7 +408,7 @@ def interrupt_call(patch, owner, name: str, number: int) -> None:
         (TextToImageFamily, "draw", 1, "samples"),
         (TextToImageFamily, "draw", 2, "replay_samples"),
         (TextToImageFamily, "draw", 3, "surrogate"),
-        (sa_diffusers.runs.stages.fisher_sums, "estimate_fisher", 2, "fisher"),
+        (sa_diffusers.runs.stages.fisher, "estimate_fisher", 2, "fisher"),
         (TextToImageFamily, "draw", 4, "before"),
         (ElasticWeightConsolidation, "add_gradient", 3, "train"),
         (sa_diffusers.runs.stages.train, "save_pipeline", 0, "train"),

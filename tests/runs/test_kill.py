@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import sa_diffusers.runs.results
-import sa_diffusers.runs.stages.fisher_sums
+import sa_diffusers.runs.stages.fisher
 import sa_diffusers.runs.stages.train
 from sa_diffusers.core.fisher import Fisher
 from sa_diffusers.data.sample_set import SampleSet
@@ -222,7 +222,7 @@ def small_files(size: int = 100) -> Iterator[None]:
 
 WRITERS = [
     (SampleSet, "save"),
-    (sa_diffusers.runs.stages.fisher_sums, "_save_sums"),
+    (sa_diffusers.runs.stages.fisher, "_save_sums"),
     (Fisher, "save"),
     (Findings, "save"),
     (Checkpoints, "save"),

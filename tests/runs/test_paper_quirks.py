@@ -18,12 +18,12 @@ from sa_diffusers.families.class_conditional import ClassConditionalFamily
 from sa_diffusers.io.configuration import config_from_dict
 from sa_diffusers.models import ConditionalVAE
 from sa_diffusers.pipelines import ClassConditionalPipeline, ConditionalVAEPipeline
-from sa_diffusers.runs.base.class_conditional import ClassConditionalConfig
+from sa_diffusers.runs.base.labelled import ClassConditionalConfig
 from sa_diffusers.runs.checks import check_run
 from sa_diffusers.runs.forget import run_forgetting
 from sa_diffusers.runs.options import ForgetConfig
 from sa_diffusers.runs.paper_quirks import LABEL_DROPOUT, QUIRKS, FisherLabelDropout, quirky_fisher_batch, stretch
-from sa_diffusers.runs.stages.fisher_sums import estimate_sums
+from sa_diffusers.runs.stages.fisher import estimate_sums
 
 
 T = 12

@@ -18,7 +18,7 @@ from sa_diffusers.families import get_family
 from sa_diffusers.runs.forget import Outcome, forget
 from sa_diffusers.runs.options import ForgetConfig
 from sa_diffusers.runs.plan import trained_bytes
-from sa_diffusers.runs.stages.fisher_sums import sums_device
+from sa_diffusers.runs.stages.fisher import sums_device
 from sa_diffusers.training.lora import LORA_FILE
 
 

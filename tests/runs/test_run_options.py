@@ -277,7 +277,9 @@ def test_too_little_memory_is_said_before_work_starts(start, tmp_path, monkeypat
     ("surrogate", "message"),
     [("./pictures", "no folder ./pictures"), ("data/pictures", "no folder data/pictures")],
 )
-def test_a_surrogate_folder_that_does_not_exist(start, tmp_path, surrogate, message):
+def test_a_surrogate_folder_that_does_not_exist(start, tmp_path, monkeypatch, surrogate, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()  # else data/pictures would be words
     with pytest.raises(ValueError, match=message):
         start(tmp_path / "run", surrogate=surrogate, model="absent")  # before the model is looked for
     assert not (tmp_path / "run").exists()

@@ -3,9 +3,8 @@
 from sa_diffusers.core.objectives.base import Objective
 from sa_diffusers.core.objectives.classification import Classification
 from sa_diffusers.core.objectives.esd import ESD, SelectiveAmnesiaWithESD
-from sa_diffusers.core.objectives.ewc import ElasticWeightConsolidation
+from sa_diffusers.core.objectives.ewc import ElasticWeightConsolidation, LowRankChange, LowRankEWC
 from sa_diffusers.core.objectives.likelihood import AutoencoderLikelihood, CaptionMatching, Likelihood
-from sa_diffusers.core.objectives.low_rank_ewc import LowRankChange, LowRankEWC
 from sa_diffusers.core.objectives.projection import GradientProjection
 from sa_diffusers.core.objectives.selective_amnesia import NaiveForgetting, SelectiveAmnesia
 

@@ -14,8 +14,7 @@ class Objective(Protocol):
     `draw` adds all randomness to the whole batch of an optimiser step, before the loop cuts that batch into the parts
     of each process and accumulation step; `__call__` is then deterministic. So the result depends on neither.
 
-    The other three are for terms that depend on the weights alone, such as EWC. They stand for no such terms here, and
-    a class that inherits from this one need not repeat them.
+    The other three are for terms that depend on the weights alone, such as EWC; here there are none.
     """
 
     def draw(self, batch: Batch, generator: Generator) -> Batch:
@@ -29,16 +28,15 @@ class Objective(Protocol):
     def attach(self, parameters: Mapping[str, Tensor]) -> None:
         """Take the trained parameters, by name, that stand in for the module's own from now on.
 
-        Called once, before the first step and only under FSDP2 and DeepSpeed, where a copy of the module is trained:
-        the values are the same, but under FSDP2 each process holds a part of them (see `sharding`).
+        Called once, before the first step, under FSDP2 and DeepSpeed, where a copy of the module is trained: the
+        values are the same, but under FSDP2 each process holds a part of them (see `sharding`).
         """
 
     def add_gradient(self) -> None:
         """Add the gradient of terms that depend on the weights alone to `.grad`.
 
         Called on every process once an optimiser step, after gradients were averaged over processes and unscaled, and
-        before they are clipped. (Under DeepSpeed before the last backward pass, which makes no difference but
-        rounding: the mean over processes of what all of them add is that itself.)
+        before they are clipped; under DeepSpeed before the last backward pass.
         """
 
     def regularisation(self) -> dict[str, Tensor]:

@@ -19,17 +19,14 @@ class ESD(Objective):
 
         | eps(x_t, t, concept) - [eps*(x_t, t, "") - eta (eps*(x_t, t, concept) - eps*(x_t, t, ""))] |^2,
 
-    with the loss's own reduction over data (for Stable Diffusion the mean, as in the authors' code) and a mean over
-    the batch. The weights in the bracket, 1 + eta and -eta, sum to 1, so it is the same for v-prediction.
-
-    No data is needed. x_t is drawn by the model that is being trained: from pure noise, guided towards the concept, to
-    one of the sampler's noise levels, with no gradient through it. The level is the same for the whole batch of an
+    with the loss's own reduction over data and a mean over the batch; the same for v-prediction, since the weights in
+    the bracket sum to 1. x_t is drawn by the model that is being trained: from pure noise, guided towards the concept,
+    to one of the sampler's noise levels, with no gradient through it. The level is the same for the whole batch of an
     optimiser step, so that all processes run the model equally often; the timesteps are drawn one by one from those
     that the level stands for. The model must draw nothing for itself: switch dropout off.
 
     A batch is {"concept": Batch, "empty": Batch}: the same number of rows under prompts that name the concept and
-    under the empty prompt. Of their "sample" [B, C, H, W] only the shape counts. The defaults are those of the
-    authors' code when Selective Amnesia was written; they went with batches of 1, 1000 steps, and Adam at 1e-5.
+    under the empty prompt. Of their "sample" [B, C, H, W] only the shape counts. The defaults are the authors'.
 
     Args:
         loss: gives the number of timesteps and the reduction.
@@ -37,14 +34,13 @@ class ESD(Objective):
         scheduler: a DDIMScheduler of the model's own noise schedule and prediction type; it is copied.
         negative_guidance: eta, >= 0; 0 replaces the concept by the empty prompt.
         start_guidance: guidance scale, >= 0, that x_t is drawn with, as in diffusers (1: none).
-        num_inference_steps: noise levels of the sampler.
+        num_inference_steps: noise levels of the sampler, in [2, T].
         authors_latents: draw x_t as the authors' code does: noise enters at the second of the levels, and sampling
-            goes on for two levels beyond the one that the timestep is drawn for (as far as there are any), so that x_t
-            is cleaner than the model is told. The paper says nothing of either.
+            goes on for two levels beyond the one that the timestep is drawn for, so that x_t is cleaner than the model
+            is told. The paper says nothing of either.
 
     Raises:
-        ValueError: a negative guidance; more levels than timesteps, or fewer than 2. From `draw`: parts of a batch
-            that differ in shape.
+        ValueError: a number out of range. From `draw`: parts of a batch that differ in shape.
     """
 
     def __init__(
@@ -61,10 +57,8 @@ class ESD(Objective):
             if value < 0:
                 raise ValueError(f"expected {name} >= 0, got {value}")
         if not 2 <= num_inference_steps <= loss.num_terms:
-            raise ValueError(
-                f"expected num_inference_steps from 2 to the model's {loss.num_terms} timesteps, got "
-                f"{num_inference_steps}"
-            )
+            bound = f"from 2 to the model's {loss.num_terms} timesteps"
+            raise ValueError(f"expected num_inference_steps {bound}, got {num_inference_steps}")
         self.loss, self.frozen = loss, frozen
         self.scheduler = copy.deepcopy(scheduler)
         self.scheduler.set_timesteps(num_inference_steps)
@@ -73,14 +67,12 @@ class ESD(Objective):
 
     def draw(self, batch: Batch, generator: Generator) -> Batch:
         sample = batch["concept"]["sample"]
-        if sample.shape != batch["empty"]["sample"].shape:
-            raise ValueError(
-                "expected as many rows under the empty prompt as under the concept, got samples "
-                f"{list(batch['empty']['sample'].shape)} and {list(sample.shape)}"
-            )
+        if sample.shape != (other := batch["empty"]["sample"].shape):
+            given = f"samples {list(other)} and {list(sample.shape)}"
+            raise ValueError(f"expected as many rows under the empty prompt as under the concept, got {given}")
         level = int(torch.randint(self.num_levels, (1,), generator=generator))
         first, end = (n * self.loss.num_terms // self.num_levels for n in (level, level + 1))
-        return {name: conditions_of(batch[name]) for name in ("concept", "empty")} | {
+        return {name: conditions_of(part) for name, part in batch.items()} | {
             "noise": self.loss.sample_noise(batch["concept"], generator),
             "level": torch.full((len(sample),), level),
             "terms": torch.randint(first, end, (len(sample),), generator=generator),
@@ -119,18 +111,14 @@ class ESD(Objective):
 
 
 class SelectiveAmnesiaWithESD(SelectiveAmnesia):
-    """Selective Amnesia's loss + esd_weight * ESD's: a surrogate says what takes the concept's place, and guidance
-    leads away from the concept wherever the model would still draw it. Meant for concepts that appear without being
-    named, which Selective Amnesia's paper leaves to future work.
+    """Selective Amnesia's loss + esd_weight * ESD's, for concepts that appear without being named.
 
-    A batch is that of `SelectiveAmnesia` and {"esd": a batch of `ESD`}. Takes ESD's forward passes besides, most of
-    which draw x_t.
+    A batch is that of `SelectiveAmnesia` and {"esd": a batch of `ESD`}.
 
     Args:
         esd: its loss is that of the other terms as well, and esd_weight is in its unit.
+        ewc, replay_weight, frozen: as of `SelectiveAmnesia`.
         esd_weight: >= 0; 0 leaves ESD out.
-
-    The other arguments are those of `SelectiveAmnesia`.
     """
 
     def __init__(

@@ -1,6 +1,7 @@
-"""Elastic weight consolidation: hold the weights that matter (Kirkpatrick et al. 2017)."""
+"""Elastic weight consolidation: hold the weights that matter (Kirkpatrick et al. 2017), also those under a LoRA."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -14,17 +15,16 @@ GROUP_SIZE = 2**26  # weights whose pull is computed at once: the buffers take 4
 class ElasticWeightConsolidation:
     """ewc_lambda * sum_i F_i (theta_i - anchor_i)^2, in the units of Selective Amnesia's code: no factor 1/2.
 
-    Its gradient is known, 2 * ewc_lambda * F * (theta - anchor), so `add_gradient` adds it to `.grad` in place: a few
-    per cent of a step and no activations. The value is computed only for the log. Both are computed in float32 (or the
-    parameters' own precision, where that is higher), whatever the Fisher is kept in.
+    `add_gradient` adds its gradient, 2 * ewc_lambda * F * (theta - anchor), to `.grad` in place; the value is for the
+    log. Both are computed in float32 (or the parameters' own precision, where that is higher).
 
     Args:
         parameters: the trained parameters by name.
         fisher: diagonal Fisher by the same names; may hold more names than are trained.
-        ewc_lambda: weight, >= 0. Its meaning depends on the unit of the Fisher (see `fisher.Fisher`).
+        ewc_lambda: weight, >= 0, in the unit of the Fisher (see `fisher`).
         anchor: the parameters' values now, by the same names, where somebody keeps them anyway (a frozen copy of the
             model): used as they are and never to be changed. None: a copy, each tensor in the smallest of float16,
-            bfloat16 and float32 that holds it exactly. Either way the first delta is exactly 0.
+            bfloat16 and float32 that holds it exactly.
         fisher_dtype: torch.float32, or torch.bfloat16 for half the memory at 3 significant digits.
         device: where Fisher and anchor are kept; None: with their parameters. "cpu" streams them to a GPU at every
             step, from pinned memory, and takes none of the GPU's but a few buffers.
@@ -44,13 +44,11 @@ class ElasticWeightConsolidation:
         fisher_dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
     ):
-        if ewc_lambda < 0:
-            raise ValueError(f"expected ewc_lambda >= 0, got {ewc_lambda}")
         if fisher_dtype not in (torch.float32, torch.bfloat16):
             raise ValueError(
                 f"expected fisher_dtype float32 or bfloat16, got {fisher_dtype}; others lose small values"
             )
-        check_fisher({name: tuple(p.shape) for name, p in parameters.items()}, fisher)
+        check_fisher({name: tuple(p.shape) for name, p in parameters.items()}, fisher, ewc_lambda)
         self.names, self.parameters = list(parameters), list(parameters.values())
         self.ewc_lambda = ewc_lambda
         self.fisher = [keep(fisher[name].to(fisher_dtype), p, device) for name, p in parameters.items()]
@@ -62,10 +60,7 @@ class ElasticWeightConsolidation:
             self.anchor = [anchor[name].detach() for name in self.names]
 
     def attach(self, parameters: Mapping[str, Tensor]) -> None:
-        """Go on with parameters that stand in for the given ones: the same values, of a copy or spread by FSDP2.
-
-        Of the Fisher and of an anchor of its own this process then keeps the part alone that fits its parameters.
-        """
+        """See `Objective.attach`; this process keeps the part alone of the Fisher and anchor that fits its own."""
         self.parameters = [parameters[name] for name in self.names]
         self.fisher = _parts(self.fisher, self.parameters, copy=True)
         self.anchor = _parts(self.anchor, self.parameters, copy=not self._shared)
@@ -117,8 +112,10 @@ def smallest_exact(values: Tensor) -> Tensor:
     return values.clone()
 
 
-def check_fisher(shapes: Mapping[str, tuple[int, ...]], fisher: Mapping[str, Tensor]) -> None:
-    """Raise ValueError unless it holds a finite value for every weight of these names and shapes."""
+def check_fisher(shapes: Mapping[str, tuple[int, ...]], fisher: Mapping[str, Tensor], ewc_lambda: float) -> None:
+    """Raise ValueError for a negative lambda, or unless every weight of these names and shapes has a finite value."""
+    if ewc_lambda < 0:
+        raise ValueError(f"expected ewc_lambda >= 0, got {ewc_lambda}")
     wrong = [name for name, shape in shapes.items() if name not in fisher or tuple(fisher[name].shape) != shape]
     if wrong:
         raise ValueError(
@@ -164,3 +161,76 @@ def _ready(kept: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
     buffers = [torch.empty_like(w, dtype=wanted) for w in weights]
     torch._foreach_copy_(buffers, kept, non_blocking=True)
     return buffers
+
+
+@dataclass(frozen=True)
+class LowRankChange:
+    """A change of one weight, dW = scaling * up @ down, with the matrices in the shapes of their layers."""
+
+    down: nn.Parameter  # A, [r, in] of a linear layer or [r, in, kh, kw] of a convolution
+    up: nn.Parameter  # B, [out, r] or [out, r, 1, 1]
+    scaling: float  # alpha / r
+
+    def delta(self) -> Tensor:
+        """dW as a matrix, [out, in * kh * kw]."""
+        return self.scaling * self.up.flatten(1) @ self.down.flatten(1)
+
+
+class LowRankEWC:
+    """ewc_lambda * sum_i F_i dW_i^2 over the weights that adapters change; no factor 1/2, as in `ewc`.
+
+    The Fisher is that of the weights themselves, so that of a model serves any adapter of it, with lambda in the same
+    unit. With M = 2 ewc_lambda F * dW, its gradient is, layer by layer,
+
+        dB += scaling * M A^T   and   dA += scaling * B^T M.
+
+    Args:
+        changes: by the name of the weight that is changed.
+        fisher: diagonal Fisher by the same names; may hold more of them.
+        ewc_lambda: weight, >= 0.
+        dtype: precision that the Fisher is kept in; products are computed in float32.
+        device: where it is kept; None: with the adapters.
+
+    Raises:
+        ValueError: a changed weight has no Fisher value, one of another shape or one that is not finite; a negative
+            lambda.
+    """
+
+    def __init__(
+        self,
+        changes: Mapping[str, LowRankChange],
+        fisher: Mapping[str, Tensor],
+        ewc_lambda: float,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ):
+        check_fisher({name: (len(c.up), *c.down.shape[1:]) for name, c in changes.items()}, fisher, ewc_lambda)
+        self.changes, self.ewc_lambda = list(changes.values()), ewc_lambda
+        self.fisher = [keep(fisher[name].flatten(1).to(dtype), change.up, device) for name, change in changes.items()]
+
+    def attach(self, parameters: Mapping[str, Tensor]) -> None:
+        raise ValueError("low-rank adapters are trained whole on every process; launch without FSDP2 or DeepSpeed")
+
+    @torch.no_grad()
+    def add_gradient(self) -> None:
+        """Add the gradient to `.grad` of both matrices of every adapter (one that has none yet gets one)."""
+        if self.ewc_lambda == 0:
+            return
+        for change, fisher in self._there():
+            for matrix in (change.up, change.down):
+                if matrix.grad is None:
+                    matrix.grad = torch.zeros_like(matrix)
+            pull = change.delta() * fisher * (2 * self.ewc_lambda * change.scaling)
+            change.up.grad += (pull @ change.down.flatten(1).T).view_as(change.up)
+            change.down.grad += (change.up.flatten(1).T @ pull).view_as(change.down)
+
+    @torch.no_grad()
+    def value(self) -> Tensor:
+        """ewc_lambda * sum F dW^2, a scalar."""
+        terms = [(change.delta().square() * fisher).sum() for change, fisher in self._there()]
+        return self.ewc_lambda * torch.stack(terms).sum()
+
+    def _there(self) -> Iterator[tuple[LowRankChange, Tensor]]:
+        """Each change with its Fisher, on its device."""
+        for change, fisher in zip(self.changes, self.fisher, strict=True):
+            yield change, fisher.to(change.up.device, non_blocking=True)

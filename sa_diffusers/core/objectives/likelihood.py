@@ -66,8 +66,7 @@ class CaptionMatching(Objective):
     """Symmetric InfoNCE between images and their captions (CLIP: Radford et al. 2021, Fig. 3).
 
     The model maps (sample, input_ids) to the logits [B, B] of every caption (column) for every image (row). A sample's
-    negatives are the rest of its part of the batch, so unlike every other objective this one depends on the number of
-    processes and accumulation steps.
+    negatives are the rest of its part of the batch, so that this depends on the number of processes and parts.
     """
 
     def draw(self, batch: Batch, generator: Generator) -> Batch:

@@ -22,14 +22,12 @@ class GradientProjection(SelectiveAmnesia):
     only where the two disagree (Yu et al. 2020, Alg. 1; with two terms its random order makes no difference).
 
     Any of these is a sum w_f g_f + w_r g_r, so the loss returned is that sum of the two losses with w_f and w_r as
-    constants: its gradient is the update, its value means nothing by itself. The price is two more backward passes.
-    The norm of the update is the loop's grad_norm. It is the gradient handed to the optimiser: after Adam's scaling
-    and momentum the step itself is orthogonal to neither.
+    constants: its gradient is the update, its value means nothing by itself. After Adam's scaling and momentum the
+    step itself is orthogonal to neither.
 
     A batch is that of `SelectiveAmnesia`, and for "alternating" also holds "step": the optimiser step as integers [B],
-    all equal, so that a resumed run knows whose turn it is and every part of a batch has a row of it. The parts that
-    processes and accumulation steps take are projected each by itself, and their updates averaged: unlike in Selective
-    Amnesia, the result depends on the number of parts.
+    all equal. The parts that processes and accumulation steps take are projected each by itself, and their updates
+    averaged: unlike in Selective Amnesia, the result depends on the number of parts.
 
     Args:
         loss: the model's negative ELBO.

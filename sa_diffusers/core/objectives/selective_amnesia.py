@@ -28,11 +28,9 @@ class SelectiveAmnesia(Objective):
         frozen: the model before forgetting, for a diffusion loss. Samples that a part of the batch marks, "distilled"
             [B] of booleans, should then be denoised as it denoises them, in place of towards the target that was
             drawn: under their own conditions, or under those that the part holds in "frozen" (the surrogate's prompt
-            where the sample stands under the concept's). Were it the exact conditional mean for these samples,
-            unguided and under their own condition, the gradient would keep its expectation and lose variance
-            (Rao-Blackwell). Guided samples, an imperfect model, and other conditions than a sample's own change the
-            expectation, too: then it is distillation, which holds the model's function where it was (replay) or gives
-            it that of another prompt (surrogate), and no longer the paper's term.
+            where the sample stands under the concept's). That is distillation, no longer the paper's term; only for
+            an exact model, unguided samples and their own conditions would the gradient's expectation stay
+            (Rao-Blackwell).
     """
 
     surrogate_sign = 1  # of the first term
@@ -105,11 +103,9 @@ class SelectiveAmnesia(Objective):
 class NaiveForgetting(SelectiveAmnesia):
     """-loss(concept) + replay_weight * loss(replay) + EWC: minus the paper's Eq. 3, but without its 1/2.
 
-    Makes the concept unlikely and says nothing of what should stand in its place. The first term has no bound, and the
-    paper shows that it ruins the rest while the concept stays (Fig. 2): this is here to compare with.
-
-    A batch is {"surrogate": Batch, "replayed": Batch} as for `SelectiveAmnesia`, but "surrogate" holds samples of the
-    concept itself under its own condition. The log gives both losses with their sign unchanged.
+    The first term has no bound, and the paper shows that it ruins the rest while the concept stays (Fig. 2): this is
+    here to compare with. "surrogate" of a batch holds samples of the concept itself under its own condition. The log
+    gives both losses with their sign unchanged.
     """
 
     surrogate_sign = -1

@@ -8,6 +8,8 @@ of `assets/digits/heldout_templates.txt` are never produced: they measure whethe
 import random
 from pathlib import Path
 
+from sa_diffusers.io.bundled import resolve
+
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "digit": ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
@@ -52,8 +54,8 @@ _MEANINGFUL = {word for classes in WORDS.values() for words in classes.values() 
 
 def held_out_templates() -> list[str]:
     """Sentence frames that `caption` never produces, with the slots {digit}, {ink}, {background} and {stroke}."""
-    path = Path(__file__).parents[2] / "assets" / "digits" / "heldout_templates.txt"
-    return [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
+    lines = Path(resolve("bundled/digits/heldout_templates.txt")).read_text().splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 def fill(template: str, attributes: dict[str, str], rng: random.Random) -> str:
@@ -140,15 +142,12 @@ def _clauses(words: dict[str, str], rng: random.Random) -> str:
         noun = rng.choice(_NOUNS)
         clauses.append(rng.choice((f"the {noun} is {words['digit']}", f"{noun}: {words['digit']}")))
     if "ink" in words:
-        clauses.append(
-            rng.choice(("the ink is {}", "its colour is {}", "ink: {}", "the pen is {}")).format(words["ink"])
-        )
+        clauses.append(_phrase(("the ink is {}", "its colour is {}", "ink: {}", "the pen is {}"), words["ink"], rng))
     if "background" in words:
-        clauses.append(
-            rng.choice(("the background is {}", "background: {}", "the paper is {}")).format(words["background"])
-        )
+        forms = ("the background is {}", "background: {}", "the paper is {}")
+        clauses.append(_phrase(forms, words["background"], rng))
     if "stroke" in words:
-        clauses.append(rng.choice(("the strokes are {}", "stroke: {}", "its lines are {}")).format(words["stroke"]))
+        clauses.append(_phrase(("the strokes are {}", "stroke: {}", "its lines are {}"), words["stroke"], rng))
     if not clauses:
         clauses.append(f"some {rng.choice(_NOUNS)}")
     rng.shuffle(clauses)

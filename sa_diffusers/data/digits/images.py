@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sa_diffusers.data.digits.captions import ATTRIBUTES, caption, random_attributes
+from sa_diffusers.data.labelled_images import load_labelled_images
 from sa_diffusers.io.atomic_files import load_tensors, save_tensors
 
 
@@ -23,10 +24,7 @@ INK_RGB = {
     "pink": (0.95, 0.30, 0.75),
 }
 BACKGROUND_RGB = {"black": (0.04, 0.04, 0.04), "gray": (0.5, 0.5, 0.5), "white": (0.96, 0.96, 0.96)}
-HALF_WIDTH = {
-    "thin": (0.6, 0.9),
-    "bold": (1.6, 2.1),
-}  # of a stroke, in pixels of the 28x28 original: range of uniform jitter
+HALF_WIDTH = {"thin": (0.6, 0.9), "bold": (1.6, 2.1)}  # of a stroke, in pixels of the original: range of jitter
 _SCALE = 4  # strokes are redrawn on a finer grid, then averaged down
 
 
@@ -48,35 +46,25 @@ def load_strokes(data_dir: str, split: str, cache_dir: Path, seed: int = 0) -> t
     """Redraw every MNIST digit of a split in each stroke, or load that from `cache_dir`.
 
     Args:
-        data_dir: hub id or local folder in the layout of `ylecun/mnist` (columns `image`, `label`).
+        data_dir: hub id or local folder in the layout of `ylecun/mnist`.
 
     Returns:
         Coverage, uint8 [N, 2, 32, 32] in the order of `ATTRIBUTES["stroke"]`, and digit labels [N].
 
     Raises:
-        ValueError: the data set lacks the columns, or its images are not 28x28.
+        ValueError: as `load_labelled_images`.
     """
-    from datasets import load_dataset
-
     cache = cache_dir / f"strokes_{split}_{seed}.safetensors"
     if cache.exists():
         stored, _ = load_tensors(cache, "coverage", "label")
         return stored["coverage"], stored["label"]
-    data = load_dataset(data_dir, split=split)
-    missing = {"image", "label"} - set(data.column_names)
-    if missing:
-        raise ValueError(f"{data_dir} has columns {data.column_names}; expected image and label, as in ylecun/mnist")
-    rng = np.random.default_rng(seed)
+    data, rng = load_labelled_images("mnist", data_dir, split), np.random.default_rng(seed)
     coverage = torch.empty(len(data), len(HALF_WIDTH), 32, 32, dtype=torch.uint8)
-    for index, row in enumerate(tqdm(data, desc=f"redraw {split} strokes", mininterval=2)):
-        image = np.asarray(row["image"].convert("L"))
-        if image.shape != (28, 28):
-            raise ValueError(f"image {index} of {data_dir} has shape {image.shape}; expected 28x28")
+    for index, image in enumerate(tqdm(data.images[:, 0].numpy(), desc=f"redraw {split} strokes", mininterval=2)):
         for position, stroke in enumerate(ATTRIBUTES["stroke"]):
             coverage[index, position] = torch.from_numpy(redraw(image, rng.uniform(*HALF_WIDTH[stroke])))
-    label = torch.tensor(data["label"])
-    save_tensors({"coverage": coverage, "label": label}, cache)
-    return coverage, label
+    save_tensors({"coverage": coverage, "label": data.labels}, cache)
+    return coverage, data.labels
 
 
 def colorize(coverage: Tensor, ink: str, background: str, rng: random.Random, jitter: float = 0.04) -> Tensor:
@@ -94,10 +82,7 @@ class ColoredDigits:
 
     Args:
         coverage, label: as of `load_strokes`.
-        exclude: digits, as words, of which there is to be none.
-
-    Raises:
-        ValueError: a digit to exclude that is none, or none left.
+        exclude: digits, as words; raises ValueError for one that is none, or where none is left.
     """
 
     def __init__(self, coverage: Tensor, label: Tensor, copies: int = 1, seed: int = 0, exclude: Sequence[str] = ()):

@@ -10,6 +10,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sa_diffusers.core.concepts import fold
 from sa_diffusers.evaluation.intervals import wilson_interval
 
 
@@ -72,11 +73,11 @@ class ImageClassifier(ModelMixin, ConfigMixin):
 
     def find_class(self, phrasings: Sequence[str]) -> tuple[str, int] | None:
         """The one class that all phrasings are words of, in any case, as (attribute, index); None if there is none."""
-        wanted = {phrasing.strip().lower() for phrasing in phrasings}
+        wanted = set(map(fold, phrasings))
         for attribute, classes in self.config.attributes.items():
             for index, name in enumerate(classes):
                 words = [name] if self.config.words is None else self.config.words[attribute][name]
-                if wanted and wanted <= {word.lower() for word in words}:
+                if wanted and wanted <= set(map(fold, words)):
                     return attribute, index
         return None
 

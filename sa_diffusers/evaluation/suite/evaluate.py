@@ -1,7 +1,6 @@
 """Judge text-to-image pipelines side by side: draw what is missing, measure, write numbers, tables and a page."""
 
 import json
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -32,6 +31,7 @@ from sa_diffusers.evaluation.suite.subjects import Subject, check_subjects, open
 from sa_diffusers.io.artifacts import RunLock, check_foreign
 from sa_diffusers.io.atomic_files import check_disk, write_json, write_text
 from sa_diffusers.io.configuration import public_values
+from sa_diffusers.io.model_names import folder_name
 from sa_diffusers.io.processes import process_state
 from sa_diffusers.report.page import write_page
 
@@ -79,8 +79,7 @@ def evaluate_pipelines(config: PipelineEvaluationConfig) -> dict:
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     start = time.perf_counter()
-    slug = "-".join(re.findall(r"\w+", config.phrasings[0].lower()))
-    output_dir = Path(config.output_dir or Path("runs") / f"evaluate-{slug}")
+    output_dir = Path(config.output_dir or Path("runs") / f"evaluate-{folder_name(config.phrasings[0])}")
     check_foreign(output_dir, "evaluation.json", "*/values.json")
     subjects = open_subjects(config)
     inputs = read_inputs(config, subjects[0])

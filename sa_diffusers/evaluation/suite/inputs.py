@@ -138,7 +138,7 @@ def _prompt_sources(
         rows=read_labelled_prompts(rows) if rows else [],
         with_labelled=config.eval_prompts is not None,
         templates=config.templates,
-        synonyms=split_phrasings(config.synonyms) if config.synonyms else (),
+        synonyms=split_phrasings(config.synonyms, "--synonyms") if config.synonyms else (),
         combined=read_prompts(config.combined) if config.combined else [],
         translations=config.translated,
         i2p=load_i2p(config.i2p)[: config.num_i2p] if config.i2p else [],

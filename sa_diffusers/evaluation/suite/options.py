@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sa_diffusers.core.concepts import mentions, split_phrasings
-from sa_diffusers.data.concepts import looks_like_path
 from sa_diffusers.evaluation.images.options import words
 from sa_diffusers.io.configuration import Options, option
 
@@ -106,7 +105,7 @@ class PipelineEvaluationConfig(Options):
         if self.names and len(set(self.names)) != len(self.sources):
             raise ValueError(f"expected {len(self.sources)} different --names, got {self.names}")
         for name in self.names:
-            if not name or looks_like_path(name) or name.startswith("-"):
+            if not name or "/" in name or name[0] in ".~-":
                 raise ValueError(f"expected --names that can be folders, got {name!r}")
             if name.lower() in RESULTS:
                 raise ValueError(f"expected other --names than {', '.join(RESULTS)}, which hold the results")

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,9 +18,77 @@ from sa_diffusers.data.labelled_images import HUB_IDS, LabelledImages, load_labe
 from sa_diffusers.evaluation.judges.classifier import AttributeClassifier, ImageClassifier, Score, score_images
 from sa_diffusers.evaluation.judges.digit_classifier import DigitClassifier
 from sa_diffusers.evaluation.judges.resnet_classifier import ResNetClassifier, saved_sizes
-from sa_diffusers.runs.base.classifier_options import ClassifierConfig
+from sa_diffusers.io.configuration import option
 from sa_diffusers.runs.base.run_folder import save_model
 from sa_diffusers.training.loop import infinite_indices, train
+from sa_diffusers.training.options import TrainingConfig
+
+
+# The networks of the Selective Amnesia experiments on these data sets.
+ARCHITECTURES = {"mnist": "digit", "digits8x8": "digit", "cifar10": "resnet", "stl10": "resnet"}
+
+
+@dataclass
+class ClassifierConfig(TrainingConfig):
+    """Everything `scripts/train_classifier.py` can be told. Raises ValueError: options that contradict each other."""
+
+    data_dir: str | None = option(
+        None, "Images: folder or hub id; null: the data set's own id; digits8x8 needs none.", identity=False
+    )
+    dataset: Literal["imagefolder", "digits", "mnist", "digits8x8", "cifar10", "stl10"] = option(
+        "imagefolder",
+        "imagefolder (images + metadata.jsonl), digits (MNIST, coloured), mnist (as it is), digits8x8 "
+        "(1,797 small ones that come with scikit-learn), cifar10, or stl10 (scaled to 64 pixels).",
+    )
+    num_held_out: int | None = option(
+        None,
+        "Hold out so many of training and test images together; null: the test images. Not for imagefolder, digits.",
+    )
+    architecture: Literal["attributes", "digit", "resnet"] | None = option(
+        None,
+        "attributes (any images of 16 pixels or more), digit (the small network of the MNIST experiments, which sees "
+        "no colour) or resnet; null: digit for mnist and digits8x8, resnet for cifar10 and stl10, else attributes.",
+    )
+    pretrained: str | None = option(
+        None, "ResNet to start from, hub id or local folder: microsoft/resnet-34; null: from scratch."
+    )
+    input_size: int | None = option(None, "Size in pixels that the resnet scales images to; null: as they are.")
+    stem: Literal["imagenet", "small"] = option(
+        "imagenet",
+        "First layers of a resnet from scratch: imagenet (leaves a quarter of height and width) or small "
+        "(leaves all; for images of 32 pixels that are not scaled up).",
+    )
+    depths: list[int] = option([3, 4, 6, 3], "Blocks of each stage of a resnet from scratch.")
+    hidden_sizes: list[int] = option([64, 128, 256, 512], "Widths of those stages.")
+    attributes: str = option("label", "Columns with the class names, separated by commas (imagefolder only).")
+    output_dir: str = option("runs/classifier", "Run folder; `classifier/` in it is the model.", identity=False)
+    resolution: int = option(32, "Height and width in pixels that folder images are fitted to.")
+    num_copies: int = option(1, "Colourings of every digit (dataset digits).")
+    disturb: bool = option(True, "Warp all training images; blur half of them and add noise to those.")
+    flip: bool = option(False, "Mirror half of the training images; wrong for digits.")
+    save_dtype: Literal["float32", "float16"] = option(
+        "float32", "Type of the saved weights, which are the ones that are measured."
+    )
+    seed: int = option(0, "Seed of every random number.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.architecture is None:
+            self.architecture = ARCHITECTURES.get(self.dataset, "attributes")
+        if self.pretrained is not None and self.architecture != "resnet":
+            raise ValueError(
+                f"pretrained: expected the architecture resnet, got {self.architecture}; set architecture: resnet, or "
+                "pretrained: null"
+            )
+        if self.pretrained is not None and self.stem != "imagenet":
+            raise ValueError(
+                f"stem: {self.pretrained} has the stem imagenet, got {self.stem}; set stem: imagenet, or pretrained: "
+                "null"
+            )
+        if self.num_held_out is not None and self.dataset in ("imagefolder", "digits"):
+            raise ValueError(
+                f"num_held_out: {self.dataset} chooses its own held-out images; expected null, got {self.num_held_out}"
+            )
 
 
 @dataclass
@@ -42,10 +110,8 @@ class Examples:
 
     def batch(self, indices: list[int]) -> Batch:
         """What `Classification` asks for: {"sample": images, "labels": {attribute: [B]}}."""
-        return {
-            "sample": self.images(indices),
-            "labels": {name: labels[indices] for name, labels in self.labels.items()},
-        }
+        labels = {name: labels[indices] for name, labels in self.labels.items()}
+        return {"sample": self.images(indices), "labels": labels}
 
     def named(self, index: int) -> dict[str, str]:
         """The class of every attribute of image `index`."""
@@ -56,8 +122,7 @@ def load_folder(config: ClassifierConfig) -> tuple[Examples, Examples]:
     """Training and held-out images: the folder's own test split, or a tenth of the images if it has none.
 
     Raises:
-        ValueError: no folder is given, a column of `--attributes` is missing, or a class occurs in held-out images
-            only.
+        ValueError: no folder, a missing column of `--attributes`, or a class that held-out images alone have.
     """
     from datasets import load_dataset
 
@@ -116,11 +181,7 @@ def load_examples(config: ClassifierConfig) -> tuple[Examples, Examples, dict[st
 
 
 def hold_out(data: LabelledImages, count: int, seed: int) -> tuple[LabelledImages, LabelledImages]:
-    """All images but `count` of them, and those, drawn at random; equal seeds draw equal ones.
-
-    Raises:
-        ValueError: nothing would be held out, or nothing left.
-    """
+    """All images but `count` of them, and those, drawn at random. Raises ValueError: nothing held out, or left."""
     if not 0 < count < len(data):
         raise ValueError(f"expected num_held_out from 1 to {len(data) - 1}, fewer than there are images, got {count}")
     order = torch.randperm(len(data), generator=seeded(seed, "held out"))
@@ -211,10 +272,7 @@ def train_classifier(examples: Examples, words: dict | None, config: ClassifierC
 
 
 def train_and_save_classifier(config: ClassifierConfig) -> dict[str, dict[str, Score]]:
-    """Train a classifier, measure it on held-out images, save it in `<output_dir>/classifier` with its accuracy.
-
-    Returns {attribute: {class: Score}} on all held-out images.
-    """
+    """Train a classifier, save it in `<output_dir>/classifier`; {attribute: {class: Score}} on held-out images."""
     if config.pretrained is not None:
         saved_sizes(config.pretrained)  # fails where there is no such model, before the images are read
     examples, held_out, words = load_examples(config)

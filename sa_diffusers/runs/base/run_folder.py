@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -9,18 +10,25 @@ from diffusers import DiffusionPipeline, ModelMixin
 
 from sa_diffusers.io.artifacts import RunLock, Stage
 from sa_diffusers.io.atomic_files import remove_leftovers
-from sa_diffusers.io.configuration import identity_names
+from sa_diffusers.io.configuration import identity_names, option
 from sa_diffusers.io.loading import save_pipeline
 from sa_diffusers.io.processes import process_state
 from sa_diffusers.training.options import TrainingConfig
 
 
-def claim_folder(config: TrainingConfig, name: str = "run") -> None:
-    """Make the folder `config.output_dir` this configuration's; `name` is that of the marker which says so.
+@dataclass
+class BaseOptions(TrainingConfig):
+    """The folder of a training, its threads and its seed."""
 
-    Raises:
-        StageMismatch: the folder holds a run of another configuration.
-    """
+    output_dir: str = option("runs/base", "Folder of the run; `pipeline/` inside is the model.", identity=False)
+    num_threads: int | None = option(
+        None, "CPU threads; null: as the environment says (`accelerate launch` says 1).", identity=False
+    )
+    seed: int = option(0, "Seed of every random number.")
+
+
+def claim_folder(config: BaseOptions, name: str = "run") -> None:
+    """Make the folder this configuration's, by a marker of that name. Raises StageMismatch: it is another's."""
     key = {name: getattr(config, name) for name in identity_names(type(config))}
     claim = Stage(config.output_dir, name, key, "Pass another --output_dir, or remove this folder first.")
     if not claim.done:
@@ -28,18 +36,15 @@ def claim_folder(config: TrainingConfig, name: str = "run") -> None:
 
 
 @contextmanager
-def claimed(config: TrainingConfig, name: str = "run", num_threads: int | None = None) -> Iterator[Path]:
+def claimed(config: BaseOptions, name: str = "run") -> Iterator[Path]:
     """The folder of a training, claimed as by `claim_folder`, and kept from other runs for the block.
-
-    Args:
-        num_threads: CPU threads to compute on from now on; None: as the environment says.
 
     Raises:
         RunFolderBusy: another run works in it.
         StageMismatch: the folder holds a run of another configuration.
     """
-    if num_threads is not None:
-        torch.set_num_threads(num_threads)
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
     output_dir, main = Path(config.output_dir), process_state().is_main_process
     with RunLock(output_dir) if main else nullcontext():
         if main:

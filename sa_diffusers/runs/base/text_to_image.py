@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
-import yaml
 from diffusers import AutoencoderKL, DiffusionPipeline
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -23,11 +22,10 @@ from sa_diffusers.families import get_family
 from sa_diffusers.families.architectures import build_text_to_image
 from sa_diffusers.io.atomic_files import load_tensors, save_tensors
 from sa_diffusers.io.bundled import resolve
-from sa_diffusers.io.configuration import option
+from sa_diffusers.io.configuration import option, read_yaml
 from sa_diffusers.io.processes import process_state
 from sa_diffusers.models.tokenizer import build_text_encoder, train_tokenizer
-from sa_diffusers.runs.base.run_folder import claimed, save_model
-from sa_diffusers.runs.base.trainable_parts import TrainableAutoencoder, TrainableMatcher, TrainableTextToImage
+from sa_diffusers.runs.base.run_folder import BaseOptions, claimed, save_model
 from sa_diffusers.training.loop import TrainingConfig, infinite_indices, train
 
 
@@ -42,7 +40,7 @@ class CaptionedImages(Protocol):
 
 
 @dataclass
-class BaseConfig(TrainingConfig):
+class BaseConfig(BaseOptions):
     """Everything `scripts/train_base.py` can be told. The fields of TrainingConfig are those of the UNet."""
 
     family: Literal["text_to_image"] = option("text_to_image", "What to train.")
@@ -50,7 +48,6 @@ class BaseConfig(TrainingConfig):
     dataset: str = option(
         "imagefolder", "imagefolder (images + metadata.jsonl with a `text` column) or digits (MNIST, coloured)."
     )
-    output_dir: str = option("runs/base", "Folder of the run; `pipeline/` inside is the model.", identity=False)
     architecture: str = option(
         "bundled/digits/architecture.yaml", "YAML with the configurations of vae, unet, text_encoder and scheduler."
     )
@@ -68,7 +65,63 @@ class BaseConfig(TrainingConfig):
     text_batch_size: int = option(256, "Pairs of image and caption in such a step.")
     text_learning_rate: float = option(1e-3, "Peak learning rate of that (cosine).")
     save_dtype: Literal["float32", "float16"] = option("float32", "Precision of the files.")
-    seed: int = option(0, "Seed of every random number.")
+
+
+class TrainableAutoencoder(nn.Module):
+    """An AutoencoderKL as (images, noise) -> (reconstruction, mean KL to N(0, I) per latent value)."""
+
+    def __init__(self, vae: AutoencoderKL):
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        posterior = self.vae.encode(images).latent_dist
+        kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
+        return self.vae.decode(posterior.mean + posterior.std * noise).sample, kl
+
+
+class TrainableMatcher(nn.Module):
+    """A text encoder with a small image tower on latents: (latents, token ids) -> logits [B, B], as in CLIP."""
+
+    def __init__(self, text_encoder: CLIPTextModel, latent_channels: int, width: int = 96):
+        super().__init__()
+        size = text_encoder.config.projection_dim
+        self.text_encoder = text_encoder
+        self.text_projection = nn.Linear(text_encoder.config.hidden_size, size, bias=False)
+        self.image_tower = nn.Sequential(
+            nn.Conv2d(latent_channels, width, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(width, width, 3, stride=2, padding=1),
+            nn.GroupNorm(8, width),
+            nn.SiLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.GroupNorm(8, width),
+            nn.SiLU(),
+            nn.AdaptiveAvgPool2d(4),
+            nn.Flatten(),
+            nn.Linear(16 * width, size),
+        )
+        self.log_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
+
+    def forward(self, sample: Tensor, input_ids: Tensor) -> Tensor:
+        image = nn.functional.normalize(self.image_tower(sample), dim=1)
+        text = nn.functional.normalize(self.text_projection(self.text_encoder(input_ids).pooler_output), dim=1)
+        return self.log_scale.exp().clamp(max=100) * image @ text.T
+
+
+class TrainableTextToImage(nn.Module):
+    """A denoiser behind a frozen text encoder, called like the denoiser with token ids in place of embeddings."""
+
+    def __init__(self, denoiser: nn.Module, text_encoder: CLIPTextModel):
+        super().__init__()
+        self.denoiser, self.text_encoder = denoiser, text_encoder.requires_grad_(False)
+        self.enable_gradient_checkpointing = denoiser.enable_gradient_checkpointing
+        self.disable_gradient_checkpointing = denoiser.disable_gradient_checkpointing
+
+    def forward(self, sample: Tensor, timestep: Tensor, input_ids: Tensor):
+        with torch.no_grad():
+            embeddings = self.text_encoder(input_ids)[0]
+        return self.denoiser(sample, timestep, encoder_hidden_states=embeddings)
 
 
 def part_settings(config: BaseConfig, part: Literal["vae", "text"], **options: Any) -> TrainingConfig:
@@ -129,11 +182,14 @@ def load_or_encode_latents(vae: AutoencoderKL, data: CaptionedImages, config: Ba
     return load_tensors(path, "latents")[0]["latents"]
 
 
+@dataclass
 class CaptionedLatents:
     """Batches of latents and the token ids of their captions; a caption is drawn anew each time."""
 
-    def __init__(self, latents: Tensor, data: CaptionedImages, tokenizer: CLIPTokenizer, seed: int):
-        self.latents, self.data, self.tokenizer, self.seed = latents, data, tokenizer, seed
+    latents: Tensor
+    data: CaptionedImages
+    tokenizer: CLIPTokenizer
+    seed: int
 
     def batch(self, step: int, batch_size: int, dropout: float) -> dict[str, Tensor]:
         """Batch `step`, with the share `dropout` of its captions left empty."""
@@ -167,15 +223,13 @@ def train_text_encoder(
 
 
 def train_base(data: CaptionedImages, config: BaseConfig) -> DiffusionPipeline:
-    """Train a Stable Diffusion pipeline from nothing and save it to `<output_dir>/pipeline`.
+    """Train a Stable Diffusion pipeline from nothing and save it to `<output_dir>/pipeline`. Raises as `claimed`.
 
     Finished parts lie in `<output_dir>/parts` and are reused when the same command runs again.
-
-    Raises:
-        RunFolderBusy: another run works in the folder.
-        StageMismatch: the folder holds a run of another configuration.
     """
-    architecture = yaml.safe_load(Path(resolve(config.architecture)).read_text())
+    architecture = read_yaml(resolve(config.architecture))
+    if missing := sorted(read_yaml(resolve("bundled/digits/architecture.yaml")).keys() - architecture.keys()):
+        raise ValueError(f"expected a configuration of every part in {config.architecture}, got none of {missing[0]}")
     with claimed(config, "base") as output_dir:
         parts, checkpoints = output_dir / "parts", output_dir / "checkpoints"
         if not (parts / "vae").exists():
@@ -183,36 +237,26 @@ def train_base(data: CaptionedImages, config: BaseConfig) -> DiffusionPipeline:
             save_model(vae, parts / "vae")
         vae = AutoencoderKL.from_pretrained(parts / "vae").to(process_state().device)
         latents = load_or_encode_latents(vae, data, config, parts / "latents.safetensors")
-        tokenizer = caption_tokenizer(data, architecture["text_encoder"]["max_position_embeddings"], config)
+        # Of the captions of 50,000 images, some of them more than once where there are fewer.
+        chosen = infinite_indices(len(data), 50_000, 0, derive_seed(config.seed, "order"))
+        corpus = captions_of(data, chosen, random.Random(f"corpus {config.seed}"))
+        length = architecture["text_encoder"]["max_position_embeddings"]
+        tokenizer = train_tokenizer(corpus, config.vocab_merges, length)
         batches = CaptionedLatents(latents, data, tokenizer, config.seed)
         if not (parts / "text_encoder").exists():
             trained = train_text_encoder(batches, architecture["text_encoder"], config, checkpoints / "text_encoder")
             save_model(trained, parts / "text_encoder")
         text_encoder = CLIPTextModel.from_pretrained(parts / "text_encoder", dtype=torch.float32)
         pipeline = build_text_to_image(architecture, vae, text_encoder, tokenizer, config.seed)
-        train_denoiser(pipeline, batches, config, checkpoints)
+        family = get_family(pipeline)
+        train(
+            TrainableTextToImage(family.module, text_encoder),
+            Likelihood(family.loss, config.snr_gamma),
+            lambda step: batches.batch(step, config.train_batch_size, config.caption_dropout),
+            config,
+            seed=derive_seed(config.seed, family.component),
+            checkpoint_dir=checkpoints / family.component,
+            description=family.component,
+        )
         save_model(pipeline, output_dir / "pipeline", config.save_dtype)
     return pipeline
-
-
-def caption_tokenizer(data: CaptionedImages, max_length: int, config: BaseConfig) -> CLIPTokenizer:
-    """A tokenizer of the captions of 50,000 images, some of them more than once where there are fewer."""
-    chosen = infinite_indices(len(data), 50_000, 0, derive_seed(config.seed, "order"))
-    corpus = captions_of(data, chosen, random.Random(f"corpus {config.seed}"))
-    return train_tokenizer(corpus, config.vocab_merges, max_length)
-
-
-def train_denoiser(
-    pipeline: DiffusionPipeline, batches: CaptionedLatents, config: BaseConfig, checkpoints: Path
-) -> None:
-    """Train the part of a pipeline that denoises, in place, behind its frozen text encoder."""
-    family = get_family(pipeline)
-    train(
-        TrainableTextToImage(family.module, pipeline.text_encoder),
-        Likelihood(family.loss, config.snr_gamma),
-        lambda step: batches.batch(step, config.train_batch_size, config.caption_dropout),
-        config,
-        seed=derive_seed(config.seed, family.component),
-        checkpoint_dir=checkpoints / family.component,
-        description=family.component,
-    )

@@ -1,6 +1,4 @@
-"""Stable Diffusion 1 and 2 in their real size, with random weights: nothing is fetched, and meta tensors will do."""
-
-from typing import Literal
+"""Stable Diffusion 1.4 in its real size, with random weights: nothing is fetched, and meta tensors will do."""
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
@@ -11,41 +9,16 @@ from sa_diffusers.families.architectures import stable_diffusion
 from sa_diffusers.models import tokenizer as text
 
 
-Version = Literal["sd14", "sd21"]
-
 VOCABULARY = 49408  # of CLIP; it decides the size of the token embeddings, whatever tokenizer is used
 
-# What differs from diffusers' defaults, which are the rest of Stable Diffusion 1. attention_head_dim is the number of
-# heads: diffusers keeps this name for a historical reason.
-UNETS = {
-    "sd14": {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
-    "sd21": {
-        "sample_size": 96,
-        "cross_attention_dim": 1024,
-        "attention_head_dim": [5, 10, 20, 20],
-        "use_linear_projection": True,
-    },
-}
-TEXT_ENCODERS = {
-    "sd14": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12},
-    "sd21": {
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
-        "num_hidden_layers": 23,
-        "num_attention_heads": 16,
-        "hidden_act": "gelu",
-    },
-}
-PREDICTION_TYPES = {"sd14": "epsilon", "sd21": "v_prediction"}
 
-
-def build_unet(version: Version = "sd14") -> UNet2DConditionModel:
-    """859,520,964 weights for sd14, 865,910,724 for sd21."""
-    return UNet2DConditionModel(**UNETS[version])
+def build_unet() -> UNet2DConditionModel:
+    """859,520,964 weights. attention_head_dim is the number of heads, a name that diffusers keeps."""
+    return UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
 
 
 def build_vae() -> AutoencoderKL:
-    """The autoencoder of both: [B, 3, 8h, 8w] to [B, 4, h, w]; 83,653,863 weights."""
+    """[B, 3, 8h, 8w] to [B, 4, h, w]; 83,653,863 weights."""
     return AutoencoderKL(
         block_out_channels=(128, 256, 512, 512),
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -61,15 +34,14 @@ def build_tokenizer() -> CLIPTokenizer:
     return text.train_tokenizer(prompts, num_merges=500, max_length=77)
 
 
-def build_text_encoder(version: Version = "sd14", tokenizer: CLIPTokenizer | None = None) -> CLIPTextModel:
-    """CLIP ViT-L/14's for sd14, 123,060,480 weights; the first 23 layers of OpenCLIP ViT-H/14's for sd21."""
-    sizes = {"vocab_size": VOCABULARY, "max_position_embeddings": 77, "projection_dim": 768}
-    return text.build_text_encoder(sizes | TEXT_ENCODERS[version], tokenizer)
+def build_text_encoder(tokenizer: CLIPTokenizer | None = None) -> CLIPTextModel:
+    """CLIP ViT-L/14's, 123,060,480 weights."""
+    sizes = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+    rest = {"vocab_size": VOCABULARY, "max_position_embeddings": 77, "projection_dim": 768}
+    return text.build_text_encoder(sizes | rest, tokenizer)
 
 
-def build_stable_diffusion(
-    version: Version = "sd14", device: torch.device | str = "cpu", seed: int = 0
-) -> DiffusionPipeline:
+def build_stable_diffusion(device: torch.device | str = "cpu", seed: int = 0) -> DiffusionPipeline:
     """A whole pipeline with random float32 weights, in eval mode. On "meta" it takes no memory and computes nothing.
 
     Args:
@@ -79,7 +51,7 @@ def build_stable_diffusion(
     tokenizer = build_tokenizer()
     torch.manual_seed(seed)
     with torch.device(device):
-        denoiser, vae, text_encoder = build_unet(version), build_vae(), build_text_encoder(version, tokenizer)
+        denoiser, vae, text_encoder = build_unet(), build_vae(), build_text_encoder(tokenizer)
     scheduler = DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -87,7 +59,6 @@ def build_stable_diffusion(
         clip_sample=False,
         set_alpha_to_one=False,
         steps_offset=1,
-        prediction_type=PREDICTION_TYPES[version],
     )
     pipeline = stable_diffusion(denoiser.eval(), vae.eval(), text_encoder.eval(), tokenizer, scheduler)
     pipeline.set_progress_bar_config(disable=True)

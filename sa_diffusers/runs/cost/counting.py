@@ -27,14 +27,11 @@ class TensorBytes(TorchDispatchMode):
 
     Storages that exist before the block are not counted, nor is scratch memory inside an operator. Meta tensors count
     with the size they would have.
-
-    Attributes:
-        now, peak: bytes at the moment, and at most so far.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = self.peak = 0
+        self.now = self.peak = 0  # bytes at the moment, and at most so far
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -127,18 +124,22 @@ def forward_flops(denoiser: UNet2DConditionModel, size: int = 64) -> int:
     return counter.get_total_flops()
 
 
-def decoding_flops(vae: AutoencoderKL, size: int = 64) -> int:
+def vae_latents(vae: AutoencoderKL, batch_size: int, size: int = 64) -> Tensor:
+    """Meta tensor [B, C, size, size]."""
+    return torch.empty(batch_size, vae.config.latent_channels, size, size, device="meta")
+
+
+def decoding_flops(vae: AutoencoderKL) -> int:
     """Floating point operations of decoding one sample."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        vae.decode(torch.empty(1, vae.config.latent_channels, size, size, device="meta"))
+        vae.decode(vae_latents(vae, 1))
     return counter.get_total_flops()
 
 
-def decoding_bytes(vae: AutoencoderKL, batch_size: int, size: int = 64) -> int:
+def decoding_bytes(vae: AutoencoderKL, batch_size: int) -> int:
     """The most that decoding holds beside the weights, in their precision; the VAE is on "meta"."""
     with torch.no_grad(), TensorBytes() as counter, CudaKernels(None):
-        vae.requires_grad_(False)
-        vae.decode(torch.empty(batch_size, vae.config.latent_channels, size, size, device="meta"))
+        vae.requires_grad_(False).decode(vae_latents(vae, batch_size))
     return counter.peak
 
 
@@ -156,7 +157,6 @@ def step_bytes(
         denoiser: on "meta", its gradients None; trained are the weights that require a gradient.
         batch_size: surrogate and replay samples together.
         dtype: of autocast; None: none.
-        checkpointing: recompute activations in the backward pass.
     """
     latents, timesteps, text = unet_inputs(denoiser, batch_size, size)
     with _checkpointing(denoiser, dtype) if checkpointing else nullcontext(), TensorBytes() as counter:
@@ -168,13 +168,7 @@ def step_bytes(
 
 
 def forward_bytes(denoiser: UNet2DConditionModel, batch_size: int, dtype: torch.dtype | None, size: int = 64) -> int:
-    """The most that a forward pass without gradients holds beside the weights.
-
-    Args:
-        denoiser: on "meta".
-        batch_size: with guidance twice as many as there are images.
-        dtype: of autocast; None: none.
-    """
+    """The most that a forward pass without gradients holds beside the weights; arguments as of `step_bytes`."""
     inputs = unet_inputs(denoiser, batch_size, size)
     with torch.no_grad(), TensorBytes() as counter, CudaKernels(dtype):
         denoiser.requires_grad_(False)(*inputs)

@@ -7,7 +7,8 @@ as much, its memory 2.4 times as fast (4.8 against 2.0 TB/s); were all of the wo
 come to 209 TFLOP/s, 21 % of the peak. So 20 % is taken, with 28 % as if it were bound by arithmetic alone, and 12 %.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -21,7 +22,7 @@ from sa_diffusers.runs.cost.memory import (
     estimate_stage_memory,
     on_meta,
 )
-from sa_diffusers.runs.cost.whole_run import AUTHORS, FROM_NOTHING, SHARED, Costs, Job, extrapolate
+from sa_diffusers.runs.options import ForgetConfig
 
 
 PEAK = 989e12  # dense bf16 operations a second of an H200
@@ -41,6 +42,91 @@ CHECKPOINTS = 2  # of weights and Adam, with --checkpointing_steps 500
 FISHER_FILES = 11  # the sums are saved ten times on the way, and the Fisher at the end
 
 
+@dataclass(frozen=True)
+class Job:
+    """How much of everything a run does.
+
+    Attributes:
+        images: drawn for replay, Fisher and surrogate.
+        sampler_steps: of each; two UNet passes each, for guidance.
+        fisher_evaluations: gradients of one sample at one timestep.
+        train_steps, samples_per_step: surrogate and replay samples together.
+        evaluation_images: drawn and decoded, by both models together.
+    """
+
+    name: str
+    images: int
+    sampler_steps: int
+    fisher_evaluations: int
+    train_steps: int
+    samples_per_step: int
+    evaluation_images: int = 0
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds of one unit: a sampler's step of one image, a Fisher evaluation, a sample in a training step."""
+
+    image_step: float
+    fisher_evaluation: float
+    training_sample: float
+    decoded_image: float = 0.0
+
+
+# Their configurations and README: 5,000 replay and 1,000 surrogate pictures; every timestep of 5,000 samples; 200
+# epochs of 1,000 pairs in steps of 4 + 4 a GPU, here counted as steps of one GPU.
+AUTHORS = Job("the authors' settings", 6_000, 50, 5_000 * 1_000, 200 * 1_000 // 4, 8)
+
+# A run at the size that Stable Diffusion 1.4 asks for, with nothing at hand, and with the samples and the Fisher of
+# the model shared by all concepts. Pictures: 5,000 for replay, and a tenth of them anew without the concept (those of
+# the empty prompt); 400 of the surrogate; the evaluation's 200 prompts before and after.
+FROM_NOTHING = Job("nothing cached", 5_000 + 500 + 400, 20, 20_000, 1_000, 8, 400)
+SHARED = Job("samples and Fisher shared", 500 + 400, 20, 0, 1_000, 8, 400)
+
+
+def job_of(config: ForgetConfig, name: str, num_terms: int = 1000) -> Job:
+    """The run of a configuration, without its evaluation; where no siblings are known, the empty prompt's samples are
+    drawn anew without the concept."""
+    config = config.resolved()
+    redrawn = {"none": 0.0, "open": config.empty_prompt_fraction, "all": 1.0}[config.replay_negative]
+    terms = num_terms if config.terms is None else 2 * config.terms
+    return Job(
+        name,
+        round(config.num_samples * (1 + redrawn)) + config.num_surrogate_samples,
+        config.num_inference_steps,
+        config.fisher_samples * terms if config.ewc_lambda else 0,
+        config.num_train_steps,
+        2 * config.train_batch_size,
+    )
+
+
+def extrapolate(job: Job, costs: Costs) -> dict[str, float]:
+    """Seconds of each stage of a job and their total."""
+    stages = {
+        "sampling": job.images * job.sampler_steps * costs.image_step,
+        "Fisher": job.fisher_evaluations * costs.fisher_evaluation,
+        "training": job.train_steps * job.samples_per_step * costs.training_sample,
+        "evaluation": job.evaluation_images * (job.sampler_steps * costs.image_step + costs.decoded_image),
+    }
+    return stages | {"total": sum(stages.values())}
+
+
+def measured_costs(rows: list[Mapping], sampling: tuple[str, int], fisher: str, step: tuple[str, int]) -> Costs:
+    """Costs from rows of `timing.measure`.
+
+    Args:
+        sampling: name of the way, and its sampler's steps.
+        fisher: name of the way.
+        step: name of the way, and samples in one of its steps.
+    """
+    seconds = {(row["stage"], row["way"]): row["seconds"] for row in rows}
+    return Costs(
+        seconds["sampling", sampling[0]] / sampling[1],
+        seconds["Fisher", fisher],
+        seconds["training step", step[0]] / step[1],
+    )
+
+
 @lru_cache
 def operations() -> tuple[int, int]:
     """Floating point operations of a UNet pass of one sample at 512 pixels, and of decoding it."""
@@ -54,11 +140,11 @@ def estimate_costs(rate: float) -> Costs:
     every weight without much arithmetic is charged at the memory's bandwidth.
     """
     forward, decoding = (count / rate for count in operations())
-    per_sample = 1 + BACKWARD + 0.5
     return Costs(
         image_step=2 * forward + CAST_PASSES * WEIGHTS / BANDWIDTH / SAMPLED_AT_ONCE,
         fisher_evaluation=(1 + BACKWARD) * forward + FISHER_PASSES * WEIGHTS / BANDWIDTH / FISHER_TIMESTEPS,
-        training_sample=per_sample * forward + STEP_PASSES * WEIGHTS / BANDWIDTH / FROM_NOTHING.samples_per_step,
+        training_sample=(1 + BACKWARD + 0.5) * forward
+        + STEP_PASSES * WEIGHTS / BANDWIDTH / FROM_NOTHING.samples_per_step,
         decoded_image=decoding,
     )
 
@@ -83,9 +169,8 @@ def estimate_times(jobs: Sequence[Job] = (FROM_NOTHING, SHARED)) -> list[dict[st
         for share in SHARES:
             seconds = job_seconds(job, share)
             row = {"job": job.name, "share of peak": f"{share:.0%}", "TFLOP/s": round(share * PEAK / 1e12)}
-            rows.append(
-                row | {stage: duration(value) for stage, value in seconds.items()} | {"seconds": seconds["total"]}
-            )
+            row |= {stage: duration(value) for stage, value in seconds.items()}
+            rows.append(row | {"seconds": seconds["total"]})
     return rows
 
 
@@ -123,42 +208,35 @@ def estimate_ewc(batch_sizes: Sequence[int] = (8, 16)) -> list[dict[str, Any]]:
     return rows
 
 
-def _limits() -> str:
-    return " ".join(
+def estimate_report() -> tuple[dict[str, Any], str]:
+    """Everything, for JSON, and as Markdown."""
+    authors, ewc_share = authors_operations(), estimate_ewc()
+    report = {"times": estimate_times(), "authors": authors, "memory": estimate_memory()}
+    report |= {"stage_memory": estimate_stage_memory(), "ewc_share": ewc_share}
+    shown = [{key: value for key, value in row.items() if key != "seconds"} for row in report["times"]]
+    limits = " ".join(
         f"With {job.name}, {minutes} minutes take {share_needed(job, 60 * minutes):.1%}."
         for job, minutes in ((FROM_NOTHING, 30), (SHARED, 6))
     )
-
-
-def estimate_report() -> tuple[dict[str, Any], str]:
-    """Everything, for JSON, and as Markdown."""
-    times, authors, memory = estimate_times(), authors_operations(), estimate_memory()
-    stage_memory, ewc_share = estimate_stage_memory(), estimate_ewc()
-    shown = [{key: value for key, value in row.items() if key != "seconds"} for row in times]
     parts = (
         "Stable Diffusion 1.4 on one H200, estimated from counted operations: not measured. A UNet pass of one sample "
         f"at 512 pixels is {operations()[0] / 1e9:.0f} GFLOP. Rates are shares of the dense bf16 "
         f"peak of {PEAK / 1e12:.0f} TFLOP/s. Published training on A100s sustains 28 % of theirs; 20 % is about what "
         f"the H200's memory, 2.4 times as fast, would make of that. Files are read and written at "
-        f"{DISK / 1e9:.0f} GB/s, with {CHECKPOINTS} checkpoints. {_limits()}\n",
+        f"{DISK / 1e9:.0f} GB/s, with {CHECKPOINTS} checkpoints. {limits}\n",
         table_of(shown),
         f"The authors' settings are {authors['operations']:.3g} operations, for which {AUTHORS_HOURS} GPU hours on an "
         f"A6000 were published: {authors['rate'] / 1e12:.1f} TFLOP/s.\n",
         "Memory of a training step at 512 pixels, 4 + 4 samples, bf16 autocast, in GB (10^9 bytes): counted, not "
         "measured. Allow a gigabyte more for CUDA and the allocator.\n",
-        table_of(memory),
+        table_of(report["memory"]),
         f"The same of other stages. A sample's Fisher is the squares of two draws of {FISHER_TIMESTEPS // 2} "
         "timesteps; sums that are not on the GPU are in main memory, and the first draw waits there.\n",
-        table_of(stage_memory),
+        table_of(report["stage_memory"]),
         f"What EWC adds to a step of plain fine-tuning: {EWC_PASSES} float32 numbers a weight are read or written, at "
         f"{BANDWIDTH / 1e12:.1f} TB/s, by the samples of a step. Counted, not measured.\n",
-        table_of([{k: f"{v:.1%}" if isinstance(v, float) else v for k, v in row.items()} for row in ewc_share]),
+        table_of(
+            [{k: f"{v:.1%}" if isinstance(v, float) else v for k, v in row.items()} for row in report["ewc_share"]]
+        ),
     )
-    report = {
-        "times": times,
-        "authors": authors,
-        "memory": memory,
-        "stage_memory": stage_memory,
-        "ewc_share": ewc_share,
-    }
     return report, "\n".join(parts)

@@ -1,4 +1,4 @@
-"""Memory of Stable Diffusion 1.4 on a GPU that is not at hand: the bytes of tensors, counted on meta tensors."""
+"""Memory of Stable Diffusion 1.4 on a GPU that is not at hand: bytes, counted on meta tensors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,7 +31,6 @@ class Training:
         checkpointing: recompute activations.
         adam_bits: 32 or 8.
         fisher_bytes: a weight; 0: kept in main memory.
-        dtype: of autocast; None: none.
     """
 
     name: str
@@ -39,7 +38,6 @@ class Training:
     checkpointing: bool = False
     adam_bits: int = 32
     fisher_bytes: int = 4
-    dtype: torch.dtype | None = torch.bfloat16
 
 
 TRAININGS = (
@@ -54,11 +52,11 @@ TRAININGS = (
 
 
 def estimate_memory(trainings: Sequence[Training] = TRAININGS, batch_size: int = 8) -> list[dict[str, Any]]:
-    """One row a way of training at 512 pixels: gigabytes (10^9) of each part, and the most at any moment of a step.
+    """One row a way of training at 512 pixels, in bf16: gigabytes (10^9) of each part, and the most at any moment.
 
-    Counted, not measured: a process holds about a gigabyte more (CUDA's context, and what the allocator cannot use).
-    The replay's targets come from a copy of the UNet as it was, whose weights are EWC's anchor, too; for LoRA, from
-    the UNet without its adapters. Text encoder and VAE are in main memory meanwhile.
+    A process holds about a gigabyte more (CUDA's context, and what the allocator cannot use). The replay's targets
+    come from a copy of the UNet as it was, whose weights are EWC's anchor, too; for LoRA, from the UNet without its
+    adapters. Text encoder and VAE are in main memory meanwhile.
 
     Args:
         batch_size: surrogate and replay samples together.
@@ -69,14 +67,11 @@ def estimate_memory(trainings: Sequence[Training] = TRAININGS, batch_size: int =
 def _memory(training: Training, batch_size: int) -> dict[str, Any]:
     denoiser = on_meta(build_unet)
     whole = weight_bytes(denoiser)
+    held_by_fisher = whole // 4
     if training.rank:
-        changes = add_lora(
-            denoiser, adapted_layers(denoiser, "full", "attention"), training.rank, training.rank, seed=0
-        )
-        by_name = dict(denoiser.named_parameters())
-        held_by_fisher = sum(by_name[_base_weight(name)].numel() for name in changes)
-    else:
-        held_by_fisher = whole // 4
+        layers = adapted_layers(denoiser, "full", "attention")
+        held_by_fisher = sum(denoiser.get_submodule(name).weight.numel() for name in layers)
+        add_lora(denoiser, layers, training.rank, training.rank, seed=0)
     trained = weight_bytes(denoiser, trained_only=True)
     parts = {
         "weights": weight_bytes(denoiser),
@@ -84,7 +79,7 @@ def _memory(training: Training, batch_size: int) -> dict[str, Any]:
         "frozen copy or anchor": 0 if training.rank else whole,
         "Fisher": held_by_fisher * training.fisher_bytes,
     }
-    passes = step_bytes(denoiser, batch_size, training.dtype, training.checkpointing)
+    passes = step_bytes(denoiser, batch_size, torch.bfloat16, training.checkpointing)
     # AdamW's square roots are a copy of the weights, which 8-bit Adam does without.
     sizes = [p.numel() for p in denoiser.parameters() if p.requires_grad]
     temporary = max(trained if training.adam_bits == 32 else 0, ewc_temporary(sizes, training.fisher_bytes != 4))
@@ -98,28 +93,25 @@ def estimate_stage_memory() -> list[dict[str, Any]]:
     """One row a stage beside training, in gigabytes: drawing guided images, decoding them, the Fisher of a sample."""
     denoiser = on_meta(build_unet)
     whole = weight_bytes(denoiser)
-    drawing = forward_bytes(denoiser, 2 * SAMPLED_AT_ONCE, torch.bfloat16)
     vae = on_meta(build_vae)
     at_once = PIXELS_AT_ONCE // 512**2
+    drawing = forward_bytes(denoiser, 2 * SAMPLED_AT_ONCE, torch.bfloat16)
     rows = [
-        {"stage": f"sampling, {SAMPLED_AT_ONCE} latents", "weights": whole, "sums": 0, "draws and passes": drawing},
-        {
-            "stage": f"decoding, {at_once} at once",
-            "weights": whole + weight_bytes(vae),
-            "sums": 0,
-            "draws and passes": decoding_bytes(vae, at_once),
-        },
+        (f"sampling, {SAMPLED_AT_ONCE} latents", whole, 0, drawing),
+        (f"decoding, {at_once} at once", whole + weight_bytes(vae), 0, decoding_bytes(vae, at_once)),
     ]
     denoiser.requires_grad_(True)
     for checkpointing, on_device in product((False, True), repeat=2):
         passes = step_bytes(denoiser, FISHER_TIMESTEPS // 2, torch.bfloat16, checkpointing)
         # The first draw's gradient waits where the sums are while the second is made, in one pass.
-        name = f"Fisher{', checkpointing' * checkpointing}{', sums on the GPU' * on_device}"
         sums = whole * on_device
-        rows.append({"stage": name, "weights": whole, "sums": sums, "draws and passes": whole * on_device + passes})
-    for row in rows:
-        row["peak"] = row["weights"] + row["sums"] + row["draws and passes"]
-    return [{k: v if isinstance(v, str) else v / 1e9 for k, v in row.items()} for row in rows]
+        name = f"Fisher{', checkpointing' * checkpointing}{', sums on the GPU' * on_device}"
+        rows.append((name, whole, sums, sums + passes))
+    names = ("weights", "sums", "draws and passes", "peak")
+    return [
+        {"stage": stage} | {name: count / 1e9 for name, count in zip(names, (*counts, sum(counts)), strict=True)}
+        for stage, *counts in rows
+    ]
 
 
 def ewc_temporary(sizes: Sequence[int], cast_fisher: bool) -> int:
@@ -131,10 +123,6 @@ def ewc_temporary(sizes: Sequence[int], cast_fisher: bool) -> int:
         sizes: weights of each trained tensor.
     """
     return 4 * (1 + cast_fisher) * min(sum(sizes), ewc.GROUP_SIZE + max(sizes))
-
-
-def _base_weight(name: str) -> str:
-    return name.removesuffix(".weight") + ".base_layer.weight"
 
 
 def on_meta(build: type[nn.Module]) -> nn.Module:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from sa_diffusers import methods
 from sa_diffusers.core.closed_form import ClosedFormEdit
+from sa_diffusers.data.concepts import describe_surrogate
 from sa_diffusers.io.atomic_files import atomic_path
 from sa_diffusers.io.configuration import identity_names
 from sa_diffusers.io.processes import process_state
@@ -25,7 +26,7 @@ class EditStage(Stage[ClosedFormEdit]):
     def content(self, context: RunContext) -> dict:
         editor, concept = self.editor(context), context.concept
         own = {name: getattr(context.options, name) for name in ("seed", *identity_names(editor.Options))}
-        return own | {"editor": editor.name, "phrasings": list(concept.phrasings), "surrogate": concept.surrogate}
+        return own | concept.key | {"editor": editor.name, "surrogate": concept.surrogate}
 
     def compute(self, context: RunContext) -> ClosedFormEdit:
         edit = self.editor(context).edit(context)
@@ -38,7 +39,7 @@ class EditStage(Stage[ClosedFormEdit]):
         return ClosedFormEdit.load(self._path(context))
 
     def describe(self, context: RunContext) -> str:
-        return "new keys and values for the concept's words, in closed form"
+        return f"new keys and values for the concept's words, in closed form: {describe_surrogate(context.concept)}"
 
     @staticmethod
     def _path(context: RunContext) -> Path:

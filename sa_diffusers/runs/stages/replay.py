@@ -26,7 +26,7 @@ class ReplayStage(Stage[SampleSet]):
 
     def content(self, context: RunContext) -> dict:
         concept = context.concept
-        return context.computed_in | {"phrasings": list(concept.phrasings), "siblings": list(concept.siblings)}
+        return context.computed_in | concept.key | {"siblings": list(concept.siblings)}
 
     def compute(self, context: RunContext) -> SampleSet:
         options, kept = context.options, self._kept(context)

@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 
 from sa_diffusers.core.conditions import Condition
+from sa_diffusers.data.concepts import describe_surrogate
 from sa_diffusers.data.images import image_paths, load_image
 from sa_diffusers.data.replay import concept_captions, surrogate_requests
 from sa_diffusers.data.sample_set import SampleSet, surrogate_from_images, uniform_noise
@@ -22,7 +23,7 @@ class SurrogateStage(Stage[SampleSet]):
 
     def content(self, context: RunContext) -> dict:
         concept = context.concept
-        said = context.computed_in | {"phrasings": list(concept.phrasings), "kind": self._kind(context)}
+        said = context.computed_in | concept.key | {"kind": self._kind(context)}
         if self._kind(context) == "images":
             paths = image_paths(concept.surrogate)
             return said | {"images": [hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in paths]}
@@ -55,7 +56,8 @@ class SurrogateStage(Stage[SampleSet]):
         return context.folder / "surrogate" / ".parts"
 
     def describe(self, context: RunContext) -> str:
-        shown = context.concept.name if context.method.own_samples else context.concept.surrogate
+        own = context.method.own_samples
+        shown = f"the concept, {context.concept.name!r}" if own else describe_surrogate(context.concept)
         return f"{context.options.num_surrogate_samples} pictures: {shown}"
 
     def passes(self, context: RunContext) -> float:

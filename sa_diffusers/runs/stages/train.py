@@ -43,7 +43,7 @@ class TrainStage(Stage[History]):
     def content(self, context: RunContext) -> dict:
         method, options, concept = context.method, context.options, context.concept
         names = ["method", "dtype", *(identity_names(method.Options) if method.Options else ())]
-        said = {"phrasings": list(concept.phrasings), "surrogate_kind": concept.surrogate_kind}
+        said = concept.key | {"surrogate_kind": concept.surrogate_kind}
         if method.trains:
             names += [*identity_names(TrainingConfig), *identity_names(MethodOptions)]
             names += ["seed", "fresh_samples", "latents", "replay_negative", "snapshot_steps", "early_stop"]

@@ -10,7 +10,7 @@ from diffusers import StableDiffusionPipeline
 
 from sa_diffusers.families import get_family
 from sa_diffusers.report.tables import duration, table_of
-from sa_diffusers.runs.cost.whole_run import AUTHORS, extrapolate, job_of, measured_costs
+from sa_diffusers.runs.cost.estimate import AUTHORS, extrapolate, job_of, measured_costs
 from sa_diffusers.runs.options import ForgetConfig
 from studies.costs import stages
 from studies.costs.authors import BATCH_SIZE, NUM_STEPS

@@ -33,7 +33,7 @@ from sa_diffusers.io.configuration import config_from_dict, layered
 from sa_diffusers.io.loading import load_pipeline, model_hash, pipeline_hashes
 from sa_diffusers.report.pictures import to_uint8
 from sa_diffusers.report.tables import markdown_table
-from sa_diffusers.runs.base.class_conditional import ClassConditionalConfig, train_class_conditional
+from sa_diffusers.runs.base.labelled import ClassConditionalConfig, train_class_conditional
 from sa_diffusers.runs.base.run_folder import claim_folder
 from sa_diffusers.runs.forget import run_forgetting
 from sa_diffusers.runs.options import ForgetConfig

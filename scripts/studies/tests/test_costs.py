@@ -18,7 +18,7 @@ from sa_diffusers.core.objectives import ewc as ewc_module
 from sa_diffusers.core.seeding import seeded
 from sa_diffusers.data.sampling import Request
 from sa_diffusers.families import get_family
-from sa_diffusers.runs.cost import architectures, counting, estimate, memory, whole_run
+from sa_diffusers.runs.cost import architectures, counting, estimate, memory
 from sa_diffusers.runs.options import ForgetConfig
 from scripts import benchmark
 from studies.costs import authors, stages, timing
@@ -52,26 +52,22 @@ def make_batch(family, size: int, seed: int) -> dict:
 
 
 def test_architectures_have_the_weights_of_the_real_ones():
-    assert count(meta(architectures.build_unet, "sd14")) == 859_520_964
-    assert count(meta(architectures.build_unet, "sd21")) == 865_910_724
+    assert count(meta(architectures.build_unet)) == 859_520_964
     assert count(meta(architectures.build_vae)) == 83_653_863
-    assert count(meta(architectures.build_text_encoder, "sd14")) == 123_060_480
-    assert count(meta(architectures.build_text_encoder, "sd21")) == 340_387_840
+    assert count(meta(architectures.build_text_encoder)) == 123_060_480
 
 
-@pytest.mark.parametrize(("version", "heads", "projection"), [("sd14", 8, nn.Conv2d), ("sd21", 5, nn.Linear)])
-def test_attention_is_built_as_in_the_real_ones(version, heads, projection):
-    """Neither shows in the number of weights."""
-    attention = meta(architectures.build_unet, version).down_blocks[0].attentions[0]
-    assert type(attention.proj_in) is projection and attention.transformer_blocks[0].attn1.heads == heads
+def test_attention_is_built_as_in_the_real_one():
+    """It does not show in the number of weights."""
+    attention = meta(architectures.build_unet).down_blocks[0].attentions[0]
+    assert type(attention.proj_in) is nn.Conv2d and attention.transformer_blocks[0].attn1.heads == 8
     assert attention.norm.num_groups == 32
 
 
-@pytest.mark.parametrize(("version", "prediction", "side"), [("sd14", "epsilon", 512), ("sd21", "v_prediction", 768)])
-def test_the_pipeline_is_one_that_a_family_takes(version, prediction, side):
-    pipeline = architectures.build_stable_diffusion(version, "meta")
+def test_the_pipeline_is_one_that_a_family_takes():
+    pipeline = architectures.build_stable_diffusion("meta")
     family = get_family(pipeline)
-    assert (family.loss.num_terms, family.loss.prediction_type, family.resolution) == (1000, prediction, side)
+    assert (family.loss.num_terms, family.loss.prediction_type, family.resolution) == (1000, "epsilon", 512)
     tokens = pipeline.tokenizer(["a red cat"], padding="max_length", return_tensors="pt").input_ids
     assert tokens.shape == (1, 77) and int(tokens.max()) == pipeline.text_encoder.config.eos_token_id
     text = pipeline.text_encoder(tokens.to("meta"))[0]
@@ -241,10 +237,10 @@ def test_every_way_of_fisher_and_training_runs(family):
 
 
 def test_whole_runs_are_units_times_their_costs():
-    job = whole_run.Job("j", 10, 5, 100, 3, 8, evaluation_images=2)
-    costs = whole_run.Costs(image_step=1.0, fisher_evaluation=2.0, training_sample=4.0, decoded_image=7.0)
+    job = estimate.Job("j", 10, 5, 100, 3, 8, evaluation_images=2)
+    costs = estimate.Costs(image_step=1.0, fisher_evaluation=2.0, training_sample=4.0, decoded_image=7.0)
     expected = {"sampling": 50.0, "Fisher": 200.0, "training": 96.0, "evaluation": 24.0, "total": 370.0}
-    assert whole_run.extrapolate(job, costs) == expected
+    assert estimate.extrapolate(job, costs) == expected
 
 
 def test_jobs_count_what_the_configurations_say():
@@ -252,12 +248,12 @@ def test_jobs_count_what_the_configurations_say():
         concept="x", surrogate="y", num_samples=2000, empty_prompt_fraction=0.1, num_surrogate_samples=400,
         num_inference_steps=20, fisher_samples=1000, fisher_terms="10", num_train_steps=250, train_batch_size=8,
     ).resolved()  # fmt: skip
-    assert whole_run.job_of(config, "n") == whole_run.Job("n", 2600, 20, 20_000, 250, 16)
+    assert estimate.job_of(config, "n") == estimate.Job("n", 2600, 20, 20_000, 250, 16)
     config.fisher_terms, config.replay_negative = "all", "none"
-    assert whole_run.job_of(config, "n") == whole_run.Job("n", 2400, 20, 1_000_000, 250, 16)
+    assert estimate.job_of(config, "n") == estimate.Job("n", 2400, 20, 1_000_000, 250, 16)
     config.ewc_lambda = 0.0
-    assert whole_run.job_of(config, "n").fisher_evaluations == 0
-    theirs = whole_run.AUTHORS
+    assert estimate.job_of(config, "n").fisher_evaluations == 0
+    theirs = estimate.AUTHORS
     assert (theirs.fisher_evaluations, theirs.train_steps * theirs.samples_per_step) == (5_000_000, 400_000)
 
 
@@ -268,7 +264,7 @@ def test_costs_are_read_off_the_rows():
             ("sampling", "a", 10.0), ("sampling", "b", 1.0), ("Fisher", "a", 3.0), ("training step", "a", 8.0)
         ]
     ]  # fmt: skip
-    assert whole_run.measured_costs(rows, ("a", 50), "a", ("a", 4)) == whole_run.Costs(0.2, 3.0, 2.0)
+    assert estimate.measured_costs(rows, ("a", 50), "a", ("a", 4)) == estimate.Costs(0.2, 3.0, 2.0)
 
 
 # Counting without running
@@ -453,15 +449,15 @@ def test_the_whole_job_fits_its_time_at_the_stated_rate():
     assert costs.image_step == pytest.approx(2 * forward / 2e14, rel=0.05) and costs.image_step > 2 * forward / 2e14
     assert costs.decoded_image == pytest.approx(decoding / 2e14)
     assert costs.fisher_evaluation > 3 * forward / 2e14 and costs.training_sample > 3.5 * forward / 2e14
-    for job, minutes in ((whole_run.FROM_NOTHING, 30), (whole_run.SHARED, 6)):
+    for job, minutes in ((estimate.FROM_NOTHING, 30), (estimate.SHARED, 6)):
         share = estimate.share_needed(job, 60 * minutes)
         assert share < 0.28  # what was published of training on A100s
-        seconds = whole_run.extrapolate(job, estimate.estimate_costs(share * estimate.PEAK))["total"]
+        seconds = estimate.extrapolate(job, estimate.estimate_costs(share * estimate.PEAK))["total"]
         assert seconds + estimate.file_seconds(job) == pytest.approx(60 * minutes)
     # A Fisher of 3.4 GB is written eleven times, or read once.
-    more = estimate.file_seconds(whole_run.FROM_NOTHING) - estimate.file_seconds(whole_run.SHARED)
+    more = estimate.file_seconds(estimate.FROM_NOTHING) - estimate.file_seconds(estimate.SHARED)
     assert more == pytest.approx(10 * estimate.WEIGHTS / 2e9)
-    assert estimate.file_seconds(whole_run.SHARED) > (2 * 4.2e9 + 2 * 10.3e9 + 3.4e9) / 2e9
+    assert estimate.file_seconds(estimate.SHARED) > (2 * 4.2e9 + 2 * 10.3e9 + 3.4e9) / 2e9
 
 
 # The script

@@ -25,7 +25,7 @@ from sa_diffusers.families.architectures import make_unet
 from sa_diffusers.io.artifacts import StageMismatch
 from sa_diffusers.io.configuration import config_from_dict
 from sa_diffusers.io.loading import load_pipeline
-from sa_diffusers.runs.base.class_conditional import ClassConditionalConfig
+from sa_diffusers.runs.base.labelled import ClassConditionalConfig
 from sa_diffusers.runs.forget import run_forgetting
 from studies.table1.table import Table, judge_row, make_table, mean_and_spread, read_rows, run_row
 

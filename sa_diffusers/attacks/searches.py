@@ -1,9 +1,10 @@
-"""Bring a concept back by words that anybody can type, found by their gradient.
+"""Bring a concept back by a word that does not exist, or by words that anybody can type, found by their gradient.
 
-On the denoising loss of target pictures, as in UnlearnDiffAtk (Zhang et al. 2024), two searches share one gradient:
-that of PEZ (Wen et al. 2023), with vectors that move freely and of which each forward pass sees the nearest rows of
-the token table; and exchanges of single tokens that the gradient promises to be better, each tried out (as in GCG, Zou
-et al. 2023). PEZ alone seldom finds a word that stands by itself: its vectors stay near the tokens they began with.
+On the denoising loss of target pictures. New vectors in the text encoder's token space are textual inversion (Gal et
+al. 2023) on a model that forgot: concept inversion (Pham et al. 2023). For typed words, as in UnlearnDiffAtk (Zhang et
+al. 2024), two searches share one gradient: PEZ (Wen et al. 2023), with vectors that move freely and of which each
+forward pass sees the nearest rows of the token table; and exchanges of single tokens that the gradient promises to be
+better, each tried out (as in GCG, Zou et al. 2023), since PEZ's vectors stay near the tokens they began with.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,9 +14,10 @@ import torch
 from torch import Generator, Tensor
 from tqdm import tqdm
 
-from sa_diffusers.attacks.found import FoundText
+from sa_diffusers.attacks.found import FoundEmbedding, FoundText
 from sa_diffusers.attacks.target_loss import AttackSettings, TargetLoss, frozen_model, prepare
 from sa_diffusers.attacks.template_encoder import TemplateEncoder
+from sa_diffusers.core.concepts import fold
 from sa_diffusers.core.seeding import seeded
 from sa_diffusers.families import Family
 
@@ -24,20 +26,51 @@ NUM_EXCHANGES = 2  # tried at each step
 NUM_PROMISING = 256  # of each place
 
 
+def attack_embedding(
+    family: Family, latents: Tensor, templates: Sequence[str], concept_words: Sequence[str], settings: AttackSettings
+) -> FoundEmbedding:
+    """Minimise the model's denoising loss on targets over K vectors in the concept's place. Its weights stay.
+
+    Args:
+        latents: targets [N, C, h, w], pictures of the concept by a model that knows it, in this model's latent space.
+        templates: prompts with {} in the concept's place.
+        concept_words: such as ("seven", "7").
+        settings: `initial` are the words to start from, by default the first of `concept_words`. The tokens of fewer
+            than K are repeated, those beyond K are left out.
+
+    Raises:
+        TypeError: no text-to-image model.
+        ValueError: latents of another shape, no words, or templates that cannot hold the vectors.
+        FloatingPointError: a loss that is not finite.
+    """
+    loss = prepare(family, latents, templates, concept_words, settings)
+    vectors = loss.encoder.table[loss.encoder.start(settings.initial or concept_words[0])].float()
+    vectors.requires_grad_()
+    optimizer = settings.optimizer(vectors, loss.encoder.table)
+    losses: list[float] = []
+    with frozen_model(family):
+        for step in tqdm(range(settings.steps + 1), desc="attack: token embedding", mininterval=1):
+            if step % settings.keep_every == 0 or step == settings.steps:
+                losses.append(loss.fixed(vectors))
+                if losses[-1] == min(losses):
+                    best = vectors.detach().cpu().clone()
+            if step < settings.steps:
+                (vectors.grad,) = torch.autograd.grad(loss.at_step(vectors, step), [vectors])
+                optimizer.step()
+    return FoundEmbedding(best, losses)
+
+
 class Vocabulary:
-    """The tokens that an attack may use, and how vectors become a text of them.
+    """The tokens that an attack may use, and how vectors become a text of them. Raises ValueError: none is left.
 
     Args:
         encoder: of the templates that the text must keep its tokens in.
         forbidden: words or phrases that no token and no text may contain, in any case, not even within another word.
-
-    Raises:
-        ValueError: nothing is left.
     """
 
     def __init__(self, encoder: TemplateEncoder, forbidden: Sequence[str] = ()):
         self.encoder, self.tokenizer = encoder, encoder.pipeline.tokenizer
-        self.forbidden = [phrase.strip().lower() for phrase in forbidden if phrase.strip()]
+        self.forbidden = [fold(phrase) for phrase in forbidden if fold(phrase)]
         special = set(self.tokenizer.all_special_ids)
         texts = {i: self.text([i]) for i in range(min(len(self.tokenizer), len(encoder.table))) if i not in special}
         texts = {i: text for i, text in texts.items() if text.isprintable() and not self._is_forbidden(text)}
@@ -80,26 +113,17 @@ class Vocabulary:
         return among[torch.cdist(vectors.float(), self.encoder.table[among].float()).argmin(1)].tolist()
 
     def _is_forbidden(self, text: str) -> bool:
-        return any(phrase in text.lower() for phrase in self.forbidden)
+        return any(phrase in fold(text) for phrase in self.forbidden)
 
 
 class Search:
-    """The best text so far, by the loss on the fixed set of targets.
-
-    Args:
-        loss: within `frozen_model`.
-        vocabulary: says which texts may be used.
-    """
+    """The best text so far of a vocabulary, by the loss on the fixed set of targets, within `frozen_model`."""
 
     def __init__(self, loss: TargetLoss, vocabulary: Vocabulary):
         self.loss, self.vocabulary = loss, vocabulary
         self.best: list[int] | None = None
-        self._parts: list[float] = []
+        self.lowest: list[float] = []  # its parts
         self._tried: set[tuple[int, ...]] = set()
-
-    @property
-    def lowest(self) -> float:
-        return fmean(self._parts)
 
     def consider(self, token_ids: Sequence[int]) -> bool:
         """Compare tokens with the best, once; whether they are better."""
@@ -108,10 +132,10 @@ class Search:
         self._tried.add(tuple(token_ids))
         if not self.vocabulary.readable(token_ids):
             return False
-        parts = self.loss.fixed_parts(self.vocabulary.encoder.table[list(token_ids)], self._parts)
-        if self.best is not None and (len(parts) < len(self._parts) or sum(parts) >= sum(self._parts)):
+        parts = self.loss.fixed_parts(self.vocabulary.encoder.table[list(token_ids)], self.lowest)
+        if self.best is not None and (len(parts) < len(self.lowest) or sum(parts) >= sum(self.lowest)):
             return False
-        self.best, self._parts = list(token_ids), parts
+        self.best, self.lowest = list(token_ids), parts
         return True
 
     def exchanges(self, token_ids: list[int], gradient: Tensor, generator: Generator) -> Iterator[list[int]]:
@@ -145,8 +169,7 @@ def attack_text(
         forbidden: see `Vocabulary`.
 
     Raises:
-        TypeError, ValueError, FloatingPointError: as `attack_embedding`; a vocabulary of which nothing is left; or no
-            text that may be used was found.
+        TypeError, ValueError, FloatingPointError: as `attack_embedding` and `Vocabulary`; or no text was found.
     """
     loss = prepare(family, latents, templates, concept_words, settings)
     encoder, table = loss.encoder, loss.encoder.table.float()
@@ -163,7 +186,7 @@ def attack_text(
             ids = vocabulary.project(vectors)
             search.consider(ids)
             if search.best and (step % settings.keep_every == 0 or step == settings.steps):
-                losses.append(search.lowest)
+                losses.append(fmean(search.lowest))
             if step == settings.steps:
                 break
             seen = table[ids].requires_grad_()
