@@ -59,8 +59,9 @@ def summarise(
     """All numbers, ready for JSON. Without a judge the probabilities and shares are missing.
 
     Intervals are Wilson's at 95 %, for the number of pictures of one restart: those of the others have the same seeds,
-    and so tell no more of seeds. How much restarts differ is to be seen in their own numbers. The best restart was
-    chosen by the numbers that it is reported with (without a judge: by its loss), and so flatters the attack.
+    and so tell no more of seeds. They are of these templates, for which the attack searched. How much restarts
+    differ is to be seen in their own numbers. The best restart was chosen by the numbers that it is reported with
+    (without a judge: by its loss), and so flatters the attack.
     """
     count = config.num_images
     seen = _with_intervals(read(judge, targets), len(targets)) if judge else {}

@@ -84,7 +84,7 @@ class Vocabulary:
         self._readable: dict[tuple[int, ...], bool] = {}
 
     def text(self, token_ids: Sequence[int]) -> str:
-        return self.tokenizer.decode(list(token_ids), clean_up_tokenization_spaces=False).strip()
+        return self.encoder.text(token_ids)
 
     def readable(self, token_ids: Sequence[int]) -> bool:
         """Whether the tokens' text may be used, and reads as them, alone and in every template."""

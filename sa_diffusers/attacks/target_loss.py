@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from statistics import fmean
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from sa_diffusers.attacks.template_encoder import TemplateEncoder
 from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.seeding import seeded
 from sa_diffusers.families import Family
 from sa_diffusers.io.configuration import Options, option
-from sa_diffusers.models.precision import autocast_forward, on_device
+from sa_diffusers.models.precision import autocast_forward, kept_state, on_device
 
 
 NUM_FIXED = 64  # (latent, template, noise, timestep) on which all candidates of an attack are compared
@@ -102,19 +102,13 @@ def prepare(
 @contextmanager
 def frozen_model(family: Family) -> Iterator[None]:
     """Within the block model and text encoder take no gradient and draw no dropout; afterwards they are as before."""
-    modules = nn.ModuleList([family.module, family.pipeline.text_encoder])
-    parameters = [(parameter, parameter.requires_grad) for parameter in modules.parameters()]
-    parts = [(part, part.training) for part in modules.modules()]
-    try:
-        modules.requires_grad_(False).eval()
-        with (
-            on_device(family.pipeline.text_encoder, family.device),
-            autocast_forward(family.module, family.compute_dtype),
-            torch.enable_grad(),  # whatever the caller's setting is
-        ):
-            yield
-    finally:
-        for parameter, required in parameters:
-            parameter.requires_grad_(required)
-        for part, training in parts:
-            part.training = training
+    modules = (family.module, family.pipeline.text_encoder)
+    with (
+        kept_state(modules),
+        on_device(family.pipeline.text_encoder, family.device),
+        autocast_forward(family.module, family.compute_dtype),
+        torch.enable_grad(),  # whatever the caller's setting is
+    ):
+        for module in modules:
+            module.requires_grad_(False)
+        yield

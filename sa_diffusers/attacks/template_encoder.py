@@ -8,6 +8,7 @@ from torch import Tensor
 from sa_diffusers.families import Family
 
 
+WORD_END = "</w>"  # CLIP's mark
 PLACE = "{}"  # where the concept stands in a template
 
 
@@ -33,6 +34,11 @@ class TemplateEncoder:
     def tokens(self, text: str) -> list[int]:
         """Token ids of a piece of text, without the special ones."""
         return self.pipeline.tokenizer(text, add_special_tokens=False).input_ids
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """The text of some tokens."""
+        text = self.pipeline.tokenizer.decode(list(token_ids), clean_up_tokenization_spaces=False)
+        return text.replace(WORD_END, " ").strip()  # a deep copy of transformers' CLIPTokenizer leaves the mark in
 
     def start(self, words: str) -> list[int]:
         """K token ids of some words: those of fewer are repeated, those beyond K are left out."""

@@ -75,6 +75,6 @@ def first_tokens(config: AttackConfig, model: str) -> str:
             f"expected --initial of words that the tokenizer of {model} knows, got {words!r}, read as {read}"
         )
     encoder.check_places(words)
-    used, pieces = ([tokenizer.decode([token]).strip() for token in part] for part in (encoder.start(words), ids))
+    used, pieces = ([encoder.text([token]) for token in part] for part in (encoder.start(words), ids))
     count = f"{len(pieces)} token{'s' * (len(pieces) != 1)}"
     return f"the attack starts from {' | '.join(used)}, of {words!r} ({count}: {' | '.join(pieces)})"

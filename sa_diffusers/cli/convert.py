@@ -1,6 +1,6 @@
 """Import files of the authors' Stable Diffusion code; nothing that a file names is imported or run.
 
-A checkpoint in CompVis's format, over the base pipeline that it was trained from:
+A checkpoint in CompVis's format (.ckpt, .safetensors), over the base pipeline that it was trained from:
     python scripts/convert.py checkpoint last.ckpt --ema --model CompVis/stable-diffusion-v1-4 --output runs/theirs
 Their Fisher, for scripts/forget.py --fisher. It is that of the raw weights of sd-v1-4-full-ema.ckpt, so that:
     python scripts/convert.py checkpoint sd-v1-4-full-ema.ckpt --model CompVis/stable-diffusion-v1-4 --output runs/raw

@@ -66,7 +66,7 @@ def closed_form_edit(
     preserve: Sequence[Tensor] = (),
     *,
     erase_scale: float = 1.0,
-    preserve_scale: float = 0.1,
+    preserve_scale: float | None = None,
     regularization: float = 0.5,
 ) -> ClosedFormEdit:
     """The edit that gives concepts the keys and values of their targets, and keeps those of other prompts.
@@ -84,11 +84,14 @@ def closed_form_edit(
         edits: (concept, target) text embeddings, both [K, D]; row i of the target replaces row i of the concept.
         preserve: text embeddings [K, D] whose keys and values should stay.
         erase_scale, preserve_scale, regularization: e > 0, p >= 0 and a > 0, which is in units of a squared embedding.
+            p None: max(0.1, 1 / n) for n preserved texts, as in the paper's code.
 
     Raises:
         ValueError: no edit, embeddings of another shape or not finite, weights out of range, or a regularization so
             small beside the embeddings that the system cannot be solved.
     """
+    if preserve_scale is None:
+        preserve_scale = max(0.1, 1 / max(1, len(preserve)))
     for name, value in {"erase_scale": erase_scale, "regularization": regularization}.items():
         if not 0 < value < math.inf:
             raise ValueError(f"expected {name} > 0, got {value}")

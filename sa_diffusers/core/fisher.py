@@ -19,7 +19,8 @@ hold; so it only sets the scale:
     F = c (S^2 + S'^2)/2   with   c = sum U / sum (S^2 + S'^2)/2   over samples and the weights of a tensor.
 
 Each tensor has its own c, since signal and noise share differently in each: kept in [r, 1], its range but for sampling
-error, and replaced by the c over all weights where a tensor's sum of U is not positive.
+error. A tensor whose sum of U is not even positive is nearly all noise, whose c is r: the c over all weights, which
+those with signal decide, would be up to 1/r times too much.
 """
 
 import math
@@ -76,9 +77,7 @@ class FisherSums:
         per_sample = torch.tensor(list(self.unbiased.values()), dtype=torch.float64)
         known = count > 1 and per_sample.mean() != 0
         error = (per_sample.std() / math.sqrt(count) / per_sample.mean().abs()).item() if known else None
-        scales = {
-            n: min(1.0, max(self.ratio, u / s)) if s > 0 and u > 0 else scale for n, (s, u) in self.totals.items()
-        }
+        scales = {n: min(1.0, max(self.ratio, u / s)) if s > 0 else 1.0 for n, (s, u) in self.totals.items()}
         tensors = {name: square * (scales[name] / count) for name, square in self.square.items()}
         return Fisher(tensors, metadata | {"num_samples": count, "scale": scale, "total_relative_error": error})
 

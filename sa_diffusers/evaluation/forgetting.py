@@ -1,7 +1,7 @@
 """Has it forgotten, and what did that cost: a classifier reads pictures drawn before and after from the same seeds."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,8 +13,8 @@ from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.data.replay import spread
 from sa_diffusers.data.sample_set import uniform_noise
 from sa_diffusers.data.sampling import Request, SamplingSettings, draw_samples
-from sa_diffusers.evaluation.intervals import wilson_interval
-from sa_diffusers.evaluation.judges.classifier import ImageClassifier, Score, entropies, score_images
+from sa_diffusers.evaluation.intervals import bootstrap_interval, share_interval
+from sa_diffusers.evaluation.judges.classifier import ImageClassifier, entropies, shares_right
 from sa_diffusers.families import Family
 from sa_diffusers.models.precision import autocast_forward
 
@@ -103,6 +103,12 @@ def examination(
     )
     known = classifier.config.attributes
     classes = known[attribute]
+    for row in rows:
+        if wrong := [(k, v) for k, v in row.items() if k in known and v not in known[k]]:
+            name, value = wrong[0]
+            raise ValueError(
+                f"the classifier knows {name} as one of {known[name]}, got {value!r} of {row['prompt']!r}"
+            )
 
     def choose(purpose: str, candidates: list[dict[str, str]], count: int) -> JudgedSet:
         if not candidates and count:
@@ -146,32 +152,42 @@ def draw_sets(family: Family, sets: dict[str, JudgedSet], settings: SamplingSett
 
 def measure(classifier: ImageClassifier, exam: Examination, images: dict[str, Tensor]) -> tuple[dict, dict]:
     """Numbers and 95 % intervals of one model; every key stands in both, None where there is nothing to measure."""
-    read = {name: classifier.probabilities(part)[exam.attribute] for name, part in images.items() if len(part)}
+    read = {name: classifier.probabilities(part) for name, part in images.items() if len(part)}
+    own = {name: part[exam.attribute] for name, part in read.items()}
+    groups = {name: _groups(exam.sets[name], exam.attribute, len(part)) for name, part in own.items()}
     found: dict[str, Measured | dict[str, Measured]] = {}
-    if "concept" in read:
-        labels = [{k: v for k, v in label.items() if k != exam.attribute} for label in exam.concept.labels]
-        scores = score_images(classifier, images["concept"], labels)
-        found["concept_probability"] = _mean(read["concept"][:, exam.index])
-        found["concept_entropy"] = _mean_entropy(read["concept"])
-        found["concept_attribute_accuracy"] = {name: _share(part) for name, part in scores.items()}
-    if "unseen" in read:
-        found["concept_probability_unseen"] = _mean(read["unseen"][:, exam.index])
-    if "unnamed" in read:
-        found["concept_rate_when_unnamed"] = _mean((read["unnamed"].argmax(1) == exam.index).double())
-    if "retained" in read:
-        scores = score_images(classifier, images["retained"], exam.retained.labels)
-        own = scores.pop(exam.attribute)
-        worst = min(own.values(), key=lambda score: score.share)
-        found["retained_accuracy"] = _share(own)
-        # The interval of this class alone: that it was chosen for being the worst is not accounted for.
-        found["retained_worst_accuracy"] = (worst.share, worst.interval)
+
+    def mean(name: str, values: Tensor) -> Measured:
+        """Of values in [0, 1] of a set's pictures, NaN where they say nothing; Wilson's, as it holds near 0 and 1."""
+        said = values.isfinite()
+        values, of = values[said].clamp(0, 1), [groups[name][row] for row in said.nonzero()[:, 0].tolist()]
+        return values.mean().item(), share_interval(values, of)
+
+    def attributes(name: str) -> dict[str, Measured]:
+        """The share that shows each attribute named, beside the concept's own."""
+        labels, named = exam.sets[name].labels, classifier.named(read[name])
+        others = [other for other in named if other != exam.attribute and any(other in label for label in labels)]
+        return {other: mean(name, shares_right(named, labels, [other])) for other in others}
+
+    if "concept" in own:
+        found["concept_probability"] = mean("concept", own["concept"][:, exam.index])
+        values = entropies(own["concept"])
+        found["concept_entropy"] = values.mean().item(), bootstrap_interval(values, groups=groups["concept"])
+        found["concept_attribute_accuracy"] = attributes("concept")
+    if "unseen" in own:
+        found["concept_probability_unseen"] = mean("unseen", own["unseen"][:, exam.index])
+    if "unnamed" in own:
+        found["concept_rate_when_unnamed"] = mean("unnamed", (own["unnamed"].argmax(1) == exam.index).double())
+    if "retained" in own:
         classes = classifier.config.attributes[exam.attribute]
         asked = torch.tensor([classes.index(label[exam.attribute]) for label in exam.retained.labels])
-        values = read["retained"].gather(1, asked[:, None])[:, 0]
-        found["retained_probability"] = _mean(values)
-        by_class = [values[asked == index] for index in asked.unique()]
-        found["retained_worst_probability"] = _mean(min(by_class, key=lambda part: part.mean().item()))
-        found["attribute_accuracy"] = {name: _share(part) for name, part in scores.items()}
+        right = (own["retained"].argmax(1) == asked).double()
+        for key, values in (("accuracy", right), ("probability", own["retained"].gather(1, asked[:, None])[:, 0])):
+            found[f"retained_{key}"] = mean("retained", values)
+            # The interval of this class alone: that it was chosen for being the worst is not accounted for.
+            of_class = [mean("retained", values.where(asked == index, math.nan)) for index in asked.unique()]
+            found[f"retained_worst_{key}"] = min(of_class, key=lambda part: part[0])
+        found["attribute_accuracy"] = attributes("retained")
     values, intervals = {}, {}
     for key in METRICS:
         value = found.get(key) or (None, None)  # no attribute beside the concept's: null, as for nothing measured
@@ -180,6 +196,15 @@ def measure(classifier: ImageClassifier, exam: Examination, images: dict[str, Te
         intervals[key] = {name: pair[1] for name, pair in value.items()} if nested else value[1]
     values["num_images"] = sum(len(part) for part in images.values())
     return values, intervals
+
+
+def _groups(judged: JudgedSet, attribute: str, count: int) -> Sequence[Hashable]:
+    """What each picture shares with others: its prompt. Where each class has but one, as if it were its only picture.
+
+    Classes are all that there are, of prompts there might be others: so the names of classes are no sample of prompts.
+    """
+    prompts, classes = [r.condition for r in judged.requests], [label.get(attribute) for label in judged.labels]
+    return range(count) if len(set(prompts)) <= len(set(classes)) else prompts
 
 
 def floors(family: Family, classifier: ImageClassifier, exam: Examination, count: int, seed: int) -> dict[str, float]:
@@ -212,22 +237,3 @@ def replay_loss(family: Family, replay, count: int, seed: int) -> float:
         with torch.no_grad(), autocast_forward(family.module, family.compute_dtype):
             values += family.loss(family.module, batch, terms, family.loss.sample_noise(batch, generator)).tolist()
     return sum(values) / len(values)
-
-
-def _mean(values: Tensor) -> Measured:
-    """Mean of values in [0, 1] with Wilson's interval; the normal one would be far too narrow near 0."""
-    mean = values.mean().clamp(0, 1).item()
-    return mean, wilson_interval(mean, len(values))
-
-
-def _mean_entropy(probabilities: Tensor) -> Measured:
-    """Mean entropy in nats of distributions [N, classes], and its normal 95 % interval."""
-    values = entropies(probabilities)
-    half_width = 1.96 * values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.inf
-    mean, upper = values.mean().item(), math.log(probabilities.shape[1])
-    return mean, (max(0.0, mean - half_width), min(upper, mean + half_width))
-
-
-def _share(by_class: dict[str, Score]) -> Measured:
-    total = Score.total_of(by_class.values())
-    return total.share, total.interval

@@ -1,47 +1,62 @@
-"""95 % intervals, by the bootstrap (Efron 1979) and Wilson's: how far a number would move with other images."""
+"""95 % intervals: how far a number would move with other images of other prompts."""
 
 import math
 from collections.abc import Hashable, Iterator, Sequence
 
 import torch
+from scipy.special import stdtrit
 from torch import Tensor
 
 from sa_diffusers.core.seeding import seeded
 
 
-FEW = 5  # images: a mean nearer to 0 or 1 than so many of them is no matter for a bootstrap
+FEW = 5  # images or groups: what so few tell is no matter for a bootstrap, which knows only what it has seen
+_Z, _TAILS = 1.959964, (0.025, 0.975)  # of 95 %
+_UNKNOWN = 0.5  # groups' worth of belief that images of a group are all alike, before any event has told
 _DRAWN_AT_ONCE = 2**22  # indices held at a time, 32 MB
+Groups = Sequence[Hashable]  # what each image belongs to: its prompt, the seed of its run
 
 
-def wilson_interval(mean: float, count: int) -> tuple[float, float]:
-    """95 % interval of the mean of `count` values in [0, 1] (Wilson 1927), the wider the fewer are 0 or 1."""
-    z = 1.959964
+def wilson_interval(mean: float, count: float) -> tuple[float, float]:
+    """Interval of the mean of `count` values in [0, 1] (Wilson 1927), the wider the fewer are 0 or 1."""
+    z = _Z
     centre = (mean + z**2 / (2 * count)) / (1 + z**2 / count)
     half_width = z / (1 + z**2 / count) * math.sqrt(mean * (1 - mean) / count + z**2 / (4 * count**2))
     return max(0.0, centre - half_width), min(1.0, centre + half_width)
+
+
+def share_interval(values: Tensor | Sequence[float], groups: Groups | None = None) -> tuple[float, float]:
+    """Wilson's interval of the mean of values in [0, 1], of as many trials as images of such groups are worth.
+
+    That is N over the design effect (Kish 1965), so that pictures of few prompts do not pass for as many prompts.
+    Arguments and errors are those of `bootstrap_interval`, and values outside [0, 1].
+    """
+    values = _one_dimensional(values)
+    if values.min() < 0 or values.max() > 1:
+        raise ValueError(f"expected values in [0, 1], got {values.min():g} to {values.max():g}")
+    mean = values.mean().item()
+    count = _worth(values, _numbered(groups, len(values)), min(mean, 1 - mean))
+    return wilson_interval(mean, count)
 
 
 def bootstrap_interval(
     values: Tensor | Sequence[float],
     seed: int = 0,
     resamples: int = 2000,
-    groups: Sequence[Hashable] | None = None,
-    confidence: float = 0.95,
+    groups: Groups | None = None,
 ) -> tuple[float, float]:
-    """Percentile interval of the mean of one value an image.
+    """Percentile interval (Efron 1979) of the mean of one value an image; of values that are 0 or 1 `share_interval`.
 
     Resamples know nothing of what has not been seen. So values in [0, 1] whose mean is within a few images of 0 or 1
-    (the mean or its complement sums up to less than 5) take Wilson's interval of their mean, of as many trials as
-    there are images or groups, where that is wider. Other equal values, a single one too, give an interval without
-    width: read it beside the number of images.
+    take Wilson's interval where that is wider. Other equal values, a single one too, give an interval without width:
+    read it beside the number of images.
 
     Args:
         values: [N], finite.
         resamples: how many times N images (or all the groups) are drawn with replacement.
-        groups: what each image belongs to (its prompt, the seed of its run). Images of a group share what makes them
-            alike, so whole groups are drawn; a resample's mean is over the images of the groups in it. One group
-            alone says nothing of others: then images are drawn singly, and the interval is of that group.
-        confidence: how often the interval should hold the mean; 95 % by default.
+        groups: what each image belongs to. Images of a group share what makes them alike, so whole groups are drawn;
+            a resample's mean is over the images of the groups in it. One group alone says nothing of others: then
+            images are drawn singly, and the interval is of that group.
 
     Returns:
         (low, high), of the same seed the same.
@@ -50,47 +65,80 @@ def bootstrap_interval(
         ValueError: no values, values that are not a finite [N], other lengths, or resamples below 1.
     """
     values = _one_dimensional(values)
-    members = _members(groups, len(values))
-    low, high = _interval(values, members, 0.0 if _is_binary(values) else None, seed, resamples, confidence)
-    mean = values.mean().item()
-    if 0 <= values.min() and values.max() <= 1 and min(mean, 1 - mean) * len(members) < FEW and low < high:
-        wilson = wilson_interval(mean, len(members))
+    numbers = _numbered(groups, len(values))
+    if _is_binary(values):
+        return share_interval(values, groups)
+    low, high = _interval(values, numbers, seed, resamples)
+    mean, num_groups = values.mean().item(), int(numbers.max()) + 1
+    if 0 <= values.min() and values.max() <= 1 and min(mean, 1 - mean) * num_groups < FEW and low < high:
+        wilson = share_interval(values, groups)
         low, high = min(low, wilson[0]), max(high, wilson[1])
     return low, high
 
 
 def difference_interval(
-    a: Tensor | Sequence[float], b: Tensor | Sequence[float], *, groups: Sequence[Hashable] | None = None, **options
+    a: Tensor | Sequence[float],
+    b: Tensor | Sequence[float],
+    *,
+    seed: int = 0,
+    resamples: int = 2000,
+    groups: Groups | None = None,
 ) -> tuple[float, float]:
     """Interval of the mean of a - b, where a[i] and b[i] are one image's: the same prompt and seed in two models.
 
-    Arguments and errors are those of `bootstrap_interval`. Where a and b are 0 and 1 and differ everywhere by the
-    same, Wilson's interval bounds how often they might differ otherwise, by as much as they can.
+    Arguments and errors are those of `bootstrap_interval`. Of values that are 0 or 1 it is Bonett and Price's (2012),
+    which counts one image more that flips each way: like the sign test, it needs six flips one way to exclude 0.
+    Where fewer than ten images or groups differ, others take that of flips by the largest difference if it is wider.
     """
     a, b = _one_dimensional(a), _one_dimensional(b)
     if len(a) != len(b):
         raise ValueError(f"expected as many values of each, one pair an image, got {len(a)} and {len(b)}")
-    return _interval(a - b, _members(groups, len(a)), -1.0 if _is_binary(a) and _is_binary(b) else None, **options)
+    difference, numbers = a - b, _numbered(groups, len(a))
+    if _is_binary(a) and _is_binary(b):
+        return _interval_of_flips(difference, numbers)
+    low, high = _interval(difference, numbers, seed, resamples)
+    largest = difference.abs().max().item()
+    if largest and len(numbers[difference != 0].unique()) < 2 * FEW:
+        flips = _interval_of_flips(difference / largest, numbers)
+        low, high = min(low, largest * flips[0]), max(high, largest * flips[1])
+    return low, high
 
 
-def _interval(
-    values: Tensor,
-    members: Sequence[Tensor],
-    smallest: float | None,
-    seed: int = 0,
-    resamples: int = 2000,
-    confidence: float = 0.95,
-) -> tuple[float, float]:
-    """Interval of the mean of `values`; `smallest` is the least that they can be where they are 0 and 1 or so."""
-    first = values[0].item()
-    if smallest is not None and bool((values == first).all()):
-        other = wilson_interval(0.0, len(members))[1]  # how often another value may come, unseen so far
-        return first - other * (first - smallest), first + other * (1 - first)
-    sums = torch.stack([values[group].sum() for group in members])
-    sizes = torch.tensor([float(len(group)) for group in members], dtype=torch.float64)
-    means = torch.cat([sums[rows].sum(1) / sizes[rows].sum(1) for rows in _draws(len(members), seed, resamples)])
-    tails = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)
-    low, high = torch.quantile(means, tails).tolist()
+def _interval_of_flips(flips: Tensor, numbers: Tensor) -> tuple[float, float]:
+    """Interval of the mean of values in [-1, 1]: adjusted Wald, with one more flip each way."""
+    up, down = flips.clamp(min=0).mean().item(), flips.clamp(max=0).mean().neg().item()
+    rarer = 1 - max(up, down, 1 - up - down)  # share of all but the commonest outcome
+    count = _worth(flips, numbers, rarer)
+    up, down = ((count * share + 1) / (count + 2) for share in (up, down))
+    centre = up - down
+    half_width = _Z * math.sqrt((up + down - centre**2) / (count + 2))
+    return max(-1.0, centre - half_width), min(1.0, centre + half_width)
+
+
+def _worth(values: Tensor, numbers: Tensor, rarer: float) -> float:
+    """How many independent images those of the groups are worth: N over the design effect.
+
+    The effect is the variance of the mean by sums over groups, against that of independent images: at least 1, and at
+    most as if images of a group were all alike. Half a group's weight says that they are, until events (the rarer
+    outcome's share of the groups) say otherwise. Student's t in place of z widens by how few the groups are.
+    """
+    count, sizes = len(values), numbers.bincount()
+    num_groups = len(sizes)
+    if num_groups == count:
+        return count
+    alike = sizes.square().sum().item() / count
+    sums, variance = _sums(values - values.mean(), numbers), values.var(correction=0).item()
+    found = sums.square().sum().item() / count * num_groups / (num_groups - 1) / variance if variance > 0 else alike
+    known = num_groups * rarer / (num_groups * rarer + _UNKNOWN)
+    effect = min(max(1.0, known * found + (1 - known) * alike), alike)
+    widening = float(stdtrit(num_groups - 1, _TAILS[1])) / _Z
+    return count / min(effect * widening**2, alike)
+
+
+def _interval(values: Tensor, numbers: Tensor, seed: int, resamples: int) -> tuple[float, float]:
+    sums, sizes = _sums(values, numbers), numbers.bincount()
+    means = torch.cat([sums[rows].sum(1) / sizes[rows].sum(1) for rows in _draws(len(sums), seed, resamples)])
+    low, high = torch.quantile(means, means.new_tensor(_TAILS)).tolist()
     return low, high
 
 
@@ -104,16 +152,17 @@ def _draws(count: int, seed: int, resamples: int) -> Iterator[Tensor]:
         yield torch.randint(count, (min(at_once, resamples - start), count), generator=generator)
 
 
-def _members(groups: Sequence[Hashable] | None, num_images: int) -> list[Tensor]:
-    """The indices of each group's images, in the order in which the groups appear; without groups one image each."""
+def _numbered(groups: Groups | None, num_images: int) -> Tensor:
+    """The number [N] of each image's group, in the order in which they appear; without groups one image each."""
     if groups is not None and len(groups) != num_images:
         raise ValueError(f"expected a group for each of {num_images} images, got {len(groups)}")
-    members: dict[Hashable, list[int]] = {}
-    for index, group in enumerate(groups or ()):
-        members.setdefault(group, []).append(index)
-    if len(members) <= 1:
-        return list(torch.arange(num_images)[:, None])
-    return [torch.tensor(indices) for indices in members.values()]
+    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups or ()))}
+    return torch.tensor([numbers[group] for group in groups or ()]) if len(numbers) > 1 else torch.arange(num_images)
+
+
+def _sums(values: Tensor, numbers: Tensor) -> Tensor:
+    """The sum over each group."""
+    return values.new_zeros(int(numbers.max()) + 1).index_add_(0, numbers, values)
 
 
 def _one_dimensional(values: Tensor | Sequence[float]) -> Tensor:

@@ -3,8 +3,10 @@
 from sa_diffusers.families.base import (
     CAPABILITIES,
     Family,
+    checked_family,
     family_class,
     family_defaults,
+    find_family,
     get_family,
     own_pipeline_classes,
     register,
@@ -14,8 +16,10 @@ from sa_diffusers.families.base import (
 __all__ = [
     "CAPABILITIES",
     "Family",
+    "checked_family",
     "family_class",
     "family_defaults",
+    "find_family",
     "get_family",
     "own_pipeline_classes",
     "register",

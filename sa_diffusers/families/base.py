@@ -14,6 +14,7 @@ from torch import Generator, Tensor, nn
 from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.losses import Loss
+from sa_diffusers.families.plain_parts import unwrapped
 
 
 # What a family may be able to do, in words that complete "a model that ...".
@@ -32,6 +33,7 @@ CAPABILITIES = {
 
 
 Scopes = Mapping[str, Callable[[str], bool]]
+Configurations = Callable[[str], Mapping[str, Any]]  # of a pipeline's part by name; with its class, _class_name
 
 
 def select_parameters(module: nn.Module, scope: str, scopes: Scopes) -> dict[str, nn.Parameter]:
@@ -116,6 +118,10 @@ class Family:
         return select_parameters(self.module, scope, self.scopes)
 
     @classmethod
+    def check(cls, configurations: Configurations) -> None:
+        """Raise ValueError for a pipeline whose class it adapts, and whose parts it cannot work with."""
+
+    @classmethod
     def resolution_of(cls, source: str) -> int | None:
         """Height and width in pixels of the images of a pipeline (local folder or hub id), from its configurations
         without weights; None where they do not say."""
@@ -167,14 +173,34 @@ def family_defaults(pipeline_class: str) -> dict[str, Any]:
     return dict(family.defaults) if family else {}
 
 
+def find_family(kind: type | str) -> type[Family]:
+    """The family of a pipeline's class, or of the first of those it inherits from. Raises TypeError: there is none."""
+    # By name: a pipeline that diffusers loaded by the file beside its weights has a class of its own.
+    names = [kind] if isinstance(kind, str) else [cls.__name__ for cls in kind.__mro__]
+    for name in names:
+        if name in registry():
+            return registry()[name]
+    raise TypeError(f"cannot forget in a {names[0]}; expected one of: {', '.join(registry())}")
+
+
+def checked_family(pipeline: DiffusionPipeline) -> type[Family]:
+    """`find_family` of a pipeline, which has looked at its parts. Raises ValueError besides: it handles other ones."""
+    family = find_family(type(pipeline))
+
+    def configuration(name: str) -> dict[str, Any]:
+        part = unwrapped(getattr(pipeline, name))
+        config = getattr(part, "config", {})
+        kind = {"_class_name": None if part is None else type(part).__name__}
+        return dict(config if isinstance(config, Mapping) else config.to_dict()) | kind
+
+    family.check(configuration)
+    return family
+
+
 def get_family(pipeline: DiffusionPipeline, **options: Any) -> Family:
     """The family of a pipeline, chosen by its class; `options` go to the family's constructor.
 
     Raises:
-        TypeError: no family handles this class of pipeline.
+        TypeError, ValueError: as `checked_family`.
     """
-    # By name: a pipeline that diffusers loaded by the file beside its weights has a class of its own.
-    for name in (cls.__name__ for cls in type(pipeline).__mro__):
-        if name in registry():
-            return registry()[name](pipeline, **options)
-    raise TypeError(f"cannot forget in a {type(pipeline).__name__}; expected one of: {', '.join(registry())}")
+    return checked_family(pipeline)(pipeline, **options)

@@ -1,5 +1,8 @@
 """The samplers that a run may choose from, made from a pipeline's own scheduler."""
 
+import copy
+
+import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, SchedulerMixin
 
 
@@ -17,3 +20,26 @@ def make_scheduler(sampler: str, scheduler: SchedulerMixin) -> SchedulerMixin:
     if sampler == "pipeline":
         return scheduler
     raise ValueError(f"expected sampler to be one of dpmsolver++, ddim, pipeline, got {sampler!r}")
+
+
+def check_sampler(scheduler: SchedulerMixin, num_inference_steps: int, what: str) -> None:
+    """Raise ValueError, about `what`, for a number of steps that a sampler cannot take: found by taking them.
+
+    So it is with more steps than timesteps, and where a step begins at pure noise (`rescale_betas_zero_snr`), of which
+    a prediction of the noise says nothing.
+    """
+    scheduler, advice = copy.deepcopy(scheduler), "pass fewer, or another sampler"
+    timesteps = scheduler.config.num_train_timesteps
+    if scheduler.config.get("rescale_betas_zero_snr") and scheduler.config.prediction_type == "epsilon":
+        advice = "its rescale_betas_zero_snr is for models that predict v; set it to false in scheduler_config.json"
+    try:
+        scheduler.set_timesteps(num_inference_steps)
+        sample = torch.ones(1, 1, 8, 8) * scheduler.init_noise_sigma
+        for timestep in scheduler.timesteps:
+            predicted = torch.ones_like(scheduler.scale_model_input(sample, timestep))
+            sample = scheduler.step(predicted, timestep, sample).prev_sample
+        wrong = None if torch.isfinite(sample).all() else "values that are not finite"
+    except (ValueError, IndexError) as error:
+        wrong = str(error)
+    if wrong:
+        raise ValueError(f"{what}: {num_inference_steps} of the model's {timesteps} timesteps give {wrong}; {advice}")

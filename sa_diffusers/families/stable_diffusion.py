@@ -5,17 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import DDPMScheduler, StableDiffusionPipeline
 from torch import Generator, Tensor, nn
 
 from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.conditions import Condition, texts
 from sa_diffusers.core.losses import DiffusionLoss
-from sa_diffusers.families.base import Family, register
+from sa_diffusers.families.base import Configurations, Family, register
+from sa_diffusers.families.requirements import check_parts, pixels_a_latent
 from sa_diffusers.families.samplers import make_scheduler
 from sa_diffusers.families.scopes import SCOPES, adapted_layers, is_text_map, text_maps
-from sa_diffusers.io.bundled import resolve
-from sa_diffusers.io.hub import explain_load_errors
+from sa_diffusers.io.hub import read_part
 from sa_diffusers.models.precision import autocast_forward, on_device
 from sa_diffusers.pipelines.safe_guidance import SAFETY_LEVELS, SafeGuidancePipeline
 
@@ -31,7 +31,7 @@ class TextToImageFamily(Family):
     authors'; only deterministic ones make an image a function of its seed alone.
 
     Raises:
-        ValueError: the pipeline lacks a component, or predicts neither noise nor v.
+        ValueError: an unknown sampler.
     """
 
     name = "stable_diffusion"
@@ -50,9 +50,6 @@ class TextToImageFamily(Family):
         sampler: str = "dpmsolver++",
         compute_dtype: torch.dtype | None = None,
     ):
-        missing = [name for name in ("tokenizer", "text_encoder", "unet", "vae") if getattr(pipeline, name) is None]
-        if missing:
-            raise ValueError(f"the pipeline has no {' and no '.join(missing)}; load it with all of its components")
         self.pipeline, self.compute_dtype = pipeline, compute_dtype
         self.module: nn.Module = pipeline.unet
         self.device = self.module.device
@@ -161,8 +158,10 @@ class TextToImageFamily(Family):
     def encode(self, images: Tensor, generator: Generator) -> Tensor:
         parts = images.split(self._images_at_once(images.shape[-2:].numel()))
         with on_device(self.pipeline.vae, self.device) as vae:
-            found = [vae.encode(part.to(vae.device, vae.dtype)).latent_dist for part in parts]
-        mean, std = (torch.cat([getattr(part, name) for part in found]) for name in ("mean", "std"))
+            found = [vae.encode(part.to(vae.device, vae.dtype)) for part in parts]
+        if not hasattr(found[0], "latent_dist"):  # a tiny autoencoder, which has no posterior
+            return (torch.cat([part.latents for part in found]) * vae.config.scaling_factor).float().cpu()
+        mean, std = (torch.cat([getattr(part.latent_dist, name) for part in found]) for name in ("mean", "std"))
         noise = torch.randn(mean.shape, generator=generator).to(mean)
         return ((mean + std * noise) * vae.config.scaling_factor).float().cpu()
 
@@ -174,12 +173,17 @@ class TextToImageFamily(Family):
         return {"sample": latents, "encoder_hidden_states": self.embed(texts(conditions)).float()}
 
     @classmethod
+    def check(cls, configurations: Configurations) -> None:
+        parts = {part: configurations(part) for part in ("tokenizer", "text_encoder", "unet", "vae", "scheduler")}
+        missing = [name for name, part in parts.items() if part["_class_name"] is None]
+        if missing:
+            raise ValueError(f"the pipeline has no {' and no '.join(missing)}; load it with all of its components")
+        check_parts(parts["unet"], parts["vae"], parts["scheduler"], parts["text_encoder"])
+
+    @classmethod
     def resolution_of(cls, source: str) -> int | None:
-        source = resolve(source)
-        with explain_load_errors(source):
-            size = UNet2DConditionModel.load_config(source, subfolder="unet").get("sample_size")
-            blocks = AutoencoderKL.load_config(source, subfolder="vae").get("block_out_channels")
-        return size * 2 ** (len(blocks) - 1) if isinstance(size, int) and blocks else None
+        size = read_part(source, "unet").get("sample_size")
+        return size * pixels_a_latent(read_part(source, "vae")) if isinstance(size, int) else None
 
     def reads_text(self, name: str) -> bool:
         """Whether a weight or layer is one of `text_maps`, by its name."""
@@ -191,7 +195,9 @@ class TextToImageFamily(Family):
 
     def last_word(self, prompt: str) -> int:
         """Position of a prompt's last token before the end token; of the start token for an empty prompt."""
-        return len(self.pipeline.tokenizer(prompt, truncation=True).input_ids) - 2
+        tokenizer = self.pipeline.tokenizer
+        prompt = self.pipeline.maybe_convert_prompt(prompt, tokenizer)  # as `embed` does
+        return len(tokenizer(prompt, truncation=True).input_ids) - 2
 
     def adapted_layers(self, scope: str, targets: str) -> list[str]:
         """Names of the layers that get an adapter, see `scopes.adapted_layers`."""

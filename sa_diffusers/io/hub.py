@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import yaml
 from huggingface_hub import HfApi, ModelCard, hf_hub_download, try_to_load_from_cache
@@ -19,6 +20,7 @@ from huggingface_hub.errors import (
 )
 
 from sa_diffusers import __version__
+from sa_diffusers.io.bundled import resolve
 from sa_diffusers.io.model_names import is_on_hub, is_repo_id, public_name
 
 
@@ -115,6 +117,20 @@ def fetch(repo_id: str, files: Sequence[str], revision: str | None = None, repo_
     with explain_load_errors(repo_id, repo_type):
         paths = [hf_hub_download(repo_id, name, revision=revision, repo_type=repo_type) for name in files]
     return Path(paths[0]).parent
+
+
+def read_part(model: str, part: str, revision: str | None = None) -> dict[str, Any]:
+    """The configuration of a pipeline's part, without its weights.
+
+    Raises:
+        ModelLoadError: it cannot be read.
+    """
+    source = resolve(model)
+    path = Path(source, part, "scheduler_config.json" if part == "scheduler" else "config.json")
+    if is_on_hub(source):
+        path = fetch(source, [f"{part}/{path.name}"], revision) / path.name
+    with explain_load_errors(source):
+        return json.loads(path.read_text(encoding="utf-8"))
 
 
 def commit_of(model: str, revision: str | None) -> str | None:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,13 +17,14 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from sa_diffusers.families import own_pipeline_classes
+from sa_diffusers.families import family_class, find_family, own_pipeline_classes
+from sa_diffusers.families.plain_parts import unfused, unwrapped
 from sa_diffusers.io.artifacts import hash_tensors
 from sa_diffusers.io.atomic_files import atomic_path
 from sa_diffusers.io.bundled import resolve
 from sa_diffusers.io.configuration import read_yaml
 from sa_diffusers.io.forgotten import write_forgotten
-from sa_diffusers.io.hub import ModelLoadError, explain_load_errors
+from sa_diffusers.io.hub import ModelLoadError, explain_load_errors, read_part
 from sa_diffusers.io.model_names import is_on_hub
 from sa_diffusers.io.processes import process_state
 
@@ -36,11 +38,25 @@ def read_model_index(model: str, revision: str | None = None) -> dict[str, Any]:
     inside = Path(source) / "pipeline"
     if (inside / "model_index.json").is_file() and not (Path(source) / "model_index.json").exists():
         raise ModelLoadError(f"{model} is the folder of a run, not a pipeline; did you mean {inside}?")
+    if Path(source).is_file():
+        raise ModelLoadError(_not_a_folder(Path(source)))
     with explain_load_errors(source):
         index = dict(DiffusionPipeline.load_config(source, revision=revision))
+    if "_class_name" not in index:
+        raise ModelLoadError(f"the model_index.json of {model} names no class; save the pipeline again")
     if isinstance(index["_class_name"], list):  # [the file beside the weights that has the class, its name]
         index["_class_name"] = index["_class_name"][1]
     return index
+
+
+def _not_a_folder(path: Path) -> str:
+    """What to do about a file that was given for a pipeline."""
+    if path.suffix not in (*(Path(pattern).suffix for pattern in WEIGHTS), ".ckpt"):
+        return f"{path} is a file, not a pipeline; pass the folder of its model_index.json, such as {path.parent}"
+    return (
+        f"{path} is a file of weights, not a pipeline. `python scripts/convert.py checkpoint {path} --model "
+        "<pipeline it was trained from> --output <folder>` makes one of it"
+    )
 
 
 def read_tokenizer(source: str, revision: str | None = None) -> PreTrainedTokenizerBase | None:
@@ -77,8 +93,9 @@ def load_pipeline(model: str, revision: str | None, variant: str | None, dtype: 
 
 
 def copy_pipeline(pipeline: DiffusionPipeline, trained: str) -> DiffusionPipeline:
-    """A pipeline of the same class that shares every component but its own copy of the one that is trained."""
-    components = {**pipeline.components, trained: copy.deepcopy(getattr(pipeline, trained))}
+    """A pipeline of the same class that shares every component but its own plain copy of the one that is trained."""
+    components = {name: unwrapped(part) for name, part in pipeline.components.items()}
+    components[trained] = unfused(copy.deepcopy(components[trained]))
     options = {k: v for k, v in pipeline.config.items() if k not in components and not k.startswith("_")}
     return type(pipeline)(**components, **options)
 
@@ -152,17 +169,39 @@ def add_variant(pipeline: DiffusionPipeline, folder: Path, variant: str) -> None
                     shutil.move(file, folder / name / file.name)
 
 
-def check_files(source: str, variant: str | None) -> None:
-    """Download what a hub model lacks here. Raises ModelLoadError: a part without weights, or a file cut off."""
-    index = read_model_index(source)
-    folder = Path(resolve(source))
+def check_model(model: str, revision: str | None = None, variant: str | None = None) -> None:
+    """`check_files` of a pipeline that shall be changed. Raises ModelLoadError besides: no family adapts its class."""
+    try:
+        find_family(read_model_index(model, revision)["_class_name"])
+    except TypeError as error:
+        raise ModelLoadError(f"{model}: {error}") from None
+    check_files(model, variant, revision)
+
+
+def check_files(model: str, variant: str | None, revision: str | None = None) -> None:
+    """Check what a pipeline is made of, before its weights are read; download what a hub model lacks here.
+
+    Raises:
+        ModelLoadError: a part without weights, or a file cut off. ValueError: parts that the family cannot work with.
+    """
+    index, source = read_model_index(model, revision), resolve(model)
+    family, parts = family_class(index["_class_name"]), {n: e for n, e in index.items() if isinstance(e, list | tuple)}
+
+    def configuration(part: str) -> dict[str, Any]:
+        kind = parts.get(part, (None, None))[1]
+        known = {} if kind is None or "Tokenizer" in kind else read_part(source, part, revision)
+        return known | {"_class_name": kind}
+
+    if family:
+        family.check(configuration)
+    folder = Path(source)
     if not folder.is_dir():
         cls = own_pipeline_classes().get(index["_class_name"], DiffusionPipeline)
         with explain_load_errors(source):
-            folder = Path(cls.download(source, variant=variant))
-    for name, entry in index.items():
-        if isinstance(entry, list | tuple) and len(entry) == 2 and _has_weights(*entry):
-            _check_weights(folder / name, source)
+            folder = Path(cls.download(source, variant=variant, revision=revision))
+    for name, entry in parts.items():
+        if len(entry) == 2 and _has_weights(*entry):
+            _check_weights(folder / name, model, variant)
 
 
 def _has_weights(library: str | None, kind: str | None) -> bool:
@@ -172,10 +211,18 @@ def _has_weights(library: str | None, kind: str | None) -> bool:
     return isinstance(cls, type) and issubclass(cls, nn.Module)
 
 
-def _check_weights(folder: Path, source: str) -> None:
+# A variant's name stands before the number of a file of several, or behind it.
+VARIANT = re.compile(r"\w+(?:-\d+-of-\d+)?(?:\.(\w+))?(?:-\d+-of-\d+)?\.(?:safetensors|bin)")
+
+
+def _check_weights(folder: Path, source: str, variant: str | None) -> None:
     again = f"{source} cannot be loaded. Copy or download it again, or save it again with save_pretrained"
-    if not any(any(folder.glob(pattern)) for pattern in WEIGHTS):
+    files = [file.name for pattern in WEIGHTS for file in folder.glob(pattern)]
+    if not files:
         raise ModelLoadError(f"{folder} holds no weights ({', '.join(WEIGHTS)}): {again}")
+    variants = [found[1] for found in map(VARIANT.fullmatch, files) if found]
+    if variant is None and variants and None not in variants:
+        raise ModelLoadError(f"{folder} has weights of the variant {variants[0]} alone; pass --variant {variants[0]}")
     for listed in folder.glob("*.index*.json"):
         shards = set(json.loads(listed.read_text(encoding="utf-8"))["weight_map"].values())
         if missing := sorted(name for name in shards if not (folder / name).exists()):

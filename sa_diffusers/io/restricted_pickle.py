@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 
@@ -131,7 +132,7 @@ def _restricted_module(dropped: set[str]) -> SimpleNamespace:
 
 
 def read_restricted(path: str | Path) -> tuple[Any, list[str]]:
-    """Read a plain pickle, or a file of torch.save's: its zip format, memory-mapped, or the older one.
+    """Read .safetensors, a plain pickle, or a file of torch.save's: its zip format, memory-mapped, or the older one.
 
     Returns:
         What the file holds, with its tensors on the CPU and a `Placeholder` for every object of another kind; and the
@@ -152,6 +153,8 @@ def read_restricted(path: str | Path) -> tuple[Any, list[str]]:
 
 
 def _read(path: Path, restricted: SimpleNamespace) -> Any:
+    if path.suffix == ".safetensors":
+        return load_file(path)
     options = {"map_location": "cpu", "pickle_module": restricted, "weights_only": False}
     with open(path, "rb") as file:
         is_zip = file.read(4) == b"PK\x03\x04"  # where torch.load looks, too

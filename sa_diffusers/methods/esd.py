@@ -11,7 +11,7 @@ from sa_diffusers.core.concepts import Concept
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.objectives import ESD, Objective, SelectiveAmnesiaWithESD
 from sa_diffusers.core.seeding import seeded
-from sa_diffusers.families.samplers import make_scheduler
+from sa_diffusers.families.samplers import check_sampler, make_scheduler
 from sa_diffusers.io.configuration import Options, option
 from sa_diffusers.methods.base import ALONE, Context, Frozen, Method, Weights, register
 from sa_diffusers.methods.selective_amnesia import BACKWARD, SelectiveAmnesiaMethod, make_ewc
@@ -43,6 +43,10 @@ class ESDMethod(Method):
     def needs(self, options: Any, concept: Concept) -> set[str]:
         return {"frozen"}
 
+    def check(self, context: Context) -> None:
+        super().check(context)
+        _check(context)
+
     def training_passes(self, options: Any) -> float:
         return 1 + BACKWARD + options.gradient_checkpointing + _esd_passes(options)
 
@@ -62,6 +66,10 @@ class SelectiveAmnesiaWithESDMethod(SelectiveAmnesiaMethod):
     def needs(self, options: Any, concept: Concept) -> set[str]:
         return super().needs(options, concept) | {"frozen"}
 
+    def check(self, context: Context) -> None:
+        super().check(context)
+        _check(context)
+
     def training_passes(self, options: Any) -> float:
         own = 1 + BACKWARD + options.gradient_checkpointing + _esd_passes(options)
         return super().training_passes(options) + own
@@ -75,6 +83,11 @@ class SelectiveAmnesiaWithESDMethod(SelectiveAmnesiaMethod):
     def batches(self, context: Context) -> Callable[[int], Batch]:
         others = super().batches(context)
         return lambda step: others(step) | {"esd": esd_batch(context, step)}
+
+
+def _check(context: Context) -> None:
+    objective = _esd(context, context.family.module)  # which refuses numbers that it cannot work with
+    check_sampler(objective.scheduler, objective.num_levels, "esd_inference_steps")
 
 
 def _esd(context: Context, frozen: Frozen) -> ESD:

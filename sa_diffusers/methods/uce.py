@@ -19,7 +19,9 @@ class UCEOptions(Options):
 
     uce_erase_scale: float = option(1.0, "Weight of the concept's words in a closed-form edit.", above=0)
     uce_preserve_prompts: int = option(500, "Replay prompts that it should keep, beside the empty prompt.", least=0)
-    uce_preserve_scale: float = option(0.1, "Weight of these.", least=0)
+    uce_preserve_scale: float | None = option(
+        None, "Weight of these; null: the paper's, 1 / n of n prompts and at least 0.1.", least=0
+    )
     uce_regularization: float = option(0.5, "Weight of the change of the matrices themselves.", above=0)
 
 

@@ -63,6 +63,42 @@ def autocast_forward(module: nn.Module, dtype: torch.dtype | None) -> Iterator[N
             module.forward = before
 
 
+@contextmanager
+def usual_modes() -> Iterator[None]:
+    """Within the block PyTorch computes as it does when it has been imported: with gradients, no autocast, in float32
+    and on the CPU where nothing else is said. Whatever the caller has set is set again afterwards."""
+    before = torch.get_default_dtype()
+    with ExitStack() as modes:
+        modes.callback(torch.set_default_dtype, before)
+        torch.set_default_dtype(torch.float32)
+        modes.enter_context(torch.inference_mode(False))
+        modes.enter_context(torch.enable_grad())
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                modes.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            modes.enter_context(torch.device("cpu"))
+        yield
+
+
+@contextmanager
+def kept_state(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Within the block the modules do not drop; afterwards they train, and take gradients, where they did before."""
+    modules = list(modules)
+    gradients = [(parameter, parameter.requires_grad) for module in modules for parameter in module.parameters()]
+    training = [(part, part.training) for module in modules for part in module.modules()]
+    try:
+        for module in modules:
+            module.eval()
+        yield
+    finally:
+        for parameter, required in gradients:
+            if parameter.requires_grad != required:  # tensors made in inference mode refuse even what they have
+                parameter.requires_grad_(required)
+        for part, trains in training:
+            part.training = trains
+
+
 def free_memory(device: torch.device) -> int:
     """Bytes that tensors could still take on a GPU: what nobody holds, and what torch holds without using it."""
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -2,6 +2,8 @@
 
 import torch
 
+from sa_diffusers.families.plain_parts import check_plain
+from sa_diffusers.families.samplers import check_sampler, make_scheduler
 from sa_diffusers.methods import require
 from sa_diffusers.runs.context import RunContext
 
@@ -9,8 +11,13 @@ from sa_diffusers.runs.context import RunContext
 def check_run(context: RunContext) -> None:
     """Raise ValueError for options, or a method, that make no sense with this kind of model."""
     options, family, kind = context.options, context.family, type(context.family.module).__name__
-    if getattr(family.module, "peft_config", None):
-        raise ValueError("the model has adapters loaded; fuse or unload them first (pipeline.unload_lora_weights())")
+    check_plain(family.pipeline.components, family.component)
+    terms, count = options.terms, family.loss.num_terms
+    if "fisher" in context.needs and not options.fisher and 1 < count < (terms or 0):
+        raise ValueError(f"expected fisher_terms from 1 to the model's {count} timesteps, or all; got {terms}")
+    if family.can("denoising"):
+        sampler = make_scheduler(options.sampler, family.pipeline.scheduler)
+        check_sampler(sampler, options.num_inference_steps, f"num_inference_steps with the sampler {options.sampler}")
     if options.fresh_samples:
         require(family, "fresh_samples", "prior")
     if options.paper_quirks:

@@ -14,17 +14,25 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from sa_diffusers import methods
-from sa_diffusers.families import Family, family_defaults, get_family
+from sa_diffusers.families import Family, checked_family, family_defaults, get_family
+from sa_diffusers.families.plain_parts import check_plain, take_over, unwrapped
 from sa_diffusers.io.artifacts import RunLock
 from sa_diffusers.io.atomic_files import DiskFull, atomic_path
 from sa_diffusers.io.configuration import config_from_dict, config_to_yaml, layered
 from sa_diffusers.io.forgotten import read_forgotten
 from sa_diffusers.io.hub import check_push, push_folder
-from sa_diffusers.io.loading import copy_pipeline, load_pipeline, pipeline_hashes, read_model_index, read_tokenizer
+from sa_diffusers.io.loading import (
+    check_model,
+    copy_pipeline,
+    load_pipeline,
+    pipeline_hashes,
+    read_model_index,
+    read_tokenizer,
+)
 from sa_diffusers.io.model_names import base_name, folder_name
 from sa_diffusers.io.processes import process_state, quiet, say
 from sa_diffusers.io.stages import Artifact, Stages, content_fingerprint
-from sa_diffusers.models.precision import compute_dtype, in_main_memory, on_device
+from sa_diffusers.models.precision import compute_dtype, in_main_memory, kept_state, on_device, usual_modes
 from sa_diffusers.runs import options as run_options
 from sa_diffusers.runs.checks import check_run
 from sa_diffusers.runs.context import Inputs, RunContext
@@ -46,6 +54,7 @@ class Outcome:
     output_dir: Path
 
 
+@usual_modes()
 def forget(
     pipeline: DiffusionPipeline,
     concept: str,
@@ -76,8 +85,9 @@ def forget(
         TypeError: no pipeline of a class that is handled.
         ValueError: options that cannot work, before anything is computed.
     """
-    component = get_family(pipeline).component  # refuses what is no pipeline, or one that cannot be handled
-    modules = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
+    component = checked_family(pipeline).component
+    modules = {n: unwrapped(part) for n, part in pipeline.components.items() if isinstance(part, nn.Module)}
+    check_plain(modules, component)
     precisions = {n: modules[n].dtype for n in (component, "text_encoder") if n in modules}
     if len(set(precisions.values())) > 1:
         # transformers keeps the precision of the files, diffusers loads float32: pictures could not be drawn.
@@ -88,7 +98,8 @@ def forget(
     given = layered(RunOptions, own, options | {"concept": concept, "surrogate": surrogate})
     config = config_from_dict(run_options.ForgetConfig, given)
     dtype = str(modules[component].dtype).removeprefix("torch.")
-    for name, value in {"model": pipeline.name_or_path or type(pipeline).__name__, "dtype": dtype}.items():
+    model = str(pipeline.name_or_path or type(pipeline).__name__)  # a Path where it was loaded by one
+    for name, value in {"model": model, "dtype": dtype}.items():
         if name in options and getattr(config, name) != value:
             raise ValueError(f"expected no {name} beside a pipeline, whose own is {value}; got {options[name]!r}")
         setattr(config, name, value)
@@ -102,13 +113,15 @@ def forget(
         config.output_dir = str(Path(path).expanduser())
         forgotten = run_forgetting(config, copied).pipeline
     if not inplace:
+        forgotten.register_to_config(_name_or_path=pipeline.name_or_path)
         return forgotten
     # Only now, so that a run that fails leaves the caller's pipeline as it was.
-    modules[component].load_state_dict(getattr(forgotten, component).state_dict())
+    take_over(modules[component], getattr(forgotten, component))
     pipeline.metrics, pipeline.forgotten = forgotten.metrics, forgotten.forgotten
     return pipeline
 
 
+@usual_modes()
 def run_forgetting(config: RunOptions, pipeline: DiffusionPipeline | None = None) -> Outcome:
     """Run every stage that the output folder does not hold yet; see `ForgetConfig` for what can be said.
 
@@ -118,6 +131,8 @@ def run_forgetting(config: RunOptions, pipeline: DiffusionPipeline | None = None
     options, state = config.resolved(), process_state()
     method = methods.get(options.method)
     check_launch(options, shardable=method.shardable and options.lora_rank is None)
+    if pipeline is None:
+        check_model(options.model, options.revision, options.variant)
     if options.num_threads is not None:
         torch.set_num_threads(options.num_threads)
 
@@ -150,8 +165,10 @@ def run_forgetting(config: RunOptions, pipeline: DiffusionPipeline | None = None
 def _run(options: RunOptions, pipeline: DiffusionPipeline | None, inputs: Inputs, output_dir: Path) -> Outcome:
     earlier = read_forgotten(pipeline or options.model, options.revision)
     pipeline = pipeline or load_pipeline(options.model, options.revision, options.variant, options.dtype)
+    parts = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
+    trained = getattr(pipeline, checked_family(pipeline).component)
     # A caller's pipeline may lie anywhere, and accelerate trains where it chooses.
-    with on_device(getattr(pipeline, get_family(pipeline).component), process_state().device):
+    with kept_state(parts), on_device(trained, process_state().device):
         family = get_family(pipeline, sampler=options.sampler, compute_dtype=compute_dtype(options.mixed_precision))
         for classifier in inputs.classifiers.values():
             classifier.require_size(family.resolution)
@@ -207,7 +224,6 @@ def _prepared(family: Family, options: RunOptions) -> Iterator[None]:
     try:
         if module.dtype != torch.float32:
             module.to(torch.float32)
-        module.eval()
         if options.channels_last:
             module.to(memory_format=torch.channels_last)
         if options.compile_backend:

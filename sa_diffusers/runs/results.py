@@ -124,9 +124,10 @@ def _fisher(context: RunContext) -> dict[str, Any] | None:
 
 
 def _notes(context: RunContext) -> list[str]:
+    dtype, kind = context.options.dtype, type(context.family.pipeline).__name__
     notes = [
         "Suppressed, not proven erased: whoever has the weights may train or attack the concept back.",
-        f"The pipeline lies beside this page, in pipeline/, a {type(context.family.pipeline).__name__}.",
+        f"The pipeline lies beside this page: {kind}.from_pretrained('pipeline', dtype=torch.{dtype}).",
         *([context.warning] if context.warning else []),
         *(f"The model had forgotten before: {said_of(record)}." for record in context.forgotten),
     ]

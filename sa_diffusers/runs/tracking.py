@@ -1,6 +1,7 @@
 """What a run shows on its way: pictures, what the classifier reads in them, pipelines that training passes through."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -79,6 +80,10 @@ def requests_to_look_at(context: RunContext) -> tuple[list[Request], list[Reques
 
 
 def _first(judged: JudgedSet, count: int) -> JudgedSet:
-    """`count` of them spread evenly, so that every retained class is among them."""
+    """`count` of them spread evenly, so that every retained class is among them, from seeds of their own.
+
+    The run ends when these pictures say so: those of the examination must not have chosen what they judge.
+    """
     picked = torch.linspace(0, len(judged.requests) - 1, min(count, len(judged.requests))).long().tolist()
-    return JudgedSet([judged.requests[i] for i in picked], [judged.labels[i] for i in picked])
+    requests = [replace(r, seed=derive_seed(r.seed, "tracked")) for r in (judged.requests[i] for i in picked)]
+    return JudgedSet(requests, [judged.labels[i] for i in picked])

@@ -1,12 +1,14 @@
 """FSDP2 and DeepSpeed: what of `accelerate launch` training can honour, and what accelerate must be told besides."""
 
 import os
+import warnings
 
 from accelerate import Accelerator
 from accelerate.utils import is_deepspeed_available, parse_flag_from_env
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
+from sa_diffusers.io.processes import process_state
 from sa_diffusers.models.precision import mixed_precision
 from sa_diffusers.training.options import TrainingConfig
 
@@ -17,11 +19,21 @@ BUCKET_SIZE = 50_000_000  # weights whose gradients DeepSpeed sends at once; its
 def check_launch(config: TrainingConfig, shardable: bool = True) -> None:
     """Raise ValueError where `accelerate launch` was told of something that training cannot honour.
 
+    A launcher that was asked for several processes and has started one, as it does on CPUs, is warned of.
+
     Args:
         shardable: whether the objective can do with weights in parts (see `Objective.attach`).
     """
     fsdp, deepspeed = (parse_flag_from_env(f"ACCELERATE_USE_{name}") for name in ("FSDP", "DEEPSPEED"))
     name = "FSDP2" if fsdp else "DeepSpeed"
+    # Of several processes accelerate says where they meet; how many run, only what starts them says.
+    met = {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys() and "WORLD_SIZE" not in os.environ
+    if met and process_state().num_processes == 1:
+        warnings.warn(
+            "`accelerate launch` was asked for several processes and has started one, as it does with --cpu or one "
+            "GPU: it does all the work. On CPUs `ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 ...` starts two.",
+            stacklevel=1,
+        )
     if fsdp and os.environ.get("FSDP_VERSION", "1") != "2":
         raise ValueError("training is sharded by FSDP2 only; expected fsdp_version: 2 in accelerate's configuration")
     if deepspeed:

@@ -124,6 +124,8 @@ class _Loop:
                 progress.set_postfix({"loss": f"{row['loss']:.4g}"})
             stop = row is not None and bool(row.get("stopped"))
             last = stop or step + 1 == num_steps
+            if last:
+                self._check_trained(step, batch)
             if config.checkpointing_steps and (last or (step + 1) % config.checkpointing_steps == 0):
                 self.checkpoints.save(step + 1, history)
             if stop:
@@ -140,7 +142,7 @@ class _Loop:
             logs |= self.objective.regularisation()
         learning_rate = optimisation.learning_rate
         norm = optimisation.clip()
-        self._check_finite(step, logs["loss"], norm)
+        self._check_finite(f"at step {step + 1}", logs["loss"], norm)
         optimisation.step()
         if not logging:
             return None
@@ -151,8 +153,12 @@ class _Loop:
         row = {"step": step + 1, **means, "grad_norm": finite, "learning_rate": learning_rate}
         if calling:
             with optimisation.shown():
-                if self.callback(step + 1, row):
-                    row["stopped"] = True
+                try:
+                    stop = self.callback(step + 1, row)
+                except FloatingPointError as error:
+                    raise self._diverged(f"after step {step + 1} {error}") from error
+            if stop:
+                row["stopped"] = True
         if config.report_to:
             numbers = {k: v for k, v in row.items() if k not in ("step", "stopped") and v is not None}
             self.accelerator.log(numbers, step=step + 1)
@@ -160,29 +166,41 @@ class _Loop:
 
     def _backward(self, batch: Batch) -> dict[str, Tensor]:
         """Make the gradient of a step from this process's share of a batch, part by part; returns the mean losses."""
-        accelerator, optimisation = self.accelerator, self.optimisation
-        num_parts = self.config.gradient_accumulation_steps
-        shares, first = accelerator.num_processes * num_parts, accelerator.process_index * num_parts
+        optimisation, num_parts = self.optimisation, self.config.gradient_accumulation_steps
         logs: dict[str, Tensor] = {}
         for part in range(num_parts):
             last = part == num_parts - 1
             with optimisation.accumulating(last):
-                share = to(take(batch, slice(first + part, None, shares)), accelerator.device)
-                loss, parts = self.objective(optimisation.prepared, share)
+                loss, parts = self.objective(optimisation.prepared, self._share(batch, part))
                 optimisation.backward(loss / num_parts, last, self.objective.add_gradient)
             for name, value in {"loss": loss.detach(), **parts}.items():
                 logs[name] = logs.get(name, 0) + value / num_parts
         return logs
 
-    def _check_finite(self, step: int, loss: Tensor, norm: Tensor) -> None:
+    def _share(self, batch: Batch, part: int) -> Batch:
+        """A part of this process's share of a batch, on its device."""
+        accelerator, num_parts = self.accelerator, self.config.gradient_accumulation_steps
+        mine = slice(accelerator.process_index * num_parts + part, None, accelerator.num_processes * num_parts)
+        return to(take(batch, mine), accelerator.device)
+
+    def _check_trained(self, step: int, batch: Batch) -> None:
+        """Raise TrainingDiverged where the weights to be saved have no finite loss: no step comes that would tell."""
+        with self.optimisation.shown():
+            loss, _ = self.objective(self.optimisation.model, self._share(batch, 0))
+        self._check_finite(f"after step {step + 1}", loss)
+
+    def _check_finite(self, when: str, loss: Tensor, norm: Tensor | None = None) -> None:
         # With a gradient scaler an infinite gradient is ordinary: the scaler skips the step and lowers its factor.
-        if torch.isfinite(loss) and (self.accelerator.scaler is not None or torch.isfinite(norm)):
-            return
+        if not torch.isfinite(loss) or (norm is not None and not self.accelerator.scaler and not torch.isfinite(norm)):
+            found = f"loss {loss.item():.4g}" + ("" if norm is None else f" and gradient norm {float(norm):.4g}")
+            raise self._diverged(f"{found} {when}: one is not finite")
+
+    def _diverged(self, found: str) -> TrainingDiverged:
         kept = self.checkpoints.existing()
         where = f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint was written yet"
-        raise TrainingDiverged(
-            f"loss {loss.item():.4g} and gradient norm {float(norm):.4g} at step {step + 1}: one is not finite; "
-            f"{where}. Lower the learning rate or ewc_lambda, or train in float32 or bf16, in another output folder."
+        return TrainingDiverged(
+            f"training diverged: {found}; {where}. Lower the learning rate or ewc_lambda, or train in float32 or bf16 "
+            "in another output folder."
         )
 
 

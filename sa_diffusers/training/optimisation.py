@@ -68,8 +68,8 @@ class Optimisation:
         if self.copied and dtype is not None:
             self._module.forward = autocasting(self._module, dtype, accelerator.device)
         self.parameters = {name: p for name, p in self._module.named_parameters() if p.requires_grad}
-        decay = config.ema_decay
-        self.average = None if decay is None else Average(list(self.parameters.values()), decay)
+        averaged = config.ema_decay is not None
+        self.average = Average(list(self.parameters.values()), config) if averaged else None
         self.stateful = [part for part in (self.scheduler, self.average) if part is not None]
         self._skipped = 0
 
@@ -170,9 +170,10 @@ class Average:
     Its state dict holds whole tensors, however the weights are spread; every process must call for it.
     """
 
-    def __init__(self, parameters: list[Tensor], decay: float):
-        self.parameters = parameters
-        self.ema = EMAModel(self._parts(), decay=decay)
+    def __init__(self, parameters: list[Tensor], config: TrainingConfig):
+        self.parameters, decay = parameters, config.ema_decay
+        constant = {} if config.ema_warmup else {"min_decay": decay, "update_after_step": -1}  # else the first has 0
+        self.ema = EMAModel(self._parts(), decay=decay, **constant)
 
     def _parts(self) -> list[Tensor]:
         return [local_part(parameter) for parameter in self.parameters]

@@ -51,10 +51,12 @@ class TrainingConfig(Options):
         None, "no, fp16 or bf16; null: what `accelerate config` or `accelerate launch` says.", everyday=True
     )
     ema_decay: float | None = option(
-        None,
-        "Largest decay of the weight average that is saved, (1 + n) / (10 + n) at step n; null: none.",
-        least=0,
-        below=1,
+        None, "Decay of the weight average that is saved, at most; null: no average.", least=0, below=1
+    )
+    ema_warmup: bool = option(
+        True,
+        "Let the decay rise: 0 at the first step, n / (9 + n) at step n, up to ema_decay. False is the authors': "
+        "ema_decay from the first step, so that ema_decay ** n of the average after n is what training started at.",
     )
     checkpointing_steps: int | None = option(100, "Save a checkpoint every so many steps.", above=0, identity=False)
     checkpoints_total_limit: int = option(2, "Checkpoints kept, the newest.", above=0, identity=False)
@@ -71,6 +73,10 @@ class TrainingConfig(Options):
         number = r"[0-9]*\.?[0-9]+(e-?[0-9]+)?"
         if self.lr_step_rules is not None and not re.fullmatch(rf"({number}:[0-9]+,)*{number}", self.lr_step_rules):
             raise ValueError(f"expected lr_step_rules such as 1:1000,0.1:2000,0.01, got {self.lr_step_rules!r}")
+        if self.ema_decay is None and not self.ema_warmup:
+            raise ValueError(
+                "ema_warmup false is of a weight average: expected an ema_decay, such as 0.9999, got none"
+            )
         if self.optimizer == "adamw_8bit" and find_spec("bitsandbytes") is None:
             raise ValueError(
                 "optimizer adamw_8bit needs bitsandbytes, which is not installed; run "

@@ -99,7 +99,7 @@ def test_the_cheap_estimator_equals_its_oracle_times_the_scale(model, loss):
     assert fisher.metadata["scale"] == pytest.approx(overall)
     for name, (square, unbiased) in sums.totals.items():
         assert square == pytest.approx(expected[name].sum().item() * len(INDICES), rel=1e-5, abs=1e-9)
-        expected[name] *= min(1.0, max(3 / T, unbiased / square)) if unbiased > 0 else overall
+        expected[name] *= min(1.0, max(3 / T, unbiased / square)) if square > 0 else 1.0
     assert_equal(fisher.tensors, expected, rtol=1e-5, atol=1e-6 * max(e.max().item() for e in expected.values()))
 
 
@@ -167,11 +167,11 @@ class KnownGradients:
 
     reduction = "sum"
 
-    def __init__(self, means, deviations):
-        self.means, self.deviations, self.num_terms = means, deviations, len(means)
+    def __init__(self, means, deviations, repetitions):
+        self.means, self.deviations, self.num_terms, self.repetitions = means, deviations, len(means), repetitions
 
     def sample_noise(self, batch, generator):
-        return torch.randn(len(batch["sample"]), REPETITIONS, generator=generator, dtype=torch.float64)
+        return torch.randn(len(batch["sample"]), self.repetitions, generator=generator, dtype=torch.float64)
 
     def __call__(self, model, batch, terms, noise):
         return ((self.means[terms, None] + self.deviations[terms, None] * noise) * model.weight).sum(1)
@@ -181,14 +181,14 @@ REPETITIONS = 300
 SAMPLES = 600
 
 
-def known_sums(means, deviations, terms) -> FisherSums:
-    weight = nn.Parameter(torch.zeros(REPETITIONS, dtype=torch.float64))
-    model, loss = SimpleNamespace(weight=weight), KnownGradients(means, deviations)
+def known_sums(means, deviations, terms, repetitions=REPETITIONS, indices=range(SAMPLES), name="weight") -> FisherSums:
+    weight = nn.Parameter(torch.zeros(repetitions, dtype=torch.float64))
+    model, loss = SimpleNamespace(weight=weight), KnownGradients(means, deviations, repetitions)
 
     def nothing(index):
         return {"sample": torch.zeros(1, 1)}
 
-    return estimate_fisher(model, loss, {"weight": weight}, nothing, range(SAMPLES), terms=terms)
+    return estimate_fisher(model, loss, {name: weight}, nothing, indices, terms=terms)
 
 
 @pytest.mark.parametrize(("num_terms", "terms"), [(12, 4), (12, 1), (13, 4), (30, 7), (12, None)])
@@ -216,12 +216,28 @@ def test_closed_form_of_a_linear_gaussian_model(num_terms, terms):
     assert fisher.tensors["weight"].mean().item() == pytest.approx(expected, rel=0.05)
 
 
+def test_tensors_of_nothing_but_noise_are_not_scaled_as_those_with_signal():
+    """Of 20 samples their sum of U is often below 0; they must not get the scale that a large tensor decides."""
+    num_terms = 20
+    signal = known_sums(torch.ones(num_terms), 0.1 * torch.ones(num_terms), 1, 50, range(20), "signal")
+    found = []
+    for start in range(0, 400, 20):
+        none = known_sums(torch.zeros(num_terms), torch.ones(num_terms), 1, 2, range(start, start + 20), "noise")
+        both = FisherSums(
+            signal.square | none.square, signal.totals | none.totals, signal.unbiased | none.unbiased, none.ratio
+        ).finish({})
+        assert both.metadata["scale"] > 0.5
+        if none.totals["noise"][1] <= 0:
+            found.append(both.tensors["noise"].mean().item() * len(none.unbiased | signal.unbiased) / 20)
+    assert len(found) > 5 and num_terms / 2 < min(found) and max(found) < 2 * num_terms  # V, which it estimates
+
+
 def test_is_not_the_square_of_the_batch_mean():
     """The mistake seen in the field: the gradients of N samples average out first, which leaves V / N of V."""
     means, deviations = torch.zeros(10, dtype=torch.float64), torch.ones(10, dtype=torch.float64)
     fisher = known_sums(means, deviations, None).finish({})
     weight = nn.Parameter(torch.zeros(REPETITIONS, dtype=torch.float64))
-    loss, batch = KnownGradients(means, deviations), {"sample": torch.zeros(10 * SAMPLES, 1)}
+    loss, batch = KnownGradients(means, deviations, REPETITIONS), {"sample": torch.zeros(10 * SAMPLES, 1)}
     noise = loss.sample_noise(batch, torch.Generator().manual_seed(0))
     terms = torch.arange(10).repeat(SAMPLES)
     (mean,) = torch.autograd.grad(loss(SimpleNamespace(weight=weight), batch, terms, noise).sum() / SAMPLES, weight)

@@ -177,5 +177,5 @@ def test_decode_and_encode_are_scaled_alike(tiny_pipeline):
 
 def test_v_prediction_is_taken_from_the_scheduler(tiny_pipeline):
     assert get_family(tiny_pipeline("v_prediction")).loss.prediction_type == "v_prediction"
-    with pytest.raises(ValueError, match="expected prediction_type 'epsilon' or 'v_prediction', got 'sample'"):
+    with pytest.raises(ValueError, match="prediction_type 'sample', expected epsilon or v_prediction"):
         get_family(tiny_pipeline("sample"))

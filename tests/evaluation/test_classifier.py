@@ -8,10 +8,15 @@ import pytest
 import torch
 from PIL import Image
 
+from sa_diffusers.core.concepts import Concept
+from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.objectives import Classification
 from sa_diffusers.core.objectives.classification import disturb
 from sa_diffusers.data.digits import ATTRIBUTES, WORDS, colorize
-from sa_diffusers.evaluation.judges.classifier import AttributeClassifier, Score, score_images
+from sa_diffusers.data.sampling import Request
+from sa_diffusers.evaluation.forgetting import Examination, JudgedSet, examination, measure
+from sa_diffusers.evaluation.intervals import bootstrap_interval, share_interval
+from sa_diffusers.evaluation.judges.classifier import AttributeClassifier, Score, entropies, score_images
 from sa_diffusers.io.bundled import resolve
 from sa_diffusers.runs.base.classifier import ClassifierConfig, load_folder
 from sa_diffusers.training.loop import TrainingConfig, train
@@ -116,6 +121,55 @@ def test_score_refuses_what_it_cannot_judge(classifier):
 )
 def test_interval(right, total, low, high):
     assert Score(right, total).interval == pytest.approx((low, high), abs=5e-5)
+
+
+class TestMeasuring:
+    """The pictures of a prompt are alike here, so that twelve of four prompts tell no more than four."""
+
+    @pytest.fixture
+    def images(self) -> torch.Tensor:
+        return (torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(5)) * 2 - 1).repeat(3, 1, 1, 1)
+
+    def test_intervals_are_of_prompts(self, classifier, images):
+        prompts, inks = [f"prompt {index % 4}" for index in range(12)], ["red", "red", "red", "blue"] * 3
+        labels = [{"background": "gray", "ink": ink} for ink in inks]
+        judged = JudgedSet([Request(Condition(prompt), 0) for prompt in prompts], labels)
+        exam = Examination("background", 2, judged, judged, judged, judged)
+        values, intervals = measure(classifier, exam, dict.fromkeys(exam.sets, images))
+        read = classifier.probabilities(images)
+        own, guesses = read["background"][:, 2], read["background"].argmax(1)
+        inks_right = torch.tensor(
+            [CLASSES["ink"][i] == ink for i, ink in zip(read["ink"].argmax(1), inks, strict=True)]
+        )
+        expected = {
+            "concept_probability": own, "concept_probability_unseen": own, "concept_rate_when_unnamed": guesses == 2,
+            "retained_accuracy": guesses == 2, "retained_worst_accuracy": guesses == 2, "retained_probability": own,
+            "retained_worst_probability": own,
+        }  # fmt: skip
+        for name, each in expected.items():
+            assert values[name] == pytest.approx(each.double().mean().item())
+            assert intervals[name] == pytest.approx(share_interval(each.double(), prompts))
+            alone = share_interval(each.double())
+            assert intervals[name][1] - intervals[name][0] > 1.3 * (alone[1] - alone[0])
+        for name in ("concept_attribute_accuracy", "attribute_accuracy"):
+            assert values[name] == {"ink": pytest.approx(inks_right.double().mean().item())}
+            assert intervals[name] == {"ink": pytest.approx(share_interval(inks_right.double(), prompts))}
+        entropy = entropies(read["background"])
+        assert intervals["concept_entropy"] == pytest.approx(bootstrap_interval(entropy, groups=prompts))
+
+    def test_names_of_classes_are_no_sample_of_prompts(self, classifier, images):
+        labels = [{"background": name} for name in ("black", "white", "black", "white")] * 3
+        judged = JudgedSet([Request(Condition(label["background"]), 0) for label in labels], labels)
+        exam = Examination("background", 2, retained=judged)
+        right = [CLASSES["background"].index(label["background"]) for label in labels]
+        right = (classifier.probabilities(images)["background"].argmax(1) == torch.tensor(right)).double()
+        intervals = measure(classifier, exam, {"retained": images})[1]
+        assert intervals["retained_accuracy"] == pytest.approx(share_interval(right))
+
+    def test_labels_of_no_class_are_refused_before_anything_is_drawn(self, classifier):
+        rows = [{"prompt": "a green digit", "ink": "green", "form": "seen"}]
+        with pytest.raises(ValueError, match=r"knows ink as one of \['red', 'blue'\], got 'green' of 'a green digit'"):
+            examination(classifier, Concept(("red",), "blue", "prompt"), rows, 1, 1, 0, seed=0)
 
 
 def solid_colours(step: int) -> dict:

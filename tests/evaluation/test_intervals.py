@@ -6,7 +6,13 @@ import statistics
 import pytest
 import torch
 
-from sa_diffusers.evaluation.intervals import _draws, bootstrap_interval, difference_interval, wilson_interval
+from sa_diffusers.evaluation.intervals import (
+    _draws,
+    bootstrap_interval,
+    difference_interval,
+    share_interval,
+    wilson_interval,
+)
 
 
 def by_loop(values: list[float], groups: list | None, seed: int, resamples: int) -> tuple[float, float]:
@@ -94,14 +100,33 @@ def test_pairs_cancel_what_images_differ_in():
     assert difference_interval(b, a) == pytest.approx((-high, -low))
 
 
-def test_equal_differences_of_binary_values_have_a_width():
-    ones, zeros = [1] * 30, [0] * 30
-    unseen = wilson_interval(0.0, 30)[1]
-    assert difference_interval(ones, ones) == pytest.approx((-unseen, unseen))
-    assert difference_interval(ones, zeros) == pytest.approx((1 - 2 * unseen, 1))
-    assert difference_interval(zeros, ones) == pytest.approx((-1, -1 + 2 * unseen))
+def test_flips_are_one_more_each_way():
+    """Bonett and Price (2012), their adjusted Wald interval, by hand."""
+    a, b = [1] * 7 + [0] * 3 + [1] * 40, [0] * 7 + [1] * 3 + [1] * 40
+    up, down = 8 / 52, 4 / 52
+    half_width = 1.959964 * math.sqrt((up + down - (up - down) ** 2) / 52)
+    assert difference_interval(a, b) == pytest.approx((up - down - half_width, up - down + half_width))
+    assert difference_interval(b, a) == pytest.approx((down - up - half_width, down - up + half_width))
+    low, high = difference_interval([1] * 30, [1] * 30)
+    assert -0.12 < low == -high < 0 and difference_interval([1] * 30, [0] * 30)[1] == 1
     assert difference_interval([0.5, 0.2], [0.5, 0.2]) == (0, 0)
-    assert difference_interval([1, 1], [0.5, 0.5]) == difference_interval([0.5, 0.5], [0, 0]) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize("value", [1.0, 0.5])
+def test_few_flips_are_judged_as_by_the_sign_test(value):
+    """Four or five one way have p = .125 or .063, six .031."""
+    for flips, clear in ((4, False), (5, False), (6, True)):
+        a, b = torch.full((120,), 0.75), torch.full((120,), 0.75)
+        if value == 1:
+            a, b = a.round(), b.round()
+        b[:flips] -= value
+        for first, second, sign in ((a, b, 1), (b, a, -1)):
+            low, high = sorted(sign * end for end in difference_interval(first, second))
+            assert (low > 0) is clear and high > 0
+    groups = [*range(40)] * 3  # two pictures of one prompt that flip together are not two flips
+    a, b = torch.ones(120), torch.ones(120)
+    b[[0, 1, 2, 40, 41, 42]] = 0
+    assert difference_interval(a, b)[0] > 0 > difference_interval(a, b, groups=groups)[0]
 
 
 @pytest.mark.parametrize(
@@ -139,7 +164,47 @@ def test_images_of_a_single_group_are_drawn_singly():
     assert bootstrap_interval(values, groups=["p"] * 12) == bootstrap_interval(values)
 
 
-def test_a_higher_confidence_is_wider():
-    a, b = torch.randn(80), torch.randn(80)
-    usual, strict = difference_interval(a, b), difference_interval(a, b, confidence=0.995)
-    assert strict[0] < usual[0] < usual[1] < strict[1]
+def beta_binomial(mean: float, correlation: float, repetitions: int, groups: list[int]) -> torch.Tensor:
+    """Values 0 or 1 [repetitions, N] whose correlation within a group (of N indices in turn) is as given."""
+    size = 1 / correlation - 1
+    shares = torch.distributions.Beta(mean * size, (1 - mean) * size).sample((repetitions, max(groups) + 1))
+    return (torch.rand(repetitions, len(groups)) < shares[:, groups]).double()
+
+
+OF_PROMPT = [index % 61 for index in range(300)]  # 300 pictures of 61 prompts
+
+
+@pytest.mark.parametrize("correlation", [0.1, 0.3, 0.6])
+@pytest.mark.parametrize("mean", [0.05, 0.5, 0.95])
+def test_shares_of_repeated_prompts_hold_as_often_as_they_say(mean, correlation):
+    draws = beta_binomial(mean, correlation, 150, OF_PROMPT)
+    intervals = [share_interval(row, OF_PROMPT) for row in draws]
+    assert sum(low <= mean <= high for low, high in intervals) / 150 >= 0.93
+    alone = sum(low <= mean <= high for low, high in (wilson_interval(row.mean().item(), 300) for row in draws)) / 150
+    assert correlation == 0.1 or alone < 0.9  # what they would hold as if each picture had a prompt of its own
+    width = sum(high - low for low, high in intervals) / 150
+    effect = 1 + correlation * 4  # about five pictures a prompt
+    assert width < 1.4 * 2 * 1.96 * math.sqrt(mean * (1 - mean) * effect / 300)
+
+
+def test_groups_bound_what_pictures_are_worth():
+    alike = [value for value in (1.0, 0, 0, 1, 1, 0, 1, 1, 0, 0) for _ in range(3)]
+    groups = [index // 3 for index in range(30)]
+    assert share_interval(alike, groups) == pytest.approx(wilson_interval(0.5, 10))  # a group is one trial
+    assert share_interval([0.0] * 30, groups) == pytest.approx(wilson_interval(0.0, 10))  # nothing says otherwise
+    assert share_interval(alike, range(30)) == share_interval(alike) == pytest.approx(wilson_interval(0.5, 30))
+    spread = [value for index in range(61) for value in ([1.0, 0, 0, 0, 1] if index % 2 else [0.0, 1, 0, 1, 0])]
+    low, high = share_interval(spread, [index // 5 for index in range(305)])  # pictures of a prompt differ as any do
+    assert high - low < 1.1 * (lambda pair: pair[1] - pair[0])(wilson_interval(0.4, 305))
+    with pytest.raises(ValueError, match=r"expected values in \[0, 1\], got 0 to 2"):
+        share_interval([0.0, 2.0])
+
+
+@pytest.mark.parametrize("gained", [0.0, 0.015])
+def test_differences_of_few_flips_hold_as_often_as_they_say(gained):
+    draws = torch.rand(400, 120)
+    lost = 0.03 - gained
+    after = 1 - (draws < lost).double()
+    before = 1 - ((draws >= lost) & (draws < 0.03)).double()
+    intervals = [difference_interval(*pair) for pair in zip(after, before, strict=True)]
+    assert sum(low <= gained - lost <= high for low, high in intervals) / 400 >= 0.94

@@ -308,7 +308,7 @@ def test_means_differences_and_the_worst_class():
     assert both.difference_interval[0] < -0.25 < both.difference_interval[1]
     worst = found["all that must stay", "worst_accuracy"]
     assert (worst.value, worst.remark, worst.num_images, worst.difference) == (0.5, "two", 2, -0.5)
-    assert worst.interval[0] == 0
+    assert worst.interval[0] < 0.1
     alone = found["unrelated", "worst_accuracy"]  # all equal: an interval without width would be a lie
     assert alone.value == 1 and alone.interval[0] < 0.5 and alone.difference_interval[0] < 0
     assert found["all that must stay", "pixel_change"].num_images == 1
@@ -627,7 +627,7 @@ def test_the_page_begins_with_the_result(options, folders, tmp_path):
     assert str(folders) not in page and str(tmp_path) not in page  # what this machine's folders are called
     settings = "<td>StableDiffusionPipeline</td><td>2.5</td><td>2</td><td>dpmsolver++</td>"
     parts = [
-        sentence, "before (reference)", f"<td>after</td>{settings}", "Wilson's near 0 and 100 %",
+        sentence, "before (reference)", f"<td>after</td>{settings}", "of shares Wilson's",
         "<h3>all that ask for the concept</h3>", "<h2>Pictures</h2>", "<h2>Numbers of each set</h2>",
         "<h3>concept: ask for the concept</h3>",
     ]  # fmt: skip

@@ -45,6 +45,7 @@ SAMPLES: Options = {"num_samples": 8, "replay_guidance_scale": 2.0, "sample_batc
 SURROGATE: Options = {"surrogate": "nine", "num_surrogate_samples": 4}
 EWC: Options = {"ewc_lambda": 1.0, "fisher_samples": 2, "fisher_terms": "2"}
 ESD: Options = {"esd_inference_steps": 4}
+EDIT: Options = {"uce_preserve_scale": 0.1}
 PROJECTION: Options = {"ewc_lambda": 0.0, "replay_target": "noise"}
 SA = LOOK | TRAIN | SAMPLES | SURROGATE | EWC
 
@@ -57,7 +58,7 @@ STABLE_DIFFUSION: dict[str, Options] = {
     "ewc": {"method": "ewc"} | SA,
     "replay": {"method": "replay"} | LOOK | TRAIN | SAMPLES | SURROGATE,
     **{name: {"method": name} | LOOK | TRAIN | ESD for name in ("esd-x", "esd-x-strict", "esd-u")},
-    "uce": {"method": "uce", "surrogate": "nine"} | LOOK,
+    "uce": {"method": "uce", "surrogate": "nine"} | LOOK | EDIT,
     **{f"sld-{level}": {"method": f"sld-{level}"} | LOOK for level in ("weak", "medium", "strong", "max")},
     "naive": {"method": "naive"} | LOOK | TRAIN | SAMPLES | EWC | {"num_surrogate_samples": 4},
     **{
@@ -67,8 +68,9 @@ STABLE_DIFFUSION: dict[str, Options] = {
     },
     "sa, lora": SA | {"lora_rank": 2},
     "sa, lora of convolutions, from the edit": SA
+    | EDIT
     | {"lora_rank": 2, "lora_alpha": 3.0, "lora_targets": "attention+conv", "start": "edit"},
-    "sa, from the edit": SA | {"start": "edit"},
+    "sa, from the edit": SA | EDIT | {"start": "edit"},
     "sa, noise": SA | {"surrogate": "noise"},
     "sa, surrogate as the model sees it": SA | {"surrogate_target": "model"},
     "sa, folder of images": SA | {"surrogate": IMAGES},

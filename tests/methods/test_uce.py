@@ -64,6 +64,13 @@ def slow_edit(weight, edits, preserve, erase_scale, preserve_scale, regularizati
     return left @ torch.inverse(right)
 
 
+@pytest.mark.parametrize(("count", "scale"), [(0, 0.1), (1, 1.0), (4, 0.25), (12, 0.1)])
+def test_few_retained_texts_weigh_more_as_in_the_paper(count, scale):
+    edits, preserve = [(rows(2), rows(2))], [rows(3) for _ in range(count)]
+    found = closed_form_edit(edits, preserve).change
+    assert_close(found, closed_form_edit(edits, preserve, preserve_scale=scale).change, rtol=0, atol=0)
+
+
 def test_every_layer_equals_the_slow_closed_form(family):
     unet = family.module.double()
     before, others = projections(unet), {n: p.clone() for n, p in unet.state_dict().items()}

@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,11 @@ from accelerate import PartialState
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
-from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+from accelerate.utils.launch import (
+    prepare_deepspeed_cmd_env,
+    prepare_multi_gpu_env,
+    prepare_simple_launcher_cmd_env,
+)
 from diffusers import DDIMScheduler
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -295,6 +300,20 @@ def test_deepspeed_that_is_not_installed_is_asked_for(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     with pytest.raises(ValueError, match=r"pip install .*\[deepspeed\]"):
         check_launch(TrainingConfig())
+
+
+@pytest.mark.parametrize("asked", [1, 2])
+def test_fewer_processes_than_were_asked_for_are_said(monkeypatch, asked):
+    parsed = launch_command_parser().parse_args(["--cpu", "--num_processes", str(asked), "script.py"])
+    _, environment = prepare_simple_launcher_cmd_env(_validate_launch_command(parsed)[0])
+    for variable, value in environment.items():
+        monkeypatch.setenv(variable, value)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        check_launch(TrainingConfig())
+    assert ["asked for several processes and has started one" in str(warning.message) for warning in said] == [
+        True
+    ] * (asked - 1)
 
 
 @pytest.mark.parametrize(("way", "name"), [("fsdp2", "FSDP2"), ("deepspeed", "DeepSpeed")])

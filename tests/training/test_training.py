@@ -89,15 +89,15 @@ def test_trains_what_requires_a_gradient_and_nothing_else():
     assert not model.training
 
 
-@pytest.mark.parametrize("ema_decay", [None, 0.5])
+@pytest.mark.parametrize("average", [{"ema_decay": None}, {"ema_decay": 0.5}, {"ema_decay": 0.5, "ema_warmup": False}])
 @pytest.mark.parametrize("stopped_at", [1, 3, 4, STEPS])
-def test_resumed_equals_uninterrupted(tmp_path, ema_decay, stopped_at):
+def test_resumed_equals_uninterrupted(tmp_path, average, stopped_at):
     whole, stopped, resumed = Denoiser(), Denoiser(), Denoiser()
-    expected = run(whole, ema_decay=ema_decay)
+    expected = run(whole, **average)
     with pytest.raises(KeyboardInterrupt):
-        run(stopped, tmp_path, interrupt_at(stopped_at), ema_decay=ema_decay)
+        run(stopped, tmp_path, interrupt_at(stopped_at), **average)
     seen = []
-    history = run(resumed, tmp_path, lambda step, row: seen.append(step), ema_decay=ema_decay)
+    history = run(resumed, tmp_path, lambda step, row: seen.append(step), **average)
     assert seen == list(range((stopped_at - 1) // 2 * 2 + 1, STEPS + 1))
     assert history == expected
     assert_same_weights(resumed, whole)
@@ -122,7 +122,12 @@ def test_dropout_depends_on_the_step_alone(tmp_path, stopped_at):
 
 def test_every_step_drops_something_else():
     model, dropped = Dropping(), []
-    model.layers[2].register_forward_hook(lambda module, inputs, output: dropped.append((output == 0).flatten()))
+
+    def see(module, inputs, output):
+        if module.training:  # the weights to be saved are looked at once more, as they will be used
+            dropped.append((output == 0).flatten())
+
+    model.layers[2].register_forward_hook(see)
     run(model)
     assert len(dropped) == len({tuple(mask.tolist()) for mask in dropped}) == STEPS
 
@@ -278,14 +283,16 @@ def test_8_bit_adam_without_its_package_is_refused_before_anything_starts(monkey
         TrainingConfig(optimizer="adamw_8bit")
 
 
-def test_average_is_what_the_callback_sees_and_what_stays():
-    """Decay as diffusers warms it up: min(decay, (1 + n) / (10 + n)) at the n-th update."""
+@pytest.mark.parametrize("warmup", [True, False])
+def test_average_is_what_the_callback_sees_and_what_stays(warmup):
+    """Decay as diffusers warms it up, 0 and then min(decay, n / (9 + n)) at step n; or constant, as the authors'."""
     raw, averaged, weights, seen = Denoiser(), Denoiser(), [], []
     run(raw, ema_decay=None, callback=lambda step, row: weights.append(raw.layers[0].bias.clone()))
-    run(averaged, ema_decay=0.5, callback=lambda step, row: seen.append(averaged.layers[0].bias.clone()))
+    options = {"ema_decay": 0.5, "ema_warmup": warmup}
+    run(averaged, callback=lambda step, row: seen.append(averaged.layers[0].bias.clone()), **options)
     expected = [Denoiser().layers[0].bias.detach()]
-    for step, weight in enumerate(weights):
-        decay = min(0.5, (1 + step) / (10 + step)) if step else 0.0
+    for step, weight in enumerate(weights, 1):
+        decay = 0.5 if not warmup else min(0.5, step / (9 + step)) if step > 1 else 0.0
         expected.append(decay * expected[-1] + (1 - decay) * weight)
     torch.testing.assert_close(seen, expected[1:])
     torch.testing.assert_close(averaged.layers[0].bias.detach(), expected[-1])

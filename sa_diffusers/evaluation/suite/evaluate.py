@@ -38,9 +38,9 @@ from sa_diffusers.report.page import write_page
 
 PNG_BYTES = 500_000  # an upper bound for a picture of 512 pixels a side; small ones take less
 READING = (
-    "Each number is a mean over n pictures with its 95 % interval, by the bootstrap, or Wilson's near 0 and 100 %, "
-    "where a bootstrap knows nothing of what has not been seen; below it, the difference to the first pipeline over "
-    "the same prompts and seeds.",
+    "Each number is a mean over n pictures with its 95 % interval: of shares Wilson's, of their differences Bonett "
+    "and Price's, else by the bootstrap. Pictures of one prompt count for what they tell of others. Below it, the "
+    "difference to the first pipeline over the same prompts and seeds.",
     "Suppressed is not proven erased: whoever has the weights may train or attack the concept back.",
 )
 

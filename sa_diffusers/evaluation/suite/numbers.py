@@ -61,7 +61,7 @@ class Measurement:
 
     Attributes:
         group: the set of prompts, or one of `GROUPS`.
-        value, interval, num_images: the mean, its 95 % bootstrap interval (None: none is taken) and of how many.
+        value, interval, num_images: the mean, its 95 % interval (None: none is taken) and of how many.
         difference, difference_interval: to the reference, over the pictures that both have a value for; None of the
             reference itself, and where it has none.
         remark: such as which class is the worst.
@@ -82,7 +82,7 @@ def measurements(
 ) -> list[Measurement]:
     """Every measure of every set, and of all sets of a purpose together.
 
-    Pictures of one prompt are drawn together in the bootstrap, where prompts come more than once.
+    Intervals group the pictures of one prompt, where prompts come more than once.
 
     Args:
         reference: the reference's values; None: these are its own.

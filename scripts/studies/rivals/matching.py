@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,37 +17,62 @@ Values = dict[str, Tensor]  # as of `Judge.read`
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A method at one strength, of one seed; `values` are those of `Judge.read`."""
-
-    point: Point
-    values: Values
-
-    @property
-    def erased(self) -> bool:
-        """By every other picture of the unseen phrasings; those between are what is reported of it then."""
-        return self.values["unseen"][::2].mean().item() <= ERASED
-
-
-def matched(sweep: Sequence[Measured]) -> Measured:
-    """Of the strengths that have forgotten the one that changes kept pictures least; of none, the nearest to it."""
-    done = [measured for measured in sweep if measured.erased]
-    by = "change" if done else "unseen"
-    return min(done or sweep, key=lambda measured: measured.values[by].mean().item())
-
-
-@dataclass(frozen=True)
 class Kept:
     """What one seed's pictures are of.
 
     Attributes:
         classes: of each retained picture [M]. neighbours: which of them are of a neighbour of the concept.
         groups: by the name of a set, what each of its pictures has in common with others: the seed and the prompt.
+
+    Raises:
+        ValueError: unseen or retained pictures of one prompt alone, where some choose and others are reported.
     """
 
     classes: Tensor
     neighbours: Tensor
     groups: dict[str, list]
+
+    def __post_init__(self) -> None:
+        for name, chooses in self.chooses.items():
+            if not chooses.any():
+                raise ValueError(f"expected two prompts of {name} pictures or more, to choose by one: raise --images")
+
+    @cached_property
+    def chooses(self) -> dict[str, Tensor]:
+        """Which unseen and retained pictures choose, those of every other prompt of a class; the others judge."""
+        classes = {"unseen": [0] * len(self.groups["unseen"]), "retained": self.classes.tolist()}
+        found = {}
+        for name, of in classes.items():
+            numbers: dict[int, dict] = {index: {} for index in of}
+            pairs = zip(self.groups[name], of, strict=True)
+            found[name] = torch.tensor(
+                [numbers[index].setdefault(prompt, len(numbers[index])) % 2 == 1 for prompt, index in pairs]
+            )
+        return found
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A method at one strength, of one seed; `values` are those of `Judge.read`."""
+
+    point: Point
+    values: Values
+    kept: Kept
+
+    @property
+    def erased(self) -> bool:
+        """By the unseen phrasings that choose; the others are what is reported of it then."""
+        return self.mean_of_choosing("unseen") <= ERASED
+
+    def mean_of_choosing(self, name: str) -> float:
+        return self.values[name][self.kept.chooses[SET_OF[name]]].mean().item()
+
+
+def matched(sweep: Sequence[Measured]) -> Measured:
+    """Of the strengths that have forgotten the one that changes kept pictures least; of none, the nearest to it."""
+    done = [measured for measured in sweep if measured.erased]
+    by = "change" if done else "unseen"
+    return min(done or sweep, key=lambda measured: measured.mean_of_choosing(by))
 
 
 # The set of prompts that each measure is taken on.
@@ -55,25 +81,25 @@ SET_OF |= {name: name for name in ("concept", "unseen", "unnamed", "long")} | {"
 
 
 class Pooled:
-    """A method's pictures of several seeds together, each at that seed's strength.
+    """A method's pictures of several seeds together, each at that seed's strength; `parts` are one of each seed.
 
-    Args:
-        parts: one of each seed.
-        kept: of the pictures of each seed.
+    Of what has chosen the strength, unseen phrasings and the change of kept pictures, only the prompts are here that
+    have not chosen; and the worst class is chosen by those that have.
     """
 
-    def __init__(self, parts: Sequence[Measured], kept: Sequence[Kept]):
-        self.parts = parts
+    def __init__(self, parts: Sequence[Measured]):
+        self.parts, kept = parts, [part.kept for part in parts]
         self.values = {name: torch.cat([part.values[name] for part in parts]) for name in parts[0].values}
         self.groups = {name: [g for part in kept for g in part.groups[of]] for name, of in SET_OF.items()}
-        self.values["unseen"] = torch.cat([part.values["unseen"][1::2] for part in parts])
-        self.groups["unseen"] = [g for part in kept for g in part.groups["unseen"][1::2]]
+        self.judges = {name: torch.cat([~part.chooses[name] for part in kept]) for name in ("unseen", "retained")}
+        for name in ("unseen", "change"):
+            judges = self.judges[SET_OF[name]]
+            self.values[name], self.groups[name] = self.values[name][judges], _chosen(self.groups[name], judges)
         self.classes = torch.cat([part.classes for part in kept])
         neighbours = torch.cat([part.neighbours for part in kept])
         if neighbours.any():
             self.values["neighbours"] = self.values["retained"][neighbours]
-            rows = neighbours.nonzero()[:, 0].tolist()
-            self.groups["neighbours"] = [self.groups["retained"][row] for row in rows]
+            self.groups["neighbours"] = _chosen(self.groups["retained"], neighbours)
         self.reached = all(part.erased for part in parts)
 
     def accuracies(self) -> dict[int, float]:
@@ -81,9 +107,12 @@ class Pooled:
         return {int(c): self.values["retained"][self.classes == c].mean().item() for c in self.classes.unique()}
 
     @property
-    def worst_class(self) -> int:
-        accuracies = self.accuracies()
-        return min(accuracies, key=accuracies.__getitem__)
+    def worst(self) -> Tensor:
+        """Which retained pictures judge the class that is the worst by those that choose."""
+        chooses, right = ~self.judges["retained"], self.values["retained"]
+        classes = self.classes[chooses].unique().tolist()
+        worst = min(classes, key=lambda index: right[chooses & (self.classes == index)].mean().item())
+        return self.judges["retained"] & (self.classes == worst)
 
     def summary(self) -> dict[str, Any]:
         """Means with 95 % intervals and numbers of pictures, and what it took (seconds: the mean over seeds)."""
@@ -92,19 +121,19 @@ class Pooled:
             if values.dim() != 1 or not (said := ~values.isnan()).any():
                 continue
             groups = self.groups.get(name)
-            groups = groups and [group for group, one in zip(groups, said.tolist(), strict=True) if one]
-            interval = bootstrap_interval(values[said], groups=groups)
+            interval = bootstrap_interval(values[said], groups=groups and _chosen(groups, said))
             numbers[name] = _number(values[said].mean().item(), interval, int(said.sum()))
-        # The interval of this class alone: that it was chosen for being the worst is not accounted for.
-        worst = self.values["retained"][self.classes == self.worst_class]
-        numbers["worst"] = _number(worst.mean().item(), bootstrap_interval(worst), len(worst))
+        worst, groups = self.values["retained"][self.worst], _chosen(self.groups["retained"], self.worst)
+        numbers["worst"] = _number(worst.mean().item(), bootstrap_interval(worst, groups=groups), len(worst))
         points = [part.point for part in self.parts]
         return {
             "strength": [point.strength for point in points],
             "reached": self.reached,
             "seconds": sum(point.seconds for point in points) / len(points),
             "megabytes": max(point.megabytes for point in points),
-            "unseen_by_seed": [part.values["unseen"].mean().item() for part in self.parts],
+            "unseen_by_seed": [
+                part.values["unseen"][~part.kept.chooses["unseen"]].mean().item() for part in self.parts
+            ],
             "retained_by_seed": [part.values["retained"].mean().item() for part in self.parts],
             **numbers,
         }
@@ -117,24 +146,20 @@ COMPARABLE = {"retained": True, "worst": True, "neighbours": True, "attributes":
 def compare(ours: Pooled, other: Pooled, measures: Sequence[str]) -> dict[str, dict[str, Any]]:
     """By how much another method keeps more than ours, with the 95 % interval of the difference, picture by picture.
 
-    Pictures of one prompt are drawn again together. "worst" is the class that is ours' worst, at a level that allows
-    for its having been chosen among K (Bonferroni). Positive is better for the other method throughout; `better` says
-    that all of the interval is, and the difference in every seed. Runs differ, too: the interval is of these weights.
+    Pictures of one prompt count together. "worst" is the class that is ours' worst, by other prompts. Positive is
+    better for the other method throughout; `better` says that all of the interval is, and the difference in every
+    seed. Runs differ, too: the interval is of these weights.
     """
     found = {}
     for name in measures:
-        measure, sign, chosen = name, 1 if COMPARABLE[name] else -1, None
-        confidence = 0.95
-        if name == "worst":
-            measure, chosen = "retained", ours.classes == ours.worst_class
-            confidence = 1 - 0.05 / len(ours.classes.unique())
-        a, b = sign * other.values[measure], sign * ours.values[measure]
+        measure = "retained" if name == "worst" else name
+        a, b = other.values[measure], ours.values[measure]
         both = ~(a.isnan() | b.isnan())
-        if chosen is not None:
-            both &= chosen
-        groups = [group for group, one in zip(ours.groups[measure], both.tolist(), strict=True) if one]
-        a, b = a[both], b[both]
-        interval = difference_interval(a, b, groups=groups, confidence=confidence)
+        if name == "worst":
+            both &= ours.worst
+        groups = _chosen(ours.groups[measure], both)
+        a, b = (a[both], b[both]) if COMPARABLE[name] else (b[both], a[both])
+        interval = difference_interval(a, b, groups=groups)
         by_seed = [(a - b)[[group[0] == seed for group in groups]].mean().item() for seed in dict(groups)]
         found[name] = {
             "difference": (a - b).mean().item(),
@@ -153,13 +178,17 @@ def curve(sweeps: Sequence[Sequence[Measured]], measure: Callable[[Measured], fl
     return points
 
 
+def _chosen(groups: Sequence, mask: Tensor) -> list:
+    return [groups[row] for row in mask.nonzero()[:, 0].tolist()]
+
+
 def _number(mean: float, interval: tuple[float, float], count: int) -> dict[str, Any]:
     return {"mean": mean, "interval": list(interval), "num_images": count}
 
 
-def describe(measured: Measured, kept: Kept) -> dict[str, Any]:
+def describe(measured: Measured) -> dict[str, Any]:
     """One strength of one seed in plain numbers, for the file of the whole curve."""
-    pooled = Pooled([measured], [kept])
-    values = pooled.values | {"unseen": measured.values["unseen"]}
+    pooled = Pooled([measured])
+    values = pooled.values | {name: measured.values[name] for name in ("unseen", "change")}
     means = {name: part[~part.isnan()].mean().item() for name, part in values.items() if part.dim() == 1}
     return asdict(measured.point) | means | {"worst": min(pooled.accuracies().values())}

@@ -58,14 +58,13 @@ class MethodTable:
 
 @dataclass
 class Finished:
-    """All that was measured of one concept: {row: one sweep a seed}, and what is retained at each seed."""
+    """All that was measured of one concept: {row: one sweep a seed}."""
 
     spec: ConceptSpec
     sweeps: dict[str, list[list[Measured]]]
-    kept: list[Kept]
 
     def pooled(self, row: str) -> Pooled:
-        return Pooled([matched(sweep) for sweep in self.sweeps[row]], self.kept)
+        return Pooled([matched(sweep) for sweep in self.sweeps[row]])
 
 
 def make_table(table: MethodTable) -> str:
@@ -103,33 +102,33 @@ def _how(table: MethodTable) -> str:
     counts = ", ".join(f"{count} {name}" for name, count in asdict(table.counts).items())
     seeds = ", ".join(map(str, table.seeds))
     return (
-        f"Seeds {seeds}. Pictures of each pipeline and seed: {counts}; half of the unseen ones chose the strength and "
-        f"are not reported. `attacked`: the concept's probability after a white-box search for its token embedding.\n"
+        f"Seeds {seeds}. Pictures of each pipeline and seed: {counts}; half of the prompts chose strength and worst "
+        "class, and are not reported in unseen words, worst other and change. `attacked`: the concept's probability "
+        "after a white-box search for its token embedding.\n"
     )
 
 
 def measure_concept(table: MethodTable, spec: ConceptSpec) -> Finished:
     """Every row of a concept, seed by seed, and an attack on each at equal erasure."""
     sweeps: dict[str, list[list[Measured]]] = {}
-    kept = []
     for seed in table.seeds:
         judge = Judge(spec, table.classifier, table.counts, seed)
         folder = table.folder / spec.name / f"seed-{seed}"
         groups = {name: judge.groups(name) for name in judge.sets}
-        kept.append(Kept(judge.retained_classes, judge.neighbours, groups))
+        kept = Kept(judge.retained_classes, judge.neighbours, groups)
         start = original_point(spec)
         original = judge.read(start.pipeline_dir, folder / "original.safetensors", None)
-        sweeps.setdefault(ORIGINAL, []).append([Measured(start, _without_pictures(original))])
+        sweeps.setdefault(ORIGINAL, []).append([Measured(start, _without_pictures(original), kept)])
         for name, source in table.extra.get(spec.name, {}).items():
             values = judge.read(source, folder / f"{name}.safetensors", original)
-            sweeps.setdefault(name, []).append([Measured(Point("–", source, 0.0, 0.0), values)])
+            sweeps.setdefault(name, []).append([Measured(Point("–", source, 0.0, 0.0), values, kept)])
         for name, row in spec.rows.items():
             print(f"\n{spec.name}, seed {seed}: {name}", flush=True)
             points = run_row(spec, row, folder / name, seed, reference=folder / spec.ours)
             judged = folder / name / "judged"
             sweeps.setdefault(name, []).append(
                 [
-                    Measured(p, judge.read(p.pipeline_dir, judged / f"{p.strength}.safetensors", original))
+                    Measured(p, judge.read(p.pipeline_dir, judged / f"{p.strength}.safetensors", original), kept)
                     for p in points
                 ]
             )
@@ -138,7 +137,7 @@ def measure_concept(table: MethodTable, spec: ConceptSpec) -> Finished:
             found = matched(measured[-1])
             path = folder / "attacks" / f"{name}-{found.point.strength}.safetensors"
             found.values["attacked"] = attack.run(found.point.pipeline_dir, path)
-    return Finished(spec, sweeps, kept)
+    return Finished(spec, sweeps)
 
 
 def summarise(finished: Finished) -> dict[str, Any]:
@@ -147,10 +146,7 @@ def summarise(finished: Finished) -> dict[str, Any]:
     rows, ours = {}, finished.spec.ours
     for name, sweeps in finished.sweeps.items():
         rows[name] = pooled[name].summary() | {
-            "curve": [
-                [describe(measured, kept) for measured in sweep]
-                for sweep, kept in zip(sweeps, finished.kept, strict=True)
-            ]
+            "curve": [[describe(measured) for measured in sweep] for sweep in sweeps]
         }
         if name not in (ORIGINAL, ours):
             rows[name]["against_ours"] = compare(pooled[ours], pooled[name], finished.spec.compared)
@@ -197,20 +193,18 @@ def _cell(number: dict[str, Any] | None, with_interval: bool) -> str:
 
 def _draw(finished: Finished, folder: Path) -> None:
     methods = {name: sweeps for name, sweeps in finished.sweeps.items() if name != ORIGINAL}
-    lines = {
-        name: {panel: curve(sweeps, _measure(finished, panel)) for panel in PANELS} for name, sweeps in methods.items()
-    }
+    lines = {name: {panel: curve(sweeps, _measure(panel)) for panel in PANELS} for name, sweeps in methods.items()}
     draw_curves(lines, folder / f"{finished.spec.name}_curves.png")
     shown: dict[str, Tensor] = {name: matched(sweeps[0]).values["shown"] for name, sweeps in finished.sweeps.items()}
     draw_samples(shown, finished.spec.options["concept"], folder / f"{finished.spec.name}_samples.png")
 
 
-def _measure(finished: Finished, panel: str):
-    """A number of one strength; retained classes are the same at every seed."""
+def _measure(panel: str):
+    """A number of one strength."""
 
     def number(measured: Measured) -> float:
         if panel == "worst":
-            return min(Pooled([measured], finished.kept[:1]).accuracies().values())
+            return min(Pooled([measured]).accuracies().values())
         values = measured.values[panel]
         return values[~values.isnan()].mean().item()
 

@@ -28,7 +28,9 @@ GROUPS = {name: [(0, f"{name} {i}") for i in range(6)] for name in ("concept", "
 KEPT = Kept(CLASSES, CLASSES == 1, GROUPS | {"unseen": [(0, "u"), (0, "v")]})
 
 
-def measured(unseen: float, strength: int = 1, right=(1, 1, 1, 0, 1, 1), change: float = 0.1, **others) -> Measured:
+def measured(
+    unseen: float, strength: int = 1, right=(1, 1, 1, 0, 1, 1), change: float = 0.1, kept: Kept = KEPT
+) -> Measured:
     values = {
         "unseen": torch.tensor([unseen, unseen]),
         "retained": torch.tensor(right, dtype=torch.float32),
@@ -36,7 +38,7 @@ def measured(unseen: float, strength: int = 1, right=(1, 1, 1, 0, 1, 1), change:
         "change": torch.full((6,), change),
         "shown": torch.zeros(2, 3, 4, 4, dtype=torch.uint8),
     }
-    return Measured(Point(strength, "nowhere", 10.0 * strength, 1.5), values | others)
+    return Measured(Point(strength, "nowhere", 10.0 * strength, 1.5), values, kept)
 
 
 @pytest.mark.parametrize(
@@ -120,29 +122,50 @@ class TestMatching:
         assert matched([measured(0.2, 5), *sweep[:1]]).point.strength == 5  # none has: the one that forgot most
 
     def test_worst_class_and_neighbours_by_hand(self):
-        pooled = Pooled([measured(0.01), measured(0.02, right=(1, 1, 1, 1, 1, 0))], [KEPT, KEPT])
+        pooled = Pooled([measured(0.01), measured(0.02, right=(1, 1, 0, 1, 1, 0))])
         summary = pooled.summary()
-        assert summary["retained"]["mean"] == pytest.approx(10 / 12)
-        assert summary["worst"]["mean"] == 0.5  # class 2: one of two
-        assert summary["neighbours"]["mean"] == pytest.approx(5 / 6)
+        assert summary["retained"]["mean"] == pytest.approx(9 / 12)
+        assert summary["worst"] == {"mean": 0.75, "num_images": 4} | {
+            "interval": summary["worst"]["interval"]
+        }  # class 1
+        assert summary["neighbours"]["mean"] == pytest.approx(4 / 6)
         assert summary["attributes"] == {"mean": pytest.approx(0.9), "num_images": 10} | {
             "interval": summary["attributes"]["interval"]
         }
         assert summary["reached"] and summary["seconds"] == 10 and summary["strength"] == [1, 1]
         low, high = summary["retained"]["interval"]
-        assert low < 10 / 12 < high
+        assert low < 9 / 12 < high
 
-    def test_what_chooses_a_strength_is_not_what_is_reported(self):
-        part = measured(0.0)
-        part.values["unseen"] = torch.tensor([0.01, 0.4, 0.03, 0.2])
-        groups = KEPT.groups | {"unseen": [(0, str(i)) for i in range(4)]}
-        assert part.erased
-        pooled = Pooled([part], [Kept(KEPT.classes, KEPT.neighbours, groups)])
-        assert pooled.summary()["unseen"]["mean"] == pytest.approx(0.3)
+    def test_what_chooses_shares_no_prompt_with_what_is_reported(self):
+        """Neither a strength nor the worst class; pictures of one prompt are alike."""
+        unseen = [(0, prompt) for prompt in "abbacc"]  # the first and the third prompt report
+        retained = [(0, prompt) for prompt in "ppqqrrss"]
+        classes = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
+        kept = Kept(classes, classes == 1, GROUPS | {"unseen": unseen, "retained": retained})
+        assert kept.chooses["unseen"].tolist() == [False, True, True, False, False, False]
+        assert kept.chooses["retained"].tolist() == [False, False, True, True] * 2
+
+        def one(strength: int, change: list[float], right: list[float]) -> Measured:
+            part = measured(0.0, strength, kept=kept)
+            part.values["unseen"] = torch.tensor([0.3, 0.01, 0.02, 0.4, 0.2, 0.1])
+            part.values.update(change=torch.tensor(change), retained=torch.tensor(right))
+            part.values["attributes"] = torch.ones(8)
+            return part
+
+        gentle = one(1, [0.9, 0.9, 0.1, 0.1] * 2, [0.0, 0, 1, 1, 1, 1, 0, 1])
+        strong = one(2, [0.1, 0.1, 0.2, 0.2] * 2, [1.0] * 8)
+        assert gentle.erased and matched([strong, gentle]) is gentle
+        summary = Pooled([gentle]).summary()
+        assert summary["unseen"]["mean"] == pytest.approx(0.25) == summary["unseen_by_seed"][0]
+        assert summary["change"]["mean"] == pytest.approx(0.9) and summary["change"]["num_images"] == 4
+        assert summary["worst"]["mean"] == 1 and summary["worst"]["num_images"] == 2  # class 1, by r
+        assert compare(Pooled([gentle]), Pooled([strong]), ["change"])["change"]["difference"] == pytest.approx(0.8)
+        with pytest.raises(ValueError, match="expected two prompts of unseen pictures or more"):
+            Kept(CLASSES, CLASSES == 1, GROUPS | {"unseen": [(0, "u"), (0, "u")]})
 
     def test_who_keeps_more(self):
-        ours = Pooled([measured(0.01, right=(1, 1, 0, 0, 0, 1), change=0.3)], [KEPT])
-        other = Pooled([measured(0.01, right=(1, 1, 1, 1, 1, 1), change=0.1)], [KEPT])
+        ours = Pooled([measured(0.01, right=(1, 1, 0, 0, 0, 1), change=0.3)])
+        other = Pooled([measured(0.01, right=(1, 1, 1, 1, 1, 1), change=0.1)])
         measures = list(COMPARABLE)
         better, worse = compare(ours, other, measures), compare(other, ours, measures)
         expected = {"retained": 0.5, "worst": 1.0, "neighbours": 1.0, "attributes": 0.0, "change": 0.2}
@@ -150,17 +173,24 @@ class TestMatching:
             assert better[name]["difference"] == pytest.approx(expected[name])
             low, high = better[name]["interval"]
             assert low - 1e-6 <= expected[name] <= high + 1e-6
-        assert better["change"]["better"] and not worse["change"]["better"]
-        assert better["retained"]["better"] and not better["attributes"]["better"]
-        # Three pictures of the worst of three classes cannot tell, at a level that allows for its having been chosen.
-        assert not better["worst"]["better"]
+        assert worse["change"]["difference"] == pytest.approx(-0.2) and not worse["change"]["better"]
+        assert not better["attributes"]["better"]
+        # Three pictures that flip, of six, cannot tell, and two of the worst class still less.
+        assert not better["retained"]["better"] and not better["worst"]["better"]
         assert compare(ours, other, ["change"]).keys() == {"change"}
 
     def test_better_in_one_seed_only_is_not_better(self):
-        second = Kept(CLASSES, CLASSES == 1, {n: [(1, p) for _, p in groups] for n, groups in KEPT.groups.items()})
-        ours = Pooled([measured(0.01, change=0.5), measured(0.01, change=0.1)], [KEPT, second])
-        other = Pooled([measured(0.01, change=0.0), measured(0.01, change=0.11)], [KEPT, second])
-        found = compare(ours, other, ["change"])["change"]
+        prompts = {n: [(0, f"{p} {i}") for i in range(30) for _, p in groups] for n, groups in KEPT.groups.items()}
+        many = [Kept(CLASSES.repeat(30), (CLASSES == 1).repeat(30), prompts)]
+        many += [Kept(*(many[0].classes, many[0].neighbours), {n: [(1, p) for _, p in g] for n, g in prompts.items()})]
+
+        def pooled(*changes: float) -> Pooled:
+            parts = [measured(0.01, change=change, kept=kept) for change, kept in zip(changes, many, strict=True)]
+            for part in parts:
+                part.values.update({n: v.repeat(30) for n, v in part.values.items() if v.ndim == 1})
+            return Pooled(parts)
+
+        found = compare(pooled(0.5, 0.1), pooled(0.0, 0.11), ["change"])["change"]
         assert found["difference"] > 0 and found["interval"][0] > 0 and not found["better"]
 
     def test_a_curve_is_the_mean_over_seeds(self):
