@@ -5,8 +5,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from diffusers import DiffusionPipeline
-
 from sa_diffusers import __version__
 from sa_diffusers.io.atomic_files import explain_read_errors, file_hash, read_json, write_json
 from sa_diffusers.io.bundled import resolve
@@ -32,24 +30,19 @@ def write_forgotten(folder: Path, records: Sequence[Mapping[str, Any]]) -> None:
     write_json({"forgotten": forgotten, "files": hashes}, folder / FORGOTTEN)
 
 
-def read_forgotten(model: str | DiffusionPipeline, revision: str | None = None) -> list[dict[str, Any]]:
-    """What a pipeline has forgotten, the oldest first: [] where nothing says so.
-
-    Args:
-        model: hub id, local folder or bundled/<name>; or a pipeline, from one of these or from `forget`.
+def read_forgotten(model: str, revision: str | None = None) -> list[dict[str, Any]]:
+    """What a pipeline (hub id, local folder or bundled/<name>) has forgotten, the oldest first; [] where nothing says.
 
     Raises:
         DamagedFile: the file holds something else.
     """
-    if isinstance(model, DiffusionPipeline):
-        return getattr(model, "forgotten", None) or read_forgotten(model.name_or_path or "", revision)
     folder = Path(resolve(model))
     if is_on_hub(model):
         try:
             folder = fetch(model, [FORGOTTEN], revision)
         except ModelLoadError:  # the pipeline is there: what has none of the file has forgotten nothing that is known
             return []
-    if not model or not (folder / FORGOTTEN).is_file():
+    if not (folder / FORGOTTEN).is_file():
         return []
     records = read_json(folder / FORGOTTEN, "forgotten")["forgotten"]
     with explain_read_errors(folder / FORGOTTEN):

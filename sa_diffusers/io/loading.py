@@ -83,8 +83,6 @@ def load_pipeline(model: str, revision: str | None, variant: str | None, dtype: 
     """
     source = resolve(model)
     cls = own_pipeline_classes().get(read_model_index(model, revision)["_class_name"], DiffusionPipeline)
-    if Path(source).is_dir():
-        check_files(source, variant)
     with explain_load_errors(source):
         pipeline = cls.from_pretrained(
             source, revision=revision, variant=variant, dtype=getattr(torch, dtype), low_cpu_mem_usage=False

@@ -71,19 +71,17 @@ def forget(
         pipeline: of a class that a family adapts (`sa_diffusers.families`); left as it is unless `inplace`.
         concept: one or several phrasings of the concept, separated by commas.
         surrogate: what takes its place: a prompt, a folder of images, or "noise". None: looked up, for known concepts.
-        inplace: change the given pipeline's weights instead of a copy's.
-        progress: whether to print the plan and bars.
+        inplace, progress: whether to change the given pipeline's weights, not a copy's; to print the plan and bars.
         output_dir: keeps samples, Fisher, report, ...; and resumes from them. None: a temporary folder.
         options: any field of `ForgetConfig`.
 
     Returns:
-        A pipeline of the same class, or of the method's where that leaves the weights as they are ("sld-*": a pipeline
-        that is led away while it draws). Everything but the trained module is shared with the given one. It has two
-        attributes more: `metrics`, what metrics.json holds, and `forgotten`, what `forgotten.json` says of it.
+        A pipeline of the same class, or of the method's where that leaves the weights as they are ("sld-*": it is led
+        away while it draws), which shares all but the trained module with the given one. It has two attributes more:
+        `metrics`, what metrics.json holds, and `forgotten`, what a saved pipeline's forgotten.json says of it.
 
     Raises:
-        TypeError: no pipeline of a class that is handled.
-        ValueError: options that cannot work, before anything is computed.
+        TypeError: no pipeline of a class that is handled. ValueError: options that cannot work, before any computing.
     """
     component = checked_family(pipeline).component
     modules = {n: unwrapped(part) for n, part in pipeline.components.items() if isinstance(part, nn.Module)}
@@ -97,9 +95,8 @@ def forget(
         surrogate = os.path.join(".", surrogate)  # a folder, where a bare name would be a word
     given = layered(RunOptions, own, options | {"concept": concept, "surrogate": surrogate})
     config = config_from_dict(run_options.ForgetConfig, given)
-    dtype = str(modules[component].dtype).removeprefix("torch.")
     model = str(pipeline.name_or_path or type(pipeline).__name__)  # a Path where it was loaded by one
-    for name, value in {"model": model, "dtype": dtype}.items():
+    for name, value in {"model": model, "dtype": str(modules[component].dtype).removeprefix("torch.")}.items():
         if name in options and getattr(config, name) != value:
             raise ValueError(f"expected no {name} beside a pipeline, whose own is {value}; got {options[name]!r}")
         setattr(config, name, value)
@@ -108,17 +105,16 @@ def forget(
         raise ValueError(f"{method.name} changes how a pipeline draws, not its weights; expected inplace=False")
     folder = tempfile.TemporaryDirectory(prefix="sa_diffusers_") if output_dir is None else nullcontext(output_dir)
     copied = copy_pipeline(pipeline, component)
-    copied.forgotten = read_forgotten(pipeline)
+    copied.forgotten = getattr(pipeline, "forgotten", None)
     with folder as path, quiet(not progress):
         config.output_dir = str(Path(path).expanduser())
         forgotten = run_forgetting(config, copied).pipeline
-    if not inplace:
-        forgotten.register_to_config(_name_or_path=pipeline.name_or_path)
-        return forgotten
-    # Only now, so that a run that fails leaves the caller's pipeline as it was.
-    take_over(modules[component], getattr(forgotten, component))
-    pipeline.metrics, pipeline.forgotten = forgotten.metrics, forgotten.forgotten
-    return pipeline
+    if inplace:  # only now, so that a run that fails leaves the caller's pipeline as it was
+        take_over(modules[component], getattr(forgotten, component))
+        pipeline.metrics, pipeline.forgotten = forgotten.metrics, forgotten.forgotten
+        return pipeline
+    forgotten.register_to_config(_name_or_path=pipeline.name_or_path)
+    return forgotten
 
 
 @usual_modes()
@@ -163,7 +159,7 @@ def run_forgetting(config: RunOptions, pipeline: DiffusionPipeline | None = None
 
 
 def _run(options: RunOptions, pipeline: DiffusionPipeline | None, inputs: Inputs, output_dir: Path) -> Outcome:
-    earlier = read_forgotten(pipeline or options.model, options.revision)
+    earlier = getattr(pipeline, "forgotten", None) or read_forgotten(options.model, options.revision)
     pipeline = pipeline or load_pipeline(options.model, options.revision, options.variant, options.dtype)
     parts = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
     trained = getattr(pipeline, checked_family(pipeline).component)
