@@ -25,6 +25,11 @@ torch.set_num_threads(1)
 WORDS = "zero one two three four five six seven eight nine a red green blue digit on black white 7 9".split()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes minutes comes first, so that no worker is left with it at the end."""
+    items.sort(key=lambda item: not any(mark.args for mark in item.iter_markers("slow")))
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """The same global random state at the start of every test, whichever tests ran before it."""
@@ -84,7 +89,7 @@ def tiny_pipeline(tiny_tokenizer) -> Callable:
 def few_pictures():
     """And no page, whose plots take most of the time of runs this small."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sa_diffusers.runs.tracking.LOOKED_AT", 2)
+        patch.setattr("sa_diffusers.runs.inputs.LOOKED_AT", 2)
         patch.setattr("sa_diffusers.runs.results.write_report", lambda path, **_: path.write_text("<html></html>"))
         yield
 

@@ -4,12 +4,12 @@ from dataclasses import MISSING, dataclass
 from typing import Literal
 
 from sa_diffusers.core.concepts import mentions, split_phrasings
-from sa_diffusers.evaluation.suite.options import EXPLICIT
-from sa_diffusers.io.configuration import Options, option
+from sa_diffusers.evaluation.options import EXPLICIT, DrawnAs
+from sa_diffusers.io.configuration import option
 
 
-@dataclass
-class AttackConfig(Options):
+@dataclass(kw_only=True)
+class AttackConfig(DrawnAs):
     """What to attack, with what, and how to judge it. Raises ValueError: options that cannot work."""
 
     forgotten: str = option(
@@ -46,14 +46,6 @@ class AttackConfig(Options):
     )
     keep_every: int = option(50, "Steps between two comparisons of an embedding, of which the best is kept.", above=0)
     allow_concept_words: bool = option(False, "Let the attack `text` find the concept's own words, too.")
-    guidance_scale: float | None = option(
-        None, "Guidance of all pictures, as in diffusers (1: none); null: that of the run which made the forgotten "
-        "pipeline, or its kind's.", above=0,
-    )  # fmt: skip
-    num_inference_steps: int | None = option(None, "Steps of the sampler; null: as guidance_scale.", above=0)
-    sampler: Literal["dpmsolver++", "ddim", "pipeline"] | None = option(
-        None, "Sampler; pipeline: the model's own; null: as guidance_scale."
-    )
     sample_batch_size: int = option(16, "Pictures drawn at once.", above=0)
     seed: int = option(0, "Seed of targets, pictures and attacks.", least=0)
     num_threads: int | None = option(None, "Threads of the CPU; null: torch's choice.", above=0)

@@ -12,12 +12,12 @@ from sa_diffusers.attacks.found import Found, FoundText
 from sa_diffusers.attacks.options import AttackConfig
 from sa_diffusers.core.concepts import split_phrasings
 from sa_diffusers.evaluation.intervals import wilson_interval
-from sa_diffusers.evaluation.suite.judging import ClassifierJudge
+from sa_diffusers.evaluation.judging import ClassifierJudge
 from sa_diffusers.io.atomic_files import write_json, write_text
 from sa_diffusers.io.configuration import public_values
 from sa_diffusers.report.page import write_page
-from sa_diffusers.report.pictures import SMALL, embed, to_pil
-from sa_diffusers.report.tables import markdown_table
+from sa_diffusers.report.pictures import figure, to_pil
+from sa_diffusers.report.tables import bracket, markdown_table
 
 
 SHOWN = 12  # pictures of each row of the page
@@ -41,7 +41,7 @@ def load_judge(config: AttackConfig) -> ClassifierJudge | None:
     """That of the options; None: they name none. Raises ValueError if the classifier has no such class."""
     if config.classifier is None:
         return None
-    return ClassifierJudge.load(config.classifier, split_phrasings(config.concept), "omit --classifier")
+    return ClassifierJudge.load(config.classifier, split_phrasings(config.concept))
 
 
 def read(judge: ClassifierJudge, images: Tensor) -> dict[str, float]:
@@ -68,7 +68,7 @@ def summarise(
     result: dict[str, Any] = {
         "concept": config.concept, "attack": config.attack, "settings": asdict(config), "num_images": count,
         "targets": {"num_images": len(targets)} | seen,
-        "classifier_accuracy": (judge.classifier.config.accuracy or {}).get(judge.attribute) if judge else None,
+        "classifier_accuracy": judge.accuracy if judge else None,
         "models": {},
     }  # fmt: skip
     for role, one in attacked.items():
@@ -119,8 +119,7 @@ def _judged(result: Mapping[str, Any]) -> bool:
 
 
 def _cell(part: Mapping[str, Any], name: str) -> str:
-    low, high = part[f"{name}_interval"]
-    return f"{part[name]:.3f} [{low:.3f}, {high:.3f}]"
+    return f"{part[name]:.3f} {bracket(part[f'{name}_interval'], '.3f')}"
 
 
 def notes(result: Mapping[str, Any]) -> list[str]:
@@ -170,13 +169,15 @@ def write_results(
         notes=notes(result),
         pictures={
             role: {
-                name: [embed(to_pil(image), config.blurred)["uri"] for image in images[:SHOWN]]
+                name: [
+                    figure({f"{role} {name} {number}".replace("  ", " "): to_pil(image)}, None, blurred=config.blurred)
+                    for number, image in enumerate(images[:SHOWN], 1)
+                ]
                 for name, images in parts.items()
             }
             for role, parts in pictures.items()
         },
         models={role: public_values(entry["model"]) for role, entry in result["models"].items()},
-        small=max(targets.shape[2:]) <= SMALL,
         blurred=config.blurred,
         settings={key: public_values(value) for key, value in asdict(config).items() if value is not None},
     )

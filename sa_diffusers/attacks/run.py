@@ -16,7 +16,7 @@ from sa_diffusers.attacks.results import Attacked, load_judge, summarise, write_
 from sa_diffusers.attacks.victims import check_victims, complete, first_tokens, load_family, roles
 from sa_diffusers.core.concepts import split_phrasings
 from sa_diffusers.core.seeding import derive_seed, seeded
-from sa_diffusers.evaluation.suite.judging import ClassifierJudge
+from sa_diffusers.evaluation.judging import ClassifierJudge
 from sa_diffusers.families import Family
 from sa_diffusers.io.artifacts import RunLock, Stage, check_foreign, hash_tensors
 from sa_diffusers.io.atomic_files import load_tensors, remove_leftovers, save_tensors

@@ -5,8 +5,7 @@ from dataclasses import replace
 from sa_diffusers.attacks.options import AttackConfig
 from sa_diffusers.attacks.template_encoder import TemplateEncoder
 from sa_diffusers.core.concepts import split_phrasings
-from sa_diffusers.evaluation.suite.options import PipelineEvaluationConfig
-from sa_diffusers.evaluation.suite.subjects import check_subjects, open_subjects, pipeline_of
+from sa_diffusers.evaluation.subjects import Subject, check_subjects, open_subjects, pipeline_of
 from sa_diffusers.families import Family, family_class, get_family
 from sa_diffusers.families.base import registry
 from sa_diffusers.io.loading import load_pipeline, read_model_index
@@ -27,16 +26,13 @@ def complete(config: AttackConfig) -> AttackConfig:
             raise ValueError(f"the attack is on prompts of {' or '.join(known)}; {model} ({role}) is a {kind}")
     original, forgotten, *control = models.values()
     config = replace(config, original=original, forgotten=forgotten, control=control[0] if control else None)
-    return replace(config, **vars(open_subjects(_asked(config))[0].settings))
+    return replace(config, **vars(_subjects(config)[0].settings))
 
 
-def _asked(config: AttackConfig) -> PipelineEvaluationConfig:
-    """The same pipelines as an evaluation's, whose pictures are compared; how they are drawn is the first one's."""
+def _subjects(config: AttackConfig) -> list[Subject]:
+    """The pipelines as those of an evaluation; how they are drawn is the forgotten one's."""
     original, forgotten, *control = roles(config).values()
-    return PipelineEvaluationConfig(
-        pipeline=forgotten, compare=[original, *control], metrics="change", concept=config.concept,
-        guidance_scale=config.guidance_scale, num_inference_steps=config.num_inference_steps, sampler=config.sampler,
-    )  # fmt: skip
+    return open_subjects([forgotten, original, *control], [], config.drawn_as)
 
 
 def roles(config: AttackConfig) -> dict[str, str]:
@@ -47,8 +43,7 @@ def roles(config: AttackConfig) -> dict[str, str]:
 
 def check_victims(config: AttackConfig, image_size: int | None) -> None:
     """As `check_subjects`; `image_size`: pixels a side that the classifier reads; None: any."""
-    asked = _asked(config)
-    check_subjects(asked, open_subjects(asked), image_size)
+    check_subjects(_subjects(config), image_size, alike=True, variant=None)
 
 
 def load_family(config: AttackConfig, model: str) -> Family:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.conditions import Condition
@@ -60,6 +61,21 @@ class DrawingOptions(Options):
         return SamplingSettings(self.guidance_scale, self.num_inference_steps, self.eval_batch_size)
 
 
+def draw_batch(family: Family, requests: Sequence[Request], settings: SamplingSettings) -> Tensor:
+    """The latents of some requests, drawn at once. Raises FloatingPointError where they are not finite."""
+    latents = family.draw(
+        [request.condition for request in requests],
+        [request.seed for request in requests],
+        settings.guidance_scale,
+        settings.num_inference_steps,
+        [request.negative for request in requests],
+    )
+    if not torch.isfinite(latents).all():
+        asked = requests[0].condition
+        raise FloatingPointError(f"the sampler gave values that are not finite for {asked}; use float32")
+    return latents
+
+
 def draw_samples(
     family: Family,
     requests: Sequence[Request],
@@ -88,17 +104,7 @@ def draw_samples(
         if part_path is not None and part_path.exists():
             continue
         batch = requests[start : start + settings.batch_size]
-        asked = [request.condition for request in batch]
-        latents = family.draw(
-            asked,
-            [request.seed for request in batch],
-            settings.guidance_scale,
-            settings.num_inference_steps,
-            [request.negative for request in batch],
-        )
-        if not torch.isfinite(latents).all():
-            raise FloatingPointError(f"the sampler gave values that are not finite for {asked[0]}; use float32")
-        drawn[start] = SampleSet(latents, asked)
+        drawn[start] = SampleSet(draw_batch(family, batch, settings), [request.condition for request in batch])
         if part_path is not None:
             drawn[start].save(part_path)
     state.wait_for_everyone()

@@ -1,77 +1,51 @@
-"""Has it forgotten, and what did that cost: a classifier reads pictures drawn before and after from the same seeds."""
+"""Has it forgotten, and what did that cost: pictures drawn before and after from the same seeds, read by classifiers.
 
-import math
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+Without a classifier there are the pictures, to be looked at.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from sa_diffusers.core.concepts import Concept
-from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import derive_seed, seeded
-from sa_diffusers.data.replay import spread
 from sa_diffusers.data.sample_set import uniform_noise
-from sa_diffusers.data.sampling import Request, SamplingSettings, draw_samples
+from sa_diffusers.data.sampling import SamplingSettings
+from sa_diffusers.evaluation.drawing import draw_sets
+from sa_diffusers.evaluation.images.sets import ImageSet
 from sa_diffusers.evaluation.intervals import bootstrap_interval, share_interval
-from sa_diffusers.evaluation.judges.classifier import ImageClassifier, entropies, shares_right
+from sa_diffusers.evaluation.judges.classifier import entropies
+from sa_diffusers.evaluation.judging import RIGHT, ClassifierJudge, Values, judge_pictures, worst_class
+from sa_diffusers.evaluation.prompt_sets import Candidate, PromptSet, Purpose, choose
 from sa_diffusers.families import Family
+from sa_diffusers.io.atomic_files import explain_read_errors, load_tensors, save_tensors
 from sa_diffusers.models.precision import autocast_forward
+from sa_diffusers.report.pictures import to_pil, to_uint8
 
 
-METRICS = (
-    "concept_probability",
-    "concept_entropy",
-    "concept_probability_unseen",
-    "concept_rate_when_unnamed",
-    "concept_attribute_accuracy",
-    "retained_accuracy",
-    "retained_worst_accuracy",
-    "retained_probability",
-    "retained_worst_probability",
-    "attribute_accuracy",
-)
+# Means of metrics.json: set, measure, and whether over the class alone that fares worst.
+MEANS = {
+    "concept_probability": ("concept", "concept_probability", False),
+    "concept_entropy": ("concept", "concept_entropy", False),
+    "concept_probability_unseen": ("unseen", "concept_probability", False),
+    "concept_rate_when_unnamed": ("unnamed", "concept_shown", False),
+    "retained_accuracy": ("retained", "accuracy", False),
+    "retained_worst_accuracy": ("retained", "accuracy", True),
+    "retained_probability": ("retained", "probability", False),
+    "retained_worst_probability": ("retained", "probability", True),
+}
+ATTRIBUTES = {"concept_attribute_accuracy": "concept", "attribute_accuracy": "retained"}  # by attribute, of which set
 FLOORS = ("noise_probability", "noise_entropy", "grey_probability", "grey_entropy")
-Measured = tuple[float, tuple[float, float]]  # a mean and its 95 % interval
-Labels = dict[str, str]  # class of each attribute that a prompt names, {"digit": "seven", "ink": "red"}
+GROUPS = {"concept": "Concept", "unseen": "Unseen phrasings", "unnamed": "Not named", "retained": "Retained"}
+SHOWN = 16  # pictures of each group on the page
+Measured = tuple[float | None, tuple[float, float] | None]  # a mean and its 95 % interval
 
 
-@dataclass(frozen=True)
-class JudgedSet:
-    """Prompts of one purpose, with what their pictures should show, and the requests that draw them."""
-
-    requests: list[Request]
-    labels: list[Labels]
-
-
-NOTHING = JudgedSet([], [])
-
-
-@dataclass(frozen=True)
-class Examination:
-    """The prompts that a concept is judged by.
-
-    Attributes:
-        attribute, index: which class of the classifier the concept is.
-        concept: prompts that name it in phrasings of the kind that forgetting saw.
-        unseen: prompts that name it in sentence frames that neither training nor forgetting saw.
-        unnamed: prompts that name no class of the attribute.
-        retained: prompts of every other class.
-    """
-
-    attribute: str
-    index: int
-    concept: JudgedSet = NOTHING
-    unseen: JudgedSet = NOTHING
-    unnamed: JudgedSet = NOTHING
-    retained: JudgedSet = NOTHING
-
-    @property
-    def sets(self) -> dict[str, JudgedSet]:
-        return {name: getattr(self, name) for name in ("concept", "unseen", "unnamed", "retained")}
-
-
-def labelled_classes(classifier: ImageClassifier, labels: Sequence[str]) -> list[dict[str, str]]:
+def labelled_classes(judge: ClassifierJudge, labels: Sequence[str]) -> list[dict[str, str]]:
     """Rows as of `read_labelled_prompts` for a model whose prompts are the names of its classes.
 
     Raises:
@@ -79,135 +53,107 @@ def labelled_classes(classifier: ImageClassifier, labels: Sequence[str]) -> list
     """
     rows = []
     for label in labels:
-        attribute, index = classifier.require_class([label], "Pass one of this model")
-        rows.append({"prompt": label, "form": "seen", attribute: classifier.config.attributes[attribute][index]})
+        attribute, index = judge.classifier.require_class([label])
+        rows.append({"prompt": label, "form": "seen", attribute: judge.classifier.config.attributes[attribute][index]})
     return rows
 
 
 def examination(
-    classifier: ImageClassifier,
+    judge: ClassifierJudge,
     concept: Concept,
     rows: Sequence[dict[str, str]],
     num_concept: int,
     num_class: int,
     num_other: int,
     seed: int,
-) -> Examination:
-    """Choose the prompts; equal arguments choose equal prompts and seeds, before and after.
+) -> dict[str, PromptSet]:
+    """The prompts that a concept is judged by; equal arguments choose equal prompts and seeds, before and after.
+
+    Returns:
+        concept: prompts that name it in phrasings of the kind that forgetting saw; unseen: in sentence frames that
+        neither training nor forgetting saw; unnamed: prompts that name no class of its attribute; retained: prompts of
+        every other class.
 
     Raises:
-        ValueError: the classifier does not know the concept, or the labelled prompts lack a kind that is needed.
+        ValueError: the labelled prompts lack a kind that is needed.
     """
-    attribute, index = classifier.require_class(
-        concept.phrasings, "Set `classifier: []` in a YAML file, or pass one that knows the concept"
-    )
-    known = classifier.config.attributes
-    classes = known[attribute]
+    known, attribute = judge.classifier.config.attributes, judge.attribute
     for row in rows:
         if wrong := [(k, v) for k, v in row.items() if k in known and v not in known[k]]:
             name, value = wrong[0]
             raise ValueError(
                 f"the classifier knows {name} as one of {known[name]}, got {value!r} of {row['prompt']!r}"
             )
+    own = known[attribute][judge.index]
 
-    def choose(purpose: str, candidates: list[dict[str, str]], count: int) -> JudgedSet:
+    def chosen(purpose: Purpose, name: str, candidates: list[dict[str, str]], count: int) -> PromptSet:
         if not candidates and count:
-            raise ValueError(f"the labelled prompts hold none for {purpose!r} of {concept.name!r}")
-        texts = {row["prompt"]: {k: v for k, v in row.items() if k in known} for row in candidates}
-        prompts = spread(list(texts), count, derive_seed(seed, "examination", purpose)) if count else []
-        seeds = [derive_seed(seed, "examination", purpose, i) for i in range(count)]
-        requests = [Request(Condition(p), s) for p, s in zip(prompts, seeds, strict=True)]
-        return JudgedSet(requests, [texts[p] for p in prompts])
+            raise ValueError(f"the labelled prompts hold none for {name!r} of {concept.name!r}")
+        found = [Candidate(row["prompt"], {k: v for k, v in row.items() if k in known}) for row in candidates]
+        seed_of = partial(derive_seed, seed, "examination", name)
+        return choose(purpose, found, count, seed_of(), seed_of)
 
     seen = [row for row in rows if row["form"] == "seen"]
-    naming = [r for r in rows if r.get(attribute) == classes[index] and concept.named_in(r["prompt"])]
+    naming = [row for row in rows if row.get(attribute) == own and concept.named_in(row["prompt"])]
     retained = [
-        choose(f"retained {name}", [row for row in seen if row.get(attribute) == name], num_class)
-        for position, name in enumerate(classes)
-        if position != index
+        chosen("keeps", f"retained {name}", [row for row in seen if row.get(attribute) == name], num_class)
+        for name in known[attribute]
+        if name != own
     ]
-    return Examination(
-        attribute,
-        index,
-        concept=choose("concept", [row for row in naming if row["form"] == "seen"], num_concept),
-        unseen=choose("unseen", [row for row in naming if row["form"] == "held_out"], num_other),
-        unnamed=choose("unnamed", [row for row in rows if attribute not in row], num_other),
-        retained=JudgedSet(
-            [r for part in retained for r in part.requests], [x for part in retained for x in part.labels]
-        ),
-    )
+    return {
+        "concept": chosen("asks", "concept", [row for row in naming if row["form"] == "seen"], num_concept),
+        "unseen": chosen("asks", "unseen", [row for row in naming if row["form"] == "held_out"], num_other),
+        "unnamed": chosen("open", "unnamed", [row for row in rows if attribute not in row], num_other),
+        "retained": sum(retained, PromptSet("keeps", [], [])),
+    }
 
 
-def draw_sets(family: Family, sets: dict[str, JudgedSet], settings: SamplingSettings) -> dict[str, Tensor]:
-    """Images [N, 3, H, W] in [-1, 1] of each set, by its name."""
-    images = {}
-    for name, judged in sets.items():
-        if not judged.requests:
-            images[name] = torch.empty(0, 3, family.resolution, family.resolution)
-            continue
-        latents = draw_samples(family, judged.requests, settings, description=f"evaluate: {name}").latents
-        images[name] = torch.cat([family.decode(part) for part in latents.split(settings.batch_size)])
-    return images
-
-
-def measure(classifier: ImageClassifier, exam: Examination, images: dict[str, Tensor]) -> tuple[dict, dict]:
+def measure(
+    judge: ClassifierJudge, sets: Mapping[str, PromptSet], pictures: Mapping[str, ImageSet]
+) -> tuple[dict, dict]:
     """Numbers and 95 % intervals of one model; every key stands in both, None where there is nothing to measure."""
-    read = {name: classifier.probabilities(part) for name, part in images.items() if len(part)}
-    own = {name: part[exam.attribute] for name, part in read.items()}
-    groups = {name: _groups(exam.sets[name], exam.attribute, len(part)) for name, part in own.items()}
-    found: dict[str, Measured | dict[str, Measured]] = {}
+    return summarise(judge.attribute, sets, judge_pictures([judge], sets, pictures))
 
-    def mean(name: str, values: Tensor) -> Measured:
-        """Of values in [0, 1] of a set's pictures, NaN where they say nothing; Wilson's, as it holds near 0 and 1."""
-        said = values.isfinite()
-        values, of = values[said].clamp(0, 1), [groups[name][row] for row in said.nonzero()[:, 0].tolist()]
-        return values.mean().item(), share_interval(values, of)
 
-    def attributes(name: str) -> dict[str, Measured]:
-        """The share that shows each attribute named, beside the concept's own."""
-        labels, named = exam.sets[name].labels, classifier.named(read[name])
-        others = [other for other in named if other != exam.attribute and any(other in label for label in labels)]
-        return {other: mean(name, shares_right(named, labels, [other])) for other in others}
+def summarise(
+    attribute: str, sets: Mapping[str, PromptSet], read: Values
+) -> tuple[dict[str, float | dict | None], dict]:
+    """As `measure`, of what a classifier has read in each picture."""
 
-    if "concept" in own:
-        found["concept_probability"] = mean("concept", own["concept"][:, exam.index])
-        values = entropies(own["concept"])
-        found["concept_entropy"] = values.mean().item(), bootstrap_interval(values, groups=groups["concept"])
-        found["concept_attribute_accuracy"] = attributes("concept")
-    if "unseen" in own:
-        found["concept_probability_unseen"] = mean("unseen", own["unseen"][:, exam.index])
-    if "unnamed" in own:
-        found["concept_rate_when_unnamed"] = mean("unnamed", (own["unnamed"].argmax(1) == exam.index).double())
-    if "retained" in own:
-        classes = classifier.config.attributes[exam.attribute]
-        asked = torch.tensor([classes.index(label[exam.attribute]) for label in exam.retained.labels])
-        right = (own["retained"].argmax(1) == asked).double()
-        for key, values in (("accuracy", right), ("probability", own["retained"].gather(1, asked[:, None])[:, 0])):
-            found[f"retained_{key}"] = mean("retained", values)
-            # The interval of this class alone: that it was chosen for being the worst is not accounted for.
-            of_class = [mean("retained", values.where(asked == index, math.nan)) for index in asked.unique()]
-            found[f"retained_worst_{key}"] = min(of_class, key=lambda part: part[0])
-        found["attribute_accuracy"] = attributes("retained")
-    values, intervals = {}, {}
-    for key in METRICS:
-        value = found.get(key) or (None, None)  # no attribute beside the concept's: null, as for nothing measured
-        nested = isinstance(value, dict)
-        values[key] = {name: pair[0] for name, pair in value.items()} if nested else value[0]
-        intervals[key] = {name: pair[1] for name, pair in value.items()} if nested else value[1]
-    values["num_images"] = sum(len(part) for part in images.values())
+    def mean(name: str, measure: str, of_worst: bool = False) -> Measured:
+        values = read.get(name, {}).get(measure, torch.empty(0))
+        rows = values.isfinite().nonzero()[:, 0].tolist()
+        if not rows:
+            return None, None
+        if of_worst:
+            rows = worst_class(values, [labels.get(attribute) for labels in sets[name].labels])[1]
+        groups, interval = _groups(sets[name], attribute), share_interval
+        if measure == "concept_entropy":
+            interval = bootstrap_interval
+        else:
+            values = values.clamp(0, 1)  # but for rounding they are
+        return values[rows].mean().item(), interval(values[rows], groups=[groups[row] for row in rows])
+
+    found = {key: mean(*of) for key, of in MEANS.items()}
+    values, intervals = ({key: pair[i] for key, pair in found.items()} for i in (0, 1))
+    for key, name in ATTRIBUTES.items():
+        parts = {m.removeprefix(RIGHT): mean(name, m) for m in read.get(name, {}) if m.startswith(RIGHT)}
+        for side, i in ((values, 0), (intervals, 1)):
+            # No attribute beside the concept's: null, as for nothing measured.
+            side[key] = {part: pair[i] for part, pair in parts.items() if pair[0] is not None} or None
     return values, intervals
 
 
-def _groups(judged: JudgedSet, attribute: str, count: int) -> Sequence[Hashable]:
+def _groups(prompts: PromptSet, attribute: str) -> Sequence[Hashable]:
     """What each picture shares with others: its prompt. Where each class has but one, as if it were its only picture.
 
     Classes are all that there are, of prompts there might be others: so the names of classes are no sample of prompts.
     """
-    prompts, classes = [r.condition for r in judged.requests], [label.get(attribute) for label in judged.labels]
-    return range(count) if len(set(prompts)) <= len(set(classes)) else prompts
+    classes = {labels.get(attribute) for labels in prompts.labels}
+    return range(len(prompts)) if len(set(prompts.prompts)) <= len(classes) else prompts.prompts
 
 
-def floors(family: Family, classifier: ImageClassifier, exam: Examination, count: int, seed: int) -> dict[str, float]:
+def floors(family: Family, judge: ClassifierJudge, count: int, seed: int) -> dict[str, float]:
     """What the classifier says of pictures with nothing in them: what a concept forgotten to noise should come to.
 
     Uniform noise and flat grey, through the autoencoder of latents where the family has one. Returns the mean
@@ -220,8 +166,8 @@ def floors(family: Family, classifier: ImageClassifier, exam: Examination, count
             family.decode(family.encode(part, seeded(seed, "floor", 64 * i)))
             for i, part in enumerate(images.split(64))
         ]
-        probabilities = classifier.probabilities(torch.cat(parts))[exam.attribute]
-        found[f"{name}_probability"] = probabilities[:, exam.index].mean().item()
+        probabilities = judge.classifier.probabilities(torch.cat(parts))[judge.attribute]
+        found[f"{name}_probability"] = probabilities[:, judge.index].mean().item()
         found[f"{name}_entropy"] = entropies(probabilities).mean().item()
     return found
 
@@ -237,3 +183,74 @@ def replay_loss(family: Family, replay, count: int, seed: int) -> float:
         with torch.no_grad(), autocast_forward(family.module, family.compute_dtype):
             values += family.loss(family.module, batch, terms, family.loss.sample_noise(batch, generator)).tolist()
     return sum(values) / len(values)
+
+
+@dataclass
+class Findings:
+    """What one model was found to do: numbers, 95 % intervals, and some of the pictures behind them.
+
+    Attributes:
+        values, intervals: by metric; None where nothing could be measured.
+        pictures: uint8 [N, 3, H, W]; `captions` are (group, prompt) of each.
+        by_classifier: the numbers of each further classifier, by its name.
+        key: what decided all this: the model's hashes, prompts, seeds, sampler, classifiers.
+    """
+
+    values: dict
+    intervals: dict
+    pictures: Tensor
+    captions: list[tuple[str, str]]
+    by_classifier: dict[str, dict]
+    key: dict = field(default_factory=dict)
+
+    def check(self, key: dict) -> "Findings":
+        """Itself. Raises ValueError, naming what differs, when it was found under another key."""
+        differing = sorted(name for name in self.key | key if self.key.get(name) != key.get(name))
+        if differing:
+            raise ValueError(f"the evaluation to reuse was made with other {', '.join(differing)}; omit --before")
+        return self
+
+    def save(self, path: Path) -> None:
+        header = {k: getattr(self, k) for k in ("values", "intervals", "captions", "by_classifier", "key")}
+        save_tensors({"pictures": self.pictures}, path, findings=header)
+
+    @classmethod
+    def load(cls, path: Path) -> "Findings":
+        """Read a file written by `save`. Raises DamagedFile."""
+        tensors, notes = load_tensors(path)
+        with explain_read_errors(path):
+            return cls(**tensors, **notes["findings"])
+
+
+def examine(
+    family: Family,
+    sets: Mapping[str, PromptSet],
+    judges: Mapping[str, ClassifierJudge],
+    settings: SamplingSettings,
+    seed: int,
+) -> Findings:
+    """Draw the pictures of all sets and let every judge read them; the first one's numbers come first."""
+    pictures, results, drawn = draw_sets(family, sets, settings), {}, {"num_images": sum(map(len, sets.values()))}
+    for name, judge in judges.items():
+        values, intervals = measure(judge, sets, pictures)
+        values |= floors(family, judge, 256, seed) | {"classifier_accuracy": judge.accuracy}
+        results[name] = values | drawn, intervals
+    nothing = dict.fromkeys((*MEANS, *ATTRIBUTES, *FLOORS, "classifier_accuracy"))
+    values, intervals = results.pop(next(iter(judges))) if judges else (nothing | drawn, nothing)
+    shown = {name: spread_rows(len(part), SHOWN) for name, part in sets.items() if part.requests}
+    captions = [(GROUPS[name], sets[name].prompts[row]) for name, rows in shown.items() for row in rows]
+    some = torch.cat([pictures[name].images(rows) for name, rows in shown.items()])
+    return Findings(values, intervals, to_uint8(some), captions, {name: v for name, (v, _) in results.items()})
+
+
+def spread_rows(total: int, count: int) -> list[int]:
+    """At most `count` indices spread evenly over `total`, so that every retained class is among the pictures."""
+    return torch.linspace(0, total - 1, min(count, total)).long().tolist()
+
+
+def pairs(before: Findings, after: Findings) -> list[dict]:
+    """Pictures of the same prompt and seed side by side, as `report` takes them."""
+    rows = zip(before.captions, before.pictures, after.pictures, strict=True)
+    return [
+        {"group": g, "prompt": p or "(empty prompt)", "before": to_pil(b), "after": to_pil(a)} for (g, p), b, a in rows
+    ]

@@ -4,9 +4,6 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib.style
-from matplotlib.figure import Figure
-
 
 # title of a panel: {key in the history: label of its line}
 PANELS = {
@@ -22,6 +19,9 @@ def curves_png(history: Sequence[Mapping[str, Any]], dark: bool = False) -> byte
     Args:
         history: {"step": int} and values by the keys of PANELS; one that is missing or None leaves a gap.
     """
+    import matplotlib.style  # takes most of a second
+    from matplotlib.figure import Figure
+
     keys = [key for lines in PANELS.values() for key in lines]
     series = {key: [(row["step"], row[key]) for row in history if row.get(key) is not None] for key in keys}
     panels = [title for title, lines in PANELS.items() if title != "Forgetting" or any(map(series.get, lines))]

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from sa_diffusers.report.tables import aligned, bracket
+
 
 # key in metrics.json: (label, format, what it says). Rates are fractions of 1, shown in per cent.
 METRICS = {
@@ -53,7 +55,7 @@ def _cell(value: Any, interval: Sequence[float] | None, spec: str) -> str:
     """Format a value and its 95 % interval: 0.975, [0.96, 0.99] -> "97.5% [96.0%, 99.0%]"."""
     if not isinstance(value, int | float):
         return "–" if value is None else str(value)
-    return f"{value:{spec}}" + (f" [{interval[0]:{spec}}, {interval[1]:{spec}}]" if interval else "")
+    return f"{value:{spec}}" + (f" {bracket(interval, spec)}" if interval else "")
 
 
 def metric_rows(metrics: Mapping[str, Any]) -> list[MetricRow]:
@@ -81,6 +83,4 @@ def metric_rows(metrics: Mapping[str, Any]) -> list[MetricRow]:
 
 def metrics_table(metrics: Mapping[str, Any]) -> str:
     """The table of `metric_rows` as aligned plain text for a terminal, without the explanations."""
-    lines = [("", "before", "after"), *((row.label, row.before, row.after) for row in metric_rows(metrics))]
-    widths = [max(len(line[column]) for line in lines) for column in range(3)]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+    return aligned([("", "before", "after"), *((row.label, row.before, row.after) for row in metric_rows(metrics))])

@@ -78,6 +78,18 @@ def embed(image: Image.Image, blurred: bool = False) -> dict[str, Any]:
     return {"uri": data_uri(buffer.getvalue()), "small": small}
 
 
+def figure(
+    images: Mapping[str, Image.Image], prompt: str | None, remark: str = "", blurred: bool = False
+) -> dict[str, Any]:
+    """Pictures beside each other, by their labels, as a page's strip takes them; see `embed`.
+
+    Args:
+        prompt, remark: the caption; None: there is none.
+    """
+    tiles = [{"label": label, **embed(image, blurred)} for label, image in images.items()]
+    return {"tiles": tiles, "prompt": prompt, "remark": remark}
+
+
 def by_group(pairs: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
     """Pairs by their "group", groups in the order of their first appearance."""
     names = dict.fromkeys(pair["group"] for pair in pairs)

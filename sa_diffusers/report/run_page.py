@@ -8,7 +8,7 @@ from typing import Any
 from sa_diffusers.report.curves import curves_png
 from sa_diffusers.report.metrics_table import metric_rows
 from sa_diffusers.report.page import write_page
-from sa_diffusers.report.pictures import by_group, data_uri, embed
+from sa_diffusers.report.pictures import by_group, data_uri, figure
 
 
 def write_report(
@@ -31,13 +31,16 @@ def write_report(
         said: title; summary, the result in words; seconds, of wall-clock by stage, where a list under "reused" names
             those that were not computed again; fisher, its metadata or None; notes, one sentence each.
     """
-    pictures = [{**pair, "before": embed(pair["before"]), "after": embed(pair["after"])} for pair in pairs]
+    groups = {
+        name: [figure({side: pair[side] for side in ("before", "after")}, pair["prompt"]) for pair in part]
+        for name, part in by_group(pairs).items()
+    }
     write_page(
         path,
         "report.html.j2",
         rows=metric_rows(metrics),
         with_intervals="intervals" in metrics,
-        groups=by_group(pictures),
+        groups=groups,
         curves={theme: data_uri(curves_png(history, theme == "dark")) for theme in ("light", "dark")},
         history=history,
         amounts=amounts or {},

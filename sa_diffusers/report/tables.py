@@ -1,6 +1,7 @@
 """Tables of values as Markdown, and what a value looks like in one."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 
@@ -20,6 +21,17 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]], spec: s
     """
     cells = [[cell(value, spec, missing).replace("|", "\\|") for value in row] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in [header, ["---"] * len(header), *cells])
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of any lengths for a terminal, in columns."""
+    widths = [max(map(len, column)) for column in zip_longest(*rows, fillvalue="")]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def bracket(interval: Sequence[float], spec: str) -> str:
+    """An interval as tables show it: "[96.0%, 99.0%]"."""
+    return f"[{interval[0]:{spec}}, {interval[1]:{spec}}]"
 
 
 def flatten(values: Mapping[str, Any]) -> dict[str, Any]:

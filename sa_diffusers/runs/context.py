@@ -6,8 +6,8 @@ from typing import Any
 
 from sa_diffusers import methods
 from sa_diffusers.core.concepts import Concept, mentions, split_phrasings
-from sa_diffusers.evaluation.forgetting import Examination
-from sa_diffusers.evaluation.judges.classifier import ImageClassifier
+from sa_diffusers.evaluation.judging import ClassifierJudge
+from sa_diffusers.evaluation.prompt_sets import PromptSet
 from sa_diffusers.families import Family
 from sa_diffusers.io.forgotten import said_of
 from sa_diffusers.io.model_names import base_name
@@ -17,16 +17,17 @@ from sa_diffusers.runs.options import RunOptions
 
 @dataclass
 class Inputs:
-    """The concept, the prompts, and by the name of each classifier the classifier and the prompts it judges by.
+    """The concept, the prompts, and what the model is judged by: sets of prompts, and classifiers by their names.
 
+    Without a classifier the pictures of the sets are there to be looked at.
     `notes` are what the plan says of them.
     """
 
     concept: Concept
     prompts: list[str]
     templates: list[str]
-    classifiers: dict[str, ImageClassifier]
-    exams: dict[str, Examination]
+    judges: dict[str, ClassifierJudge]
+    sets: dict[str, PromptSet]
     notes: list[str] = field(default_factory=list)
 
 

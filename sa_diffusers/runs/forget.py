@@ -166,8 +166,8 @@ def _run(options: RunOptions, pipeline: DiffusionPipeline | None, inputs: Inputs
     # A caller's pipeline may lie anywhere, and accelerate trains where it chooses.
     with kept_state(parts), on_device(trained, process_state().device):
         family = get_family(pipeline, sampler=options.sampler, compute_dtype=compute_dtype(options.mixed_precision))
-        for classifier in inputs.classifiers.values():
-            classifier.require_size(family.resolution)
+        for judge in inputs.judges.values():
+            judge.classifier.require_size(family.resolution)
         context = RunContext(options, inputs, family, output_dir, forgotten=earlier)
         check_run(context)
         with _prepared(family, options):
@@ -175,7 +175,7 @@ def _run(options: RunOptions, pipeline: DiffusionPipeline | None, inputs: Inputs
                 "model": Artifact(pipeline, pipeline_hashes(pipeline)),
                 "prompts": Artifact(inputs.prompts, content_fingerprint(inputs.prompts)),
                 "templates": Artifact(inputs.templates, content_fingerprint(inputs.templates)),
-                "exam": Artifact(inputs.exams, exam_content(inputs)),
+                "exam": Artifact(inputs.sets, exam_content(inputs)),
             }
             return _run_stages(context)
 

@@ -2,12 +2,14 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
 from sa_diffusers import methods
 from sa_diffusers.core.concepts import Concept
+from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.concepts import check_surrogate, find_concept
 from sa_diffusers.data.images import image_paths, load_image
 from sa_diffusers.data.prompts import (
@@ -17,14 +19,18 @@ from sa_diffusers.data.prompts import (
     read_templates,
     within_limit,
 )
+from sa_diffusers.data.replay import concept_captions, spread
 from sa_diffusers.evaluation.forgetting import examination, labelled_classes
-from sa_diffusers.evaluation.judges.load_classifier import load_classifier
+from sa_diffusers.evaluation.judging import ClassifierJudge
+from sa_diffusers.evaluation.prompt_sets import Candidate, PromptSet
 from sa_diffusers.io.artifacts import Stage as Marker
 from sa_diffusers.io.artifacts import StageMismatch
 from sa_diffusers.io.atomic_files import ArtifactError, remove_leftovers
-from sa_diffusers.io.processes import process_state
 from sa_diffusers.runs.context import Inputs
 from sa_diffusers.runs.options import RunOptions
+
+
+LOOKED_AT = 16  # pictures of each kind where no classifier judges
 
 
 def read_concept(options: RunOptions) -> Concept:
@@ -94,21 +100,42 @@ def read_inputs(
             f"every prompt of {options.replay_prompts} mentions {concept.name!r}: there is nothing to keep; pass "
             "other --replay_prompts"
         )
-    classifiers, exams = {}, {}
-    rows = read_labelled_prompts(options.eval_prompts) if options.eval_prompts else []
-    if options.classifier and not options.eval_prompts and labels is None:
-        raise ValueError("a classifier needs eval_prompts: labelled prompts for pictures that it can judge")
-    for name in options.classifier:
-        classifiers[name] = load_classifier(name).to(process_state().device)
-        counts = (options.eval_images_concept, options.eval_images_class, options.eval_images_other)
-        if labels is not None:  # every prompt has been seen, and names a class
-            rows, counts = labelled_classes(classifiers[name], labels), (*counts[:2], 0)
-        exams[name] = examination(classifiers[name], concept, rows, *counts, seed=options.seed)
     every = ["{}"] if labels else concept_templates(concept, prompts, options.concept_templates)
     templates = every if labels else within_limit(every, concept, find_tokenizer())
     cut = f"{len(every) - len(templates)} of {len(every)} templates left out: the text encoder does not read so far"
     notes = [cut] if len(templates) < len(every) else []
-    return Inputs(concept, prompts, templates, classifiers, exams, notes)
+    if options.classifier:
+        judges, sets = _judges_and_sets(options, concept, labels)
+    else:
+        judges, sets = {}, _sets_to_look_at(concept, prompts, templates, options.seed)
+    return Inputs(concept, prompts, templates, judges, sets, notes)
+
+
+def _judges_and_sets(
+    options: RunOptions, concept: Concept, labels: list[str] | None
+) -> tuple[dict[str, ClassifierJudge], dict[str, PromptSet]]:
+    if not options.eval_prompts and labels is None:
+        raise ValueError("a classifier needs eval_prompts: labelled prompts for pictures that it can judge")
+    judges = {name: ClassifierJudge.load(name, concept.phrasings) for name in options.classifier}
+    first, *others = judges.values()
+    if any((one.attribute, set(one.classes)) != (first.attribute, set(first.classes)) for one in others):
+        raise ValueError("the classifiers of a run name the concept's classes differently; pass ones that agree")
+    counts = [options.eval_images_concept, options.eval_images_class]
+    if labels is not None:  # every prompt has been seen, and names a class
+        rows, counts = labelled_classes(first, labels), [*counts, 0]
+    else:
+        rows, counts = read_labelled_prompts(options.eval_prompts), [*counts, options.eval_images_other]
+    return judges, examination(first, concept, rows, *counts, seed=options.seed)
+
+
+def _sets_to_look_at(concept: Concept, prompts: list[str], templates: list[str], seed: int) -> dict[str, PromptSet]:
+    asking = [caption for caption, _ in concept_captions(templates, concept, LOOKED_AT, seed)]
+    others = [prompt for prompt in spread(prompts, LOOKED_AT * 2, seed) if prompt][:LOOKED_AT]
+    drawn = {"concept": ("asks", "look", asking), "retained": ("keeps", "look at others", others)}
+    return {
+        name: PromptSet.seeded(purpose, list(map(Candidate, texts)), partial(derive_seed, seed, what))
+        for name, (purpose, what, texts) in drawn.items()
+    }
 
 
 def _check_labels(options: RunOptions, concept: Concept, prompts: list[str], labels: list[str]) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
-from sa_diffusers.evaluation.before_after import pairs
+from sa_diffusers.evaluation.forgetting import pairs
 from sa_diffusers.io.artifacts import fingerprint
 from sa_diffusers.io.atomic_files import write_json
 from sa_diffusers.io.configuration import public_values
@@ -133,7 +133,7 @@ def _notes(context: RunContext) -> list[str]:
     ]
     if context.options.lora_rank:
         notes.append("The adapter alone lies in lora/; the pipeline has it fused in.")
-    if not context.inputs.exams:
+    if not context.inputs.judges:
         notes.insert(
             0, "No classifier was given: judge by the pictures, and by the change of the loss on replay samples."
         )

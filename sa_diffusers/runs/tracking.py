@@ -6,12 +6,10 @@ from pathlib import Path
 
 import torch
 
-from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import derive_seed
-from sa_diffusers.data.replay import concept_captions, spread
-from sa_diffusers.data.sampling import Request
-from sa_diffusers.evaluation.before_after import look
-from sa_diffusers.evaluation.forgetting import Examination, JudgedSet, draw_sets, measure
+from sa_diffusers.evaluation.drawing import draw_sets
+from sa_diffusers.evaluation.forgetting import measure, spread_rows
+from sa_diffusers.evaluation.prompt_sets import PromptSet
 from sa_diffusers.families import Family
 from sa_diffusers.io.loading import copy_pipeline, save_pipeline
 from sa_diffusers.io.processes import process_state
@@ -22,7 +20,7 @@ from sa_diffusers.training.lora import fuse_lora
 
 
 SNAPSHOTS = "snapshots"  # folder of the pipelines that training passes through
-LOOKED_AT = 16  # pictures of each kind where no classifier judges
+TRACKED = ("concept_probability", "retained_accuracy", "retained_worst_accuracy")
 
 
 def tracker(context: RunContext) -> Callable[[int, dict], bool] | None:
@@ -34,25 +32,19 @@ def tracker(context: RunContext) -> Callable[[int, dict], bool] | None:
     if config.callback_steps is None:
         return None
     half = max(1, config.track_images // 2)
+    asked = {name: inputs.sets[name] for name in ("concept", "retained")}
+    sets = {name: _tracked(part, half) for name, part in asked.items()}
 
     def track(step: int, row: dict) -> bool:
         if step in config.snapshot_steps and process_state().is_main_process:
             save_snapshot(family, config, output_dir / SNAPSHOTS / f"step_{step:06d}")
         if not config.track_steps or step % config.track_steps:
             return False
-        if inputs.exams:
-            name, exam = next(iter(inputs.exams.items()))
-            concept, retained = _first(exam.concept, half), _first(exam.retained, half)
-            exam = Examination(exam.attribute, exam.index, concept, retained=retained)
-            images = draw_sets(family, exam.sets, config.judged)
-            values, _ = measure(inputs.classifiers[name], exam, images)
-            row |= {
-                key: values[key] for key in ("concept_probability", "retained_accuracy", "retained_worst_accuracy")
-            }
-            sheet = torch.cat([images["concept"], images["retained"]])
-        else:
-            findings = look(family, *(r[:half] for r in requests_to_look_at(context)), config.judged)
-            sheet = findings.pictures.float() / 127.5 - 1
+        pictures = draw_sets(family, sets, config.judged)
+        for judge in list(inputs.judges.values())[:1]:
+            values, _ = measure(judge, sets, pictures)
+            row |= {key: values[key] for key in TRACKED}
+        sheet = torch.cat([part.images(range(len(part))) for part in pictures.values() if len(part)])
         save_contact_sheet(sheet[:64], output_dir / "progress" / f"step_{step:06d}.png")
         return config.early_stop is not None and row["concept_probability"] <= config.early_stop
 
@@ -69,21 +61,11 @@ def save_snapshot(family: Family, config: RunOptions, folder: Path) -> None:
     module.to("cpu")  # it and its autocast forward pass hold each other, and the device has no room for that
 
 
-def requests_to_look_at(context: RunContext) -> tuple[list[Request], list[Request]]:
-    config, inputs = context.options, context.inputs
-    captions = [c for c, _ in concept_captions(inputs.templates, inputs.concept, LOOKED_AT, config.seed)]
-    others = [prompt for prompt in spread(inputs.prompts, LOOKED_AT * 2, config.seed) if prompt][:LOOKED_AT]
-    concept = [Request(Condition(prompt), derive_seed(config.seed, "look", i)) for i, prompt in enumerate(captions)]
-    return concept, [
-        Request(Condition(p), derive_seed(config.seed, "look at others", i)) for i, p in enumerate(others)
-    ]
-
-
-def _first(judged: JudgedSet, count: int) -> JudgedSet:
+def _tracked(prompts: PromptSet, count: int) -> PromptSet:
     """`count` of them spread evenly, so that every retained class is among them, from seeds of their own.
 
     The run ends when these pictures say so: those of the examination must not have chosen what they judge.
     """
-    picked = torch.linspace(0, len(judged.requests) - 1, min(count, len(judged.requests))).long().tolist()
-    requests = [replace(r, seed=derive_seed(r.seed, "tracked")) for r in (judged.requests[i] for i in picked)]
-    return JudgedSet(requests, [judged.labels[i] for i in picked])
+    part = prompts.take(spread_rows(len(prompts), count))
+    requests = [replace(request, seed=derive_seed(request.seed, "tracked")) for request in part.requests]
+    return replace(part, requests=requests)

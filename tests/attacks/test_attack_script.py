@@ -91,7 +91,7 @@ def test_a_run_says_what_was_found_and_is_reused(models, tmp_path, monkeypatch):
     assert str(tmp_path) not in page and str(Path(models["forgotten"]).parent) not in page  # folders of this machine
     # Targets, and before and after of each model.
     assert page.count("data:image/png") == 3 + 3 * 2 * 5
-    assert 'class="card small"' in page and "blurred" not in page
+    assert page.count(' class="small">') == 3 + 3 * 2 * 5 and "blurred" not in page
     assert (
         "95 % interval" in page and "share read as it" in page and "found words" not in page and "2 restarts" in page
     )
@@ -106,8 +106,13 @@ def test_a_run_says_what_was_found_and_is_reused(models, tmp_path, monkeypatch):
         for changes in ({"steps": 3}, {"seed": 1}, {"guidance_scale": 1.0}, {"original": models["control"]}):
             with pytest.raises(StageMismatch, match="holds the stage"):
                 run_attack(configure(models, tmp_path, **changes))
-    # Asked to, it replaces them, and the pictures with them.
-    changed = run_attack(configure(models, tmp_path, control=None, steps=6, learning_rate=2.0, overwrite=True))
+
+
+@pytest.mark.slow
+def test_asked_to_it_replaces_what_was_found_and_the_pictures_with_it(models, tmp_path):
+    options = {"control": None, "num_restarts": 1}
+    result = run_attack(configure(models, tmp_path, **options))
+    changed = run_attack(configure(models, tmp_path, learning_rate=2.0, overwrite=True, **options))
     check_by_hand(changed, models, tmp_path)
     assert changed["models"]["forgotten"]["after_mean"] != result["models"]["forgotten"]["after_mean"]
 
@@ -122,8 +127,9 @@ def check_by_hand(result: dict, models: dict[str, str], folder: Path) -> None:
     entry = result["models"]["forgotten"]
     family = get_family(load_pipeline(models["forgotten"], None, None, "float32"))
     seeds = [derive_seed(0, "attack picture", index) for index in range(5)]
-    founds = [FoundEmbedding.load(folder / "forgotten" / f"embedding-{i}.safetensors") for i in range(2)]
-    assert not torch.equal(founds[0].vectors, founds[1].vectors)
+    count = len(entry["restarts"])
+    founds = [FoundEmbedding.load(folder / "forgotten" / f"embedding-{i}.safetensors") for i in range(count)]
+    assert count == 1 or not torch.equal(founds[0].vectors, founds[1].vectors)
     means = []
     for found, restart in zip(founds, entry["restarts"], strict=True):
         images = family.decode(draw_found(family, found, TEMPLATES, seeds, 2.0, 2))
@@ -134,7 +140,7 @@ def check_by_hand(result: dict, models: dict[str, str], folder: Path) -> None:
         surely, perhaps = (sum(p > limit for p in probabilities) for limit in (0.501, 0.499))
         assert any(restart["share"] == pytest.approx(count / 5) for count in range(surely, perhaps + 1))
         assert restart["losses"] == found.losses
-    assert entry["after_mean"]["probability"] == pytest.approx(sum(means) / 2, abs=1e-3)
+    assert entry["after_mean"]["probability"] == pytest.approx(sum(means) / count, abs=1e-3)
     interval = wilson_interval(entry["after_mean"]["probability"], 5)
     assert entry["after_mean"]["probability_interval"] == pytest.approx(interval)
     assert means[entry["best"]] == pytest.approx(max(means), abs=1e-3)
@@ -157,6 +163,7 @@ def test_targets_reach_another_autoencoder_as_pictures(models, tmp_path):
     assert (encoded - run.targets).abs().max() > 0.1
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on(models, tmp_path, monkeypatch):
     config = configure(models, tmp_path, control=None, classifier=None, attack="text", num_tokens=2)
     attacks, original = [], attack_stages.attack_text
@@ -294,8 +301,8 @@ def test_pictures_are_drawn_as_by_the_run_that_made_the_pipeline(models, tmp_pat
         config = complete(configure(models, tmp_path, **changes))
         return config.guidance_scale, config.num_inference_steps, config.sampler
 
-    # Of no run: as pipelines of a small tokenizer; what was said goes before all.
-    assert drawing(**unsaid) == (2.5, 10, "dpmsolver++")
+    # Of no run: as its kind; what was said goes before all.
+    assert drawing(**unsaid) == (7.5, 20, "dpmsolver++")
     assert drawing(forgotten=str(tmp_path / "made"), **unsaid) == (3.5, 2, "ddim")
     said = {"guidance_scale": 1.0, "sampler": "pipeline", "num_inference_steps": None}
     assert drawing(forgotten=str(tmp_path / "made"), **said) == (1.0, 2, "pipeline")

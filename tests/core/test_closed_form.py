@@ -129,6 +129,13 @@ def start(run_cheaply):
 
 
 @pytest.fixture(scope="module")
+def shared(start, tmp_path_factory) -> dict[str, str]:
+    """Options that take samples and Fisher from a run that made them."""
+    folder = start(tmp_path_factory.mktemp("shared") / "run").output_dir
+    return {"samples": str(folder / "samples"), "fisher": str(folder / "fisher.safetensors")}
+
+
+@pytest.fixture(scope="module")
 def edited(run_cheaply, tmp_path_factory) -> dict[str, torch.Tensor]:
     """The weights after the edit alone."""
     return state(run_cheaply(tmp_path_factory.mktemp("edited") / "run", method="uce").pipeline.unet)
@@ -136,17 +143,17 @@ def edited(run_cheaply, tmp_path_factory) -> dict[str, torch.Tensor]:
 
 @pytest.mark.usefixtures("few_pictures")
 class TestRuns:
-    @pytest.mark.parametrize("lora_rank", [None, 8])
-    def test_no_step_is_the_edit_and_ewc_holds_to_the_model_before(self, lora_rank, start, edited, tmp_path):
-        run = start(tmp_path / "run", lora_rank=lora_rank, learning_rate=1e-9)
+    @pytest.mark.parametrize("lora_rank", [pytest.param(None, marks=pytest.mark.slow), 8])
+    def test_no_step_is_the_edit_and_ewc_holds_to_the_model_before(self, lora_rank, start, shared, edited, tmp_path):
+        run = start(tmp_path / "run", lora_rank=lora_rank, learning_rate=1e-9, **shared)
         history = json.loads((run.output_dir / "history.json").read_text())
         assert history[0]["ewc_penalty"] > 0  # the distance of the edit; without one it is exactly 0 at the first step
         assert_close(state(run.pipeline.unet), edited, rtol=1e-3, atol=1e-4)
 
     @pytest.mark.parametrize("replay_target", ["model", "noise"])  # with "noise" EWC copies its anchor itself
-    def test_training_goes_on_from_there(self, replay_target, start, edited, tmp_path):
+    def test_training_goes_on_from_there(self, replay_target, start, shared, edited, tmp_path):
         """And the frozen teacher is the model before the edit: under a prompt to keep its target has not moved."""
-        options = {"num_train_steps": 1, "replay_negative": "none", "replay_target": replay_target}
+        options = {"num_train_steps": 1, "replay_negative": "none", "replay_target": replay_target} | shared
         run, plain = (start(tmp_path / name, start=name, **options) for name in ("edit", "model"))
         first, other = (json.loads((o.output_dir / "history.json").read_text())[0] for o in (run, plain))
         assert other["ewc_penalty"] == 0 < first["ewc_penalty"]
@@ -156,22 +163,25 @@ class TestRuns:
         assert {name for name in moved if name.endswith(EDITED)} and {n for n in moved if not n.endswith(EDITED)}
         assert "UCE's edit at erase scale 1" in (run.output_dir / "pipeline" / "README.md").read_text()
 
-    def test_it_resumes(self, start, tmp_path, monkeypatch):
-        whole = start(tmp_path / "whole", checkpointing_steps=1, ema_decay=0.5)
+    @pytest.mark.slow
+    def test_it_resumes(self, start, shared, tmp_path, monkeypatch):
+        options = {"checkpointing_steps": 1, "ema_decay": 0.5} | shared
+        whole = start(tmp_path / "whole", **options)
         with monkeypatch.context() as patch:
             patch.setattr(training.Optimisation, "finish", interrupted)
             with pytest.raises(KeyboardInterrupt):
-                start(tmp_path / "run", checkpointing_steps=1, ema_decay=0.5)
-        again = start(tmp_path / "run", checkpointing_steps=1, ema_decay=0.5)
+                start(tmp_path / "run", **options)
+        again = start(tmp_path / "run", **options)
         assert_close(state(again.pipeline.unet), state(whole.pipeline.unet), rtol=0, atol=0)
 
     @pytest.mark.parametrize("method", [{"method": "uce", "start": "model", "surrogate_target": "noise"}, {}])
-    def test_other_prompts_to_keep_are_another_result(self, method, start, tmp_path):
+    @pytest.mark.slow
+    def test_other_prompts_to_keep_are_another_result(self, method, start, shared, tmp_path):
         """Though nothing that is drawn depends on them, and the options name the same file."""
         prompts = tmp_path / "prompts.txt"
         prompts.write_text("a red six\na green eight\n")
-        samples = start(tmp_path / "other").output_dir / "samples"
-        options = method | {"replay_prompts": str(prompts), "samples": str(samples)}
+        options = method | {"replay_prompts": str(prompts), "samples": shared["samples"]}
+        options |= {} if method else {"fisher": shared["fisher"]}
         first = state(start(tmp_path / "run", **options).pipeline.unet)
         prompts.write_text("a red nine\n")
         with pytest.raises(StageMismatch, match="prompts"):

@@ -9,14 +9,14 @@ import torch
 from PIL import Image
 
 from sa_diffusers.core.concepts import Concept
-from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.objectives import Classification
 from sa_diffusers.core.objectives.classification import disturb
 from sa_diffusers.data.digits import ATTRIBUTES, WORDS, colorize
-from sa_diffusers.data.sampling import Request
-from sa_diffusers.evaluation.forgetting import Examination, JudgedSet, examination, measure
+from sa_diffusers.evaluation.forgetting import examination, summarise
 from sa_diffusers.evaluation.intervals import bootstrap_interval, share_interval
 from sa_diffusers.evaluation.judges.classifier import AttributeClassifier, Score, entropies, score_images
+from sa_diffusers.evaluation.judging import ClassifierJudge
+from sa_diffusers.evaluation.prompt_sets import Candidate, PromptSet
 from sa_diffusers.io.bundled import resolve
 from sa_diffusers.runs.base.classifier import ClassifierConfig, load_folder
 from sa_diffusers.training.loop import TrainingConfig, train
@@ -133,9 +133,16 @@ class TestMeasuring:
     def test_intervals_are_of_prompts(self, classifier, images):
         prompts, inks = [f"prompt {index % 4}" for index in range(12)], ["red", "red", "red", "blue"] * 3
         labels = [{"background": "gray", "ink": ink} for ink in inks]
-        judged = JudgedSet([Request(Condition(prompt), 0) for prompt in prompts], labels)
-        exam = Examination("background", 2, judged, judged, judged, judged)
-        values, intervals = measure(classifier, exam, dict.fromkeys(exam.sets, images))
+        named = list(map(Candidate, prompts, labels))
+        unnamed = [Candidate(prompt, {"ink": ink}) for prompt, ink in zip(prompts, inks, strict=True)]
+        sets = {
+            "concept": ("asks", named), "unseen": ("asks", named), "unnamed": ("open", unnamed),
+            "retained": ("keeps", named),
+        }  # fmt: skip
+        sets = {name: PromptSet.seeded(purpose, part, lambda index: index) for name, (purpose, part) in sets.items()}
+        judge = ClassifierJudge(classifier, "background", 2)
+        read = {name: judge(images, part, None) for name, part in sets.items()}
+        values, intervals = summarise("background", sets, read)
         read = classifier.probabilities(images)
         own, guesses = read["background"][:, 2], read["background"].argmax(1)
         inks_right = torch.tensor(
@@ -159,17 +166,20 @@ class TestMeasuring:
 
     def test_names_of_classes_are_no_sample_of_prompts(self, classifier, images):
         labels = [{"background": name} for name in ("black", "white", "black", "white")] * 3
-        judged = JudgedSet([Request(Condition(label["background"]), 0) for label in labels], labels)
-        exam = Examination("background", 2, retained=judged)
+        named = [Candidate(label["background"], label) for label in labels]
+        sets = {"retained": PromptSet.seeded("keeps", named, lambda index: index)}
         right = [CLASSES["background"].index(label["background"]) for label in labels]
         right = (classifier.probabilities(images)["background"].argmax(1) == torch.tensor(right)).double()
-        intervals = measure(classifier, exam, {"retained": images})[1]
+        read = {"retained": ClassifierJudge(classifier, "background", 2)(images, sets["retained"], None)}
+        intervals = summarise("background", sets, read)[1]
         assert intervals["retained_accuracy"] == pytest.approx(share_interval(right))
 
     def test_labels_of_no_class_are_refused_before_anything_is_drawn(self, classifier):
         rows = [{"prompt": "a green digit", "ink": "green", "form": "seen"}]
         with pytest.raises(ValueError, match=r"knows ink as one of \['red', 'blue'\], got 'green' of 'a green digit'"):
-            examination(classifier, Concept(("red",), "blue", "prompt"), rows, 1, 1, 0, seed=0)
+            examination(
+                ClassifierJudge(classifier, "ink", 0), Concept(("red",), "blue", "prompt"), rows, 1, 1, 0, seed=0
+            )
 
 
 def solid_colours(step: int) -> dict:

@@ -147,8 +147,8 @@ def test_a_forgetting_run_takes_either_classifier(tmp_path):
         eval_prompts=str(tmp_path / "rows.jsonl"),
     )  # fmt: skip
     inputs = read_inputs(config)
-    assert type(inputs.classifiers[name]) is DigitClassifier
-    assert (inputs.exams[name].attribute, inputs.exams[name].index) == ("digit", 0)
+    assert type(inputs.judges[name].classifier) is DigitClassifier
+    assert (inputs.judges[name].attribute, inputs.judges[name].index) == ("digit", 0)
 
 
 def test_batches_are_the_images_one_by_one():

@@ -3,7 +3,6 @@
 import json
 import math
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
@@ -20,10 +19,10 @@ from sa_diffusers.data.labelled_images import load_labelled_images
 from sa_diffusers.evaluation.images.comparison import evaluate
 from sa_diffusers.evaluation.images.manifold import manifold_metrics
 from sa_diffusers.evaluation.images.metrics import frechet_distance
-from sa_diffusers.evaluation.images.options import EvaluateConfig
-from sa_diffusers.evaluation.images.run_images import forgotten_label, read_run
+from sa_diffusers.evaluation.images.run_images import forgotten_label, open_run
 from sa_diffusers.evaluation.images.sets import ImageFolder, RandomSubset, save_images
 from sa_diffusers.evaluation.judges.digit_classifier import DigitClassifier
+from sa_diffusers.evaluation.options import DrawnAs, FoldersConfig, RunConfig
 from sa_diffusers.families import get_family
 from sa_diffusers.io.configuration import config_from_dict
 from sa_diffusers.report.pictures import to_pil
@@ -65,8 +64,7 @@ def noise(count: int, size: int = 8, highest: int = 256) -> torch.Tensor:
 
 
 def run_script(monkeypatch, capsys, *arguments: str) -> str:
-    monkeypatch.setattr("sys.argv", ["evaluate.py", *arguments])
-    script.main()
+    script.main(list(arguments))
     return capsys.readouterr().out
 
 
@@ -146,7 +144,7 @@ def test_two_folders(tmp_path, classifier, monkeypatch, capsys):
     output = tmp_path / "result.json"
     options = "--metrics fid,kid,is,prc --feature_batch_size 7 --num_splits 2 --num_neighbours 2"
     shown = run_script(
-        monkeypatch, capsys, "--real", folders[0], "--generated", folders[1], "--extractor", classifier,
+        monkeypatch, capsys, "images", "--real", folders[0], "--generated", folders[1], "--extractor", classifier,
         "--output", str(output), *options.split(),
     )  # fmt: skip
     result = json.loads(output.read_text())
@@ -158,7 +156,7 @@ def test_two_folders(tmp_path, classifier, monkeypatch, capsys):
     assert "drawn with" not in shown and "over 100 subsets of 24\n" in shown
     assert {"kernel_distance", "classifier_score", "seconds", "options"} <= set(result)
 
-    same = evaluate(EvaluateConfig(real=folders[0], generated=folders[0], extractor=classifier))
+    same = evaluate(FoldersConfig(real=folders[0], generated=folders[0], extractor=classifier))
     assert same["frechet_distance"] == pytest.approx(0, abs=1e-6)
     expected = manifold_metrics(real=features["real"], generated=features["real"], k=3)
     assert [same["prc"][name] for name in ("precision", "recall", "density", "coverage")] == pytest.approx(
@@ -168,7 +166,17 @@ def test_two_folders(tmp_path, classifier, monkeypatch, capsys):
 
 def test_the_kid_of_whole_folders_has_no_spread(tmp_path, classifier, monkeypatch, capsys):
     folders = [pictures(tmp_path / name, noise(12)) for name in ("real", "generated")]
-    arguments = ("--real", folders[0], "--generated", folders[1], "--extractor", classifier, "--metrics", "kid")
+    arguments = (
+        "images",
+        "--real",
+        folders[0],
+        "--generated",
+        folders[1],
+        "--extractor",
+        classifier,
+        "--metrics",
+        "kid",
+    )
     shown = run_script(monkeypatch, capsys, *arguments, "--output", str(tmp_path / "whole.json"))
     assert json.loads((tmp_path / "whole.json").read_text())["kernel_distance"]["std"] is None
     assert "+- – over 100 subsets of 12, which are all images" in shown
@@ -176,7 +184,7 @@ def test_the_kid_of_whole_folders_has_no_spread(tmp_path, classifier, monkeypatc
 
 def test_a_run_that_forgot_a_class(run, classifier, pipeline, tmp_path, monkeypatch, capsys):
     arguments = (
-        "--run", run, "--real", "digits8x8", "--split", "test", "--extractor", classifier, "--classifier", classifier,
+        "run", run, "--real", "digits8x8", "--split", "test", "--extractor", classifier, "--classifier", classifier,
         "--metrics", "fid,prc,classifier", "--num_images_per_class", "6", "--save_images", str(tmp_path / "saved"),
     )  # fmt: skip
     shown = run_script(monkeypatch, capsys, *arguments)
@@ -233,18 +241,18 @@ def test_a_base_run_without_a_class_that_another_run_forgot(run, classifier, tmp
     (tmp_path / "run" / "metrics.json").unlink()
     options = {"run": run, "real": "digits8x8", "split": "test", "num_images_per_class": 2, "classifier": classifier}
     options |= {"extractor": classifier, "metrics": "fid,classifier", "num_real_images": 40}
-    whole, part = evaluate(EvaluateConfig(**options)), evaluate(EvaluateConfig(**options, concept="3"))
+    whole, part = evaluate(RunConfig(**options)), evaluate(RunConfig(**options, concept="3"))
     assert [result["generated"]["num_images"] for result in (whole, part)] == [20, 18]
     assert [result["real"]["left_out"] for result in (whole, part)] == [None, "3"]
     assert [result["real"]["num_images"] for result in (whole, part)] == [40, 40]
     assert whole["classifier"]["concept_probability"] is None
     assert 0 < part["classifier"]["concept_probability"] < 1
     with pytest.raises(ValueError, match="one of the classes 0, 1, .*, got 'dog'"):
-        evaluate(EvaluateConfig(**options, concept="dog"))
+        evaluate(RunConfig(**options, concept="dog"))
 
 
 def test_the_classifier_alone_needs_no_real_images(run, classifier):
-    config = EvaluateConfig(run=run, metrics="classifier", classifier=classifier, num_images_per_class=3)
+    config = RunConfig(run=run, metrics="classifier", classifier=classifier, num_images_per_class=3)
     result = evaluate(config)
     assert "real" not in result and "extractor" not in result
     assert evaluate(config)["classifier"] == result["classifier"]  # the same seeds draw the same images
@@ -257,41 +265,44 @@ def test_a_text_to_image_run(tiny_pipeline, classifier, tmp_path):
     real = pictures(tmp_path / "real", noise(5, 16))
     options = {"run": str(tmp_path / "run"), "real": real, "extractor": classifier, "metrics": "fid"}
     options["save_images"] = str(tmp_path / "saved")
-    result = evaluate(EvaluateConfig(**options, prompts=str(tmp_path / "prompts.txt")))
+    result = evaluate(RunConfig(**options, prompts=str(tmp_path / "prompts.txt")))
     assert (result["generated"]["num_images"], result["generated"]["image_size"]) == (3, [16, 16])
     assert (result["run"]["num_inference_steps"], result["run"]["guidance_scale"]) == (1, 2.0)
     assert result["frechet_distance"] > 0 and len(ImageFolder(tmp_path / "saved" / "drawn")) == 3
     with pytest.raises(ValueError, match="takes free text: expected --prompts"):
-        evaluate(EvaluateConfig(**options | {"save_images": None}))
+        evaluate(RunConfig(**options | {"save_images": None}))
 
 
 def test_options_come_from_the_run_its_kind_or_the_command(run, tmp_path):
-    assert read_run(run).num_inference_steps == 1  # of a conditional VAE
+    def opened(**options):
+        return open_run(RunConfig(run=run, metrics="fid", real="digits8x8", num_images_per_class=1, **options))
+
+    assert opened().drawn_as == DrawnAs(1.0, 1, "dpmsolver++")  # of a conditional VAE
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump({"num_inference_steps": 7, "concept": "ignored"}))
-    options = read_run(run, sampler=None, guidance_scale=3.0)
-    assert (options.num_inference_steps, options.guidance_scale, options.sampler) == (7, 3.0, "dpmsolver++")
-    assert (options.concept, read_run(run, concept="5").concept) == ("3", "5")
+    assert opened(guidance_scale=3.0).drawn_as == DrawnAs(3.0, 7, "dpmsolver++")
+    assert (opened().forgotten, opened(concept="5").forgotten) == ("3", "5")
     (tmp_path / "run" / "metrics.json").unlink()
-    assert read_run(run).concept is None  # not forgotten yet
-    with pytest.raises(ValueError, match="expected the folder of a run"):
-        read_run(tmp_path)
+    assert opened().forgotten is None  # not forgotten yet
 
 
 def test_settings_come_from_another_run_where_they_are_not_given(run, pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path / "base" / "pipeline")
     values = {"num_inference_steps": 7, "guidance_scale": 2.5, "sampler": "ddim", "eval_batch_size": 3}
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(values))
-    base, forgot = read_run(tmp_path / "base"), read_run(run)
-    found = read_run(tmp_path / "base", settings_of=run)
-    assert (base.guidance_scale, base.num_inference_steps, base.sampler) == (1.0, 1, "dpmsolver++")
-    assert found == replace(forgot, concept=None, eval_batch_size=base.eval_batch_size)  # the base run forgot nothing
-    found = read_run(tmp_path / "base", settings_of=run, guidance_scale=4.0, sampler=None)
-    assert (found.guidance_scale, found.num_inference_steps, found.sampler) == (4.0, 7, "ddim")
+
+    def opened(of: str, **options):
+        common = {"metrics": "fid", "real": "digits8x8", "num_images_per_class": 1}
+        return open_run(RunConfig(run=str(tmp_path / of), **common, **options))
+
+    base, forgot = opened("base"), opened("run")
+    found = opened("base", settings_of=run)
+    assert base.drawn_as == DrawnAs(1.0, 1, "dpmsolver++")
+    assert found.drawn_as == forgot.drawn_as == DrawnAs(2.5, 7, "ddim")
+    assert (found.forgotten, found.batch_size) == (None, base.batch_size)  # the base run forgot nothing
+    assert opened("base", settings_of=run, guidance_scale=4.0).drawn_as == DrawnAs(4.0, 7, "ddim")
     # the other way round: the settings of a base run are those of its kind, whatever the run says itself
-    found = read_run(run, settings_of=tmp_path / "base")
-    assert found == replace(base, concept="3", eval_batch_size=3)
-    with pytest.raises(ValueError, match="expected the folder of a run, .*nowhere; check --settings_of"):
-        read_run(run, settings_of=tmp_path / "nowhere")
+    found = opened("run", settings_of=str(tmp_path / "base"))
+    assert (found.drawn_as, found.forgotten, found.batch_size) == (base.drawn_as, "3", 3)
 
 
 def test_a_base_run_is_drawn_as_the_run_that_forgot_on_it(tiny_pipeline, classifier, tmp_path, monkeypatch, capsys):
@@ -305,7 +316,7 @@ def test_a_base_run_is_drawn_as_the_run_that_forgot_on_it(tiny_pipeline, classif
 
     def evaluate_run(name: str, *options: str) -> str:
         return run_script(
-            monkeypatch, capsys, "--run", str(tmp_path / name), "--real", real, "--extractor", classifier,
+            monkeypatch, capsys, "run", "--run", str(tmp_path / name), "--real", real, "--extractor", classifier,
             "--metrics", "fid", "--prompts", str(tmp_path / "prompts.txt"), *options,
         )  # fmt: skip
 
@@ -330,7 +341,7 @@ def test_a_concept_is_a_class_by_any_of_its_names():
 def test_wrong_input_is_refused_before_anything_is_drawn(run, classifier, tmp_path, monkeypatch):
     DigitClassifier({"digit": NAMES}, image_size=28).save_pretrained(tmp_path / "large")
     (tmp_path / "prompts.txt").write_text("a digit\n")
-    monkeypatch.setattr("sa_diffusers.evaluation.images.run_images.draw_samples", None)  # calling it would raise
+    monkeypatch.setattr("sa_diffusers.evaluation.drawing.draw_samples", None)  # calling it would raise
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     given = {"run": run, "real": "digits8x8", "extractor": classifier}
     for options, message in [
@@ -347,38 +358,32 @@ def test_wrong_input_is_refused_before_anything_is_drawn(run, classifier, tmp_pa
         ({"attribute": "ink"}, "expected an attribute of the classifier"),
     ]:
         with pytest.raises((ValueError, RuntimeError), match=message):
-            evaluate(EvaluateConfig(**given | options))
+            evaluate(RunConfig(**given | options))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "either --generated, .*, or --run"),
-        ({"generated": "a", "run": "b"}, "either --generated, .*, or --run"),
-        ({"generated": "a", "real": "b", "metrics": "fid,prd"}, "expected --metrics of fid, .*, got 'fid,prd'"),
-        ({"generated": "a", "real": "b", "metrics": " , "}, "expected --metrics of fid"),
-        ({"generated": "a"}, "fid, prc: expected --real"),
+        ({"real": "b"}, "expected --run, the folder of a run"),
+        ({"run": "a", "real": "b", "metrics": "fid,prd"}, "expected --metrics of fid, .*, got 'prd'"),
+        ({"run": "a", "real": "b", "metrics": " , "}, "expected --metrics of fid"),
+        ({"run": "a"}, "fid, prc: expected --real"),
         ({"run": "a", "metrics": "classifier"}, "both the metric classifier and --classifier"),
         ({"run": "a", "real": "b", "classifier": "c"}, "both the metric classifier and --classifier"),
-        ({"generated": "a", "real": "b", "prompts": "c"}, "are for --run"),
-        ({"generated": "a", "real": "b", "settings_of": "c"}, "are for --run"),
         ({"run": "a", "real": "b", "num_images_per_class": 0}, "num_images_per_class >= 1, got 0"),
         ({"run": "a", "real": "b", "sample_batch_size": 0}, "sample_batch_size >= 1, got 0"),
     ],
 )
 def test_options_that_do_not_go_together(options, message):
     with pytest.raises(ValueError, match=message):
-        config_from_dict(EvaluateConfig, options)
+        config_from_dict(RunConfig, options)
 
 
-@pytest.mark.parametrize(
-    "given, expected",
-    [
-        (["run", "--k", "3"], ["--run", "run", "--k", "3"]),
-        (["a", "b", "--metrics", "fid"], ["--real", "a", "--generated", "b", "--metrics", "fid"]),
-        (["--run", "run"], ["--run", "run"]),
-        (["a", "b", "c"], ["a", "b", "c"]),  # refused by the parser, which says what it expects
-    ],
-)
-def test_folders_may_stand_without_their_options(given, expected):
-    assert script.name_folders(given) == expected
+def test_the_command_is_named(monkeypatch, capsys):
+    for words in ([], ["runs/0", "--real", "mnist"]):
+        with pytest.raises(SystemExit) as error:
+            script.main(words)
+        assert error.value.code == 2 and "expected run, images, pipelines as the first word" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        script.main(["images", "a", "b", "c"])
+    assert "unknown argument 'c'" in capsys.readouterr().err

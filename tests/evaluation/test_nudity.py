@@ -3,7 +3,6 @@
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from matplotlib.cbook import get_sample_data
@@ -12,7 +11,7 @@ from PIL import Image
 from sa_diffusers.core.concepts import mentions
 from sa_diffusers.data.images import read_image
 from sa_diffusers.data.prompts import read_prompts
-from sa_diffusers.evaluation.judges.nudity import EXPOSED, V2_NAMES, Detection, NudityDetector, count, per_image
+from sa_diffusers.evaluation.judges.nudity import EXPOSED, V2_NAMES, Detection, NudityDetector, per_image
 from sa_diffusers.io.hub import ModelLoadError
 
 
@@ -34,21 +33,20 @@ def found(label: str, score: float = 0.9) -> Detection:
 
 
 def test_a_portrait_shows_a_face_and_nothing_exposed(detector, portrait):
-    (detections,) = detector.detect([portrait])
+    (detections,) = detector.detect(read_image(portrait)[None])
     assert [one.label for one in detections] == ["FACE_FEMALE"]
     left, top, width, height = detections[0].box
     assert 120 < left < 220 and 90 < top < 190 and 150 < width < 230 and 150 < height < 260
-    assert {row["detections"] for row in count([detections]).values()} == {0}
+    assert not per_image([detections], EXPOSED).any()
     assert detector.version.startswith("nudenet 3.") and "320" in detector.version
 
 
-def test_file_and_tensor_are_what_nudenet_makes_of_the_file(detector, portrait):
+def test_a_tensor_is_what_nudenet_makes_of_the_file(detector, portrait):
     from nudenet import NudeDetector
 
     (expected,) = [one for one in NudeDetector().detect(str(portrait)) if one["score"] >= 0.6]
-    for detections in (detector.detect([str(portrait)]), detector.detect(read_image(portrait)[None])):
-        ((one,),) = detections
-        assert (one.label, one.score, list(one.box)) == (expected["class"], expected["score"], expected["box"])
+    ((one,),) = detector.detect(read_image(portrait)[None])
+    assert (one.label, one.score, list(one.box)) == (expected["class"], expected["score"], expected["box"])
 
 
 def test_the_threshold_cuts_and_images_stay_apart(portrait):
@@ -56,7 +54,7 @@ def test_the_threshold_cuts_and_images_stay_apart(portrait):
     images = torch.stack([torch.zeros_like(image), image])
     assert [len(one) for one in NudityDetector(0.5).detect(images)] == [0, 1]
     assert [len(one) for one in NudityDetector(0.7).detect(images)] == [0, 0]
-    assert NudityDetector().detect([]) == NudityDetector().detect(images[:0]) == []
+    assert NudityDetector().detect(images[:0]) == []
 
 
 @pytest.mark.parametrize("threshold", [0.2, 0, -1, 1.1])
@@ -72,21 +70,8 @@ def test_nudenet_returns_nothing_below_the_lowest_threshold(portrait):
     assert scores and min(scores) < 0.6  # some would be lost at the usual threshold; none is below the lowest
 
 
-def test_what_nudenet_silently_ignores_is_refused(detector, portrait, tmp_path):
-    picture = Image.open(portrait)
-    broken = tmp_path / "broken.png"
-    broken.write_bytes(portrait.read_bytes()[:1000])
+def test_what_nudenet_silently_ignores_is_refused(detector):
     wrong = [
-        ([picture], "PngImageFile"),
-        ([np.asarray(picture)], "numpy.ndarray"),
-        ([np.asarray(picture) / 255.0], "numpy.ndarray"),
-        ([portrait.read_bytes()], "builtins.bytes"),
-        (picture, "PngImageFile"),
-        (np.asarray(picture)[None], "numpy.ndarray"),
-        (portrait, "a list of paths"),
-        (str(portrait), "a list of paths"),
-        ([portrait, tmp_path / "none.png"], "none.png, which is none"),
-        ([broken], "no readable image"),
         (torch.zeros(3, 8, 8), r"shape \[3, 8, 8\]"),
         (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "torch.uint8"),
         (torch.full((1, 3, 8, 8), 255.0), "values from 255 to 255"),
@@ -104,22 +89,15 @@ def test_without_the_package_the_error_says_how_to_install_it(monkeypatch):
         NudityDetector()
 
 
-def test_counts_are_of_detections_and_of_images():
+def test_counts_are_of_detections():
     images = [
         [found("BELLY_EXPOSED"), found("FEET_EXPOSED"), found("FEET_EXPOSED"), found("FACE_MALE")],
         [found("FEMALE_BREAST_COVERED")],
         [],
         [found("FEET_EXPOSED")],
     ]
-    counts = {label: (row["detections"], row["pictures"]) for label, row in count(images).items()}
-    assert counts == dict.fromkeys(EXPOSED, (0, 0)) | {
-        "BELLY_EXPOSED": (1, 1),
-        "FEET_EXPOSED": (3, 2),
-        "total": (4, 2),
-    }
-    assert per_image(images).tolist() == [3, 0, 0, 1]
+    assert per_image(images, EXPOSED).tolist() == [3, 0, 0, 1]
     assert per_image(images, ["FACE_MALE"]).tolist() == [1, 0, 0, 0]
-    assert count([])["total"] == {"paper": "total", "detections": 0, "pictures": 0}
 
 
 def test_exposed_labels_are_nudenets():

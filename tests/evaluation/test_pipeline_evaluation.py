@@ -6,9 +6,7 @@ import io
 import json
 import math
 import re
-import shlex
 from dataclasses import asdict
-from types import SimpleNamespace
 
 import matplotlib.cbook
 import pytest
@@ -23,18 +21,18 @@ from sa_diffusers.core.concepts import Concept
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.data.images import crop_to_square, read_image
 from sa_diffusers.data.sampling import Request
+from sa_diffusers.evaluation import drawing as pipeline_drawing
 from sa_diffusers.evaluation.images.metrics import frechet_distance
 from sa_diffusers.evaluation.judges.classifier import AttributeClassifier
 from sa_diffusers.evaluation.judges.clip import Clip
-from sa_diffusers.evaluation.judges.nudity import Detection, NudityDetector, count
-from sa_diffusers.evaluation.suite import drawing as pipeline_drawing
+from sa_diffusers.evaluation.judges.nudity import EXPOSED, Detection, NudityDetector, per_image
+from sa_diffusers.evaluation.judging import BodyJudge, ClipJudge
+from sa_diffusers.evaluation.measurements import Measurement, headline, measurements
+from sa_diffusers.evaluation.options import PipelineEvaluationConfig
+from sa_diffusers.evaluation.prompt_sets import Candidate, PromptSet
+from sa_diffusers.evaluation.subjects import open_subjects, short_names
 from sa_diffusers.evaluation.suite.evaluate import evaluate_pipelines, exposed_parts
-from sa_diffusers.evaluation.suite.judging import BodyJudge, ClipJudge
-from sa_diffusers.evaluation.suite.numbers import Measurement, headline, measurements
-from sa_diffusers.evaluation.suite.options import PipelineEvaluationConfig
-from sa_diffusers.evaluation.suite.prompt_suite import PromptSet
 from sa_diffusers.evaluation.suite.sections import sections
-from sa_diffusers.evaluation.suite.subjects import open_subjects, short_names
 from sa_diffusers.families import get_family
 from sa_diffusers.io.artifacts import StageMismatch
 from sa_diffusers.io.hub import ModelLoadError
@@ -99,7 +97,7 @@ def test_two_pipelines_picture_by_picture(options, folders, tmp_path):
         suite = json.loads((out / name / "values.json").read_text())["prompts"]
         for group, prompts in suite.items():
             for i, row in enumerate(prompts):
-                image = family.decode(family.draw([Condition(row["prompt"])], [row["seed"]], 2.5, 2))
+                image = family.decode(family.draw([Condition(row["prompt"])], [row["seed"]], 7.5, 2))
                 image = to_uint8(image).float() / 127.5 - 1
                 saved = read_image(out / name / group / f"{i:05d}.png")
                 assert_close(saved, image[0], rtol=0, atol=1.01 / 127.5)  # batches of 3 may round another way
@@ -131,7 +129,7 @@ def test_two_pipelines_picture_by_picture(options, folders, tmp_path):
                     if name == "after" and measure != "pixel_change":
                         mean = sum(differences) / len(differences)
                         assert row["difference"] == pytest.approx(mean, rel=1e-4, abs=1e-7)
-    assert found["pipelines"]["before"]["settings"]["guidance_scale"] == 2.5  # of a small vocabulary
+    assert found["pipelines"]["before"]["settings"]["guidance_scale"] == 7.5
     assert ("all that must stay", "worst_accuracy") in rows_of(found, "after")
     written = json.loads((out / "evaluation.json").read_text())
     assert written["results"].keys() == {"before", "after"} and "| after |" in (out / "evaluation.md").read_text()
@@ -155,16 +153,16 @@ def expected(measure: str, read: dict, labels: dict, before: torch.Tensor, after
 def test_an_interrupted_evaluation_goes_on_where_it_was(options, tmp_path, monkeypatch, capsys):
     options |= {"compare": [], "metrics": "classifier", "sets": "concept,neighbours", "num_images": 3, "batch_size": 2}
     evaluate_pipelines(PipelineEvaluationConfig(**options | {"output_dir": str(tmp_path / "whole")}))
-    asked, draw = [], pipeline_drawing.draw
+    asked, draw = [], pipeline_drawing.draw_batch
 
     def draw_until(limit: int):
-        def limited(pipeline, family, conditions, seeds, settings):
-            if len(asked) + len(conditions) > limit:
+        def limited(family, requests, settings):
+            if len(asked) + len(requests) > limit:
                 raise KeyboardInterrupt
-            asked.extend(seeds)
-            return draw(pipeline, family, conditions, seeds, settings)
+            asked.extend(request.seed for request in requests)
+            return draw(family, requests, settings)
 
-        monkeypatch.setattr(pipeline_drawing, "draw", limited)
+        monkeypatch.setattr(pipeline_drawing, "draw_batch", limited)
 
     draw_until(4)
     with pytest.raises(KeyboardInterrupt):
@@ -287,16 +285,17 @@ def test_distributions_of_kept_pictures(options, tmp_path, folders):
     assert ("distance to before", "frechet_distance") not in rows_of(found, "before")
 
 
-def prompt_set(name: str, purpose: str, prompts: list[str], labels: list[dict] | None = None) -> PromptSet:
+def prompt_set(purpose: str, prompts: list[str], labels: list[dict] | None = None) -> PromptSet:
     requests = [Request(Condition(prompt), seed) for seed, prompt in enumerate(prompts)]
-    return PromptSet(name, purpose, requests, labels or [{}] * len(prompts), [""] * len(prompts))
+    named = labels or [{}] * len(prompts)
+    return PromptSet(purpose, requests, [Candidate(*pair) for pair in zip(prompts, named, strict=True)])
 
 
 def test_means_differences_and_the_worst_class():
     labels = [{"digit": "two"}, {"digit": "two"}, {"digit": "nine"}, {}]
     suite = {
-        "neighbours": prompt_set("neighbours", "keeps", list("abcd"), labels),
-        "unrelated": prompt_set("unrelated", "keeps", ["e"], [{"digit": "nine"}]),
+        "neighbours": prompt_set("keeps", list("abcd"), labels),
+        "unrelated": prompt_set("keeps", ["e"], [{"digit": "nine"}]),
     }
     one, two = torch.tensor([1.0]).double(), torch.tensor([1.0, 0, 1, math.nan]).double()
     before = {"neighbours": {"accuracy": two.clone().index_fill(0, torch.tensor([1]), 1)},
@@ -315,24 +314,25 @@ def test_means_differences_and_the_worst_class():
     assert found["all that must stay", "pixel_change"].difference is None
     assert all(m.difference is None for m in measurements(suite, before, None, "digit", seed=0))
 
-    same = measurements(
-        {"a": prompt_set("a", "keeps", ["p", "q"])}, {"a": {"pixel_change": torch.zeros(2)}}, None, None, 0
-    )
+    same = measurements({"a": prompt_set("keeps", ["p", "q"])}, {"a": {"pixel_change": torch.zeros(2)}}, None, None, 0)
     assert same[0].interval == (0, 0)
 
     # Pictures of one prompt are one group: the interval does not shrink by drawing more of the same.
-    few = measurements({"i2p": prompt_set("i2p", "i2p", ["a", "b"])}, {"i2p": {"exposed": torch.tensor([0.0, 1])}},
+    few = measurements({"i2p": prompt_set("i2p", ["a", "b"])}, {"i2p": {"exposed": torch.tensor([0.0, 1])}},
                        None, None, 0)  # fmt: skip
-    many = measurements({"i2p": prompt_set("i2p", "i2p", ["a", "b"] * 50)},
+    many = measurements({"i2p": prompt_set("i2p", ["a", "b"] * 50)},
                         {"i2p": {"exposed": torch.tensor([0.0, 1] * 50)}}, None, None, 0)  # fmt: skip
-    assert few[0].interval == many[0].interval == (0.0, 1.0) and many[0].num_images == 100
+    assert few[0].interval == pytest.approx(many[0].interval) and many[0].num_images == 100
 
 
 def test_an_exposed_part_is_counted_by_the_papers_names():
     found = [[Detection("BELLY_EXPOSED", 0.9, (0, 0, 1, 1))] * 2, [], [Detection("FACE_FEMALE", 0.9, (0, 0, 1, 1))]]
-    detections = {"a": {"i2p": count(found), "concept": count([[]])}, "b": {"i2p": count([[], [], []])}}
-    inputs = SimpleNamespace(suite={"i2p": prompt_set("i2p", "i2p", list("abc")), "concept": []})
-    rows = {name: {m.measure: m for m in rows} for name, rows in exposed_parts(inputs, detections).items()}
+
+    def counted(detections: list) -> dict:
+        return {label: per_image(detections, [label]) for label in EXPOSED}
+
+    values = {"a": {"i2p": counted(found), "concept": counted([[]])}, "b": {"i2p": counted([[]] * 3), "concept": {}}}
+    rows = {name: {m.measure: m for m in rows} for name, rows in exposed_parts(values).items()}
     belly = rows["a"]["EXPOSED_BELLY"]
     assert (belly.group, belly.value, belly.remark, belly.num_images) == ("exposed parts: i2p", 2, "in 1 pictures", 3)
     assert rows["a"]["total"].value == 2 and rows["b"]["total"].value == 0
@@ -340,15 +340,15 @@ def test_an_exposed_part_is_counted_by_the_papers_names():
 
 
 def test_the_worst_pictures_come_first():
-    suite = {"concept": prompt_set("concept", "asks", list("abc")), "unrelated": prompt_set("unrelated", "keeps",
-             list("de")), "i2p": prompt_set("i2p", "i2p", ["f"])}  # fmt: skip
+    suite = {"concept": prompt_set("asks", list("abc")), "unrelated": prompt_set("keeps",
+             list("de")), "i2p": prompt_set("i2p", ["f"])}  # fmt: skip
     after = {
         "concept": {"concept_probability": torch.tensor([0.1, 0.9, 0.3]), "pixel_change": torch.ones(3)},
         "unrelated": {"pixel_change": torch.tensor([0.1, 0.2])},
         "i2p": {"exposed": torch.tensor([1.0])},
     }
     found = sections(suite, {"before": {}, "after": after} | {"before": dict.fromkeys(suite, {})}, 2, "before")
-    shown = [(s.title, s.pipelines, [(p.group, p.index) for p in s.places]) for s in found]
+    shown = [(s.title, s.pipelines, [place[:2] for place in s.places]) for s in found]
     assert shown == [
         ("after: kept pictures that changed most", ["before", "after"], [("unrelated", 1), ("unrelated", 0)]),
         ("after: pictures that show the concept most", ["before", "after"], [("concept", 1), ("concept", 2)]),
@@ -357,7 +357,7 @@ def test_the_worst_pictures_come_first():
         ("unrelated", ["before", "after"], [("unrelated", 0), ("unrelated", 1)]),
         ("i2p", ["before", "after"], [("i2p", 0)]),
     ]
-    assert found[0].places[0].remark == "change of pixels 0.200"
+    assert found[0].places[0][2] == "change of pixels 0.200"
 
 
 @pytest.mark.parametrize("show", [False, True])
@@ -396,13 +396,12 @@ def test_bodies_and_faces():
         portrait = crop_to_square(Image.open(file).convert("RGB"), 320)
     images = torch.stack([portrait, torch.zeros(3, 320, 320)])
     judge = BodyJudge(NudityDetector(0.3), 0.6, 0.3, scorer=lambda pictures: torch.full((len(pictures),), 0.25))
-    found = judge(images, prompt_set("concept", "asks", ["a", "b"]), None)
+    found = judge(images, prompt_set("asks", ["a", "b"]), None)
     assert found["exposed"].tolist() == [0, 0] and found["no_face"].tolist() == [0, 1]
     assert found["identity"][0] == 0.25 and found["identity"][1].isnan()
-    assert list(judge(images, prompt_set("unrelated", "keeps", ["a", "b"]), None)) == ["exposed"]
-    assert {name: len(rows) for name, rows in judge.exposed.items()} == {"concept": 2, "unrelated": 2}
+    assert list(judge(images, prompt_set("keeps", ["a", "b"]), None)) == [*EXPOSED, "exposed"]
     strict = BodyJudge(NudityDetector(0.3), 0.6, 0.95, scorer=judge.scorer)
-    assert strict(images, prompt_set("concept", "asks", ["a", "b"]), None)["no_face"].tolist() == [1, 1]
+    assert strict(images, prompt_set("asks", ["a", "b"]), None)["no_face"].tolist() == [1, 1]
 
 
 def test_clip_names_what_was_asked_for(tiny_tokenizer, tmp_path):
@@ -411,15 +410,14 @@ def test_clip_names_what_was_asked_for(tiny_tokenizer, tmp_path):
     judge = ClipJudge(clip, Concept(("seven", "7"), "noise", ("nine", "two")))
     texts = clip.embed_texts([f"a photo of {name}" for name in ("seven", "nine", "two")])
     best = [max(range(3), key=lambda k, e=e: float(e @ texts[k])) for e in clip.embed_images(images)]
-    kept = PromptSet(
-        "neighbours", "keeps", [Request(Condition("a nine"), 0)] * 4, [{}] * 4, ["nine", "two", "", "nine"]
-    )
+    candidates = [Candidate("a nine", {}, word) for word in ("nine", "two", "", "nine")]
+    kept = PromptSet("keeps", [Request(Condition("a nine"), 0)] * 4, candidates)
     found = judge(images, kept, None)
     wanted = [float(best[0] == 1), float(best[1] == 2), math.nan, float(best[3] == 1)]
     assert_close(found["clip_accuracy"], torch.tensor(wanted), equal_nan=True)
     scores = [100 * max(0.0, float(e @ clip.embed_texts(["a nine"])[0])) for e in clip.embed_images(images)]
     assert_close(found["clip_score"], torch.tensor(scores))
-    asked = judge(images, prompt_set("concept", "asks", ["a 7"] * 4), None)
+    asked = judge(images, prompt_set("asks", ["a 7"] * 4), None)
     assert asked["clip_concept"].tolist() == [float(index == 0) for index in best]
     assert "clip_accuracy" not in asked
     assert list(ClipJudge(clip, Concept(("seven",), "noise"))(images, kept, None)) == ["clip_score"]
@@ -442,8 +440,7 @@ def test_all_judges_at_once_by_the_script(options, tmp_path, tiny_tokenizer, mon
     words += ["--metrics", "clip,change,nudity,identity", "--clip", str(clip), "--i2p", str(rows), "--num_i2p", "2"]
     words += ["--sets", "concept,neighbours,i2p", "--templates", options["templates"], "--num_images", "2"]
     words += ["--num_inference_steps", "1", "--output_dir", str(tmp_path / "out")]
-    monkeypatch.setattr("sys.argv", ["evaluate.py", *words])
-    script.main()
+    script.main(["pipelines", *words])
     found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert {(row["group"], row["measure"]): row["num_images"] for row in found["results"]["after"]} == {
         ("concept", "clip_concept"): 2, ("concept", "clip_score"): 2, ("concept", "pixel_change"): 2,
@@ -454,9 +451,6 @@ def test_all_judges_at_once_by_the_script(options, tmp_path, tiny_tokenizer, mon
     }  # fmt: skip
     changes = [row for row in found["results"]["after"] if row["measure"] == "perceptual_change"]
     assert all(row["value"] > 0 and row["difference"] is None for row in changes)
-    assert found["exposed"]["after"]["i2p"]["FEMALE_BREAST_EXPOSED"] == {
-        "paper": "EXPOSED_BREAST_F", "detections": 0, "pictures": 0
-    }  # fmt: skip
     assert found["judges"]["clip"] == str(clip)
     assert "exposed parts from a score of 0.6, faces from 0.35" in found["judges"]["nudity"]
     assert "They are blurred in this file" in (tmp_path / "out" / "report.html").read_text()
@@ -473,7 +467,7 @@ def test_all_judges_at_once_by_the_script(options, tmp_path, tiny_tokenizer, mon
         ({"metrics": "change"}, "--classifier is for the metric classifier"),
         ({"compare": []}, "the metric change: expected --compare"),
         ({"metrics": "classifier,fid", "compare": []}, "fid: expected --compare, or --real"),
-        ({"real": "images"}, "--real is for the metrics fid, kid, prc"),
+        ({"real": "images"}, "--real is for the metrics fid, kid, is, prc"),
         ({"metrics": "classifier", "clip": "x/y"}, "--clip is for the metrics clip, identity and change"),
         ({"nudity_threshold": 0.1}, "expected 0.25 <= nudity_threshold <= 1, got 0.1"),
         ({"sets": "i2p"}, "the set i2p: expected --i2p with its source"),
@@ -616,16 +610,16 @@ def test_the_page_begins_with_the_result(options, folders, tmp_path):
     before, after = ({m: rows_of(found, name)[g, m]["value"] for g, m in (
         ("all that ask for the concept", "concept_probability"), ("all that must stay", "accuracy"),
     )} for name in ("before", "after"))  # fmt: skip
-    kept = "; where something else must stay, the share that shows what was asked for went from "
+    kept = "; where something else must stay, accuracy went from "
     sentence = (
-        f"after: where “seven” is asked for, the concept's probability went from {before['concept_probability']:.1%} "
+        f"after: where “seven” is asked for, concept probability went from {before['concept_probability']:.1%} "
         f"to {after['concept_probability']:.1%}{kept}{before['accuracy']:.1%} to {after['accuracy']:.1%}."
     )
     assert found["result"] == [sentence] and found["summary"].startswith(sentence)
     assert sentence in (tmp_path / "out" / "evaluation.md").read_text()
     page = re.sub(r">\s+<", "><", html.unescape((tmp_path / "out" / "report.html").read_text()))
     assert str(folders) not in page and str(tmp_path) not in page  # what this machine's folders are called
-    settings = "<td>StableDiffusionPipeline</td><td>2.5</td><td>2</td><td>dpmsolver++</td>"
+    settings = "<td>StableDiffusionPipeline</td><td>7.5</td><td>2</td><td>dpmsolver++</td>"
     parts = [
         sentence, "before (reference)", f"<td>after</td>{settings}", "of shares Wilson's",
         "<h3>all that ask for the concept</h3>", "<h2>Pictures</h2>", "<h2>Numbers of each set</h2>",
@@ -636,13 +630,13 @@ def test_the_page_begins_with_the_result(options, folders, tmp_path):
 
 
 def test_a_sentence_says_what_was_measured():
-    suite = {"i2p": prompt_set("i2p", "i2p", ["a"]), "unrelated": prompt_set("unrelated", "keeps", ["b"])}
+    suite = {"i2p": prompt_set("i2p", ["a"]), "unrelated": prompt_set("keeps", ["b"])}
 
     def rows(share: float) -> list[Measurement]:
         return [Measurement("i2p", "exposed", share, None, 1), Measurement("unrelated", "pixel_change", 0.1, None, 1)]
 
-    stay = "where something else must stay, the change of pixels"
-    exposed = "in the pictures of I2P, the share with an exposed part"
+    stay = "where something else must stay, change of pixels"
+    exposed = "in the pictures of I2P, nudity"
     assert headline({"a": rows(0.5)}, suite, "nudity") == [f"a: {exposed} is 50.0%; {stay} is 0.100."]
     assert headline({"a": rows(0.5)[:1], "b": rows(0.1), "c": []}, suite, "nudity") == [
         f"b: {exposed} went from 50.0% to 10.0%; {stay} is 0.100."
@@ -656,78 +650,22 @@ def test_names_and_settings_of_pipelines(options, folders, tmp_path):
     ]  # fmt: skip
     config = PipelineEvaluationConfig(**options | {"num_inference_steps": None})
     (folders / "before" / "config.yaml").write_text("num_inference_steps: 7\nsampler: ddim\n")
-    subjects = open_subjects(config)
+    subjects = open_subjects(config.sources, config.names, config.drawn_as)
     (folders / "before" / "config.yaml").unlink()
     assert [subject.name for subject in subjects] == ["before", "after"]
     assert {subject.class_name for subject in subjects} == {"StableDiffusionPipeline"}
-    settings = {"guidance_scale": 2.5, "num_inference_steps": 7, "sampler": "ddim"}
+    settings = {"guidance_scale": 7.5, "num_inference_steps": 7, "sampler": "ddim"}
     assert [asdict(subject.settings) for subject in subjects] == [settings] * 2  # of the first, for all
-
-
-def test_the_first_word_decides_what_is_evaluated(folders, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    vae = ConditionalVAEPipeline(ConditionalVAE(image_size=8, num_classes=10, hidden_sizes=(12, 8), latent_dim=2))
-    vae.save_pretrained(tmp_path / "vae" / "pipeline")
-    run, concept = str(folders / "before"), ["--concept", "seven"]
-    pipelines = [
-        ["bundled/digits/pipeline", *concept], [f"{run}/pipeline", *concept], [run, *concept], ["me/model", *concept],
-        [run, "--metrics", "clip,fid"], [run, "--metrics=nudity"], ["bundled/digits/pipeline", "--help"],
-        ["./runs/mistyped/it", "--compare", run], ["runs/mistyped/it", *concept], ["--pipeline", run],
-        ["vae", "--names", "a"], ["images", "--compare=x"],
-    ]  # fmt: skip
-    others = [
-        [], ["--help"], [run], [run, "--metrics", "fid,prc"], ["vae", *concept], ["me/model", "--metrics", "fid"],
-        [run, "images", *concept], ["--run", run, *concept], ["runs/missing"],
-    ]  # fmt: skip
-    assert [script.is_for_pipelines(argv) for argv in pipelines] == [True] * len(pipelines)
-    assert [script.is_for_pipelines(argv) for argv in others] == [False] * len(others)
-
-
-def test_pipelines_in_the_wrong_place(folders, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    vae = ConditionalVAEPipeline(ConditionalVAE(image_size=8, num_classes=10, hidden_sizes=(12, 8), latent_dim=2))
-    vae.save_pretrained(tmp_path / "vae" / "pipeline")
-    run = str(folders / "before")
-    for given, meant in [
-        (f"{run} other/model --concept seven", f"{run} --compare other/model --concept seven"),
-        (f"images {run} --metrics fid", f"{run} --compare images --metrics fid"),
-        (f"a b c --concept seven --compare {run}", f"a --compare b c --concept seven --compare {run}"),
-        ("images vae --metrics fid", "--run vae --real images --metrics fid"),
-        (f"--concept 'seven, 7' {run} --compare b c", f"{run} --concept 'seven, 7' --compare b c"),
-        (f"--overwrite {run} --metrics change", f"{run} --overwrite --metrics change"),
-        ("--concept=seven me/model", "me/model --concept=seven"),
-    ]:
-        monkeypatch.setattr("sys.argv", ["evaluate.py", *shlex.split(given)])
-        with pytest.raises(SystemExit) as error:
-            script.main()
-        said = capsys.readouterr().err
-        assert error.value.code == 2 and f"did you mean: python scripts/evaluate.py {meant} ?" in said
-    for given, message in [
-        (
-            f"./no/such/folder --compare {run} --concept seven",
-            "'./no/such/folder' is neither a local folder nor a mod",
-        ),
-        (f"{run} --pipeline {run} --concept seven", "is the pipeline to judge already: leave --pipeline away"),
-        (f"--compare {run} --concept seven", "expected a pipeline as the first word"),
-    ]:
-        monkeypatch.setattr("sys.argv", ["evaluate.py", *shlex.split(given), "--classifier", "x"])
-        with pytest.raises(SystemExit):
-            script.main()
-        assert message in capsys.readouterr().err
-    for given in ("a b --metrics fid", "--real a --generated b", "vae --real a", "--help"):
-        assert script.misplaced(given.split()) is None
 
 
 def test_the_script(options, folders, tmp_path, monkeypatch, capsys):
     words = [options.pop("pipeline"), "--compare", *options.pop("compare"), "--num_images", "2", "--sets", "concept"]
     options.pop("num_images")
     named = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    monkeypatch.setattr("sys.argv", ["evaluate.py", *words, *named])
-    script.main()
+    script.main(["pipelines", *words, *named])
     shown = capsys.readouterr().out
     assert "draw 2 pictures a pipeline, 4 in all, of which the folder holds 0" in shown
     assert "fewer than 10,000: misspellings" in shown and f"saved {tmp_path / 'out'}: report.html" in shown
     with pytest.raises(SystemExit) as error:
-        monkeypatch.setattr("sys.argv", ["evaluate.py", *words, *named, "--metrics", "ssim"])
-        script.main()
+        script.main(["pipelines", *words, *named, "--metrics", "ssim"])
     assert error.value.code == 2 and "got 'ssim'" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from sa_diffusers.data.concepts import find_concept
 from sa_diffusers.data.prompts import read_labelled_prompts, read_prompts
 from sa_diffusers.data.sampling import Request
 from sa_diffusers.evaluation.judges.load_classifier import load_classifier
-from sa_diffusers.evaluation.suite.options import LANGUAGES
+from sa_diffusers.evaluation.options import LANGUAGES
 from sa_diffusers.evaluation.suite.prompt_suite import TEMPLATES, PromptSources, build_suite, misspell
 from sa_diffusers.io.bundled import resolve
 
@@ -62,9 +62,11 @@ def test_the_sets_of_the_digits(digits, classifier):
     assert {name for name, part in suite.items() if part.purpose == "asks"} == set(asking)
     rows = {row["prompt"]: row for row in digits.rows}
     for name, part in suite.items():
-        assert [len(part)] * 3 == [len(part.requests), len(part.labels), len(part.words)] and len(part) == 60
+        assert [len(part)] * 3 == [len(part.requests), len(part.candidates), len(part.labels)] and len(part) == 60
         assert [r.seed for r in part.requests] == [derive_seed(3, name, i) for i in range(60)]
-        for text, labels, word in zip(texts(suite, name), part.labels, part.words, strict=True):
+        for text, labels, word in zip(
+            texts(suite, name), part.labels, [one.word for one in part.candidates], strict=True
+        ):
             assert mentions(text, ["seven", "7"]) == (name in asking), (name, text)
             assert (labels.get("digit") == "seven") == (name in asking)
             if name in ("neighbours", *asking) and word:
@@ -117,7 +119,7 @@ def test_words_of_a_real_vocabulary(words):
     }
     assert len(expected) == 36 and set(texts(suite, "languages")) == expected
     assert any("William Bradley Pitt" in text for text in texts(suite, "paraphrases"))
-    assert {word for word in suite["neighbours"].words} == {"Tom Cruise", "Will Smith"}
+    assert {word for word in [one.word for one in suite["neighbours"].candidates]} == {"Tom Cruise", "Will Smith"}
     assert all(labels == {} for part in suite.values() for labels in part.labels)
     seen = read_prompts(TEMPLATES)
     new = read_prompts("bundled/stable_diffusion/paraphrase_frames.txt")

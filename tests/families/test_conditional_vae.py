@@ -29,7 +29,7 @@ def pipeline() -> ConditionalVAEPipeline:
 
 
 @pytest.fixture
-def start(pipeline, tmp_path):
+def start(few_pictures, pipeline, tmp_path):
     """Run a small forgetting of class 0 of the pipeline, from disk as scripts/forget.py does."""
     pipeline.save_pretrained(tmp_path / "base")
     names = [str(index) for index in range(3)]
@@ -40,7 +40,7 @@ def start(pipeline, tmp_path):
             "num_samples": 60, "num_surrogate_samples": 20, "fisher_samples": 60, "num_train_steps": 4,
             "train_batch_size": 8, "eval_images_concept": 10, "eval_images_class": 10, "concept": "0",
             "surrogate": "noise", "model": str(tmp_path / "base"), "classifier": [str(tmp_path / "judge")],
-            "output_dir": str(tmp_path / name), "checkpointing_steps": 2,
+            "output_dir": str(tmp_path / name), "checkpointing_steps": None,
         }  # fmt: skip
         return run_forgetting(
             config_from_dict(ForgetConfig, family_defaults("ConditionalVAEPipeline") | small | options)
@@ -129,7 +129,6 @@ def test_every_method_runs_through_the_same_stages(start, tmp_path, method):
     assert_close(dict(loaded.vae.state_dict()), dict(outcome.pipeline.vae.state_dict()), rtol=0, atol=0)
     base = ConditionalVAEPipeline.from_pretrained(tmp_path / "base").vae.state_dict()
     assert not loaded.vae.state_dict()["decoder.0.weight"].equal(base["decoder.0.weight"])
-    assert (tmp_path / method / "report.html").stat().st_size > 10_000
     assert (
         "from sa_diffusers import ConditionalVAEPipeline" in (tmp_path / method / "pipeline" / "README.md").read_text()
     )
@@ -196,6 +195,7 @@ def test_base_training_lowers_the_loss_and_resumes_exactly(tmp_path):
     assert_close(dict(again.vae.state_dict()), dict(whole.vae.state_dict()), rtol=0, atol=0)
 
 
+@pytest.mark.usefixtures("few_pictures")
 def test_a_study_repeats_a_run_only_for_other_classifiers_and_refuses_other_options(pipeline, tmp_path, monkeypatch):
     pipeline.save_pretrained(tmp_path / "base")
     for judge in ("first", "second"):

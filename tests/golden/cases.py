@@ -11,10 +11,9 @@ import math
 import os
 import re
 import runpy
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import redirect_stdout, suppress
+from contextlib import chdir, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -233,16 +232,18 @@ LABELLED_RUNS: dict[str, Sequence[str]] = {
 
 
 def run_script(script: str, *arguments: str) -> str:
-    """Standard output of scripts/<script>.py in a process of its own, with one thread and this checkout's package."""
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
-    }  # fmt: skip
-    result = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / f"{script}.py"), *arguments],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+    """Standard output of scripts/<script>.py at the repository's root, in this process, to import everything once."""
+    path = ROOT / "scripts" / f"{script}.py"
+    printed, argv = io.StringIO(), sys.argv
+    sys.argv = [str(path), *arguments]
+    try:
+        with redirect_stdout(printed), chdir(ROOT):
+            runpy.run_path(str(path), run_name="__main__")
+    except SystemExit as ended:
+        assert not ended.code, f"{script} ended with {ended.code}"
+    finally:
+        sys.argv = argv
+    return printed.getvalue()
 
 
 def forget_digits(name: str, folder: Path) -> dict:
@@ -276,24 +277,23 @@ def results(run: Path) -> dict:
 HELP: dict[str, Sequence[str]] = {path.stem: () for path in sorted((ROOT / "scripts").glob("*.py"))} | {
     "train_base-class_conditional": ("--family", "class_conditional"),
     "train_base-conditional_vae": ("--family", "conditional_vae"),
+    **{f"evaluate-{command}": (command,) for command in ("run", "images", "pipelines")},
 }
+del HELP["evaluate"]  # its options are its commands'
 
 
 def help_of(name: str) -> str:
-    """What `python scripts/<script>.py ... --help all` prints, in this process, to import everything once."""
-    script = ROOT / "scripts" / f"{name.split('-')[0]}.py"
-    printed, argv, columns = io.StringIO(), sys.argv, os.environ.get("COLUMNS")
-    sys.argv, os.environ["COLUMNS"] = [str(script), *HELP[name], "--help", "all"], "119"
+    """What `python scripts/<script>.py ... --help all` prints."""
+    columns = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "119"
     try:
-        with redirect_stdout(printed), suppress(SystemExit):
-            runpy.run_path(str(script), run_name="__main__")
+        printed = run_script(name.split("-")[0], *HELP[name], "--help", "all")
     finally:
-        sys.argv = argv
         if columns is None:
             del os.environ["COLUMNS"]
         else:
             os.environ["COLUMNS"] = columns
-    return printed.getvalue().replace(str(ROOT), "<root>")  # in defaults that lie in the package
+    return printed.replace(str(ROOT), "<root>")  # in defaults that lie in the package
 
 
 def options_in(text: str) -> set[str]:

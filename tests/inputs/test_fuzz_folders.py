@@ -16,7 +16,7 @@ from sa_diffusers.attacks.found import FoundEmbedding, FoundText
 from sa_diffusers.cli.verify import verify
 from sa_diffusers.core.fisher import Fisher
 from sa_diffusers.data.sample_set import SampleSet
-from sa_diffusers.evaluation.before_after import Findings
+from sa_diffusers.evaluation.forgetting import Findings
 from sa_diffusers.io.artifacts import read_marker
 from sa_diffusers.io.forgotten import read_forgotten
 from sa_diffusers.training.checkpoints import damaged

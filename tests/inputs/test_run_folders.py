@@ -49,7 +49,7 @@ def finished_dir(home, tiny_pipeline_dir) -> Path:
     values = OPTIONS | files | {"model": str(home / "base"), "output_dir": str(home / "run")}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(home))
-        patch.setattr("sa_diffusers.runs.tracking.LOOKED_AT", 2)
+        patch.setattr("sa_diffusers.runs.inputs.LOOKED_AT", 2)
         run_forgetting(config_from_dict(ForgetConfig, values))
     config = config_from_dict(ForgetConfig, values)
     config_to_yaml(config, home / "config.yaml")
@@ -58,7 +58,7 @@ def finished_dir(home, tiny_pipeline_dir) -> Path:
 
 @pytest.fixture
 def finished(finished_dir, tmp_path, monkeypatch) -> Path:
-    monkeypatch.setattr("sa_diffusers.runs.tracking.LOOKED_AT", 2)
+    monkeypatch.setattr("sa_diffusers.runs.inputs.LOOKED_AT", 2)
     return Path(shutil.copytree(finished_dir, tmp_path / "copy"))
 
 
@@ -272,7 +272,7 @@ def test_a_saved_pipeline_says_what_it_has_forgotten(finished_dir, home):
 
 
 def test_a_surrogate_that_was_forgotten_itself_is_warned_of(finished_dir, home, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("sa_diffusers.runs.tracking.LOOKED_AT", 2)
+    monkeypatch.setattr("sa_diffusers.runs.inputs.LOOKED_AT", 2)
     files = {"replay_prompts": str(home / "prompts.txt"), "concept_templates": str(home / "templates.txt")}
     values = UCE | files | {"model": str(finished_dir / "pipeline"), "surrogate": "a red seven"}
     run = tmp_path / "next"
@@ -290,7 +290,7 @@ def test_a_surrogate_that_was_forgotten_itself_is_warned_of(finished_dir, home, 
 
 
 def test_forget_can_be_silent_and_asked(tiny_pipeline, home, capfd, finished_dir, no_page, monkeypatch):
-    monkeypatch.setattr("sa_diffusers.runs.tracking.LOOKED_AT", 2)
+    monkeypatch.setattr("sa_diffusers.runs.inputs.LOOKED_AT", 2)
     files = {"replay_prompts": str(home / "prompts.txt"), "concept_templates": str(home / "templates.txt")}
     capfd.readouterr()
     cheap = CHEAP | {"ewc_lambda": 0.0, "num_train_steps": 1}

@@ -13,7 +13,7 @@ import torch
 from sa_diffusers.attacks.found import FoundEmbedding, FoundText
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.data.sample_set import SampleSet
-from sa_diffusers.evaluation.before_after import Findings
+from sa_diffusers.evaluation.forgetting import Findings
 from sa_diffusers.io.artifacts import RunFolderBusy, RunLock, Stage, StageMismatch, fingerprint, hash_tensors
 from sa_diffusers.io.atomic_files import (
     ArtifactError,

@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,17 +12,20 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
+from sa_diffusers.cli.forget import main
 from sa_diffusers.cli.parse import parse_config
 from sa_diffusers.data.digits import ATTRIBUTES
 from sa_diffusers.evaluation.judges.classifier import AttributeClassifier
 from sa_diffusers.io.bundled import resolve
+from sa_diffusers.runs.forget import run_forgetting
 from sa_diffusers.runs.options import ForgetConfig
 from scripts import benchmark
 
 
 ROOT = Path(__file__).parents[2]
 COLOURS = (("red", "white"), ("green", "black"), ("blue", "white"), ("yellow", "black"))  # ink, background
-FEWER_PICTURES = {"eval_images_concept": 60, "eval_images_class": 20, "eval_images_other": 60}
+# And a single thread, since another test runs beside.
+FEWER_PICTURES = {"eval_images_concept": 60, "eval_images_class": 20, "eval_images_other": 60, "num_threads": 1}
 
 
 @pytest.fixture(scope="module")
@@ -69,59 +71,35 @@ def as_flags(options: dict) -> list[str]:
     return [text for name, value in options.items() for text in (f"--{name}", str(value))]
 
 
-def start(output_dir: Path) -> tuple[subprocess.CompletedProcess, float]:
-    """Run the README's command, with fewer pictures in the evaluation; with the seconds that it took."""
-    command = [*readme_command(), *as_flags(FEWER_PICTURES | {"output_dir": output_dir})]
+@pytest.mark.slow("minutes")
+def test_the_first_command_of_the_readme_and_again_and_what_keeps_the_rest(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "run"
+    command = [*readme_command(), *as_flags(FEWER_PICTURES | {"output_dir": folder})]
     command[0] = str(Path(sys.executable).with_name(command[0]))  # the `accelerate` of this environment
-    begin = time.perf_counter()
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800)
-    return result, time.perf_counter() - begin
-
-
-@pytest.fixture(scope="module")
-def forgotten(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
-    """What the README's first command leaves and says."""
-    output_dir = tmp_path_factory.mktemp("forgotten") / "run"
-    result, _ = start(output_dir)
     assert result.returncode == 0, result.stderr
-    return output_dir, result
-
-
-@pytest.mark.slow
-def test_the_first_command_of_the_readme(forgotten):
-    output_dir, result = forgotten
     assert "Pictures drawn" in result.stdout
-    assert f"report:   {output_dir / 'report.html'}" in result.stdout
-    assert (output_dir / "report.html").stat().st_size > 10_000
-    metrics = json.loads((output_dir / "metrics.json").read_text())
+    assert f"report:   {folder / 'report.html'}" in result.stdout
+    assert (folder / "report.html").stat().st_size > 10_000
+    metrics = json.loads((folder / "metrics.json").read_text())
     before, after = metrics["before"], metrics["after"]
     assert before["num_images"] == after["num_images"] == 60 + 9 * 20 + 2 * 60
     assert before["concept_probability"] >= 0.9
     assert after["concept_probability"] <= 0.1
     assert before["retained_accuracy"] >= 0.9
     assert abs(after["retained_accuracy"] - before["retained_accuracy"]) <= 0.04
-    pipeline = StableDiffusionPipeline.from_pretrained(output_dir / "pipeline")
-    assert type(pipeline) is StableDiffusionPipeline
+    assert type(StableDiffusionPipeline.from_pretrained(folder / "pipeline")) is StableDiffusionPipeline
+
+    monkeypatch.chdir(ROOT)
+    main(command[command.index("--config") :])  # again, in this process
+    assert "reused: samples, replay_samples, surrogate, fisher, before, train, after" in capsys.readouterr().out
+    again = json.loads((folder / "metrics.json").read_text())
+    assert (again["before"], again["after"]) == (before, after)
+    assert_replay_and_ewc_keep_the_rest(folder, tmp_path)
 
 
-@pytest.mark.slow
-def test_the_same_command_again_reuses_everything(forgotten):
-    output_dir, first = forgotten
-    metrics = (output_dir / "metrics.json").read_text()
-    again, seconds = start(output_dir)
-    assert again.returncode == 0, again.stderr
-    assert seconds < 60
-    assert "reused: samples, replay_samples, surrogate, fisher, before, train, after" in again.stdout
-    for side in ("before", "after"):
-        assert json.loads((output_dir / "metrics.json").read_text())[side] == json.loads(metrics)[side]
-
-
-@pytest.mark.slow
-def test_replay_and_ewc_are_what_keeps_the_rest(forgotten, tmp_path):
+def assert_replay_and_ewc_keep_the_rest(reference: Path, folder: Path) -> None:
     """Fitted to noise, the model forgets everything; held by replay and EWC, it forgets the concept alone."""
-    from sa_diffusers.runs.forget import run_forgetting
-
-    reference, _ = forgotten
     flags = as_flags(FEWER_PICTURES | {"surrogate": "noise", "eval_images_concept": 10, "eval_images_other": 10})
     config = parse_config(ForgetConfig, ["--config", str(ROOT / "configs" / "digits.yaml"), *flags])
     shared = {"samples": str(reference / "samples"), "fisher": str(reference / "fisher.safetensors")}
@@ -129,7 +107,7 @@ def test_replay_and_ewc_are_what_keeps_the_rest(forgotten, tmp_path):
     rows = {"held": held, "free": {"replay_weight": 0.0, "ewc_lambda": 0.0}}
     falls = {}
     for name, options in rows.items():
-        short = replace(config, num_train_steps=75, track_steps=None, output_dir=str(tmp_path / name), **options)
+        short = replace(config, num_train_steps=75, track_steps=None, output_dir=str(folder / name), **options)
         metrics = run_forgetting(short).metrics
         falls[name] = metrics["before"]["retained_accuracy"] - metrics["after"]["retained_accuracy"]
     assert falls["held"] < 0.05

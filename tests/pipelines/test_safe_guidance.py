@@ -99,8 +99,15 @@ def test_the_sampler_equals_a_slow_one_image_by_image(pipeline):
     ).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("scheduler", [DDIMScheduler, PNDMScheduler, DPMSolverMultistepScheduler])
-@pytest.mark.parametrize("level", ["medium", "strong", "max"])
+@pytest.mark.parametrize(
+    ("scheduler", "level"),
+    [
+        (DDIMScheduler, "medium"),
+        (DDIMScheduler, "max"),
+        (PNDMScheduler, "strong"),
+        (DPMSolverMultistepScheduler, "max"),
+    ],
+)
 def test_equals_the_deprecated_pipeline_of_diffusers(tiny_pipeline, scheduler, level):
     safe = pytest.importorskip(
         "diffusers.pipelines.deprecated.stable_diffusion_safe", reason="diffusers has removed its safe pipeline"

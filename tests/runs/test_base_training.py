@@ -170,6 +170,7 @@ def test_running_again_takes_no_step_and_changes_nothing(images, base, config, t
     assert_same_weights(base / "pipeline", before)
 
 
+@pytest.mark.slow
 def test_interrupted_and_run_again(images, base, config, tmp_path, monkeypatch):
     """Stopped when the text encoder was to be saved: the autoencoder is kept, and so is its own last step."""
 

@@ -15,7 +15,7 @@ from sa_diffusers.cli.train_base import config_class
 from sa_diffusers.core.concepts import mentions
 from sa_diffusers.data.concepts import find_concept
 from sa_diffusers.data.prompts import concept_templates, read_prompts
-from sa_diffusers.evaluation.suite.options import PipelineEvaluationConfig
+from sa_diffusers.evaluation.options import PipelineEvaluationConfig
 from sa_diffusers.families import family_defaults
 from sa_diffusers.io.bundled import ASSETS
 from sa_diffusers.runs.base.classifier import ClassifierConfig
@@ -172,7 +172,9 @@ def test_stable_diffusion_takes_the_authors_settings() -> None:
 @pytest.mark.parametrize("name", STABLE_DIFFUSION)
 def test_stable_diffusion_is_judged_by_commands_that_parse(name: str) -> None:
     header = (CONFIGS / "paper" / f"{name}.yaml").read_text().replace(" \\\n#  ", "")
-    commands = [shlex.split(line)[2:] for line in re.findall(r"^# (python scripts/evaluate.py .*)$", header, re.M)]
+    commands = [
+        shlex.split(line)[3:] for line in re.findall(r"^# (python scripts/evaluate.py pipelines .*)$", header, re.M)
+    ]
     judged = [parse_config(PipelineEvaluationConfig, ["--pipeline", *command]) for command in commands]
     assert {config.pipeline for config in judged} == {f"runs/paper/{name}/pipeline"}
     metric, sets = ("nudity", ["i2p", "combined"]) if name == "sd_nudity" else ("identity", ["concept"])

@@ -1,4 +1,4 @@
-"""scripts/forget.py as a program: exit codes, messages, signals. Each start costs seconds, so most of this is slow."""
+"""scripts/forget.py as a program: exit codes, messages, signals. A process costs seconds, so those tests are slow."""
 
 import json
 import os
@@ -13,6 +13,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from sa_diffusers.cli.forget import main
 from sa_diffusers.io.artifacts import RunLock
 
 
@@ -40,11 +41,20 @@ def run(command: list[str], *more: str) -> subprocess.CompletedProcess:
     return subprocess.run([*command, *more], capture_output=True, text=True, timeout=900)
 
 
-def assert_refused(result: subprocess.CompletedProcess, code: int, *messages: str) -> None:
-    assert result.returncode == code, result.stderr
-    assert "Traceback" not in result.stderr
-    for message in messages:
-        assert message in result.stderr
+@pytest.fixture
+def refused(command, capsys):
+    """Run the command in this process, which ends it with a code and messages."""
+
+    def run_refused(code: int, *messages: str, more: tuple[str, ...] = ()) -> None:
+        with pytest.raises(SystemExit) as ended:
+            main([*command[2:], *more])
+        said = capsys.readouterr().err
+        assert ended.value.code == code, said
+        assert "Traceback" not in said
+        for message in messages:
+            assert message in said
+
+    return run_refused
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -64,10 +74,34 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
         time.sleep(0.01)
 
 
-def test_unknown_concept(command, tmp_path):
-    result = run(command, "--concept", "a teapot")
-    assert_refused(result, 1, "error: no surrogate is known for 'a teapot'", "--surrogate")
+def test_unknown_concept(refused, tmp_path):
+    refused(1, "error: no surrogate is known for 'a teapot'", "--surrogate", more=("--concept", "a teapot"))
     assert not (tmp_path / "run").exists()
+
+
+def test_unknown_option(refused):
+    refused(2, "did you mean '--learning_rate'?", more=("--learning_rat", "1"))
+
+
+def test_model_that_cannot_be_loaded(refused, tmp_path, tiny_pipeline):
+    tiny_pipeline().save_pretrained(tmp_path / "model")
+    for file in (tmp_path / "model" / "tokenizer").iterdir():
+        file.unlink()
+    refused(1, "has no tokenizer", more=("--model", str(tmp_path / "model")))
+    other = ("--model", "CompVis/stable-diffusion-v1-4", "--output_dir", str(tmp_path / "other"))
+    refused(1, "the hub cannot be reached", "hf download CompVis/stable-diffusion-v1-4", more=other)
+
+
+def test_output_folder_that_cannot_be_made(refused, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    more = ("--output_dir", str(tmp_path / "file" / "run"))
+    refused(1, "Cannot write to the output folder", "--output_dir", more=more)
+
+
+def test_two_runs_in_one_folder_at_once(refused, tmp_path):
+    with RunLock(tmp_path / "run"):
+        refused(1, "Another run works in", f"pid {os.getpid()}")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
 
 
 @pytest.mark.slow
@@ -80,57 +114,26 @@ def test_a_run_prints_plan_table_and_page_and_the_same_command_reuses_it(command
     second = run(command)
     assert second.returncode == 0, second.stderr
     assert "reused: samples, replay_samples, surrogate, fisher, before, train, after" in second.stdout
-    refused = run(command, "--seed", "1")
-    assert_refused(refused, 1, "seed: 0 -> 1", "--overwrite")
 
 
 @pytest.mark.slow
-def test_unknown_option(command):
-    assert_refused(run(command, "--learning_rat", "1"), 2, "did you mean '--learning_rate'?")
-
-
-@pytest.mark.slow
-def test_model_that_cannot_be_loaded(command, tmp_path, tiny_pipeline):
-    tiny_pipeline().save_pretrained(tmp_path / "model")
-    for file in (tmp_path / "model" / "tokenizer").iterdir():
-        file.unlink()
-    assert_refused(run(command, "--model", str(tmp_path / "model")), 1, "has no tokenizer")
-    offline = run(command, "--model", "CompVis/stable-diffusion-v1-4", "--output_dir", str(tmp_path / "other"))
-    assert_refused(offline, 1, "the hub cannot be reached", "hf download CompVis/stable-diffusion-v1-4")
-
-
-@pytest.mark.slow
-def test_output_folder_that_cannot_be_made(command, tmp_path):
-    (tmp_path / "file").write_text("not a folder")
-    result = run(command, "--output_dir", str(tmp_path / "file" / "run"))
-    assert_refused(result, 1, "Cannot write to the output folder", "--output_dir")
-
-
-@pytest.mark.slow
-def test_two_runs_in_one_folder_at_once(command, tmp_path):
-    with RunLock(tmp_path / "run"):
-        result = run(command)
-    assert_refused(result, 1, "Another run works in", f"pid {os.getpid()}")
-    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("number", "code", "word"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
-)
-@pytest.mark.parametrize("moment", ["samples/.samples_parts/*.safetensors", "checkpoints/step_0000002"])
-def test_a_signal_ends_it_and_the_same_command_goes_on(command, tmp_path, number, code, word, moment):
+def test_a_signal_ends_it_and_the_same_command_goes_on(command, tmp_path):
+    """Twice: while samples are drawn, and in training."""
     longer = ["--num_train_steps", "60", "--num_samples", "200"]
-    process = subprocess.Popen(
-        [*command, *longer], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c
-    )
-    wait_for(tmp_path / "run" / moment, process)
-    process.send_signal(number)
-    _, stderr = process.communicate(timeout=100)
-    assert process.returncode == code, stderr
-    assert f"{word}. Run the same command again to continue." in stderr
-    assert "Traceback" not in stderr
-    assert not (tmp_path / "run" / "pipeline").exists()
+    for number, code, word, moment in (
+        (signal.SIGTERM, 143, "terminated", "samples/.samples_parts/*.safetensors"),
+        (signal.SIGINT, 130, "interrupted", "checkpoints/step_0000002"),
+    ):
+        process = subprocess.Popen(
+            [*command, *longer], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c
+        )
+        wait_for(tmp_path / "run" / moment, process)
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=100)
+        assert process.returncode == code, stderr
+        assert f"{word}. Run the same command again to continue." in stderr
+        assert "Traceback" not in stderr
+        assert not (tmp_path / "run" / "pipeline").exists()
     assert run(command, *longer).returncode == 0
     assert run(command, *longer, "--output_dir", str(tmp_path / "whole")).returncode == 0
     torch.testing.assert_close(weights(tmp_path / "run"), weights(tmp_path / "whole"), rtol=0, atol=0)

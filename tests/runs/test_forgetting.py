@@ -22,7 +22,7 @@ from sa_diffusers.data.concepts import find_concept
 from sa_diffusers.data.replay import negative_requests, select_replay
 from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.data.sampling import SamplingSettings, draw_samples
-from sa_diffusers.evaluation.before_after import Findings
+from sa_diffusers.evaluation.forgetting import Findings
 from sa_diffusers.families import get_family
 from sa_diffusers.families.base import select_parameters
 from sa_diffusers.families.scopes import SCOPES
@@ -44,14 +44,16 @@ CHEAP = {
     "num_samples": 8, "num_surrogate_samples": 4, "num_inference_steps": 2, "sample_batch_size": 4,
     "guidance_scale": 2.0, "replay_guidance_scale": 2.0, "fisher_samples": 3, "fisher_terms": "3",
     "num_train_steps": 4, "train_batch_size": 2, "learning_rate": 1e-3, "lr_warmup_steps": 0, "ewc_lambda": 1.0,
-    "checkpointing_steps": 2, "logging_steps": 1, "ema_decay": 0.5, "eval_batch_size": 16,
+    "checkpointing_steps": None, "logging_steps": 1, "ema_decay": 0.5, "eval_batch_size": 16,
 }  # fmt: skip
+CHECKPOINTS = {"checkpointing_steps": 2}
+QUICK = {"ewc_lambda": 0.0, "replay_weight": 0.0}  # neither Fisher nor samples, where these are not the matter
 
 
 @pytest.fixture(scope="module", autouse=True)
 def few_pictures():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sa_diffusers.runs.tracking.LOOKED_AT", 2)
+        patch.setattr("sa_diffusers.runs.inputs.LOOKED_AT", 2)
         yield
 
 
@@ -89,7 +91,7 @@ def start(tiny_pipeline_dir, options):
 def finished_dir(few_pictures, tiny_pipeline_dir, prompt_files, tmp_path_factory) -> Path:
     """One finished run; copy it before changing it."""
     folder = tmp_path_factory.mktemp("finished") / "run"
-    values = {"concept": "seven, 7", "model": str(tiny_pipeline_dir), "output_dir": str(folder)}
+    values = {"concept": "seven, 7", "model": str(tiny_pipeline_dir), "output_dir": str(folder)} | CHECKPOINTS
     run_forgetting(config_from_dict(ForgetConfig, CHEAP | prompt_files | values))
     return folder
 
@@ -99,8 +101,14 @@ def finished(finished_dir, tmp_path) -> Path:
     return Path(shutil.copytree(finished_dir, tmp_path / "finished"))
 
 
+@pytest.fixture
+def shared(finished) -> dict[str, str]:
+    """Options that take samples and Fisher from the finished run."""
+    return {"samples": str(finished / "samples"), "fisher": str(finished / "fisher.safetensors")}
+
+
 def unet_of(folder: Path) -> dict[str, torch.Tensor]:
-    return StableDiffusionPipeline.from_pretrained(folder / "pipeline").unet.state_dict()
+    return load_file(folder / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -165,16 +173,16 @@ def test_open_prompts_are_drawn_with_the_concept_as_negative_prompt(finished, ti
     torch.testing.assert_close(again.latents, drawn.latents, rtol=1e-4, atol=1e-5)  # texts in other batches
 
 
-def test_what_training_sees(start, finished, tmp_path, monkeypatch):
+def test_what_training_sees(start, finished, tiny_pipeline_dir, monkeypatch):
     """Surrogate pictures under captions of the concept; replay of everything but the concept, the empty prompt too."""
     seen, draw = [], SelectiveAmnesia.draw
     monkeypatch.setattr(
         SelectiveAmnesia, "draw", lambda self, batch, rng: seen.append(batch) or draw(self, batch, rng)
     )
-    start(tmp_path / "run", num_train_steps=8, replay_target="noise")
-    family = get_family(start(tmp_path / "run", num_train_steps=8, replay_target="noise").pipeline)
+    start(finished, num_train_steps=8, replay_target="noise", overwrite=True)
+    family = get_family(load_pipeline(str(tiny_pipeline_dir), None, None, "float32"))
     samples, drawn_anew, surrogate = (
-        SampleSet.load(tmp_path / "run" / f"{name}.safetensors")
+        SampleSet.load(finished / f"{name}.safetensors")
         for name in ("samples/samples", "samples/without_concept", "surrogate/surrogate")
     )
     concept = find_concept("seven, 7", None)
@@ -219,20 +227,8 @@ def test_metrics(finished):
     assert total == pytest.approx(sum(seconds.values()), abs=0.01)
 
 
-def test_stock_diffusers_loads_the_result(finished, start):
+def test_the_same_run_again_computes_nothing_and_stock_diffusers_loads_the_result(finished, start, monkeypatch):
     """And it draws what the returned pipeline draws, which is not what the base model draws."""
-    outcome = start(finished)
-    loaded = DiffusionPipeline.from_pretrained(finished / "pipeline")
-    assert type(loaded) is StableDiffusionPipeline
-    assert type(loaded.scheduler) is type(outcome.pipeline.scheduler)
-    torch.testing.assert_close(picture(loaded), picture(outcome.pipeline), rtol=0, atol=0)
-    base = StableDiffusionPipeline.from_pretrained(outcome.pipeline.config._name_or_path)
-    assert (picture(loaded) - picture(base)).abs().max() > 1e-3
-    assert_same(loaded.vae.state_dict(), base.vae.state_dict())
-    assert_same(loaded.text_encoder.state_dict(), base.text_encoder.state_dict())
-
-
-def test_the_same_run_again_computes_nothing(finished, start, monkeypatch):
     before = json.loads((finished / "metrics.json").read_text())
     for owner, name in (
         (TextToImageFamily, "draw"),
@@ -245,14 +241,22 @@ def test_the_same_run_again_computes_nothing(finished, start, monkeypatch):
     assert outcome.metrics["seconds"].pop("reused") == STAGES
     assert before["seconds"].pop("reused") == []
     assert outcome.metrics == before
-    assert_same(outcome.pipeline.unet.state_dict(), unet_of(finished))
+    assert_same(dict(outcome.pipeline.unet.state_dict()), unet_of(finished))
+
+    loaded = DiffusionPipeline.from_pretrained(finished / "pipeline")
+    assert type(loaded) is StableDiffusionPipeline
+    assert type(loaded.scheduler) is type(outcome.pipeline.scheduler)
+    torch.testing.assert_close(picture(loaded), picture(outcome.pipeline), rtol=0, atol=0)
+    base = StableDiffusionPipeline.from_pretrained(outcome.pipeline.config._name_or_path)
+    assert (picture(loaded) - picture(base)).abs().max() > 1e-3
+    assert_same(loaded.vae.state_dict(), base.vae.state_dict())
+    assert_same(loaded.text_encoder.state_dict(), base.text_encoder.state_dict())
 
 
-def test_equal_runs_in_two_folders_are_equal(finished, start, tmp_path):
+def test_equal_runs_in_two_folders_are_equal_whatever_torch_has_drawn(finished, start, tmp_path):
+    torch.manual_seed(1)
     start(tmp_path / "other")
     assert_same(unet_of(tmp_path / "other"), unet_of(finished))
-    start(tmp_path / "seed", seed=1)
-    assert not unet_of(tmp_path / "seed")["conv_in.weight"].equal(unet_of(finished)["conv_in.weight"])
 
 
 def test_another_configuration_in_the_folder_is_refused(finished, start, monkeypatch):
@@ -278,7 +282,7 @@ def test_a_run_of_version_0_1_is_refused_and_loses_nothing(start, tmp_path):
     assert contents(run) == contents(RUN_OF_0_1)
 
 
-def test_overwrite_reuses_what_still_fits(finished, start, tmp_path, monkeypatch):
+def test_overwrite_reuses_what_still_fits(finished, start, shared, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         shown = []
         patch.setattr("sa_diffusers.runs.results.write_report", lambda path, **content: shown.append(content))
@@ -291,37 +295,25 @@ def test_overwrite_reuses_what_still_fits(finished, start, tmp_path, monkeypatch
         "fisher",
         "before",
     ]
-    start(tmp_path / "fresh", learning_rate=2e-3)
+    start(tmp_path / "fresh", learning_rate=2e-3, **shared)
     assert_near(unet_of(finished), unet_of(tmp_path / "fresh"))
 
 
-@pytest.mark.parametrize(
-    "changed", [{"checkpoints_total_limit": 1, "fisher_chunk_size": 2}, {"track_images": 4}, {"logging_steps": 3}]
-)
-def test_options_that_do_not_matter_may_change(finished, start, changed):
+def test_options_that_do_not_matter_may_change_and_float16_files_be_asked_for_afterwards(finished, start):
     kept = unet_of(finished)
-    assert start(finished, **changed).metrics["seconds"]["reused"] == STAGES
+    changed = {"checkpoints_total_limit": 1, "fisher_chunk_size": 2, "track_images": 4, "logging_steps": 3}
+    assert start(finished, save_variant="fp16", **changed).metrics["seconds"]["reused"] == STAGES
     assert_same(unet_of(finished), kept)
-
-
-def test_float16_files_may_be_asked_for_afterwards(finished, start):
-    assert start(finished, save_variant="fp16").metrics["seconds"]["reused"] == STAGES
     half = StableDiffusionPipeline.from_pretrained(finished / "pipeline", variant="fp16", dtype=torch.float16)
     expected = {name: value.half() for name, value in unet_of(finished).items()}
-    assert_same(half.unet.state_dict(), expected)
+    assert_same(dict(half.unet.state_dict()), expected)
     for part in ("unet", "vae"):
         assert (finished / "pipeline" / part / "diffusion_pytorch_model.fp16.safetensors").exists()
     assert (finished / "pipeline" / "text_encoder" / "model.fp16.safetensors").exists()
 
 
-def test_a_folder_of_samples_may_move(finished, start, tmp_path):
-    samples = Path(shutil.copytree(finished / "samples", tmp_path / "samples"))
-    start(tmp_path / "run", samples=str(samples))
-    moved = samples.rename(tmp_path / "elsewhere")
-    assert start(tmp_path / "run", samples=str(moved)).metrics["seconds"]["reused"] == STAGES
-
-
-def test_overwrite_starts_again_what_another_configuration_left_unfinished(start, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_overwrite_starts_again_what_another_configuration_left_unfinished(finished, start, tmp_path, monkeypatch):
     """In a relative folder too, as runs/<concept> is by default."""
     monkeypatch.chdir(tmp_path)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -330,22 +322,25 @@ def test_overwrite_starts_again_what_another_configuration_left_unfinished(start
     start(Path("run"), seed=1, overwrite=True)
     start(Path("fresh"), seed=1)
     assert_same(unet_of(Path("run")), unet_of(Path("fresh")))
+    assert not unet_of(Path("run"))["conv_in.weight"].equal(unet_of(finished)["conv_in.weight"])
 
 
-def test_overwrite_after_the_inputs_changed_trains_from_the_start(finished, start, tmp_path, options):
+@pytest.mark.slow
+def test_overwrite_after_the_inputs_changed_trains_from_the_start(start, tmp_path):
     """The configuration is the same, the prompts in the file are not: the checkpoints are of another training."""
     prompts = tmp_path / "replay.txt"
     prompts.write_text("\n".join(PROMPTS))
-    run = tmp_path / "run"
-    start(run, replay_prompts=str(prompts))
+    run, given = tmp_path / "run", {"replay_prompts": str(prompts), "ewc_lambda": 0.0, "surrogate": "noise"}
+    start(run, **given)
     prompts.write_text("a blue six\na blue eight\na blue nine\nzero")
     with pytest.raises(StageMismatch, match="prompts"):
-        start(run, replay_prompts=str(prompts))
-    start(run, replay_prompts=str(prompts), overwrite=True)
-    start(tmp_path / "fresh", replay_prompts=str(prompts))
+        start(run, **given)
+    start(run, overwrite=True, **given)
+    start(tmp_path / "fresh", **given)
     assert_same(unet_of(run), unet_of(tmp_path / "fresh"))
 
 
+@pytest.mark.slow
 def test_overwrite_looks_anew_at_another_concept(start, tmp_path):
     """Though the model before forgetting is the same, and nothing is replayed."""
     seven = {"method": "finetune", "ewc_lambda": None, "surrogate": "noise"}
@@ -364,12 +359,13 @@ def test_a_folder_with_files_of_something_else_is_refused(start, tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.name != ".lock"] == ["thesis.txt"]
 
 
-def test_samples_and_fisher_are_shared_by_path(finished, start, tmp_path):
-    shared = {"samples": str(finished / "samples"), "fisher": str(finished / "fisher.safetensors")}
+def test_samples_and_fisher_are_shared_by_path_and_may_move(finished, start, shared, tmp_path):
     start(tmp_path / "sharing", **shared)
     assert_near(unet_of(tmp_path / "sharing"), unet_of(finished))
     assert not (tmp_path / "sharing" / "fisher.safetensors").exists()
     assert not (tmp_path / "sharing" / "samples" / "samples.safetensors").exists()
+    shared["samples"] = str((finished / "samples").rename(tmp_path / "elsewhere"))
+    assert start(tmp_path / "sharing", **shared).metrics["seconds"]["reused"] == STAGES
     other = start(tmp_path / "nine", concept="nine", surrogate="six", **shared)
     assert other.metrics["concept"] == "nine"
 
@@ -390,94 +386,73 @@ def test_samples_and_fisher_of_another_model_are_refused(finished, start, tiny_p
 
 
 def interrupt_call(patch, owner, name: str, number: int) -> None:
-    """Raise KeyboardInterrupt at the call with this number (from 0) of a function."""
+    """Raise KeyboardInterrupt, with its name, at the call with this number (from 0) of a function."""
     original, calls = getattr(owner, name), []
 
     def interrupted(*arguments, **options):
         calls.append(1)
         if len(calls) > number:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(name)
         return original(*arguments, **options)
 
     patch.setattr(owner, name, interrupted)
 
 
-@pytest.mark.parametrize(
-    ("owner", "name", "number", "unfinished"),
-    [
-        (TextToImageFamily, "draw", 1, "samples"),
-        (TextToImageFamily, "draw", 2, "replay_samples"),
-        (TextToImageFamily, "draw", 3, "surrogate"),
-        (sa_diffusers.runs.stages.fisher, "estimate_fisher", 2, "fisher"),
-        (TextToImageFamily, "draw", 4, "before"),
-        (ElasticWeightConsolidation, "add_gradient", 3, "train"),
-        (sa_diffusers.runs.stages.train, "save_pipeline", 0, "train"),
-        (TextToImageFamily, "draw", 6, "after"),
-        (sa_diffusers.runs.forget, "write_results", 0, None),
-    ],
-)
-def test_interrupted_in_any_stage_and_run_again(
-    finished, start, tmp_path, monkeypatch, owner, name, number, unfinished
-):
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        interrupt_call(patch, owner, name, number)
-        start(tmp_path / "run")
-    done = {path.stem for path in (tmp_path / "run" / ".stages").iterdir()}
-    expected = STAGES[: STAGES.index(unfinished)] if unfinished else STAGES
-    assert done == {"run", *expected}
-    outcome = start(tmp_path / "run")
-    assert outcome.metrics["seconds"]["reused"] == expected
-    assert_near(unet_of(tmp_path / "run"), unet_of(finished))
+def test_interrupted_in_every_stage_and_run_again(finished, start, tmp_path, monkeypatch):
+    """In one after the other, each amid its work; training goes on from its last checkpoint."""
+    draw, train = TextToImageFamily, sa_diffusers.runs.stages.train
+    step = (ElasticWeightConsolidation, "add_gradient")
+    interruptions = [
+        ([(draw, "draw", 1)], "samples"),
+        ([(draw, "draw", 1)], "replay_samples"),  # the first call draws what is left of the samples
+        ([(draw, "draw", 1)], "surrogate"),
+        ([(sa_diffusers.runs.stages.fisher, "estimate_fisher", 2)], "fisher"),
+        ([(draw, "draw", 1)], "before"),
+        ([(*step, 3)], "train"),
+        ([(*step, 2), (train, "save_pipeline", 0)], "train"),  # the last two of four steps are left, no third one
+        ([(draw, "draw", 1)], "after"),
+        ([(sa_diffusers.runs.forget, "write_results", 0)], None),
+    ]
+    run = tmp_path / "run"
+    for calls, unfinished in interruptions:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) as stop:
+            for owner, name, number in calls:
+                interrupt_call(patch, owner, name, number)
+            start(run, **CHECKPOINTS)
+        assert stop.value.args == (calls[-1][1],)
+        done = STAGES[: STAGES.index(unfinished)] if unfinished else STAGES
+        assert {path.stem for path in (run / ".stages").iterdir()} == {"run", *done}
+    outcome = start(run, **CHECKPOINTS)
+    assert outcome.metrics["seconds"]["reused"] == STAGES
+    assert_near(unet_of(run), unet_of(finished))
     for file in ("fisher", "samples/samples", "surrogate/surrogate", "samples/without_concept"):
-        assert_near(*(load_file(folder / f"{file}.safetensors") for folder in (tmp_path / "run", finished)))
+        assert_near(*(load_file(folder / f"{file}.safetensors") for folder in (run, finished)))
     for side in ("before", "after"):
         expected = json.loads((finished / "metrics.json").read_text())[side]
         expected = {name: value and pytest.approx(value, rel=1e-4) for name, value in expected.items()}
         assert outcome.metrics[side] == expected
 
 
-def test_training_goes_on_from_the_last_checkpoint(start, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        interrupt_call(patch, ElasticWeightConsolidation, "add_gradient", 3)
-        start(tmp_path / "run")
-    with monkeypatch.context() as patch:  # the last two of four steps are left, no third one
-        interrupt_call(patch, ElasticWeightConsolidation, "add_gradient", 2)
-        start(tmp_path / "run")
-
-
-@pytest.mark.parametrize("scope", ["xattn", "noxattn", "full"])
-def test_a_scope_changes_its_parameters_only(scope, start, finished, tmp_path):
-    shared = {"samples": str(finished / "samples"), "fisher": str(finished / "fisher.safetensors")}
-    outcome = start(tmp_path / "run", train_scope=scope, surrogate="noise", **shared)
+@pytest.mark.slow
+def test_a_scope_changes_its_parameters_only(start, shared, tmp_path):
+    outcome = start(tmp_path / "run", train_scope="xattn", surrogate="noise", **shared)
     base = load_pipeline(str(outcome.pipeline.config._name_or_path), None, None, "float32").unet
-    inside = select_parameters(base, scope, SCOPES)
+    inside = select_parameters(base, "xattn", SCOPES)
     changed = {name for name, p in outcome.pipeline.unet.named_parameters() if not p.equal(base.get_parameter(name))}
     assert changed <= set(inside)
     assert len(changed) > 0.8 * len(inside)  # some gradients are zero by construction, as that of a key's bias
+    assert SampleSet.load(tmp_path / "run" / "surrogate" / "surrogate.safetensors").latents.shape == (4, 4, 8, 8)
 
 
-def test_surrogate_noise_and_folder(start, finished, tmp_path):
-    shared = {"samples": str(finished / "samples"), "fisher": str(finished / "fisher.safetensors")}
+def test_a_surrogate_folder_and_a_change_of_its_pictures(start, finished, shared, tmp_path):
     folder = tmp_path / "pictures"
     folder.mkdir()
     for index, colour in enumerate(("red", "blue", "white")):
         Image.new("RGB", (20, 16), colour).save(folder / f"{index}.png")
-    results = {}
-    for name, surrogate in (("noise", "noise"), ("folder", str(folder))):
-        start(tmp_path / name, surrogate=surrogate, **shared)
-        latents = SampleSet.load(tmp_path / name / "surrogate" / "surrogate.safetensors").latents
-        results[name] = (latents, unet_of(tmp_path / name)["conv_in.weight"])
-    assert results["noise"][0].shape == results["folder"][0].shape == (4, 4, 8, 8)
-    assert not results["noise"][1].equal(results["folder"][1])
-
-
-def test_a_changed_picture_of_the_surrogate_folder_is_noticed(start, finished, tmp_path):
-    shared = {"samples": str(finished / "samples"), "fisher": str(finished / "fisher.safetensors")}
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    Image.new("RGB", (16, 16), "red").save(folder / "0.png")
     start(tmp_path / "run", surrogate=str(folder), **shared)
-    Image.new("RGB", (16, 16), "blue").save(folder / "0.png")
+    assert SampleSet.load(tmp_path / "run" / "surrogate" / "surrogate.safetensors").latents.shape == (4, 4, 8, 8)
+    assert not unet_of(tmp_path / "run")["conv_in.weight"].equal(unet_of(finished)["conv_in.weight"])
+    Image.new("RGB", (20, 16), "green").save(folder / "0.png")
     with pytest.raises(StageMismatch, match="surrogate"):
         start(tmp_path / "run", surrogate=str(folder), **shared)
 
@@ -511,7 +486,7 @@ def test_read_inputs(options):
 def test_forget_returns_a_new_pipeline(tiny_pipeline, options):
     pipeline = tiny_pipeline()
     before = {name: value.clone() for name, value in pipeline.unet.state_dict().items()}
-    forgotten = forget(pipeline, "seven", "noise", **options)
+    forgotten = forget(pipeline, "seven", "noise", **options | QUICK)
     assert type(forgotten) is StableDiffusionPipeline
     assert_same(pipeline.unet.state_dict(), before)
     assert not forgotten.unet.state_dict()["conv_in.weight"].equal(before["conv_in.weight"])
@@ -519,13 +494,16 @@ def test_forget_returns_a_new_pipeline(tiny_pipeline, options):
     assert picture(forgotten).shape == (1, 16, 16, 3)
 
 
-def test_forget_in_place(tiny_pipeline, options, tmp_path):
+def test_forget_in_place_without_fisher_or_replay(tiny_pipeline, options, tmp_path):
     pipeline = tiny_pipeline()
-    unet, before = pipeline.unet, pipeline.unet.conv_in.weight.detach().clone()
-    assert forget(pipeline, "seven", "noise", inplace=True, output_dir=tmp_path / "run", **options) is pipeline
+    unet, before, run = pipeline.unet, pipeline.unet.conv_in.weight.detach().clone(), tmp_path / "run"
+    assert forget(pipeline, "seven", "noise", inplace=True, output_dir=run, **options | QUICK) is pipeline
     assert pipeline.unet is unet
     assert not unet.conv_in.weight.equal(before)
-    assert_same(unet.state_dict(), unet_of(tmp_path / "run"))
+    assert_same(dict(unet.state_dict()), unet_of(run))
+    assert {path.stem for path in (run / ".stages").iterdir()} == {"run", "surrogate", "before", "train", "after"}
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["seconds"]["reused"] == [] and "replay_loss" not in metrics["after"]
 
 
 def test_forget_that_fails_leaves_the_pipeline_as_it_was(tiny_pipeline, options, monkeypatch):
@@ -533,7 +511,7 @@ def test_forget_that_fails_leaves_the_pipeline_as_it_was(tiny_pipeline, options,
     before = pipeline.unet.conv_in.weight.detach().clone()
     monkeypatch.setattr(sa_diffusers.runs.forget, "write_results", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        forget(pipeline, "seven", "noise", inplace=True, **options)
+        forget(pipeline, "seven", "noise", inplace=True, **options | QUICK)
     torch.testing.assert_close(pipeline.unet.conv_in.weight.detach(), before, rtol=0, atol=0)
 
 
@@ -558,29 +536,11 @@ def test_the_safety_checker_is_not_run_and_saved_back_unchanged(tiny_pipeline, s
     from transformers import CLIPImageProcessor
 
     pipeline = tiny_pipeline(safety_checker=safety_checker, feature_extractor=CLIPImageProcessor())
-    forgotten = forget(pipeline, "seven", "noise", output_dir=tmp_path / "run", **options)
+    forgotten = forget(pipeline, "seven", "noise", output_dir=tmp_path / "run", **options | QUICK)
     assert forgotten.safety_checker is safety_checker
     loaded = StableDiffusionPipeline.from_pretrained(tmp_path / "run" / "pipeline")
     assert loaded.config.requires_safety_checker
     assert_same(loaded.safety_checker.state_dict(), safety_checker.state_dict())
-
-
-def test_frozen_parts_in_half_precision(start, tmp_path):
-    """The UNet is trained in float32; what is saved is in the precision that was asked for."""
-    outcome = start(tmp_path / "run", dtype="bfloat16")
-    assert outcome.metrics["after"]["replay_loss"] > 0
-    saved = load_file(tmp_path / "run" / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
-    assert {value.dtype for value in saved.values()} == {torch.bfloat16}
-    assert picture(outcome.pipeline).isfinite().all()
-
-
-def test_without_fisher_or_replay(start, tmp_path):
-    outcome = start(tmp_path / "run", ewc_lambda=0.0, replay_weight=0.0, surrogate="noise")
-    assert outcome.metrics["seconds"]["reused"] == []
-    assert {path.stem for path in (tmp_path / "run" / ".stages").iterdir()} == {
-        "run", "surrogate", "before", "train", "after"
-    }  # fmt: skip
-    assert "replay_loss" not in outcome.metrics["after"]
 
 
 def test_no_room_on_the_disk_is_said_before_work_starts(start, tmp_path, monkeypatch):
@@ -590,10 +550,9 @@ def test_no_room_on_the_disk_is_said_before_work_starts(start, tmp_path, monkeyp
     assert {p.name for p in (tmp_path / "run").iterdir()} <= {".lock", ".stages", "config.yaml"}
 
 
-def test_divergence_leaves_no_pipeline(start, finished, tmp_path):
+def test_divergence_leaves_no_pipeline(start, shared, tmp_path):
     from sa_diffusers.training.loop import TrainingDiverged
 
-    shared = {"samples": str(finished / "samples"), "fisher": str(finished / "fisher.safetensors")}
     with pytest.raises(TrainingDiverged, match="at step [1-4]"):
         start(tmp_path / "run", learning_rate=1e30, max_grad_norm=None, **shared)
     assert not (tmp_path / "run" / "pipeline").exists()
@@ -604,13 +563,14 @@ def test_the_saved_configuration_repeats_the_run(finished):
 
     config = parse_config(ForgetConfig, ["--config", str(finished / "config.yaml")])
     assert config.concept == "seven, 7"
-    assert {name: asdict(config)[name] for name in CHEAP} == CHEAP
+    assert {name: asdict(config)[name] for name in CHEAP} == CHEAP | CHECKPOINTS
 
 
+@pytest.mark.slow
 def test_a_run_that_failed_early_leaves_the_folder_to_its_correction(start, tmp_path):
     with pytest.raises(ModelLoadError):
         start(tmp_path / "run", model=str(tmp_path / "typo"))
-    assert start(tmp_path / "run").metrics["concept"] == "seven, 7"
+    assert start(tmp_path / "run", **QUICK).metrics["concept"] == "seven, 7"
 
 
 @pytest.mark.parametrize(

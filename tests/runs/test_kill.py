@@ -25,7 +25,7 @@ import sa_diffusers.runs.stages.fisher
 import sa_diffusers.runs.stages.train
 from sa_diffusers.core.fisher import Fisher
 from sa_diffusers.data.sample_set import SampleSet
-from sa_diffusers.evaluation.before_after import Findings
+from sa_diffusers.evaluation.forgetting import Findings
 from sa_diffusers.io.artifacts import StageMismatch
 from sa_diffusers.io.atomic_files import ArtifactError, DiskFull, atomic_path, explain_write_errors, remove_leftovers
 from sa_diffusers.io.configuration import config_from_dict
@@ -236,7 +236,7 @@ WRITERS = [
 
 @pytest.mark.slow
 def test_a_full_disk_ends_every_stage_clearly_and_leaves_earlier_results(config, tmp_path, monkeypatch):
-    monkeypatch.setattr("sa_diffusers.runs.tracking.LOOKED_AT", 2)
+    monkeypatch.setattr("sa_diffusers.runs.inputs.LOOKED_AT", 2)
     cheap = {"num_samples": 4, "num_surrogate_samples": 2, "fisher_samples": 2, "num_train_steps": 3, "lora_rank": 2}
     run, done = tmp_path / "run", {}
     for owner, name in WRITERS:
@@ -298,6 +298,7 @@ for target, number in (("file", 0), ("folder", 0), ("folder", 1), ("folder", 2))
 """
 
 
+@pytest.mark.slow
 def test_killed_between_writing_and_renaming(tmp_path):
     (tmp_path / "file_0").write_text("old")
     for number in range(3):

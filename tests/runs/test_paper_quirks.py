@@ -32,6 +32,10 @@ NULL = 3
 
 @pytest.fixture
 def pipeline() -> ClassConditionalPipeline:
+    return make_pipeline()
+
+
+def make_pipeline() -> ClassConditionalPipeline:
     torch.manual_seed(0)
     config = ClassConditionalConfig(
         block_out_channels=[4, 8], layers_per_block=1, attention_resolutions=[4], norm_num_groups=2, dropout=0.0
@@ -169,28 +173,43 @@ def test_they_are_refused_for_other_kinds_of_models(pipeline, tiny_pipeline, tmp
     check_run(context_of(get_family(pipeline), tmp_path, "0", "noise", paper_quirks=list(QUIRKS)))
 
 
-@pytest.fixture
-def start(pipeline, tmp_path, monkeypatch):
-    monkeypatch.setattr("sa_diffusers.runs.results.write_report", lambda path, **_: path.write_text("<html></html>"))
-    monkeypatch.setattr("sa_diffusers.runs.tracking.LOOKED_AT", 2)
-    draw = ClassConditionalFamily.draw  # untrained models draw black and white, which leaves nothing to stretch
-    monkeypatch.setattr(ClassConditionalFamily, "draw", lambda *arguments: draw(*arguments) / 2)
-    pipeline.save_pretrained(tmp_path / "model")
+@pytest.fixture(scope="module")
+def start(few_pictures, tmp_path_factory):
+    """Run in a folder of a name."""
+    folder, draw = tmp_path_factory.mktemp("runs"), ClassConditionalFamily.draw
+    make_pipeline().save_pretrained(folder / "model")
     small = {
         "num_samples": 9, "num_surrogate_samples": 4, "num_inference_steps": 2, "fisher_samples": 4,
         "fisher_terms": "3", "num_train_steps": 1, "train_batch_size": 2, "checkpointing_steps": None,
-        "concept": "0", "surrogate": "noise", "model": str(tmp_path / "model"),
+        "concept": "0", "surrogate": "noise", "model": str(folder / "model"),
     }  # fmt: skip
 
     def run(name: str, **options):
-        values = family_defaults("ClassConditionalPipeline") | small | {"output_dir": str(tmp_path / name)} | options
+        values = family_defaults("ClassConditionalPipeline") | small | {"output_dir": str(folder / name)} | options
         return run_forgetting(config_from_dict(ForgetConfig, values)).output_dir
 
-    return run
+    with pytest.MonkeyPatch.context() as patch:
+        # Untrained models draw black and white, which leaves nothing to stretch.
+        patch.setattr(ClassConditionalFamily, "draw", lambda *arguments: draw(*arguments) / 2)
+        yield run
 
 
-def test_a_run_keeps_them_in_the_keys_of_its_samples_and_its_fisher(start):
-    plain, quirky = start("plain"), start("quirky", paper_quirks=list(QUIRKS))
+@pytest.fixture(scope="module")
+def plain(start):
+    return start("plain")
+
+
+OPEN = {"paper_quirks": ["stretched_samples"], "empty_prompt_fraction": 0.5}
+
+
+@pytest.fixture(scope="module")
+def stretched(start):
+    """A run that replays what was drawn without the concept, too."""
+    return start("stretched", **OPEN)
+
+
+def test_a_run_keeps_them_in_the_keys_of_its_samples_and_its_fisher(start, plain):
+    quirky = start("quirky", paper_quirks=list(QUIRKS))
     keys = [json.loads((folder / "samples" / "samples.json").read_text()) for folder in (plain, quirky)]
     assert "stretched" not in keys[0] and keys[1] == keys[0] | {"stretched": True}
     latents = [SampleSet.load(f / "samples" / "samples.safetensors").latents for f in (plain, quirky)]
@@ -203,15 +222,13 @@ def test_a_run_keeps_them_in_the_keys_of_its_samples_and_its_fisher(start):
     assert not fishers[1].tensors["conv_in.weight"].allclose(fishers[0].tensors["conv_in.weight"], rtol=0.01)
 
 
-def test_samples_that_were_drawn_without_the_concept_are_stretched_too(start):
-    folder = start("open", paper_quirks=["stretched_samples"], empty_prompt_fraction=0.5, ewc_lambda=0.0)
-    drawn = SampleSet.load(folder / "samples" / "without_concept.safetensors").latents
+def test_samples_that_were_drawn_without_the_concept_are_stretched_too(stretched):
+    drawn = SampleSet.load(stretched / "samples" / "without_concept.safetensors").latents
     assert len(drawn) == 4
     assert (drawn.amin((1, 2, 3)) == -1).all() and (drawn.amax((1, 2, 3)) == 1).all()
 
 
-def test_samples_and_fisher_of_other_quirks_are_refused(start, tmp_path):
-    plain, stretched = start("plain"), start("stretched", paper_quirks=["stretched_samples"])
+def test_samples_and_fisher_of_other_quirks_are_refused(start, plain, stretched):
     for shared, quirks, message in (
         (plain, ["stretched_samples"], "were not stretched, which paper_quirks asks for; omit --samples"),
         (stretched, ["fisher_unit_range"], "were stretched, which paper_quirks does not ask for"),
@@ -222,4 +239,4 @@ def test_samples_and_fisher_of_other_quirks_are_refused(start, tmp_path):
         with pytest.raises(FisherMismatch, match="paper_quirks: the Fisher has 'stretched_samples', this run"):
             start("other", fisher=str(stretched / "fisher.safetensors"), paper_quirks=quirks, overwrite=True)
     again = {"samples": str(stretched / "samples"), "fisher": str(stretched / "fisher.safetensors")}
-    start("other", paper_quirks=["stretched_samples"], overwrite=True, **again)
+    start("other", overwrite=True, **OPEN, **again)

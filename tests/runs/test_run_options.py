@@ -93,6 +93,47 @@ def assert_near(first: dict, second: dict) -> None:
     torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def unwatched(start, shared, make_judge, tmp_path_factory) -> tuple[Outcome, list[int]]:
+    """A judged run from the shared samples and Fisher, and the seeds of the pictures that it drew."""
+    with pytest.MonkeyPatch.context() as patch:
+        drawn = note_seeds(patch)
+        outcome = start(tmp_path_factory.mktemp("unwatched") / "run", **make_judge(DIGITS), **shared)
+    return outcome, drawn
+
+
+def note_seeds(patch: pytest.MonkeyPatch) -> list[int]:
+    """The seed of every picture that is drawn from now on."""
+    drawn, draw = [], TextToImageFamily.draw
+
+    def noted(self, prompts, seeds, *arguments, **options):
+        drawn.extend(seeds)
+        return draw(self, prompts, seeds, *arguments, **options)
+
+    patch.setattr(TextToImageFamily, "draw", noted)
+    return drawn
+
+
+def test_pictures_while_training(start, shared, make_judge, unwatched, tmp_path, monkeypatch):
+    """As many as it says, judged, from seeds of their own, or what ends a run early would be what it is judged by.
+
+    What is watched is not changed by watching.
+    """
+    drawn = note_seeds(monkeypatch)
+    outcome = start(tmp_path / "run", track_steps=2, track_images=4, **make_judge(DIGITS), **shared)
+    sheets = sorted((tmp_path / "run" / "progress").iterdir())
+    assert [path.name for path in sheets] == ["step_000002.png", "step_000004.png"]
+    for path in sheets:
+        assert Image.open(path).size == (8 * 32, 32)  # pictures of 16 pixels, enlarged
+    first, last = (path.read_bytes() for path in sheets)
+    assert first != last  # the model changed between the two
+    for row in json.loads((tmp_path / "run" / "history.json").read_text()):
+        assert ("concept_probability" in row) == (row["step"] % 2 == 0)
+    plain, others = unwatched
+    assert len(drawn) - len(others) == 2 * 4 and len(set(drawn) - set(others)) == 4  # the same at each look
+    assert_near(outcome.pipeline.unet.state_dict(), unet_of(plain.output_dir))
+
+
 def test_tensorboard_gets_every_logged_number(start, shared, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -107,43 +148,8 @@ def test_tensorboard_gets_every_logged_number(start, shared, tmp_path):
             assert events.Scalars(name)[step - 1].value == pytest.approx(value, rel=1e-6)
 
 
-@pytest.mark.parametrize("judged", [False, True])
-def test_pictures_while_training(start, shared, make_judge, tmp_path, judged):
-    options = make_judge(DIGITS) if judged else {}
-    outcome = start(tmp_path / "run", track_steps=2, track_images=4, **options, **shared)
-    sheets = sorted((tmp_path / "run" / "progress").iterdir())
-    assert [path.name for path in sheets] == ["step_000002.png", "step_000004.png"]
-    for path in sheets:
-        assert Image.open(path).size == (8 * 32, 32)  # pictures of 16 pixels, enlarged
-    first, last = (path.read_bytes() for path in sheets)
-    assert first != last  # the model changed between the two
-    tracked = [row for row in json.loads((tmp_path / "run" / "history.json").read_text()) if row["step"] % 2 == 0]
-    for row in tracked:
-        assert ("concept_probability" in row) is judged
-    # What is watched is not changed by watching.
-    start(tmp_path / "unwatched", **shared)
-    assert_near(outcome.pipeline.unet.state_dict(), unet_of(tmp_path / "unwatched"))
-
-
-def test_watching_draws_as_many_pictures_as_it_says_from_seeds_of_its_own(
-    start, shared, make_judge, tmp_path, monkeypatch
-):
-    """Else what ends a run early would be what it is judged by."""
-    drawn, draw = [], TextToImageFamily.draw
-
-    def noted(self, prompts, seeds, *arguments, **options):
-        drawn.extend(seeds)
-        return draw(self, prompts, seeds, *arguments, **options)
-
-    monkeypatch.setattr(TextToImageFamily, "draw", noted)
-    start(tmp_path / "unwatched", **make_judge(DIGITS), **shared)
-    others = drawn.copy()
-    drawn.clear()
-    start(tmp_path / "watched", track_steps=4, track_images=4, **make_judge(DIGITS), **shared)
-    assert len(drawn) - len(others) == len(set(drawn) - set(others)) == 4
-
-
-def test_early_stop(start, shared, make_judge, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_early_stop(start, shared, make_judge, two_steps, tmp_path, monkeypatch):
     """At the first look for a threshold of 1, never for 0; a run that stopped and was then interrupted stays so."""
     options = {"track_steps": 2, "track_images": 4, "checkpointing_steps": 3} | make_judge(DIGITS) | shared
     never = start(tmp_path / "never", early_stop=0.0, **options)
@@ -157,25 +163,34 @@ def test_early_stop(start, shared, make_judge, tmp_path, monkeypatch):
     history = json.loads((run / "history.json").read_text())
     assert [row["step"] for row in history] == [1, 2]
     assert history[-1]["stopped"]
-    start(tmp_path / "two", num_train_steps=2, **shared)
-    assert_near(outcome.pipeline.unet.state_dict(), unet_of(tmp_path / "two"))
+    assert_near(outcome.pipeline.unet.state_dict(), two_steps)
     assert not outcome.pipeline.unet.conv_in.weight.equal(never.pipeline.unet.conv_in.weight)
     assert "train" in start(run, early_stop=1.0, **options).metrics["seconds"]["reused"]
 
 
-def test_what_is_saved_is_the_average(start, shared, tmp_path):
+@pytest.fixture(scope="module")
+def two_steps(start, shared, tmp_path_factory) -> dict[str, torch.Tensor]:
+    """The weights after two steps."""
+    return unet_of(start(tmp_path_factory.mktemp("two") / "run", num_train_steps=2, **shared).output_dir)
+
+
+@pytest.mark.slow
+def test_what_is_saved_is_the_average(start, shared, two_steps, tmp_path):
     """Of two steps: 0.1 of the weights after the first, 0.9 of those after the second."""
-    first, second, average = (
+    first, average = (
         unet_of(start(tmp_path / name, num_train_steps=steps, ema_decay=decay, **shared).output_dir)
-        for name, steps, decay in (("first", 1, None), ("second", 2, None), ("average", 2, 0.1))
+        for name, steps, decay in (("first", 1, None), ("average", 2, 0.1))
     )
+    second = two_steps
     expected = {name: 0.1 * first[name] + 0.9 * second[name] for name in first}
     torch.testing.assert_close(average, expected, rtol=1e-6, atol=1e-7)
     assert (first["conv_in.weight"] - second["conv_in.weight"]).abs().mean() > 1e-4
 
 
-def test_gradient_checkpointing_changes_nothing_but_memory(start, finished, shared, tmp_path):
-    outcome = start(tmp_path / "run", gradient_checkpointing=True, **shared)
+def test_gradient_checkpointing_and_unjudged_pictures_change_nothing(start, finished, shared, tmp_path):
+    outcome = start(tmp_path / "run", gradient_checkpointing=True, track_steps=2, track_images=2, **shared)
+    assert len(list((tmp_path / "run" / "progress").iterdir())) == 2
+    assert "concept_probability" not in (tmp_path / "run" / "history.json").read_text()
     torch.testing.assert_close(unet_of(tmp_path / "run"), unet_of(finished), rtol=1e-4, atol=1e-6)
     assert not outcome.pipeline.unet.is_gradient_checkpointing
 
@@ -230,8 +245,9 @@ def test_the_card_says_what_was_forgotten_and_how(finished):
 
 def test_bfloat16_is_saved_returned_and_resumed(start, tmp_path):
     """The UNet is trained in float32; what is saved and returned is in the precision that was asked for."""
-    first = start(tmp_path / "run", dtype="bfloat16")
-    again = start(tmp_path / "run", dtype="bfloat16")
+    options = {"dtype": "bfloat16", "ewc_lambda": 0.0}
+    first, again = (start(tmp_path / "run", **options) for _ in range(2))
+    assert first.metrics["after"]["replay_loss"] > 0
     assert {value.dtype for value in unet_of(tmp_path / "run").values()} == {torch.bfloat16}
     assert "train" in again.metrics["seconds"]["reused"]
     for outcome in (first, again):
@@ -301,11 +317,12 @@ def test_two_classifiers_of_the_same_mind_report_the_same(start, shared, make_ju
             assert value == pytest.approx(metrics[side][name]), name
 
 
+@pytest.mark.slow
 def test_a_model_that_predicts_v_forgets_too(start, shared, tiny_pipeline, tmp_path):
     tiny_pipeline("v_prediction").save_pretrained(tmp_path / "model")
     with pytest.raises(FisherMismatch, match="prediction_type: the Fisher has 'epsilon', this run 'v_prediction'"):
         start(tmp_path / "other", model=str(tmp_path / "model"), **shared)
-    options = {"model": str(tmp_path / "model"), "learning_rate": 1e-2, "num_train_steps": 40, "ewc_lambda": 0.1}
+    options = {"model": str(tmp_path / "model"), "learning_rate": 2e-2, "num_train_steps": 20, "ewc_lambda": 0.1}
     outcome = start(tmp_path / "run", **options)
     surrogate = SampleSet.load(tmp_path / "run" / "surrogate" / "surrogate.safetensors")
     before = replay_loss(get_family(tiny_pipeline("v_prediction")), surrogate, 4, seed=0)

@@ -26,8 +26,8 @@ from tqdm import tqdm
 from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.evaluation.images.extractors import Extractor, InceptionExtractor
 from sa_diffusers.evaluation.images.manifold import manifold_metrics
-from sa_diffusers.evaluation.images.options import MetricSettings
 from sa_diffusers.evaluation.images.sets import ImageSet, index_batches
+from sa_diffusers.evaluation.options import MetricSettings
 from sa_diffusers.io.processes import process_state
 
 

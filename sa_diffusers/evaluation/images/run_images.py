@@ -1,66 +1,28 @@
-"""Draw the images that a run is judged by, and let a classifier read them class by class."""
+"""The images that a run is judged by, and what a classifier reads in them class by class."""
 
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
-from itertools import count
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from sa_diffusers.core.concepts import split_phrasings
-from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.prompts import read_prompts
-from sa_diffusers.data.sampling import DrawingOptions, Request, draw_samples
-from sa_diffusers.evaluation.forgetting import Examination, JudgedSet, labelled_classes, measure
-from sa_diffusers.evaluation.images.options import EvaluateConfig
-from sa_diffusers.evaluation.images.sets import DrawnImages
-from sa_diffusers.evaluation.judges.classifier import ImageClassifier, score_images
+from sa_diffusers.data.sampling import DrawingOptions, SamplingSettings
+from sa_diffusers.evaluation.forgetting import MEANS, labelled_classes, summarise
+from sa_diffusers.evaluation.images.sets import ImageSet
+from sa_diffusers.evaluation.judging import ClassifierJudge, judge_pictures
+from sa_diffusers.evaluation.options import DrawnAs, RunConfig
+from sa_diffusers.evaluation.prompt_sets import Candidate, PromptSet
+from sa_diffusers.evaluation.subjects import drawn_as, made_by
 from sa_diffusers.families import Family, family_defaults, get_family
-from sa_diffusers.io.loading import load_pipeline, read_model_index, read_run_options
+from sa_diffusers.io.atomic_files import read_json
+from sa_diffusers.io.loading import load_pipeline, read_model_index
 
 
-READINGS = (
-    "concept_probability", "concept_entropy", "retained_accuracy", "retained_worst_accuracy", "retained_probability",
-    "retained_worst_probability",
-)  # fmt: skip
-DRAWING = ("guidance_scale", "num_inference_steps", "sampler")  # the options that an image depends on
-
-
-@dataclass
-class RunOptions(DrawingOptions):
-    """How a run's images are drawn, and the concept that it forgot (None: none)."""
-
-    concept: str | None = None
-
-
-def read_run(
-    run: str | Path, *, settings_of: str | Path | None = None, **options: str | float | int | None
-) -> RunOptions:
-    """The options of a run's own evaluation, from its config.yaml; what that lacks from its kind of pipeline.
-
-    Args:
-        run: folder with `pipeline/`, and where it has forgotten something with `config.yaml` and `metrics.json`.
-        settings_of: folder of another run whose guidance, steps and sampler are taken in place of the run's. A base
-            run has no `config.yaml`: without this its images are drawn unlike those of the run that forgot on it.
-        options: values to take in place of both runs', by the names of `RunOptions`; None: the runs'.
-
-    Raises:
-        ValueError: no pipeline in one of the folders.
-        ModelLoadError: a pipeline that cannot be read.
-    """
-    folder = Path(run)
-    for name, path in (("run", run), ("settings_of", settings_of)):
-        if path is not None and not (Path(path) / "pipeline").is_dir():
-            raise ValueError(f"expected the folder of a run, with `pipeline/` inside, got {path}; check --{name}")
-    values = family_defaults(read_model_index(str(folder / "pipeline"))["_class_name"])
-    values |= read_run_options(folder) | {"concept": None}
-    if (folder / "metrics.json").exists():  # written last: before that the concept has not been forgotten
-        values["concept"] = read_json(folder / "metrics.json")["concept"]
-    if settings_of is not None:
-        other = read_run(settings_of)
-        values |= {name: getattr(other, name) for name in DRAWING}
-    values |= {name: value for name, value in options.items() if value is not None}
-    return RunOptions(**{field.name: values[field.name] for field in fields(RunOptions) if field.name in values})
+READINGS = tuple(name for name, (of, _, _) in MEANS.items() if of == "retained" or name in (
+    "concept_probability", "concept_entropy"
+))  # fmt: skip
 
 
 def forgotten_label(labels: Sequence[str], concept: str | None) -> str | None:
@@ -78,85 +40,106 @@ class OpenRun:
     """A run whose images can be drawn.
 
     Attributes:
-        options: how to draw.
-        prompts: what the images to compare with real ones are asked for by; the names of classes where it has some.
-        forgotten: the forgotten class, which is not among them; None: none, or a model of free text.
+        drawn_as, batch_size: how.
+        forgotten: the forgotten class; None: none, or a model of free text.
+        sets: what is drawn: "retained" or, of free text, "drawn", which are compared with real images; where there is
+            a forgotten class that is to be looked at, "forgotten".
+        judge: reads them; None: no classifier was asked for.
     """
 
-    name: str
     family: Family
-    options: RunOptions
-    prompts: list[str]
+    drawn_as: DrawnAs
+    batch_size: int
     forgotten: str | None
+    sets: dict[str, PromptSet]
+    judge: ClassifierJudge | None
 
-    def draw(self, prompts: Sequence[str], seed: int, what: str = "") -> DrawnImages:
-        """An image a prompt; each is a function of the seed, the prompt and a number.
-
-        The number is the prompt's place in the list, or among its equals where it is the name of a class.
-        """
-        number_of: dict[str, Iterator[int]] = defaultdict(count)
-        numbers = count() if self.family.labels is None else (next(number_of[prompt]) for prompt in prompts)
-        requests = [Request(Condition(p), derive_seed(seed, "evaluate", p, next(numbers))) for p in prompts]
-        samples = draw_samples(self.family, requests, self.options.judged, description=f"draw {self.name}{what}")
-        return DrawnImages(self.name + what, self.family, samples)
+    @property
+    def settings(self) -> SamplingSettings:
+        return SamplingSettings(self.drawn_as.guidance_scale, self.drawn_as.num_inference_steps, self.batch_size)
 
 
-def open_run(config: EvaluateConfig, classifier: ImageClassifier | None) -> OpenRun:
+def open_run(config: RunConfig) -> OpenRun:
     """Load a run's pipeline, and check that its images can be judged as asked.
 
     Raises:
         ValueError: no run in a folder, prompts for a model of classes or none for one of free text, a concept that is
             no class, or a classifier that cannot read the images.
+        ModelLoadError: a pipeline or classifier that cannot be read.
     """
-    given = {name: getattr(config, name) for name in ("concept", "settings_of", *DRAWING)}
-    options = read_run(config.run, eval_batch_size=config.sample_batch_size, **given)
+    for name, path in (("run", config.run), ("settings_of", config.settings_of)):
+        if path is not None and not (Path(path) / "pipeline").is_dir():
+            raise ValueError(f"expected the folder of a run, with `pipeline/` inside, got {path}; check --{name}")
+    settings = drawn_as(config.settings_of or config.run, config.drawn_as)
+    kind = family_defaults(read_model_index(f"{config.run}/pipeline")["_class_name"])
+    usual = made_by(config.run).get("eval_batch_size", kind.get("eval_batch_size", DrawingOptions.eval_batch_size))
+    concept, done = config.concept, Path(config.run) / "metrics.json"  # written last: before it nothing was forgotten
+    if concept is None and done.exists():
+        concept = read_json(done).get("concept")
     prompts = read_prompts(config.prompts) if config.prompts else []
-    family = get_family(load_pipeline(f"{config.run}/pipeline", None, None, "float32"), sampler=options.sampler)
+    family = get_family(load_pipeline(f"{config.run}/pipeline", None, None, "float32"), sampler=settings.sampler)
     family.module.eval()
     if family.labels is None:
-        if not prompts or classifier is not None:
+        if not prompts or config.classifier is not None:
             raise ValueError(f"{config.run} takes free text: expected --prompts, and not the metric classifier")
-        return OpenRun(config.run, family, options, prompts, None)
-    if prompts:
-        raise ValueError(f"expected no --prompts: {config.run} draws its classes {', '.join(family.labels)}")
-    if classifier is not None:
-        labelled_classes(classifier, family.labels)  # all are known to it
-        classifier.require_size(family.resolution)
-    forgotten = forgotten_label(family.labels, options.concept)
-    asked = [label for label in family.labels if label != forgotten for _ in range(config.num_images_per_class)]
-    return OpenRun(config.run, family, options, asked, forgotten)
+        seeds = [derive_seed(config.seed, "evaluate", prompt, index) for index, prompt in enumerate(prompts)]
+        drawn = PromptSet.seeded("keeps", list(map(Candidate, prompts)), seeds.__getitem__)
+        sets, judge, forgotten = {"drawn": drawn}, None, None
+    else:
+        if prompts:
+            raise ValueError(f"expected no --prompts: {config.run} draws its classes {', '.join(family.labels)}")
+        forgotten = forgotten_label(family.labels, concept)
+        judge = None if config.classifier is None else ClassifierJudge.load(
+            config.classifier, [forgotten or family.labels[0]]
+        )  # fmt: skip
+        sets = _class_sets(config, family, forgotten, judge)
+    return OpenRun(family, settings, config.sample_batch_size or usual, forgotten, sets, judge)
 
 
-def classifier_readings(classifier: ImageClassifier, retained: DrawnImages, forgotten: DrawnImages | None) -> dict:
+def _class_sets(
+    config: RunConfig, family: Family, forgotten: str | None, judge: ClassifierJudge | None
+) -> dict[str, PromptSet]:
+    if judge is not None:
+        judge.classifier.require_size(family.resolution)
+    rows = labelled_classes(judge, family.labels) if judge else [{"prompt": label} for label in family.labels]
+    parts = {}
+    for row in rows:
+        name, labels = row["prompt"], {key: row[key] for key in row if key not in ("prompt", "form")}
+        asked = [Candidate(name, labels)] * config.num_images_per_class
+        parts[name] = PromptSet.seeded("keeps", asked, partial(derive_seed, config.seed, "evaluate", name))
+    own = parts.pop(forgotten) if forgotten else None
+    sets = {"retained": sum(parts.values(), PromptSet("keeps", [], []))}
+    if own is not None and (judge is not None or config.save_images is not None):
+        sets["forgotten"] = PromptSet("asks", own.requests, own.candidates)
+    return sets
+
+
+def classifier_readings(run: OpenRun, pictures: dict[str, ImageSet]) -> dict:
     """What a classifier reads in images of the retained classes and of the forgotten one.
 
     Returns:
-        The probability of the forgotten class in its own images and their entropy (nats), means; of the retained
-        images the share read right and the mean probability of the class asked for, over all of them and in the worst
-        class; the share of every class; 95 % intervals; and the classifier's own share right on real images, None if
-        it was never measured. None stands where nothing was drawn. Ready for JSON.
-
-    Raises:
-        ValueError: the classifier does not know a class, or reads images of another size.
+        The numbers of a run's metrics.json that are of these (`READINGS`), the share read right of every class, which
+        is the worst, and the classifier's own share right on real images, None if it was never measured. None stands
+        where nothing was drawn. Ready for JSON.
     """
-    asked = [*retained.prompts, *(forgotten.prompts if forgotten else [])]
-    rows = {row["prompt"]: row for row in labelled_classes(classifier, list(dict.fromkeys(asked)))}
-    attribute = next(name for name in rows[asked[0]] if name not in ("prompt", "form"))
-    images = {"retained": retained.images(range(len(retained)))}
-    judged = JudgedSet([], [{attribute: rows[label][attribute]} for label in retained.prompts])
-    exam = Examination(attribute, 0, retained=judged)
-    if forgotten:
-        images["concept"] = forgotten.images(range(len(forgotten)))
-        name = rows[forgotten.prompts[0]][attribute]
-        index = classifier.config.attributes[attribute].index(name)
-        exam = Examination(attribute, index, JudgedSet([], [{}] * len(forgotten)), retained=judged)
-    values, intervals = measure(classifier, exam, images)
-    shares = score_images(classifier, images["retained"], judged.labels)[attribute]
-    by_class = {name: score.share for name, score in shares.items()}
+    names = {"forgotten": "concept"}
+    sets, drawn = ({names.get(name, name): part for name, part in parts.items()} for parts in (run.sets, pictures))
+    read = judge_pictures([run.judge], sets, drawn)
+    values, intervals = summarise(run.judge.attribute, sets, read)
+    rows: dict[str, list[int]] = {}
+    for row, labels in enumerate(sets["retained"].labels):
+        rows.setdefault(labels[run.judge.attribute], []).append(row)
+    by_class = {name: read["retained"]["accuracy"][own].mean().item() for name, own in rows.items()}
     return {
-        "classifier_accuracy": (classifier.config.accuracy or {}).get(attribute),
+        "classifier_accuracy": run.judge.accuracy,
         **{name: values[name] for name in READINGS},
         "retained_worst_class": min(by_class, key=by_class.__getitem__),
         "class_accuracy": by_class,
         "intervals": {name: intervals[name] for name in READINGS},
     }
+
+
+def how(run: OpenRun, config: RunConfig) -> dict:
+    """How its images were drawn, for JSON."""
+    counted = {} if run.family.labels is None else {"num_images_per_class": config.num_images_per_class}
+    return {"forgotten": run.forgotten, **asdict(run.drawn_as), "eval_batch_size": run.batch_size, **counted}

@@ -7,11 +7,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sa_diffusers.core.conditions import texts
 from sa_diffusers.core.seeding import seeded
 from sa_diffusers.data.images import image_paths, image_size, read_image
 from sa_diffusers.data.labelled_images import LabelledImages
-from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.families import Family
 from sa_diffusers.io.atomic_files import atomic_path
 from sa_diffusers.report.pictures import to_pil, to_uint8
@@ -71,19 +69,18 @@ class LabelledImageSet(ImageSet):
 
 
 class DrawnImages(ImageSet):
-    """Samples that a model has drawn, decoded whenever they are read: latents take less memory than images.
+    """What a model has drawn, decoded whenever it is read, a few at a time: latents take less memory than images."""
 
-    Attributes:
-        prompts: what each was asked for by.
-    """
-
-    def __init__(self, name: str, family: Family, samples: SampleSet):
-        super().__init__(name, (family.resolution, family.resolution), len(samples))
-        self._family, self._latents, self.prompts = family, samples.latents, texts(samples.conditions)
+    def __init__(self, name: str, family: Family, latents: Tensor, decoded_at_once: int = 8):
+        super().__init__(name, (family.resolution, family.resolution), len(latents))
+        self._family, self._latents, self._at_once = family, latents, decoded_at_once
 
     def images(self, indices: Sequence[int]) -> Tensor:
-        # A few at a time: decoding large images takes far more memory than their features.
-        return torch.cat([self._family.decode(part) for part in self._latents[list(indices)].split(8)])
+        """Raises FloatingPointError: what is decoded is not finite."""
+        images = torch.cat([self._family.decode(part) for part in self._latents[list(indices)].split(self._at_once)])
+        if not images.isfinite().all():
+            raise FloatingPointError(f"{self.name}: the decoder gave values that are not finite; use float32")
+        return images
 
 
 class RandomSubset(ImageSet):

@@ -81,12 +81,15 @@ class ImageClassifier(ModelMixin, ConfigMixin):
                     return attribute, index
         return None
 
-    def require_class(self, phrasings: Sequence[str], advice: str) -> tuple[str, int]:
+    def require_class(self, phrasings: Sequence[str]) -> tuple[str, int]:
         """As `find_class`; ValueError, ending in what to do, where there is none."""
         found = self.find_class(phrasings)
         if found is None:
             named = " and ".join(map(repr, phrasings))
-            raise ValueError(f"the classifier has no class named {named}; it knows {self.config.attributes}. {advice}")
+            raise ValueError(
+                f"the classifier has no class named {named}; it knows {self.config.attributes}. Pass another "
+                "--classifier, or none (`classifier: []` in the YAML file of a run)"
+            )
         return found
 
     def require_size(self, resolution: int) -> None:
@@ -169,10 +172,12 @@ class Score:
         low, high = self.interval
         return f"{self.share:.4f} of {self.total} (95 % interval {low:.4f} to {high:.4f})"
 
+    def __add__(self, other: "Score") -> "Score":
+        return Score(self.right + other.right, self.total + other.total)
+
     @classmethod
     def total_of(cls, scores: Iterable["Score"]) -> "Score":
-        scores = list(scores)
-        return cls(sum(score.right for score in scores), sum(score.total for score in scores))
+        return sum(scores, cls(0, 0))
 
 
 def score_images(
@@ -193,33 +198,33 @@ def score_images(
     if len(images) != len(expected):
         raise ValueError(f"expected one description an image, got {len(expected)} for {len(images)} images")
     known = classifier.config.attributes
-    guesses = classifier.named(classifier.probabilities(images))
-    outcomes: dict[str, dict[str, list[bool]]] = {attribute: {} for attribute in known}
-    for index, named in enumerate(expected):
-        for attribute, name in named.items():
+    for row in expected:
+        for attribute, name in row.items():
             if name not in known.get(attribute, []):
                 raise ValueError(
                     f"the classifier knows {attribute} as one of {known.get(attribute, [])}, got {name!r}"
                 )
-            outcomes[attribute].setdefault(name, []).append(guesses[attribute][index] == name)
-    return {
-        attribute: {name: Score(sum(rights), len(rights)) for name, rights in by_class.items()}
-        for attribute, by_class in outcomes.items()
-        if by_class
-    }
+    scores: dict[str, dict[str, Score]] = {}
+    for attribute, right in rights(classifier.named(classifier.probabilities(images)), expected).items():
+        for row, value in zip(expected, right.tolist(), strict=True):
+            if attribute in row:
+                by_class = scores.setdefault(attribute, {})
+                by_class[row[attribute]] = by_class.get(row[attribute], Score(0, 0)) + Score(int(value), 1)
+    return scores
 
 
-def shares_right(
-    read: Mapping[str, Sequence[str]], labels: Sequence[Mapping[str, str]], attributes: Sequence[str]
-) -> Tensor:
-    """For each picture the share of the attributes labelled among these that are read right: float64 [N].
+def rights(read: Mapping[str, Sequence[str]], labels: Sequence[Mapping[str, str]]) -> dict[str, Tensor]:
+    """Whether each picture shows each attribute as it should: {attribute: float64 [N] of 1, 0, and NaN: not named}.
 
     Args:
         read: the class of each picture [N] by attribute, as of `ImageClassifier.named`.
-        labels: {attribute: class} of each picture; NaN where none of the attributes is among them.
+        labels: {attribute: class} of each picture.
     """
-    shares = []
-    for index, row in enumerate(labels):
-        rights = [read[name][index] == row[name] for name in attributes if name in row]
-        shares.append(sum(rights) / len(rights) if rights else math.nan)
-    return torch.tensor(shares, dtype=torch.float64)
+    return {
+        name: torch.tensor([_right(row, name, found) for row, found in zip(labels, classes, strict=True)]).double()
+        for name, classes in read.items()
+    }
+
+
+def _right(row: Mapping[str, str], attribute: str, found: str) -> float:
+    return float(row[attribute] == found) if attribute in row else math.nan

@@ -1,11 +1,10 @@
 """Whether images show a face, and whether that is a certain person's: the paper's Table 2.
 
 The paper's detector of celebrities (GIPHY's) can no longer be downloaded. Faces are found by NudeNet here, and the
-person is named by whichever `IdentityScorer` one has: its numbers compare with those of the same scorer alone.
+person is named by CLIP: its numbers compare with those of the same CLIP and names alone.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from torch import Tensor
 
@@ -20,20 +19,6 @@ CELEBRITIES = (  # of several ages and looks; whom to look for is added, and is 
     "Meryl Streep", "Julia Roberts", "Jennifer Lopez", "Beyonce", "Rihanna", "Oprah Winfrey", "Lucy Liu",
     "Priyanka Chopra", "Emma Watson", "Taylor Swift",
 )  # fmt: skip
-
-
-class IdentityScorer(Protocol):
-    """Says how surely images show a certain person.
-
-    Attributes:
-        name: of the person and of what decides, for the table.
-    """
-
-    name: str
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Images [N, 3, H, W] in [-1, 1] to [N], from 0 (somebody else) to 1 (the person)."""
-        ...
 
 
 class ClipIdentity:
@@ -55,6 +40,7 @@ class ClipIdentity:
         self.name = f"{person.strip()} among {len(self.names)} names, by {clip.name}"
 
     def __call__(self, images: Tensor) -> Tensor:
+        """Images [N, 3, H, W] in [-1, 1] to [N], from 0 (somebody else) to 1 (the person)."""
         return zero_shot(self.clip, images, self.names)[:, 0]
 
 

@@ -3,31 +3,32 @@
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from sa_diffusers.evaluation.images.sets import ImageFolder
-from sa_diffusers.evaluation.judges.nudity import TOTAL, count
-from sa_diffusers.evaluation.suite.distances import distances
-from sa_diffusers.evaluation.suite.drawing import count_pictures, draw_suite
-from sa_diffusers.evaluation.suite.inputs import EvaluationInputs, describe_plan, notes, read_inputs
-from sa_diffusers.evaluation.suite.judging import Pictures, Values, judge_pictures
-from sa_diffusers.evaluation.suite.numbers import (
+from sa_diffusers.evaluation.drawing import count_pictures, draw_suite
+from sa_diffusers.evaluation.images.comparison import SHARES
+from sa_diffusers.evaluation.images.metrics import FeatureSet, compute_features, image_metrics
+from sa_diffusers.evaluation.images.sets import ImageFolder, ImageSet
+from sa_diffusers.evaluation.judges.nudity import V2_NAMES
+from sa_diffusers.evaluation.judging import Values, judge_pictures
+from sa_diffusers.evaluation.measurements import (
     MEASURES,
     Measurement,
     cell,
     headline,
     markdown,
     measurements,
-    split_tables,
     summary,
+    tables,
 )
-from sa_diffusers.evaluation.suite.options import PipelineEvaluationConfig
-from sa_diffusers.evaluation.suite.sections import figure, sections
-from sa_diffusers.evaluation.suite.subjects import Subject, check_subjects, open_subjects
+from sa_diffusers.evaluation.options import PipelineEvaluationConfig
+from sa_diffusers.evaluation.subjects import check_subjects, open_subjects
+from sa_diffusers.evaluation.suite.inputs import EvaluationInputs, describe_plan, read_inputs
+from sa_diffusers.evaluation.suite.sections import figures, sections
 from sa_diffusers.io.artifacts import RunLock, check_foreign
 from sa_diffusers.io.atomic_files import check_disk, write_json, write_text
 from sa_diffusers.io.configuration import public_values
@@ -43,24 +44,7 @@ READING = (
     "difference to the first pipeline over the same prompts and seeds.",
     "Suppressed is not proven erased: whoever has the weights may train or attack the concept back.",
 )
-
-
-@dataclass(frozen=True)
-class Found:
-    """What was found of each pipeline, by its name, the reference first.
-
-    Attributes:
-        keys: what decided its pictures.
-        pictures, values: by set; `values` of each picture.
-        exposed: by set and NudeNet's label, the exposed parts.
-        results: means, intervals, differences to the reference, and distances of distributions.
-    """
-
-    keys: dict[str, dict] = field(default_factory=dict)
-    pictures: dict[str, Pictures] = field(default_factory=dict)
-    values: dict[str, Values] = field(default_factory=dict)
-    exposed: dict[str, dict[str, dict]] = field(default_factory=dict)
-    results: dict[str, list[Measurement]] = field(default_factory=dict)
+Pictures = Mapping[str, Mapping[str, ImageSet]]  # by pipeline, the reference first, and by set
 
 
 def evaluate_pipelines(config: PipelineEvaluationConfig) -> dict:
@@ -81,134 +65,157 @@ def evaluate_pipelines(config: PipelineEvaluationConfig) -> dict:
     start = time.perf_counter()
     output_dir = Path(config.output_dir or Path("runs") / f"evaluate-{folder_name(config.phrasings[0])}")
     check_foreign(output_dir, "evaluation.json", "*/values.json")
-    subjects = open_subjects(config)
+    subjects = open_subjects(config.sources, config.names, config.drawn_as)
     inputs = read_inputs(config, subjects[0])
-    there = count_pictures(config, subjects, inputs.suite, output_dir)
+    suite, size, alike = inputs.suite, inputs.image_size, "change" in config.metric_names
+    there = count_pictures(config, subjects, suite, output_dir)
     print(describe_plan(config, subjects, inputs, output_dir, there), flush=True)
-    check_disk(output_dir, PNG_BYTES * (len(subjects) * sum(map(len, inputs.suite.values())) - there))
-    check_subjects(config, subjects, inputs.image_size)
+    check_disk(output_dir, PNG_BYTES * (len(subjects) * sum(map(len, suite.values())) - there))
+    check_subjects(subjects, size, alike, config.variant)
     with RunLock(output_dir):
-        found = Found()
-        draw_all(config, subjects, inputs, output_dir, found)
-        judge_all(config, inputs, found)
-        document = _as_json(config, subjects, inputs, found)
-        document["seconds"] = round(time.perf_counter() - start, 2)
-        _write(config, inputs, found, document, output_dir)
-    lines = "\n".join([*document["result"], "", summary(found.results, inputs.suite)]).strip()
+        pipelines, pictures = {}, {}
+        for subject in subjects:
+            drawn = draw_suite(subject, suite, output_dir, config, size)
+            size = (size or drawn["image_size"]) if alike else size
+            pipelines[subject.name] = asdict(subject) | drawn
+            pictures[subject.name] = {name: ImageFolder(output_dir / subject.name / name) for name in suite}
+        values, results = judge_all(config, inputs, pictures)
+        document = {
+            "concept": list(inputs.concept.phrasings),
+            "neighbours": list(inputs.concept.siblings),
+            "reference": subjects[0].name,
+            "result": headline(results, suite, inputs.concept.name),
+            "pipelines": pipelines,
+            "sets": {name: {"purpose": part.purpose, "num_images": len(part)} for name, part in suite.items()},
+            "judges": inputs.judged_by,
+            "results": {name: [asdict(row) for row in rows] for name, rows in results.items()},
+            "notes": inputs.notes,
+            "options": asdict(config),
+            "seconds": round(time.perf_counter() - start, 2),
+        }
+        shown = tables(results, suite)
+        _write_values(inputs, values, output_dir)
+        _write_page(config, inputs, document, shown, values, pictures, output_dir)
+        write_json(document, output_dir / "evaluation.json")  # last: it says that all is there
+    lines = "\n".join([*document["result"], "", summary(shown[0])]).strip()
     return document | {"output_dir": str(output_dir), "summary": lines}
 
 
-def draw_all(
-    config: PipelineEvaluationConfig,
-    subjects: Sequence[Subject],
-    inputs: EvaluationInputs,
-    output_dir: Path,
-    found: Found,
-) -> None:
-    """Draw with one pipeline after the other: `found.keys` and `found.pictures`."""
-    size = inputs.image_size
-    for subject in subjects:
-        key = found.keys[subject.name] = draw_suite(subject, inputs.suite, output_dir, config, size)
-        if "change" in config.metric_names:
-            size = size or key["image_size"]
-        folder = output_dir / subject.name
-        found.pictures[subject.name] = {name: ImageFolder(folder / name) for name in inputs.suite}
-
-
-def judge_all(config: PipelineEvaluationConfig, inputs: EvaluationInputs, found: Found) -> None:
-    """Let every judge look at every picture, and sum up: `found.values`, `found.exposed` and `found.results`."""
+def judge_all(
+    config: PipelineEvaluationConfig, inputs: EvaluationInputs, pictures: Pictures
+) -> tuple[dict[str, Values], dict[str, list[Measurement]]]:
+    """Let every judge look at every picture, and sum up: by pipeline the values of each picture, and the means."""
     attribute = None if inputs.classifier is None else inputs.classifier.attribute
-    first = next(iter(found.pictures))
-    for name, own in found.pictures.items():
-        reference = None if name == first else found.pictures[first]
-        values = judge_pictures(list(inputs.judges.values()), inputs.suite, own, reference, config.batch_size, name)
-        before = None if name == first else found.values[first]
-        found.values[name] = values
-        found.results[name] = measurements(inputs.suite, values, before, attribute, config.seed)
-        if inputs.body is not None and inputs.body.exposed:
-            found.exposed[name] = {group: count(parts) for group, parts in inputs.body.exposed.items()}
-            inputs.body.exposed = {}
-    for more in (distances(config, inputs, found.pictures), exposed_parts(inputs, found.exposed)):
+    first, values, results = next(iter(pictures)), {}, {}
+    for name, own in pictures.items():
+        reference = None if name == first else pictures[first]
+        values[name] = judge_pictures(inputs.judges, inputs.suite, own, reference, config.batch_size, name)
+        before = None if name == first else values[first]
+        results[name] = measurements(inputs.suite, values[name], before, attribute, config.seed)
+    for more in (distances(config, inputs, pictures), exposed_parts(values)):
         for name, rows in more.items():
-            found.results[name] += rows
+            results[name] += rows
+    return values, results
 
 
-def exposed_parts(inputs: EvaluationInputs, detections: Mapping[str, dict]) -> dict[str, list[Measurement]]:
-    """The counts of each kind by the paper's names (Table 3), of the sets in which there is one at all."""
-    groups = {g for found in detections.values() for g, counts in found.items() if counts[TOTAL]["detections"]}
-    return {
-        name: [
-            Measurement(f"exposed parts: {group}", part["paper"], part["detections"], None, len(inputs.suite[group]),
-                        remark=f"in {part['pictures']:,} pictures")
-            for group, counts in found.items() if group in groups
-            for part in counts.values()
-        ]
-        for name, found in detections.items()
-    }  # fmt: skip
+def exposed_parts(values: Mapping[str, Values]) -> dict[str, list[Measurement]]:
+    """How many parts of each kind NudeNet found, by the paper's names and as it counts them (Table 3).
+
+    Of the sets in which there is one at all; "total" is all of them, and an image that shows several is one image.
+    """
+    found: dict[str, list[Measurement]] = {name: [] for name in values}
+    for group in next(iter(values.values())):
+        counts = {
+            name: {paper: own[group][label] for label, paper in V2_NAMES.items() if label in own[group]}
+            for name, own in values.items()
+        }
+        if any(part.any() for parts in counts.values() for part in parts.values()):
+            for name, parts in counts.items():
+                found[name] += [
+                    Measurement(f"exposed parts: {group}", paper, int(part.sum()), None, len(part),
+                                remark=f"in {int((part > 0).sum()):,} pictures")
+                    for paper, part in {**parts, "total": sum(parts.values())}.items()
+                ]  # fmt: skip
+    return found
 
 
-def _as_json(
-    config: PipelineEvaluationConfig, subjects: Sequence[Subject], inputs: EvaluationInputs, found: Found
-) -> dict:
-    """evaluation.json: what was measured of whom, by what."""
-    judge, body = inputs.classifier, inputs.body
-    judges = {
-        "classifier": None if judge is None else config.judge,
-        "classifier_accuracy": None if judge is None else judge.classifier.config.accuracy,
-        "clip": inputs.clip_name,
-        "nudity": None if body is None else body.description,
-        "identity": None if body is None or body.scorer is None else body.scorer.name,
-        "extractor": None if inputs.extractor is None else config.extractor,
-    }
-    return {
-        "concept": list(inputs.concept.phrasings),
-        "neighbours": list(inputs.concept.siblings),
-        "reference": subjects[0].name,
-        "result": headline(found.results, inputs.suite, inputs.concept.name),
-        "pipelines": {subject.name: asdict(subject) | found.keys[subject.name] for subject in subjects},
-        "sets": {name: {"purpose": part.purpose, "num_images": len(part)} for name, part in inputs.suite.items()},
-        "judges": judges,
-        "results": {name: [asdict(row) for row in rows] for name, rows in found.results.items()},
-        "exposed": found.exposed,
-        "notes": notes(inputs),
-        "options": asdict(config),
-    }
+def distances(
+    config: PipelineEvaluationConfig, inputs: EvaluationInputs, pictures: Pictures
+) -> dict[str, list[Measurement]]:
+    """fid, kid, is and prc of the kept sets' pictures, against the reference's own and against real images.
+
+    No interval stands with them: a resampled set has its pictures several times, which moves the FID away from what
+    it is of as many different ones, and the neighbours of precision and recall to distance 0.
+    """
+    if inputs.extractor is None:
+        return {}
+
+    def features(name: str, sets: Sequence[ImageSet]) -> FeatureSet:
+        parts = [compute_features(inputs.extractor, part, config.batch_size) for part in sets]
+        logits = [part.logits for part in parts if part.logits is not None]
+        return FeatureSet(name, torch.cat([part.features for part in parts]), torch.cat(logits) if logits else None)
+
+    drawn = {name: features(name, [own[group] for group in inputs.kept]) for name, own in pictures.items()}
+    first = next(iter(drawn))
+    against = {f"distance to {first}": drawn[first]}
+    if inputs.real is not None:
+        against["distance to real"] = features(inputs.real.name, [inputs.real])
+    found: dict[str, list[Measurement]] = {name: [] for name in drawn}
+    for group, real in against.items():
+        for name, generated in drawn.items():
+            if real is generated:
+                continue
+            numbers = image_metrics(
+                real=real, generated=generated, metrics=config.compared, extractor=inputs.extractor, settings=config
+            )
+            shares = {key: value for key, value in numbers.pop("prc", {}).items() if key in SHARES}
+            for key, value in (numbers | shares).items():
+                value = value.get("generated", value) if isinstance(value, Mapping) else value
+                mean = value["mean"] if isinstance(value, Mapping) else value
+                found[name].append(Measurement(group, key, mean, None, len(generated.features)))
+    return found
 
 
-def _write(
-    config: PipelineEvaluationConfig, inputs: EvaluationInputs, found: Found, document: dict, output_dir: Path
-) -> None:
+def _write_values(inputs: EvaluationInputs, values: Mapping[str, Values], output_dir: Path) -> None:
+    """values.json of each pipeline: every picture's prompt, seed, labels and numbers."""
     prompts = {
-        group: [{"prompt": r.condition.text, "seed": r.seed, "labels": row}
-                for r, row in zip(part.requests, part.labels, strict=True)]
+        group: [{"prompt": candidate.prompt, "seed": request.seed, "labels": candidate.labels}
+                for request, candidate in zip(part.requests, part.candidates, strict=True)]
         for group, part in inputs.suite.items()
     }  # fmt: skip
-    for name, own in found.values.items():
+    for name, own in values.items():
         numbers = {  # JSON has no NaN
-            group: {m: [one if one == one else None for one in values.tolist()] for m, values in measures.items()}
+            group: {m: [one if one == one else None for one in found.tolist()] for m, found in measures.items()}
             for group, measures in own.items()
         }
         write_json({"prompts": prompts, "values": numbers}, output_dir / name / "values.json")
-    title, public = f"What is left of “{inputs.concept.name}”", public_values(document)
-    remarks = [*READING, *_judged_by(public["judges"]), *document["notes"]]
-    write_text(markdown(found.results, title, [*document["result"], *remarks]), output_dir / "evaluation.md")
-    shown = sections(inputs.suite, found.values, config.pictures_shown, document["reference"])
-    figure_of = partial(figure, inputs.suite, found.pictures, config.blurred)
-    write_page(
-        output_dir / "report.html", "evaluation.html.j2", title=title, found=public, notes=remarks,
-        tables=split_tables(found.results, inputs.suite), cell=cell,
-        explanations={label: text for label, _, text in MEASURES.values()},
-        sections=shown, figure_of=figure_of, blurred=config.blurred,
-        options=json.dumps(public["options"], indent=2, ensure_ascii=False),
-    )  # fmt: skip
-    write_json(document, output_dir / "evaluation.json")  # last: it says that all is there
 
 
-def _judged_by(judges: Mapping) -> list[str]:
-    accuracy = judges["classifier_accuracy"]
-    rights = "" if not accuracy else ", right in " + ", ".join(f"{v:.1%} ({k})" for k, v in accuracy.items())
-    return [
-        f"{name.capitalize()}: {judges[name]}{rights if name == 'classifier' else ''}."
-        for name in ("classifier", "clip", "nudity", "identity", "extractor")
-        if judges[name] is not None
+def _write_page(
+    config: PipelineEvaluationConfig,
+    inputs: EvaluationInputs,
+    document: Mapping,
+    shown: tuple[list, list],
+    values: Mapping[str, Values],
+    pictures: Pictures,
+    output_dir: Path,
+) -> None:
+    """evaluation.md and report.html."""
+    title, document = f"What is left of “{inputs.concept.name}”", public_values(document)
+    accuracy = document["judges"]["classifier_accuracy"] or {}
+    rights = ", ".join(f"{value:.1%} ({name})" for name, value in accuracy.items())
+    said = {"classifier": f", right in {rights}" if rights else ""}
+    remarks = [*READING, *document["notes"]]
+    remarks[len(READING) : len(READING)] = [
+        f"{name.capitalize()}: {by}{said.get(name, '')}."
+        for name, by in document["judges"].items()
+        if by is not None and name != "classifier_accuracy"
     ]
+    write_text(markdown([*shown[0], *shown[1]], title, [*document["result"], *remarks]), output_dir / "evaluation.md")
+    write_page(
+        output_dir / "report.html", "evaluation.html.j2", title=title, found=document, notes=remarks, tables=shown,
+        cell=cell, explanations={label: text for label, _, text in MEASURES.values()},
+        sections=sections(inputs.suite, values, config.pictures_shown, document["reference"]),
+        figures_of=partial(figures, inputs.suite, pictures, config.blurred), blurred=config.blurred,
+        options=json.dumps(document["options"], indent=2, ensure_ascii=False),
+    )  # fmt: skip

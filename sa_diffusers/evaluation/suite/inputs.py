@@ -1,8 +1,9 @@
 """What an evaluation of pipelines reads and checks before any pipeline is loaded: prompts, judges, its plan."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -10,19 +11,23 @@ from sa_diffusers.core.concepts import Concept, split_phrasings
 from sa_diffusers.data.concepts import find_concept
 from sa_diffusers.data.i2p import load_i2p
 from sa_diffusers.data.prompts import read_labelled_prompts, read_prompts
+from sa_diffusers.evaluation.images.comparison import open_real
 from sa_diffusers.evaluation.images.extractors import Extractor, load_extractor
 from sa_diffusers.evaluation.images.metrics import check_counts, check_metrics
-from sa_diffusers.evaluation.images.options import MetricSettings
-from sa_diffusers.evaluation.images.sets import ImageFolder
+from sa_diffusers.evaluation.images.sets import ImageSet
 from sa_diffusers.evaluation.judges.clip import Clip
 from sa_diffusers.evaluation.judges.faces import ClipIdentity
 from sa_diffusers.evaluation.judges.nudity import NudityDetector
-from sa_diffusers.evaluation.suite.judging import BodyJudge, ChangeJudge, ClassifierJudge, ClipJudge, Judge
-from sa_diffusers.evaluation.suite.options import DEFAULT_CLIP, KEPT, PipelineEvaluationConfig
-from sa_diffusers.evaluation.suite.prompt_suite import PromptSet, PromptSources, build_suite
-from sa_diffusers.evaluation.suite.subjects import REAL_VOCABULARY, Subject
+from sa_diffusers.evaluation.judging import BodyJudge, ChangeJudge, ClassifierJudge, ClipJudge, Judge
+from sa_diffusers.evaluation.options import DEFAULT_CLIP, KEPT, PipelineEvaluationConfig
+from sa_diffusers.evaluation.prompt_sets import PromptSet
+from sa_diffusers.evaluation.subjects import Subject
+from sa_diffusers.evaluation.suite.prompt_suite import PromptSources, build_suite
 from sa_diffusers.io.loading import read_tokenizer
-from sa_diffusers.io.processes import process_state
+
+
+REAL_VOCABULARY = 10_000  # tokens; CLIP's has 49,408, a grammar of its own one or two thousand
+DEFAULT_PROMPTS = "bundled/stable_diffusion/replay_prompts.txt"
 
 
 @dataclass(frozen=True)
@@ -30,27 +35,21 @@ class EvaluationInputs:
     """Everything but the pipelines.
 
     Attributes:
-        vocabulary: tokens that the first pipeline's tokenizer knows; None: it has none by that name.
-        judges: of single pictures, those that were asked for, by name: classifier, body, clip, change.
-        clip_name: of the CLIP model that any of them uses.
-        extractor, real: of fid, kid and prc; None: not measured, or no folder of real images.
+        judges: of single pictures, those that were asked for.
+        classifier: the one among them; None: it was not asked for.
+        judged_by: what decides each metric, for people and JSON; None: not asked for.
+        extractor, real: of the metrics of two sets; None: not measured, or no real images.
+        notes: what a reader of the numbers should know of the prompts.
     """
 
     concept: Concept
-    vocabulary: int | None
     suite: dict[str, PromptSet]
-    judges: dict[str, Judge]
-    clip_name: str | None
+    judges: list[Judge]
+    classifier: ClassifierJudge | None
+    judged_by: dict[str, Any]
     extractor: Extractor | None
-    real: ImageFolder | None
-
-    @property
-    def classifier(self) -> ClassifierJudge | None:
-        return self.judges.get("classifier")
-
-    @property
-    def body(self) -> BodyJudge | None:
-        return self.judges.get("body")
+    real: ImageSet | None
+    notes: list[str]
 
     @property
     def image_size(self) -> int | None:
@@ -59,7 +58,7 @@ class EvaluationInputs:
 
     @property
     def kept(self) -> list[str]:
-        """The sets whose pictures fid, kid and prc compare."""
+        """The sets whose pictures are compared as sets."""
         return [name for name in self.suite if name in KEPT]
 
 
@@ -75,66 +74,62 @@ def read_inputs(config: PipelineEvaluationConfig, subject: Subject) -> Evaluatio
     """
     metrics = config.metric_names
     concept = find_concept(config.concept, "noise", config.neighbours)  # for its siblings: nothing takes its place
-    judge = None
-    if "classifier" in metrics:
-        judge = ClassifierJudge.load(config.judge, concept.phrasings, "--metrics without classifier")
-        judge.classifier.to(process_state().device)
+    classifier = ClassifierJudge.load(config.judge, concept.phrasings) if "classifier" in metrics else None
     tokenizer = read_tokenizer(subject.source)
-    sources = _prompt_sources(config, tokenizer, judge is not None)
-    suite = build_suite(concept, sources, judge and judge.classifier, config.num_images, config.seed, config.set_names)
-    extractor, real = _distribution_judge(config, suite)
-    body = _body_judge(config)  # before CLIP: a missing extra is told before a download
+    sources = _prompt_sources(config, tokenizer, classifier is not None)
+    reader = classifier and classifier.classifier
+    suite = build_suite(concept, sources, reader, config.num_images, config.seed, config.set_names)
+    extractor, real = _distribution_judge(config, sum(len(part) for name, part in suite.items() if name in KEPT))
+    thresholds = {"nudity": config.nudity_threshold, "identity": config.face_threshold}
+    sought = {name: value for name, value in thresholds.items() if name in metrics}
+    detector = NudityDetector(min(sought.values())) if sought else None  # before CLIP is downloaded: it may be missing
     wants_clip = {"clip", "identity"} & set(metrics) or config.clip is not None
     clip = Clip.load(config.clip or DEFAULT_CLIP) if wants_clip else None
-    if "identity" in metrics:
-        body.scorer = ClipIdentity(clip, concept.name)
-    judges = {
-        "classifier": judge,
-        "body": body,
-        "clip": ClipJudge(clip, concept) if "clip" in metrics else None,
-        "change": ChangeJudge(clip if config.clip is not None else None) if "change" in metrics else None,
+    scorer = ClipIdentity(clip, concept.name) if "identity" in metrics else None
+    body = BodyJudge(detector, sought.get("nudity"), config.face_threshold, scorer) if detector else None
+    change = ChangeJudge(clip if config.clip is not None else None) if "change" in metrics else None
+    judges = [classifier, body, ClipJudge(clip, concept) if "clip" in metrics else None, change]
+    judged_by = {
+        "classifier": reader and config.judge,
+        "classifier_accuracy": reader and reader.config.accuracy,
+        "clip": clip and clip.name,
+        "nudity": body and body.description,
+        "identity": scorer and scorer.name,
+        "extractor": extractor and config.extractor,
     }
-    asked = {name: one for name, one in judges.items() if one is not None}
-    vocabulary = None if tokenizer is None else len(tokenizer)
-    return EvaluationInputs(concept, vocabulary, suite, asked, clip and clip.name, extractor, real)
+    judges = [judge for judge in judges if judge is not None]
+    notes = _notes(None if sources.real_vocabulary else len(tokenizer), concept)
+    return EvaluationInputs(concept, suite, judges, classifier, judged_by, extractor, real, notes)
 
 
-def _body_judge(config: PipelineEvaluationConfig) -> BodyJudge | None:
-    thresholds = {"nudity": config.nudity_threshold, "identity": config.face_threshold}
-    wanted = {name: value for name, value in thresholds.items() if name in config.metric_names}
-    if not wanted:
-        return None
-    return BodyJudge(NudityDetector(min(wanted.values())), wanted.get("nudity"), config.face_threshold)
-
-
-def _distribution_judge(
-    config: PipelineEvaluationConfig, suite: Mapping[str, PromptSet]
-) -> tuple[Extractor | None, ImageFolder | None]:
-    metrics = config.distribution_metrics
-    if not metrics:
+def _distribution_judge(config: PipelineEvaluationConfig, count: int) -> tuple[Extractor | None, ImageSet | None]:
+    """The network and the real images that `count` kept pictures of each pipeline are compared by and with."""
+    if not config.compared:
         return None, None
-    count = sum(len(part) for name, part in suite.items() if name in KEPT)
     if not count:
-        raise ValueError(f"{', '.join(metrics)}: expected one of the sets {', '.join(KEPT)}, which they compare")
-    real = None if config.real is None else ImageFolder(config.real, config.real_resolution)
-    check_counts(metrics, (count, *([len(real)] if real else [])), MetricSettings(seed=config.seed))
-    extractor = load_extractor(config.extractor)
-    check_metrics(metrics, extractor)
+        names = ", ".join(config.compared)
+        raise ValueError(f"{names}: expected one of the sets {', '.join(KEPT)}, which they compare")
+    real = None if config.real is None else open_real(config, config.real_resolution, None)[0]
+    check_counts(config.compared, (count, *([len(real)] if real else [])), config)
+    extractor = load_extractor(config.extractor, config.attribute)
+    check_metrics(config.compared, extractor)
     return extractor, real
 
 
 def _prompt_sources(
     config: PipelineEvaluationConfig, tokenizer: PreTrainedTokenizerBase | None, labelled: bool
 ) -> PromptSources:
-    real_vocabulary = tokenizer is None or len(tokenizer) >= REAL_VOCABULARY
-    kind = "stable_diffusion" if real_vocabulary else "digits"
-    rows = config.eval_prompts or (None if real_vocabulary or not labelled else "bundled/digits/eval_prompts.jsonl")
+    made_by = config.made_by
+    rows = config.eval_prompts or (made_by.get("eval_prompts") if labelled else None)
 
     def fits(prompt: str) -> bool:  # tokenizers without a limit say some enormous number
         return tokenizer is None or len(tokenizer(prompt, verbose=False).input_ids) <= tokenizer.model_max_length
 
+    prompts, column = config.prompts, config.prompt_column
+    if prompts is None:
+        prompts, column = made_by.get("replay_prompts", DEFAULT_PROMPTS), made_by.get("prompt_column", column)
     return PromptSources(
-        prompts=read_prompts(config.prompts or f"bundled/{kind}/replay_prompts.txt", config.prompt_column),
+        prompts=read_prompts(prompts, column),
         rows=read_labelled_prompts(rows) if rows else [],
         with_labelled=config.eval_prompts is not None,
         templates=config.templates,
@@ -142,13 +137,17 @@ def _prompt_sources(
         combined=read_prompts(config.combined) if config.combined else [],
         translations=config.translated,
         i2p=load_i2p(config.i2p)[: config.num_i2p] if config.i2p else [],
-        real_vocabulary=real_vocabulary,
+        real_vocabulary=tokenizer is None or len(tokenizer) >= REAL_VOCABULARY,
         fits=fits,
     )
 
 
 def describe_plan(
-    config: PipelineEvaluationConfig, subjects: list[Subject], inputs: EvaluationInputs, output_dir: Path, there: int
+    config: PipelineEvaluationConfig,
+    subjects: Sequence[Subject],
+    inputs: EvaluationInputs,
+    output_dir: Path,
+    there: int,
 ) -> str:
     """What is about to be drawn, and how many pictures of it are `there` already."""
     per_pipeline = sum(map(len, inputs.suite.values()))
@@ -161,18 +160,17 @@ def describe_plan(
     for subject in subjects:
         how = ", ".join(f"{k} {'its own' if v is None else v}" for k, v in vars(subject.settings).items())
         lines.append(f"  {subject.name}: {subject.source}, a {subject.class_name}; {how}")
-    lines += notes(inputs)
-    return "\n".join([*lines, f"into {output_dir}; the time left is shown while drawing"])
+    return "\n".join([*lines, *inputs.notes, f"into {output_dir}; the time left is shown while drawing"])
 
 
-def notes(inputs: EvaluationInputs) -> list[str]:
-    """What a reader of the numbers should know of the prompts."""
+def _notes(vocabulary: int | None, concept: Concept) -> list[str]:
+    """`vocabulary`: tokens that the tokenizer knows, where these are too few for real sentences."""
     found = []
-    if inputs.vocabulary is not None and inputs.vocabulary < REAL_VOCABULARY:
+    if vocabulary is not None:
         found.append(
-            f"The tokenizer knows {inputs.vocabulary:,} tokens, fewer than {REAL_VOCABULARY:,}: misspellings, other "
+            f"The tokenizer knows {vocabulary:,} tokens, fewer than {REAL_VOCABULARY:,}: misspellings, other "
             "languages and free sentences would be no words to this model, and are left out."
         )
-    if not inputs.concept.siblings:
+    if not concept.siblings:
         found.append("No neighbours are known for this concept; name some with --neighbours.")
     return found

@@ -3,25 +3,23 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import yaml
 
 from sa_diffusers.core.concepts import Concept, mentions
-from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.prompts import ENOUGH, read_templates, template_of
 from sa_diffusers.data.replay import leaves_open, spread
 from sa_diffusers.data.sampling import Request
-from sa_diffusers.evaluation.forgetting import Labels
 from sa_diffusers.evaluation.judges.classifier import ImageClassifier
-from sa_diffusers.evaluation.suite.options import ASKING
+from sa_diffusers.evaluation.options import ASKING
+from sa_diffusers.evaluation.prompt_sets import Candidate, Labels, PromptSet, Purpose, choose
 from sa_diffusers.io.bundled import resolve
 
 
 TEMPLATES = "bundled/stable_diffusion/concept_templates.txt"
-Purpose = Literal["asks", "keeps", "open", "i2p"]
 WHAT = {
     "concept": "ask for the concept",
     "paraphrases": "ask for it by synonyms and in other sentence frames",
@@ -35,32 +33,6 @@ WHAT = {
     "labelled": "labelled prompts that do not name it",
     "i2p": "I2P, each with its own seed",
 }
-
-
-@dataclass(frozen=True)
-class PromptSet:
-    """Prompts of one purpose: request i draws a picture that should show `labels[i]`, and `words[i]` if not ""."""
-
-    name: str
-    purpose: Purpose
-    requests: list[Request]
-    labels: list[Labels]
-    words: list[str]
-
-    def __len__(self) -> int:
-        return len(self.requests)
-
-    def take(self, rows: slice) -> "PromptSet":
-        return PromptSet(self.name, self.purpose, self.requests[rows], self.labels[rows], self.words[rows])
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A prompt, the class of each attribute that it names, and the word in the concept's place ("": none)."""
-
-    prompt: str
-    labels: Labels
-    word: str = ""
 
 
 @dataclass(frozen=True)
@@ -117,12 +89,13 @@ def build_suite(
         if names is not None and name not in names:
             continue
         if candidates:
-            suite[name] = _choose(name, candidates, num_images, seed)
+            purpose: Purpose = "asks" if name in ASKING else "open" if name == "open" else "keeps"
+            order, seed_of = derive_seed(seed, "set", name), partial(derive_seed, seed, name)
+            suite[name] = choose(purpose, candidates, num_images, order, seed_of)
         elif names is not None:
             raise ValueError(f"there are no prompts for the set {name!r} ({WHAT[name]}); leave it out of --sets")
     if sources.i2p and (names is None or "i2p" in names):
-        count = len(sources.i2p)
-        suite["i2p"] = PromptSet("i2p", "i2p", sources.i2p, [{}] * count, [""] * count)
+        suite["i2p"] = PromptSet.of("i2p", sources.i2p)
     if not suite:
         raise ValueError("no prompt to draw: expected prompts for at least one set")
     return suite
@@ -155,9 +128,9 @@ class _Maker:
         paraphrases += [Candidate(row.prompt, row.labels, concept.name) for row in naming if row.prompt in held_out]
         long, misspellings, languages = self._long_by_fillers(), [], []
         if sources.real_vocabulary:
-            frames = _unlabelled(read_templates("bundled/stable_diffusion/paraphrase_frames.txt"))
+            frames = list(map(Candidate, read_templates("bundled/stable_diffusion/paraphrase_frames.txt")))
             paraphrases += self._fill(frames, concept.phrasings, "frames")
-            frames = _unlabelled(read_templates("bundled/stable_diffusion/long_templates.txt"))
+            frames = list(map(Candidate, read_templates("bundled/stable_diffusion/long_templates.txt")))
             long = self._fill(frames, concept.phrasings, "long frames")
             wrong = [word for phrasing in concept.phrasings for word in misspell(phrasing)]
             misspellings, languages = self._fill(self.templates, wrong, "misspelt"), self._in_languages()
@@ -166,7 +139,7 @@ class _Maker:
             for row in naming
             if len(row.labels) > 1 and row.prompt not in held_out
         ]
-        others = [self.rows.get(prompt, Candidate(prompt, {})) for prompt in self.others if prompt]
+        others = [self.rows.get(prompt, Candidate(prompt)) for prompt in self.others if prompt]
         labelled = [row for row in self.rows.values() if not mentions(row.prompt, concept.phrasings)]
         return {
             "concept": self._fill(self.templates, concept.phrasings, "concept"),
@@ -193,7 +166,7 @@ class _Maker:
         """Prompts with {} in the concept's place, with the labels of what else they name."""
         naming = [prompt for prompt in self.sources.prompts if mentions(prompt, self.concept.phrasings)]
         if self.sources.templates or len(naming) < ENOUGH:
-            return _unlabelled(read_templates(self.sources.templates or TEMPLATES))
+            return list(map(Candidate, read_templates(self.sources.templates or TEMPLATES)))
         found = self.classifier.find_class(self.concept.phrasings) if self.classifier else None
         labels = [self.rows[prompt].labels if prompt in self.rows else {} for prompt in naming]
         return [
@@ -254,19 +227,6 @@ class _Maker:
                 f"each line of --combined must name {concept.name!r} or hold {{}}; this does not: {text!r}"
             )
         return Candidate(text, self.own, concept.name)
-
-
-def _choose(name: str, candidates: Sequence[Candidate], count: int, seed: int) -> PromptSet:
-    """`count` of the candidates, each once before any comes again; request i has the seed of (seed, name, i)."""
-    indices = {candidate.prompt: index for index, candidate in enumerate(candidates)}  # each prompt once
-    chosen = [candidates[indices[prompt]] for prompt in spread(list(indices), count, derive_seed(seed, "set", name))]
-    requests = [Request(Condition(c.prompt), derive_seed(seed, name, i)) for i, c in enumerate(chosen)]
-    purpose: Purpose = "asks" if name in ASKING else "open" if name == "open" else "keeps"
-    return PromptSet(name, purpose, requests, [c.labels for c in chosen], [c.word for c in chosen])
-
-
-def _unlabelled(templates: Sequence[str]) -> list[Candidate]:
-    return [Candidate(template, {}) for template in templates]
 
 
 def misspell(phrase: str) -> list[str]:

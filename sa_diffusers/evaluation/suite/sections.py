@@ -1,15 +1,16 @@
 """Which pictures the page of an evaluation of pipelines shows: beside each other those of equal prompt and seed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 
 from sa_diffusers.evaluation.images.sets import ImageSet
-from sa_diffusers.evaluation.suite.judging import Values
-from sa_diffusers.evaluation.suite.numbers import MEASURES
-from sa_diffusers.evaluation.suite.prompt_suite import WHAT, PromptSet
-from sa_diffusers.report.pictures import embed, to_pil, to_uint8
+from sa_diffusers.evaluation.judging import Values
+from sa_diffusers.evaluation.measurements import MEASURES
+from sa_diffusers.evaluation.prompt_sets import PromptSet
+from sa_diffusers.evaluation.suite.prompt_suite import WHAT
+from sa_diffusers.report.pictures import figure, to_pil, to_uint8
 
 
 # Which number orders pictures, the first there is: how far a kept one has changed, how much one shows the concept.
@@ -23,22 +24,13 @@ MOST = (
 
 
 @dataclass(frozen=True)
-class Place:
-    """A picture of a suite: its set, its index there, and what is said of it."""
-
-    group: str
-    index: int
-    remark: str = ""
-
-
-@dataclass(frozen=True)
 class Section:
-    """Some pictures under a heading, each as drawn by `pipelines`."""
+    """Some pictures under a heading, each as drawn by `pipelines`: (set, index in it, remark)."""
 
     title: str
     explanation: str
     pipelines: list[str]
-    places: list[Place]
+    places: list[tuple[str, int, str]]
 
 
 def sections(
@@ -54,53 +46,45 @@ def sections(
     for name in [name for name in values if name != reference] or [reference]:
         for purpose, measures, title, explanation in MOST:
             groups = [group for group, part in suite.items() if part.purpose == purpose]
-            if highest := _highest(groups, values[name], measures, shown):
-                found.append(Section(f"{name}: {title}", explanation, pairs[name], highest))
+            if rated := next(filter(None, (_rated(groups, values[name], measure) for measure in measures)), None):
+                found.append(Section(f"{name}: {title}", explanation, pairs[name], rated[:shown]))
     for name, measured in values.items():
-        exposed = [
-            Place(group, index)
+        if exposed := [
+            (group, index, "")
             for group, own in measured.items()
             for index in own.get("exposed", torch.empty(0)).nonzero()[:, 0].tolist()
-        ]
-        if exposed:
+        ]:
             explanation = f"{len(exposed):,} pictures; the first {min(shown, len(exposed))} of them."
             found.append(Section(f"{name}: pictures with an exposed part", explanation, pairs[name], exposed[:shown]))
     for group, part in suite.items():
         explanation = f"The first of {len(part):,} prompts that {WHAT[group]}." if group in WHAT else ""
-        places = [Place(group, index) for index in range(min(shown, len(part)))]
+        places = [(group, index, "") for index in range(min(shown, len(part)))]
         found.append(Section(group, explanation, list(values), places))
     return found
 
 
-def _highest(groups: Sequence[str], values: Values, measures: Sequence[str], count: int) -> list[Place]:
-    """The pictures of some sets with the highest numbers by the first of the measures that there is."""
-    for measure in measures:
-        rated = [
-            (value, name, index)
-            for name in groups
-            for index, value in enumerate(values[name].get(measure, torch.empty(0)).tolist())
-            if value == value  # no NaN
-        ]
-        if rated:
-            label, spec, _ = MEASURES[measure]
-            highest = sorted(rated, key=lambda row: -row[0])[:count]
-            return [Place(name, index, f"{label} {value:{spec}}") for value, name, index in highest]
-    return []
+def _rated(groups: Iterable[str], values: Values, measure: str) -> list[tuple[str, int, str]]:
+    """The pictures of some sets that a measure has a number for, the highest first."""
+    rated = [
+        (value, name, index)
+        for name in groups
+        for index, value in enumerate(values.get(name, {}).get(measure, torch.empty(0)).tolist())
+        if value == value  # no NaN
+    ]
+    label, spec, _ = MEASURES[measure]
+    return [(name, index, f"{label} {value:{spec}}") for value, name, index in sorted(rated, key=lambda row: -row[0])]
 
 
-def figure(
-    suite: Mapping[str, PromptSet],
-    pictures: Mapping[str, Mapping[str, ImageSet]],
-    blurred: bool,
-    section: Section,
-    place: Place,
-) -> dict:
-    """A picture as the page takes it, drawn by each pipeline of a section, or a mosaic where it is blurred.
+def figures(
+    suite: Mapping[str, PromptSet], pictures: Mapping[str, Mapping[str, ImageSet]], blurred: bool, section: Section
+) -> Iterator[dict]:
+    """The pictures of a section as the page takes them, by each of its pipelines, or mosaics where they are blurred.
 
     Args:
         pictures: by pipeline and by set.
     """
-    request = suite[place.group].requests[place.index]
-    images = {name: pictures[name][place.group].images([place.index])[0] for name in section.pipelines}
-    tiles = [{"label": name} | embed(to_pil(to_uint8(image)), blurred) for name, image in images.items()]
-    return {"tiles": tiles, "prompt": request.condition.text, "seed": request.seed, **vars(place)}
+    for group, index, remark in section.places:
+        request = suite[group].requests[index]
+        images = {name: to_pil(to_uint8(pictures[name][group].images([index])[0])) for name in section.pipelines}
+        said = ", ".join(filter(None, [remark, group, f"seed {request.seed}"]))
+        yield figure(images, request.condition.text, said, blurred)

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from sa_diffusers.evaluation.before_after import Findings, judge, look
-from sa_diffusers.evaluation.forgetting import replay_loss
+from sa_diffusers.evaluation.forgetting import Findings, examine, replay_loss
 from sa_diffusers.io.artifacts import fingerprint
 from sa_diffusers.io.loading import model_hash
 from sa_diffusers.io.processes import process_state
@@ -11,7 +10,6 @@ from sa_diffusers.io.stages import Artifact, Stage, content_fingerprint
 from sa_diffusers.runs.context import Inputs, RunContext
 from sa_diffusers.runs.stages.replay import ReplayStage
 from sa_diffusers.runs.stages.samples import drawing_passes
-from sa_diffusers.runs.tracking import requests_to_look_at
 
 
 KEPT_LOSS_SAMPLES = 64  # replay samples on which the loss is compared
@@ -27,9 +25,9 @@ class EvaluateStage(Stage[Findings]):
         self.name, self.inputs, self.leaves = name, inputs, (f"evaluation/{name}.safetensors",)
 
     def content(self, context: RunContext) -> dict:
-        if context.inputs.exams:  # which say what is drawn
+        if context.inputs.judges:  # whose part of the key says what is drawn
             return context.computed_in
-        looked_at = [[request.key for request in part] for part in requests_to_look_at(context)]
+        looked_at = [[request.key for request in part.requests] for part in context.inputs.sets.values()]
         return context.computed_in | {"looked_at": content_fingerprint(looked_at)}
 
     def given(self, context: RunContext) -> Artifact[Findings] | None:
@@ -59,10 +57,7 @@ class EvaluateStage(Stage[Findings]):
 
     def _examine(self, context: RunContext) -> Findings:
         family, inputs, options = context.family, context.inputs, context.options
-        if inputs.exams:
-            findings = judge(family, inputs.classifiers, inputs.exams, options.judged, options.seed)
-        else:
-            findings = look(family, *requests_to_look_at(context), options.judged)
+        findings = examine(family, inputs.sets, inputs.judges, options.judged, options.seed)
         replay = context.value(ReplayStage.name)
         if replay is not None:
             findings.values["replay_loss"] = replay_loss(family, replay, KEPT_LOSS_SAMPLES, options.seed)
@@ -70,10 +65,7 @@ class EvaluateStage(Stage[Findings]):
 
     @staticmethod
     def _count(context: RunContext) -> int:
-        exams = list(context.inputs.exams.values())
-        if exams:
-            return sum(len(part.requests) for part in exams[0].sets.values())
-        return sum(map(len, requests_to_look_at(context)))
+        return sum(map(len, context.inputs.sets.values()))
 
     def _path(self, context: RunContext) -> Path:
         return context.folder / "evaluation" / f"{self.name}.safetensors"
@@ -81,8 +73,6 @@ class EvaluateStage(Stage[Findings]):
 
 def exam_content(inputs: Inputs) -> dict:
     """The prompts and classifiers that a model is judged by."""
-    exams = {
-        name: fingerprint({n: [r.key for r in part.requests] for n, part in exam.sets.items()})
-        for name, exam in inputs.exams.items()
-    }
-    return {"exams": exams, "classifiers": {name: model_hash(judge) for name, judge in inputs.classifiers.items()}}
+    drawn = {name: [request.key for request in part.requests] for name, part in inputs.sets.items()}
+    judges = {name: model_hash(judge.classifier) for name, judge in inputs.judges.items()}
+    return {"exams": dict.fromkeys(judges, fingerprint(drawn)), "classifiers": judges}

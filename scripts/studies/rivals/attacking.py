@@ -42,7 +42,7 @@ class Attack:
             "guided": {k: v for k, v in pipeline.config.items() if k.startswith("safety_")},
             "targets": hash_tensors({"targets": self.targets}),
             "settings": asdict(settings) | {"num_images": self.num_images, "templates": spec.attack_templates},
-            "concept": [config.concept, self.judge.exam.attribute, self.judge.exam.index],
+            "concept": [config.concept, self.judge.judge.attribute, self.judge.judge.index],
             "classifier": model_hash(self.judge.classifier),
             "drawing": [config.guidance_scale, config.num_inference_steps, config.sampler],
         }
@@ -54,8 +54,8 @@ class Attack:
             seeds = [derive_seed(seed, "attacked", index) for index in range(self.num_images)]
             sampling = (config.guidance_scale, config.num_inference_steps)
             images = family.decode(draw_found(family, found, spec.attack_templates, seeds, *sampling))
-            probability = self.judge.classifier.probabilities(images)[self.judge.exam.attribute]
-            values = {"probability": probability[:, self.judge.exam.index], "vectors": found.vectors}
+            probability = self.judge.classifier.probabilities(images)[self.judge.judge.attribute]
+            values = {"probability": probability[:, self.judge.judge.index], "vectors": found.vectors}
             return values, {"losses": found.losses}
 
         return kept(path, "attack", identity, search)[0]["probability"]

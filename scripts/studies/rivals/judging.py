@@ -1,6 +1,6 @@
 """What one pipeline draws, picture by picture, so that every number of the table has an interval and a pair."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -11,8 +11,12 @@ from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.concepts import find_concept
 from sa_diffusers.data.prompts import read_labelled_prompts
 from sa_diffusers.data.sampling import Request, SamplingSettings
-from sa_diffusers.evaluation.forgetting import Examination, JudgedSet, draw_sets, examination
-from sa_diffusers.evaluation.judges.classifier import ImageClassifier, entropies, shares_right
+from sa_diffusers.evaluation.drawing import draw_sets
+from sa_diffusers.evaluation.forgetting import examination
+from sa_diffusers.evaluation.images.sets import ImageSet
+from sa_diffusers.evaluation.judges.classifier import ImageClassifier
+from sa_diffusers.evaluation.judging import ClassifierJudge, judge_pictures
+from sa_diffusers.evaluation.prompt_sets import PromptSet
 from sa_diffusers.families import get_family
 from sa_diffusers.io.artifacts import hash_tensors
 from sa_diffusers.io.configuration import config_from_dict
@@ -60,28 +64,24 @@ class Judge:
     def __post_init__(self) -> None:
         self.config = config_from_dict(ForgetConfig, self.spec.options | {"seed": self.seed})
         concept = find_concept(self.config.concept, self.config.surrogate)
-        attribute = self.classifier.find_class(list(concept.phrasings))
-        others = len(self.classifier.config.attributes[attribute[0]]) - 1 if attribute else 1
+        self.judge = ClassifierJudge(self.classifier, *self.classifier.require_class(concept.phrasings))
         rows, counts = read_labelled_prompts(self.config.eval_prompts), self.counts
-        per_class, other = -(-counts.retained // others), max(counts.unseen, counts.unnamed)
-        exam = examination(self.classifier, concept, rows, counts.concept, 0, other, self.seed)
+        per_class, other = -(-counts.retained // (len(self.judge.classes) - 1)), max(counts.unseen, counts.unnamed)
+        exam = examination(self.judge, concept, rows, counts.concept, 0, other, self.seed)
         # What is to be kept is judged in phrasings that were not replayed either: all seen ones may have been.
         held_out = [row | {"form": "seen"} for row in rows if row["form"] == "held_out"]
-        kept = examination(self.classifier, concept, held_out, 0, per_class, 0, self.seed).retained
-        self.exam: Examination = replace(exam, retained=kept)
-        classes = self.classifier.config.attributes[exam.attribute]
-        if unknown := [name for name in self.spec.neighbours if name not in classes]:
-            raise ValueError(f"{self.spec.name}: expected neighbours of {', '.join(classes)}, got {unknown[0]!r}")
+        kept = examination(self.judge, concept, held_out, 0, per_class, 0, self.seed)["retained"]
+        if unknown := [name for name in self.spec.neighbours if name not in self.judge.classes]:
+            known = ", ".join(self.judge.classes)
+            raise ValueError(f"{self.spec.name}: expected neighbours of {known}, got {unknown[0]!r}")
         texts = [t.format(p) for t in self.spec.long_templates for p in concept.phrasings]
         long = [texts[index % len(texts)] for index in range(counts.long)]
         seeds = [derive_seed(self.seed, "long prompt", index) for index in range(counts.long)]
         self.sets = {
-            "concept": exam.concept,
-            "unseen": _first(exam.unseen, counts.unseen),
-            "unnamed": _first(exam.unnamed, counts.unnamed),
-            "long": JudgedSet(
-                [Request(Condition(p), s) for p, s in zip(long, seeds, strict=True)], [{}] * counts.long
-            ),
+            "concept": exam["concept"],
+            "unseen": exam["unseen"].take(range(counts.unseen)),
+            "unnamed": exam["unnamed"].take(range(counts.unnamed)),
+            "long": PromptSet.of("asks", [Request(Condition(p), s) for p, s in zip(long, seeds, strict=True)]),
             "retained": kept,
         }
         self.settings = SamplingSettings(
@@ -91,8 +91,8 @@ class Judge:
     @property
     def retained_classes(self) -> Tensor:
         """Index of the class [M] that each retained picture should show."""
-        classes = self.classifier.config.attributes[self.exam.attribute]
-        return torch.tensor([classes.index(label[self.exam.attribute]) for label in self.exam.retained.labels])
+        classes = self.judge.classes
+        return torch.tensor([classes.index(label[self.judge.attribute]) for label in self.sets["retained"].labels])
 
     def groups(self, name: str) -> list[tuple[int, str]]:
         """What the pictures of a set have in common with others: their prompt, and the seed of the run."""
@@ -101,8 +101,8 @@ class Judge:
     @property
     def neighbours(self) -> Tensor:
         """Which retained pictures [M] are of a neighbour."""
-        classes = self.classifier.config.attributes[self.exam.attribute]
-        return torch.isin(self.retained_classes, torch.tensor([classes.index(name) for name in self.spec.neighbours]))
+        indices = [self.judge.classes.index(name) for name in self.spec.neighbours]
+        return torch.isin(self.retained_classes, torch.tensor(indices))
 
     def read(self, pipeline_dir: str, path: Path, original: dict[str, Tensor] | None) -> dict[str, Tensor]:
         """Values of every picture, from `path` if they are there for this very pipeline, else measured and kept there.
@@ -135,34 +135,26 @@ class Judge:
 
         return kept(path, "judged", identity, measure)[0]
 
-    def _values(self, images: dict[str, Tensor], original: dict[str, Tensor] | None) -> dict[str, Tensor]:
-        attribute, index = self.exam.attribute, self.exam.index
-        read = {name: self.classifier.probabilities(part) for name, part in images.items()}
-        asked = {name: part[attribute] for name, part in read.items()}
-        pictures = to_uint8(images["retained"])
+    def _values(self, images: dict[str, ImageSet], original: dict[str, Tensor] | None) -> dict[str, Tensor]:
+        read = {
+            name: {measure: values.float() for measure, values in found.items()}
+            for name, found in judge_pictures([self.judge], self.sets, images).items()
+        }
+        pictures = to_uint8(images["retained"].images(range(len(images["retained"]))))
         before = pictures if original is None else original["retained_pictures"]
         difference = (pictures.float() - before.float()) / 127.5
         shown = min(SHOWN, len(pictures), len(images["concept"]))
         spread = torch.linspace(0, len(pictures) - 1, shown).long()
         values = {
-            "concept": asked["concept"][:, index],
-            "concept_entropy": entropies(asked["concept"]),
-            "concept_attributes": self._attributes(read["concept"], self.sets["concept"]),
-            "unseen": asked["unseen"][:, index],
-            "long": asked["long"][:, index],
-            "unnamed": (asked["unnamed"].argmax(1) == index).float(),
-            "retained": (asked["retained"].argmax(1) == self.retained_classes).float(),
-            "attributes": self._attributes(read["retained"], self.sets["retained"]),
+            "concept": read["concept"]["concept_probability"],
+            "concept_entropy": read["concept"]["concept_entropy"],
+            "concept_attributes": read["concept"]["attributes"],
+            "unseen": read["unseen"]["concept_probability"],
+            "long": read["long"]["concept_probability"],
+            "unnamed": read["unnamed"]["concept_shown"],
+            "retained": read["retained"]["accuracy"],
+            "attributes": read["retained"]["attributes"],
             "change": difference.square().flatten(1).mean(1).sqrt(),
-            "shown": torch.cat([to_uint8(images["concept"][:shown]), pictures[spread]]),
+            "shown": torch.cat([to_uint8(images["concept"].images(range(shown))), pictures[spread]]),
         }
         return values if original is not None else values | {"retained_pictures": pictures}
-
-    def _attributes(self, read: dict[str, Tensor], judged: JudgedSet) -> Tensor:
-        """Share [N] of the attributes, other than the concept's, that a prompt names and the picture shows."""
-        others = [name for name in read if name != self.exam.attribute]
-        return shares_right(self.classifier.named(read), judged.labels, others).float()
-
-
-def _first(judged: JudgedSet, count: int) -> JudgedSet:
-    return JudgedSet(judged.requests[:count], judged.labels[:count])

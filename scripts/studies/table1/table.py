@@ -1,7 +1,7 @@
 """Table 1 of Selective Amnesia and its ablations: every row is a run, judged by the same classifiers and images."""
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean, stdev
@@ -16,17 +16,13 @@ from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.data.concepts import find_concept
 from sa_diffusers.data.labelled_images import LabelledImages, load_labelled_images
 from sa_diffusers.data.sampling import Request, SamplingSettings
-from sa_diffusers.evaluation.forgetting import (
-    JudgedSet,
-    draw_sets,
-    examination,
-    floors,
-    labelled_classes,
-    measure,
-)
+from sa_diffusers.evaluation.drawing import draw_sets
+from sa_diffusers.evaluation.forgetting import examination, floors, labelled_classes, measure
 from sa_diffusers.evaluation.images.metrics import MetricSettings, frechet_distance, precision_and_recall
 from sa_diffusers.evaluation.judges.classifier import ImageClassifier
 from sa_diffusers.evaluation.judges.load_classifier import load_classifier
+from sa_diffusers.evaluation.judging import ClassifierJudge
+from sa_diffusers.evaluation.prompt_sets import PromptSet
 from sa_diffusers.families import Family, family_defaults, get_family
 from sa_diffusers.io.atomic_files import atomic_path, write_json
 from sa_diffusers.io.configuration import config_from_dict, layered
@@ -197,19 +193,20 @@ def judge_row(table: Table, name: str, pipeline_dir: Path) -> dict[str, Any]:
 def _judge(table: Table, family: Family, settings: SamplingSettings) -> tuple[dict[str, Any], dict[str, Tensor]]:
     concept, images, by_classifier = find_concept(table.concept, "noise"), None, {}
     seeds = [derive_seed(table.seed, "null class", index) for index in range(table.images_concept)]
-    unnamed = JudgedSet([Request(Condition(), seed) for seed in seeds], [{}] * len(seeds))
+    unnamed = PromptSet.of("open", [Request(Condition(), seed) for seed in seeds])
     for source, classifier in table.judges.items():
-        rows = labelled_classes(classifier, family.labels)
-        exam = examination(classifier, concept, rows, table.images_concept, table.images_per_class, 0, table.seed)
-        exam = replace(exam, unnamed=unnamed)
-        images = draw_sets(family, exam.sets, settings) if images is None else images  # the same requests for all
-        values, _ = measure(classifier, exam, images)
-        values |= floors(family, classifier, exam, 256, table.seed)
-        values["classifier_accuracy"] = next(iter((classifier.config.accuracy or {}).values()), None)
+        judge = ClassifierJudge(classifier, *classifier.require_class(concept.phrasings))
+        rows = labelled_classes(judge, family.labels)
+        sets = examination(judge, concept, rows, table.images_concept, table.images_per_class, 0, table.seed)
+        sets["unnamed"] = unnamed
+        images = draw_sets(family, sets, settings) if images is None else images  # the same requests for all
+        values, _ = measure(judge, sets, images)
+        values |= floors(family, judge, 256, table.seed) | {"classifier_accuracy": judge.accuracy}
         by_classifier[source] = {key: values[key] for key in (*MEASURES, *FLOORS, "classifier_accuracy")}
-    generated = features_of(next(iter(table.judges.values())), images["retained"])
-    spread = torch.linspace(0, len(images["retained"]) - 1, SHOWN).long()
-    pictures = {"concept": to_uint8(images["concept"][:SHOWN]), "retained": to_uint8(images["retained"][spread])}
+    retained = images["retained"].images(range(len(images["retained"])))
+    generated = features_of(next(iter(table.judges.values())), retained)
+    spread, first = torch.linspace(0, len(retained) - 1, SHOWN).long(), range(min(SHOWN, len(images["concept"])))
+    pictures = {"concept": to_uint8(images["concept"].images(first)), "retained": to_uint8(retained[spread])}
     return {
         "by_classifier": by_classifier,
         **compare(table.trained_on, generated, table.seed),

@@ -43,6 +43,7 @@ def test_images_do_not_depend_on_the_batch_size(pipeline):
     torch.testing.assert_close(draw_images(get_family(pipeline), prompts, **options, batch_size=2), images)
 
 
+@pytest.mark.slow
 def test_script_measures_everything(pipeline, tmp_path, monkeypatch, capsys):
     pipeline.save_pretrained(tmp_path / "pipeline")
     (tmp_path / "run" / "data").mkdir(parents=True)

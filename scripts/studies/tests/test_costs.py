@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -34,6 +35,12 @@ def meta(build, *arguments):
         return build(*arguments)
 
 
+@pytest.fixture(scope="module")
+def real() -> StableDiffusionPipeline:
+    """Of the real size, without values."""
+    return architectures.build_stable_diffusion("meta")
+
+
 def count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
@@ -51,28 +58,25 @@ def make_batch(family, size: int, seed: int) -> dict:
 # Architectures
 
 
-def test_architectures_have_the_weights_of_the_real_ones():
-    assert count(meta(architectures.build_unet)) == 859_520_964
-    assert count(meta(architectures.build_vae)) == 83_653_863
-    assert count(meta(architectures.build_text_encoder)) == 123_060_480
+def test_architectures_have_the_weights_of_the_real_ones(real):
+    assert [count(part) for part in (real.unet, real.vae, real.text_encoder)] == [859_520_964, 83_653_863, 123_060_480]
 
 
-def test_attention_is_built_as_in_the_real_one():
+def test_attention_is_built_as_in_the_real_one(real):
     """It does not show in the number of weights."""
-    attention = meta(architectures.build_unet).down_blocks[0].attentions[0]
+    attention = real.unet.down_blocks[0].attentions[0]
     assert type(attention.proj_in) is nn.Conv2d and attention.transformer_blocks[0].attn1.heads == 8
     assert attention.norm.num_groups == 32
 
 
-def test_the_pipeline_is_one_that_a_family_takes():
-    pipeline = architectures.build_stable_diffusion("meta")
-    family = get_family(pipeline)
+def test_the_pipeline_is_one_that_a_family_takes(real):
+    family = get_family(real)
     assert (family.loss.num_terms, family.loss.prediction_type, family.resolution) == (1000, "epsilon", 512)
-    tokens = pipeline.tokenizer(["a red cat"], padding="max_length", return_tensors="pt").input_ids
-    assert tokens.shape == (1, 77) and int(tokens.max()) == pipeline.text_encoder.config.eos_token_id
-    text = pipeline.text_encoder(tokens.to("meta"))[0]
-    latents, timesteps, _ = counting.unet_inputs(pipeline.unet, 1, 8)
-    assert pipeline.unet(latents, timesteps, text).sample.shape == (1, 4, 8, 8)
+    tokens = real.tokenizer(["a red cat"], padding="max_length", return_tensors="pt").input_ids
+    assert tokens.shape == (1, 77) and int(tokens.max()) == real.text_encoder.config.eos_token_id
+    text = real.text_encoder(tokens.to("meta"))[0]
+    latents, timesteps, _ = counting.unet_inputs(real.unet, 1, 8)
+    assert real.unet(latents, timesteps, text).sample.shape == (1, 4, 8, 8)
 
 
 # Counting bytes
@@ -215,6 +219,7 @@ def test_thinned_timesteps_are_evenly_spread(family):
         stages.thinned(loss, 21)
 
 
+@pytest.mark.slow
 def test_every_way_of_fisher_and_training_runs(family):
     config = ForgetConfig(
         concept="seven", surrogate="three", train_batch_size=4, fisher_terms="2", fisher_chunk_size=2
@@ -300,10 +305,10 @@ def flops_by_hand(unet: nn.Module, inputs: tuple) -> int:
     return total[0]
 
 
-def test_operations_are_those_of_the_layers(tiny_pipeline):
+def test_operations_are_those_of_the_layers(real, tiny_pipeline):
     small = tiny_pipeline().unet.to("meta")
     assert counting.forward_flops(small, 8) == flops_by_hand(small, counting.unet_inputs(small, 1, 8))
-    unet = meta(architectures.build_unet)
+    unet = real.unet
     flops = counting.forward_flops(unet)
     assert flops == flops_by_hand(unet, counting.unet_inputs(unet, 1, 64)) == 803_273_441_280
 
@@ -372,26 +377,6 @@ def test_what_an_update_takes_for_a_moment(monkeypatch):
         assert 0.7 * taken < counter.peak <= taken
 
 
-@pytest.mark.slow
-def test_training_fits_the_memory_it_should():
-    """A gigabyte is left to CUDA and the allocator: 24 GB for all weights, 12 GB for LoRA, both at 4 + 4 samples."""
-    chosen = [t for t in memory.TRAININGS if t.name in ("full, checkpointing, 8-bit Adam", LORA)]
-    rows = {row["training"]: row for row in memory.estimate_memory(chosen)}
-    assert rows["full, checkpointing, 8-bit Adam"]["peak"] < 23
-    assert rows[LORA]["peak"] < 11
-    weights = estimate.WEIGHTS / 1e9
-    full = rows["full, checkpointing, 8-bit Adam"]
-    assert full["weights"] == full["gradients"] == full["Fisher"] == full["frozen copy or anchor"] == weights
-    assert full["Adam"] == pytest.approx(weights / 2 * (1 + 1 / 64))
-    parts = sum(full[key] for key in ("weights", "Adam", "frozen copy or anchor", "Fisher", "gradients"))
-    assert full["peak"] == pytest.approx(parts + max(full["activations"], full["update's temporaries"]))
-    before = {row["stage"]: row["peak"] for row in memory.estimate_stage_memory()}
-    assert before["sampling, 8 latents"] < before["decoding, 4 at once"] < before["Fisher, checkpointing"] < 11
-    assert before["Fisher, checkpointing, sums on the GPU"] < 23
-    on_device = before["Fisher, checkpointing, sums on the GPU"] - before["Fisher, checkpointing"]
-    assert on_device == pytest.approx(2 * weights)  # the sums and the first draw
-
-
 class Passes(TorchDispatchMode):
     """Numbers read and written by operators within the block, of those that go through all of many tensors."""
 
@@ -424,16 +409,16 @@ def test_what_ewc_adds_is_what_it_reads_and_writes():
     assert all(default[name] < 0.05 for name in default if name != "samples")
 
 
-@pytest.mark.parametrize("terms", [None, 10])
+@pytest.mark.parametrize("terms", [pytest.param(None, marks=pytest.mark.slow), 10])
 def test_samples_of_the_fisher_do_not_pile_up(tiny_pipeline, terms):
-    """What one sample takes beside the sums: two gradients and a pass; three samples take no more."""
+    """What one sample takes beside the sums: two gradients and a pass; two samples take no more."""
     unet = tiny_pipeline().unet.requires_grad_(True)
     loss = DiffusionLoss(torch.linspace(0.99, 0.1, 20))
     shapes = counting.unet_inputs(unet, 1, 8)
     batch = {"sample": torch.ones(shapes[0].shape), "encoder_hidden_states": torch.ones(shapes[2].shape)}
     parameters = dict(unet.named_parameters())
     peaks = []
-    for samples in (1, 3):
+    for samples in (1, 2):
         sums = FisherSums.zeros(parameters)
         with timing.TensorBytes() as counter:
             estimate_fisher(
@@ -511,10 +496,29 @@ def test_tiny_in_one_short_run(monkeypatch, tmp_path, capsys):
     assert "Extrapolated to whole runs" in text and all(f"| {way} |" in text for _, way in measured)
 
 
-@pytest.mark.slow
+def assert_training_fits_the_memory_it_should(trainings: list[dict], before_training: list[dict]) -> None:
+    """A gigabyte is left to CUDA and the allocator: 24 GB for all weights, 12 GB for LoRA, both at 4 + 4 samples."""
+    rows = {row["training"]: row for row in trainings}
+    assert rows["full, checkpointing, 8-bit Adam"]["peak"] < 23
+    assert rows[LORA]["peak"] < 11
+    weights = estimate.WEIGHTS / 1e9
+    full = rows["full, checkpointing, 8-bit Adam"]
+    assert full["weights"] == full["gradients"] == full["Fisher"] == full["frozen copy or anchor"] == weights
+    assert full["Adam"] == pytest.approx(weights / 2 * (1 + 1 / 64))
+    parts = sum(full[key] for key in ("weights", "Adam", "frozen copy or anchor", "Fisher", "gradients"))
+    assert full["peak"] == pytest.approx(parts + max(full["activations"], full["update's temporaries"]))
+    before = {row["stage"]: row["peak"] for row in before_training}
+    assert before["sampling, 8 latents"] < before["decoding, 4 at once"] < before["Fisher, checkpointing"] < 11
+    assert before["Fisher, checkpointing, sums on the GPU"] < 23
+    on_device = before["Fisher, checkpointing, sums on the GPU"] - before["Fisher, checkpointing"]
+    assert on_device == pytest.approx(2 * weights)  # the sums and the first draw
+
+
+@pytest.mark.slow("minutes")
 def test_the_estimate_of_sd14(monkeypatch, tmp_path, capsys):
     report = run(monkeypatch, tmp_path, "--size", "sd14", "--estimate")
     assert {row["job"] for row in report["times"]} == {"nothing cached", "samples and Fisher shared"}
     assert len(report["memory"]) == len(memory.TRAININGS)
     assert len(report["stage_memory"]) == 6 and len(report["ewc_share"]) == 2
     assert "not measured" in capsys.readouterr().out
+    assert_training_fits_the_memory_it_should(report["memory"], report["stage_memory"])

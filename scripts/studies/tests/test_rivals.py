@@ -1,7 +1,6 @@
 """The table of methods: strengths, equal erasure, who keeps more, and a small table from end to end."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from sa_diffusers.io.artifacts import Stage
 from sa_diffusers.io.bundled import resolve
 from sa_diffusers.io.hub import ModelLoadError
 from sa_diffusers.runs.options import ForgetConfig
+from scripts import paper_table
 from studies.rivals.judging import Counts, Judge
 from studies.rivals.matching import COMPARABLE, Kept, Measured, Pooled, compare, curve, matched
 from studies.rivals.runs import Point, stage_seconds
@@ -206,6 +206,7 @@ def judge() -> Judge:
 
 
 class TestJudge:
+    @pytest.mark.slow
     def test_the_original_has_not_changed_and_knows_the_concept(self, judge, tmp_path):
         model = resolve("bundled/digits/pipeline")
         values = judge.read(model, tmp_path / "original.safetensors", None)
@@ -235,8 +236,8 @@ class TestJudge:
             Judge(read_spec(tmp_path / "red.yaml"), classifier, Counts(), seed=0)
 
 
-@pytest.mark.slow
-def test_a_small_table_from_end_to_end(tmp_path):
+@pytest.mark.slow("minutes")
+def test_a_small_table_from_end_to_end(tmp_path, monkeypatch, capsys):
     values = yaml.safe_load(Path("configs/paper/digits/seven.yaml").read_text())
     values["options"] |= {"num_samples": 60, "num_surrogate_samples": 60, "fisher_samples": 12}
     values["rows"] = {
@@ -245,11 +246,11 @@ def test_a_small_table_from_end_to_end(tmp_path):
         "uce": {"method": "uce", "lora_rank": None, "sweep": {"uce_erase_scale": [1.0]}},
     }
     (tmp_path / "seven.yaml").write_text(yaml.safe_dump(values))
-    command = [sys.executable, "scripts/paper_table.py", "digits", "--configs", str(tmp_path), "--concepts", "seven"]
-    command += "--seeds 0 --images 0.15 --attack_steps 5 --num_threads 2 --output_dir".split() + [
-        str(tmp_path / "out")
-    ]
-    first = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    flags = "--concepts seven --seeds 0 --images 0.15 --attack_steps 5 --num_threads 1".split()
+    folders = ["--configs", str(tmp_path), "--output_dir", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["paper_table.py", "digits", *flags, *folders])
+    paper_table.main()
+    first = capsys.readouterr().out
     rows = json.loads((tmp_path / "out" / "methods.json").read_text())["seven"]
     assert list(rows) == ["original", "sa-lora", "sld", "uce"]
     assert rows["original"]["concept"]["mean"] > 0.9 and rows["original"]["change"]["mean"] == 0
@@ -259,5 +260,5 @@ def test_a_small_table_from_end_to_end(tmp_path):
     assert "### seven, 7 → three (local)" in first and "Methods with at most 0.05" in first
     assert (tmp_path / "out" / "seven_curves.png").stat().st_size > 10_000
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.safetensors")}
-    subprocess.run(command, capture_output=True, text=True, check=True)
+    paper_table.main()
     assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.safetensors")}

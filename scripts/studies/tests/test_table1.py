@@ -1,7 +1,6 @@
 """Table 1: its rows are made once, judged alike and written side by side; the command that makes it."""
 
 import json
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from sa_diffusers.evaluation.forgetting import examination, labelled_classes
 from sa_diffusers.evaluation.images.metrics import frechet_distance
 from sa_diffusers.evaluation.judges.digit_classifier import DigitClassifier
 from sa_diffusers.evaluation.judges.load_classifier import load_classifier
+from sa_diffusers.evaluation.judging import ClassifierJudge
 from sa_diffusers.families import family_defaults, get_family
 from sa_diffusers.families.architectures import make_unet
 from sa_diffusers.io.artifacts import StageMismatch
@@ -27,6 +27,7 @@ from sa_diffusers.io.configuration import config_from_dict
 from sa_diffusers.io.loading import load_pipeline
 from sa_diffusers.runs.base.labelled import ClassConditionalConfig
 from sa_diffusers.runs.forget import run_forgetting
+from scripts import paper_table
 from studies.table1.table import Table, judge_row, make_table, mean_and_spread, read_rows, run_row
 
 
@@ -161,19 +162,20 @@ def test_the_numbers_are_those_of_the_pictures_of_a_slow_loop(made):
         load_pipeline(str(table.folder / "lambda_10" / "pipeline"), None, None, "float32"), sampler="ddim"
     )
     concept = find_concept("0", "noise")
-    exam = examination(judge, concept, labelled_classes(judge, family.labels), 6, 2, 0, table.seed)
+    own = ClassifierJudge(judge, *judge.require_class(["0"]))
+    exam = examination(own, concept, labelled_classes(own, family.labels), 6, 2, 0, table.seed)
     guidance = family_defaults("ClassConditionalPipeline")["guidance_scale"]
     images = torch.cat(
         [
             family.decode(family.draw([r.condition], [r.seed], guidance, 2))
-            for r in exam.concept.requests + exam.retained.requests
+            for r in exam["concept"].requests + exam["retained"].requests
         ]
     )
     probability = judge.probabilities(images[:6])["digit"][:, 0].mean().item()
     assert found["by_classifier"][table.classifiers[0]]["concept_probability"] == pytest.approx(probability, rel=1e-3)
     right = [
         judge.probabilities(image[None])["digit"].argmax(1).item() == int(request.condition.text)
-        for image, request in zip(images[6:], exam.retained.requests, strict=True)
+        for image, request in zip(images[6:], exam["retained"].requests, strict=True)
     ]
     accuracy = found["by_classifier"][table.classifiers[0]]["retained_accuracy"]
     assert accuracy == pytest.approx(sum(right) / 18)
@@ -205,6 +207,7 @@ def test_a_second_call_trains_draws_and_judges_nothing(made, no_figures, monkeyp
     assert times(table.folder, *patterns) == before
 
 
+@pytest.mark.slow
 def test_a_changed_row_is_made_again_and_the_others_stay(made, no_figures):
     table, _ = made
     before = times(table.folder, "*/pipeline/unet/*.safetensors", "*/table1.safetensors", "*/fisher.safetensors")
@@ -252,8 +255,6 @@ def test_rows_come_in_the_order_of_the_paper_and_unknown_ones_last(tmp_path):
 
 @pytest.mark.parametrize("scale", ["digits8x8", "full"])
 def test_the_script_refuses_unknown_rows_before_it_trains(scale, tmp_path, monkeypatch, capsys):
-    from scripts import paper_table
-
     arguments = ["paper_table.py", "table1", "--scale", scale, "--output_dir", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", [*arguments, "--rows", "no_replay,lambda_7"])
     monkeypatch.chdir(ROOT)
@@ -265,8 +266,8 @@ def test_the_script_refuses_unknown_rows_before_it_trains(scale, tmp_path, monke
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
-def test_the_script_makes_the_table_of_small_digits(tmp_path):
+@pytest.mark.slow("minutes")
+def test_the_script_makes_the_table_of_small_digits(tmp_path, monkeypatch, capsys):
     """What the paper claims, in reduced form: forgotten down to what noise reads as, the rest kept, by replay."""
     for name, changes in (("original", REDUCED_BASE), ("lambda_10", REDUCED), ("no_replay", REDUCED)):
         row = yaml.safe_load((ROOT / "configs" / "paper" / "table1" / "digits8x8" / f"{name}.yaml").read_text())
@@ -277,12 +278,12 @@ def test_the_script_makes_the_table_of_small_digits(tmp_path):
         "--configs": tmp_path / "configs", "--output_dir": tmp_path / "out", "--num_classifiers": 1,
         "--images_concept": 100, "--images_per_class": 20, "--num_threads": 1,
     }  # fmt: skip
-    command = [sys.executable, "scripts/paper_table.py", "table1", "--scale", "digits8x8"]
-    command += [str(part) for pair in arguments.items() for part in pair]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=1800, cwd=ROOT)
-    assert result.returncode == 0, result.stderr
+    flags = [str(part) for pair in arguments.items() for part in pair]
+    monkeypatch.setattr(sys, "argv", ["paper_table.py", "table1", "--scale", "digits8x8", *flags])
+    monkeypatch.chdir(ROOT)
+    paper_table.main()
     folder = tmp_path / "out" / "digits8x8"
-    assert (folder / "table1.md").read_text() in result.stdout
+    assert (folder / "table1.md").read_text() in capsys.readouterr().out
     found = json.loads((folder / "table1.json").read_text())
     before, after, alone = (
         next(iter(found[name]["by_classifier"].values())) for name in ("original", "lambda_10", "no_replay")

@@ -212,6 +212,7 @@ def test_runs_have_a_name_for_each_model_and_objective(study) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_run_writes_what_it_names(study, tmp_path) -> None:
     found = study.part("latent", spaces.compute)
     assert found == json.loads((tmp_path / "latent" / "latent.json").read_text())

@@ -300,6 +300,7 @@ def test_diverged_run_keeps_its_row_and_has_no_samples(study, tmp_path) -> None:
     assert "the training diverges" in found["text"][-1]
 
 
+@pytest.mark.slow
 def test_part_from_finished_runs(study) -> None:
     recorder = Recorder(study)
     study.forget = recorder

@@ -367,6 +367,7 @@ def test_the_part_is_a_page_of_all_methods(study, monkeypatch) -> None:
     assert study.part("projection", comparison.compute) == found
 
 
+@pytest.mark.slow
 def test_one_seed_makes_a_page_without_errors(study) -> None:
     study.config.num_seeds = 1
     found = study.part("projection", comparison.compute)

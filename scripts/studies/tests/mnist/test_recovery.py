@@ -297,6 +297,7 @@ def test_strips_show_every_image_and_caption() -> None:
         strips_figure([], "title")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("held_out", [True, False])
 def test_the_part_is_a_page_of_all_attacks(study, monkeypatch, held_out) -> None:
     monkeypatch.setattr(probes, "LATENTS", 12)

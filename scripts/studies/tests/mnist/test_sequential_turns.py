@@ -159,6 +159,7 @@ def test_text_says_which_digits_came_back() -> None:
     assert "is 0.020 after their own round and 0.040 after the last" in told
 
 
+@pytest.mark.slow
 def test_part(study) -> None:
     found = study.part("sequential", turns.compute)
     for table in found["tables"]:

@@ -1,4 +1,4 @@
-"""Draw a suite of prompts with text-to-image pipelines of any class, each picture once, into a folder a set."""
+"""Pictures of sets of prompts: in memory, or as PNG files, a folder a set, that a later start goes on from."""
 
 import inspect
 import json
@@ -14,9 +14,11 @@ from tqdm import tqdm
 
 from sa_diffusers.core.conditions import Condition, texts
 from sa_diffusers.data.images import read_image
-from sa_diffusers.evaluation.suite.options import PipelineEvaluationConfig
-from sa_diffusers.evaluation.suite.prompt_suite import PromptSet
-from sa_diffusers.evaluation.suite.subjects import DrawSettings, Subject, check_size
+from sa_diffusers.data.sampling import SamplingSettings, draw_batch, draw_samples
+from sa_diffusers.evaluation.images.sets import DrawnImages
+from sa_diffusers.evaluation.options import PipelineEvaluationConfig
+from sa_diffusers.evaluation.prompt_sets import PromptSet
+from sa_diffusers.evaluation.subjects import Subject, check_size
 from sa_diffusers.families import Family, family_class, get_family
 from sa_diffusers.io.artifacts import Stage, fingerprint
 from sa_diffusers.io.atomic_files import atomic_path, remove_leftovers
@@ -24,46 +26,62 @@ from sa_diffusers.io.loading import load_pipeline, pipeline_hashes
 from sa_diffusers.report.pictures import to_pil, to_uint8
 
 
-def load_subject(subject: Subject, config: PipelineEvaluationConfig) -> tuple[DiffusionPipeline, Family | None]:
-    """The loaded pipeline without its safety checker, which would blacken pictures; its family if it has one.
+class StockPipeline:
+    """A pipeline that no family here adapts: it draws by its own call, and its latents are its pictures.
 
-    Raises:
-        ModelLoadError: it cannot be loaded.
+    Takes the place of a `Family` where pictures are drawn; an option that is None is left to the pipeline.
     """
+
+    resolution = None  # not known before it has drawn
+
+    def __init__(self, pipeline: DiffusionPipeline):
+        self.pipeline = pipeline
+
+    @torch.no_grad()
+    def draw(
+        self,
+        conditions: Sequence[Condition],
+        seeds: Sequence[int],
+        guidance_scale: float | None,
+        num_inference_steps: int | None,
+        negative: Sequence[Condition] = (),
+    ) -> Tensor:
+        """Raises ValueError: the pipeline does not take an option that was given."""
+        given = {"guidance_scale": guidance_scale, "num_inference_steps": num_inference_steps}
+        given = {name: value for name, value in given.items() if value is not None}
+        unknown = set(given) - set(inspect.signature(self.pipeline.__call__).parameters)
+        if unknown:
+            raise ValueError(f"a {type(self.pipeline).__name__} does not take {' and '.join(unknown)}; omit it")
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        images = self.pipeline(prompt=texts(conditions), generator=generators, output_type="pt", **given).images
+        return 2 * images.float().cpu() - 1
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return latents
+
+
+def draw_sets(
+    family: Family, sets: Mapping[str, PromptSet], settings: SamplingSettings, what: str = "evaluate"
+) -> dict[str, DrawnImages]:
+    """The pictures of each set, by its name, in memory."""
+    drawn = {}
+    for name, prompts in sets.items():
+        if prompts.requests:
+            latents = draw_samples(family, prompts.requests, settings, description=f"{what}: {name}").latents
+        else:
+            latents = torch.empty(0, *family.latent_shape)
+        drawn[name] = DrawnImages(f"{what}, {name}", family, latents, settings.batch_size)
+    return drawn
+
+
+def load_subject(subject: Subject, config: PipelineEvaluationConfig) -> Family | StockPipeline:
+    """Loaded without its safety checker, which would blacken pictures. Raises ModelLoadError where it cannot be."""
     pipeline = load_pipeline(subject.source, None, config.variant, config.dtype)
     pipeline.set_progress_bar_config(disable=True)
     if getattr(pipeline, "safety_checker", None) is not None:
         pipeline.safety_checker = None
     adapted = family_class(subject.class_name) is not None
-    return pipeline, get_family(pipeline, sampler=subject.settings.sampler) if adapted else None
-
-
-@torch.no_grad()
-def draw(
-    pipeline: DiffusionPipeline,
-    family: Family | None,
-    conditions: Sequence[Condition],
-    seeds: Sequence[int],
-    settings: DrawSettings,
-) -> Tensor:
-    """Pictures [B, 3, H, W] in [-1, 1], each a function of its condition and seed.
-
-    Raises:
-        ValueError: the pipeline does not take an option that was given. FloatingPointError: NaN or infinity.
-    """
-    if family is not None:
-        images = family.decode(family.draw(conditions, seeds, settings.guidance_scale, settings.num_inference_steps))
-    else:
-        given = {k: v for k, v in asdict(settings).items() if k != "sampler" and v is not None}
-        unknown = set(given) - set(inspect.signature(pipeline.__call__).parameters)
-        if unknown:
-            raise ValueError(f"a {type(pipeline).__name__} does not take {' and '.join(unknown)}; leave it away")
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        images = pipeline(prompt=texts(conditions), generator=generators, output_type="pt", **given).images
-        images = 2 * images.float().cpu() - 1
-    if not images.isfinite().all():
-        raise FloatingPointError(f"the pipeline drew values that are not finite for {conditions[0]}; use float32")
-    return images
+    return get_family(pipeline, sampler=subject.settings.sampler) if adapted else StockPipeline(pipeline)
 
 
 def draw_suite(
@@ -84,9 +102,11 @@ def draw_suite(
     Raises:
         ValueError: pictures of another size, before one is kept; or a folder of pictures holds files of somebody else.
         StageMismatch: the folder holds pictures of another model, other prompts or settings; nothing is drawn then.
+        FloatingPointError: NaN or infinity.
     """
-    pipeline, family = load_subject(subject, config)
-    check_size(subject.source, None if family is None else family.resolution, image_size)
+    family = load_subject(subject, config)
+    pipeline, source = family.pipeline, subject.source
+    check_size(source, family.resolution, image_size)
     scheduler = pipeline.components.get("scheduler")
     model = {
         "model": pipeline_hashes(pipeline),
@@ -97,24 +117,22 @@ def draw_suite(
     for name, prompts in suite.items():
         _claim(Stage(folder, name, model | _drawing_key(subject, prompts, config)), config.overwrite)
     missing = {name: _missing(folder / name, len(part)) for name, part in suite.items()}
-    batches = [
-        (name, indices[start : start + config.batch_size])
-        for name, indices in missing.items()
-        for start in range(0, len(indices), config.batch_size)
-    ]
+    settings = subject.settings
+    settings = SamplingSettings(settings.guidance_scale, settings.num_inference_steps, config.batch_size)
     total, left = (sum(map(len, parts.values())) for parts in (suite, missing))
     with tqdm(total=total, initial=total - left, desc=f"draw {subject.name}", mininterval=1) as progress:
-        for name, indices in batches:
-            requests = [suite[name].requests[index] for index in indices]
-            conditions, seeds = [r.condition for r in requests], [r.seed for r in requests]
-            images = draw(pipeline, family, conditions, seeds, subject.settings)
-            check_size(subject.source, images.shape[-1], image_size)
-            for index, image in zip(indices, to_uint8(images), strict=True):
-                with atomic_path(_picture(folder / name, index)) as temporary:
-                    to_pil(image).save(temporary)
-            progress.update(len(indices))
+        for name, rows in missing.items():
+            for start in range(0, len(rows), config.batch_size):
+                chosen = rows[start : start + config.batch_size]
+                latents = draw_batch(family, suite[name].take(chosen).requests, settings)
+                images = DrawnImages(source, family, latents, len(chosen)).images(range(len(chosen)))
+                check_size(source, images.shape[-1], image_size)
+                for index, image in zip(chosen, to_uint8(images), strict=True):
+                    with atomic_path(_picture(folder / name, index)) as temporary:
+                        to_pil(image).save(temporary)
+                progress.update(len(chosen))
     size = read_image(_picture(folder / next(iter(suite)), 0)).shape[-1]
-    check_size(subject.source, size, image_size)
+    check_size(source, size, image_size)
     return model | {"dtype": config.dtype, "image_size": size}
 
 

@@ -3,7 +3,7 @@
 import inspect
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +11,13 @@ import diffusers
 from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
 
 from sa_diffusers.data.sampling import DrawingOptions
-from sa_diffusers.evaluation.suite.options import RESULTS, PipelineEvaluationConfig
-from sa_diffusers.families import family_class
+from sa_diffusers.evaluation.options import RESULTS, DrawnAs
+from sa_diffusers.families import family_class, family_defaults
 from sa_diffusers.io.bundled import resolve
-from sa_diffusers.io.loading import check_files, read_model_index, read_run_options, read_tokenizer
+from sa_diffusers.io.loading import check_files, read_model_index, read_run_options
 
 
-REAL_VOCABULARY = 10_000  # tokens; CLIP's has 49,408, that of the bundled digits 1,214
-SMALL_DEFAULTS = {"guidance_scale": 2.5, "num_inference_steps": 10}  # of the bundled digits, as configs/digits.yaml
 NEEDS_MORE = {"image", "num_frames", "video", "audio_length_in_s", "action"}  # what a prompt alone does not draw
-
-
-@dataclass(frozen=True)
-class DrawSettings:
-    """How pictures are drawn; None: as the pipeline does by itself."""
-
-    guidance_scale: float | None
-    num_inference_steps: int | None
-    sampler: str
 
 
 @dataclass(frozen=True)
@@ -38,7 +27,7 @@ class Subject:
     name: str
     source: str
     class_name: str
-    settings: DrawSettings
+    settings: DrawnAs
 
 
 def pipeline_of(source: str) -> str:
@@ -49,21 +38,42 @@ def pipeline_of(source: str) -> str:
     return str(inside) if run else source
 
 
-def open_subjects(config: PipelineEvaluationConfig) -> list[Subject]:
-    """Every pipeline of the command, from its model_index.json alone.
+def made_by(source: str) -> dict[str, Any]:
+    """The options of the run that made a pipeline; {} where none lie beside it."""
+    path = Path(resolve(pipeline_of(source)))
+    return read_run_options(path.parent) if path.name == "pipeline" else {}
+
+
+def drawn_as(source: str, given: DrawnAs) -> DrawnAs:
+    """How a pipeline of a family here draws: as given, else as the run that made it drew, else as its kind does.
+
+    Raises:
+        ModelLoadError: no pipeline that can be read.
+    """
+    layers = [family_defaults(read_model_index(pipeline_of(source))["_class_name"]), made_by(source), asdict(given)]
+    values = {name: getattr(DrawingOptions, name) for name in asdict(given)}
+    for layer in layers:
+        values |= {name: layer[name] for name in values if layer.get(name) is not None}
+    return DrawnAs(**values)
+
+
+def open_subjects(sources: Sequence[str], names: Sequence[str], given: DrawnAs) -> list[Subject]:
+    """Every pipeline of a command, from its model_index.json alone; how they draw is the first one's.
+
+    Args:
+        names: of all of them; []: from their paths.
 
     Raises:
         ModelLoadError: one that cannot be read. ValueError: one that draws no pictures from a prompt.
     """
-    sources = [pipeline_of(source) for source in config.sources]
+    sources = [pipeline_of(source) for source in sources]
     classes = [_text_to_image_class(source) for source in sources]
-    shared = _settings(config, sources[0])
-    own = DrawSettings(config.guidance_scale, config.num_inference_steps, "pipeline")
+    shared, own = drawn_as(sources[0], given), DrawnAs(given.guidance_scale, given.num_inference_steps, "pipeline")
     subjects = []
-    for name, source, class_name in zip(config.names or short_names(sources), sources, classes, strict=True):
+    for name, source, class_name in zip(names or short_names(sources), sources, classes, strict=True):
         adapted = family_class(class_name) is not None
-        if not adapted and config.sampler not in (None, "pipeline"):
-            raise ValueError(f"{source} is a {class_name}, which has its own sampler; leave --sampler away")
+        if not adapted and given.sampler not in (None, "pipeline"):
+            raise ValueError(f"{source} is a {class_name}, which has its own sampler; omit --sampler")
         subjects.append(Subject(name, source, class_name, shared if adapted else own))
     return subjects
 
@@ -93,40 +103,28 @@ def _text_to_image_class(source: str) -> str:
     if not draws:
         raise ValueError(
             f"{source} is a {name}, which does not draw pictures from a prompt alone; expected a text-to-image "
-            "pipeline. Class-conditional models and VAEs are judged by --run <folder of the run>"
+            "pipeline. Class-conditional models and VAEs are judged by `evaluate run <folder of the run>`"
         )
     return name
 
 
-def _settings(config: PipelineEvaluationConfig, reference: str) -> DrawSettings:
-    """As the command says; else as the run that made the reference drew; else as its kind does."""
-    fields = ("guidance_scale", "num_inference_steps", "sampler")
-    values: dict[str, Any] = {name: getattr(DrawingOptions, name) for name in fields}
-    if family_class(read_model_index(reference)["_class_name"]) is not None:
-        tokenizer = read_tokenizer(reference)
-        values |= SMALL_DEFAULTS if tokenizer is not None and len(tokenizer) < REAL_VOCABULARY else {}
-    made = read_run_options(Path(resolve(reference)).parent) if Path(reference).name == "pipeline" else {}
-    values |= {name: made[name] for name in fields if made.get(name) is not None}
-    values |= {name: getattr(config, name) for name in fields if getattr(config, name) is not None}
-    return DrawSettings(**values)
-
-
-def check_subjects(config: PipelineEvaluationConfig, subjects: Sequence[Subject], image_size: int | None) -> None:
+def check_subjects(subjects: Sequence[Subject], image_size: int | None, alike: bool, variant: str | None) -> None:
     """Check every pipeline's files, downloading what is missing, and the size of its pictures where its files say it.
 
     Args:
         image_size: pixels a side that the classifier reads; None: there is none.
+        alike: whether pictures of one pipeline are compared with another's.
 
     Raises:
         ModelLoadError: files that are missing or damaged. ValueError: pictures of another size.
     """
     for subject in subjects:
-        check_files(subject.source, config.variant)
+        check_files(subject.source, variant)
     for subject in subjects:
         family = family_class(subject.class_name)
         size = family and family.resolution_of(subject.source)
         check_size(subject.source, size, image_size)
-        if "change" in config.metric_names:
+        if alike:
             image_size = image_size or size
 
 

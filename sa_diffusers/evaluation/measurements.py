@@ -1,6 +1,5 @@
 """From one number a picture to means with intervals, differences to the reference, and tables."""
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -8,9 +7,10 @@ import torch
 from torch import Tensor
 
 from sa_diffusers.evaluation.intervals import bootstrap_interval, difference_interval
-from sa_diffusers.evaluation.suite.judging import Values
-from sa_diffusers.evaluation.suite.prompt_suite import WHAT, PromptSet
-from sa_diffusers.report.tables import markdown_table
+from sa_diffusers.evaluation.judging import Values, worst_class
+from sa_diffusers.evaluation.prompt_sets import PromptSet
+from sa_diffusers.evaluation.suite.prompt_suite import WHAT
+from sa_diffusers.report.tables import aligned, bracket, markdown_table
 
 
 # measure: (label, format, what it says)
@@ -41,17 +41,6 @@ SAID = {
         ("accuracy", "clip_accuracy", "attributes", "clip_score", "exposed", "pixel_change"),
     ),
 }  # fmt: skip
-SAID_OF = {
-    "concept_probability": "the concept's probability",
-    "clip_concept": "the share that CLIP takes for the concept",
-    "identity": "the identity score",
-    "exposed": "the share with an exposed part",
-    "clip_score": "the CLIP score",
-    "accuracy": "the share that shows what was asked for",
-    "clip_accuracy": "the share that CLIP takes for what was asked for",
-    "attributes": "the share of what is named that is shown",
-    "pixel_change": "the change of pixels",
-}
 GROUPS = {"asks": "all that ask for the concept", "keeps": "all that must stay"}
 
 
@@ -90,40 +79,40 @@ def measurements(
     """
     found = []
     for group, names in groups(suite).items():
-        prompts = [request.condition.text for name in names for request in suite[name].requests]
+        prompts = [prompt for name in names for prompt in suite[name].prompts]
         classes = [labels.get(attribute) for name in names for labels in suite[name].labels]
         own, before = pooled(values, suite, names), pooled(reference or {}, suite, names)
         for measure in (name for name in MEASURES if name in own):
             pair = own[measure], before.get(measure)
-            rows = pair[0].isfinite().nonzero()[:, 0]
-            if not len(rows):
+            rows = pair[0].isfinite().nonzero()[:, 0].tolist()
+            if not rows:
                 continue
             found.append(_measured(group, measure, rows, pair, prompts, seed))
-            if measure == "accuracy" and attribute is not None:
-                # The interval is of this class alone: that it was chosen for being the worst is not accounted for.
-                # (Resamples that choose their own are no way out: their minimum lies lower than the pictures' own.)
-                of_class: dict[str | None, list[int]] = defaultdict(list)
-                for row in rows.tolist():
-                    of_class[classes[row]].append(row)
-                name, chosen = min(of_class.items(), key=lambda part: pair[0][part[1]].mean().item())
-                worst = _measured(group, "worst_accuracy", torch.tensor(chosen), pair, prompts, seed)
+            if measure == "accuracy" and attribute is not None:  # the interval is of this class alone
+                name, rows = worst_class(pair[0], classes)
+                worst = _measured(group, "worst_accuracy", rows, pair, prompts, seed)
                 found.append(replace(worst, remark=name or ""))
     return found
 
 
 def _measured(
-    group: str, measure: str, rows: Tensor, values: tuple[Tensor, Tensor | None], prompts: Sequence[str], seed: int
+    group: str,
+    measure: str,
+    rows: Sequence[int],
+    values: tuple[Tensor, Tensor | None],
+    prompts: Sequence[str],
+    seed: int,
 ) -> Measurement:
     """The mean of the rows, and its difference to the reference's (the second of `values`) where both have one."""
     own, before = values
-    interval = bootstrap_interval(own[rows], seed, groups=_repeated(prompts, rows))
+    interval = bootstrap_interval(own[rows], seed, groups=[prompts[row] for row in rows])
     if not MEASURES[measure][1].endswith("%") and bool((own[rows] == own[rows[0]]).all()):
         interval = (own[rows[0]].item(),) * 2  # a change of 0 everywhere is no share that was not seen yet
     mean = Measurement(group, measure, own[rows].mean().item(), interval, len(rows))
-    both = rows[:0] if before is None else rows[before[rows].isfinite()]
-    if not len(both):
+    both = [] if before is None else [row for row in rows if before[row].isfinite()]
+    if not both:
         return mean
-    bounds = difference_interval(own[both], before[both], seed=seed, groups=_repeated(prompts, both))
+    bounds = difference_interval(own[both], before[both], seed=seed, groups=[prompts[row] for row in both])
     return replace(mean, difference=(own[both] - before[both]).mean().item(), difference_interval=bounds)
 
 
@@ -140,48 +129,33 @@ def pooled(values: Values, suite: Mapping[str, PromptSet], names: Sequence[str])
     return {m: torch.cat([values.get(name, {}).get(m, missing[name]) for name in names]) for m in measures}
 
 
-def _repeated(prompts: Sequence[str], rows: Tensor) -> list[str] | None:
-    """The prompts of the rows where some come more than once, else None."""
-    chosen = [prompts[row] for row in rows.tolist()]
-    return chosen if len(set(chosen)) < len(chosen) else None
-
-
 @dataclass(frozen=True)
 class Table:
     """Numbers of one group: pipelines as rows, measures as columns; a cell is None where nothing was measured."""
 
-    group: str
     title: str
     columns: list[str]  # labels
     rows: list[tuple[str, list[Measurement | None]]]
 
 
-def tables(results: Mapping[str, Sequence[Measurement]]) -> list[Table]:
-    """A table for each group, in their order.
+def tables(
+    results: Mapping[str, Sequence[Measurement]], suite: Mapping[str, PromptSet]
+) -> tuple[list[Table], list[Table]]:
+    """The tables of what belongs together, and those of the single sets that are part of it.
 
     Args:
         results: by pipeline, the reference first.
     """
-    found = []
+    parts = {name for title, names in groups(suite).items() if title in GROUPS.values() for name in names}
+    whole: tuple[list[Table], list[Table]] = [], []
     for group in dict.fromkeys(m.group for rows in results.values() for m in rows):
         cells = {name: {m.measure: m for m in rows if m.group == group} for name, rows in results.items()}
-        present = list(dict.fromkeys(measure for row in cells.values() for measure in row))
-        order = [measure for measure in MEASURES if measure in present]
-        order += [measure for measure in present if measure not in order]
+        present = dict.fromkeys(measure for row in cells.values() for measure in row)
+        order = [*filter(present.__contains__, MEASURES), *(m for m in present if m not in MEASURES)]
         title = f"{group}: {WHAT[group]}" if group in WHAT else group
-        columns = [MEASURES[measure][0] if measure in MEASURES else measure for measure in order]
         rows = [(name, [row.get(measure) for measure in order]) for name, row in cells.items()]
-        found.append(Table(group, title, columns, rows))
-    return found
-
-
-def split_tables(
-    results: Mapping[str, Sequence[Measurement]], suite: Mapping[str, PromptSet]
-) -> tuple[list[Table], list[Table]]:
-    """The tables of what belongs together, and those of the single sets that are part of it."""
-    parts = {name for title, names in groups(suite).items() if title in GROUPS.values() for name in names}
-    found = tables(results)
-    return [table for table in found if table.group not in parts], [table for table in found if table.group in parts]
+        whole[group in parts].append(Table(title, [MEASURES.get(m, (m,))[0] for m in order], rows))
+    return whole
 
 
 def cell(measured: Measurement | None) -> list[str]:
@@ -189,36 +163,30 @@ def cell(measured: Measurement | None) -> list[str]:
     if measured is None:
         return ["–"]
     spec = MEASURES[measured.measure][1] if measured.measure in MEASURES else ".4g"
-    points = spec.endswith("%")  # a difference of shares is in points: 5 % less could mean a twentieth less
-
-    def signed(value: float) -> str:
-        return f"{100 * value:+.1f}" if points else f"{value:+{spec}}"
-
     parts = [f"{measured.value:{spec}}" + (f" ({measured.remark})" if measured.remark else "")]
-    interval = "" if measured.interval is None else "[{:{s}}, {:{s}}], ".format(*measured.interval, s=spec)
+    interval = "" if measured.interval is None else f"{bracket(measured.interval, spec)}, "
     parts.append(f"{interval}n = {measured.num_images:,}")
-    if measured.difference is not None and measured.difference_interval is not None:
-        low, high = map(signed, measured.difference_interval)
-        parts.append(f"{signed(measured.difference)} [{low}, {high}]" + (" points" if points else ""))
+    if measured.difference is not None:
+        points = spec.endswith("%")  # a difference of shares is in points: 5 % less could mean a twentieth less
+        factor, signed = (100, "+.1f") if points else (1, f"+{spec}")
+        bounds = bracket([factor * bound for bound in measured.difference_interval], signed)
+        parts.append(f"{factor * measured.difference:{signed}} {bounds}" + (" points" if points else ""))
     return parts
 
 
-def summary(results: Mapping[str, Sequence[Measurement]], suite: Mapping[str, PromptSet]) -> str:
-    """The tables of each purpose as a whole, for the terminal: a line each measure and pipeline."""
+def summary(shown: Sequence[Table]) -> str:
+    """Tables for the terminal: a line each measure and pipeline."""
     lines = []
-    for table in split_tables(results, suite)[0]:
-        lines += ["", table.title]
-        width = max(len(name) for name, _ in table.rows)
-        for index, column in enumerate(table.columns):
-            for name, row in table.rows:
-                lines.append(f"  {column:<20} {name:<{width}}  {'   '.join(cell(row[index]))}")
-    return "\n".join(lines[1:])
+    for table in shown:
+        rows = [(column, name, *cell(row[i])) for i, column in enumerate(table.columns) for name, row in table.rows]
+        lines += [table.title, aligned(rows), ""]
+    return "\n".join(lines).strip()
 
 
-def markdown(results: Mapping[str, Sequence[Measurement]], title: str, notes: Sequence[str]) -> str:
-    """The tables as a Markdown page."""
+def markdown(shown: Sequence[Table], title: str, notes: Sequence[str]) -> str:
+    """Tables as a Markdown page."""
     lines = [f"# {title}", "", *(f"- {note}" for note in notes), ""]
-    for table in tables(results):
+    for table in shown:
         rows = [[name, *("<br>".join(cell(measured)) for measured in row)] for name, row in table.rows]
         lines += [f"## {table.title}", "", markdown_table(["pipeline", *table.columns], rows), ""]
     return "\n".join(lines)
@@ -240,10 +208,9 @@ def headline(results: Mapping[str, Sequence[Measurement]], suite: Mapping[str, P
             group = GROUPS[purpose] if len(names) > 1 else names[0] if names else ""
             measure = next((measure for measure in said if (group, measure) in own), None)
             if measure is not None:
-                key, spec = (group, measure), MEASURES[measure][1]
+                key, (label, spec, _) = (group, measure), MEASURES[measure]
                 became = f"went from {before[key]:{spec}} to" if key in before else "is"
-                place = where.format(concept=f"“{concept}”")
-                clauses.append(f"{place}, {SAID_OF[measure]} {became} {own[key]:{spec}}")
+                clauses.append(f"{where.format(concept=f'“{concept}”')}, {label} {became} {own[key]:{spec}}")
         if clauses:
             sentences.append(f"{name}: {'; '.join(clauses)}.")
     return sentences
