@@ -1,6 +1,5 @@
 """What an attack found, vectors or a text in the concept's place, and what a model draws with it."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from tqdm import tqdm
 
 from sa_diffusers.attacks.template_encoder import PLACE, TemplateEncoder
 from sa_diffusers.families import Family
-from sa_diffusers.io.atomic_files import load_tensors, save_tensors, write_json
+from sa_diffusers.io.atomic_files import explain_read_errors, load_tensors, read_json, save_tensors, write_json
 from sa_diffusers.models.precision import on_device
 
 
@@ -32,7 +31,8 @@ class FoundEmbedding:
     @classmethod
     def load(cls, path: str | Path) -> "FoundEmbedding":
         tensors, notes = load_tensors(path)
-        return cls(**tensors, **notes)
+        with explain_read_errors(path):
+            return cls(**tensors, **notes)
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ class FoundText:
 
     @classmethod
     def load(cls, path: str | Path) -> "FoundText":
-        return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
+        with explain_read_errors(path):
+            return cls(**read_json(path))
 
 
 Found = FoundEmbedding | FoundText

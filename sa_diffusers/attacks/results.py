@@ -14,6 +14,7 @@ from sa_diffusers.core.concepts import split_phrasings
 from sa_diffusers.evaluation.intervals import wilson_interval
 from sa_diffusers.evaluation.judging import ClassifierJudge
 from sa_diffusers.io.atomic_files import write_json, write_text
+from sa_diffusers.io.configuration import public_values
 from sa_diffusers.report.page import write_page
 from sa_diffusers.report.pictures import figure, to_pil
 from sa_diffusers.report.tables import bracket, markdown_table
@@ -176,7 +177,7 @@ def write_results(
             }
             for role, parts in pictures.items()
         },
-        models={role: entry["model"] for role, entry in result["models"].items()},
+        models={role: public_values(entry["model"]) for role, entry in result["models"].items()},
         blurred=config.blurred,
-        settings={key: value for key, value in asdict(config).items() if value is not None},
+        settings={key: public_values(value) for key, value in asdict(config).items() if value is not None},
     )

@@ -107,7 +107,7 @@ class AttackRun:
             save_tensors({"tensor": tensor}, path)
             return tensor
 
-        return self._stage(stage, key, save, lambda: load_tensors(path)[0]["tensor"])
+        return self._stage(stage, key, save, lambda: load_tensors(path, "tensor")[0]["tensor"])
 
     def _stage(self, name: str, key: dict, compute: Callable[[], Result], load: Callable[[], Result]) -> Result:
         """A stage's result: loaded if the folder holds it under the same key, else computed."""

@@ -1,14 +1,16 @@
 """From defaults, YAML files and the command line to one checked configuration dataclass."""
 
 import argparse
+import ctypes
 import dataclasses
 import dis
+import os
 import re
 import signal
 import sys
 import types
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_type_hints
 
@@ -203,15 +205,21 @@ _MEMORY = (  # after an error of torch, which this module does not import
 def friendly_errors(argv: list[str] | None = None) -> Iterator[None]:
     """End the program on an error with its message alone and a non-zero exit code, as a user wants it.
 
-    Ctrl-C ends it with 130, SIGTERM with 143; what was finished is kept, and the same command goes on from there. A
-    message that none of our code has written says so, and where it comes from. An error of another kind is a bug and
-    keeps its traceback; --debug among the arguments (None: of this process) shows every traceback.
+    Ctrl-C ends it with 130, SIGTERM with 143, and either a second time at once; what was finished is kept, and the
+    same command goes on from there. It ends with the `accelerate launch` that started it. A message that none of our
+    code has written says so, and where it comes from. An error of another kind is a bug and keeps its traceback;
+    --debug among the arguments (None: of this process) shows every traceback.
     """
 
-    def terminate(*_: object) -> None:
-        raise SystemExit(143)
+    def stop(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        del before[number]
+        raise SystemExit(143) if number == signal.SIGTERM else KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, terminate)
+    # A shell lets what runs in its background ignore Ctrl-C.
+    heeded = [signal.SIGTERM] + [signal.SIGINT] * (signal.getsignal(signal.SIGINT) is not signal.SIG_IGN)
+    before = {number: signal.signal(number, stop) for number in heeded}
+    _end_with_launcher()
     resume = "Run the same command again to continue."
     try:
         yield
@@ -230,7 +238,17 @@ def friendly_errors(argv: list[str] | None = None) -> Iterator[None]:
         print(f"error: {error or type(error).__name__}{_MEMORY if full else where}", file=sys.stderr)
         raise SystemExit(1) from None
     finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
+def _end_with_launcher() -> None:
+    """Have Linux send SIGTERM when `accelerate launch` dies, which does not tell its child, and would orphan it."""
+    with suppress(OSError):  # no Linux, or a parent that cannot be seen
+        words = Path(f"/proc/{os.getppid()}/cmdline").read_text().split("\0")
+        if not {"accelerate", "accelerate-launch", "accelerate.commands.launch"} & {Path(word).name for word in words}:
+            return
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def _unforeseen(error: BaseException) -> str:

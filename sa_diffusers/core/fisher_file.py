@@ -73,15 +73,16 @@ class Fisher:
         try:
             with safe_open(path, "pt") as file:
                 header = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()} if _is_fisher(header) else {}
-        except (OSError, SafetensorError) as error:
-            raise FisherMismatch(f"{path} is no readable safetensors file: {error}") from error
-        if not _is_fisher(header):
-            raise FisherMismatch(f"{path} is no Fisher of this format; its header says {header.get('format')}")
-        exponents: Mapping[str, int] = json.loads(header.get("exponents", "{}"))
-        for name, exponent in exponents.items():
-            tensors[name] = (tensors[name].double() * 2.0**-exponent).float()
-        return cls(tensors, json.loads(header["fisher"]))
+                if not _is_fisher(header):
+                    raise FisherMismatch(f"{path} is no Fisher of this format; its header says {header.get('format')}")
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no dict
+            for name, exponent in json.loads(header.get("exponents", "{}")).items():
+                tensors[name] = (tensors[name].double() * 2.0**-exponent).float()
+            return cls(tensors, dict(json.loads(header["fisher"])))
+        except FisherMismatch:
+            raise
+        except (OSError, SafetensorError, LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise FisherMismatch(f"{path} is no readable Fisher: {type(error).__name__}: {error}") from error
 
     def check(self, **expected: object) -> None:
         """Raise FisherMismatch, naming every field of the metadata that is not as expected (model_hash, ...)."""

@@ -11,7 +11,7 @@ from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import seeded
 from sa_diffusers.families import Family
-from sa_diffusers.io.atomic_files import load_tensors, save_tensors
+from sa_diffusers.io.atomic_files import explain_read_errors, load_tensors, save_tensors
 from sa_diffusers.training.loop import infinite_indices
 
 
@@ -36,10 +36,14 @@ class SampleSet:
 
     @classmethod
     def load(cls, path: str | Path) -> "SampleSet":
-        """Read a file written by `save`; latents are float32, whatever the file keeps."""
+        """Read a file written by `save`; latents are float32, whatever the file keeps. Raises DamagedFile."""
         tensors, notes = load_tensors(path)
-        labels = notes.get("labels") or [None] * len(notes["prompts"])
-        return cls(tensors["latents"].float(), list(map(Condition, notes["prompts"], labels)))
+        with explain_read_errors(path):
+            latents, texts = tensors["latents"].float(), notes["prompts"]
+            labels = notes.get("labels") or [None] * len(texts)
+            if not len(latents) == len(texts) == len(labels):
+                raise ValueError(f"expected a prompt for each of {len(latents)} latents, got {len(texts)}")
+            return cls(latents, list(map(Condition, texts, labels)))
 
     def __add__(self, other: "SampleSet") -> "SampleSet":
         return SampleSet(torch.cat([self.latents, other.latents]), self.conditions + other.conditions)

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.conditions import Condition
@@ -17,7 +16,7 @@ from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.families import Family, get_family
 from sa_diffusers.io.configuration import Options, option
 from sa_diffusers.io.loading import copy_pipeline
-from sa_diffusers.io.processes import process_state
+from sa_diffusers.io.processes import process_state, progress_bar
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ def draw_samples(
     # All at once: the text encoder waits in main memory, and would be fetched for every batch.
     own = [request for start in mine for request in requests[start : start + settings.batch_size]]
     family.prepare([condition for r in own for condition in (r.condition, r.negative)])
-    for start in tqdm(mine, desc=description, disable=not state.is_main_process, mininterval=1):
+    for start in progress_bar(mine, desc=description):
         part_path = parts_dir and parts_dir / f"{start:07d}.safetensors"
         if part_path is not None and part_path.exists():
             continue

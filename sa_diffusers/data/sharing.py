@@ -1,6 +1,5 @@
 """What a run leaves for others: Fishers and sample sets fetched from the hub, and all of it pushed with cards."""
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from huggingface_hub import HfApi
 from sa_diffusers.core.fisher import Fisher
 from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.io.artifacts import RunLock
-from sa_diffusers.io.atomic_files import write_json
+from sa_diffusers.io.atomic_files import read_json, write_json
 from sa_diffusers.io.hub import PushError, check_push, fetch, push_folder, read_license
 from sa_diffusers.io.model_names import is_repo_id
 from sa_diffusers.report.cards import fisher_card, samples_card
@@ -113,7 +112,7 @@ def push_samples(
             f"no samples in {folder}: it lacks {' and '.join(missing)}; pass the samples/ folder of a run"
         )
     check_push(repo_id, api)
-    key = json.loads((folder / "samples.json").read_text(encoding="utf-8"))
+    key = read_json(folder / "samples.json", "model")
     picture = SAMPLES_PICTURE if (folder / SAMPLES_PICTURE).is_file() else None
     again = f"{folder} is whole. Push it again by the same command or call."
     with TemporaryDirectory(prefix="sa_diffusers_") as temporary:

@@ -22,7 +22,7 @@ from sa_diffusers.evaluation.judges.classifier import entropies
 from sa_diffusers.evaluation.judging import RIGHT, ClassifierJudge, Values, judge_pictures, worst_class
 from sa_diffusers.evaluation.prompt_sets import Candidate, PromptSet, Purpose, choose
 from sa_diffusers.families import Family
-from sa_diffusers.io.atomic_files import load_tensors, save_tensors
+from sa_diffusers.io.atomic_files import explain_read_errors, load_tensors, save_tensors
 from sa_diffusers.models.precision import autocast_forward
 from sa_diffusers.report.pictures import to_pil, to_uint8
 
@@ -216,8 +216,10 @@ class Findings:
 
     @classmethod
     def load(cls, path: Path) -> "Findings":
+        """Read a file written by `save`. Raises DamagedFile."""
         tensors, notes = load_tensors(path)
-        return cls(**tensors, **notes["findings"])
+        with explain_read_errors(path):
+            return cls(**tensors, **notes["findings"])
 
 
 def examine(

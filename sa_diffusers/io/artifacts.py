@@ -9,14 +9,22 @@ import hashlib
 import json
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
 
-from sa_diffusers.io.atomic_files import ArtifactError, write_json
+from sa_diffusers.io.atomic_files import (
+    ArtifactError,
+    DamagedFile,
+    damages,
+    file_hash,
+    read_json,
+    write_json,
+)
 
 
 class RunFolderBusy(ArtifactError):
@@ -98,7 +106,8 @@ class RunLock:
         file.truncate(0)
         started = datetime.now().astimezone().isoformat(timespec="seconds")
         note = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "started": started})
-        print(note, file=file, flush=True)
+        with suppress(OSError):  # on a full disk a finished run can be looked at all the same
+            os.write(file.fileno(), f"{note}\n".encode())
         self._file = file
         return self
 
@@ -124,6 +133,7 @@ def _flatten(fields: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
+MARKER = {"key": dict, "fingerprint": str, "seconds": int | float, "info": dict, "files": dict}
 OVERWRITE = "Pass another --output_dir, or --overwrite to compute it again."
 
 
@@ -172,9 +182,21 @@ class Stage:
         """Wall-clock seconds of the run that computed the stage. Raises ArtifactError when it is not finished."""
         return self._read()["seconds"]
 
-    def finish(self, seconds: float) -> None:
-        """Mark the stage as complete: call it after everything the stage leaves is on the disk."""
-        write_json({"key": self.key, "fingerprint": self.fingerprint, "seconds": seconds, "info": {}}, self.marker)
+    @property
+    def info(self) -> dict[str, Any]:
+        """What `finish` was told of the result, for people."""
+        return self._read()["info"]
+
+    def finish(self, seconds: float, files: Iterable[Path] = (), info: Mapping[str, Any] | None = None) -> None:
+        """Mark the stage as complete: call it after everything that it leaves, of which `files`, is on the disk."""
+        hashes = {str(path.relative_to(self.output_dir)): file_hash(path) for path in sorted(files)}
+        marker = {"key": self.key, "fingerprint": self.fingerprint, "seconds": seconds, "info": dict(info or {})}
+        write_json(marker | {"files": hashes}, self.marker)
+
+    def check(self) -> None:
+        """Raise DamagedFile where a file that the stage left is gone, or not as it was."""
+        if found := damages(self.output_dir, self._read()["files"]):
+            raise DamagedFile(f"{found[0]}: delete {self.marker} to compute the stage '{self.name}' again")
 
     def clear(self) -> None:
         """Forget that the stage was done, so that it is computed again; its results are left to be replaced."""
@@ -182,8 +204,17 @@ class Stage:
 
     def _read(self) -> dict[str, Any]:
         try:
-            return json.loads(self.marker.read_text(encoding="utf-8"))
+            return read_marker(self.marker)
         except FileNotFoundError as error:
             raise ArtifactError(f"The stage '{self.name}' of {self.output_dir} is not finished.") from error
-        except ValueError as error:
-            raise ArtifactError(f"{self.marker} is damaged: delete it to compute the stage again.") from error
+
+
+def read_marker(path: Path) -> dict[str, Any]:
+    """The key, fingerprint, seconds, info and hashes of files in a stage's marker. Raises DamagedFile."""
+    try:
+        marker = {"files": {}} | read_json(path)  # older ones know of no files
+    except DamagedFile:
+        marker = {}
+    if not all(isinstance(marker.get(name), kind) for name, kind in MARKER.items()):
+        raise DamagedFile(f"{path} is damaged: delete it to compute the stage '{path.stem}' again")
+    return marker

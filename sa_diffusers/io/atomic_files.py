@@ -2,6 +2,7 @@
 
 import errno
 import gzip
+import hashlib
 import json
 import os
 import re
@@ -20,6 +21,10 @@ from torch import Tensor
 
 class ArtifactError(RuntimeError):
     """An output folder cannot be used as asked. Base class of what can go wrong with its files."""
+
+
+class DamagedFile(ArtifactError, ValueError):
+    """A file is cut off, or holds something else than it should."""
 
 
 class DiskFull(ArtifactError, OSError):
@@ -52,6 +57,45 @@ def explain_write_errors(path: str | Path) -> Iterator[None]:
         if isinstance(error, SafetensorError):
             raise ArtifactError(f"Cannot write {path}: {error}") from error
         raise
+
+
+@contextmanager
+def explain_read_errors(path: str | Path) -> Iterator[None]:
+    """Raise DamagedFile, which names `path` and what to do, where the block finds something else in it."""
+    try:
+        yield
+    except DamagedFile:
+        raise
+    except (SafetensorError, LookupError, TypeError, ValueError) as error:
+        again = "copy it again, or delete it to have it made again"
+        raise DamagedFile(f"{path} is damaged ({type(error).__name__}: {error}): {again}") from error
+
+
+def read_json(path: str | Path, *fields: str) -> dict[str, Any]:
+    """The object in a JSON file. Raises DamagedFile where it is none, or lacks one of the fields."""
+    with explain_read_errors(path):
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise TypeError(f"expected an object, got a {type(found).__name__}")
+        if missing := [name for name in fields if name not in found]:
+            raise ValueError(f"no {', '.join(missing)}")
+        return found
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def damages(folder: Path, hashes: Mapping[str, str]) -> list[str]:
+    """What is wrong with files, whose names in the folder and `file_hash` these are: one text a file."""
+    there = {name: (folder / name).is_file() for name in hashes}
+    return [
+        f"{folder / name} " + ("is not what was written there" if there[name] else "is missing")
+        for name, expected in hashes.items()
+        if not there[name] or file_hash(folder / name) != expected
+    ]
 
 
 def _sync(path: Path) -> None:
@@ -180,11 +224,14 @@ def save_tensors(tensors: Mapping[str, Tensor], path: str | Path, **notes: Any) 
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, new, metadata=header or None)
 
 
-def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a file of `save_tensors`, on the CPU, and its notes."""
-    with safe_open(path, "pt") as file:
+def load_tensors(path: str | Path, *names: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a file of `save_tensors`, on the CPU, and its notes. Raises DamagedFile: it lacks a name, too."""
+    with explain_read_errors(path), safe_open(path, "pt") as file:
         notes = {name: json.loads(note) for name, note in (file.metadata() or {}).items()}
-        return {name: file.get_tensor(name) for name in file.keys()}, notes  # noqa: SIM118, no dict
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no dict
+        if missing := [name for name in names if name not in tensors | notes]:
+            raise ValueError(f"no {', '.join(missing)}")
+        return tensors, notes
 
 
 def check_disk(path: str | Path, needed_bytes: int) -> int:

@@ -6,7 +6,7 @@ import math
 import os
 import reprlib
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -14,6 +14,7 @@ import yaml
 
 from sa_diffusers.io.atomic_files import read_text
 from sa_diffusers.io.bundled import resolve
+from sa_diffusers.io.model_names import base_name
 
 
 ConfigT = TypeVar("ConfigT")
@@ -74,9 +75,28 @@ def config_from_dict(cls: type[ConfigT], values: dict[str, Any]) -> ConfigT:
 
 
 def config_to_yaml(config: Any, path: str | Path) -> None:
-    """Write every field of a configuration dataclass to a YAML file; `parse_config` reads it back as an equal one."""
+    """Write every field of a configuration dataclass to a YAML file; `parse_config` reads it back as an equal one.
+
+    The user's own folder is written as "~".
+    """
+    home = f"{Path.home()}/"
     values = {name: getattr(config, name) for name in _init_fields(type(config))}
+    values = _each(values, lambda text: f"~/{text.removeprefix(home)}" if text.startswith(home) else text)
     Path(path).write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=119), encoding="utf-8")
+
+
+def _each(value: Any, change: Callable[[str], str]) -> Any:
+    """`value` with every string in it changed, names of options apart."""
+    if isinstance(value, dict):
+        return {name: _each(part, change) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_each(part, change) for part in value]
+    return change(value) if isinstance(value, str) else value
+
+
+def public_values(value: Any) -> Any:
+    """A configuration as others may read it: of a path outside the working directory its last part alone."""
+    return _each(value, lambda text: base_name(text) if text.startswith(("/", "~/", "../")) else text)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

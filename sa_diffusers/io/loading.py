@@ -4,6 +4,7 @@ import copy
 import json
 import re
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,7 +23,9 @@ from sa_diffusers.io.artifacts import hash_tensors
 from sa_diffusers.io.atomic_files import atomic_path
 from sa_diffusers.io.bundled import resolve
 from sa_diffusers.io.configuration import read_yaml
+from sa_diffusers.io.forgotten import write_forgotten
 from sa_diffusers.io.hub import ModelLoadError, explain_load_errors, read_part
+from sa_diffusers.io.model_names import is_on_hub
 from sa_diffusers.io.processes import process_state
 
 
@@ -107,13 +110,19 @@ def pipeline_hashes(pipeline: DiffusionPipeline) -> dict[str, str]:
 
 
 def save_pipeline(
-    pipeline: DiffusionPipeline, path: Path, module: nn.Module, dtype: str, variant: str | None = None
+    pipeline: DiffusionPipeline,
+    path: Path,
+    module: nn.Module,
+    dtype: str,
+    variant: str | None = None,
+    forgotten: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Save atomically, the trained module in `dtype` like the rest; it stays float32 in memory.
 
     Args:
         variant: "fp16" writes every part a second time, in float16, as `*.fp16.safetensors` beside the files in
             `dtype`, for `from_pretrained(path, variant="fp16", dtype=torch.float16)`; another one is a ValueError.
+        forgotten: what the pipeline has forgotten, as `write_forgotten` takes it; the last without hashes after.
     """
     if variant not in (None, "fp16"):
         raise ValueError(f"expected the variant fp16 or none, got {variant!r}")
@@ -122,11 +131,25 @@ def save_pipeline(
             if dtype != "float32":
                 module.to(getattr(torch, dtype))
             pipeline.save_pretrained(temporary)
+            _remove_paths(temporary)
             if variant:
                 add_variant(pipeline, temporary, variant)
+            if forgotten:
+                name = next(name for name, part in pipeline.components.items() if part is module)
+                after = {**forgotten[-1]["before"], name: model_hash(module)}
+                write_forgotten(temporary, [*forgotten[:-1], {**forgotten[-1], "after": after}])
     finally:
         if dtype != "float32":
             module.to(torch.float32)
+
+
+def _remove_paths(folder: Path) -> None:
+    """Take out of configurations where on this machine their parts were loaded from, which diffusers writes there."""
+    for path in folder.rglob("*.json"):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if "_name_or_path" in config and not is_on_hub(str(config["_name_or_path"])):
+            del config["_name_or_path"]
+            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def add_variant(pipeline: DiffusionPipeline, folder: Path, variant: str) -> None:

@@ -22,10 +22,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Artifact(Generic[T]):
-    """What a stage has made, or would make, and the JSON-like value that tells it from others."""
+    """What a stage has made, or would make, the JSON-like value that tells it from others, and what the page says."""
 
     value: T
     fingerprint: Any
+    info: dict[str, Any] = field(default_factory=dict)
 
 
 class Stage(Generic[T]):
@@ -36,12 +37,16 @@ class Stage(Generic[T]):
         counts_as: name under which its seconds are added up.
         inputs: names of artifacts that it takes; those that a run lacks do not count.
         fields: names of the options that decide its result.
+        leaves: patterns of the files that `load` reads, in the run's folder.
+        shown: whether its result is read though nothing that takes it is left to be computed.
     """
 
     name: str
     counts_as: str
     inputs: tuple[str, ...] = ()
     fields: tuple[str, ...] = ()
+    leaves: tuple[str, ...] = ()
+    shown: bool = False
 
     def content(self, context: Any) -> dict[str, Any]:
         """What decides its result beside inputs and fields: JSON-like, no path."""
@@ -58,6 +63,10 @@ class Stage(Generic[T]):
     def load(self, context: Any) -> T:
         """Read its result from these files."""
         raise NotImplementedError
+
+    def info(self, result: T) -> dict[str, Any]:
+        """What the page says of its result, where that has not been read again."""
+        return {}
 
     def workspace(self, context: Any) -> Path | None:
         """Folder of what is unfinished; it is emptied first if another key left it."""
@@ -91,6 +100,7 @@ class Stages:
 
     Raises:
         StageMismatch: the folder holds a stage of another key.
+        DamagedFile: a file that is needed is gone, or not what its stage left.
     """
 
     stages: Sequence[Stage]
@@ -113,21 +123,37 @@ class Stages:
             self.context.artifacts[stage.name] = Artifact(None, marker.fingerprint)
             if marker.is_done(self.overwrite):
                 self.done.add(stage.name)
+        needed: set[str] = set()
+        for stage in reversed(self.stages):
+            if stage.name in needed or stage.name not in self.done:
+                needed.update(stage.inputs)
+        self.read = needed | {stage.name for stage in self.stages if stage.shown}
+        for name in self.done & self.read & self.markers.keys():
+            self.markers[name].check()
         process_state().wait_for_everyone()
 
-    def run(self, stage: Stage[T]) -> T:
-        """The stage's result: given, loaded if the folder holds it under its key, else computed by all processes."""
+    @property
+    def left(self) -> list[str]:
+        """Names of the stages that the folder does not hold."""
+        return [stage.name for stage in self.stages if stage.name not in self.done]
+
+    def run(self, stage: Stage[T]) -> T | None:
+        """The stage's result: given, loaded if the folder holds it under its key, else computed by all processes.
+
+        None where the folder holds it and nothing needs it any more.
+        """
         if stage.name not in self.markers:
             self.reused.append(stage.name)
             return self.context.artifacts[stage.name].value
         marker = self.markers[stage.name]
         if stage.name in self.done:
-            result, elapsed = stage.load(self.context), marker.seconds
+            result = stage.load(self.context) if stage.name in self.read else None
+            elapsed = marker.seconds
             self.reused.append(stage.name)
         else:
             result, elapsed = self._compute(stage, marker)
         self.seconds[stage.counts_as] = self.seconds.get(stage.counts_as, 0.0) + elapsed
-        self.context.artifacts[stage.name] = Artifact(result, marker.fingerprint)
+        self.context.artifacts[stage.name] = Artifact(result, marker.fingerprint, marker.info)
         return result
 
     def _compute(self, stage: Stage[T], marker: Marker) -> tuple[T, float]:
@@ -142,7 +168,8 @@ class Stages:
         state.wait_for_everyone()
         elapsed = time.perf_counter() - start
         if state.is_main_process:
-            marker.finish(elapsed)
+            files = [path for pattern in stage.leaves for path in marker.output_dir.glob(pattern) if path.is_file()]
+            marker.finish(elapsed, files, stage.info(result))
         state.wait_for_everyone()
         return result, elapsed
 

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from sa_diffusers import methods
-from sa_diffusers.core.concepts import Concept
+from sa_diffusers.core.concepts import Concept, mentions, split_phrasings
 from sa_diffusers.evaluation.judging import ClassifierJudge
 from sa_diffusers.evaluation.prompt_sets import PromptSet
 from sa_diffusers.families import Family
+from sa_diffusers.io.forgotten import said_of
+from sa_diffusers.io.model_names import base_name
 from sa_diffusers.io.stages import Artifact
 from sa_diffusers.runs.options import RunOptions
 
@@ -38,6 +40,7 @@ class RunContext:
     family: Family
     folder: Path
     artifacts: dict[str, Artifact] = field(default_factory=dict)
+    forgotten: list[dict[str, Any]] = field(default_factory=list)  # by the model, before this run
 
     @property
     def method(self) -> methods.Method:
@@ -46,6 +49,21 @@ class RunContext:
     @property
     def concept(self) -> Concept:
         return self.inputs.concept
+
+    @property
+    def surrogate(self) -> str:
+        """As others may read it: of a folder its name."""
+        concept = self.concept
+        return base_name(concept.surrogate) if concept.surrogate_kind == "images" else concept.surrogate
+
+    @property
+    def warning(self) -> str | None:
+        """Where the surrogate is something that the model itself has forgotten: pictures of it show something else."""
+        asked = self.concept.surrogate if self.concept.surrogate_kind == "prompt" else ""
+        for record in self.forgotten:
+            if self.method.favours and mentions(asked, split_phrasings(record["concept"])):
+                return f"The surrogate “{asked}” was itself forgotten by this model: {said_of(record)}."
+        return None
 
     @property
     def prompts(self) -> list[str]:

@@ -17,8 +17,9 @@ from sa_diffusers import methods
 from sa_diffusers.families import Family, checked_family, family_defaults, get_family
 from sa_diffusers.families.plain_parts import check_plain, take_over, unwrapped
 from sa_diffusers.io.artifacts import RunLock
-from sa_diffusers.io.atomic_files import atomic_path
+from sa_diffusers.io.atomic_files import DiskFull, atomic_path
 from sa_diffusers.io.configuration import config_from_dict, config_to_yaml, layered
+from sa_diffusers.io.forgotten import read_forgotten
 from sa_diffusers.io.hub import check_push, push_folder
 from sa_diffusers.io.loading import (
     check_model,
@@ -29,7 +30,7 @@ from sa_diffusers.io.loading import (
     read_tokenizer,
 )
 from sa_diffusers.io.model_names import base_name, folder_name
-from sa_diffusers.io.processes import process_state
+from sa_diffusers.io.processes import process_state, quiet, say
 from sa_diffusers.io.stages import Artifact, Stages, content_fingerprint
 from sa_diffusers.models.precision import compute_dtype, in_main_memory, kept_state, on_device, usual_modes
 from sa_diffusers.runs import options as run_options
@@ -60,6 +61,7 @@ def forget(
     surrogate: str | os.PathLike | None = None,
     *,
     inplace: bool = False,
+    progress: bool = True,
     output_dir: str | Path | None = None,
     **options: Any,
 ) -> DiffusionPipeline:
@@ -69,17 +71,17 @@ def forget(
         pipeline: of a class that a family adapts (`sa_diffusers.families`); left as it is unless `inplace`.
         concept: one or several phrasings of the concept, separated by commas.
         surrogate: what takes its place: a prompt, a folder of images, or "noise". None: looked up, for known concepts.
-        inplace: change the given pipeline's weights instead of a copy's.
+        inplace, progress: whether to change the given pipeline's weights, not a copy's; to print the plan and bars.
         output_dir: keeps samples, Fisher, report, ...; and resumes from them. None: a temporary folder.
         options: any field of `ForgetConfig`.
 
     Returns:
-        A pipeline of the same class, or of the method's where that leaves the weights as they are ("sld-*": a pipeline
-        that is led away while it draws). Everything but the trained module is shared with the given one.
+        A pipeline of the same class, or of the method's where that leaves the weights as they are ("sld-*": it is led
+        away while it draws), which shares all but the trained module with the given one. It has two attributes more:
+        `metrics`, what metrics.json holds, and `forgotten`, what a saved pipeline's forgotten.json says of it.
 
     Raises:
-        TypeError: no pipeline of a class that is handled.
-        ValueError: options that cannot work, before anything is computed.
+        TypeError: no pipeline of a class that is handled. ValueError: options that cannot work, before any computing.
     """
     component = checked_family(pipeline).component
     modules = {n: unwrapped(part) for n, part in pipeline.components.items() if isinstance(part, nn.Module)}
@@ -93,9 +95,8 @@ def forget(
         surrogate = os.path.join(".", surrogate)  # a folder, where a bare name would be a word
     given = layered(RunOptions, own, options | {"concept": concept, "surrogate": surrogate})
     config = config_from_dict(run_options.ForgetConfig, given)
-    dtype = str(modules[component].dtype).removeprefix("torch.")
     model = str(pipeline.name_or_path or type(pipeline).__name__)  # a Path where it was loaded by one
-    for name, value in {"model": model, "dtype": dtype}.items():
+    for name, value in {"model": model, "dtype": str(modules[component].dtype).removeprefix("torch.")}.items():
         if name in options and getattr(config, name) != value:
             raise ValueError(f"expected no {name} beside a pipeline, whose own is {value}; got {options[name]!r}")
         setattr(config, name, value)
@@ -103,15 +104,17 @@ def forget(
     if inplace and type(method).wrap is not methods.Method.wrap:
         raise ValueError(f"{method.name} changes how a pipeline draws, not its weights; expected inplace=False")
     folder = tempfile.TemporaryDirectory(prefix="sa_diffusers_") if output_dir is None else nullcontext(output_dir)
-    with folder as path:
+    copied = copy_pipeline(pipeline, component)
+    copied.forgotten = getattr(pipeline, "forgotten", None)
+    with folder as path, quiet(not progress):
         config.output_dir = str(Path(path).expanduser())
-        forgotten = run_forgetting(config, copy_pipeline(pipeline, component)).pipeline
-    if not inplace:
-        forgotten.register_to_config(_name_or_path=pipeline.name_or_path)
-        return forgotten
-    # Only now, so that a run that fails leaves the caller's pipeline as it was.
-    take_over(modules[component], getattr(forgotten, component))
-    return pipeline
+        forgotten = run_forgetting(config, copied).pipeline
+    if inplace:  # only now, so that a run that fails leaves the caller's pipeline as it was
+        take_over(modules[component], getattr(forgotten, component))
+        pipeline.metrics, pipeline.forgotten = forgotten.metrics, forgotten.forgotten
+        return pipeline
+    forgotten.register_to_config(_name_or_path=pipeline.name_or_path)
+    return forgotten
 
 
 @usual_modes()
@@ -151,11 +154,12 @@ def run_forgetting(config: RunOptions, pipeline: DiffusionPipeline | None = None
         outcome = _run(options, pipeline, inputs, output_dir)
         if options.push_to_hub and state.is_main_process:
             folder = output_dir / ("lora" if options.lora_rank else "pipeline")
-            print(f"pushed to {push_folder(folder, hub_id, private=options.hub_private)}")
+            say(f"pushed to {push_folder(folder, hub_id, private=options.hub_private)}")
     return outcome
 
 
 def _run(options: RunOptions, pipeline: DiffusionPipeline | None, inputs: Inputs, output_dir: Path) -> Outcome:
+    earlier = getattr(pipeline, "forgotten", None) or read_forgotten(options.model, options.revision)
     pipeline = pipeline or load_pipeline(options.model, options.revision, options.variant, options.dtype)
     parts = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
     trained = getattr(pipeline, checked_family(pipeline).component)
@@ -164,7 +168,7 @@ def _run(options: RunOptions, pipeline: DiffusionPipeline | None, inputs: Inputs
         family = get_family(pipeline, sampler=options.sampler, compute_dtype=compute_dtype(options.mixed_precision))
         for judge in inputs.judges.values():
             judge.classifier.require_size(family.resolution)
-        context = RunContext(options, inputs, family, output_dir)
+        context = RunContext(options, inputs, family, output_dir, forgotten=earlier)
         check_run(context)
         with _prepared(family, options):
             context.artifacts |= {
@@ -180,17 +184,32 @@ def _run_stages(context: RunContext) -> Outcome:
     stages = Stages(stages_of(context), context, context.options.overwrite)
     main = process_state().is_main_process
     if main:
-        with atomic_path(context.folder / "config.yaml") as temporary:  # only now that no stage has refused it
-            config_to_yaml(context.options, temporary)
-        print(announce(context, stages), flush=True)
+        plan = announce(context, stages)
+        with _room_to_look(stages), atomic_path(context.folder / "config.yaml") as temporary:
+            config_to_yaml(context.options, temporary)  # only now that no stage has refused it
+        say("\n".join([plan, *([context.warning] if context.warning else [])]))
     for stage in stages.stages:
         if stage.name == "train":
             context.family = context.method.wrap(context)
         stages.run(stage)
     metrics = combine(context, stages)
     if main:
-        write_results(context, metrics)
-    return Outcome(context.family.pipeline, metrics, context.folder)
+        with _room_to_look(stages):
+            write_results(context, metrics)
+    pipeline = context.family.pipeline
+    pipeline.metrics, pipeline.forgotten = metrics, read_forgotten(str(context.folder / "pipeline"))
+    return Outcome(pipeline, metrics, context.folder)
+
+
+@contextmanager
+def _room_to_look(stages: Stages) -> Iterator[None]:
+    """Let a finished run be looked at on a full disk: what it wrote before is all there, and stays as it was."""
+    try:
+        yield
+    except DiskFull as error:
+        if stages.left:
+            raise
+        say(f"nothing is written again: {error}")
 
 
 @contextmanager

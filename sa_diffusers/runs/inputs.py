@@ -25,7 +25,7 @@ from sa_diffusers.evaluation.judging import ClassifierJudge
 from sa_diffusers.evaluation.prompt_sets import Candidate, PromptSet
 from sa_diffusers.io.artifacts import Stage as Marker
 from sa_diffusers.io.artifacts import StageMismatch
-from sa_diffusers.io.atomic_files import remove_leftovers
+from sa_diffusers.io.atomic_files import ArtifactError, remove_leftovers
 from sa_diffusers.runs.context import Inputs
 from sa_diffusers.runs.options import RunOptions
 
@@ -172,11 +172,11 @@ def claim_folder(output_dir: Path) -> None:
         raise StageMismatch(f"{output_dir} holds files of something else; pass another --output_dir")
     try:
         done = claim.done
-    except StageMismatch:
+    except ArtifactError as error:
         raise StageMismatch(
-            f"{output_dir} was written by an older version, which nothing here can go on with; its pipeline loads as "
-            "ever: pass another --output_dir"
-        ) from None
+            f"{output_dir} was written by an older version, or its {claim.marker} is damaged: nothing here can go on "
+            "with it; its pipeline loads as ever: pass another --output_dir"
+        ) from error
     remove_leftovers(output_dir)  # before anything is written: they may hold the room for it
     if not done:
         claim.finish(0.0)

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Collection
 
 import psutil
 import torch
@@ -13,6 +14,7 @@ from sa_diffusers.io.atomic_files import check_disk
 from sa_diffusers.io.stages import Stages
 from sa_diffusers.models.precision import autocast_forward, free_memory
 from sa_diffusers.runs.context import RunContext
+from sa_diffusers.runs.options import RunOptions
 
 
 FLOAT32 = 4  # bytes
@@ -38,6 +40,21 @@ def seconds_per_sample(family: Family, batch_size: int) -> float:
     return elapsed / batch_size
 
 
+def _stepped(context: RunContext) -> tuple[int, int]:
+    """How many numbers are trained, and of how many weights they are: with adapters fewer, and of what these adapt."""
+    family, config = context.family, context.options
+    if not config.lora_rank:
+        return (sum(p.numel() for p in family.trainable(config.train_scope).values()),) * 2
+    names = family.adapted_layers(config.train_scope, config.lora_targets)
+    weights = [family.module.get_submodule(name).weight for name in names]
+    return sum(config.lora_rank * (len(w) + w[0].numel()) for w in weights), sum(w.numel() for w in weights)
+
+
+def _adam(config: RunOptions) -> int:
+    """Bytes of Adam's averages for a number that is trained."""
+    return 2 if config.optimizer == "adamw_8bit" else 2 * FLOAT32
+
+
 def trained_bytes(context: RunContext) -> int:
     """Memory that training takes on the device beside the pipeline and activations.
 
@@ -47,18 +64,9 @@ def trained_bytes(context: RunContext) -> int:
     family, config = context.family, context.options
     if not context.method.trains:
         return 0
-    held = ewc = sum(p.numel() for p in family.trainable(config.train_scope).values())
-    stepped = held
-    if config.lora_rank:
-        layers = [
-            family.module.get_submodule(name)
-            for name in family.adapted_layers(config.train_scope, config.lora_targets)
-        ]
-        ewc = sum(layer.weight.numel() for layer in layers)
-        stepped = sum(config.lora_rank * (len(w) + w[0].numel()) for w in (layer.weight for layer in layers))
-        held = 0
-    adam = 2 if config.optimizer == "adamw_8bit" else 2 * FLOAT32
-    total = stepped * (FLOAT32 + adam + (FLOAT32 if config.ema_decay is not None else 0))
+    stepped, ewc = _stepped(context)
+    held = 0 if config.lora_rank else stepped
+    total = stepped * (FLOAT32 + _adam(config) + (FLOAT32 if config.ema_decay is not None else 0))
     if config.lora_rank:
         total += FLOAT32 * stepped
     elif "frozen" in context.needs:
@@ -69,15 +77,29 @@ def trained_bytes(context: RunContext) -> int:
     return total
 
 
-def disk_bytes(context: RunContext) -> int:
-    """Room for pipeline, Fisher, samples and checkpoints (one more than kept, while the newest is written)."""
+def disk_bytes(context: RunContext, left: Collection[str]) -> int:
+    """Room for what the stages named in `left` will write: samples, Fisher and its sums, checkpoints, pipelines.
+
+    Of checkpoints one more than are kept, while the newest is written, less those that are there to go on from.
+    """
     family, config = context.family, context.options
+    dtype = getattr(torch, config.dtype)  # the trained module is in float32 only while it is trained
     modules = [m for m in family.pipeline.components.values() if isinstance(m, torch.nn.Module)]
-    pipeline = sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
-    trained = FLOAT32 * sum(p.numel() for p in family.module.parameters())
-    kept = config.checkpoints_total_limit + 1 if config.checkpointing_steps else 0
-    latents = (config.num_samples * 2 + config.num_surrogate_samples) * math.prod(family.latent_shape) * FLOAT32
-    return int(pipeline + (trained if config.ewc_lambda else 0) + kept * 4 * trained + latents)
+    sizes = [(p.numel(), dtype if m is family.module else p.dtype) for m in modules for p in m.parameters()]
+    pipeline = sum(count * (kind.itemsize + (2 if config.save_variant else 0)) for count, kind in sizes)
+    module = FLOAT32 * sum(p.numel() for p in family.module.parameters())
+    latent = FLOAT32 * math.prod(family.latent_shape)
+    needed = {"samples": config.num_samples * latent, "replay_samples": config.num_samples * latent}
+    needed |= {"surrogate": config.num_surrogate_samples * latent, "fisher": 2 * module, "train": pipeline}
+    if context.method.trains:
+        stepped = _stepped(context)[0]
+        needed["train"] += pipeline * len(config.snapshot_steps) + (FLOAT32 * stepped if config.lora_rank else 0)
+        if every := config.checkpointing_steps:
+            there = len(list((context.folder / "checkpoints").glob("step_*[0-9]")))
+            written = min(config.checkpoints_total_limit + 1, -(-config.num_train_steps // every))
+            average = 0 if config.ema_decay is None else FLOAT32
+            needed["train"] += max(written - there, 1) * (module + stepped * (_adam(config) + average))
+    return sum(needed.get(name, 0) for name in left)
 
 
 def check_memory(needed: int, device: torch.device) -> int:
@@ -96,10 +118,10 @@ def check_memory(needed: int, device: torch.device) -> int:
 
 def announce(context: RunContext, stages: Stages) -> str:
     """The plan as text. Raises NotEnoughMemory or DiskFull where the run cannot fit."""
-    memory, disk = trained_bytes(context), disk_bytes(context)
+    memory, disk = trained_bytes(context) if "train" in stages.left else 0, disk_bytes(context, stages.left)
     check_memory(memory, context.family.device)
     free = check_disk(context.folder, disk)
-    per_pass = seconds_per_sample(context.family, context.options.sample_batch_size)
+    per_pass = seconds_per_sample(context.family, context.options.sample_batch_size) if stages.left else 0.0
     width = max(len(stage.name) for stage in stages.stages)
     lines, total = [f"Plan for {context.folder}"], 0.0
     for stage in stages.stages:

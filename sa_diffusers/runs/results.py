@@ -6,6 +6,8 @@ from typing import Any
 from sa_diffusers.evaluation.forgetting import pairs
 from sa_diffusers.io.artifacts import fingerprint
 from sa_diffusers.io.atomic_files import write_json
+from sa_diffusers.io.configuration import public_values
+from sa_diffusers.io.forgotten import said_of
 from sa_diffusers.io.hub import read_license
 from sa_diffusers.io.stages import Stages
 from sa_diffusers.methods import editor
@@ -15,6 +17,7 @@ from sa_diffusers.report.pictures import by_group, save_before_after
 from sa_diffusers.report.run_page import write_report
 from sa_diffusers.runs.context import RunContext
 from sa_diffusers.runs.stages import stages_of
+from sa_diffusers.runs.stages.fisher import FisherStage
 from sa_diffusers.runs.stages.train import start_of
 
 
@@ -27,7 +30,7 @@ def combine(context: RunContext, stages: Stages) -> dict[str, Any]:
     seconds = {name: round(stages.seconds.get(name, 0.0), 2) for name in COUNTED}
     metrics = {
         "concept": ", ".join(context.concept.phrasings),
-        "surrogate": context.concept.surrogate,
+        "surrogate": context.surrogate,
         "before": before.values,
         "after": after.values,
         "intervals": {"before": before.intervals, "after": after.intervals},
@@ -58,7 +61,6 @@ def write_results(context: RunContext, metrics: dict[str, Any]) -> None:
     shown = pairs(context.value("before"), context.value("after"))
     some = [pair for group in by_group(shown).values() for pair in group[:8]]
     save_before_after(some, folder / "before_after.png")
-    fisher = context.value("fisher")
     write_report(
         folder / "report.html",
         title=f"Forgetting {context.concept.name}",
@@ -68,8 +70,8 @@ def write_results(context: RunContext, metrics: dict[str, Any]) -> None:
         history=context.value("train"),
         seconds=metrics["seconds"] | {"reused": _wholly_reused(context, metrics)},
         amounts=metrics["amounts"],
-        config=asdict(options),
-        fisher=fisher and fisher.metadata,
+        config=public_values(asdict(options)),
+        fisher=_fisher(context),
         notes=_notes(context),
     )
     for name in ("pipeline", "lora") if options.lora_rank else ("pipeline",):
@@ -99,29 +101,38 @@ def _wholly_reused(context: RunContext, metrics: dict[str, Any]) -> list[str]:
 
 def _settings(context: RunContext) -> dict[str, Any]:
     """What a card says of how the model was made to forget."""
-    options, fisher, history = context.options, context.value("fisher"), context.value("train")
+    options, fisher, history = context.options, _fisher(context), context.value("train")
     names = ["train_scope"]
     names += ["lora_rank", "lora_targets"] if options.lora_rank else []
     names += ["replay_weight"]
     names += ["replay_target", "replay_negative"] if options.replay_weight else []
     names += ["surrogate_target", "train_batch_size", "learning_rate", "lr_scheduler", "ema_decay", "seed"]
     said = {name: getattr(options, name) for name in names}
+    said |= {f"forgotten before ({i})": said_of(record) for i, record in enumerate(context.forgotten, 1)}
+    said |= {"note": context.warning} if context.warning else {}
     said |= {"start": start_of(context)} if _starts_at_edit(context) else {}
     return said | {
         "ewc_lambda (authors' units, no 1/2)": options.ewc_lambda,
         "num_train_steps": history[-1]["step"] if history else 0,
-        "fisher": None if fisher is None else fingerprint(fisher.metadata),
+        "fisher": fingerprint(fisher) if fisher else None,
     }
 
 
+def _fisher(context: RunContext) -> dict[str, Any] | None:
+    """How the Fisher was made, of a run that has one."""
+    return context.artifacts[FisherStage.name].info if FisherStage.name in context.artifacts else None
+
+
 def _notes(context: RunContext) -> list[str]:
-    folder, dtype, kind = context.folder, context.options.dtype, type(context.family.pipeline).__name__
+    dtype, kind = context.options.dtype, type(context.family.pipeline).__name__
     notes = [
         "Suppressed, not proven erased: whoever has the weights may train or attack the concept back.",
-        f"The pipeline lies in {folder / 'pipeline'}: {kind}.from_pretrained(..., dtype=torch.{dtype}).",
+        f"The pipeline lies beside this page: {kind}.from_pretrained('pipeline', dtype=torch.{dtype}).",
+        *([context.warning] if context.warning else []),
+        *(f"The model had forgotten before: {said_of(record)}." for record in context.forgotten),
     ]
     if context.options.lora_rank:
-        notes.append(f"The adapter alone lies in {folder / 'lora'}; the pipeline has it fused in.")
+        notes.append("The adapter alone lies in lora/; the pipeline has it fused in.")
     if not context.inputs.judges:
         notes.insert(
             0, "No classifier was given: judge by the pictures, and by the change of the loss on replay samples."
@@ -140,7 +151,7 @@ def _method(context: RunContext) -> str:
 
 def _drawn_instead(context: RunContext) -> str | None:
     """The surrogate; None for methods that lead away from the concept and towards nothing."""
-    return context.concept.surrogate if context.method.favours else None
+    return context.surrogate if context.method.favours else None
 
 
 def summary(context: RunContext, metrics: dict[str, Any]) -> str:

@@ -8,7 +8,11 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
-from sa_diffusers.io.atomic_files import explain_write_errors
+from sa_diffusers.io.atomic_files import DamagedFile, damages, explain_write_errors, file_hash, read_json
+from sa_diffusers.io.processes import say
+
+
+HASHES = "hashes.json"  # of a checkpoint's files
 
 
 class Checkpoints:
@@ -28,7 +32,9 @@ class Checkpoints:
         return sorted(self.folder.glob("step_*[0-9]")) if self.folder is not None else []
 
     def resume(self) -> tuple[int, list[dict]]:
-        """Load the newest checkpoint; returns the step to start with and the history so far.
+        """Load the newest checkpoint that is whole; returns the step to start with and the history so far.
+
+        Newer ones that are damaged are removed, each with a line that says so.
 
         Raises:
             ValueError: it was written in another way (FSDP2, DeepSpeed and its processes, or neither).
@@ -36,6 +42,12 @@ class Checkpoints:
         if self.folder is not None and self.accelerator.is_main_process:
             for partial in self.folder.glob("step_*.partial"):  # of a process that was killed
                 shutil.rmtree(partial)
+            for checkpoint in reversed(self.existing()):
+                if not (found := damaged(checkpoint)):
+                    break
+                say(f"{found[0]}: training goes on from the checkpoint before, or from the start")
+                shutil.rmtree(checkpoint)
+        self.accelerator.wait_for_everyone()
         if not self.existing():
             return 0, []
         newest = self.existing()[-1]
@@ -68,6 +80,8 @@ class Checkpoints:
                 self.accelerator.wait_for_everyone()
                 if self.accelerator.is_main_process:
                     (partial / "history.json").write_text(json.dumps(history))
+                    hashes = {str(path.relative_to(partial)): file_hash(path) for path in _files(partial)}
+                    (partial / HASHES).write_text(json.dumps(hashes))
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)  # it may hold the last free bytes
             raise
@@ -77,6 +91,20 @@ class Checkpoints:
             for old in self.existing()[: -self.limit]:
                 shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
+
+
+def damaged(checkpoint: Path) -> list[str]:
+    """What is wrong with its files, a text each."""
+    try:
+        return damages(checkpoint, read_json(checkpoint / HASHES))
+    except (OSError, DamagedFile) as error:
+        return [str(error)]
+
+
+def _files(checkpoint: Path) -> list[Path]:
+    """Those that decide how training goes on: all but the random states of the libraries, which it does not use."""
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
+    return [path for path in files if not path.name.startswith("random_states_")]
 
 
 def _way_of(checkpoint: Path) -> str:

@@ -10,11 +10,11 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import parse_flag_from_env
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from sa_diffusers.core.batches import Batch, take, to
 from sa_diffusers.core.objectives import Objective
 from sa_diffusers.core.seeding import derive_seed, seeded
+from sa_diffusers.io.processes import progress_bar
 from sa_diffusers.models.precision import mixed_precision
 from sa_diffusers.training.checkpoints import Checkpoints
 from sa_diffusers.training.launching import check_launch
@@ -112,8 +112,8 @@ class _Loop:
         self.optimisation.prepared.train()
         modules = self.optimisation.prepared.modules()
         drops = any(isinstance(module, DROPOUTS) and module.p > 0 for module in modules)
-        shown = {"initial": first_step, "total": num_steps, "disable": not self.accelerator.is_main_process}
-        progress = tqdm(range(first_step, num_steps), description, mininterval=1, **shown)
+        left = range(first_step, num_steps)
+        progress = progress_bar(left, initial=first_step, total=num_steps, desc=description)
         for step in progress:
             batch = self.objective.draw(batches(step), seeded(self.seed, "objective", step))
             if drops:  # dropout takes no generator; each process drops for its own share of the batch

@@ -88,6 +88,7 @@ def test_a_run_says_what_was_found_and_is_reused(models, tmp_path, monkeypatch):
     mean = result["models"]["forgotten"]["after_mean"]["probability"]
     assert "| forgotten | " in table and f"{mean:.3f} [" in table
     page = (tmp_path / "report.html").read_text()
+    assert str(tmp_path) not in page and str(Path(models["forgotten"]).parent) not in page  # folders of this machine
     # Targets, and before and after of each model.
     assert page.count("data:image/png") == 3 + 3 * 2 * 5
     assert page.count(' class="small">') == 3 + 3 * 2 * 5 and "blurred" not in page

@@ -10,8 +10,21 @@ from pathlib import Path
 import pytest
 import torch
 
+from sa_diffusers.attacks.found import FoundEmbedding, FoundText
+from sa_diffusers.core.conditions import Condition
+from sa_diffusers.data.sample_set import SampleSet
+from sa_diffusers.evaluation.forgetting import Findings
 from sa_diffusers.io.artifacts import RunFolderBusy, RunLock, Stage, StageMismatch, fingerprint, hash_tensors
-from sa_diffusers.io.atomic_files import ArtifactError, DiskFull, atomic_path, check_disk, write_json
+from sa_diffusers.io.atomic_files import (
+    ArtifactError,
+    DamagedFile,
+    DiskFull,
+    atomic_path,
+    check_disk,
+    load_tensors,
+    save_tensors,
+    write_json,
+)
 
 
 HOLD_LOCK = """
@@ -219,12 +232,50 @@ def test_stage_of_another_configuration_is_refused_with_the_differing_fields(tmp
     assert not stage.done
 
 
-def test_unreadable_marker_is_named(tmp_path):
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"key": [], "fingerprint": "a", "seconds": 1}', "\0\0"])
+def test_a_marker_of_another_shape_is_named(tmp_path, text):
     stage = Stage(tmp_path, "train", {})
     stage.finish(1.0)
-    stage.marker.write_text("{")
-    with pytest.raises(ArtifactError, match=r"train\.json is damaged: delete it"):
+    stage.marker.write_text(text)
+    with pytest.raises(ArtifactError, match=r"train\.json is damaged: delete it to compute the stage 'train' again"):
         _ = stage.done
+
+
+def test_a_stage_vouches_for_what_it_left(tmp_path):
+    stage, left = Stage(tmp_path, "train", {}), tmp_path / "pipeline" / "weights"
+    left.parent.mkdir()
+    left.write_bytes(bytes(100_000))
+    stage.finish(1.0, [left], {"for": "people"})
+    stage.check()
+    assert stage.info == {"for": "people"}
+    left.write_bytes(bytes(50_000) + b"\1" + bytes(49_999))
+    with pytest.raises(DamagedFile, match="pipeline/weights is not what was written there: delete .*'train' again"):
+        stage.check()
+    left.unlink()
+    with pytest.raises(DamagedFile, match="pipeline/weights is missing: delete .*train.json"):
+        stage.check()
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:40], lambda data: b"", lambda data: b"\xff" * 9 + data])
+def test_damaged_tensors_are_named(tmp_path, damage):
+    path = tmp_path / "samples.safetensors"
+    SampleSet(torch.zeros(2, 4, 8, 8), [Condition("a"), Condition("b")]).save(path)
+    assert len(SampleSet.load(path)) == 2
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(DamagedFile, match="samples.safetensors is damaged .*: copy it again, or delete it"):
+        SampleSet.load(path)
+
+
+def test_files_of_something_else_are_named(tmp_path):
+    path = tmp_path / "file.safetensors"
+    save_tensors({"latents": torch.zeros(2, 4)}, path, prompts=["one for two"])
+    for load in (SampleSet.load, Findings.load, FoundEmbedding.load, lambda path: load_tensors(path, "tensor")):
+        with pytest.raises(DamagedFile, match="file.safetensors is damaged"):
+            load(path)
+    for text in ("[1]", '{"vectors": 1}', "{"):
+        path.write_text(text)
+        with pytest.raises(DamagedFile, match="file.safetensors is damaged"):
+            FoundText.load(path)
 
 
 def test_check_disk_says_what_is_missing(tmp_path):

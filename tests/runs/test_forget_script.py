@@ -139,6 +139,33 @@ def test_a_signal_ends_it_and_the_same_command_goes_on(command, tmp_path):
     torch.testing.assert_close(weights(tmp_path / "run"), weights(tmp_path / "whole"), rtol=0, atol=0)
 
 
+@pytest.mark.slow
+def test_sigterm_twice_ends_without_a_traceback(command, tmp_path):
+    process = subprocess.Popen([*command, "--num_samples", "200"], stderr=subprocess.PIPE, text=True)
+    wait_for(tmp_path / "run" / "samples" / ".samples_parts" / "*.safetensors", process)
+    process.terminate()
+    process.terminate()
+    _, stderr = process.communicate(timeout=100)
+    assert process.returncode in (143, -signal.SIGTERM)
+    assert "Traceback" not in stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's help")
+def test_a_run_ends_with_the_launcher_that_started_it(command, tmp_path):
+    """Killed, `accelerate launch` tells its child nothing, which would go on and hold the folder."""
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
+    process = subprocess.Popen(
+        [*launch, *command[1:], "--num_samples", "2000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    wait_for(tmp_path / "run" / "samples" / ".samples_parts" / "*.safetensors", process)
+    process.kill()
+    stderr = process.communicate(timeout=100)[1]  # ends when the child does, which holds the pipe, too
+    assert "terminated. Run the same command again" in stderr
+    with RunLock(tmp_path / "run"):
+        assert not (tmp_path / "run" / ".stages" / "samples.json").exists()
+
+
 SHARED = ("samples/samples", "surrogate/surrogate", "fisher")
 
 

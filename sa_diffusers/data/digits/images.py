@@ -56,7 +56,7 @@ def load_strokes(data_dir: str, split: str, cache_dir: Path, seed: int = 0) -> t
     """
     cache = cache_dir / f"strokes_{split}_{seed}.safetensors"
     if cache.exists():
-        stored, _ = load_tensors(cache)
+        stored, _ = load_tensors(cache, "coverage", "label")
         return stored["coverage"], stored["label"]
     data, rng = load_labelled_images("mnist", data_dir, split), np.random.default_rng(seed)
     coverage = torch.empty(len(data), len(HALF_WIDTH), 32, 32, dtype=torch.uint8)

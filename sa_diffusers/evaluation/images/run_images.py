@@ -1,6 +1,5 @@
 """The images that a run is judged by, and what a classifier reads in them class by class."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -17,6 +16,7 @@ from sa_diffusers.evaluation.options import DrawnAs, RunConfig
 from sa_diffusers.evaluation.prompt_sets import Candidate, PromptSet
 from sa_diffusers.evaluation.subjects import drawn_as, made_by
 from sa_diffusers.families import Family, family_defaults, get_family
+from sa_diffusers.io.atomic_files import read_json
 from sa_diffusers.io.loading import load_pipeline, read_model_index
 
 
@@ -75,7 +75,7 @@ def open_run(config: RunConfig) -> OpenRun:
     usual = made_by(config.run).get("eval_batch_size", kind.get("eval_batch_size", DrawingOptions.eval_batch_size))
     concept, done = config.concept, Path(config.run) / "metrics.json"  # written last: before it nothing was forgotten
     if concept is None and done.exists():
-        concept = json.loads(done.read_text()).get("concept")
+        concept = read_json(done).get("concept")
     prompts = read_prompts(config.prompts) if config.prompts else []
     family = get_family(load_pipeline(f"{config.run}/pipeline", None, None, "float32"), sampler=settings.sampler)
     family.module.eval()

@@ -31,6 +31,7 @@ from sa_diffusers.evaluation.suite.inputs import EvaluationInputs, describe_plan
 from sa_diffusers.evaluation.suite.sections import figures, sections
 from sa_diffusers.io.artifacts import RunLock, check_foreign
 from sa_diffusers.io.atomic_files import check_disk, write_json, write_text
+from sa_diffusers.io.configuration import public_values
 from sa_diffusers.io.model_names import folder_name
 from sa_diffusers.io.processes import process_state
 from sa_diffusers.report.page import write_page
@@ -200,7 +201,7 @@ def _write_page(
     output_dir: Path,
 ) -> None:
     """evaluation.md and report.html."""
-    title = f"What is left of “{inputs.concept.name}”"
+    title, document = f"What is left of “{inputs.concept.name}”", public_values(document)
     accuracy = document["judges"]["classifier_accuracy"] or {}
     rights = ", ".join(f"{value:.1%} ({name})" for name, value in accuracy.items())
     said = {"classifier": f", right in {rights}" if rights else ""}

@@ -179,7 +179,7 @@ def load_or_encode_latents(vae: AutoencoderKL, data: CaptionedImages, config: Ba
         blocks = [range(start, min(start + 256, len(data))) for start in range(0, len(data), 256)]
         latents = torch.cat([encode(vae, data, block, config.seed) for block in tqdm(blocks, "encode", mininterval=1)])
         save_tensors({"latents": latents * vae.config.scaling_factor}, path)
-    return load_tensors(path)[0]["latents"]
+    return load_tensors(path, "latents")[0]["latents"]
 
 
 @dataclass

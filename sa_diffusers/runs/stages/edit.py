@@ -17,6 +17,7 @@ class EditStage(Stage[ClosedFormEdit]):
 
     name, counts_as = "edit", "train"
     inputs = ("model", "prompts", "templates")
+    leaves = ("edit.safetensors",)
 
     @staticmethod
     def editor(context: RunContext) -> methods.Method:

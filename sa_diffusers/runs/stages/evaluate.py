@@ -19,9 +19,10 @@ class EvaluateStage(Stage[Findings]):
     """One judgement of the model as it stands."""
 
     counts_as, fields = "evaluate", ("guidance_scale", "num_inference_steps", "sampler", "seed")
+    shown = True
 
     def __init__(self, name: str, inputs: tuple[str, ...]):
-        self.name, self.inputs = name, inputs
+        self.name, self.inputs, self.leaves = name, inputs, (f"evaluation/{name}.safetensors",)
 
     def content(self, context: RunContext) -> dict:
         if context.inputs.judges:  # whose part of the key says what is drawn

@@ -21,9 +21,9 @@ from sa_diffusers.data.sampling import remove_parts
 from sa_diffusers.data.sharing import load_fisher
 from sa_diffusers.families import Family
 from sa_diffusers.io.artifacts import fingerprint
-from sa_diffusers.io.atomic_files import atomic_path, load_tensors, save_tensors
+from sa_diffusers.io.atomic_files import atomic_path, explain_read_errors, load_tensors, save_tensors
 from sa_diffusers.io.hub import provenance
-from sa_diffusers.io.processes import process_state
+from sa_diffusers.io.processes import process_state, progress_bar, say
 from sa_diffusers.io.stages import Artifact, Stage
 from sa_diffusers.models.precision import autocast_forward, free_memory
 from sa_diffusers.runs.context import RunContext
@@ -42,6 +42,7 @@ class FisherStage(Stage[Fisher]):
 
     name = counts_as = "fisher"
     inputs, fields = (SamplesStage.name,), ("fisher_terms", "seed", "paper_quirks")
+    leaves = ("fisher.safetensors",)
 
     def content(self, context: RunContext) -> dict:
         return context.computed_in | belongs_to(context) | {"num_samples": self._count(context)}
@@ -52,7 +53,10 @@ class FisherStage(Stage[Fisher]):
             return None
         fisher = load_fisher(context.options.fisher)
         fisher.check(**belongs_to(context), paper_quirks=", ".join(context.options.paper_quirks) or None)
-        return Artifact(fisher, fingerprint(fisher.metadata))
+        return Artifact(fisher, fingerprint(fisher.metadata), fisher.metadata)
+
+    def info(self, result: Fisher) -> dict:
+        return result.metadata
 
     def compute(self, context: RunContext) -> Fisher:
         folder, count = self.workspace(context), self._count(context)
@@ -65,7 +69,7 @@ class FisherStage(Stage[Fisher]):
                 fisher.save(temporary)
             error = fisher.metadata["total_relative_error"]
             if error is not None:
-                print(f"fisher: its sum over all weights is known to {error:.1%} (standard error, {count} samples)")
+                say(f"fisher: its sum over all weights is known to {error:.1%} (standard error, {count} samples)")
         remove_parts(folder)
         return fisher
 
@@ -139,9 +143,7 @@ def estimate_sums(family: Family, options: RunOptions, samples: SampleSet, count
     mine = [index for index in range(state.process_index, count, state.num_processes)]
     left = [index for index in mine if index not in sums.unbiased]
     block = max(1, -(-len(mine) // FISHER_SAVES))
-    progress = tqdm(
-        total=len(mine), initial=len(mine) - len(left), desc="fisher", disable=not state.is_main_process, mininterval=1
-    )
+    progress = progress_bar(total=len(mine), initial=len(mine) - len(left), desc="fisher")
     with _differentiable(family, options.gradient_checkpointing):
         for start in range(0, max(len(left), 1), block):  # once at least: a process without samples adds zeros
             _add(family, options, samples, left[start : start + block], sums, progress)
@@ -224,6 +226,7 @@ def _save_sums(sums: FisherSums, path: Path) -> None:
 
 def _load_sums(path: Path, device: torch.device) -> FisherSums:
     tensors, notes = load_tensors(path)
-    square, rest = {name: tensor.to(device) for name, tensor in tensors.items()}, notes["rest"]
-    totals = {name: tuple(pair) for name, pair in rest["totals"].items()}
-    return FisherSums(square, totals, dict(rest["unbiased"]), rest["ratio"])
+    with explain_read_errors(path):
+        square, rest = {name: tensor.to(device) for name, tensor in tensors.items()}, notes["rest"]
+        totals = {name: tuple(pair) for name, pair in rest["totals"].items()}
+        return FisherSums(square, totals, dict(rest["unbiased"]), rest["ratio"])

@@ -22,6 +22,7 @@ class ReplayStage(Stage[SampleSet]):
 
     name, counts_as, inputs = "replay_samples", "sample", (SamplesStage.name,)
     fields = ("replay_negative", "negative_guidance_scale", *DRAWING)
+    leaves = ("samples/without_concept.safetensors",)
 
     def content(self, context: RunContext) -> dict:
         concept = context.concept

@@ -1,6 +1,5 @@
 """Samples of every condition of the model, for replay and Fisher; they know nothing of the concept and serve any."""
 
-import json
 from pathlib import Path
 
 from sa_diffusers.data.replay import sample_requests
@@ -9,7 +8,7 @@ from sa_diffusers.data.sampling import Request, SamplingSettings, draw_samples, 
 from sa_diffusers.data.sharing import fetch_samples
 from sa_diffusers.families import Family
 from sa_diffusers.io.artifacts import fingerprint
-from sa_diffusers.io.atomic_files import write_json
+from sa_diffusers.io.atomic_files import read_json, write_json
 from sa_diffusers.io.hub import provenance
 from sa_diffusers.io.processes import process_state
 from sa_diffusers.io.stages import Artifact, Stage
@@ -26,6 +25,7 @@ class SamplesStage(Stage[SampleSet]):
 
     name, counts_as, inputs = "samples", "sample", ("model", "prompts")
     fields = ("num_samples", "empty_prompt_fraction", "replay_guidance_scale", *DRAWING)
+    leaves = ("samples/samples.safetensors", "samples/samples.json")
 
     def content(self, context: RunContext) -> dict:
         return context.computed_in | ({"stretched": True} if is_stretched(context) else {})
@@ -68,7 +68,7 @@ def _load_shared(folder: Path, context: RunContext) -> Artifact[SampleSet]:
     """Samples of another run. Raises ValueError when there are none, or they are of another model or stretching."""
     hashes, stretched = context.artifacts["model"].fingerprint, is_stretched(context)
     try:
-        key = json.loads((folder / "samples.json").read_text())
+        key = read_json(folder / "samples.json", "model")
     except FileNotFoundError as error:
         raise ValueError(f"no samples in {folder}; expected the samples/ folder of a run of this model") from error
     origin = key.pop("provenance", None)  # where they come from decides nothing

@@ -19,6 +19,7 @@ class SurrogateStage(Stage[SampleSet]):
 
     name = counts_as = "surrogate"
     inputs, fields = ("model", "templates"), ("num_surrogate_samples", "guidance_scale", *DRAWING)
+    leaves = ("surrogate/surrogate.safetensors",)
 
     def content(self, context: RunContext) -> dict:
         concept = context.concept

@@ -14,7 +14,9 @@ from sa_diffusers.core.closed_form import start_from_edit
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.io.atomic_files import write_json
 from sa_diffusers.io.configuration import identity_names
+from sa_diffusers.io.hub import commit_of
 from sa_diffusers.io.loading import add_variant, save_pipeline
+from sa_diffusers.io.model_names import public_name
 from sa_diffusers.io.processes import process_state
 from sa_diffusers.io.stages import Stage
 from sa_diffusers.methods import editor
@@ -36,6 +38,7 @@ class TrainStage(Stage[History]):
 
     name = counts_as = "train"
     inputs = ("model", "samples", "replay_samples", "surrogate", "fisher", "edit")
+    leaves, shown = ("pipeline/**/*", "lora/*", "history.json"), True
 
     def content(self, context: RunContext) -> dict:
         method, options, concept = context.method, context.options, context.concept
@@ -69,9 +72,23 @@ class TrainStage(Stage[History]):
             fuse_lora(family.module)
         if state.is_main_process:
             # Saved before it is judged: whatever happens there, the result is not lost.
-            save_pipeline(family.pipeline, folder / "pipeline", family.module, options.dtype, options.save_variant)
+            saved, records = (options.dtype, options.save_variant), [*context.forgotten, self._record(context)]
+            save_pipeline(family.pipeline, folder / "pipeline", family.module, *saved, records)
             write_json(history, folder / "history.json")
         return history
+
+    @staticmethod
+    def _record(context: RunContext) -> dict:
+        """What forgotten.json says of this run."""
+        method, options = context.method, context.options
+        return {
+            "concept": ", ".join(context.concept.phrasings),
+            "surrogate": context.surrogate if method.favours else None,
+            "method": method.title,
+            "model": public_name(options.model),
+            "revision": commit_of(options.model, options.revision),
+            "before": context.artifacts["model"].fingerprint,
+        }
 
     def load(self, context: RunContext) -> History:
         family, folder = context.family, context.folder
