@@ -8,7 +8,7 @@ from pkgutil import iter_modules
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, SchedulerMixin
 from torch import Generator, Tensor, nn
 
 from sa_diffusers.core.batches import Batch
@@ -73,6 +73,7 @@ class Family:
     image_channels: int = 3  # or 1 for a grey model, whose images still have three equal channels below
     latent_shape: tuple[int, ...]  # of one sample
     labels: list[str] | None = None  # names of its classes; None: it reads free text
+    sampler: SchedulerMixin | None = None  # draws by many predictions of the module; None: it draws in another way
     compute_dtype: torch.dtype | None
     device: torch.device  # where the module was at first; under sharded training it waits in main memory for a while
 

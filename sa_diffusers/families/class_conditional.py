@@ -73,8 +73,8 @@ class ClassConditionalFamily(Family):
         self.image_channels = pipeline.unet.config.in_channels
         self.resolution = pipeline.unet.config.sample_size
         self.latent_shape = self.image_channels, self.resolution, self.resolution
-        scheduler = make_scheduler(sampler, type(pipeline.scheduler).from_config(known))
-        self._sampling_pipeline = type(pipeline)(pipeline.unet, scheduler, pipeline.config.id2label)
+        self.sampler = make_scheduler(sampler, type(pipeline.scheduler).from_config(known))
+        self._sampling_pipeline = type(pipeline)(pipeline.unet, self.sampler, pipeline.config.id2label)
         self._sampling_pipeline.set_progress_bar_config(disable=True)
 
     @torch.no_grad()

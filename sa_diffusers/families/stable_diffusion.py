@@ -56,14 +56,14 @@ class TextToImageFamily(Family):
         schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
         self.loss = DiffusionLoss(schedule.alphas_cumprod, schedule.config.prediction_type)
         self._embeddings: dict[str, Tensor] = {}
-        scheduler = make_scheduler(sampler, pipeline.scheduler)
+        self.sampler = make_scheduler(sampler, pipeline.scheduler)
         self._safe = isinstance(pipeline, SafeGuidancePipeline)
         self._sampling_pipeline = (SafeGuidancePipeline if self._safe else StableDiffusionPipeline)(
             vae=None,  # it returns latents, and would compute where its first part is
             text_encoder=None,  # it gets embeddings, and would cast them to the precision of a text encoder
             tokenizer=None,
             unet=pipeline.unet,
-            scheduler=scheduler,
+            scheduler=self.sampler,
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,

@@ -3,7 +3,7 @@
 import torch
 
 from sa_diffusers.families.plain_parts import check_plain
-from sa_diffusers.families.samplers import check_sampler, make_scheduler
+from sa_diffusers.families.samplers import check_sampler
 from sa_diffusers.methods import require
 from sa_diffusers.runs.context import RunContext
 
@@ -15,9 +15,9 @@ def check_run(context: RunContext) -> None:
     terms, count = options.terms, family.loss.num_terms
     if "fisher" in context.needs and not options.fisher and 1 < count < (terms or 0):
         raise ValueError(f"expected fisher_terms from 1 to the model's {count} timesteps, or all; got {terms}")
-    if family.can("denoising"):
-        sampler = make_scheduler(options.sampler, family.pipeline.scheduler)
-        check_sampler(sampler, options.num_inference_steps, f"num_inference_steps with the sampler {options.sampler}")
+    if family.sampler is not None:
+        what = f"num_inference_steps with the sampler {options.sampler}"
+        check_sampler(family.sampler, options.num_inference_steps, what)
     if options.fresh_samples:
         require(family, "fresh_samples", "prior")
     if options.paper_quirks:

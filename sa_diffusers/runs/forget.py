@@ -36,7 +36,7 @@ from sa_diffusers.models.precision import compute_dtype, in_main_memory, kept_st
 from sa_diffusers.runs import options as run_options
 from sa_diffusers.runs.checks import check_run
 from sa_diffusers.runs.context import Inputs, RunContext
-from sa_diffusers.runs.inputs import claim_folder, read_inputs
+from sa_diffusers.runs.inputs import check_given, claim_folder, read_inputs
 from sa_diffusers.runs.options import RunOptions
 from sa_diffusers.runs.plan import announce
 from sa_diffusers.runs.results import combine, write_results
@@ -127,6 +127,7 @@ def run_forgetting(config: RunOptions, pipeline: DiffusionPipeline | None = None
     options, state = config.resolved(), process_state()
     method = methods.get(options.method)
     check_launch(options, shardable=method.shardable and options.lora_rank is None)
+    check_given(options)
     if pipeline is None:
         check_model(options.model, options.revision, options.variant)
     if options.num_threads is not None:

@@ -56,13 +56,12 @@ def check_given(options: RunOptions) -> None:
     Raises:
         ValueError, OSError: as `read_inputs`.
     """
-    defaults, method = (
-        {field.name: field.default for field in dataclasses.fields(options)},
-        methods.get(options.method),
-    )
-    concept = find_concept(options.concept, options.surrogate, options.siblings, options.plurals)
-    if method.favours and options.surrogate is not None:
-        check_surrogate(concept, method.favours_nothing)
+    defaults = {field.name: field.default for field in dataclasses.fields(options)}
+    method = methods.get(options.method)
+    if method.favours and options.surrogate is None:
+        find_concept(options.concept, None, options.siblings, options.plurals)
+    else:
+        read_concept(options)
     if options.replay_prompts not in (defaults["replay_prompts"], "labels"):
         read_prompts(options.replay_prompts, options.prompt_column)
     if options.concept_templates != defaults["concept_templates"]:

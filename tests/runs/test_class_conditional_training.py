@@ -130,7 +130,7 @@ def test_training_takes_antithetic_timesteps_where_asked_for(data, config, monke
     monkeypatch.setattr(Likelihood, "__call__", record)
     train_class_conditional(data, replace(config, antithetic=antithetic, sample_steps=None, num_train_steps=2))
     paired = [bool((terms[5:] == 19 - terms[:5]).all()) for terms in seen]
-    assert paired == [antithetic] * 2
+    assert paired == [antithetic] * 3  # a last look after two steps
 
 
 def assert_sheets_show_a_row_of_each_class(pipeline, config, folder: Path) -> None:
@@ -441,7 +441,8 @@ def test_wrong_options_are_refused_before_anything_is_drawn(start, tmp_path, opt
 
 def test_options_of_guidance_are_allowed_only_where_there_is_a_null_class(pipeline, tmp_path):
     family = get_family(pipeline)
-    options = ForgetConfig(concept="0", surrogate="noise", empty_prompt_fraction=0.1, replay_prompt_dropout=0.2)
+    given = {"empty_prompt_fraction": 0.1, "replay_prompt_dropout": 0.2, "num_inference_steps": 2}
+    options = ForgetConfig(concept="0", surrogate="noise", **given)
     inputs = Inputs(find_concept("0", "noise", None), [], [], {}, {})
     context = RunContext(options.resolved(), inputs, family, tmp_path)
     assert check_run(context) is None

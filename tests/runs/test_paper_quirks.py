@@ -163,14 +163,23 @@ def test_the_quirky_fisher_does_not_depend_on_its_chunks(pipeline, samples, tmp_
     assert not plain.tensors["conv_in.weight"].allclose(large.tensors["conv_in.weight"], rtol=0.01)
 
 
+FEW = {"num_inference_steps": 2}
+
+
 def test_they_are_refused_for_other_kinds_of_models(pipeline, tiny_pipeline, tmp_path):
     vae = ConditionalVAEPipeline(ConditionalVAE(image_size=8, num_classes=3, hidden_sizes=(8,), latent_dim=2))
     for other in (tiny_pipeline(), vae):
-        said = {"concept": "0", "surrogate": "1", "empty_prompt_fraction": 0.0, "replay_target": "noise"}
+        said = {
+            "concept": "0",
+            "surrogate": "1",
+            "num_inference_steps": 2,
+            "empty_prompt_fraction": 0.0,
+            "replay_target": "noise",
+        }
         with pytest.raises(ValueError, match="paper_quirks needs a model that is the authors' class-conditional diff"):
             check_run(context_of(get_family(other), tmp_path, paper_quirks=list(QUIRKS)[:1], **said))
         check_run(context_of(get_family(other), tmp_path, **said))
-    check_run(context_of(get_family(pipeline), tmp_path, "0", "noise", paper_quirks=list(QUIRKS)))
+    check_run(context_of(get_family(pipeline), tmp_path, "0", "noise", paper_quirks=list(QUIRKS), **FEW))
 
 
 @pytest.fixture(scope="module")

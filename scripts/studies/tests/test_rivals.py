@@ -219,15 +219,6 @@ class TestJudge:
         judge.read(model, tmp_path / "again.safetensors", values)
         assert (tmp_path / "again.safetensors").stat().st_mtime_ns == written  # read from the file
 
-    def test_attributes_are_the_others_that_a_prompt_names(self, judge):
-        one_hot = torch.eye(10)
-        read = {"digit": one_hot[[7, 3]], "ink": one_hot[[0, 0]], "background": one_hot[[0, 1]]}
-        read["stroke"] = one_hot[[0, 0]]
-        labels = [{"ink": "red", "digit": "seven", "background": "white"}, {"ink": "red"}]
-        judged = type(judge.sets["retained"])([], labels)
-        shares = judge._attributes(read, judged)
-        assert shares[0] == 0.5 and shares[1].isnan()
-
     def test_a_neighbour_that_is_none_is_refused(self, tmp_path):
         values = yaml.safe_load(Path("configs/paper/digits/red.yaml").read_text()) | {"neighbours": ["orange"]}
         (tmp_path / "red.yaml").write_text(yaml.safe_dump(values))
