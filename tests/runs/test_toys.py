@@ -150,7 +150,7 @@ def test_run_end_to_end(toys, tmp_path, capsys):
     assert levels[2] == pytest.approx(levels[0], abs=0.1)
     assert levels[:2] == pytest.approx(before.model.level.tolist()[:2])
     said = capsys.readouterr().out
-    assert "200 steps of 8" in said and "8 pictures: the prompt 'dark'" in said
+    assert "200 steps of 8" in said and "8 pictures: the text 'dark'" in said
     assert sorted(path.stem for path in (tmp_path / ".stages").iterdir()) == [
         "after", "before", "run", "surrogate", "train"
     ]  # fmt: skip
