@@ -1,6 +1,6 @@
 """Import files of the authors' Stable Diffusion code; nothing that a file names is imported or run.
 
-A checkpoint in CompVis's format (.ckpt, .safetensors), over the base pipeline that it was trained from:
+A checkpoint with CompVis's or diffusers' names (.ckpt, .safetensors), over the base pipeline that it was trained from:
     python scripts/convert.py checkpoint last.ckpt --ema --model CompVis/stable-diffusion-v1-4 --output runs/theirs
 Their Fisher, for scripts/forget.py --fisher. It is that of the raw weights of sd-v1-4-full-ema.ckpt, so that:
     python scripts/convert.py checkpoint sd-v1-4-full-ema.ckpt --model CompVis/stable-diffusion-v1-4 --output runs/raw
@@ -35,12 +35,14 @@ def convert_fisher(args: argparse.Namespace) -> None:
 
 def convert_checkpoint(args: argparse.Namespace) -> None:
     from sa_diffusers.families import get_family
-    from sa_diffusers.families.authors_files import import_checkpoint
+    from sa_diffusers.families.authors_files import KEPT, import_checkpoint
     from sa_diffusers.io.loading import save_pipeline
 
     pipeline, ignored, dropped = import_checkpoint(args.file, args.model, args.ema)
     save_pipeline(pipeline, args.output, get_family(pipeline).module, "float32")
     tell_dropped(dropped)
+    if kept := ignored.pop(KEPT, 0):
+        print(f"{kept} tensors of the UNet are not in the file, and stay those of {args.model}")
     if ignored:
         counts = ", ".join(f"{ascii(name)} ({count})" for name, count in sorted(ignored.items()))
         print(f"not taken from the file, tensors of: {counts}; all but the UNet is that of {args.model}")
@@ -53,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
     kinds = parser.add_subparsers(dest="kind", required=True)
     fisher = kinds.add_parser("fisher", help="pickled Fisher to a .safetensors file for --fisher")
     fisher.set_defaults(convert=convert_fisher)
-    checkpoint = kinds.add_parser("checkpoint", help="CompVis checkpoint to a pipeline")
+    checkpoint = kinds.add_parser("checkpoint", help="checkpoint to a pipeline")
     checkpoint.set_defaults(convert=convert_checkpoint)
     checkpoint.add_argument("--ema", action="store_true", help="take the EMA weights, which the authors sample from")
     for kind in (fisher, checkpoint):

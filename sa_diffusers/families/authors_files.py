@@ -23,6 +23,7 @@ from sa_diffusers.io.restricted_pickle import Placeholder, RefusedTensor, read_r
 # Theirs is the squared gradient of the sum over all 1,000 timesteps of a mean over latents (Selective Amnesia, Eq. 5).
 NUM_TIMESTEPS = 1000
 UNET, EMA = "model.diffusion_model.", "model_ema."
+KEPT = "kept"
 EMA_COUNTERS = ("model_ema.decay", "model_ema.num_updates")
 
 
@@ -70,31 +71,41 @@ def import_fisher(path: str | Path, model: str) -> tuple[Fisher, list[str]]:
 
 
 def import_checkpoint(path: str | Path, model: str, ema: bool) -> tuple[DiffusionPipeline, Counter, list[str]]:
-    """A pipeline whose UNet has the weights of a CompVis checkpoint; every other part stays the base pipeline's.
+    """A pipeline whose UNet has the weights of a checkpoint; every other part stays the base pipeline's.
 
     Args:
-        path: a file of torch.save's with a "state_dict".
+        path: a .safetensors file, or one of torch.save's, maybe with a "state_dict". Its tensors have CompVis's names,
+            all of them, with or without the leading "model."; or diffusers' names, maybe after "unet.". Of these some
+            are enough, as of an edit of cross-attention: the rest stays the base pipeline's.
         model: the base pipeline; folder or hub id.
         ema: take the moving average of the weights, which the authors sample from, in place of the weights.
 
     Returns:
-        The pipeline; the number of the file's tensors that were left out, by the first part of their names; and the
-        globals that the file names and that were not imported. Raises as `import_fisher`.
+        The pipeline; the number of the file's tensors that were left out, by the first part of their names, and under
+        KEPT that of the UNet's that were not in it; and the globals that it names and that were not imported.
+        Raises as `import_fisher`.
     """
     _check_class(model)
     tensors, dropped = _read_tensors(path)
+    tensors = {f"model.{name}" if name.startswith(UNET[6:]) else name: tensor for name, tensor in tensors.items()}
     taken = {name: tensor for name, tensor in tensors.items() if name.startswith(UNET)}
-    if not taken:
-        raise ConversionError(f"{path} has no tensor named {UNET}*, as CompVis's have; it has {_first(list(tensors))}")
     if ema:
         taken = _moving_average(tensors, taken)
     family = _load(model)
-    converted = rename_unet(taken, family.module)
+    if taken:
+        converted = rename_unet(taken, family.module)
+        used = [name for name in tensors if name.startswith((UNET, EMA) if ema else UNET)]
+    else:
+        converted, used = _named_as_ours(tensors, family.module)
+    if not converted:
+        raise ConversionError(
+            f"{path} has no tensor of a UNet, {UNET}* as CompVis's or {next(iter(family.module.state_dict()))} as "
+            f"diffusers'; it has {_first(list(tensors))}"
+        )
     _check_values(converted, "checkpoint", lowest=-torch.inf)
-    family.module.load_state_dict(converted)
-    used = (UNET, EMA) if ema else UNET
-    ignored = Counter(name.split(".")[0] for name in tensors if not name.startswith(used))
-    return family.pipeline, ignored, dropped
+    kept = family.module.load_state_dict(converted, strict=False).missing_keys
+    ignored = Counter(name.split(".")[0] for name in tensors.keys() - set(used))
+    return family.pipeline, ignored + Counter({KEPT: len(kept)}), dropped
 
 
 def rename_unet(tensors: dict[str, Tensor], unet: nn.Module) -> dict[str, Tensor]:
@@ -127,10 +138,29 @@ def rename_unet(tensors: dict[str, Tensor], unet: nn.Module) -> dict[str, Tensor
     return {name: tensors[given] for name, given in origin.items()}
 
 
+def _named_as_ours(tensors: dict[str, Tensor], unet: nn.Module) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors that have the names of a UNet's parameters, and the names that the file gives them.
+
+    Raises:
+        ConversionError: one has another shape.
+    """
+    known = unet.state_dict()
+    found = {name: name.removeprefix("unet.") for name in tensors if name.removeprefix("unet.") in known}
+    for given, name in found.items():
+        if tensors[given].shape != known[name].shape:
+            expected, got = tuple(known[name].shape), tuple(tensors[given].shape)
+            raise ConversionError(f"the file's {given} has the shape {got}, the pipeline's UNet {expected} there")
+    return {name: tensors[given] for given, name in found.items()}, list(found)
+
+
 def _moving_average(tensors: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """The EMA weights by the names of the weights; CompVis stores them under names without dots."""
     stored = {EMA + name.removeprefix("model.").replace(".", ""): name for name in weights}
     present = {name for name in tensors if name.startswith(EMA) and name not in EMA_COUNTERS}
+    if not present:
+        raise ConversionError(
+            "the file has no EMA weights beside the weights; omit --ema (files named emaonly have them in their place)"
+        )
     if found := _listed({"missing": sorted(stored.keys() - present), "extra": sorted(present - stored.keys())}):
         raise ConversionError(
             f"the file's EMA weights are not those of its UNet ({'; '.join(found)}); omit --ema, or pass a checkpoint "

@@ -13,10 +13,11 @@ import pytest
 import torch
 from cheap_runs import context_of
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import save_file
 
 from sa_diffusers.core.fisher import Fisher, FisherMismatch
 from sa_diffusers.families import get_family
-from sa_diffusers.families.authors_files import ConversionError, import_checkpoint, import_fisher, rename_unet
+from sa_diffusers.families.authors_files import KEPT, ConversionError, import_checkpoint, import_fisher, rename_unet
 from sa_diffusers.io.restricted_pickle import RefusedFile, RefusedTensor, read_restricted
 from sa_diffusers.runs.stages.fisher import FisherStage
 from scripts import convert
@@ -223,6 +224,30 @@ def test_checkpoint_script_writes_a_plain_pipeline(pipeline, model, tmp_path, mo
     assert left_out + ("; " if ema else f", 'model_ema' ({len(weights) + 2}); ") in said
 
 
+@pytest.mark.parametrize("form", ["without model.", "diffusers", "unet.", "cross-attention alone", "safetensors"])
+def test_forms_that_people_save_a_unet_in(pipeline, model, tmp_path, form):
+    weights = {name: torch.rand(p.shape) for name, p in pipeline.unet.named_parameters()}
+    names = {name: official_name(name, pipeline.unet) for name in weights}
+    if form == "cross-attention alone":
+        weights = {name: tensor for name, tensor in weights.items() if "attn2" in name}
+    if form not in ("without model.", "safetensors"):
+        names = {name: f"unet.{name}" if form == "unet." else name for name in weights}
+    state = {names[name]: tensor for name, tensor in weights.items()}
+    path = tmp_path / ("unet.safetensors" if form == "safetensors" else "unet.pt")
+    save_file(state, path) if form == "safetensors" else torch.save(state, path)
+    expected = dict(pipeline.unet.named_parameters()) | weights
+    converted, ignored, _ = import_checkpoint(path, model, ema=False)
+    torch.testing.assert_close(dict(converted.unet.named_parameters()), expected, rtol=0, atol=0)
+    assert ignored[KEPT] == len(expected) - len(weights)
+
+
+def test_a_file_of_the_average_alone_says_so(pipeline, model, tmp_path):
+    state = {f"model.{official_name(name, pipeline.unet)}": p for name, p in pipeline.unet.named_parameters()}
+    dump({"state_dict": state}, tmp_path / "emaonly.ckpt", "zip")
+    with pytest.raises(ConversionError, match="omit --ema .files named emaonly"):
+        import_checkpoint(tmp_path / "emaonly.ckpt", model, ema=True)
+
+
 def test_averages_that_are_not_those_of_the_weights_are_refused(pipeline, model, tmp_path):
     content = checkpoint_of(*[random_tensors(pipeline.unet, 1)] * 2, pipeline.unet)
     content["state_dict"]["model_ema.diffusion_modelother"] = content["state_dict"].pop(
@@ -239,7 +264,8 @@ def test_averages_that_are_not_those_of_the_weights_are_refused(pipeline, model,
 @pytest.mark.parametrize(
     "content, message",
     [
-        ({"state_dict": {"unet.conv_in.weight": torch.rand(2)}}, r"no tensor named model\.diffusion_model\.\*"),
+        ({"state_dict": {"unet.conv_in.weight": torch.rand(2)}}, r"unet.conv_in.weight has the shape \(2,\)"),
+        ({"state_dict": {"vae.conv_in.weight": torch.rand(2)}}, r"no tensor of a UNet, model\.diffusion_model\.\*"),
         ([{"module.conv_in.weight": torch.rand(2)}, {}, 3], "class-conditional checkpoint"),
         ({"module.conv_in.weight": torch.rand(2)}, "class-conditional checkpoint"),
         ({"state_dict": {"lr": 3}}, "holds no tensors by name: .* got a dict of lr"),
