@@ -28,8 +28,9 @@ def write_report(
         pairs, history: see `save_before_after` and `curves_png`; may be empty.
         config: the resolved configuration.
         amounts: {stage: {"count", "of", "per_second"}}, what each stage worked through.
-        said: title; summary, the result in words; seconds, of wall-clock by stage, where a list under "reused" names
-            those that were not computed again; fisher, its metadata or None; notes, one sentence each.
+        said: title; verdict, advice: of `verdict`; summary, what was done, in words; seconds, of wall-clock by stage,
+            where a list under "reused" names those that were not computed again; fisher, its metadata or None; notes,
+            one sentence each.
     """
     groups = {
         name: [figure({side: pair[side] for side in ("before", "after")}, pair["prompt"]) for pair in part]

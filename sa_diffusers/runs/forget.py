@@ -39,7 +39,7 @@ from sa_diffusers.runs.context import Inputs, RunContext
 from sa_diffusers.runs.inputs import check_given, claim_folder, read_inputs
 from sa_diffusers.runs.options import RunOptions
 from sa_diffusers.runs.plan import announce
-from sa_diffusers.runs.results import combine, write_results
+from sa_diffusers.runs.results import all_written, combine, write_results
 from sa_diffusers.runs.stages import stages_of
 from sa_diffusers.runs.stages.evaluate import exam_content
 from sa_diffusers.training.launching import check_launch
@@ -186,7 +186,7 @@ def _run_stages(context: RunContext) -> Outcome:
     main = process_state().is_main_process
     if main:
         plan = announce(context, stages)
-        with _room_to_look(stages), atomic_path(context.folder / "config.yaml") as temporary:
+        with _room_to_look(context, stages), atomic_path(context.folder / "config.yaml") as temporary:
             config_to_yaml(context.options, temporary)  # only now that no stage has refused it
         say("\n".join([plan, *([context.warning] if context.warning else [])]))
     for stage in stages.stages:
@@ -195,7 +195,7 @@ def _run_stages(context: RunContext) -> Outcome:
         stages.run(stage)
     metrics = combine(context, stages)
     if main:
-        with _room_to_look(stages):
+        with _room_to_look(context, stages):
             write_results(context, metrics)
     pipeline = context.family.pipeline
     pipeline.metrics, pipeline.forgotten = metrics, read_forgotten(str(context.folder / "pipeline"))
@@ -203,12 +203,12 @@ def _run_stages(context: RunContext) -> Outcome:
 
 
 @contextmanager
-def _room_to_look(stages: Stages) -> Iterator[None]:
+def _room_to_look(context: RunContext, stages: Stages) -> Iterator[None]:
     """Let a finished run be looked at on a full disk: what it wrote before is all there, and stays as it was."""
     try:
         yield
     except DiskFull as error:
-        if stages.left:
+        if stages.left or not all_written(context):
             raise
         say(f"nothing is written again: {error}")
 

@@ -15,6 +15,7 @@ from sa_diffusers.report.cards import write_model_card
 from sa_diffusers.report.metrics_table import metrics_table
 from sa_diffusers.report.pictures import by_group, save_before_after
 from sa_diffusers.report.run_page import write_report
+from sa_diffusers.report.verdict import verdict
 from sa_diffusers.runs.context import RunContext
 from sa_diffusers.runs.stages import stages_of
 from sa_diffusers.runs.stages.fisher import FisherStage
@@ -58,12 +59,14 @@ def write_results(context: RunContext, metrics: dict[str, Any]) -> None:
     """metrics.json, before_after.png, report.html, and a model card inside every folder that can be pushed."""
     folder, options = context.folder, context.options
     write_json(metrics, folder / "metrics.json")
-    shown = pairs(context.value("before"), context.value("after"))
+    shown, (found, advice) = pairs(context.value("before"), context.value("after")), verdict(metrics)
     some = [pair for group in by_group(shown).values() for pair in group[:8]]
     save_before_after(some, folder / "before_after.png")
     write_report(
         folder / "report.html",
         title=f"Forgetting {context.concept.name}",
+        verdict=found,
+        advice=advice,
         summary=summary(context, metrics),
         metrics=metrics,
         pairs=shown,
@@ -74,7 +77,7 @@ def write_results(context: RunContext, metrics: dict[str, Any]) -> None:
         fisher=_fisher(context),
         notes=_notes(context),
     )
-    for name in ("pipeline", "lora") if options.lora_rank else ("pipeline",):
+    for name in _shared(context):
         save_before_after(some, folder / name / "before_after.png")
         write_model_card(
             folder / name,
@@ -91,6 +94,17 @@ def write_results(context: RunContext, metrics: dict[str, Any]) -> None:
             variant=options.save_variant,
             lora=name == "lora",
         )
+
+
+def all_written(context: RunContext) -> bool:
+    """Whether `write_results` came to its end before."""
+    last = [f"{name}/README.md" for name in _shared(context)]
+    return all((context.folder / name).exists() for name in ("config.yaml", "metrics.json", "report.html", *last))
+
+
+def _shared(context: RunContext) -> tuple[str, ...]:
+    """The folders that can be pushed."""
+    return ("pipeline", "lora") if context.options.lora_rank else ("pipeline",)
 
 
 def _wholly_reused(context: RunContext, metrics: dict[str, Any]) -> list[str]:
@@ -126,7 +140,6 @@ def _fisher(context: RunContext) -> dict[str, Any] | None:
 def _notes(context: RunContext) -> list[str]:
     dtype, kind = context.options.dtype, type(context.family.pipeline).__name__
     notes = [
-        "Suppressed, not proven erased: whoever has the weights may train or attack the concept back.",
         f"The pipeline lies beside this page: {kind}.from_pretrained('pipeline', dtype=torch.{dtype}).",
         *([context.warning] if context.warning else []),
         *(f"The model had forgotten before: {said_of(record)}." for record in context.forgotten),
@@ -158,13 +171,13 @@ def summary(context: RunContext, metrics: dict[str, Any]) -> str:
     """The result in a sentence or two."""
     before, after, surrogate = metrics["before"], metrics["after"], _drawn_instead(context)
     favoured = f" in favour of “{surrogate}”" if surrogate else ""
-    lead = f"The model was made to forget “{context.concept.name}”{favoured} by {_method(context)}."
+    lead = f"Asked to forget “{context.concept.name}”{favoured} by {_method(context)}."
     if before["concept_probability"] is None:
         change = (after["replay_loss"] / before["replay_loss"] - 1) if "replay_loss" in after else None
         return lead + ("" if change is None else f" The loss on samples of everything else changed by {change:+.2%}.")
     return (
         f"{lead} Asked for it, it shows it with probability {after['concept_probability']:.3f} (before: "
-        f"{before['concept_probability']:.3f}); everything else comes out right in {after['retained_accuracy']:.1%} "
+        f"{before['concept_probability']:.3f}); the other classes come out right in {after['retained_accuracy']:.1%} "
         f"of pictures (before: {before['retained_accuracy']:.1%})."
     )
 
@@ -174,4 +187,5 @@ def table(metrics: dict) -> str:
     seconds = dict(metrics["seconds"])
     reused = seconds.pop("reused")
     said = "seconds when computed: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items())
-    return f"{metrics_table(metrics)}\n\n{said}" + (f"\nreused: {', '.join(reused)}" if reused else "")
+    found = " ".join(verdict(metrics)).strip()
+    return f"{found}\n\n{metrics_table(metrics)}\n\n{said}" + (f"\nreused: {', '.join(reused)}" if reused else "")

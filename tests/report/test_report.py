@@ -60,6 +60,8 @@ def make_history(num_steps: int = 20) -> list[dict]:
 def make_page(path, **changes) -> str:
     content = {
         "title": NASTY,
+        "verdict": "Forgotten: 1.2 %.",
+        "advice": "",
         "summary": "Was 98.1 %, is 1.2 %.",
         "metrics": METRICS,
         "pairs": make_pairs(),
