@@ -308,5 +308,5 @@ def test_files_of_something_else_are_refused(tmp_path):
     with pytest.raises(FisherMismatch, match="its header says pt"):
         Fisher.load(tmp_path / "weights.safetensors")
     (tmp_path / "garbage.safetensors").write_bytes(b"not a safetensors file at all")
-    with pytest.raises(FisherMismatch, match="no readable safetensors file"):
+    with pytest.raises(FisherMismatch, match="is no readable Fisher"):
         Fisher.load(tmp_path / "garbage.safetensors")

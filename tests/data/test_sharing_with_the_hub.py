@@ -176,7 +176,7 @@ def test_a_fisher_is_found_by_file_folder_and_hub_id(fisher, tmp_path):
 
 def test_what_is_no_fisher_is_said(tmp_path):
     cache_repository("someone/weights", {"fisher.safetensors": b"something else"})
-    with pytest.raises(FisherMismatch, match="no readable safetensors file"):
+    with pytest.raises(FisherMismatch, match="is no readable Fisher"):
         load_fisher("someone/weights")
     with pytest.raises(FileNotFoundError, match=f"no Fisher at {tmp_path}/fisher.safetensors"):
         load_fisher(tmp_path)
