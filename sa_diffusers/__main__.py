@@ -12,7 +12,7 @@ COMMANDS = {  # word: (module of sa_diffusers.cli, what it does)
     "attack": ("attack", "try to bring a forgotten concept back"),
     "push": ("push", "push what a run left to the hub"),
     "verify": ("verify", "check that what a run left, or the hub has, is whole"),
-    "convert": ("convert", "import the authors' checkpoints and Fisher"),
+    "convert": ("convert", "import a checkpoint of a UNet, or the authors' Fisher"),
     "train-base": ("train_base", "train a model to forget concepts of afterwards"),
     "train-classifier": ("train_classifier", "train a classifier that judges pictures"),
     "surrogates": ("surrogates", "order surrogates by how much they would change"),

@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     checkpoint.set_defaults(convert=convert_checkpoint)
     checkpoint.add_argument("--ema", action="store_true", help="take the EMA weights, which the authors sample from")
     for kind in (fisher, checkpoint):
-        kind.add_argument("file", type=Path, help="the authors' file")
+        kind.add_argument("file", type=Path, help="the file to import")
         kind.add_argument("--model", required=True, help="pipeline that the file belongs to: folder or hub id")
         kind.add_argument("--output", type=Path, required=True, help="what to write; must not exist")
         kind.add_argument(DEBUG, action="store_true", help="show the traceback of an error")

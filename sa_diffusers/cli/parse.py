@@ -197,7 +197,7 @@ class _ReplaceThenExtend(argparse.Action):
 _MEMORY = (  # after an error of torch, which this module does not import
     "\nTake less at once (--train_batch_size, --sample_batch_size, --fisher_chunk_size, --eval_batch_size) or try "
     "--mixed_precision bf16, --gradient_checkpointing, --fisher_device cpu, --ewc_device cpu, --lora_rank 16, where "
-    "the script has them; README, Cost, says what each takes. What was finished is kept."
+    "the script has them; docs/cost.md says what each takes. What was finished is kept."
 )
 
 

@@ -10,7 +10,7 @@ Exits with 1 where something is damaged or missing, with one line for each.
 import argparse
 from pathlib import Path
 
-from sa_diffusers.cli.parse import friendly_errors
+from sa_diffusers.cli.parse import DEBUG, friendly_errors
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -19,8 +19,9 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("source", metavar="RUN", help="Folder of a run or of a pipeline, or a hub id of a pipeline.")
+    parser.add_argument(DEBUG, action="store_true", help="Show the traceback of an error.")
     source = parser.parse_args(argv).source
-    with friendly_errors():
+    with friendly_errors(argv):
         found, checked = verify(source)
         for line in found:
             print(line)
@@ -37,7 +38,7 @@ def verify(source: str) -> tuple[list[str], int]:
         ModelLoadError: no such repository, or no network.
     """
     from sa_diffusers.io.artifacts import read_marker
-    from sa_diffusers.io.atomic_files import DamagedFile, damages, read_json
+    from sa_diffusers.io.atomic_files import DamagedFile, damages
     from sa_diffusers.io.forgotten import FORGOTTEN
     from sa_diffusers.io.hub import fetch
     from sa_diffusers.io.model_names import is_on_hub
@@ -45,7 +46,7 @@ def verify(source: str) -> tuple[list[str], int]:
 
     folder, again = Path(source), "save it again from its run, or copy it again"
     if is_on_hub(source):
-        hashes = read_json(fetch(source, [FORGOTTEN]) / FORGOTTEN, "files")["files"]
+        hashes = _hashes(fetch(source, [FORGOTTEN]) / FORGOTTEN)
         folder, again = fetch(source, [FORGOTTEN, *hashes]), "push it again from its run"
     found, checked = [], 0
     for marker in sorted(folder.glob(".stages/[!.]*.json")):
@@ -61,12 +62,20 @@ def verify(source: str) -> tuple[list[str], int]:
         checked += 1
         found += [f"{damage}: delete {checkpoint}; training goes on from another" for damage in damaged(checkpoint)]
     if (folder / FORGOTTEN).is_file():
-        files = read_json(folder / FORGOTTEN, "files")["files"]
+        files = _hashes(folder / FORGOTTEN)
         checked += len(files)
         found += [f"{damage}: {again}" for damage in damages(folder, files)]
     if not checked + len(found):
         raise ValueError(f"expected a run's folder, or a pipeline with {FORGOTTEN}, got {source}: nothing to check by")
     return found, checked
+
+
+def _hashes(path: Path) -> dict[str, str]:
+    """The hash of each file, by a forgotten.json."""
+    from sa_diffusers.io.atomic_files import explain_read_errors, read_json
+
+    with explain_read_errors(path):
+        return dict(read_json(path, "files")["files"])
 
 
 if __name__ == "__main__":

@@ -121,12 +121,17 @@ def _folded_letter(letter: str) -> str:
     kind = unicodedata.category(letter[0])
     if letter[0].isspace() or letter[0] == "_" or kind == "Pd":
         return " "
-    if kind == "Cf":  # soft hyphens, joiners, marks of direction
+    if kind == "Cf" or _unseen(letter[0]):  # soft hyphens, joiners, marks of direction
         return ""
     plain = unicodedata.normalize("NFKC", letter)
     if not letter[0].isalnum() and any(map(str.isalnum, plain)):  # "7™" is no "7tm"
         return letter
-    return unicodedata.normalize("NFKC", plain.casefold())
+    return unicodedata.normalize("NFKC", plain.casefold().replace("i\u0307", "i"))  # of a Turkish İ
+
+
+def _unseen(letter: str) -> bool:
+    """Whether a mark only says how the letter before it is drawn: as an emoji, in a variant, in a key's frame."""
+    return "\ufe00" <= letter <= "\ufe0f" or "\U000e0100" <= letter <= "\U000e01ef" or letter in "\u034f\u20e3"
 
 
 def _unspaced(letter: str) -> bool:
@@ -142,7 +147,7 @@ def _joins(letter: str) -> bool:
 
 def _places(prompt: str, words: Sequence[str], plurals: bool) -> list[tuple[int, int]]:
     """Where the words stand in the folded prompt, in order and without overlap; a longer one goes first."""
-    text, folded = _folded(prompt)[0], {fold(word) for word in words} - {""}
+    (text, offsets), folded = _folded(prompt), {fold(word) for word in words} - {""}
     if plurals:
         folded |= {word[:-1] + "ie" for word in folded if word.endswith("y")}  # city, cities
     endings = ("", "s", "es", "'s") if plurals else ("",)
@@ -155,7 +160,9 @@ def _places(prompt: str, words: Sequence[str], plurals: bool) -> list[tuple[int,
             ended = _unspaced(word[-1]) or any(
                 text.startswith(ending, end) and not _joins(text[end + len(ending) :][:1]) for ending in endings
             )
-            if begins and ended and not any(start < other_end and other < end for other, other_end in found):
+            inside = any(0 < at < len(text) and offsets[at] == offsets[at - 1] for at in (start, end))  # of "½", say
+            apart = not any(start < other_end and other < end for other, other_end in found)
+            if begins and ended and apart and not inside:
                 found.append((start, end))
             start = text.find(word, start + 1)
     return sorted(found)

@@ -244,7 +244,7 @@ def examine(
 
 
 def spread_rows(total: int, count: int) -> list[int]:
-    """At most `count` indices spread evenly over `total`, so that every retained class is among the pictures."""
+    """At most `count` indices spread evenly over `total`."""
     return torch.linspace(0, total - 1, min(count, total)).long().tolist()
 
 

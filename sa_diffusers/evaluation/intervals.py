@@ -4,7 +4,7 @@ import math
 from collections.abc import Hashable, Iterator, Sequence
 
 import torch
-from scipy.special import stdtrit
+from scipy.special import bdtrc, stdtrit
 from torch import Tensor
 
 from sa_diffusers.core.seeding import seeded
@@ -22,7 +22,7 @@ def wilson_interval(mean: float, count: float) -> tuple[float, float]:
     z = _Z
     centre = (mean + z**2 / (2 * count)) / (1 + z**2 / count)
     half_width = z / (1 + z**2 / count) * math.sqrt(mean * (1 - mean) / count + z**2 / (4 * count**2))
-    return max(0.0, centre - half_width), min(1.0, centre + half_width)
+    return 0.0 if mean <= 0 else max(0.0, centre - half_width), 1.0 if mean >= 1 else min(1.0, centre + half_width)
 
 
 def share_interval(values: Tensor | Sequence[float], groups: Groups | None = None) -> tuple[float, float]:
@@ -87,8 +87,9 @@ def difference_interval(
     """Interval of the mean of a - b, where a[i] and b[i] are one image's: the same prompt and seed in two models.
 
     Arguments and errors are those of `bootstrap_interval`. Of values that are 0 or 1 it is Bonett and Price's (2012),
-    which counts one image more that flips each way: like the sign test, it needs six flips one way to exclude 0.
-    Where fewer than ten images or groups differ, others take that of flips by the largest difference if it is wider.
+    which counts one image more that flips each way, and holds 0 wherever the exact sign test finds no difference: six
+    flips one way are the fewest that exclude it. Where what differs comes to fewer than ten images or groups, others
+    take that of flips by the largest difference if it is wider.
     """
     a, b = _one_dimensional(a), _one_dimensional(b)
     if len(a) != len(b):
@@ -97,8 +98,8 @@ def difference_interval(
     if _is_binary(a) and _is_binary(b):
         return _interval_of_flips(difference, numbers)
     low, high = _interval(difference, numbers, seed, resamples)
-    largest = difference.abs().max().item()
-    if largest and len(numbers[difference != 0].unique()) < 2 * FEW:
+    largest, apart = difference.abs().max().item(), _sums(difference.abs(), numbers)
+    if largest and apart.sum() ** 2 / apart.square().sum() < 2 * FEW:  # the groups that it comes from (Kish)
         flips = _interval_of_flips(difference / largest, numbers)
         low, high = min(low, largest * flips[0]), max(high, largest * flips[1])
     return low, high
@@ -109,10 +110,13 @@ def _interval_of_flips(flips: Tensor, numbers: Tensor) -> tuple[float, float]:
     up, down = flips.clamp(min=0).mean().item(), flips.clamp(max=0).mean().neg().item()
     rarer = 1 - max(up, down, 1 - up - down)  # share of all but the commonest outcome
     count = _worth(flips, numbers, rarer)
+    flipped, ahead = round(count * (up + down)), round(count * max(up, down))
+    undecided = 2 * bdtrc(ahead - 1, flipped, 0.5) > 1 - 0.95  # of the sign test, two-sided
     up, down = ((count * share + 1) / (count + 2) for share in (up, down))
     centre = up - down
     half_width = _Z * math.sqrt((up + down - centre**2) / (count + 2))
-    return max(-1.0, centre - half_width), min(1.0, centre + half_width)
+    low, high = max(-1.0, centre - half_width), min(1.0, centre + half_width)
+    return (min(low, 0.0), max(high, 0.0)) if undecided else (low, high)
 
 
 def _worth(values: Tensor, numbers: Tensor, rarer: float) -> float:

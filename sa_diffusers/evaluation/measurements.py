@@ -90,7 +90,8 @@ def measurements(
             found.append(_measured(group, measure, rows, pair, prompts, seed))
             if measure == "accuracy" and attribute is not None:  # the interval is of this class alone
                 name, rows = worst_class(pair[0], classes)
-                worst = _measured(group, "worst_accuracy", rows, pair, prompts, seed)
+                # No difference: a class that was chosen for being the worst has lost by that choice.
+                worst = _measured(group, "worst_accuracy", rows, (pair[0], None), prompts, seed)
                 found.append(replace(worst, remark=name or ""))
     return found
 

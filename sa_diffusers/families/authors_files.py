@@ -1,4 +1,4 @@
-"""Import the authors' Stable Diffusion files: their Fisher, and checkpoints with CompVis's names.
+"""Import the authors' Stable Diffusion files: their Fisher, and checkpoints with CompVis's or diffusers' names.
 
 What such a file belongs to is not in it, so a pipeline says so. The authors took the Fisher of, and went on training,
 the *raw* weights of sd-v1-4-full-ema.ckpt, while they sample from its EMA weights. Their class-conditional checkpoints
@@ -190,7 +190,7 @@ def _read_tensors(path: str | Path) -> tuple[dict[str, Tensor], list[str]]:
     if isinstance(content, list) or any(name.startswith("module.") for name in names):
         raise ConversionError(
             f"{path} looks like a class-conditional checkpoint of the authors', whose network diffusers does not "
-            "have; expected their Stable Diffusion's. scripts/train_base.py trains a class-conditional model"
+            "have; expected their Stable Diffusion's. sa-diffusers train-base trains a class-conditional model"
         )
     for name in names:
         if isinstance(state[name], RefusedTensor):

@@ -85,6 +85,11 @@ def config_to_yaml(config: Any, path: str | Path) -> None:
     Path(path).write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=119), encoding="utf-8")
 
 
+def read_back(path: str | Path) -> dict[str, Any]:
+    """What `config_to_yaml` wrote, with the user's own folder in the place of "~"."""
+    return _each(read_yaml(path), lambda text: os.path.expanduser(text) if text.startswith("~/") else text)
+
+
 def _each(value: Any, change: Callable[[str], str]) -> Any:
     """`value` with every string in it changed, names of options apart."""
     if isinstance(value, dict):

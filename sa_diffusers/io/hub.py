@@ -174,7 +174,7 @@ def check_push(repo_id: str, api: HfApi | None = None) -> None:
             (api or HfApi()).whoami()
     except (OSError, HTTPError) as error:
         raise PushError(
-            f"The hub cannot be reached: {error}. Leave out --push_to_hub and push later, by scripts/push.py."
+            f"The hub cannot be reached: {error}. Omit --push_to_hub, and push later by sa-diffusers push."
         ) from error
 
 

@@ -22,7 +22,7 @@ from sa_diffusers.families.plain_parts import unfused, unwrapped
 from sa_diffusers.io.artifacts import hash_tensors
 from sa_diffusers.io.atomic_files import atomic_path
 from sa_diffusers.io.bundled import resolve
-from sa_diffusers.io.configuration import read_yaml
+from sa_diffusers.io.configuration import read_back
 from sa_diffusers.io.forgotten import write_forgotten
 from sa_diffusers.io.hub import ModelLoadError, explain_load_errors, read_part
 from sa_diffusers.io.model_names import is_on_hub
@@ -71,7 +71,7 @@ def read_tokenizer(source: str, revision: str | None = None) -> PreTrainedTokeni
 def read_run_options(run: Path) -> dict[str, Any]:
     """What the config.yaml in a run's folder says; {} where there is none."""
     path = run / "config.yaml"
-    return read_yaml(path) if path.is_file() else {}
+    return read_back(path) if path.is_file() else {}
 
 
 def load_pipeline(model: str, revision: str | None, variant: str | None, dtype: str) -> DiffusionPipeline:

@@ -51,7 +51,7 @@ class RunContext:
         return self.inputs.concept
 
     @property
-    def surrogate(self) -> str:
+    def surrogate(self) -> str | None:
         """As others may read it: of a folder its name."""
         concept = self.concept
         return base_name(concept.surrogate) if concept.surrogate_kind == "images" else concept.surrogate

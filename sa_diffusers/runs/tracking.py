@@ -62,7 +62,7 @@ def save_snapshot(family: Family, config: RunOptions, folder: Path) -> None:
 
 
 def _tracked(prompts: PromptSet, count: int) -> PromptSet:
-    """`count` of them spread evenly, so that every retained class is among them, from seeds of their own.
+    """`count` of them spread evenly, from seeds of their own.
 
     The run ends when these pictures say so: those of the examination must not have chosen what they judge.
     """

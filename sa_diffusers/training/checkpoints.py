@@ -45,8 +45,10 @@ class Checkpoints:
             for checkpoint in reversed(self.existing()):
                 if not (found := damaged(checkpoint)):
                     break
-                say(f"{found[0]}: training goes on from the checkpoint before, or from the start")
-                shutil.rmtree(checkpoint)
+                kept = checkpoint.with_suffix(".damaged")
+                shutil.rmtree(kept, ignore_errors=True)
+                checkpoint.rename(kept)
+                say(f"{found[0]}: kept as {kept.name}; training goes on from the one before, or from the start")
         self.accelerator.wait_for_everyone()
         if not self.existing():
             return 0, []

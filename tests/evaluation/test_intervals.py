@@ -208,3 +208,27 @@ def test_differences_of_few_flips_hold_as_often_as_they_say(gained):
     before = 1 - ((draws >= lost) & (draws < 0.03)).double()
     intervals = [difference_interval(*pair) for pair in zip(after, before, strict=True)]
     assert sum(low <= gained - lost <= high for low, high in intervals) / 400 >= 0.94
+
+
+@pytest.mark.parametrize("count", [4, 5, 8, 20, 48, 120])
+def test_five_flips_one_way_never_tell(count):
+    """As by the exact sign test, whose p is .0625 for five and .031 for six."""
+    for flips in range(min(count, 9) + 1):
+        before, after = torch.zeros(count), torch.zeros(count)
+        after[:flips] = 1
+        low, high = difference_interval(after, before)
+        assert (low > 0) == (flips >= 6), (flips, low)
+        assert high >= flips / count - 1e-12
+
+
+def test_differences_of_nearly_nothing_are_none():
+    """Four large ones among 196 of 1e-9 tell no more than among as many of 0."""
+    few = torch.cat([torch.full((4,), 0.9), torch.zeros(196)])
+    noisy = few + torch.linspace(1e-9, 2e-9, 200)
+    for values in (few, noisy):
+        assert difference_interval(values, torch.zeros(200))[0] <= 0
+
+
+def test_nothing_seen_begins_at_nothing():
+    for count in range(1, 60):
+        assert wilson_interval(0.0, count)[0] == 0.0 and wilson_interval(1.0, count)[1] == 1.0

@@ -146,7 +146,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(finished, finished_di
     outcome = run_again(home, finished)
     printed = capsys.readouterr().out
     for path in damaged:
-        assert f"{path} is not what was written there: training goes on from the checkpoint before" in printed
+        assert f"{path} is not what was written there: kept as {path.parent.name}.damaged; training goes on" in printed
     assert outcome.metrics["seconds"]["reused"] == "samples replay_samples surrogate fisher before after".split()
     assert (finished / UNET).read_bytes() == (finished_dir / UNET).read_bytes()
     assert verify(str(finished))[0] == []

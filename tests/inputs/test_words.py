@@ -251,3 +251,18 @@ def test_a_field_of_another_type_is_named(options, message):
 def test_a_number_in_quotes_is_a_number_as_in_yaml(tmp_path):
     given = ForgetConfig(concept="seven", learning_rate="3e-3", output_dir=tmp_path)
     assert given.learning_rate == 3e-3 and given.output_dir == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "word", "expected"),
+    [
+        ("\u00bd moon", "1", None),
+        ("2\u00bd cups", "21", None),
+        ("\u2764\ufe0f card", "\u2764", "X card"),
+        ("seven\ufe0f", "seven", "X"),
+        ("\u0130stanbul by night", "istanbul", "X by night"),
+    ],
+)
+def test_letters_that_stand_for_several_and_marks_that_nobody_reads(prompt, word, expected):
+    assert mentions(prompt, [word]) == (expected is not None)
+    assert substitute(prompt, [word], "X").replace("\ufe0f", "") == (expected or prompt)

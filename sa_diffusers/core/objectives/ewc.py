@@ -1,5 +1,6 @@
 """Elastic weight consolidation: hold the weights that matter (Kirkpatrick et al. 2017), also those under a LoRA."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -114,7 +115,7 @@ def smallest_exact(values: Tensor) -> Tensor:
 
 def check_fisher(shapes: Mapping[str, tuple[int, ...]], fisher: Mapping[str, Tensor], ewc_lambda: float) -> None:
     """Raise ValueError for a negative lambda, or unless every weight of these names and shapes has a finite value."""
-    if ewc_lambda < 0:
+    if not 0 <= ewc_lambda < math.inf:
         raise ValueError(f"expected ewc_lambda >= 0, got {ewc_lambda}")
     wrong = [name for name, shape in shapes.items() if name not in fisher or tuple(fisher[name].shape) != shape]
     if wrong:
@@ -122,9 +123,11 @@ def check_fisher(shapes: Mapping[str, tuple[int, ...]], fisher: Mapping[str, Ten
             f"the Fisher does not fit the model: {len(wrong)} of {len(shapes)} trained parameters are missing "
             f"from it or have another shape there, the first is {wrong[0]}; estimate it on this very model"
         )
-    broken = [name for name in shapes if not fisher[name].isfinite().all()]
+    broken = [name for name in shapes if not ((fisher[name] >= 0) & fisher[name].isfinite()).all()]
     if broken:
-        raise ValueError(f"the Fisher holds values that are not finite, first in {broken[0]}; estimate it again")
+        raise ValueError(
+            f"the Fisher holds values that are not finite or below 0, first in {broken[0]}; estimate it again"
+        )
 
 
 def _check_anchor(parameters: Mapping[str, Tensor], anchor: Mapping[str, Tensor]) -> None:

@@ -165,5 +165,5 @@ def load_extractor(source: str, attribute: str | None = None) -> Extractor:
             raise ValueError(f"expected all weights of {type(model).__name__} in {folder}, got none for {missing[0]}")
         extractor = TransformersExtractor(model, processor, first_token=bool(missing))
     if attribute is not None:
-        raise ValueError(f"expected a classifier to read the attribute {attribute!r}, got {source}; leave it away")
+        raise ValueError(f"expected a classifier to read the attribute {attribute!r}, got {source}; omit it")
     return extractor

@@ -73,7 +73,7 @@ def open_run(config: RunConfig) -> OpenRun:
     settings = drawn_as(config.settings_of or config.run, config.drawn_as)
     kind = family_defaults(read_model_index(f"{config.run}/pipeline")["_class_name"])
     usual = made_by(config.run).get("eval_batch_size", kind.get("eval_batch_size", DrawingOptions.eval_batch_size))
-    concept, done = config.concept, Path(config.run) / "metrics.json"  # written last: before it nothing was forgotten
+    concept, done = config.concept, Path(config.run) / "metrics.json"  # which is written after all stages
     if concept is None and done.exists():
         concept = read_json(done).get("concept")
     prompts = read_prompts(config.prompts) if config.prompts else []

@@ -27,16 +27,16 @@ class BaseOptions(TrainingConfig):
     seed: int = option(0, "Seed of every random number.")
 
 
-def claim_folder(config: BaseOptions, name: str = "run") -> None:
-    """Make the folder this configuration's, by a marker of that name. Raises StageMismatch: it is another's."""
+def claim_folder(config: BaseOptions) -> None:
+    """Make the folder this configuration's, by a marker. Raises StageMismatch: it is another's."""
     key = {name: getattr(config, name) for name in identity_names(type(config))}
-    claim = Stage(config.output_dir, name, key, "Pass another --output_dir, or remove this folder first.")
+    claim = Stage(config.output_dir, "base", key, "Pass another --output_dir, or remove this folder first.")
     if not claim.done:
         claim.finish(0.0)
 
 
 @contextmanager
-def claimed(config: BaseOptions, name: str = "run") -> Iterator[Path]:
+def claimed(config: BaseOptions) -> Iterator[Path]:
     """The folder of a training, claimed as by `claim_folder`, and kept from other runs for the block.
 
     Raises:
@@ -48,7 +48,7 @@ def claimed(config: BaseOptions, name: str = "run") -> Iterator[Path]:
     output_dir, main = Path(config.output_dir), process_state().is_main_process
     with RunLock(output_dir) if main else nullcontext():
         if main:
-            claim_folder(config, name)
+            claim_folder(config)
             remove_leftovers(output_dir)
         yield output_dir
 

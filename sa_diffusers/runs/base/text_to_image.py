@@ -230,7 +230,7 @@ def train_base(data: CaptionedImages, config: BaseConfig) -> DiffusionPipeline:
     architecture = read_yaml(resolve(config.architecture))
     if missing := sorted(read_yaml(resolve("bundled/digits/architecture.yaml")).keys() - architecture.keys()):
         raise ValueError(f"expected a configuration of every part in {config.architecture}, got none of {missing[0]}")
-    with claimed(config, "base") as output_dir:
+    with claimed(config) as output_dir:
         parts, checkpoints = output_dir / "parts", output_dir / "checkpoints"
         if not (parts / "vae").exists():
             vae = train_vae(data, architecture["vae"], config, checkpoints / "vae")

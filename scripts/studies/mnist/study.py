@@ -179,7 +179,7 @@ class Study:
 
 def _differing(folder: Path, config: ForgetConfig) -> set[str]:
     """Names of the options that change a result, and who judges it, that the run in a folder was told otherwise."""
-    told = yaml.safe_load((folder / "config.yaml").read_text())
+    told = read_back(folder / "config.yaml")
     names = (*identity_names(type(config)), "classifier")
     return {name for name in names if told.get(name) != getattr(config, name)}
 
