@@ -279,7 +279,7 @@ def test_a_fisher_with_nan_is_refused(start, finished, shared, tmp_path):
     fisher = Fisher.load(finished / "fisher.safetensors")
     fisher.tensors["conv_in.weight"][0] = NAN
     fisher.save(tmp_path / "fisher.safetensors")
-    with pytest.raises(ValueError, match="values that are not finite, first in conv_in.weight"):
+    with pytest.raises(ValueError, match="values that are not finite or below 0, first in conv_in.weight"):
         start(tmp_path / "run", **shared | {"fisher": str(tmp_path / "fisher.safetensors")})
     assert not (tmp_path / "run" / "pipeline").exists()
 

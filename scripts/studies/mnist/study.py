@@ -21,7 +21,7 @@ from sa_diffusers.families.conditional_vae import ConditionalVAEFamily
 from sa_diffusers.io.artifacts import Stage
 from sa_diffusers.io.atomic_files import write_json
 from sa_diffusers.io.bundled import resolve
-from sa_diffusers.io.configuration import config_from_dict, identity_names, layered, option
+from sa_diffusers.io.configuration import config_from_dict, identity_names, layered, option, read_back
 from sa_diffusers.io.hub import explain_load_errors
 from sa_diffusers.pipelines import ConditionalVAEPipeline
 from sa_diffusers.runs.base.labelled import ConditionalVAEConfig, train_conditional_vae
