@@ -54,5 +54,5 @@ def _lost(metrics: Mapping[str, Any]) -> list[str]:
         before, after = (metrics["intervals"].get(side, {}).get(key) for side in ("before", "after"))
         if before and after and after[1] < before[0]:
             was, now = metrics["before"][key], metrics["after"][key]
-            found.append(f"Damage: {what}, {was:.1%} right before, are {now:.1%} {bracket(after, '.1%')} now.")
+            found.append(f"Damage: of {what} {was:.1%} came out right before, {now:.1%} {bracket(after, '.1%')} now.")
     return found[-1:]

@@ -34,7 +34,7 @@ class Checkpoints:
     def resume(self) -> tuple[int, list[dict]]:
         """Load the newest checkpoint that is whole; returns the step to start with and the history so far.
 
-        Newer ones that are damaged are removed, each with a line that says so.
+        Newer ones that are damaged are set aside as *.damaged, each with a line that says so.
 
         Raises:
             ValueError: it was written in another way (FSDP2, DeepSpeed and its processes, or neither).

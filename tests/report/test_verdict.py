@@ -41,7 +41,11 @@ def metrics(concept, interval, unseen=None, surrogate="three", noise=None, worst
             "Look",
         ),
         (metrics(0.12, (0.11, 0.16), noise=0.1), "Not forgotten: asked for", "Too weak"),
-        (metrics(0.01, (0.0, 0.03), worst=(0.5, (0.4, 0.6))), "98.0% right before, are 50.0% [40.0%", "Too strong"),
+        (
+            metrics(0.01, (0.0, 0.03), worst=(0.5, (0.4, 0.6))),
+            "98.0% came out right before, 50.0% [40.0%",
+            "Too strong",
+        ),
         (metrics(None, None), "Not judged: no classifier", "Look at them"),
     ],
 )
