@@ -1,6 +1,7 @@
 """Set-up shared by all tests: offline, with an empty hub cache, seeded; and a Stable Diffusion in miniature."""
 
 import os
+import sys
 import tempfile
 
 
@@ -9,17 +10,18 @@ _hub_cache = tempfile.TemporaryDirectory(prefix="sa_diffusers_hf_home_")  # remo
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = _hub_cache.name
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch, and for child processes: tests run side by side, a core each
+# Whatever the environment says: compiling every module, and rewriting its asserts, takes each worker 10 s a start.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
+import copy  # noqa: E402
 import random  # noqa: E402
 from collections.abc import Callable  # noqa: E402
+from functools import cache  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
-import torch  # noqa: E402
-
-
-torch.set_num_threads(1)
 
 
 WORDS = "zero one two three four five six seven eight nine a red green blue digit on black white 7 9".split()
@@ -33,6 +35,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """The same global random state at the start of every test, whichever tests ran before it."""
+    import torch  # not above: the process that hands out the tests has no use for it
+
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
@@ -48,12 +52,14 @@ def tiny_tokenizer():
 @pytest.fixture(scope="session")
 def tiny_pipeline(tiny_tokenizer) -> Callable:
     """A factory of real Stable Diffusion pipelines: 16x16 images, 8x8x4 latents, 20 timesteps, random weights."""
+    import torch
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    def make_tiny_pipeline(
-        prediction_type: str = "epsilon", seed: int = 0, **components: object
-    ) -> StableDiffusionPipeline:
+    @cache
+    @torch.inference_mode(False)
+    def modules(seed: int) -> tuple[dict[str, torch.nn.Module], torch.Tensor]:
+        """To be copied, which takes less than making them, and the state of the generator that made them."""
         torch.manual_seed(seed)
         ids = {f"{name}_token_id": getattr(tiny_tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
         text_config = CLIPTextConfig(
@@ -69,16 +75,22 @@ def tiny_pipeline(tiny_tokenizer) -> Callable:
             cross_attention_dim=8, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         )  # fmt: skip
+        made = {"vae": vae.eval(), "unet": unet.eval(), "text_encoder": CLIPTextModel(text_config).eval()}
+        return made, torch.get_rng_state()
+
+    def make_tiny_pipeline(
+        prediction_type: str = "epsilon", seed: int = 0, **components: object
+    ) -> StableDiffusionPipeline:
+        made, state = modules(seed)
+        torch.set_rng_state(state)
         scheduler = DDIMScheduler(
             num_train_timesteps=20, clip_sample=False, steps_offset=1, prediction_type=prediction_type
         )
-        parts = {"safety_checker": None, "feature_extractor": None} | components
+        parts = {"safety_checker": None, "feature_extractor": None} | copy.deepcopy(made) | components
         pipeline = StableDiffusionPipeline(
-            vae=vae, text_encoder=CLIPTextModel(text_config), tokenizer=tiny_tokenizer, unet=unet, scheduler=scheduler,
+            tokenizer=tiny_tokenizer, scheduler=scheduler,
             requires_safety_checker=parts["safety_checker"] is not None, **parts,
         )  # fmt: skip
-        for module in (vae, pipeline.text_encoder, unet):
-            module.eval()
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 

@@ -63,8 +63,9 @@ def parse_config(
     for action in parser._actions:  # argparse has no public way to say that a required option has been given already
         action.required = action.required and action.dest not in from_files
 
+    hints = get_type_hints(cls)
     for action in parser._actions:
-        if types.NoneType in get_args(get_type_hints(cls).get(action.dest)):
+        if types.NoneType in get_args(hints.get(action.dest)):
             action.type = _or_null(action.type or str)
 
     names = {action.dest for action in parser._actions} - {"config", "debug"}  # which are no options of `cls`
