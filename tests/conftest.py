@@ -14,10 +14,8 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch, and for child processes: te
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
-import copy  # noqa: E402
 import random  # noqa: E402
 from collections.abc import Callable  # noqa: E402
-from functools import cache  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import numpy as np  # noqa: E402
@@ -56,10 +54,9 @@ def tiny_pipeline(tiny_tokenizer) -> Callable:
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    @cache
-    @torch.inference_mode(False)
-    def modules(seed: int) -> tuple[dict[str, torch.nn.Module], torch.Tensor]:
-        """To be copied, which takes less than making them, and the state of the generator that made them."""
+    def make_tiny_pipeline(
+        prediction_type: str = "epsilon", seed: int = 0, **components: object
+    ) -> StableDiffusionPipeline:
         torch.manual_seed(seed)
         ids = {f"{name}_token_id": getattr(tiny_tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
         text_config = CLIPTextConfig(
@@ -75,22 +72,16 @@ def tiny_pipeline(tiny_tokenizer) -> Callable:
             cross_attention_dim=8, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         )  # fmt: skip
-        made = {"vae": vae.eval(), "unet": unet.eval(), "text_encoder": CLIPTextModel(text_config).eval()}
-        return made, torch.get_rng_state()
-
-    def make_tiny_pipeline(
-        prediction_type: str = "epsilon", seed: int = 0, **components: object
-    ) -> StableDiffusionPipeline:
-        made, state = modules(seed)
-        torch.set_rng_state(state)
         scheduler = DDIMScheduler(
             num_train_timesteps=20, clip_sample=False, steps_offset=1, prediction_type=prediction_type
         )
-        parts = {"safety_checker": None, "feature_extractor": None} | copy.deepcopy(made) | components
+        parts = {"safety_checker": None, "feature_extractor": None} | components
         pipeline = StableDiffusionPipeline(
-            tokenizer=tiny_tokenizer, scheduler=scheduler,
+            vae=vae, text_encoder=CLIPTextModel(text_config), tokenizer=tiny_tokenizer, unet=unet, scheduler=scheduler,
             requires_safety_checker=parts["safety_checker"] is not None, **parts,
         )  # fmt: skip
+        for module in (vae, pipeline.text_encoder, unet):
+            module.eval()
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
