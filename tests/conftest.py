@@ -1,5 +1,6 @@
 """Set-up shared by all tests: offline, with an empty hub cache, seeded; and a Stable Diffusion in miniature."""
 
+import gc
 import os
 import sys
 import tempfile
@@ -28,6 +29,11 @@ WORDS = "zero one two three four five six seven eight nine a red green blue digi
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes minutes comes first, so that no worker is left with it at the end."""
     items.sort(key=lambda item: not any(mark.args for mark in item.iter_markers("slow")))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: no collection of garbage need go through its millions of objects again."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -191,7 +191,10 @@ def known_sums(means, deviations, terms, repetitions=REPETITIONS, indices=range(
     return estimate_fisher(model, loss, {name: weight}, nothing, indices, terms=terms)
 
 
-@pytest.mark.parametrize(("num_terms", "terms"), [(12, 4), (12, 1), (13, 4), (30, 7), (12, None)])
+@pytest.mark.parametrize(
+    ("num_terms", "terms"),
+    [(12, 4), (13, 4), (12, None), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((12, 1), (30, 7)))],
+)
 def test_closed_form_of_a_linear_gaussian_model(num_terms, terms):
     """F = M^2 + V exactly; the cheap estimator has M^2 + r (V' + W), with V' = V/r for strata of one size."""
     means = torch.linspace(0.5, 1.5, num_terms, dtype=torch.float64)

@@ -83,7 +83,7 @@ def rows_of(found: dict, pipeline: str) -> dict:
 
 
 def test_two_pipelines_picture_by_picture(options, folders, tmp_path):
-    options |= {"sets": "concept,neighbours,unrelated", "num_images": 4}
+    options |= {"sets": "concept,neighbours,unrelated", "num_images": 3}
     found = evaluate_pipelines(PipelineEvaluationConfig(**options))
     out = tmp_path / "out"
     assert list(found["sets"]) == ["concept", "neighbours", "unrelated"]
@@ -526,7 +526,7 @@ def unloaded(monkeypatch) -> None:
     monkeypatch.setattr(pipeline_drawing, "load_pipeline", loaded)
 
 
-@pytest.mark.parametrize("pipeline", ["before", "after"])
+@pytest.mark.parametrize("pipeline", [pytest.param("before", marks=pytest.mark.slow), "after"])
 def test_files_of_somebody_else_are_kept(options, tmp_path, monkeypatch, pipeline):
     notes = tmp_path / "out" / pipeline / "concept" / "notes.txt"
     notes.parent.mkdir(parents=True)
@@ -606,7 +606,7 @@ def test_prompts_that_leave_the_concept_open_are_a_set_of_their_own(options, tmp
 
 
 def test_the_page_begins_with_the_result(options, folders, tmp_path):
-    found = evaluate_pipelines(PipelineEvaluationConfig(**options))
+    found = evaluate_pipelines(PipelineEvaluationConfig(**options | {"num_images": 2}))
     before, after = ({m: rows_of(found, name)[g, m]["value"] for g, m in (
         ("all that ask for the concept", "concept_probability"), ("all that must stay", "accuracy"),
     )} for name in ("before", "after"))  # fmt: skip

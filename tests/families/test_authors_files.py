@@ -72,10 +72,13 @@ def pipeline(tiny_pipeline) -> StableDiffusionPipeline:
     return pipeline
 
 
-@pytest.fixture
-def model(pipeline, tmp_path) -> str:
-    pipeline.save_pretrained(tmp_path / "model")
-    return str(tmp_path / "model")
+@pytest.fixture(scope="module")
+def model(tiny_pipeline, tmp_path_factory) -> str:
+    """It, saved; do not write into it."""
+    made, folder = tiny_pipeline(), tmp_path_factory.mktemp("model")
+    made.scheduler = DDIMScheduler(clip_sample=False, steps_offset=1)
+    made.save_pretrained(folder)
+    return str(folder)
 
 
 def random_tensors(unet: torch.nn.Module, seed: int) -> dict[str, torch.Tensor]:

@@ -138,7 +138,11 @@ def test_another_method_does_not_keep_what_the_first_one_settled():
     ("options", "stages"),
     [
         ({"method": "ewc"}, ["surrogate", "before", "train", "after"]),
-        ({"ewc_lambda": 0.0, "replay_weight": 0.0}, ["surrogate", "before", "train", "after"]),
+        pytest.param(
+            {"ewc_lambda": 0.0, "replay_weight": 0.0},
+            ["surrogate", "before", "train", "after"],
+            marks=pytest.mark.slow,
+        ),
         (
             {"ewc_lambda": 0.0, "replay_weight": 0.0, "surrogate_target": "model"},
             ["samples", "surrogate", "before", "train", "after"],

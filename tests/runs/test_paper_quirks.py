@@ -123,7 +123,7 @@ def test_label_dropout_is_the_plain_loss_or_that_of_the_null_class(pipeline, sam
         assert_close(wrapped(family.module, batch | {"dropped": one}, terms, noise), mixed, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("chunk_size", [5, T])
+@pytest.mark.parametrize("chunk_size", [5, pytest.param(T, marks=pytest.mark.slow)])
 def test_the_fisher_with_both_equals_a_loop_over_samples_and_timesteps(pipeline, samples, tmp_path, chunk_size):
     quirks = ("fisher_unit_range", "fisher_label_dropout")
     fisher = run_fisher(pipeline, samples, tmp_path, *quirks, fisher_chunk_size=chunk_size)
@@ -152,7 +152,7 @@ def test_the_fisher_with_both_equals_a_loop_over_samples_and_timesteps(pipeline,
         assert_close(fisher.tensors[name].double(), values, rtol=1e-4, atol=1e-12 * largest)
 
 
-@pytest.mark.parametrize("terms", ["all", "3"])
+@pytest.mark.parametrize("terms", [pytest.param("all", marks=pytest.mark.slow), "3"])
 def test_the_quirky_fisher_does_not_depend_on_its_chunks(pipeline, samples, tmp_path, terms):
     small, large = (
         run_fisher(pipeline, samples, tmp_path / str(size), *QUIRKS, fisher_chunk_size=size, fisher_terms=terms)

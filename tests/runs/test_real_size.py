@@ -104,6 +104,7 @@ class TestLora:
         assert "train" in reused.metrics["seconds"]["reused"]
         assert_close(dict(reused.pipeline.unet.state_dict()), dict(unet_of(lora_dir)), rtol=1e-4, atol=1e-5)
 
+    @pytest.mark.slow
     def test_in_python_the_result_is_plain(self, tiny_pipeline, start, tmp_path):
         pipeline = tiny_pipeline()
         names = set(pipeline.unet.state_dict())
@@ -128,6 +129,7 @@ class TestLora:
 
 
 class TestMemory:
+    @pytest.mark.slow
     def test_where_things_are_kept_changes_nothing(self, start, plain_dir, tmp_path):
         start(tmp_path / "run", fisher_device="cpu", ewc_device="cpu", channels_last=True, offload=False)
         assert_close(unet_of(tmp_path / "run"), unet_of(plain_dir), rtol=1e-3, atol=1e-3)
