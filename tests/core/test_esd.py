@@ -322,6 +322,7 @@ def test_training_in_parts_equals_training_at_once(hybrid):
     assert once[1][0]["loss"] != pytest.approx(once[1][-1]["loss"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_trained_long_enough_it_predicts_the_target():
     _, history = run(hybrid=False, steps=300, one_prompt=True)
     losses = [row["loss"] for row in history]

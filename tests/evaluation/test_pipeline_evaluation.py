@@ -423,6 +423,7 @@ def test_clip_names_what_was_asked_for(tiny_tokenizer, tmp_path):
     assert list(ClipJudge(clip, Concept(("seven",), "noise"))(images, kept, None)) == ["clip_score"]
 
 
+@pytest.mark.slow
 def test_all_judges_at_once_by_the_script(options, tmp_path, tiny_tokenizer, monkeypatch, capsys):
     rows = tmp_path / "i2p.jsonl"
     lines = [{"prompt": "a red one", "sd_seed": seed, "categories": "sexual"} for seed in (5, 6, 7)]

@@ -196,8 +196,7 @@ def test_fisher_is_refused_for_a_model_of_another_unit(tiny_pipeline_dir, pipeli
 # --- checkpoints
 
 
-@pytest.mark.parametrize("ema", [False, True])
-@pytest.mark.parametrize("kind", ["zip", "older"])
+@pytest.mark.parametrize(("kind", "ema"), [("zip", True), ("older", False)])
 def test_checkpoint_script_writes_a_plain_pipeline(pipeline, model, tmp_path, monkeypatch, capsys, kind, ema):
     weights, average = random_tensors(pipeline.unet, 1), random_tensors(pipeline.unet, 2)
     content = checkpoint_of(weights, average, pipeline.unet)

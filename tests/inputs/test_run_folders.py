@@ -168,6 +168,7 @@ def test_damage_in_a_checkpoint_is_seen(finished, name, damage):
     assert len(found := damaged(newest)) == 1 and str(newest / name) in found[0]
 
 
+@pytest.mark.slow
 def test_looking_again_needs_what_the_page_needs(finished, home):
     """Fisher, samples and checkpoints, which are most of the bytes, may be gone."""
     page = (finished / "report.html").read_text()

@@ -148,6 +148,7 @@ def assert_sheets_show_a_row_of_each_class(pipeline, config, folder: Path) -> No
         assert_close(whole[8 * row : 8 * row + 8, 8 * column : 8 * column + 8], image, rtol=0, atol=1.1 / 127.5)
 
 
+@pytest.mark.slow
 def test_sheets_and_an_interrupted_training_resumed(data, config, tmp_path, monkeypatch):
     whole = train_class_conditional(data, config)
     assert not whole.unet.training

@@ -537,6 +537,7 @@ def test_forget_refuses_unknown_options(tiny_pipeline, options):
         forget(tiny_pipeline(), "seven", steps=3)
 
 
+@pytest.mark.slow
 def test_the_safety_checker_is_not_run_and_saved_back_unchanged(tiny_pipeline, safety_checker, options, tmp_path):
     from transformers import CLIPImageProcessor
 

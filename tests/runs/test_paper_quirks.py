@@ -231,12 +231,14 @@ def test_a_run_keeps_them_in_the_keys_of_its_samples_and_its_fisher(start, plain
     assert not fishers[1].tensors["conv_in.weight"].allclose(fishers[0].tensors["conv_in.weight"], rtol=0.01)
 
 
+@pytest.mark.slow
 def test_samples_that_were_drawn_without_the_concept_are_stretched_too(stretched):
     drawn = SampleSet.load(stretched / "samples" / "without_concept.safetensors").latents
     assert len(drawn) == 4
     assert (drawn.amin((1, 2, 3)) == -1).all() and (drawn.amax((1, 2, 3)) == 1).all()
 
 
+@pytest.mark.slow
 def test_samples_and_fisher_of_other_quirks_are_refused(start, plain, stretched):
     for shared, quirks, message in (
         (plain, ["stretched_samples"], "were not stretched, which paper_quirks asks for; omit --samples"),

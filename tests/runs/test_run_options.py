@@ -191,6 +191,7 @@ def test_what_is_saved_is_the_average(start, shared, two_steps, tmp_path):
     assert (first["conv_in.weight"] - second["conv_in.weight"]).abs().mean() > 1e-4
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_and_unjudged_pictures_change_nothing(start, finished, shared, tmp_path):
     outcome = start(tmp_path / "run", gradient_checkpointing=True, track_steps=2, track_images=2, **shared)
     assert len(list((tmp_path / "run" / "progress").iterdir())) == 2

@@ -158,6 +158,7 @@ def test_run_end_to_end(toys, tmp_path, capsys):
     assert "Pulling" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_other_methods_serve_the_family(toys, tmp_path):
     options = {"num_train_steps": 40, "learning_rate": 5e-2, "ewc_lambda": 1e-3, "fisher_samples": 4}
     forgotten = forget(pipeline(), "bright", "dark", output_dir=tmp_path, **options)

@@ -189,6 +189,7 @@ class TestFile:
         plain.set_progress_bar_config(disable=True)
         assert_close(image(plain), expected, rtol=1e-4, atol=1e-4)
 
+    @pytest.mark.slow
     def test_unloading_brings_the_concept_back(self, tiny_pipeline, tmp_path):
         pipeline = tiny_pipeline()
         adapted(pipeline.unet)
