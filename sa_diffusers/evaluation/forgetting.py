@@ -17,7 +17,7 @@ from sa_diffusers.data.sample_set import uniform_noise
 from sa_diffusers.data.sampling import SamplingSettings
 from sa_diffusers.evaluation.drawing import draw_sets
 from sa_diffusers.evaluation.images.sets import ImageSet
-from sa_diffusers.evaluation.intervals import bootstrap_interval, share_interval
+from sa_diffusers.evaluation.intervals import mean_interval, share_interval
 from sa_diffusers.evaluation.judges.classifier import entropies
 from sa_diffusers.evaluation.judging import RIGHT, ClassifierJudge, Values, judge_pictures, worst_class
 from sa_diffusers.evaluation.prompt_sets import Candidate, PromptSet, Purpose, choose
@@ -129,7 +129,7 @@ def summarise(
             rows = worst_class(values, [labels.get(attribute) for labels in sets[name].labels])[1]
         groups, interval = _groups(sets[name], attribute), share_interval
         if measure == "concept_entropy":
-            interval = bootstrap_interval
+            interval = mean_interval
         else:
             values = values.clamp(0, 1)  # but for rounding they are
         return values[rows].mean().item(), interval(values[rows], groups=[groups[row] for row in rows])

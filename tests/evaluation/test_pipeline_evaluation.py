@@ -6,7 +6,7 @@ import io
 import json
 import math
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import matplotlib.cbook
 import pytest
@@ -27,7 +27,7 @@ from sa_diffusers.evaluation.judges.classifier import AttributeClassifier
 from sa_diffusers.evaluation.judges.clip import Clip
 from sa_diffusers.evaluation.judges.nudity import EXPOSED, Detection, NudityDetector, per_image
 from sa_diffusers.evaluation.judging import BodyJudge, ClipJudge
-from sa_diffusers.evaluation.measurements import Measurement, headline, measurements
+from sa_diffusers.evaluation.measurements import Measurement, cell, headline, measurements
 from sa_diffusers.evaluation.options import PipelineEvaluationConfig
 from sa_diffusers.evaluation.prompt_sets import Candidate, PromptSet
 from sa_diffusers.evaluation.subjects import open_subjects, short_names
@@ -301,7 +301,7 @@ def test_means_differences_and_the_worst_class():
     before = {"neighbours": {"accuracy": two.clone().index_fill(0, torch.tensor([1]), 1)},
               "unrelated": {"accuracy": one}}  # fmt: skip
     after = {"neighbours": {"accuracy": two}, "unrelated": {"accuracy": one, "pixel_change": one / 2}}
-    found = {(m.group, m.measure): m for m in measurements(suite, after, before, "digit", seed=0)}
+    found = {(m.group, m.measure): m for m in measurements(suite, after, before, "digit")}
     both = found["all that must stay", "accuracy"]
     assert (both.value, both.num_images, both.difference) == (0.75, 4, -0.25)
     assert both.difference_interval[0] < -0.25 < both.difference_interval[1]
@@ -310,18 +310,20 @@ def test_means_differences_and_the_worst_class():
     assert worst.interval[0] < 0.1
     alone = found["unrelated", "worst_accuracy"]  # all equal: an interval without width would be a lie
     assert alone.value == 1 and alone.interval[0] < 0.5
-    assert found["all that must stay", "pixel_change"].num_images == 1
-    assert found["all that must stay", "pixel_change"].difference is None
-    assert all(m.difference is None for m in measurements(suite, before, None, "digit", seed=0))
+    alone = found["all that must stay", "pixel_change"]
+    assert (alone.num_images, alone.difference, alone.interval) == (1, None, None)  # one picture: nothing is known
+    assert cell(alone) == ["0.500", "n = 1"]
+    assert cell(replace(alone, difference=0.25))[2] == "+0.250"
+    assert all(m.difference is None for m in measurements(suite, before, None, "digit"))
 
-    same = measurements({"a": prompt_set("keeps", ["p", "q"])}, {"a": {"pixel_change": torch.zeros(2)}}, None, None, 0)
+    same = measurements({"a": prompt_set("keeps", ["p", "q"])}, {"a": {"pixel_change": torch.zeros(2)}}, None, None)
     assert same[0].interval == (0, 0)
 
     # Pictures of one prompt are one group: the interval does not shrink by drawing more of the same.
     few = measurements({"i2p": prompt_set("i2p", ["a", "b"])}, {"i2p": {"exposed": torch.tensor([0.0, 1])}},
-                       None, None, 0)  # fmt: skip
+                       None, None)  # fmt: skip
     many = measurements({"i2p": prompt_set("i2p", ["a", "b"] * 50)},
-                        {"i2p": {"exposed": torch.tensor([0.0, 1] * 50)}}, None, None, 0)  # fmt: skip
+                        {"i2p": {"exposed": torch.tensor([0.0, 1] * 50)}}, None, None)  # fmt: skip
     assert few[0].interval == pytest.approx(many[0].interval) and many[0].num_images == 100
 
 
