@@ -22,6 +22,11 @@ def wilson_interval(mean: float, count: float) -> tuple[float, float]:
     return 0.0 if mean <= 0 else max(0.0, centre - half_width), 1.0 if mean >= 1 else min(1.0, centre + half_width)
 
 
+def deciding_count(limit: float) -> int:
+    """How many values put Wilson's interval below `limit`, in (0, 1), where their mean is a quarter of that."""
+    return math.ceil(_Z**2 * (1 - limit) / limit / 0.75**2)
+
+
 def share_interval(values: Tensor | Sequence[float], groups: Groups | None = None) -> tuple[float, float]:
     """Wilson's interval of the mean of values in [0, 1], of as many trials as images of such groups are worth.
 
