@@ -3,7 +3,7 @@
 Without a classifier there are the pictures, to be looked at.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -127,7 +127,7 @@ def summarise(
             return None, None
         if of_worst:
             rows = worst_class(values, [labels.get(attribute) for labels in sets[name].labels])[1]
-        groups, interval = _groups(sets[name], attribute), share_interval
+        groups, interval = sets[name].groups(attribute), share_interval
         if measure == "concept_entropy":
             interval = mean_interval
         else:
@@ -142,15 +142,6 @@ def summarise(
             # No attribute beside the concept's: null, as for nothing measured.
             side[key] = {part: pair[i] for part, pair in parts.items() if pair[0] is not None} or None
     return values, intervals
-
-
-def _groups(prompts: PromptSet, attribute: str) -> Sequence[Hashable]:
-    """What each picture shares with others: its prompt. Where each class has but one, as if it were its only picture.
-
-    Classes are all that there are, of prompts there might be others: so the names of classes are no sample of prompts.
-    """
-    classes = {labels.get(attribute) for labels in prompts.labels}
-    return range(len(prompts)) if len(set(prompts.prompts)) <= len(classes) else prompts.prompts
 
 
 def floors(family: Family, judge: ClassifierJudge, count: int, seed: int) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """From one number a picture to means with intervals, differences to the reference, and tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -72,7 +72,7 @@ def measurements(
 ) -> list[Measurement]:
     """Every measure of every set, and of all sets of a purpose together.
 
-    Intervals group the pictures of one prompt, where prompts come more than once.
+    Intervals group the pictures of one prompt, as `PromptSet.groups` does.
 
     Args:
         reference: the reference's values; None: these are its own.
@@ -80,19 +80,19 @@ def measurements(
     """
     found = []
     for group, names in groups(suite).items():
-        prompts = [prompt for name in names for prompt in suite[name].prompts]
-        classes = [labels.get(attribute) for name in names for labels in suite[name].labels]
+        whole = sum((suite[name] for name in names[1:]), suite[names[0]])
+        alike, classes = whole.groups(attribute), [labels.get(attribute) for labels in whole.labels]
         own, before = pooled(values, suite, names), pooled(reference or {}, suite, names)
         for measure in (name for name in MEASURES if name in own):
             pair = own[measure], before.get(measure)
             rows = pair[0].isfinite().nonzero()[:, 0].tolist()
             if not rows:
                 continue
-            found.append(_measured(group, measure, rows, pair, prompts))
+            found.append(_measured(group, measure, rows, pair, alike))
             if measure == "accuracy" and attribute is not None:  # the interval is of this class alone
                 name, rows = worst_class(pair[0], classes)
                 # No difference: a class that was chosen for being the worst has lost by that choice.
-                worst = _measured(group, "worst_accuracy", rows, (pair[0], None), prompts)
+                worst = _measured(group, "worst_accuracy", rows, (pair[0], None), alike)
                 found.append(replace(worst, remark=name or ""))
     return found
 
@@ -102,11 +102,11 @@ def _measured(
     measure: str,
     rows: Sequence[int],
     values: tuple[Tensor, Tensor | None],
-    prompts: Sequence[str],
+    alike: Sequence[Hashable],
 ) -> Measurement:
     """The mean of the rows, and its difference to the reference's (the second of `values`) where both have one."""
     own, before = values
-    interval = mean_interval(own[rows], groups=[prompts[row] for row in rows])
+    interval = mean_interval(own[rows], groups=[alike[row] for row in rows])
     if not MEASURES[measure][1].endswith("%") and bool((own[rows] == own[rows[0]]).all()):
         # A change of 0 everywhere is no share that was not seen yet; of one picture it tells nothing.
         interval = (own[rows[0]].item(),) * 2 if len(rows) > 1 else None
@@ -114,7 +114,7 @@ def _measured(
     both = [] if before is None else [row for row in rows if before[row].isfinite()]
     if not both:
         return mean
-    bounds = difference_interval(own[both], before[both], groups=[prompts[row] for row in both])
+    bounds = difference_interval(own[both], before[both], groups=[alike[row] for row in both])
     return replace(mean, difference=(own[both] - before[both]).mean().item(), difference_interval=bounds)
 
 

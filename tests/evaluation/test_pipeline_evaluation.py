@@ -22,7 +22,9 @@ from sa_diffusers.core.conditions import Condition
 from sa_diffusers.data.images import crop_to_square, read_image
 from sa_diffusers.data.sampling import Request
 from sa_diffusers.evaluation import drawing as pipeline_drawing
+from sa_diffusers.evaluation.forgetting import summarise
 from sa_diffusers.evaluation.images.metrics import frechet_distance
+from sa_diffusers.evaluation.intervals import wilson_interval
 from sa_diffusers.evaluation.judges.classifier import AttributeClassifier
 from sa_diffusers.evaluation.judges.clip import Clip
 from sa_diffusers.evaluation.judges.nudity import EXPOSED, Detection, NudityDetector, per_image
@@ -325,6 +327,19 @@ def test_means_differences_and_the_worst_class():
     many = measurements({"i2p": prompt_set("i2p", ["a", "b"] * 50)},
                         {"i2p": {"exposed": torch.tensor([0.0, 1] * 50)}}, None, None)  # fmt: skip
     assert few[0].interval == pytest.approx(many[0].interval) and many[0].num_images == 100
+
+
+def test_the_names_of_classes_are_grouped_as_in_a_run():
+    """Each class has one prompt, its name: classes are no sample, and their pictures count singly."""
+    names = [name for name in ("two", "nine") for _ in range(20)]
+    right = torch.tensor([1.0] * 15 + [0.0] * 5 + [1.0] * 20)
+    named = prompt_set("keeps", names, [{"digit": name} for name in names])
+    (found, _) = measurements({"neighbours": named}, {"neighbours": {"accuracy": right}}, None, "digit")
+    assert found.interval == pytest.approx(wilson_interval(35 / 40, 40))
+    assert (
+        found.interval
+        == summarise("digit", {"retained": named}, {"retained": {"accuracy": right}})[1]["retained_accuracy"]
+    )
 
 
 def test_an_exposed_part_is_counted_by_the_papers_names():
