@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
-from pkgutil import iter_modules
+from pkgutil import walk_packages
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -148,8 +148,8 @@ def register(family: FamilyT) -> FamilyT:
 @lru_cache
 def _import_families() -> None:
     package = __name__.rpartition(".")[0]
-    for module in iter_modules([str(Path(__file__).parent)]):
-        import_module(f"{package}.{module.name}")  # each registers its own
+    for module in walk_packages([str(Path(__file__).parent)], f"{package}."):
+        import_module(module.name)  # each registers its own
 
 
 def registry() -> Mapping[str, type[Family]]:

@@ -6,7 +6,7 @@ Names are matched by path component, never by substring: "attn2" is a component 
 
 from torch import nn
 
-from sa_diffusers.families.base import select_parameters
+from sa_diffusers.families.base import Scopes, select_parameters
 
 
 # In the CompVis UNet: "out." (the final norm and convolution) and "time_embed" (the timestep's MLP). The resnets' own
@@ -44,22 +44,30 @@ def text_maps(unet: nn.Module) -> dict[str, nn.Linear]:
     return layers
 
 
-def adapted_layers(unet: nn.Module, scope: str, targets: str) -> list[str]:
-    """Names of the layers of a UNet that get an adapter.
+# Where a pooled text, time and guidance enter, directly or by modulating a block: in UNets the first two.
+CONDITIONING = {"add_embedding", "time_emb_proj", "text_embedder", "context_embedder"} | {
+    "norm", "norm1", "norm1_context", "norm_out"
+}  # fmt: skip
+
+
+def adapted_layers(module: nn.Module, scope: str, targets: str, scopes: Scopes = SCOPES) -> list[str]:
+    """Names of the layers that get an adapter.
 
     Args:
-        scope: as of full fine-tuning: only layers whose weight it trains.
-        targets: "attention", the projections of self- and cross-attention, or "attention+conv", convolutions besides.
+        scope: of `scopes`, as of full fine-tuning: only layers whose weight it trains.
+        targets: "attention", its projections; "attention+conv", convolutions besides; or "attention+conditioning",
+            what the text enters by outside of attention.
 
     Raises:
         ValueError: nothing is left.
     """
-    inside = select_parameters(unet, scope, SCOPES)
+    inside = select_parameters(module, scope, scopes)
+    linear = {"attn", "attn1", "attn2"} | (CONDITIONING if targets == "attention+conditioning" else set())
     names = []
-    for name, layer in unet.named_modules():
-        attention = isinstance(layer, nn.Linear) and not {"attn1", "attn2"}.isdisjoint(name.split("."))
+    for name, layer in module.named_modules():
+        chosen = isinstance(layer, nn.Linear) and not linear.isdisjoint(name.split("."))
         convolution = isinstance(layer, nn.Conv2d) and targets == "attention+conv"
-        if (attention or convolution) and f"{name}.weight" in inside:
+        if (chosen or convolution) and f"{name}.weight" in inside:
             names.append(name)
     if not names:
         raise ValueError(f"lora_targets {targets!r} and train_scope {scope!r} leave no layer to adapt")

@@ -20,10 +20,10 @@ class ESD(Objective):
         | eps(x_t, t, concept) - [eps*(x_t, t, "") - eta (eps*(x_t, t, concept) - eps*(x_t, t, ""))] |^2,
 
     with the loss's own reduction over data and a mean over the batch; the same for v and for the velocity of a flow,
-    since the weights in the bracket sum to 1. x_t is drawn by the model that is being trained: from pure noise, guided towards the concept,
-    to one of the sampler's noise levels, with no gradient through it. The level is the same for the whole batch of an
-    optimiser step, so that all processes run the model equally often; the timesteps are drawn one by one from those
-    that the level stands for. The model must draw nothing for itself: switch dropout off.
+    since the weights in the bracket sum to 1. x_t is drawn by the model that is being trained: from pure noise, guided
+    towards the concept, to one of the sampler's noise levels, with no gradient through it. The level is the same for
+    the whole batch of an optimiser step, so that all processes run the model equally often; the timesteps are drawn
+    one by one from those that the level stands for. The model must draw nothing for itself: switch dropout off.
 
     A batch is {"concept": Batch, "empty": Batch}: the same number of rows under prompts that name the concept and
     under the empty prompt. Of their "sample" [B, C, H, W] only the shape counts. The defaults are the authors'.
