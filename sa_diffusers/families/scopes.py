@@ -4,6 +4,8 @@ Names are matched by path component, never by substring: "attn2" is a component 
 "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight".
 """
 
+from collections.abc import Iterable
+
 from torch import nn
 
 from sa_diffusers.families.base import Scopes, select_parameters
@@ -31,11 +33,18 @@ def is_text_map(name: str) -> bool:
     return name.split(".")[-2:] in (["attn2", "to_k"], ["attn2", "to_v"])
 
 
-def text_maps(unet: nn.Module) -> dict[str, nn.Linear]:
-    """The layers that make keys and values of text, by name. Raises ValueError: there are none, or no linear ones."""
-    layers = {name: layer for name, layer in unet.named_modules() if is_text_map(name)}
+def text_maps(module: nn.Module, names: Iterable[str] | None = None) -> dict[str, nn.Linear]:
+    """The layers that read a text as it is, by name; None: those that make keys and values of it in a UNet.
+
+    Raises:
+        ValueError: there are none, or no linear ones.
+    """
+    names = [name for name, _ in module.named_modules() if is_text_map(name)] if names is None else names
+    layers = {name: module.get_submodule(name) for name in names}
     if not layers:
-        raise ValueError(f"{type(unet).__name__} has no cross-attention (attn2) whose keys and values could be edited")
+        raise ValueError(
+            f"{type(module).__name__} has no cross-attention (attn2) whose keys and values could be edited"
+        )
     for name, layer in layers.items():
         if not isinstance(layer, nn.Linear):
             raise ValueError(

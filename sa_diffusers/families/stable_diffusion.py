@@ -9,7 +9,7 @@ from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.losses import DiffusionLoss, Loss
 from sa_diffusers.families.base import Configurations, register
 from sa_diffusers.families.requirements import check_parts
-from sa_diffusers.families.scopes import SCOPES, text_maps
+from sa_diffusers.families.scopes import SCOPES
 from sa_diffusers.families.text_to_image.family import TextToImageFamily
 from sa_diffusers.pipelines.safe_guidance import SAFETY_LEVELS, SafeGuidancePipeline
 
@@ -54,9 +54,6 @@ class StableDiffusionFamily(TextToImageFamily):
     def check(cls, configurations: Configurations) -> None:
         parts = cls.parts(configurations)
         check_parts(parts["unet"], parts["vae"], parts["scheduler"], parts["text_encoder"].get("hidden_size"))
-
-    def text_layers(self) -> dict[str, list[str]]:
-        return {"tokens": list(text_maps(self.module))}
 
     def safely_guided(self, concept: str, level: str, sampler: str) -> "StableDiffusionFamily":
         """The same model in a pipeline that is led away from a text while it draws; `level` of SAFETY_LEVELS."""

@@ -242,6 +242,7 @@ def test_a_closed_form_edit_moves_tokens_and_pooled_text(exact):
     edits = edit_of_prompts(exact, [("seven", "nine")], [], regularization=1e-9)
     exact.edit(edits)
     concept, target = (exact.text_parts(exact.embed([word])) for word in ("seven", "nine"))
+    assert set(exact.text_maps()) == {"tokens", "pooled"}
     for part, maps in exact.text_maps().items():
         first, second = (rows[part].double() for rows in (concept, target))
         if part == "tokens":

@@ -18,7 +18,7 @@ from sa_diffusers.core.losses import Loss
 from sa_diffusers.families.base import Configurations, Family
 from sa_diffusers.families.requirements import pixels_a_latent
 from sa_diffusers.families.samplers import make_scheduler
-from sa_diffusers.families.scopes import adapted_layers
+from sa_diffusers.families.scopes import adapted_layers, is_text_map, text_maps
 from sa_diffusers.io.hub import read_part
 from sa_diffusers.models.precision import autocast_forward, on_device
 
@@ -247,17 +247,12 @@ class TextToImageFamily(Family):
         return next((part for part, layers in self.text_layers().items() if name in layers), None)
 
     def text_layers(self) -> dict[str, list[str]]:
-        """Names of the layers that read a text's embeddings as they are, by what they read of it."""
-        raise NotImplementedError
+        """Names of the layers that read a text's embeddings as they are, by what they read of it: a UNet's."""
+        return {"tokens": [name for name, _ in self.module.named_modules() if is_text_map(name)]}
 
     def text_maps(self) -> dict[str, dict[str, nn.Linear]]:
-        """Those layers. Raises ValueError: there are none, or adapters on them."""
-        found = {p: {n: self.module.get_submodule(n) for n in names} for p, names in self.text_layers().items()}
-        for name, layer in ((name, layer) for layers in found.values() for name, layer in layers.items()):
-            if not isinstance(layer, nn.Linear):
-                kind = type(layer).__name__
-                raise ValueError(f"expected a linear layer, got {name}, a {kind}; fuse or unload adapters first")
-        return found
+        """Those layers. Raises ValueError as `scopes.text_maps`."""
+        return {part: text_maps(self.module, names) for part, names in self.text_layers().items()}
 
     def edit(self, edits: Mapping[str, ClosedFormEdit]) -> None:
         """Edit those layers in place, by what they read. Raises ValueError as `ClosedFormEdit.check` does, before."""

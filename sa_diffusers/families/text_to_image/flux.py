@@ -54,7 +54,7 @@ class FluxFamily(FlowFamily):
     limits, sequence = {"tokenizer_2": 512}, ("tokenizer_2",)
     helpers = (*readers.values(), "vae", "image_encoder")
     defaults = FlowFamily.defaults | {"guidance_scale": GUIDANCE, "replay_guidance_scale": GUIDANCE}
-    loss_class = FluxLoss
+    loss_class, guided_passes = FluxLoss, 1
 
     def make_loss(self) -> FlowMatchingLoss:
         loss = super().make_loss()

@@ -11,7 +11,7 @@ from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.losses import DiffusionLoss, Loss
 from sa_diffusers.families.base import Configurations, register
 from sa_diffusers.families.requirements import check_parts
-from sa_diffusers.families.scopes import SCOPES, text_maps
+from sa_diffusers.families.scopes import SCOPES
 from sa_diffusers.families.text_to_image.family import TextToImageFamily
 
 
@@ -74,5 +74,10 @@ class StableDiffusionXLFamily(TextToImageFamily):
         width = None if None in widths else sum(widths)
         check_parts(parts["unet"], parts["vae"], parts["scheduler"], width, told="text_time")
 
-    def text_layers(self) -> dict[str, list[str]]:
-        return {"tokens": list(text_maps(self.module))}
+    def text_maps(self) -> dict[str, dict[str, nn.Linear]]:
+        """And of the layer that reads the pooled text beside sizes its part for the text, a view that edits change."""
+        layer = self.module.get_submodule(f"{POOLED}.linear_1")
+        width = self.pipeline.text_encoder_2.config.projection_dim
+        view = nn.Linear(width, layer.out_features, bias=False, device="meta")
+        view.weight = nn.Parameter(layer.weight.detach()[:, :width], requires_grad=False)
+        return super().text_maps() | {"pooled": {f"{POOLED}.linear_1": view}}

@@ -36,7 +36,7 @@ class EditStage(Stage[dict[str, ClosedFormEdit]]):
         return edits
 
     def load(self, context: RunContext) -> dict[str, ClosedFormEdit]:
-        return {part: ClosedFormEdit.load(self._path(context, part)) for part in context.family.text_layers()}
+        return {part: ClosedFormEdit.load(self._path(context, part)) for part in context.family.text_maps()}
 
     def describe(self, context: RunContext) -> str:
         return f"new keys and values for the concept's words, in closed form: {describe_surrogate(context.concept)}"
