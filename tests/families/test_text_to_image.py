@@ -18,6 +18,7 @@ from sa_diffusers.core.fisher import estimate_fisher, stratified_terms
 from sa_diffusers.core.objectives import ESD
 from sa_diffusers.core.seeding import seeded
 from sa_diffusers.families import get_family
+from sa_diffusers.families.plain_parts import unfused
 from sa_diffusers.families.samplers import make_scheduler
 from sa_diffusers.io.loading import check_model, load_pipeline
 from sa_diffusers.methods.uce import edit_of_prompts
@@ -92,6 +93,28 @@ def test_draws_what_its_own_pipeline_draws_for_each_seed(pipeline, family):
         list(map(Condition, PROMPTS)), range(3), 2.5, 2, [Condition(), Condition(negative), Condition()]
     )
     assert_close(mixed[1], found[1], rtol=1e-4, atol=1e-5)
+
+
+def test_weights_in_float32_beside_encoders_in_bfloat16(pipeline):
+    """As in a run on a pipeline in bfloat16."""
+    half = copy.deepcopy(pipeline)
+    for part in half.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.bfloat16()
+    family = get_family(half, sampler="pipeline")
+    family.module.float()
+    asked = list(map(Condition, PROMPTS))
+    drawn = family.draw(asked, range(3), 2.5, 2)
+    assert_close(drawn, get_family(pipeline, sampler="pipeline").draw(asked, range(3), 2.5, 2), rtol=0.1, atol=0.2)
+    assert family.text_parts(family.embed(["nine"]))["tokens"].dtype == torch.bfloat16
+
+
+def test_joint_projections_are_taken_apart(pipeline):
+    module = copy.deepcopy(getattr(pipeline, get_family(pipeline).component))
+    names = set(module.state_dict())
+    if hasattr(module, "fuse_qkv_projections"):
+        module.fuse_qkv_projections()
+        assert set(unfused(module).state_dict()) == names
 
 
 def test_pictures_become_latents_and_back_as_the_pipeline_has_it(pipeline, family):

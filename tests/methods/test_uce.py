@@ -31,7 +31,8 @@ def unified_concept_edit(unet: nn.Module, edits, preserve=(), **weights) -> None
 
 
 def edit_prompts(family: TextToImageFamily, edits, *arguments, **options) -> None:
-    family.edit(edit_of_prompts(family, edits, *arguments, **options))
+    found = edit_of_prompts(family, edits, *arguments, **options)
+    family.edit(found)
 
 
 @pytest.fixture

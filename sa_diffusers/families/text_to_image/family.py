@@ -156,8 +156,8 @@ class TextToImageFamily(Family):
     ) -> Tensor:
         with autocast_forward(self.module, self.compute_dtype):
             latents = self._drawing(
-                **self.arguments(to(embedded, self.device)),
-                **self.arguments(to(avoided, self.device), "negative_"),
+                **self._arguments(embedded),
+                **self._arguments(avoided, "negative_"),
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds],
                 num_inference_steps=num_inference_steps,
                 height=self.resolution,
@@ -173,10 +173,11 @@ class TextToImageFamily(Family):
         pooled = embedded.get("pooled_projections", embedded.get("added_cond_kwargs", {}).get("text_embeds"))
         return {"tokens": embedded["encoder_hidden_states"]} | ({} if pooled is None else {"pooled": pooled})
 
-    def arguments(self, embedded: Batch, prefix: str = "") -> dict[str, Tensor]:
-        """What a pipeline's call takes for an encoded prompt."""
+    def _arguments(self, embedded: Batch, prefix: str = "") -> dict[str, Tensor]:
+        """What a pipeline's call takes for an encoded prompt, in the precision of the weights, not of the encoders."""
         named = {"tokens": f"{prefix}prompt_embeds", "pooled": f"{prefix}pooled_prompt_embeds"}
-        return {named[part]: tensor for part, tensor in self.text_parts(embedded).items()}
+        found = self.text_parts(embedded).items()
+        return {named[part]: tensor.to(self.device, self.module.dtype) for part, tensor in found}
 
     def drawing_options(self, guidance_scale: float, num_inference_steps: int) -> dict[str, Any]:
         """What it is called with besides."""
