@@ -1,6 +1,7 @@
 """Whole runs on every large text-to-image family: forget, save, judge, go on, load."""
 
 import json
+import math
 
 import pytest
 from cheap_runs import CHEAP, PROMPTS
@@ -8,7 +9,11 @@ from tiny_text_to_image import NAMES, make
 from torch.testing import assert_close
 
 from sa_diffusers import methods
+from sa_diffusers.attacks.options import AttackConfig
+from sa_diffusers.attacks.run import run_attack
 from sa_diffusers.core.fisher_file import Fisher
+from sa_diffusers.evaluation.options import PipelineEvaluationConfig
+from sa_diffusers.evaluation.suite.evaluate import evaluate_pipelines
 from sa_diffusers.families import get_family
 from sa_diffusers.io.loading import load_pipeline
 from sa_diffusers.runs.forget import forget
@@ -109,3 +114,29 @@ def test_parts_that_do_not_fit_are_refused(tiny_tokenizer):
             setattr(pipeline, part, wrong)
         with pytest.raises(ValueError, match=says):
             get_family(pipeline)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_pipelines_are_judged_and_attacked(name, files, tiny_tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr("sa_diffusers.attacks.target_loss.NUM_FIXED", 16)
+    for folder, seed in (("knows", 0), ("forgot", 1)):
+        make(name, tiny_tokenizer, seed).save_pretrained(tmp_path / folder)
+    knows, forgot = (str(tmp_path / folder) for folder in ("knows", "forgot"))
+    drawn = {"concept": "seven, 7", "num_images": 2, "num_inference_steps": 2, "batch_size": 2}
+    found = evaluate_pipelines(
+        PipelineEvaluationConfig(
+            pipeline=knows, compare=[forgot], metrics="change", sets="concept", templates=files["concept_templates"],
+            output_dir=str(tmp_path / "judged"), **drawn,
+        )
+    )  # fmt: skip
+    sampler = found["pipelines"]["knows"]["settings"]["sampler"]
+    assert sampler == ("dpmsolver++" if name.startswith("xl") else "pipeline")
+    attacked = run_attack(
+        AttackConfig(
+            original=knows, forgotten=forgot, templates=["a {}"], num_targets=2, num_restarts=1, steps=1,
+            sample_batch_size=2, output_dir=str(tmp_path / "attacked"), **drawn,
+        )
+    )  # fmt: skip
+    losses = attacked["models"]["forgotten"]["restarts"][0]["losses"]
+    assert len(losses) == 2 and all(map(math.isfinite, losses))
