@@ -11,7 +11,6 @@ from tqdm import tqdm
 from sa_diffusers.attacks.template_encoder import PLACE, TemplateEncoder
 from sa_diffusers.families import Family
 from sa_diffusers.io.atomic_files import explain_read_errors, load_tensors, read_json, save_tensors, write_json
-from sa_diffusers.models.precision import on_device
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,8 +76,8 @@ def draw_found(
     if without or not templates or not seeds:
         raise ValueError(f"expected seeds, and templates with {{}} where the concept goes, got {without or 'none'}")
     encoder = None if isinstance(found, FoundText) else TemplateEncoder(family, templates, len(found.vectors))
-    if encoder is not None and encoder.table.shape[1:] != found.vectors.shape[1:]:
-        raise ValueError(f"expected vectors [K, {encoder.table.shape[1]}], got {list(found.vectors.shape)}")
+    if encoder is not None and sum(encoder.widths) != found.vectors.shape[1]:
+        raise ValueError(f"expected vectors [K, {sum(encoder.widths)}], got {list(found.vectors.shape)}")
     latents = []
     starts = range(0, len(seeds), batch_size)
     for start in tqdm(starts, desc="draw", mininterval=1, disable=len(starts) == 1):
@@ -87,7 +86,7 @@ def draw_found(
         if encoder is None:
             embedded = family.embed([templates[row].replace(PLACE, found.text) for row in rows])
         else:
-            with on_device(family.pipeline.text_encoder, family.device):
+            with family.encoders_at_hand():
                 embedded = encoder(found.vectors.to(family.device), rows)
         latents.append(family.draw_embedded(embedded, own, guidance_scale, num_inference_steps))
     return torch.cat(latents)

@@ -44,9 +44,8 @@ def attack_embedding(
         FloatingPointError: a loss that is not finite.
     """
     loss = prepare(family, latents, templates, concept_words, settings)
-    vectors = loss.encoder.table[loss.encoder.start(settings.initial or concept_words[0])].float()
-    vectors.requires_grad_()
-    optimizer = settings.optimizer(vectors, loss.encoder.table)
+    vectors = loss.encoder.start(settings.initial or concept_words[0]).float().requires_grad_()
+    optimizer = settings.optimizer(vectors, loss.encoder.scale)
     losses: list[float] = []
     with frozen_model(family):
         for step in tqdm(range(settings.steps + 1), desc="attack: token embedding", mininterval=1):
@@ -69,10 +68,10 @@ class Vocabulary:
     """
 
     def __init__(self, encoder: TemplateEncoder, forbidden: Sequence[str] = ()):
-        self.encoder, self.tokenizer = encoder, encoder.pipeline.tokenizer
+        self.encoder, self.tokenizer, self.table = encoder, encoder.tokenizer, encoder.table
         self.forbidden = [fold(phrase) for phrase in forbidden if fold(phrase)]
         special = set(self.tokenizer.all_special_ids)
-        texts = {i: self.text([i]) for i in range(min(len(self.tokenizer), len(encoder.table))) if i not in special}
+        texts = {i: self.text([i]) for i in range(min(len(self.tokenizer), len(self.table))) if i not in special}
         texts = {i: text for i, text in texts.items() if text.isprintable() and not self._is_forbidden(text)}
         # A token at a word's end reads as itself wherever it stands between spaces; others join their neighbours.
         words = [i for i, text in texts.items() if text.isalnum()]
@@ -110,7 +109,7 @@ class Vocabulary:
         return nearest if self.readable(nearest) else self._nearest(vectors, self.words)
 
     def _nearest(self, vectors: Tensor, among: Tensor) -> list[int]:
-        return among[torch.cdist(vectors.float(), self.encoder.table[among].float()).argmin(1)].tolist()
+        return among[torch.cdist(vectors.float(), self.table[among].float()).argmin(1)].tolist()
 
     def _is_forbidden(self, text: str) -> bool:
         return any(phrase in fold(text) for phrase in self.forbidden)
@@ -132,7 +131,7 @@ class Search:
         self._tried.add(tuple(token_ids))
         if not self.vocabulary.readable(token_ids):
             return False
-        parts = self.loss.fixed_parts(self.vocabulary.encoder.table[list(token_ids)], self.lowest)
+        parts = self.loss.fixed_parts(self.vocabulary.table[list(token_ids)], self.lowest)
         if self.best is not None and (len(parts) < len(self.lowest) or sum(parts) >= sum(self.lowest)):
             return False
         self.best, self.lowest = list(token_ids), parts
@@ -141,7 +140,7 @@ class Search:
     def exchanges(self, token_ids: list[int], gradient: Tensor, generator: Generator) -> Iterator[list[int]]:
         """NUM_EXCHANGES times one token exchanged for a whole word: at random, one not tried yet, among the
         NUM_PROMISING that lower the loss most if it went on as its gradient [K, D] at the tokens says."""
-        words, table = self.vocabulary.words, self.vocabulary.encoder.table
+        words, table = self.vocabulary.words, self.vocabulary.table
         promised = gradient.float() @ table[words].float().T  # [K, words]; the token's own place is the same for all
         promising = words[promised.argsort(1)[:, :NUM_PROMISING]].tolist()
         for place in torch.randint(len(token_ids), (NUM_EXCHANGES,), generator=generator).tolist():
@@ -172,10 +171,10 @@ def attack_text(
         TypeError, ValueError, FloatingPointError: as `attack_embedding` and `Vocabulary`; or no text was found.
     """
     loss = prepare(family, latents, templates, concept_words, settings)
-    encoder, table = loss.encoder, loss.encoder.table.float()
-    vocabulary = Vocabulary(encoder, forbidden)
-    vectors = table[vocabulary.draw(settings) if settings.initial is None else encoder.start(settings.initial)]
-    optimizer = settings.optimizer(vectors, table)
+    encoder, vocabulary = loss.encoder, Vocabulary(loss.encoder, forbidden)
+    table = vocabulary.table.float()
+    vectors = table[vocabulary.draw(settings)] if settings.initial is None else encoder.start(settings.initial).float()
+    optimizer = settings.optimizer(vectors, encoder.scale)
     search = Search(loss, vocabulary)
     losses: list[float] = []
     with frozen_model(family):

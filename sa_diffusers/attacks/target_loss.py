@@ -9,11 +9,11 @@ import torch
 from torch import Generator, Tensor
 
 from sa_diffusers.attacks.template_encoder import TemplateEncoder
-from sa_diffusers.core.batches import Batch
+from sa_diffusers.core.batches import Batch, map_tensors
 from sa_diffusers.core.seeding import seeded
 from sa_diffusers.families import Family
 from sa_diffusers.io.configuration import Options, option
-from sa_diffusers.models.precision import autocast_forward, kept_state, on_device
+from sa_diffusers.models.precision import autocast_forward, kept_state
 
 
 NUM_FIXED = 64  # (latent, template, noise, timestep) on which all candidates of an attack are compared
@@ -31,9 +31,8 @@ class AttackSettings(Options):
     initial: str | None = option(None, "Words to start from; None: what the attack says.")
     keep_every: int = option(50, "Steps between two records, of which the best is kept.", least=1)
 
-    def optimizer(self, vectors: Tensor, table: Tensor) -> torch.optim.Adam:
-        """Adam for vectors [K, D] in the space of a token table [V, D]."""
-        scale = table.float().square().mean().sqrt().item()  # models differ in it, and Adam moves by its rate a step
+    def optimizer(self, vectors: Tensor, scale: float) -> torch.optim.Adam:
+        """Adam for vectors [K, D]; models differ in the scale of their token tables, and Adam moves by its rate."""
         return torch.optim.Adam([vectors], lr=self.learning_rate * scale)
 
 
@@ -76,7 +75,8 @@ class TargetLoss:
         """The loss of each chosen target [B]; their timesteps are drawn from B equal parts of all, one each."""
         family, count = self.family, len(chosen)
         sample = self.latents[chosen].to(family.device)
-        batch: Batch = {"sample": sample, "encoder_hidden_states": self.encoder(vectors, rows).to(sample.dtype)}
+        encoded = map_tensors(self.encoder(vectors, rows), lambda tensor: tensor.to(sample.dtype))
+        batch: Batch = {"sample": sample} | encoded
         places = torch.arange(count) + torch.rand(count, generator=generator)
         terms = (places * family.loss.num_terms / count).long().clamp_max(family.loss.num_terms - 1)
         noise = family.loss.sample_noise(batch, generator)
@@ -102,10 +102,10 @@ def prepare(
 @contextmanager
 def frozen_model(family: Family) -> Iterator[None]:
     """Within the block model and text encoder take no gradient and draw no dropout; afterwards they are as before."""
-    modules = (family.module, family.pipeline.text_encoder)
+    modules = (family.module, *family.text_encoders)
     with (
         kept_state(modules),
-        on_device(family.pipeline.text_encoder, family.device),
+        family.encoders_at_hand(),
         autocast_forward(family.module, family.compute_dtype),
         torch.enable_grad(),  # whatever the caller's setting is
     ):

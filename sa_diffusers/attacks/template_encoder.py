@@ -1,10 +1,13 @@
-"""Text embeddings of templates such as "a photo of {}" with vectors of the token table's space in the place of {}."""
+"""What templates such as "a photo of {}" are encoded as with vectors of token tables' space in the place of {}."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
+from sa_diffusers.core.batches import Batch
 from sa_diffusers.families import Family
 
 
@@ -12,83 +15,146 @@ WORD_END = "</w>"  # CLIP's mark
 PLACE = "{}"  # where the concept stands in a template
 
 
-class TemplateEncoder:
-    """Text embeddings of T templates, each with one {} or several, filled with the same K vectors.
+class Reader:
+    """How one of a model's text encoders reads T templates with K places in each.
 
-    Every vector counts as one token. With the table's rows of a word's tokens the result is that of the word.
-
-    Raises:
-        ValueError: a template without {}, or longer than the text encoder reads, which would cut it.
+    Args:
+        length: tokens that it reads.
     """
 
-    def __init__(self, family: Family, templates: Sequence[str], num_vectors: int):
-        if not templates:
-            raise ValueError("expected at least one template such as 'a {}', got none")
-        self.pipeline, self.templates, self.num_vectors = family.pipeline, list(templates), num_vectors
-        self.device = family.device
-        weight = self.pipeline.text_encoder.get_input_embeddings().weight
-        self.table: Tensor = weight.detach().to(self.device)  # [V, D]
-        rows = [self._row(template) for template in self.templates]
-        self.ids, self.slots = (torch.tensor(part, device=self.device) for part in zip(*rows, strict=True))  # [T, L]
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        encoder: nn.Module,
+        length: int,
+        templates: Sequence[str],
+        places: int,
+    ):
+        self.tokenizer, self.encoder, self.length, self.places = tokenizer, encoder, length, places
+        self.table: Tensor = encoder.get_input_embeddings().weight.detach()  # [V, D]
+        special = tokenizer("").input_ids
+        self.first, self.last = ([], special) if special[0] == tokenizer.eos_token_id else (special[:1], special[1:])
+        rows = [self._row(template) for template in templates]
+        self.ids, self.slots = (torch.tensor(part) for part in zip(*rows, strict=True))  # [T, L] each
 
     def tokens(self, text: str) -> list[int]:
         """Token ids of a piece of text, without the special ones."""
-        return self.pipeline.tokenizer(text, add_special_tokens=False).input_ids
-
-    def text(self, token_ids: Sequence[int]) -> str:
-        """The text of some tokens."""
-        text = self.pipeline.tokenizer.decode(list(token_ids), clean_up_tokenization_spaces=False)
-        return text.replace(WORD_END, " ").strip()  # a deep copy of transformers' CLIPTokenizer leaves the mark in
+        return self.tokenizer(text, add_special_tokens=False).input_ids
 
     def start(self, words: str) -> list[int]:
         """K token ids of some words: those of fewer are repeated, those beyond K are left out."""
         ids = self.tokens(words)
-        return [ids[k % len(ids)] for k in range(self.num_vectors)]
+        return [ids[k % len(ids)] for k in range(self.places)]
+
+    def read(self, filled: Sequence[str]) -> Tensor:
+        """Token ids [T, L] of whole prompts, as the model reads them."""
+        options = {"padding": "max_length", "max_length": self.length, "truncation": True, "return_tensors": "pt"}
+        return self.tokenizer(list(filled), **options).input_ids
+
+    def apart(self, template: str, word: str) -> bool:
+        """Whether a word in the place of {} is read as if it stood alone."""
+        pieces = [self.tokens(piece) for piece in template.split(PLACE)]
+        expected = pieces[0] + [token for piece in pieces[1:] for token in self.tokens(word) + piece]
+        return self.tokens(template.replace(PLACE, word)) == expected
+
+    def filled(self, vectors: Tensor, rows: list[int], hooks: ExitStack) -> None:
+        """Until the hooks are closed its encoder reads these templates, with vectors [K, D], whatever it is given."""
+        ids, slots = (part[rows].to(vectors.device) for part in (self.ids, self.slots))
+
+        def replace(module: nn.Module, inputs: tuple) -> tuple:
+            return ids, *inputs[1:]
+
+        def fill(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+            return torch.where(slots[..., None] >= 0, vectors.to(output)[slots.clamp_min(0)], output)
+
+        hooks.callback(self.encoder.register_forward_pre_hook(replace).remove)
+        table = self.encoder.get_input_embeddings().weight
+        for module in self.encoder.modules():  # T5 looks up by another module that shares the table
+            if getattr(module, "weight", None) is table:
+                hooks.callback(module.register_forward_hook(fill).remove)
+
+    def _row(self, template: str) -> tuple[list[int], list[int]]:
+        """Padded token ids [L] of a template, and which vector goes where: its index, -1 for the template's own."""
+        first, *rest = (self.tokens(piece) for piece in template.split(PLACE))
+        ids, slots = [*self.first, *first], [-1] * (len(self.first) + len(first))
+        # What stands in the place itself is overwritten; it must be no end token, where poolers look.
+        filler = self.first or [self.tokenizer.pad_token_id]
+        for piece in rest:
+            ids += filler * self.places + piece
+            slots += [*range(self.places), *[-1] * len(piece)]
+        padding = self.length - len(ids) - len(self.last)
+        if padding < 0:
+            raise ValueError(
+                f"the template {template!r} comes to {len(ids) + len(self.last)} tokens with {self.places} in the "
+                f"place of {{}}; the text encoder reads {self.length}: shorten it or pass a smaller num_tokens"
+            )
+        pads = [*self.last, *[self.tokenizer.pad_token_id] * padding]
+        return [*ids, *pads], [*slots, *[-1] * len(pads)]
+
+
+class TemplateEncoder:
+    """What T templates, each with one {} or several, are encoded as when they are filled with the same K vectors.
+
+    A vector has a part in the space of each text encoder's token table, one after the other, and counts as one token.
+    With the tables' rows of a word's tokens the result is that of the word.
+
+    Raises:
+        ValueError: a template without {}, or longer than a text encoder reads, which would cut it.
+    """
+
+    def __init__(self, family: Family, templates: Sequence[str], num_vectors: int):
+        without = [template for template in templates if PLACE not in template]
+        if without or not templates:
+            shown = f"; this one does not: {without[0]!r}" if without else ": expected at least one template, got none"
+            raise ValueError(f"each template must hold {{}} where the concept goes{shown}")
+        self.family, self.templates, self.device = family, list(templates), family.device
+        self.readers = [Reader(*reader, self.templates, num_vectors) for reader in family.text_readers()]
+        self.tokenizer = self.readers[0].tokenizer
+        self.widths = [reader.table.shape[1] for reader in self.readers]
+
+    @property
+    def table(self) -> Tensor:
+        """[V, D] of all encoders side by side. Raises ValueError where they do not read the same tokens."""
+        words = [reader.tokenizer.get_vocab() for reader in self.readers]
+        if any(other != words[0] for other in words[1:]):
+            raise ValueError("the text encoders of this model read different tokens; pass --attack embedding")
+        return torch.cat([reader.table for reader in self.readers], dim=1).to(self.device)
+
+    @property
+    def scale(self) -> float:
+        """Root mean square of the token tables."""
+        return torch.cat([reader.table.flatten().float() for reader in self.readers]).square().mean().sqrt().item()
+
+    def tokens(self, text: str) -> list[int]:
+        """Token ids of a piece of text, without the special ones, as the first encoder reads it."""
+        return self.readers[0].tokens(text)
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """The text of some tokens of the first encoder."""
+        text = self.tokenizer.decode(list(token_ids), clean_up_tokenization_spaces=False)
+        return text.replace(WORD_END, " ").strip()  # a deep copy of transformers' CLIPTokenizer leaves the mark in
+
+    def start(self, words: str) -> Tensor:
+        """Vectors [K, D] of some words: the tokens of fewer are repeated, those beyond K are left out."""
+        return torch.cat([reader.table[reader.start(words)] for reader in self.readers], dim=1).to(self.device)
 
     def reads_as(self, text: str, token_ids: Sequence[int]) -> bool:
-        """Whether the tokenizer turns every template, filled with the text, into these tokens in the place of {}."""
-        filled = [template.replace(PLACE, text) for template in self.templates]
-        ids = self.pipeline.tokenizer(filled, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        values = torch.tensor([*token_ids], device=self.device)
-        return torch.equal(ids.to(self.device), torch.where(self.slots < 0, self.ids, values[self.slots.clamp_min(0)]))
+        """Whether every template, filled with the text, is read as these tokens in the place of {}."""
+        filled, values = [template.replace(PLACE, text) for template in self.templates], torch.tensor([*token_ids])
+        return all(
+            torch.equal(r.read(filled), torch.where(r.slots < 0, r.ids, values[r.slots.clamp_min(0)]))
+            for r in self.readers
+        )
 
     def check_places(self, word: str) -> None:
         """Raise ValueError for a template in which a word in the place of {} would be read as part of another."""
         for template in self.templates:
-            pieces = [self.tokens(piece) for piece in template.split(PLACE)]
-            apart = pieces[0] + [token for piece in pieces[1:] for token in self.tokens(word) + piece]
-            if self.tokens(template.replace(PLACE, word)) != apart:
+            if not all(reader.apart(template, word) for reader in self.readers):
                 raise ValueError(f"expected {{}} as a word of its own, got {template!r}: put spaces around it")
 
-    def __call__(self, vectors: Tensor, rows: Sequence[int]) -> Tensor:
-        """Text embeddings [B, L, D] of the templates `rows`, from vectors [K, D]; gradients pass to the vectors."""
-        slots = self.slots[list(rows)]
-        encoder, ids = self.pipeline.text_encoder, self.ids[list(rows)]
-
-        def fill(module: torch.nn.Module, inputs: tuple, output: Tensor) -> Tensor:
-            return torch.where(slots[..., None] >= 0, vectors.to(output)[slots.clamp_min(0)], output)
-
-        handle = encoder.get_input_embeddings().register_forward_hook(fill)
-        try:
-            return encoder(ids)[0]
-        finally:
-            handle.remove()
-
-    def _row(self, template: str) -> tuple[list[int], list[int]]:
-        """Padded token ids [L] of a template, and which vector goes where: its index, -1 for the template's own."""
-        if PLACE not in template:
-            raise ValueError(f"each template must hold {{}} where the concept goes; this one does not: {template!r}")
-        tokenizer = self.pipeline.tokenizer
-        first, *rest = (self.tokens(piece) for piece in template.split(PLACE))
-        ids, slots = [tokenizer.bos_token_id, *first], [-1] * (1 + len(first))
-        for piece in rest:
-            # What stands in the place itself is overwritten; the start token is no end token, where poolers look.
-            ids += [tokenizer.bos_token_id] * self.num_vectors + piece
-            slots += [*range(self.num_vectors), *[-1] * len(piece)]
-        padding = tokenizer.model_max_length - len(ids) - 1
-        if padding < 0:
-            raise ValueError(
-                f"the template {template!r} comes to {len(ids) + 1} tokens with {self.num_vectors} in the place of "
-                f"{{}}; the text encoder reads {tokenizer.model_max_length}: shorten it or pass a smaller num_tokens"
-            )
-        return [*ids, tokenizer.eos_token_id, *[tokenizer.pad_token_id] * padding], [*slots, *[-1] * (1 + padding)]
+    def __call__(self, vectors: Tensor, rows: Sequence[int]) -> Batch:
+        """The templates `rows` encoded, from vectors [K, D]; gradients pass to the vectors."""
+        with ExitStack() as hooks:
+            for reader, part in zip(self.readers, vectors.split(self.widths, dim=1), strict=True):
+                reader.filled(part, list(rows), hooks)
+            return self.family.encode_prompts(["a"] * len(rows))  # what it says is replaced

@@ -63,13 +63,13 @@ def first_tokens(config: AttackConfig, model: str) -> str:
     words = config.initial or (split_phrasings(config.concept)[0] if config.attack == "embedding" else None)
     if words is None:
         return "the attack starts from words at random"
-    ids, tokenizer = encoder.tokens(words), encoder.pipeline.tokenizer
+    ids, tokenizer = encoder.tokens(words), encoder.tokenizer
     if not ids or set(ids) & set(tokenizer.all_special_ids):
         read = " ".join(tokenizer.convert_ids_to_tokens(ids)) or "nothing"
         raise ValueError(
             f"expected --initial of words that the tokenizer of {model} knows, got {words!r}, read as {read}"
         )
     encoder.check_places(words)
-    used, pieces = ([encoder.text([token]) for token in part] for part in (encoder.start(words), ids))
+    used, pieces = ([encoder.text([token]) for token in part] for part in (encoder.readers[0].start(words), ids))
     count = f"{len(pieces)} token{'s' * (len(pieces) != 1)}"
     return f"the attack starts from {' | '.join(used)}, of {words!r} ({count}: {' | '.join(pieces)})"

@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sa_diffusers.cli.parse import friendly_errors, parse_config
+from sa_diffusers.core.batches import to
 from sa_diffusers.core.concepts import split_phrasings
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import seeded
@@ -30,9 +31,9 @@ def predictions(family: Family, samples: SampleSet, prompts: list[str], seed: in
         chosen = samples.latents[start : start + 50]
         batch = family.batch(chosen, list(map(Condition, prompts[start : start + 50])))
         generator = seeded(seed, "distance", start)
-        terms = torch.randint(family.loss.num_terms, (len(chosen),), generator=generator)
+        terms = family.loss.sample_terms(len(chosen), generator)
         noise, device = family.loss.sample_noise(batch, generator), family.device
-        batch = {key: value.to(device) for key, value in batch.items()}
+        batch = to(batch, device)
         parts.append(family.loss.predict(family.module, batch, terms.to(device), noise.to(device)).float().cpu())
     return torch.cat(parts)
 

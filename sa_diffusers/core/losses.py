@@ -4,6 +4,7 @@ The ELBO is a sum of `num_terms` terms (T timesteps for diffusion). Training dra
 mean estimates a T-th of the sum; the Fisher needs the gradient of the sum over all of them (fisher.py).
 """
 
+import math
 from collections.abc import Callable
 from typing import Literal, Protocol
 
@@ -15,11 +16,20 @@ from sa_diffusers.core.batches import Batch, conditions_of
 
 
 class Loss(Protocol):
-    """All that the Fisher and every objective ask of a model's training loss; the last three, of one that denoises."""
+    """All that the Fisher and every objective ask of a model's training loss; the last four, of one that denoises."""
 
     num_terms: int
     reduction: Literal["sum", "mean"]  # over data dimensions only, never over the batch
     prediction_type: str  # what the model predicts; with the reduction it decides the unit
+
+    @property
+    def grid(self) -> dict[str, float | str]:
+        """What else decides the terms and their unit, by name: nothing, where they are timesteps of equal weight."""
+        return {}
+
+    def sample_terms(self, count: int, generator: Generator) -> Tensor:
+        """The terms of a training batch, [count], uniform where the loss says nothing else."""
+        return torch.randint(self.num_terms, (count,), generator=generator)
 
     def sample_noise(self, batch: Batch, generator: Generator) -> Tensor:
         """Draw the noise that a call needs, on the device of the batch."""
@@ -47,8 +57,41 @@ class Loss(Protocol):
         """What the model is told of the noise level of each term, [B]."""
         raise NotImplementedError(f"{type(self).__name__} has no noise levels")
 
+    def call(self, model: Callable, noisy: Tensor, times: Tensor, conditions: Batch) -> Tensor:
+        """What a model predicts of noisy samples [B, ...] at these times [B], under what a batch holds besides."""
+        raise NotImplementedError(f"{type(self).__name__} predicts nothing of noisy samples")
 
-class DiffusionLoss(Loss):
+
+class DenoisingLoss(Loss):
+    """Squared error of what a model predicts of signal_scale * sample + noise_scale * noise, at given terms."""
+
+    def sample_noise(self, batch: Batch, generator: Generator) -> Tensor:
+        sample = batch["sample"]
+        return torch.randn(sample.shape, generator=generator, dtype=sample.dtype).to(sample.device)
+
+    def __call__(
+        self, model: Callable, batch: Batch, terms: Tensor, noise: Tensor, target: Tensor | None = None
+    ) -> Tensor:
+        target = self.target(batch, terms, noise) if target is None else target
+        squared_error = (self.predict(model, batch, terms, noise) - target).square().flatten(1)  # [B, C*H*W]
+        return squared_error.mean(1) if self.reduction == "mean" else squared_error.sum(1)
+
+    def predict(self, model: Callable, batch: Batch, terms: Tensor, noise: Tensor) -> Tensor:
+        signal_scale, noise_scale = self._scales(batch["sample"], terms)
+        noisy = signal_scale * batch["sample"] + noise_scale * noise
+        return self.call(model, noisy, self.times(terms), conditions_of(batch))
+
+    def _scales(self, sample: Tensor, terms: Tensor) -> tuple[Tensor, Tensor]:
+        """The scales of signal and noise at the given terms, [B, 1, ...] each."""
+        raise NotImplementedError
+
+    @staticmethod
+    def _at(levels: Tensor, sample: Tensor, terms: Tensor) -> Tensor:
+        """Of one number a term, [T], those of the given terms, in the precision and dimensions of the sample."""
+        return levels.to(sample)[terms].view(-1, *[1] * (sample.dim() - 1))
+
+
+class DiffusionLoss(DenoisingLoss):
     """Squared error of a denoiser at given timesteps (Ho et al. 2020, Eq. 14; for v: Salimans & Ho 2022, App. D).
 
     The model is called as `model(noisy, timesteps, **rest_of_batch)` and returns an object with `.sample`, as every
@@ -73,21 +116,8 @@ class DiffusionLoss(Loss):
         self.alphas_cumprod, self.num_terms = alphas_cumprod, len(alphas_cumprod)
         self.prediction_type, self.reduction = prediction_type, reduction
 
-    def sample_noise(self, batch: Batch, generator: Generator) -> Tensor:
-        sample = batch["sample"]
-        return torch.randn(sample.shape, generator=generator, dtype=sample.dtype).to(sample.device)
-
-    def __call__(
-        self, model: Callable, batch: Batch, terms: Tensor, noise: Tensor, target: Tensor | None = None
-    ) -> Tensor:
-        target = self.target(batch, terms, noise) if target is None else target
-        squared_error = (self.predict(model, batch, terms, noise) - target).square().flatten(1)  # [B, C*H*W]
-        return squared_error.mean(1) if self.reduction == "mean" else squared_error.sum(1)
-
-    def predict(self, model: Callable, batch: Batch, terms: Tensor, noise: Tensor) -> Tensor:
-        signal_scale, noise_scale = self._scales(batch["sample"], terms)
-        noisy = signal_scale * batch["sample"] + noise_scale * noise
-        return model(noisy, self.times(terms), **conditions_of(batch)).sample
+    def call(self, model: Callable, noisy: Tensor, times: Tensor, conditions: Batch) -> Tensor:
+        return model(noisy, times, **conditions).sample
 
     def target(self, batch: Batch, terms: Tensor, noise: Tensor) -> Tensor:
         """The noise that was drawn, or its combination v with the samples, [B, C, H, W]."""
@@ -100,14 +130,87 @@ class DiffusionLoss(Loss):
         return terms
 
     def _scales(self, sample: Tensor, terms: Tensor) -> tuple[Tensor, Tensor]:
-        """sqrt(alpha_bar) and sqrt(1 - alpha_bar) at the given timesteps, [B, 1, 1, 1]."""
-        alpha_bar = self.alphas_cumprod.to(sample)[terms].view(-1, *[1] * (sample.dim() - 1))
+        """sqrt(alpha_bar) and sqrt(1 - alpha_bar)."""
+        alpha_bar = self._at(self.alphas_cumprod, sample, terms)
         return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
 
     def signal_to_noise(self, terms: Tensor) -> Tensor:
         """alpha_bar / (1 - alpha_bar) at the given timesteps, [B]."""
         alpha_bar = self.alphas_cumprod.to(terms.device)[terms]
         return alpha_bar / (1 - alpha_bar)
+
+
+class FlowMatchingLoss(DenoisingLoss):
+    """Squared error of a velocity on straight paths (Lipman et al. 2023; Esser et al. 2024, Eq. 13 and Sec. 3.1):
+
+        x_s = (1 - s) x + s eps,   w(s) |v(x_s, s) - (eps - x)|^2,   with s of the scheduler's own shifted grid,
+
+    so that terms are its noise levels, the least noisy first. Density and weight are those of diffusers' training
+    scripts; the shares of terms differ in training alone, never in the sum over all of them that a Fisher is of.
+
+    The model is called as `model(hidden_states=noisy, timestep=T s, **rest_of_batch)` and returns an object with
+    `.sample`.
+
+    Args:
+        sigmas: s of each term, [T], ascending in (0, 1]; T of them, since the model is told T s.
+        shift: of the grid, for the metadata of a Fisher.
+        density: of the terms of training: "uniform", or "logit_normal" (0, 1) in the terms' order.
+        weighting: "none"; "preconditioned", s^2 (the error of the sample that the velocity points to); "sigma_sqrt",
+            1 / s^2; or "cosmap", 2 / (pi (1 - 2 s + 2 s^2)).
+
+    Raises:
+        ValueError: another density or weighting, or levels out of range.
+    """
+
+    prediction_type = "flow"
+    reduction: Literal["sum", "mean"] = "mean"
+    weights = {
+        "none": torch.ones_like,
+        "preconditioned": torch.square,
+        "sigma_sqrt": lambda sigmas: sigmas**-2,
+        "cosmap": lambda sigmas: 2 / (math.pi * (1 - 2 * sigmas + 2 * sigmas**2)),
+    }
+
+    def __init__(self, sigmas: Tensor, shift: float = 1.0, density: str = "uniform", weighting: str = "none"):
+        if density not in ("uniform", "logit_normal") or weighting not in self.weights:
+            names = ", ".join(self.weights)
+            raise ValueError(
+                f"expected a density uniform or logit_normal and a weighting of {names}; got {density}, {weighting}"
+            )
+        if not (0 < sigmas[0] and sigmas[-1] <= 1 and (sigmas.diff() > 0).all()):
+            raise ValueError(f"expected noise levels that ascend within (0, 1], got {sigmas[0]:g} to {sigmas[-1]:g}")
+        self.sigmas, self.num_terms, self.shift = sigmas, len(sigmas), shift
+        self.density, self.weighting = density, weighting
+
+    @property
+    def grid(self) -> dict[str, float | str]:
+        return {"shift": self.shift} | ({} if self.weighting == "none" else {"weighting": self.weighting})
+
+    def sample_terms(self, count: int, generator: Generator) -> Tensor:
+        if self.density == "uniform":
+            return super().sample_terms(count, generator)
+        places = torch.randn(count, generator=generator).sigmoid()
+        return self.num_terms - 1 - (places * self.num_terms).long()  # the scripts' grid begins at pure noise
+
+    def __call__(
+        self, model: Callable, batch: Batch, terms: Tensor, noise: Tensor, target: Tensor | None = None
+    ) -> Tensor:
+        values = super().__call__(model, batch, terms, noise, target)
+        return values * self.weights[self.weighting](self.sigmas.to(values)[terms])
+
+    def target(self, batch: Batch, terms: Tensor, noise: Tensor) -> Tensor:
+        return noise - batch["sample"]
+
+    def times(self, terms: Tensor) -> Tensor:
+        return self.num_terms * self.sigmas.to(terms.device)[terms]
+
+    def call(self, model: Callable, noisy: Tensor, times: Tensor, conditions: Batch) -> Tensor:
+        return model(hidden_states=noisy, timestep=times, **conditions).sample
+
+    def _scales(self, sample: Tensor, terms: Tensor) -> tuple[Tensor, Tensor]:
+        """1 - s and s."""
+        sigmas = self._at(self.sigmas, sample, terms)
+        return 1 - sigmas, sigmas
 
 
 class VAELoss(Loss):

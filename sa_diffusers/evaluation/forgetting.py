@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sa_diffusers.core.batches import to
 from sa_diffusers.core.concepts import Concept
 from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.data.sample_set import uniform_noise
@@ -168,9 +169,9 @@ def replay_loss(family: Family, replay, count: int, seed: int) -> float:
     values = []
     for start in range(0, min(count, len(replay)), 8):
         part = replay.take(range(start, min(start + 8, count, len(replay))))
-        batch = {k: v.to(family.device) for k, v in family.batch(part.latents, part.conditions).items()}
+        batch = to(family.batch(part.latents, part.conditions), family.device)
         generator = seeded(seed, "replay loss", start)
-        terms = torch.randint(family.loss.num_terms, (len(part),), generator=generator).to(family.device)
+        terms = family.loss.sample_terms(len(part), generator).to(family.device)
         with torch.no_grad(), autocast_forward(family.module, family.compute_dtype):
             values += family.loss(family.module, batch, terms, family.loss.sample_noise(batch, generator)).tolist()
     return sum(values) / len(values)

@@ -8,16 +8,32 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     DDPMScheduler,
+    FlowMatchEulerDiscreteScheduler,
     SchedulerMixin,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     UNet2DConditionModel,
     UNet2DModel,
 )
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+)
 
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.models import ConditionalVAE
 from sa_diffusers.pipelines import ClassConditionalPipeline, ConditionalVAEPipeline
+
+
+def missing_parts(architecture: Mapping[str, Any]) -> list[str]:
+    """The parts that `build_text_to_image`, and who trains what it is built around, need and that are not there."""
+    denoiser = "transformer" if "transformer" in architecture else "unet"
+    return sorted({"vae", "text_encoder", "scheduler", denoiser} - architecture.keys())
 
 
 def build_text_to_image(
@@ -26,15 +42,57 @@ def build_text_to_image(
     text_encoder: CLIPTextModel,
     tokenizer: CLIPTokenizer,
     seed: int,
-) -> StableDiffusionPipeline:
+) -> StableDiffusionPipeline | StableDiffusion3Pipeline:
     """A small Stable Diffusion around trained parts; `architecture` configures the new ones, "unet" and "scheduler".
+
+    With a "transformer" in place of the UNet it is a Stable Diffusion 3.
 
     Args:
         seed: of the weights, here and below; the global generator is set from it.
     """
+    if "transformer" in architecture:
+        return _stable_diffusion_3(architecture, vae, text_encoder, tokenizer, seed)
     torch.manual_seed(derive_seed(seed, "unet"))
     unet, scheduler = UNet2DConditionModel(**architecture["unet"]), DDIMScheduler(**architecture["scheduler"])
     return stable_diffusion(unet, vae, text_encoder, tokenizer, scheduler)
+
+
+def _stable_diffusion_3(
+    architecture: Mapping[str, dict[str, Any]],
+    vae: AutoencoderKL,
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    seed: int,
+) -> StableDiffusion3Pipeline:
+    """One whose two CLIP encoders are the same, and whose T5, without which diffusers would not load it, says zeros.
+
+    The pipeline reads the layer before the last, so that the encoder gets one more layer, which changes nothing.
+    """
+    vae.register_to_config(shift_factor=0.0)
+    torch.manual_seed(derive_seed(seed, "transformer"))
+    transformer = SD3Transformer2DModel(**architecture["transformer"])
+    settings = text_encoder.config.to_dict()
+    settings |= {"num_hidden_layers": settings["num_hidden_layers"] + 1, "projection_dim": settings["hidden_size"]}
+    reader = CLIPTextModelWithProjection(CLIPTextConfig(**settings))
+    reader.text_model.load_state_dict(text_encoder.state_dict(), strict=False)
+    t5_sizes = {"d_kv": 1, "d_ff": 1, "num_layers": 1, "num_heads": 1}
+    width = architecture["transformer"]["joint_attention_dim"]
+    zeros = T5EncoderModel(T5Config(vocab_size=len(tokenizer), d_model=width, **t5_sizes))
+    last = reader.text_model.encoder.layers[-1]
+    with torch.no_grad():
+        for layer in (last.self_attn.out_proj, last.mlp.fc2):
+            layer.weight.zero_()
+            layer.bias.zero_()
+        for name, layer in transformer.named_modules():  # blocks begin by passing on what they are given
+            if name.endswith((".norm1.linear", ".norm1_context.linear")) or name in ("norm_out.linear", "proj_out"):
+                layer.weight.zero_()
+                layer.bias.zero_()
+        reader.text_projection.weight.copy_(torch.eye(settings["hidden_size"]))
+        zeros.encoder.final_layer_norm.weight.zero_()
+    scheduler = FlowMatchEulerDiscreteScheduler(**architecture["scheduler"])
+    return StableDiffusion3Pipeline(
+        transformer, scheduler, vae, reader, tokenizer, reader, tokenizer, zeros.eval(), tokenizer
+    )
 
 
 def stable_diffusion(

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
-from pkgutil import iter_modules
+from pkgutil import walk_packages
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -64,6 +64,7 @@ class Family:
     helpers: ClassVar[tuple[str, ...]] = ()  # parts that only encode and decode: they need not stay on the device
     capabilities: ClassVar[frozenset[str]]  # of CAPABILITIES
     scopes: ClassVar[Scopes] = {"full": lambda name: True}  # which weights, by name
+    guided_passes: ClassVar[int] = 2  # of the module in a sampler's step with guidance
     defaults: ClassVar[Mapping[str, Any]] = {}  # options of a run that differ from those of Stable Diffusion
 
     pipeline: DiffusionPipeline
@@ -148,8 +149,8 @@ def register(family: FamilyT) -> FamilyT:
 @lru_cache
 def _import_families() -> None:
     package = __name__.rpartition(".")[0]
-    for module in iter_modules([str(Path(__file__).parent)]):
-        import_module(f"{package}.{module.name}")  # each registers its own
+    for module in walk_packages([str(Path(__file__).parent)], f"{package}."):
+        import_module(module.name)  # each registers its own
 
 
 def registry() -> Mapping[str, type[Family]]:

@@ -28,7 +28,7 @@ def unfused(module: nn.Module) -> nn.Module:
         module.unfuse_qkv_projections()
     for layer in fused:
         layer.fused_projections = False
-        for name in ("to_qkv", "to_kv"):
+        for name in ("to_qkv", "to_kv", "to_added_qkv"):
             if hasattr(layer, name):
                 delattr(layer, name)
     return module

@@ -1,4 +1,4 @@
-"""What the parts of a Stable Diffusion must be like, by their configurations: anything else is refused unloaded."""
+"""What the parts of a text-to-image pipeline must be, by their configurations: anything else is refused unloaded."""
 
 import inspect
 from collections.abc import Iterator, Mapping
@@ -8,6 +8,7 @@ import diffusers
 
 
 Config = Mapping[str, Any]
+FLOW = "FlowMatchEulerDiscreteScheduler"
 
 # What a UNet takes besides noisy latents, a timestep and a text: by property, with the values that ask for nothing.
 TAKES_MORE = {
@@ -19,10 +20,41 @@ TAKES_MORE = {
 }
 
 
-def check_parts(unet: Config, vae: Config, scheduler: Config, text_encoder: Config) -> None:
-    """Raise ValueError for the first property under which loss, sampler or embeddings would not be the pipeline's."""
-    for fault in (*_unet_faults(unet, vae, text_encoder), *_schedule_faults(scheduler)):
+def check_parts(unet: Config, vae: Config, scheduler: Config, width: int | None, told: str | None = None) -> None:
+    """Raise ValueError for the first property under which loss, sampler or embeddings would not be the pipeline's.
+
+    Args:
+        width: of the tokens' embeddings; None: not known.
+        told: the addition_embed_type of a UNet that must be told more than a prompt.
+    """
+    if told and unet.get("addition_embed_type") != told:
+        kind = unet.get("addition_embed_type")
+        raise ValueError(f"the pipeline's UNet has addition_embed_type {kind!r}, expected {told!r}, as its class has")
+    takes = TAKES_MORE | ({"addition_embed_type": ((told,), "")} if told else {})
+    for fault in (*_unet_faults(unet, vae, width, takes), *_schedule_faults(scheduler)):
         raise ValueError(f"the pipeline's {fault}")
+
+
+def check_flow(transformer: Config, vae: Config, scheduler: Config, widths: Config, channels: int) -> None:
+    """The same of a transformer that predicts a velocity.
+
+    Args:
+        widths: what the text encoders make for each property of the transformer; None: not known.
+        channels: of what it takes and makes for each of the VAE's.
+    """
+    expected = {"in_channels": channels * vae.get("latent_channels", 4)} | widths
+    for name, size in expected.items():
+        if size is not None and transformer.get(name, size) != size:
+            raise ValueError(
+                f"the pipeline's transformer has {name} {transformer[name]}, expected {size}, as its VAE and text "
+                "encoders make: models that edit or fill take pictures besides"
+            )
+    kind, inverted = scheduler.get("_class_name"), scheduler.get("invert_sigmas")
+    if kind != FLOW or inverted:
+        raise ValueError(
+            f"the pipeline's scheduler is a {kind}{', inverted' * bool(inverted)}; expected the {FLOW} that it was "
+            "trained with"
+        )
 
 
 def pixels_a_latent(vae: Config) -> int:
@@ -30,8 +62,8 @@ def pixels_a_latent(vae: Config) -> int:
     return 2 ** (len(vae.get("block_out_channels", (64,))) - 1)
 
 
-def _unet_faults(unet: Config, vae: Config, text_encoder: Config) -> Iterator[str]:
-    for name, (fine, takes) in TAKES_MORE.items():
+def _unet_faults(unet: Config, vae: Config, width: int | None, takes_more: Mapping) -> Iterator[str]:
+    for name, (fine, takes) in takes_more.items():
         if unet.get(name) not in fine:
             yield f"UNet has {name} {unet[name]!r}, so it {takes}; expected one that draws by a prompt alone"
     latents, size = vae.get("latent_channels", 4), unet.get("sample_size")
@@ -47,7 +79,7 @@ def _unet_faults(unet: Config, vae: Config, text_encoder: Config) -> Iterator[st
     elif size * pixels_a_latent(vae) % 8:
         pixels = size * pixels_a_latent(vae)
         yield f"UNet has sample_size {size}, so it draws {pixels} pixels a side; diffusers draws multiples of 8"
-    width, reads = text_encoder.get("hidden_size"), unet.get("cross_attention_dim")
+    reads = unet.get("cross_attention_dim")
     if isinstance(reads, int) and width not in (None, reads) and unet.get("encoder_hid_dim") is None:
         yield f"UNet has cross_attention_dim {reads}, but the text encoder's embeddings have hidden_size {width}"
 

@@ -1,17 +1,41 @@
 """The samplers that a run may choose from, made from a pipeline's own scheduler."""
 
 import copy
+from typing import Any
 
+import numpy as np
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, SchedulerMixin
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SchedulerMixin,
+)
+
+
+class EvenFlowScheduler(FlowMatchEulerDiscreteScheduler):
+    """Euler's method in n steps from n of the flow's own noise levels, evenly chosen; diffusers' default ends at the
+    least of them, so that the last step is all but lost."""
+
+    def set_timesteps(self, num_inference_steps: int, device: Any = None, **_: Any) -> None:
+        super().set_timesteps(sigmas=np.linspace(1, 1 / num_inference_steps, num_inference_steps), device=device)
 
 
 def make_scheduler(sampler: str, scheduler: SchedulerMixin) -> SchedulerMixin:
     """ "dpmsolver++" (multistep, order 2), "ddim" (eta 0), or "pipeline": the scheduler as it is.
 
+    Of a flow "ddim" is Euler's method at noise levels that training knows: what it shifts by the size of pictures,
+    when it draws, is not shifted then.
+
     Raises:
-        ValueError: another sampler.
+        ValueError: another sampler; of a flow, one that is neither of the last two.
     """
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        if sampler == "ddim":
+            shift = 1.0 if scheduler.config.use_dynamic_shifting else scheduler.config.shift
+            return EvenFlowScheduler.from_config(scheduler.config, use_dynamic_shifting=False, shift=shift)
+        if sampler != "pipeline":
+            raise ValueError(f"a flow is drawn by the sampler pipeline or ddim, got {sampler!r}")
     if sampler == "dpmsolver++":
         return DPMSolverMultistepScheduler.from_config(scheduler.config, algorithm_type="dpmsolver++")
     if sampler == "ddim":
@@ -28,6 +52,8 @@ def check_sampler(scheduler: SchedulerMixin, num_inference_steps: int, what: str
     So it is with more steps than timesteps, and where a step begins at pure noise (`rescale_betas_zero_snr`), of which
     a prediction of the noise says nothing.
     """
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):  # which takes any
+        return
     scheduler, advice = copy.deepcopy(scheduler), "pass fewer, or another sampler"
     timesteps = scheduler.config.num_train_timesteps
     if scheduler.config.get("rescale_betas_zero_snr") and scheduler.config.prediction_type == "epsilon":

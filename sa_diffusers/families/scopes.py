@@ -4,9 +4,11 @@ Names are matched by path component, never by substring: "attn2" is a component 
 "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight".
 """
 
+from collections.abc import Iterable
+
 from torch import nn
 
-from sa_diffusers.families.base import select_parameters
+from sa_diffusers.families.base import Scopes, select_parameters
 
 
 # In the CompVis UNet: "out." (the final norm and convolution) and "time_embed" (the timestep's MLP). The resnets' own
@@ -31,11 +33,18 @@ def is_text_map(name: str) -> bool:
     return name.split(".")[-2:] in (["attn2", "to_k"], ["attn2", "to_v"])
 
 
-def text_maps(unet: nn.Module) -> dict[str, nn.Linear]:
-    """The layers that make keys and values of text, by name. Raises ValueError: there are none, or no linear ones."""
-    layers = {name: layer for name, layer in unet.named_modules() if is_text_map(name)}
+def text_maps(module: nn.Module, names: Iterable[str] | None = None) -> dict[str, nn.Linear]:
+    """The layers that read a text as it is, by name; None: those that make keys and values of it in a UNet.
+
+    Raises:
+        ValueError: there are none, or no linear ones.
+    """
+    names = [name for name, _ in module.named_modules() if is_text_map(name)] if names is None else names
+    layers = {name: module.get_submodule(name) for name in names}
     if not layers:
-        raise ValueError(f"{type(unet).__name__} has no cross-attention (attn2) whose keys and values could be edited")
+        raise ValueError(
+            f"{type(module).__name__} has no cross-attention (attn2) whose keys and values could be edited"
+        )
     for name, layer in layers.items():
         if not isinstance(layer, nn.Linear):
             raise ValueError(
@@ -44,22 +53,30 @@ def text_maps(unet: nn.Module) -> dict[str, nn.Linear]:
     return layers
 
 
-def adapted_layers(unet: nn.Module, scope: str, targets: str) -> list[str]:
-    """Names of the layers of a UNet that get an adapter.
+# Where a pooled text, time and guidance enter, directly or by modulating a block: in UNets the first two.
+CONDITIONING = {"add_embedding", "time_emb_proj", "text_embedder", "context_embedder"} | {
+    "norm", "norm1", "norm1_context", "norm_out"
+}  # fmt: skip
+
+
+def adapted_layers(module: nn.Module, scope: str, targets: str, scopes: Scopes = SCOPES) -> list[str]:
+    """Names of the layers that get an adapter.
 
     Args:
-        scope: as of full fine-tuning: only layers whose weight it trains.
-        targets: "attention", the projections of self- and cross-attention, or "attention+conv", convolutions besides.
+        scope: of `scopes`, as of full fine-tuning: only layers whose weight it trains.
+        targets: "attention", its projections; "attention+conv", convolutions besides; or "attention+conditioning",
+            what the text enters by outside of attention.
 
     Raises:
         ValueError: nothing is left.
     """
-    inside = select_parameters(unet, scope, SCOPES)
+    inside = select_parameters(module, scope, scopes)
+    linear = {"attn", "attn1", "attn2"} | (CONDITIONING if targets == "attention+conditioning" else set())
     names = []
-    for name, layer in unet.named_modules():
-        attention = isinstance(layer, nn.Linear) and not {"attn1", "attn2"}.isdisjoint(name.split("."))
+    for name, layer in module.named_modules():
+        chosen = isinstance(layer, nn.Linear) and not linear.isdisjoint(name.split("."))
         convolution = isinstance(layer, nn.Conv2d) and targets == "attention+conv"
-        if (attention or convolution) and f"{name}.weight" in inside:
+        if (chosen or convolution) and f"{name}.weight" in inside:
             names.append(name)
     if not names:
         raise ValueError(f"lora_targets {targets!r} and train_scope {scope!r} leave no layer to adapt")

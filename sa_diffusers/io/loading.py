@@ -82,10 +82,13 @@ def load_pipeline(model: str, revision: str | None, variant: str | None, dtype: 
         dtype: "float32", "float16" or "bfloat16".
     """
     source = resolve(model)
-    cls = own_pipeline_classes().get(read_model_index(model, revision)["_class_name"], DiffusionPipeline)
+    index = read_model_index(model, revision)
+    cls = own_pipeline_classes().get(index["_class_name"], DiffusionPipeline)
+    # diffusers asks for parts that a pipeline was saved without, such as the T5 of Stable Diffusion 3.
+    absent = {name: None for name, entry in index.items() if entry in ([None, None], (None, None))}
     with explain_load_errors(source):
         pipeline = cls.from_pretrained(
-            source, revision=revision, variant=variant, dtype=getattr(torch, dtype), low_cpu_mem_usage=False
+            source, revision=revision, variant=variant, dtype=getattr(torch, dtype), low_cpu_mem_usage=False, **absent
         )
     return pipeline.to(process_state().device)
 

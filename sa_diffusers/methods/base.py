@@ -96,8 +96,8 @@ class Method:
         """The batch of an optimiser step, as a function of the step."""
         raise NotImplementedError
 
-    def edit(self, context: Context) -> ClosedFormEdit:
-        """The closed-form edit that the method is, of the maps that read text."""
+    def edit(self, context: Context) -> dict[str, ClosedFormEdit]:
+        """The closed-form edit that the method is, of the maps that read text, by what they read of it."""
         raise NotImplementedError
 
     def wrap(self, context: Context) -> Family:

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from sa_diffusers.core.closed_form import ClosedFormEdit, Edit, closed_form_edit
 from sa_diffusers.core.concepts import Concept
 from sa_diffusers.core.conditions import Condition
@@ -40,10 +42,10 @@ class UCEMethod(Method):
         super().check(context)
         concept_edits(context.concept, [])
 
-    def edit(self, context: Context) -> ClosedFormEdit:
+    def edit(self, context: Context) -> dict[str, ClosedFormEdit]:
         options, concept = context.options, context.concept
         kept = [prompt for prompt in context.prompts if not concept.named_in(prompt)]
-        edit = edit_of_prompts(
+        return edit_of_prompts(
             context.family,
             concept_edits(concept, context.templates),
             ["", *spread(kept, min(options.uce_preserve_prompts, len(kept)), options.seed)],
@@ -51,8 +53,6 @@ class UCEMethod(Method):
             preserve_scale=options.uce_preserve_scale,
             regularization=options.uce_regularization,
         )
-        edit.check(context.family.text_maps())
-        return edit
 
     def strength(self, options: Any) -> str:
         """What an edit that training starts at is called in a page."""
@@ -64,10 +64,11 @@ def edit_of_prompts(
     edits: Sequence[tuple[str, str]],
     preserve: Sequence[str] = ("",),
     **weights: float,
-) -> ClosedFormEdit:
-    """`closed_form_edit` for prompts: what each draws, and what it should draw. Its `apply` edits the family's maps.
+) -> dict[str, ClosedFormEdit]:
+    """`closed_form_edit` for prompts: what each draws, and what it should draw; `family.edit` takes the result.
 
-    As in the code of the paper, a row is the last word's token or one of the padding after it, paired with the
+    One edit for all maps that read tokens, and one for those that read a pooled text, where a model has such. As in
+    the code of the paper, a token's row is the last word's token or one of the padding after it, paired with the
     target's at the same distance from its last word; of what is preserved it is any token.
 
     Args:
@@ -77,14 +78,19 @@ def edit_of_prompts(
         weights: erase_scale, preserve_scale, regularization; see `closed_form_edit`.
 
     Raises:
-        ValueError: as `closed_form_edit`; a model without free text; an empty concept.
+        ValueError: as `closed_form_edit` and its check of the maps; a model without free text; an empty concept.
     """
     require(family, "a closed-form edit", "text_maps")
     if not all(concept.strip() for concept, _ in edits):
         raise ValueError("expected a concept, got an empty prompt: editing it would change every picture")
     family.prepare([Condition(prompt) for pair in (*edits, preserve) for prompt in pair])
-    kept = [family.embed([prompt])[0] for prompt in preserve]
-    return closed_form_edit([_paired_rows(family, *pair) for pair in edits], kept, **weights)
+    kept = [_rows(family, prompt) for prompt in preserve]
+    pairs = [_paired_rows(family, *pair) for pair in edits]
+    found = {}
+    for part, maps in family.text_maps().items():
+        found[part] = closed_form_edit([pair[part] for pair in pairs], [rows[part] for rows in kept], **weights)
+        found[part].check(maps)
+    return found
 
 
 def concept_edits(concept: Concept, templates: Sequence[str]) -> list[tuple[str, str]]:
@@ -104,12 +110,23 @@ def concept_edits(concept: Concept, templates: Sequence[str]) -> list[tuple[str,
     return pairs if target else [(text, "") for text, _ in pairs]
 
 
-def _paired_rows(family: Family, concept: str, target: str) -> Edit:
-    """The embeddings of two prompts, [K, D] each, from the last word's token on, cut to one length."""
-    rows, starts = family.embed([concept, target]), [family.last_word(prompt) for prompt in (concept, target)]
-    length = rows.shape[1] - max(starts)
-    first, second = (row[start : start + length] for row, start in zip(rows, starts, strict=True))
-    return first, second
+def _rows(family: Family, prompt: str) -> dict[str, Tensor]:
+    """What a prompt is encoded as, [K, D] of each part."""
+    parts = family.text_parts(family.embed([prompt]))
+    return {part: rows if part == "pooled" else rows[0] for part, rows in parts.items()}
+
+
+def _paired_rows(family: Family, concept: str, target: str) -> dict[str, Edit]:
+    """The embeddings of two prompts: of tokens, [K, D] each, those from the last word's on, cut to one length."""
+    first, second = (_rows(family, prompt) for prompt in (concept, target))
+    pairs = {part: (first[part], second[part]) for part in first}
+    kept: tuple[list[int], list[int]] = [], []
+    for stretches in zip(family.last_words(concept), family.last_words(target), strict=True):
+        length = min(end - start for start, end in stretches)
+        for places, (start, _) in zip(kept, stretches, strict=True):
+            places += range(start, start + length)
+    pairs["tokens"] = first["tokens"][kept[0]], second["tokens"][kept[1]]
+    return pairs
 
 
 register(

@@ -86,7 +86,7 @@ def forget(
     component = checked_family(pipeline).component
     modules = {n: unwrapped(part) for n, part in pipeline.components.items() if isinstance(part, nn.Module)}
     check_plain(modules, component)
-    precisions = {n: modules[n].dtype for n in (component, "text_encoder") if n in modules}
+    precisions = {n: m.dtype for n, m in modules.items() if n == component or n.startswith("text_encoder")}
     if len(set(precisions.values())) > 1:
         # transformers keeps the precision of the files, diffusers loads float32: pictures could not be drawn.
         raise ValueError(f"expected components of one precision, got {precisions}; load the pipeline with dtype=...")

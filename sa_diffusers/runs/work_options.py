@@ -61,8 +61,8 @@ class MethodOptions(Options):
     train_scope: str | None = option(
         None,
         "Weights to train; null: full, or the method's own. full: all of the model; in text-to-image also xattn: "
-        "cross-attention, xattn-strict: its keys and values alone, noxattn: all but cross-attention, the output and "
-        "the time embedding.",
+        "cross-attention, or the stream of text, xattn-strict: its keys and values alone, noxattn: all but that, the "
+        "output and the time embedding; pooled: what reads a pooled text, which the first two train besides.",
         otherwise="full",
     )
     lora_rank: int | None = option(
@@ -74,8 +74,10 @@ class MethodOptions(Options):
     lora_alpha: float | None = option(
         None, "The adapters' change is alpha / rank * B A; null: the rank, which gives 1.", above=0
     )
-    lora_targets: Literal["attention", "attention+conv"] = option(
-        "attention", "Layers of the scope that get an adapter: projections of attention, or convolutions besides."
+    lora_targets: Literal["attention", "attention+conv", "attention+conditioning"] = option(
+        "attention",
+        "Layers of the scope that get an adapter: projections of attention; convolutions, or what a pooled text and "
+        "the time enter by, besides.",
     )
     ewc_lambda: float | None = option(
         None,

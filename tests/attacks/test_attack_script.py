@@ -25,7 +25,7 @@ from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.evaluation.intervals import wilson_interval
 from sa_diffusers.evaluation.judges.classifier import AttributeClassifier
 from sa_diffusers.families import get_family
-from sa_diffusers.families.stable_diffusion import TextToImageFamily
+from sa_diffusers.families.stable_diffusion import StableDiffusionFamily, TextToImageFamily
 from sa_diffusers.io.artifacts import StageMismatch
 from sa_diffusers.io.configuration import config_from_dict
 from sa_diffusers.io.hub import ModelLoadError
@@ -262,7 +262,7 @@ def test_models_of_another_size_or_incomplete_ones_are_refused_first(models, tmp
     large.unet = tiny_pipeline(seed=1).unet
     large.unet.register_to_config(sample_size=16)
     large.save_pretrained(tmp_path / "large")
-    sizes = [TextToImageFamily.resolution_of(model) for model in (models["original"], str(tmp_path / "large"))]
+    sizes = [StableDiffusionFamily.resolution_of(model) for model in (models["original"], str(tmp_path / "large"))]
     assert sizes == [16, get_family(large).resolution] == [16, 32]
     for role in ("control", "forgotten"):
         with pytest.raises(ValueError, match="expected pictures of (16|32) pixels a side, .* got (32|16)"):

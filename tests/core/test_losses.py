@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sa_diffusers.core.losses import DiffusionLoss, VAELoss
+from sa_diffusers.core.losses import DiffusionLoss, FlowMatchingLoss, VAELoss
 from sa_diffusers.models import ConditionalVAE
 
 
@@ -163,3 +163,70 @@ def test_vae_noise_is_a_function_of_the_generator(images):
     assert first.shape == (5, 3)
     assert first.dtype == torch.float64
     assert (first != other).all()
+
+
+LEVELS = torch.linspace(0.1, 1, T, dtype=torch.float64) ** 2  # of a flow, in no even steps
+WEIGHTS = {  # of diffusers' training scripts, at a noise level s; they have the third by preconditioning the output
+    "none": lambda s: 1.0,
+    "sigma_sqrt": lambda s: s**-2,
+    "preconditioned": lambda s: s**2,
+    "cosmap": lambda s: 2 / (math.pi * (1 - 2 * s + 2 * s**2)),
+}
+
+
+def velocity(hidden_states, timestep, scale):
+    return model(hidden_states, timestep, scale)
+
+
+@pytest.mark.parametrize("weighting", WEIGHTS)
+def test_flow_matching_is_the_written_out_formula(batch, weighting):
+    noise, expected = torch.randn_like(batch["sample"]), []
+    for x, scale, t, eps in zip(batch["sample"], batch["scale"], TERMS.tolist(), noise, strict=True):
+        s = LEVELS[t].item()
+        errors = []
+        for pixel, e in zip(x.flatten().tolist(), eps.flatten().tolist(), strict=True):
+            noisy = (1 - s) * pixel + s * e
+            errors.append(WEIGHTS[weighting](s) * (math.sin(noisy) * scale.item() + s - (e - pixel)) ** 2)
+        expected.append(sum(errors) / len(errors))
+    loss = FlowMatchingLoss(LEVELS, weighting=weighting)
+    values = loss(velocity, batch, TERMS, noise)
+    torch.testing.assert_close(values, torch.tensor(expected, dtype=torch.float64))
+    targets = loss.predict(velocity, batch, TERMS, noise)
+    assert not loss(velocity, batch, TERMS, noise, targets).any()
+
+
+def test_preconditioned_is_the_error_of_the_sample_that_a_velocity_points_to(batch):
+    """As the script for Stable Diffusion 3 has it: -s v + x_s against the sample."""
+    noise, s = torch.randn_like(batch["sample"]), LEVELS[TERMS].view(-1, 1, 1, 1)
+    noisy = (1 - s) * batch["sample"] + s * noise
+    predicted = noisy - s * velocity(noisy, T * LEVELS[TERMS], batch["scale"]).sample
+    expected = (predicted - batch["sample"]).square().flatten(1).mean(1)
+    values = FlowMatchingLoss(LEVELS, weighting="preconditioned")(velocity, batch, TERMS, noise)
+    torch.testing.assert_close(values, expected)
+
+
+def test_terms_of_training_have_the_density_that_was_asked_for():
+    from diffusers.training_utils import compute_density_for_timestep_sampling
+
+    loss = FlowMatchingLoss(torch.linspace(0.001, 1, 1000), density="logit_normal")
+    terms = loss.sample_terms(20_000, torch.Generator().manual_seed(0))
+    torch.manual_seed(1)
+    places = compute_density_for_timestep_sampling("logit_normal", 20_000, 0.0, 1.0)
+    shares, expected = (torch.histc(v.float(), 10, 0, 1000) / 20_000 for v in (terms, 999 - (places * 1000).long()))
+    assert abs(shares - expected).max() < 0.015 < abs(shares - 0.1).max()
+    uniform = FlowMatchingLoss(LEVELS).sample_terms(50, torch.Generator().manual_seed(3))
+    assert uniform.equal(torch.randint(T, (50,), generator=torch.Generator().manual_seed(3)))
+
+
+@pytest.mark.parametrize(
+    ("levels", "options", "says"),
+    [
+        (LEVELS.flip(0), {}, "ascend"),
+        (LEVELS - 0.02, {}, "ascend"),
+        (LEVELS, {"weighting": "snr"}, "a weighting of none, preconditioned"),
+        (LEVELS, {"density": "normal"}, "a density uniform or"),
+    ],
+)
+def test_wrong_flows_are_refused(levels, options, says):
+    with pytest.raises(ValueError, match=says):
+        FlowMatchingLoss(levels, **options)

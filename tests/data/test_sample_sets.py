@@ -71,7 +71,10 @@ def test_batches_walk_over_the_whole_set(samples, tiny_pipeline):
     assert counts == dict.fromkeys(range(5), 2)
     index = next(i for i in range(5) if batches[0]["sample"][0].equal(samples.latents[i]))
     torch.testing.assert_close(
-        batches[0]["encoder_hidden_states"][0], family.embed([samples.conditions[index].text])[0], rtol=0, atol=0
+        batches[0]["encoder_hidden_states"][0],
+        family.embed([samples.conditions[index].text])["encoder_hidden_states"][0],
+        rtol=0,
+        atol=0,
     )
 
 

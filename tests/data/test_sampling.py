@@ -146,11 +146,11 @@ def test_the_autoencoder_never_takes_more_pixels_at_once_than_fit_a_small_card(t
     for name in ("encode", "decode"):
         whole = getattr(vae, name)
         monkeypatch.setattr(vae, name, lambda part, whole=whole: sizes.append(len(part)) or whole(part))
-    monkeypatch.setattr("sa_diffusers.families.stable_diffusion.PIXELS_AT_ONCE", 2 * family.resolution**2)
+    monkeypatch.setattr("sa_diffusers.families.text_to_image.family.PIXELS_AT_ONCE", 2 * family.resolution**2)
     assert_close(family.decode(latents), images)
     assert_close(family.encode(images, torch.Generator().manual_seed(1)), encoded)
     assert sizes == [2, 2, 1, 2, 2, 1]
-    monkeypatch.setattr("sa_diffusers.families.stable_diffusion.PIXELS_AT_ONCE", 1)
+    monkeypatch.setattr("sa_diffusers.families.text_to_image.family.PIXELS_AT_ONCE", 1)
     assert len(family.decode(latents)) == 5 and sizes[6:] == [1] * 5
 
 

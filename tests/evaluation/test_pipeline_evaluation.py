@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from tiny_clip import save_tiny_clip
+from tiny_text_to_image import make
 from torch.testing import assert_close
 
 from sa_diffusers import ConditionalVAE, ConditionalVAEPipeline
@@ -199,7 +200,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(options, tmp_path, monke
 
 
 def test_other_pipelines_than_stable_diffusion_draw_by_themselves(options, tmp_path, tiny_tokenizer):
-    pipeline = tiny_xl(tiny_tokenizer)
+    pipeline = perturbed_xl(tiny_tokenizer)
     pipeline.save_pretrained(tmp_path / "xl")
     options |= {"pipeline": str(tmp_path / "xl"), "compare": [], "metrics": "classifier", "sets": "concept"}
     found = evaluate_pipelines(PipelineEvaluationConfig(**options | {"num_images": 2}))
@@ -212,37 +213,15 @@ def test_other_pipelines_than_stable_diffusion_draw_by_themselves(options, tmp_p
         image = pipeline(row["prompt"], generator=generator, num_inference_steps=2, output_type="pt").images[0]
         saved = read_image(tmp_path / "out" / "xl" / "concept" / f"{index:05d}.png")
         assert_close(saved, 2 * image - 1, rtol=0, atol=1.01 / 127.5)
-    with pytest.raises(ValueError, match="a StableDiffusionXLPipeline, which has its own sampler"):
+    with pytest.raises(ValueError, match="a StableDiffusionXLPAGPipeline, which has its own sampler"):
         evaluate_pipelines(PipelineEvaluationConfig(**options | {"sampler": "ddim"}))
 
 
-def tiny_xl(tokenizer):
-    from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+def perturbed_xl(tokenizer):
+    """Of a class that no family adapts."""
+    from diffusers import StableDiffusionXLPAGPipeline
 
-    torch.manual_seed(0)
-    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=8, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=12, projection_dim=8, **ids,
-    )  # fmt: skip
-    unet = UNet2DConditionModel(
-        sample_size=8, block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=2, attention_head_dim=2,
-        cross_attention_dim=16, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), addition_embed_type="text_time",
-        addition_time_embed_dim=4, projection_class_embeddings_input_dim=6 * 4 + 8, use_linear_projection=True,
-    )  # fmt: skip
-    vae = AutoencoderKL(
-        block_out_channels=(4, 8), down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=2, mid_block_add_attention=False, sample_size=16,
-    )  # fmt: skip
-    pipeline = StableDiffusionXLPipeline(
-        vae=vae, text_encoder=CLIPTextModel(config), text_encoder_2=CLIPTextModelWithProjection(config),
-        tokenizer=tokenizer, tokenizer_2=tokenizer, unet=unet, scheduler=EulerDiscreteScheduler(),
-        add_watermarker=False,
-    )  # fmt: skip
-    for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
-        getattr(pipeline, name).eval()
+    pipeline = StableDiffusionXLPAGPipeline(**make("xl", tokenizer).components, add_watermarker=False)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -604,7 +583,7 @@ def test_pipelines_that_cannot_be_compared_are_refused_before_one_is_drawn(
 
 
 def test_pictures_of_another_size_that_only_drawing_tells_are_not_kept(options, tmp_path, tiny_tokenizer):
-    tiny_xl(tiny_tokenizer).save_pretrained(tmp_path / "xl")
+    perturbed_xl(tiny_tokenizer).save_pretrained(tmp_path / "xl")
     AttributeClassifier({"digit": NAMES}, None, image_size=32, channels=(8, 8, 8)).save_pretrained(tmp_path / "large")
     options |= {"classifier": str(tmp_path / "large"), "concept": "seven", "pipeline": str(tmp_path / "xl")}
     with pytest.raises(ValueError, match="expected pictures of 32 pixels a side, .* got 16 from .*xl"):

@@ -117,7 +117,8 @@ FOLDERS = [
     ("consistency model", scheduler(diffusers.CMStochasticIterativeScheduler), ("CMStochastic", "no betas")),
     ("flow sigmas", scheduler(diffusers.UniPCMultistepScheduler, use_flow_sigmas=True), ("use_flow_sigmas",)),
     ("predicts pictures", scheduler(DDIMScheduler, prediction_type="sample"), ("prediction_type 'sample'",)),
-    ("SDXL", pipeline_class("StableDiffusionXLPipeline"), ("StableDiffusionXLPipeline", HANDLED)),
+    ("SDXL's class", pipeline_class("StableDiffusionXLPipeline"), ("no tokenizer_2 and no text_encoder_2",)),
+    ("FLUX.2", pipeline_class("Flux2Pipeline"), ("Flux2Pipeline", HANDLED)),
     ("inpainting", pipeline_class("StableDiffusionInpaintPipeline"), ("StableDiffusionInpaintPipeline", HANDLED)),
     ("LCM pipeline", pipeline_class("LatentConsistencyModelPipeline"), ("LatentConsistencyModelPipeline", HANDLED)),
     ("AltDiffusion", pipeline_class("AltDiffusionPipeline"), ("AltDiffusionPipeline", HANDLED)),
@@ -352,11 +353,11 @@ def test_the_state_of_the_given_pipeline_is_that_of_the_returned_one(tiny_pipeli
 def test_embedding_of_several_vectors_is_read_as_the_pipeline_reads_it(tiny_pipeline, tiny_tokenizer):
     pipeline = tiny_pipeline()
     pipeline.tokenizer = copy.deepcopy(tiny_tokenizer)
-    plain = get_family(pipeline).last_word("a red seven")
+    plain = get_family(pipeline).last_words("a red seven")
     pipeline.load_textual_inversion(torch.randn(3, 8), token="<cat>")
     family = get_family(pipeline)
-    assert family.last_word("a red seven") == plain
-    assert family.last_word("a red <cat>") == plain + 2
+    assert family.last_words("a red seven") == plain
+    assert family.last_words("a red <cat>") == [(plain[0][0] + 2, plain[0][1])]
 
 
 def test_a_deep_copy_is_attacked_like_the_original(tiny_pipeline):

@@ -31,7 +31,8 @@ def unified_concept_edit(unet: nn.Module, edits, preserve=(), **weights) -> None
 
 
 def edit_prompts(family: TextToImageFamily, edits, *arguments, **options) -> None:
-    edit_of_prompts(family, edits, *arguments, **options).apply(family.text_maps())
+    found = edit_of_prompts(family, edits, *arguments, **options)
+    family.edit(found)
 
 
 @pytest.fixture
@@ -152,7 +153,7 @@ def last_position(family: TextToImageFamily, prompt: str) -> int:
 def test_prompts_are_paired_from_their_last_word_on(family, target):
     """The authors' way, written out: position by position, as far as both prompts go."""
     concept, preserve = "a red seven", ["green", ""]
-    embedded = {p: family.embed([p])[0] for p in (concept, target, *preserve)}
+    embedded = {p: family.embed([p])["encoder_hidden_states"][0] for p in (concept, target, *preserve)}
     first, second = last_position(family, concept), last_position(family, target)
     assert first != second or target == "a red nine"  # the pairing matters
     offsets = range(12 - max(first, second))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import StableDiffusion3Pipeline, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -169,6 +169,57 @@ def test_running_again_takes_no_step_and_changes_nothing(images, base, config, t
     before = Path(shutil.copytree(base / "pipeline", tmp_path / "pipeline"))
     assert count_steps(images, config) == 0
     assert_same_weights(base / "pipeline", before)
+
+
+FLOW = {name: part for name, part in ARCHITECTURE.items() if name != "unet"} | {
+    "transformer": {
+        "sample_size": 8, "patch_size": 2, "in_channels": 4, "num_layers": 1, "attention_head_dim": 4,
+        "num_attention_heads": 2, "joint_attention_dim": 16, "caption_projection_dim": 8, "out_channels": 4,
+        "pooled_projection_dim": 16, "pos_embed_max_size": 4,
+    },
+    "scheduler": {"num_train_timesteps": 20},
+}  # fmt: skip
+
+
+def test_a_small_stable_diffusion_3_is_trained_and_loaded_by_stock_diffusers(images, base, config, tmp_path):
+    """Around an autoencoder and a text encoder that are there already."""
+    shutil.copytree(base / "parts", tmp_path / "run" / "parts")
+    (tmp_path / "flow.yaml").write_text(yaml.safe_dump(FLOW))
+    flow = replace(
+        config, architecture=str(tmp_path / "flow.yaml"), output_dir=str(tmp_path / "run"), snr_gamma=None,
+        density="logit_normal", pooled_dropout=0.5,
+    )  # fmt: skip
+    assert count_steps(images, flow) == 3
+    pipeline = StableDiffusion3Pipeline.from_pretrained(tmp_path / "run" / "pipeline", dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline(["a red square"], num_inference_steps=2, output_type="pt").images.isfinite().all()
+    # Tokens are what the text encoder's last layer says, before its last norm; T5's are zeros.
+    text_encoder = CLIPTextModel.from_pretrained(tmp_path / "run" / "parts" / "text_encoder", dtype=torch.float32)
+    ids = pipeline.tokenizer(["a red square"], padding="max_length", return_tensors="pt").input_ids
+    with torch.no_grad():
+        tokens, _, pooled, _ = pipeline.encode_prompt(["a red square"], None, None)
+        output = text_encoder(ids, output_hidden_states=True)
+    own = output.hidden_states[-1]
+    torch.testing.assert_close(tokens[:, :12], torch.cat([own, own], -1))
+    torch.testing.assert_close(pooled, torch.cat([output.pooler_output] * 2, -1))
+    assert tokens.shape[1] == 12 + 256 and not tokens[:, 12:].any()
+    assert count_steps(images, flow) == 0
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes", "says"),
+    [
+        (FLOW, {}, "snr_gamma weights timesteps of diffusion; pass null"),
+        (ARCHITECTURE, {"density": "logit_normal"}, "density is of a flow"),
+        (ARCHITECTURE, {"pooled_dropout": 0.1}, "reads no pooled text"),
+    ],
+)
+def test_options_that_do_not_fit_what_is_trained_are_refused(images, config, tmp_path, architecture, changes, says):
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(architecture))
+    wrong = replace(config, architecture=str(tmp_path / "a.yaml"), output_dir=str(tmp_path / "run"), **changes)
+    with pytest.raises(ValueError, match=says):
+        train_base(images, wrong)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

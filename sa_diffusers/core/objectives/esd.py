@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from sa_diffusers.core.batches import Batch, cat, conditions_of
-from sa_diffusers.core.losses import DiffusionLoss
+from sa_diffusers.core.losses import DenoisingLoss
 from sa_diffusers.core.objectives.base import Objective
 from sa_diffusers.core.objectives.ewc import ElasticWeightConsolidation
 from sa_diffusers.core.objectives.selective_amnesia import SelectiveAmnesia
@@ -19,11 +19,11 @@ class ESD(Objective):
 
         | eps(x_t, t, concept) - [eps*(x_t, t, "") - eta (eps*(x_t, t, concept) - eps*(x_t, t, ""))] |^2,
 
-    with the loss's own reduction over data and a mean over the batch; the same for v-prediction, since the weights in
-    the bracket sum to 1. x_t is drawn by the model that is being trained: from pure noise, guided towards the concept,
-    to one of the sampler's noise levels, with no gradient through it. The level is the same for the whole batch of an
-    optimiser step, so that all processes run the model equally often; the timesteps are drawn one by one from those
-    that the level stands for. The model must draw nothing for itself: switch dropout off.
+    with the loss's own reduction over data and a mean over the batch; the same for v and for the velocity of a flow,
+    since the weights in the bracket sum to 1. x_t is drawn by the model that is being trained: from pure noise, guided
+    towards the concept, to one of the sampler's noise levels, with no gradient through it. The level is the same for
+    the whole batch of an optimiser step, so that all processes run the model equally often; the timesteps are drawn
+    one by one from those that the level stands for. The model must draw nothing for itself: switch dropout off.
 
     A batch is {"concept": Batch, "empty": Batch}: the same number of rows under prompts that name the concept and
     under the empty prompt. Of their "sample" [B, C, H, W] only the shape counts. The defaults are the authors'.
@@ -31,7 +31,8 @@ class ESD(Objective):
     Args:
         loss: gives the number of timesteps and the reduction.
         frozen: the model before training, to be called like it.
-        scheduler: a DDIMScheduler of the model's own noise schedule and prediction type; it is copied.
+        scheduler: a DDIMScheduler of the model's own noise schedule and prediction type, or Euler's method of a flow;
+            it is copied.
         negative_guidance: eta, >= 0; 0 replaces the concept by the empty prompt.
         start_guidance: guidance scale, >= 0, that x_t is drawn with, as in diffusers (1: none).
         num_inference_steps: noise levels of the sampler, in [2, T].
@@ -45,7 +46,7 @@ class ESD(Objective):
 
     def __init__(
         self,
-        loss: DiffusionLoss,
+        loss: DenoisingLoss,
         frozen: Callable,
         scheduler: Any,
         negative_guidance: float = 1.0,
@@ -81,8 +82,8 @@ class ESD(Objective):
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         noisy, terms = self.partly_denoised(model, batch), batch["terms"]
         with torch.no_grad():
-            target = self._guided(self.frozen, noisy, terms, batch, -self.negative_guidance)
-        predicted = model(noisy, self.loss.times(terms), **batch["concept"]).sample
+            target = self._guided(self.frozen, noisy, self.loss.times(terms), batch, -self.negative_guidance)
+        predicted = self.loss.call(model, noisy, self.loss.times(terms), batch["concept"])
         errors = (predicted - target).square().flatten(1)  # [B, C*H*W]
         return (errors.mean(1) if self.loss.reduction == "mean" else errors.sum(1)).mean(), {}
 
@@ -90,19 +91,21 @@ class ESD(Objective):
     def partly_denoised(self, model: nn.Module, batch: Batch) -> Tensor:
         """x_t of a drawn batch, [B, C, H, W]."""
         sample = batch["noise"]
+        self.scheduler.set_timesteps(self.num_levels)  # those of flows count their steps
         for timestep in self._timesteps(int(batch["level"][0])):
-            terms = torch.full_like(batch["terms"], timestep)
-            predicted = self._guided(model, sample, terms, batch, self.start_guidance)
+            times = torch.full((len(sample),), timestep, device=sample.device)
+            predicted = self._guided(model, sample, times, batch, self.start_guidance)
             sample = self.scheduler.step(predicted, timestep, sample).prev_sample
         return sample
 
-    def _guided(self, model: Callable, noisy: Tensor, terms: Tensor, batch: Batch, scale: float) -> Tensor:
+    def _guided(self, model: Callable, noisy: Tensor, times: Tensor, batch: Batch, scale: float) -> Tensor:
         """prediction("") + scale * (prediction(concept) - prediction("")), [B, C, H, W]; a negative one leads away."""
-        conditions, times = cat([batch["empty"], batch["concept"]]), self.loss.times(terms)
-        away, towards = model(torch.cat([noisy, noisy]), torch.cat([times, times]), **conditions).sample.chunk(2)
+        conditions = cat([batch["empty"], batch["concept"]])
+        both = self.loss.call(model, torch.cat([noisy, noisy]), torch.cat([times, times]), conditions)
+        away, towards = both.chunk(2)
         return away + scale * (towards - away)
 
-    def _timesteps(self, level: int) -> list[int]:
+    def _timesteps(self, level: int) -> list[int | float]:
         """Those at which the sampler steps on its way to a level; level 0 is the least noisy."""
         timesteps = self.scheduler.timesteps.tolist()
         if self.authors_latents:

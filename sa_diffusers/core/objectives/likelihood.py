@@ -25,10 +25,10 @@ class Likelihood(Objective):
     def draw(self, batch: Batch, generator: Generator) -> Batch:
         size = len(batch["sample"])
         if self.antithetic:
-            terms = torch.randint(self.loss.num_terms, (-(-size // 2),), generator=generator)
+            terms = self.loss.sample_terms(-(-size // 2), generator)
             terms = torch.cat([terms, self.loss.num_terms - 1 - terms])[:size]
         else:
-            terms = torch.randint(self.loss.num_terms, (size,), generator=generator)
+            terms = self.loss.sample_terms(size, generator)
         return {"data": batch, "terms": terms, "noise": self.loss.sample_noise(batch, generator)}
 
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -56,7 +56,7 @@ class SelectiveAmnesia(Objective):
                 "distilled": distilled,
                 "frozen": frozen or conditions_of(data),
                 "data": data,
-                "terms": torch.randint(self.loss.num_terms, (size,), generator=generator),
+                "terms": self.loss.sample_terms(size, generator),
                 "noise": self.loss.sample_noise(data, generator),
             }
         return parts

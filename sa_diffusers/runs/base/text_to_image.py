@@ -1,7 +1,7 @@
-"""Train a small text-to-image pipeline from captioned images: autoencoder, tokenizer, text encoder, UNet.
+"""Train a small text-to-image pipeline from captioned images: autoencoder, tokenizer, text encoder, denoiser.
 
 The parts are trained in the order of Stable Diffusion: the text encoder by matching images and captions, as CLIP was,
-and then frozen. Trained together with the UNet instead, it found the inks and backgrounds but, with captions as varied
+and then frozen. Trained together with a UNet instead, it found the inks and backgrounds but, with captions as varied
 as those of the digits, hardly a digit in 4,000 steps.
 """
 
@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from sa_diffusers.core.batches import Batch, take, to
+from sa_diffusers.core.losses import FlowMatchingLoss
 from sa_diffusers.core.objectives import AutoencoderLikelihood, CaptionMatching, Likelihood
 from sa_diffusers.core.seeding import derive_seed, seeded
-from sa_diffusers.families import get_family
-from sa_diffusers.families.architectures import build_text_to_image
+from sa_diffusers.families import Family, get_family
+from sa_diffusers.families.architectures import build_text_to_image, missing_parts
 from sa_diffusers.io.atomic_files import load_tensors, save_tensors
 from sa_diffusers.io.bundled import resolve
 from sa_diffusers.io.configuration import option, read_yaml
@@ -41,7 +43,7 @@ class CaptionedImages(Protocol):
 
 @dataclass
 class BaseConfig(BaseOptions):
-    """Everything `scripts/train_base.py` can be told. The fields of TrainingConfig are those of the UNet."""
+    """Everything `scripts/train_base.py` can be told. The fields of TrainingConfig are those of the denoiser."""
 
     family: Literal["text_to_image"] = option("text_to_image", "What to train.")
     data_dir: str = option("ylecun/mnist", "Hub id or local folder of the images.", identity=False)
@@ -49,14 +51,23 @@ class BaseConfig(BaseOptions):
         "imagefolder", "imagefolder (images + metadata.jsonl with a `text` column) or digits (MNIST, coloured)."
     )
     architecture: str = option(
-        "bundled/digits/architecture.yaml", "YAML with the configurations of vae, unet, text_encoder and scheduler."
+        "bundled/digits/architecture.yaml",
+        "YAML with the configurations of vae, text_encoder, scheduler, and unet, or the "
+        "transformer of a small Stable Diffusion 3.",
     )
     resolution: int = option(32, "Height and width of the images in pixels.")
     caption_dropout: float = option(0.1, "Share of empty captions, for guidance.")
     num_copies: int = option(1, "Colourings of every digit (dataset digits).")
     exclude_classes: list[str] = option([], "Digits to leave out, as words: a model that never learned them.")
     vocab_merges: int = option(700, "Merges of the tokenizer's byte-pair encoding.")
-    snr_gamma: float | None = option(5.0, "Min-SNR weighting (Hang et al. 2023); null: none.")
+    snr_gamma: float | None = option(5.0, "Min-SNR weighting (Hang et al. 2023), of diffusion alone; null: none.")
+    density: Literal["uniform", "logit_normal"] = option("uniform", "Of noise levels in the training of a flow.")
+    pooled_dropout: float = option(
+        0.0,
+        "Share of captions whose pooled text is the empty one's, so that tokens tell of them too.",
+        least=0,
+        below=1,
+    )
     vae_steps: int = option(3000, "Optimiser steps of the autoencoder.")
     vae_batch_size: int = option(32, "Images in an optimiser step of the autoencoder.")
     vae_learning_rate: float = option(2e-3, "Peak learning rate of the autoencoder (cosine).")
@@ -107,21 +118,6 @@ class TrainableMatcher(nn.Module):
         image = nn.functional.normalize(self.image_tower(sample), dim=1)
         text = nn.functional.normalize(self.text_projection(self.text_encoder(input_ids).pooler_output), dim=1)
         return self.log_scale.exp().clamp(max=100) * image @ text.T
-
-
-class TrainableTextToImage(nn.Module):
-    """A denoiser behind a frozen text encoder, called like the denoiser with token ids in place of embeddings."""
-
-    def __init__(self, denoiser: nn.Module, text_encoder: CLIPTextModel):
-        super().__init__()
-        self.denoiser, self.text_encoder = denoiser, text_encoder.requires_grad_(False)
-        self.enable_gradient_checkpointing = denoiser.enable_gradient_checkpointing
-        self.disable_gradient_checkpointing = denoiser.disable_gradient_checkpointing
-
-    def forward(self, sample: Tensor, timestep: Tensor, input_ids: Tensor):
-        with torch.no_grad():
-            embeddings = self.text_encoder(input_ids)[0]
-        return self.denoiser(sample, timestep, encoder_hidden_states=embeddings)
 
 
 def part_settings(config: BaseConfig, part: Literal["vae", "text"], **options: Any) -> TrainingConfig:
@@ -191,12 +187,27 @@ class CaptionedLatents:
     tokenizer: CLIPTokenizer
     seed: int
 
-    def batch(self, step: int, batch_size: int, dropout: float) -> dict[str, Tensor]:
-        """Batch `step`, with the share `dropout` of its captions left empty."""
+    def pairs(self, step: int, batch_size: int, dropout: float = 0.0) -> tuple[Tensor, list[str]]:
+        """Those of batch `step`, with the share `dropout` of captions left empty."""
         indices = infinite_indices(len(self.data), batch_size, step, derive_seed(self.seed, "order"))
-        texts = captions_of(self.data, indices, random.Random(f"captions {self.seed} {step}"), dropout)
+        rng = random.Random(f"captions {self.seed} {step}")
+        return self.latents[indices], captions_of(self.data, indices, rng, dropout)
+
+    def tokenized(self, step: int, batch_size: int) -> dict[str, Tensor]:
+        latents, texts = self.pairs(step, batch_size)
         tokens = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
-        return {"sample": self.latents[indices], "input_ids": tokens.input_ids}
+        return {"sample": latents, "input_ids": tokens.input_ids}
+
+    @torch.no_grad()
+    def encoded(self, family: Family, step: int, config: "BaseConfig") -> Batch:
+        """Batch `step` as the family's loss takes it; captions are too many to keep what they are encoded as."""
+        latents, texts = self.pairs(step, config.train_batch_size, config.caption_dropout)
+        batch = family.encode_prompts([*texts, ""])
+        if config.pooled_dropout:
+            pooled = family.text_parts(batch)["pooled"]
+            dropped = torch.rand(len(texts), generator=seeded(self.seed, "pooled", step)) < config.pooled_dropout
+            pooled[:-1][dropped] = pooled[-1]
+        return {"sample": latents} | to(take(batch, slice(len(texts))), "cpu")
 
 
 def captions_of(data: CaptionedImages, indices: list[int], rng: random.Random, dropout: float = 0.0) -> list[str]:
@@ -213,7 +224,7 @@ def train_text_encoder(
     train(
         TrainableMatcher(text_encoder, latent_channels=batches.latents.shape[1]),
         CaptionMatching(),
-        lambda step: batches.batch(step, config.text_batch_size, dropout=0.0),
+        lambda step: batches.tokenized(step, config.text_batch_size),
         part_settings(config, "text", logging_steps=25, weight_decay=0.01),
         seed=derive_seed(config.seed, "text"),
         checkpoint_dir=checkpoint_dir,
@@ -222,14 +233,28 @@ def train_text_encoder(
     return text_encoder
 
 
+def read_architecture(config: BaseConfig) -> dict[str, dict]:
+    """Of every part by its name. Raises ValueError: parts without one, or options that do not fit what is trained."""
+    architecture = read_yaml(resolve(config.architecture))
+    if missing := missing_parts(architecture):
+        raise ValueError(f"expected a configuration of every part in {config.architecture}, got none of {missing[0]}")
+    flow = "transformer" in architecture
+    for wrong, fault in (
+        (flow and config.snr_gamma is not None, "snr_gamma weights timesteps of diffusion; pass null for a flow"),
+        (not flow and config.density != "uniform", "density is of a flow; omit it for a UNet"),
+        (not flow and config.pooled_dropout, "pooled_dropout: this UNet reads no pooled text; omit it"),
+    ):
+        if wrong:
+            raise ValueError(fault)
+    return architecture
+
+
 def train_base(data: CaptionedImages, config: BaseConfig) -> DiffusionPipeline:
-    """Train a Stable Diffusion pipeline from nothing and save it to `<output_dir>/pipeline`. Raises as `claimed`.
+    """Train a pipeline of this architecture from nothing and save it to `<output_dir>/pipeline`. Raises as `claimed`.
 
     Finished parts lie in `<output_dir>/parts` and are reused when the same command runs again.
     """
-    architecture = read_yaml(resolve(config.architecture))
-    if missing := sorted(read_yaml(resolve("bundled/digits/architecture.yaml")).keys() - architecture.keys()):
-        raise ValueError(f"expected a configuration of every part in {config.architecture}, got none of {missing[0]}")
+    architecture = read_architecture(config)
     with claimed(config) as output_dir:
         parts, checkpoints = output_dir / "parts", output_dir / "checkpoints"
         if not (parts / "vae").exists():
@@ -248,11 +273,15 @@ def train_base(data: CaptionedImages, config: BaseConfig) -> DiffusionPipeline:
             save_model(trained, parts / "text_encoder")
         text_encoder = CLIPTextModel.from_pretrained(parts / "text_encoder", dtype=torch.float32)
         pipeline = build_text_to_image(architecture, vae, text_encoder, tokenizer, config.seed)
-        family = get_family(pipeline)
+        family = get_family(pipeline.to(process_state().device))
+        for encoder in family.text_encoders:
+            encoder.eval()
+        if isinstance(family.loss, FlowMatchingLoss):
+            family.loss.density = config.density
         train(
-            TrainableTextToImage(family.module, text_encoder),
+            family.module,
             Likelihood(family.loss, config.snr_gamma),
-            lambda step: batches.batch(step, config.train_batch_size, config.caption_dropout),
+            lambda step: batches.encoded(family, step, config),
             config,
             seed=derive_seed(config.seed, family.component),
             checkpoint_dir=checkpoints / family.component,

@@ -12,12 +12,12 @@ from sa_diffusers.io.stages import Stage
 from sa_diffusers.runs.context import RunContext
 
 
-class EditStage(Stage[ClosedFormEdit]):
+class EditStage(Stage[dict[str, ClosedFormEdit]]):
     """The first stage, since it may find that it does not fit the model; nothing is changed yet."""
 
     name, counts_as = "edit", "train"
     inputs = ("model", "prompts", "templates")
-    leaves = ("edit.safetensors",)
+    leaves = ("edit*.safetensors",)
 
     @staticmethod
     def editor(context: RunContext) -> methods.Method:
@@ -28,19 +28,19 @@ class EditStage(Stage[ClosedFormEdit]):
         own = {name: getattr(context.options, name) for name in ("seed", *identity_names(editor.Options))}
         return own | concept.key | {"editor": editor.name, "surrogate": concept.surrogate}
 
-    def compute(self, context: RunContext) -> ClosedFormEdit:
-        edit = self.editor(context).edit(context)
-        if process_state().is_main_process:
-            with atomic_path(self._path(context)) as temporary:
+    def compute(self, context: RunContext) -> dict[str, ClosedFormEdit]:
+        edits = self.editor(context).edit(context)
+        for part, edit in edits.items() if process_state().is_main_process else ():
+            with atomic_path(self._path(context, part)) as temporary:
                 edit.save(temporary)
-        return edit
+        return edits
 
-    def load(self, context: RunContext) -> ClosedFormEdit:
-        return ClosedFormEdit.load(self._path(context))
+    def load(self, context: RunContext) -> dict[str, ClosedFormEdit]:
+        return {part: ClosedFormEdit.load(self._path(context, part)) for part in context.family.text_maps()}
 
     def describe(self, context: RunContext) -> str:
         return f"new keys and values for the concept's words, in closed form: {describe_surrogate(context.concept)}"
 
     @staticmethod
-    def _path(context: RunContext) -> Path:
-        return context.folder / "edit.safetensors"
+    def _path(context: RunContext, part: str) -> Path:
+        return context.folder / ("edit.safetensors" if part == "tokens" else f"edit_{part}.safetensors")

@@ -130,6 +130,7 @@ def belongs_to(context: RunContext) -> dict:
         "reduction": family.loss.reduction,
         "num_terms": family.loss.num_terms,
         "prediction_type": family.loss.prediction_type,
+        **family.loss.grid,
     }
 
 

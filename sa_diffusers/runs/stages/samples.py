@@ -96,7 +96,7 @@ def drawing_settings(context: RunContext, guidance_scale: float) -> SamplingSett
 
 def drawing_passes(context: RunContext, count: int, guidance_scale: float) -> float:
     """Forward passes of `count` pictures, without decoding."""
-    return count * context.options.num_inference_steps * (2 if guidance_scale > 1 else 1)
+    return count * context.options.num_inference_steps * (context.family.guided_passes if guidance_scale > 1 else 1)
 
 
 def parts_dir(context: RunContext, name: str) -> Path:

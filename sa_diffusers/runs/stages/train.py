@@ -63,7 +63,7 @@ class TrainStage(Stage[History]):
                 shutil.rmtree(folder / SNAPSHOTS, ignore_errors=True)  # of what --overwrite replaces
             history = forget_by_training(context)
         elif "edit" in context.needs:
-            context.value("edit").apply(family.text_maps())
+            family.edit(context.value("edit"))
         if state.is_main_process:
             shutil.rmtree(folder / "lora", ignore_errors=True)  # of what --overwrite replaces
             if options.lora_rank:
@@ -141,7 +141,9 @@ def forget_by_training(context: RunContext) -> History:
         switch_off_dropout(family.module)
     objective = method.objective(context, weights, frozen)
     if "edit" in context.needs:  # only now: EWC's anchor is the model as it was
-        start_from_edit(family.module, weights, context.value("edit"), family.reads_text)
+        for part, edit in context.value("edit").items():
+            if any(family.reads_text(name) == part for name in weights):
+                start_from_edit(family.module, weights, edit, lambda name, part=part: family.reads_text(name) == part)
     batches = method.batches(context)
     settings = TrainingConfig(**{field.name: getattr(options, field.name) for field in fields(TrainingConfig)})
     # Training's own forward passes autocast by accelerate, those of a frozen copy do not.

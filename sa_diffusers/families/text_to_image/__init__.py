@@ -1,0 +1,1 @@
+"""Pipelines that draw latents by a prompt: what they share, and a file each."""

@@ -1,0 +1,331 @@
+"""What every large text-to-image family promises, a row each, against its stock pipeline and its training script."""
+
+import copy
+
+import pytest
+import torch
+from diffusers import DDPMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, FluxPipeline
+from peft import get_peft_model_state_dict
+from tiny_text_to_image import NAMES, make
+from torch import Tensor
+from torch.testing import assert_close
+
+from sa_diffusers.attacks import AttackSettings, attack_embedding, attack_text, draw_found
+from sa_diffusers.attacks.template_encoder import TemplateEncoder
+from sa_diffusers.core.batches import map_tensors, take
+from sa_diffusers.core.conditions import Condition
+from sa_diffusers.core.fisher import estimate_fisher, stratified_terms
+from sa_diffusers.core.objectives import ESD
+from sa_diffusers.core.seeding import seeded
+from sa_diffusers.families import get_family
+from sa_diffusers.families.plain_parts import unfused
+from sa_diffusers.families.samplers import make_scheduler
+from sa_diffusers.io.loading import check_model, load_pipeline
+from sa_diffusers.methods.uce import edit_of_prompts
+from sa_diffusers.training.lora import add_lora, fuse_lora, save_lora
+
+
+PROMPTS = ["a red seven", "nine", "a green digit"]
+
+
+@pytest.fixture(scope="module")
+def pipelines(tiny_tokenizer) -> dict[str, DiffusionPipeline]:
+    return {name: make(name, tiny_tokenizer) for name in NAMES}
+
+
+# One of each class; the others when there is time.
+ROWS = [pytest.param(name, marks=() if name in ("xl", "sd3-t5", "flux-dev") else pytest.mark.slow) for name in NAMES]
+
+
+@pytest.fixture(params=ROWS)
+def pipeline(request, pipelines) -> DiffusionPipeline:
+    """Not to be changed."""
+    return pipelines[request.param]
+
+
+@pytest.fixture
+def family(pipeline):
+    """With a trained part of its own, to be changed at will."""
+    parts = pipeline.components
+    component = "transformer" if "transformer" in parts else "unet"
+    options = {"add_watermarker": False} if component == "unet" else {}
+    own = type(pipeline)(**parts | {component: copy.deepcopy(parts[component])}, **options)
+    return get_family(own, sampler="pipeline")
+
+
+@pytest.fixture
+def exact(family):
+    """In float64."""
+    family.module.double()
+    return family
+
+
+def batch_of(family, rows: int = 3) -> dict:
+    latents = torch.randn(rows, *family.latent_shape, generator=torch.Generator().manual_seed(4))
+    return map_tensors(family.batch(latents, list(map(Condition, PROMPTS[:rows]))), Tensor.double)
+
+
+def predict(family, batch: dict) -> Tensor:
+    terms = torch.tensor([3, 11, 19])[: len(batch["sample"])]
+    with torch.no_grad():
+        return family.loss.predict(family.module, batch, terms, batch["sample"].roll(1))
+
+
+def test_draws_what_its_own_pipeline_draws_for_each_seed(pipeline, family):
+    """Together as alone; from no words, and away from some."""
+    led = {"guidance_scale": 2.5, "num_inference_steps": 2, "output_type": "latent", "height": 16, "width": 16}
+    for negative in (None, "blue digit"):
+        options = dict(led)
+        if negative and isinstance(pipeline, FluxPipeline):
+            options |= {"guidance_scale": 3.5, "true_cfg_scale": 2.5}
+        expected = []
+        for seed, prompt in enumerate(PROMPTS):
+            generator = torch.Generator().manual_seed(seed)
+            latents = pipeline(prompt, negative_prompt=negative, generator=generator, **options).images
+            if isinstance(pipeline, FluxPipeline):
+                latents = FluxPipeline._unpack_latents(latents, 16, 16, 2)
+            expected.append(latents)
+        avoided = negative and [Condition(negative)] * 3
+        found = family.draw(list(map(Condition, PROMPTS)), range(3), 2.5, 2, avoided)
+        assert_close(found, torch.cat(expected), rtol=1e-4, atol=1e-5)
+        assert found.shape == (3, *family.latent_shape)
+    mixed = family.draw(
+        list(map(Condition, PROMPTS)), range(3), 2.5, 2, [Condition(), Condition(negative), Condition()]
+    )
+    assert_close(mixed[1], found[1], rtol=1e-4, atol=1e-5)
+
+
+def test_weights_in_float32_beside_encoders_in_bfloat16(pipeline):
+    """As in a run on a pipeline in bfloat16."""
+    half = copy.deepcopy(pipeline)
+    for part in half.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.bfloat16()
+    family = get_family(half, sampler="pipeline")
+    family.module.float()
+    asked = list(map(Condition, PROMPTS))
+    drawn = family.draw(asked, range(3), 2.5, 2)
+    assert_close(drawn, get_family(pipeline, sampler="pipeline").draw(asked, range(3), 2.5, 2), rtol=0.1, atol=0.2)
+    assert family.text_parts(family.embed(["nine"]))["tokens"].dtype == torch.bfloat16
+
+
+def test_joint_projections_are_taken_apart(pipeline):
+    module = copy.deepcopy(getattr(pipeline, get_family(pipeline).component))
+    names = set(module.state_dict())
+    if hasattr(module, "fuse_qkv_projections"):
+        module.fuse_qkv_projections()
+        assert set(unfused(module).state_dict()) == names
+
+
+def test_pictures_become_latents_and_back_as_the_pipeline_has_it(pipeline, family):
+    generator, prompt = torch.Generator().manual_seed(1), PROMPTS[0]
+    options = {"guidance_scale": 1.0, "num_inference_steps": 2, "height": 16, "width": 16}
+    images = 2 * pipeline(prompt, generator=generator, output_type="pt", **options).images - 1
+    assert_close(family.decode(family.draw([Condition(prompt)], [1], 1.0, 2)), images, rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        posterior = pipeline.vae.encode(images).latent_dist
+    noise = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(2))
+    expected = (posterior.mean + posterior.std * noise - (pipeline.vae.config.shift_factor or 0)) * 0.7
+    assert_close(family.encode(images, torch.Generator().manual_seed(2)), expected)
+    assert family.resolution == 16
+
+
+def script_loss(family, latents: Tensor, prompts: list[str], terms: Tensor, noise: Tensor) -> Tensor:
+    """diffusers' training scripts, line by line."""
+    pipeline, model = family.pipeline, family.module
+    if family.component == "unet":
+        scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+        noisy = scheduler.add_noise(latents, noise, terms)
+        said = pipeline.encode_prompt(prompts, do_classifier_free_guidance=False)
+        added = {"text_embeds": said[2].double(), "time_ids": torch.tensor([[16, 16, 0, 0, 16, 16]] * len(prompts))}
+        predicted = model(noisy, terms, said[0].double(), added_cond_kwargs=added, return_dict=False)[0]
+        is_v = scheduler.config.prediction_type == "v_prediction"
+        target = scheduler.get_velocity(latents, noise, terms) if is_v else noise
+        return torch.nn.functional.mse_loss(predicted, target)
+    schedule = FlowMatchEulerDiscreteScheduler.from_config(pipeline.scheduler.config)
+    indices = 19 - terms
+    sigmas = schedule.sigmas[indices].double().view(-1, 1, 1, 1)
+    timesteps, noisy = schedule.timesteps[indices], (1 - sigmas) * latents + sigmas * noise
+    if isinstance(pipeline, FluxPipeline):
+        tokens, pooled, ids = pipeline.encode_prompt(prompts)
+        told = torch.full([1], 3.5).expand(len(latents)) if model.config.guidance_embeds else None
+        predicted = model(
+            hidden_states=pipeline._pack_latents(noisy, len(latents), 4, 8, 8), timestep=timesteps / 1000,
+            guidance=told, pooled_projections=pooled.double(), encoder_hidden_states=tokens.double(), txt_ids=ids,
+            img_ids=pipeline._prepare_latent_image_ids(len(latents), 4, 4, "cpu", torch.float64), return_dict=False,
+        )[0]  # fmt: skip
+        predicted = pipeline._unpack_latents(predicted, 16, 16, 2)
+    else:
+        said = pipeline.encode_prompt(prompts, None, None, do_classifier_free_guidance=False)
+        predicted = model(
+            hidden_states=noisy, timestep=timesteps, encoder_hidden_states=said[0].double(),
+            pooled_projections=said[2].double(), return_dict=False,
+        )[0]  # fmt: skip
+    target = noise - latents
+    return torch.mean(((predicted - target) ** 2).reshape(target.shape[0], -1), 1).mean()
+
+
+def test_the_loss_and_its_gradient_are_the_training_scripts(exact):
+    batch, terms = batch_of(exact), torch.tensor([0, 11, 19])
+    noise = exact.loss.sample_noise(batch, torch.Generator().manual_seed(7))
+    parameters = list(exact.module.parameters())
+    ours = exact.loss(exact.module, batch, terms, noise).mean()
+    theirs = script_loss(exact, batch["sample"], PROMPTS, terms, noise)
+    assert_close(ours, theirs, rtol=1e-6, atol=0)
+    found, expected = (torch.autograd.grad(v, parameters, allow_unused=True) for v in (ours, theirs))
+    assert_close(found, expected, rtol=1e-4, atol=1e-6)  # of prompts encoded in float32
+
+
+def test_the_empty_prompt_is_what_guidance_leads_away_from(pipeline, family):
+    if isinstance(pipeline, FluxPipeline):
+        expected = pipeline.encode_prompt("", device="cpu")[:2]
+    elif family.component == "unet":
+        expected = pipeline.encode_prompt("nine", device="cpu", do_classifier_free_guidance=True)[1::2]
+        assert not expected[0].any()
+    else:
+        expected = pipeline.encode_prompt("nine", None, None, device="cpu")[1::2]
+    found = family.text_parts(family.embed(["nine", "", "a red seven"]))
+    assert_close([found["tokens"][1:2], found["pooled"][1:2]], list(expected), rtol=1e-4, atol=1e-4)
+    assert found["tokens"][[0, 2]].any()
+
+
+def test_the_fisher_is_the_square_of_the_summed_gradient(exact):
+    batch, parameters = batch_of(exact, 1), dict(exact.module.named_parameters())
+    sums = estimate_fisher(exact.module, exact.loss, parameters, lambda _: batch, [0], terms=None, chunk_size=7)
+    generator = seeded(0, "fisher", 0, 0)
+    stratified_terms(20, 20, generator)
+    noise = torch.randn(20, *exact.latent_shape, generator=generator, dtype=torch.float64)
+    total = sum(exact.loss(exact.module, batch, torch.tensor([t]), noise[t : t + 1]).sum() for t in range(20))
+    gradient = torch.autograd.grad(total, list(parameters.values()), materialize_grads=True, allow_unused=True)
+    squares = dict(zip(parameters, (g.square().float() for g in gradient), strict=True))
+    assert_close(sums.finish({}).tensors, squares, rtol=1e-4, atol=1e-9)
+
+
+def zeroed(family, scope: str, without: str | None = None) -> None:
+    kept = set(family.trainable(without)) if without else set()
+    with torch.no_grad():
+        for name, parameter in family.trainable(scope).items():
+            if name not in kept:
+                parameter.zero_()
+
+
+def test_scopes_hold_all_that_the_text_enters_by(exact):
+    named = {scope: set(exact.trainable(scope)) for scope in exact.scopes}
+    assert named["pooled"] < named["xattn-strict"] < named["xattn"] < named["full"]
+    assert not named["xattn"] & named["noxattn"] and len(named["noxattn"]) > len(named["full"]) / 4
+    batch = batch_of(exact)
+    others = take(batch, [1, 2, 0]) | {"sample": batch["sample"]}
+
+    def reads_text() -> bool:
+        return not torch.allclose(predict(exact, batch), predict(exact, others), rtol=0, atol=1e-9)
+
+    start = copy.deepcopy(exact.module.state_dict())
+    assert reads_text()
+    zeroed(exact, "xattn")
+    assert not reads_text()
+    exact.module.load_state_dict(start)
+    zeroed(exact, "xattn", without="pooled")  # attention and the stream of text alone: the pooled text is left
+    assert reads_text()
+    zeroed(exact, "pooled")
+    assert not reads_text()
+
+
+def test_an_adapter_reaches_the_pooled_text_and_is_loaded_by_stock_diffusers(family, tmp_path):
+    names = family.adapted_layers("full", "attention+conditioning")
+    plain = family.adapted_layers("full", "attention")
+    assert set(plain) < set(names) and any(map(family.scopes["pooled"], (f"{name}." for name in names)))
+    modulates = ("norm1.linear", "norm.linear", "time_emb_proj")
+    assert any(name.endswith(modulates) for name in names)
+    source = tmp_path / "pipeline"
+    family.pipeline.save_pretrained(source)
+    batch = map_tensors(batch_of(family), Tensor.float)
+    add_lora(family.module, names, 2, 3.0, seed=0)
+    before = predict(family, batch)
+    with torch.no_grad():
+        for name, parameter in family.module.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    adapted = predict(family, batch)
+    assert (adapted - before).abs().max() > 1e-2
+    save_lora(family, tmp_path / "lora", "float32")
+    state = get_peft_model_state_dict(family.module, adapter_name="forget")
+    fuse_lora(family.module)
+    assert_close(predict(family, batch), adapted, rtol=0, atol=1e-5)
+    stock = load_pipeline(str(source), None, None, "float32")
+    stock.load_lora_weights(tmp_path / "lora")
+    module = getattr(stock, family.component)
+    loaded = get_peft_model_state_dict(module, adapter_name=next(iter(module.peft_config)))
+    assert_close(loaded, state, rtol=0, atol=0)
+    family.module = module
+    assert_close(predict(family, batch), adapted, rtol=0, atol=1e-6)
+
+
+def test_a_closed_form_edit_moves_tokens_and_pooled_text(exact):
+    before = copy.deepcopy(exact.text_maps())
+    edits = edit_of_prompts(exact, [("seven", "nine")], [], regularization=1e-9)
+    exact.edit(edits)
+    concept, target = (exact.text_parts(exact.embed([word])) for word in ("seven", "nine"))
+    assert set(exact.text_maps()) == {"tokens", "pooled"}
+    for part, maps in exact.text_maps().items():
+        first, second = (rows[part].double() for rows in (concept, target))
+        if part == "tokens":
+            (places, other), *_ = zip(exact.last_words("seven"), exact.last_words("nine"), strict=True)
+            assert places == other
+            first, second = (rows[:, slice(*places)] for rows in (first, second))
+        for name, layer in maps.items():
+            with torch.no_grad():
+                assert_close(layer(first), before[part][name](second), rtol=1e-3, atol=1e-4)
+                assert not torch.allclose(before[part][name](first), before[part][name](second), atol=1e-3)
+
+
+def test_attacks_go_through_every_encoder_and_the_pooled_text(pipeline, family):
+    templates = ["a {}", "{} on black"]
+    encoder = TemplateEncoder(family, templates, 1)
+    vectors = encoder.start("seven").clone().requires_grad_()
+    assert vectors.shape == (1, sum(encoder.widths))
+    found = encoder(vectors, [0, 1])
+    expected = family.encode_prompts([template.replace("{}", "seven") for template in templates])
+    assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    for part in family.text_parts(found).values():
+        (gradient,) = torch.autograd.grad(part.square().sum(), vectors, retain_graph=True)
+        assert gradient.any()
+    latents = torch.randn(2, *family.latent_shape)
+    settings = AttackSettings(steps=1, batch_size=2, keep_every=1)
+    vector = attack_embedding(family, latents, templates, ["seven"], settings)
+    assert draw_found(family, vector, templates, [0, 1], 2.0, 1).shape == latents.shape
+    if len({len(reader.table) for reader in encoder.readers}) == 1:
+        text = attack_text(family, latents, templates, ["seven"], settings)
+        assert draw_found(family, text, templates, [0, 1], 2.0, 1).shape == latents.shape
+    else:
+        with pytest.raises(ValueError, match="read different tokens; pass --attack embedding"):
+            attack_text(family, latents, templates, ["seven"], settings)
+
+
+def test_esd_denoises_a_flow_by_eulers_method_on_the_grid_of_training(exact):
+    scheduler = make_scheduler("ddim", exact.pipeline.scheduler)
+    esd = ESD(exact.loss, copy.deepcopy(exact.module), scheduler, num_inference_steps=4, start_guidance=1.0)
+    batch = batch_of(exact)
+    drawn = esd.draw({"concept": batch, "empty": take(batch, [1, 2, 0])}, torch.Generator().manual_seed(3))
+    drawn["level"][:] = 2  # one step from pure noise
+    found = esd.partly_denoised(exact.module, drawn)
+    if exact.component == "unet":
+        assert found.isfinite().all()
+        return
+    level = esd.scheduler.sigmas[1].double()
+    grid = exact.loss.sigmas[[14, 19]].double()  # where the third quarter of the terms ends, and all do
+    assert_close(grid, torch.stack([level, level / level]), rtol=1e-5, atol=0)
+    times = torch.full((3,), 20.0, dtype=torch.float64)
+    with torch.no_grad():
+        velocity = exact.loss.call(exact.module, drawn["noise"], times, drawn["concept"])
+    assert_close(found, drawn["noise"] + (level - 1) * velocity, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["sd3", "xl"])
+def test_saved_pipelines_are_checked_and_loaded_whole(pipelines, name, tmp_path):
+    """Without T5, too, for which diffusers asks."""
+    pipelines[name].save_pretrained(tmp_path)
+    check_model(str(tmp_path))
+    loaded = load_pipeline(str(tmp_path), None, None, "float32")
+    assert type(loaded) is type(pipelines[name])
+    family = get_family(loaded, sampler="pipeline")
+    assert type(family).resolution_of(str(tmp_path)) == family.resolution == 16
