@@ -146,7 +146,7 @@ def _notes(context: RunContext) -> list[str]:
     ]
     if context.options.lora_rank:
         notes.append("The adapter alone lies in lora/; the pipeline has it fused in.")
-    if not context.inputs.judges:
+    if not context.inputs.judges and not context.pictures:
         notes.insert(
             0, "No classifier was given: judge by the pictures, and by the change of the loss on replay samples."
         )
@@ -172,6 +172,13 @@ def summary(context: RunContext, metrics: dict[str, Any]) -> str:
     before, after, surrogate = metrics["before"], metrics["after"], _drawn_instead(context)
     favoured = f" in favour of “{surrogate}”" if surrogate else ""
     lead = f"Asked to forget “{context.concept.name}”{favoured} by {_method(context)}."
+    if "forget" in after:
+        shares = [
+            f"{name} {after[name]['masked_mse'] / before[name]['masked_mse'] - 1:+.0%}"
+            for name in ("forget", "retain", "third")
+            if name in after
+        ]
+        return f"{lead} Errors in the holes: {', '.join(shares)}."
     if before["concept_probability"] is None:
         change = (after["replay_loss"] / before["replay_loss"] - 1) if "replay_loss" in after else None
         return lead + ("" if change is None else f" The loss on samples of everything else changed by {change:+.2%}.")
