@@ -12,10 +12,10 @@ from sa_diffusers.core.conditions import MASKS, Condition
 from sa_diffusers.core.objectives import EncoderForgetting, Objective
 from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.data.picture_groups import PictureGroup
-from sa_diffusers.data.stand_ins import KINDS, stand_ins
 from sa_diffusers.io.configuration import Options, option
 from sa_diffusers.methods.base import ALONE, Context, Frozen, Method, Weights, register
 from sa_diffusers.methods.selective_amnesia import BACKWARD, make_ewc
+from sa_diffusers.methods.stand_ins import stand_ins
 from sa_diffusers.training.loop import infinite_indices
 
 
@@ -41,8 +41,8 @@ class EncoderOptions(Options):
     retain_weight: float = option(1.0, "Weight of retaining.", least=0)
     noise: Literal["moments", "gaussian", "normal", "uniform", "constant"] = option(
         "moments",
-        "Which noise the surrogate noise is: with the mean and spread of the batch; of each pixel; N(0, 1); uniform; "
-        "or the batch's mean.",
+        "Which noise --surrogate noise is: with the mean and spread of the batch; of each pixel; N(0, 1); uniform; or "
+        "the batch's mean. Other surrogates: other (real pictures), nearest, mean, blur, or a folder.",
     )
     encoder_l1: float = option(0.0, "Weight of the l1 norm of what is trained, which falls to 0 linearly.", least=0)
 
@@ -59,17 +59,8 @@ class EncoderMethod(Method):
 
     def check_options(self, options: Any) -> None:
         super().check_options(options)
-        if options.forget_images is None:
-            raise ValueError(f"{self.name} needs pictures to forget; pass --forget_images {GROUPS}")
         if options.track_steps or options.gradient_checkpointing:
             raise ValueError(f"{self.name} knows no track_steps and no gradient_checkpointing; omit them")
-        if options.retain_images is None and not options.ewc_lambda:
-            raise ValueError(f"{self.name} has nothing to hold the rest by; pass --retain_images, or --ewc_lambda")
-        if options.ewc_lambda and not (options.fisher or options.fisher_images or options.retain_images):
-            raise ValueError("the Fisher needs pictures; pass --retain_images, --fisher_images, or --fisher")
-        surrogate = options.surrogate
-        if surrogate is not None and surrogate not in KINDS and "/" not in surrogate:
-            raise ValueError(f"expected the surrogate {', '.join(KINDS)} or a folder (./pictures), got {surrogate!r}")
 
     def check(self, context: Context) -> None:
         super().check(context)

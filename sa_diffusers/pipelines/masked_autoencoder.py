@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.image_processor import VaeImageProcessor
+from PIL.Image import Image
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import ViTMAEForPreTraining
@@ -64,7 +65,7 @@ class MaskedAutoencoderInpaintPipeline(DiffusionPipeline):
         Args:
             image: one or several pictures of the model's size: PIL, arrays [B, H, W, C] or tensors [B, C, H, W] in
                 [0, 1].
-            mask_image: one for all, or one a picture, of their size; a patch with any white in it is filled.
+            mask_image: one for all, or one a picture, of their size; a patch with anything above 0.5 is filled.
             generator: changes nothing: the model draws nothing at random.
             num_inference_steps: 1, since it fills all at once.
             output_type: "pil", "np" ([B, H, W, C]) or "pt" ([B, C, H, W]), both in [0, 1].
@@ -122,9 +123,9 @@ class MaskedAutoencoderInpaintPipeline(DiffusionPipeline):
         pictures = given if isinstance(given, list) else [given]
         if not pictures:
             raise ValueError("expected a picture or more, got none")
-        if wrong := [p.mode for p in pictures if hasattr(p, "mode") and p.mode not in modes]:
+        if wrong := [p.mode for p in pictures if isinstance(p, Image) and p.mode not in modes]:
             raise ValueError(f"expected the mode {' or '.join(modes)}, got {wrong[0]}; convert the picture first")
-        if not hasattr(pictures[0], "mode"):
+        if not isinstance(pictures[0], Image):
             values = torch.cat([torch.as_tensor(picture).flatten().float() for picture in pictures])
             if not ((values >= 0) & (values <= 1)).all():
                 raise ValueError("expected values in [0, 1], got others")

@@ -53,7 +53,7 @@ class MaskedAutoencoderConfig(LabelledBaseConfig):
             name, _, count = hole.partition("=")
             if not count.isdigit():
                 raise ValueError(f"expected holes such as half=10, got {hole!r}")
-            hidden_patches(name, max(self.image_size // self.patch_size, 2))
+            hidden_patches(name, 8)
 
 
 class HoleBatches:
