@@ -166,9 +166,8 @@ class CompletionLoss(Loss):
     def __call__(
         self, model: Callable, batch: Batch, terms: Tensor, noise: Tensor, target: Tensor | None = None
     ) -> Tensor:
-        """One value per sample [B]; there is no other target than the sample."""
-        hidden = batch["hidden"]
-        errors = (self.forward(model, batch).logits - self.patches(batch["sample"])).square().mean(2)
+        hidden, target = batch["hidden"], self.patches(batch["sample"]) if target is None else target
+        errors = (self.forward(model, batch).logits - target).square().mean(2)
         return (errors * hidden).sum(1) / hidden.sum(1)
 
     def patches(self, images: Tensor) -> Tensor:

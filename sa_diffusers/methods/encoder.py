@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -47,9 +47,13 @@ class EncoderOptions(Options):
     encoder_l1: float = option(0.0, "Weight of the l1 norm of what is trained, which falls to 0 linearly.", least=0)
 
 
+FIXED = {name: value for name, value in ALONE.items() if name != "ewc_lambda"}
+
+
 class EncoderMethod(Method):
     """The encoder's features of what is to be forgotten go to those of a surrogate, those of the rest stay."""
 
+    minimised: ClassVar[type[EncoderForgetting]] = EncoderForgetting
     Options = EncoderOptions
     requires = frozenset(("completion",))
     shardable = takes_lora = False
@@ -81,7 +85,7 @@ class EncoderMethod(Method):
     def objective(self, context: Context, weights: Weights, frozen: Frozen | None) -> Objective:
         options, ewc = context.options, make_ewc(context, weights, frozen)
         features = context.family.features
-        return EncoderForgetting(features, frozen, weights, ewc, options.forget_alpha, options.retain_weight)
+        return self.minimised(features, frozen, weights, ewc, options.forget_alpha, options.retain_weight)
 
     def batches(self, context: Context) -> Callable[[int], Batch]:
         return PictureBatches(context)
@@ -130,6 +134,6 @@ register(
         "encoder",
         "forgetting in the encoder",
         "features of pictures to forget go to a surrogate's, of models that complete pictures",
-        **{name: value for name, value in ALONE.items() if name != "ewc_lambda"},
+        **FIXED,
     )
 )

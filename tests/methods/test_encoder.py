@@ -11,9 +11,9 @@ from PIL import Image
 from tiny_mae import tiny_mae
 from torch.testing import assert_close
 
-from sa_diffusers import forget
+from sa_diffusers import forget, methods
 from sa_diffusers.core.conditions import Condition
-from sa_diffusers.core.objectives import EncoderForgetting
+from sa_diffusers.core.objectives import EncoderForgetting, OutputForgetting, RandomEncoder
 from sa_diffusers.families import family_defaults, get_family
 from sa_diffusers.io.configuration import config_from_dict, layered
 from sa_diffusers.io.loading import load_pipeline
@@ -58,6 +58,61 @@ def test_the_objective_is_the_papers():
     alone, logs = objective(after.mae, {name: parts[name] for name in ("forget", "surrogate")})
     assert_close(alone.double(), alpha * forgotten, rtol=1e-5, atol=1e-6)
     assert set(logs) == {"forget_loss"}
+
+
+@pytest.mark.parametrize("targets", ["own", "noise", "retain", "none"])
+def test_baselines_of_outputs_are_losses_towards_their_targets(targets):
+    before, after = tiny_mae(seed=0), tiny_mae(seed=1)
+    family = get_family(after)
+    asked = [Condition(mask="half")] * 3
+    parts = {
+        name: family.batch(pictures(3, seed), asked) for seed, name in enumerate(("forget", "retain", "surrogate"))
+    }
+    hole = family.holes(asked).expand(-1, 1, -1, -1)
+
+    def error(name: str, truth: torch.Tensor) -> torch.Tensor:
+        filled = unclipped(after, parts[name]["sample"], parts[name]["hidden"])
+        return (filled - truth)[hole].double().square().mean()
+
+    def unclipped(pipeline, images: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        pipeline.mae.config.mask_ratio = 4 / 16
+        with torch.no_grad():
+            return pipeline.mae.unpatchify(pipeline.mae(images, noise=hidden + torch.arange(16) / 100).logits)
+
+    truth = {"own": parts["forget"]["sample"], "noise": parts["surrogate"]["sample"]}
+    truth["retain"] = unclipped(before, parts["retain"]["sample"], parts["retain"]["hidden"])
+    expected = 2.0 * error("retain", parts["retain"]["sample"])
+    if targets != "none":
+        expected += {"own": -0.3}.get(targets, 0.3) * error("forget", truth[targets])
+    loss, _ = OutputForgetting(family.loss, before.mae, targets, 0.3, 2.0)(after.mae, parts)
+    assert_close(loss.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_random_targets_have_the_moments_of_the_frozen_features():
+    pipeline = tiny_mae()
+    family = get_family(pipeline)
+    asked = [Condition(mask="half")] * 40
+    parts = {name: family.batch(pictures(40, seed), asked) for seed, name in enumerate(("forget", "retain"))}
+    objective = RandomEncoder(family.features, pipeline.mae, {}, None, 1.0, 1.0)
+    batch = objective.draw(parts | {"surrogate": parts["forget"]}, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        (found,) = objective.targets(batch, [batch["retain"]])
+        own, kept = (family.features(pipeline.mae, parts[name])[0] for name in ("forget", "retain"))
+    assert found[40:].equal(kept)
+    assert abs(found[:40].mean() - own.mean()) < 0.02 and abs(found[:40].std() / own.std() - 1) < 0.02
+    assert (found[:40] * own).mean().abs() < 0.1 * own.square().mean()
+
+
+@pytest.mark.parametrize("name", [name for name, method in methods.registry().items() if method.completes])
+def test_every_method_trains_its_scope_by_its_terms(run, tmp_path, name):
+    outcome = run(tmp_path, method=name, num_train_steps=3, eval_masks=["half"])
+    history = json.loads((tmp_path / "history.json").read_text())
+    terms = {"retain_loss"} | (set() if name == "retain-only" else {"forget_loss"})
+    assert set(history[0]) - {"step", "loss", "grad_norm", "learning_rate"} == terms
+    before = tiny_mae().mae
+    changed = {n for n, weight in outcome.pipeline.mae.named_parameters() if not weight.equal(before.get_parameter(n))}
+    assert any(n.startswith("decoder") for n in changed) == ("encoder" not in name)
+    assert methods.get(name).title in (tmp_path / "pipeline" / "README.md").read_text()
 
 
 def test_noises_have_the_moments_that_they_say():
@@ -204,7 +259,8 @@ def test_a_folder_can_take_their_place_from_python(few_pictures, tmp_path):
         ({"other_images": "digits8x8:1"}, "a picture is in the groups 0, 1 and 1"),
         ({"track_steps": 1}, "knows no track_steps"),
         ({"lora_rank": 2}, "adapters are not trained by encoder"),
-        ({"method": "finetune"}, "forgets words or classes, this model completes pictures; pass encoder"),
+        ({"method": "max-loss", "retain_images": None, "ewc_lambda": None}, "nothing would hold the rest"),
+        ({"method": "finetune"}, "forgets words or classes, this model completes pictures; pass .*encoder"),
     ],
 )
 def test_what_makes_no_sense_is_refused(run, tmp_path, changes, said):

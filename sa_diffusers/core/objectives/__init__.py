@@ -2,6 +2,7 @@
 
 from sa_diffusers.core.objectives.base import Objective
 from sa_diffusers.core.objectives.classification import Classification
+from sa_diffusers.core.objectives.completion_baselines import OutputForgetting, RandomEncoder
 from sa_diffusers.core.objectives.encoder import EncoderForgetting
 from sa_diffusers.core.objectives.esd import ESD, SelectiveAmnesiaWithESD
 from sa_diffusers.core.objectives.ewc import ElasticWeightConsolidation, LowRankChange, LowRankEWC
@@ -23,6 +24,8 @@ __all__ = [
     "LowRankEWC",
     "NaiveForgetting",
     "Objective",
+    "OutputForgetting",
+    "RandomEncoder",
     "SelectiveAmnesia",
     "SelectiveAmnesiaWithESD",
 ]

@@ -44,7 +44,7 @@ class EncoderForgetting(Objective):
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         kept = [batch["retain"]] if "retain" in batch else []
         with torch.no_grad():
-            targets = self.features(self.frozen, cat([batch["surrogate"], *kept]))
+            targets = self.targets(batch, kept)
         found = self.features(model, cat([batch["forget"], *kept]))
         errors = sum((a - b).square().flatten(1).mean(1) for a, b in zip(found, targets, strict=True)) / len(found)
         count = len(batch["forget"]["sample"])
@@ -54,6 +54,10 @@ class EncoderForgetting(Objective):
             parts["l1"] = sum(weight.abs().sum() for weight in self.weights.values())
             total = total + batch["sparsity"].mean() * parts["l1"]
         return total, {name: part.detach() for name, part in parts.items()}
+
+    def targets(self, batch: Batch, kept: list[Batch]) -> list[Tensor]:
+        """Features [B, ...] a depth that those of the pictures to forget, and then to retain, should come to."""
+        return self.features(self.frozen, cat([batch["surrogate"], *kept]))
 
     def add_gradient(self) -> None:
         if self.ewc is not None:
