@@ -74,7 +74,7 @@ def test_no_function_takes_more_than_eight_parameters():
 
 
 def test_only_methods_name_methods():
-    names = set(methods.registry())
+    names = set(methods.registry()) - {"encoder"}  # a word that scopes and latents are named by, too
     assert [f"{p}:{line}: {text}" for p, line, text in literals() if text in names and p.parts[0] != "methods"] == []
 
 

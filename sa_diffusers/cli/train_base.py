@@ -8,8 +8,10 @@ The conditional VAE of the MNIST experiments; with configs/digits8x8_cvae.yaml i
     accelerate launch scripts/train_base.py --config configs/mnist_cvae.yaml
 Class-conditional diffusion; with configs/digits8x8_base.yaml in two minutes, offline:
     accelerate launch scripts/train_base.py --config configs/cifar10_base.yaml
+A masked autoencoder that fills holes of pictures; with configs/digits_inpaint_base.yaml the bundled one:
+    accelerate launch scripts/train_base.py --family masked_autoencoder --dataset pictures --data_dir my_folder
 
-`--family class_conditional --help` and `--family conditional_vae --help` list the options of these two.
+`--family class_conditional --help`, and so for the others, lists the options of one.
 """
 
 import argparse
@@ -19,6 +21,7 @@ from pathlib import Path
 
 from sa_diffusers.cli.parse import friendly_errors, parse_config
 from sa_diffusers.io.configuration import read_yaml
+from sa_diffusers.runs.base.completion import MaskedAutoencoderConfig, train_masked_autoencoder
 from sa_diffusers.runs.base.labelled import (
     ClassConditionalConfig,
     ConditionalVAEConfig,
@@ -34,6 +37,7 @@ CONFIGS = {
     "text_to_image": BaseConfig,
     "conditional_vae": ConditionalVAEConfig,
     "class_conditional": ClassConditionalConfig,
+    "masked_autoencoder": MaskedAutoencoderConfig,
 }
 
 
@@ -66,6 +70,9 @@ def train_text_to_image(config: BaseConfig) -> None:
 def train_labelled(config: LabelledBaseConfig) -> None:
     from sa_diffusers.data.labelled_images import load_labelled_images
 
+    if isinstance(config, MaskedAutoencoderConfig):
+        train_masked_autoencoder(config)
+        return
     data = load_labelled_images(config.dataset, config.data_dir, config.split).without(config.exclude_classes)
     if isinstance(config, ClassConditionalConfig):
         train_class_conditional(data, config)

@@ -3,6 +3,22 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
+
+# Named holes by the box that they hide, or that alone they leave: top, bottom, left, right, in shares of the side.
+BOXES = {
+    "half": (0.25, 0.75, 0.25, 0.75),
+    "quarter": (0.375, 0.625, 0.375, 0.625),
+    "ring": (0.25, 0.75, 0.25, 0.75),
+    "top": (0.0, 0.5, 0.0, 1.0),
+    "bottom": (0.5, 1.0, 0.0, 1.0),
+    "left": (0.0, 1.0, 0.0, 0.5),
+    "right": (0.0, 1.0, 0.5, 1.0),
+}
+MASKS = (*BOXES, "random")
+
 
 @dataclass(frozen=True)
 class Condition:
@@ -11,13 +27,42 @@ class Condition:
     Attributes:
         text: a prompt, or the name of a class.
         label: index of a class, which comes before its name; None: a model of classes goes by the text.
+        mask: name of what a model that completes pictures has to fill, as of `hidden_patches`.
     """
 
     text: str = ""
     label: int | None = None
+    mask: str | None = None
 
     def __str__(self) -> str:
         return repr(self.text) if self.label is None else f"class {self.label}"
+
+
+def hidden_patches(mask: str, rows: int) -> Tensor:
+    """The patches that a named mask hides, booleans [rows * rows], row by row; a hole snaps outward to patches.
+
+    "half" and "quarter" are centred squares of that share of the side, "ring" is all around the first; "top",
+    "bottom", "left" and "right" are halves, "random 7" half of the patches by the seed 7 ("random": by 0).
+
+    Raises:
+        ValueError: another name, or a mask that hides nothing or everything of so few patches.
+    """
+    name, _, seed = mask.partition(" ")
+    if name not in MASKS or (seed and (name != "random" or not seed.isdigit())):
+        raise ValueError(f"expected a mask of {', '.join(MASKS)}, got {mask!r}")
+    if name == "random":
+        order = torch.randperm(rows * rows, generator=torch.Generator().manual_seed(int(seed or 0)))
+        hidden = order < rows * rows // 2
+    else:
+        top, bottom, left, right = (
+            int(share * rows + up) for share, up in zip(BOXES[name], (0, 0.999) * 2, strict=True)
+        )
+        box = torch.zeros(rows, rows, dtype=torch.bool)
+        box[top:bottom, left:right] = True
+        hidden = (~box if name == "ring" else box).flatten()
+    if hidden.all() or not hidden.any():
+        raise ValueError(f"the mask {mask!r} hides {int(hidden.sum())} of {rows} x {rows} patches; pass another one")
+    return hidden
 
 
 def texts(conditions: Sequence[Condition]) -> list[str]:
@@ -34,3 +79,13 @@ def classes(conditions: Sequence[Condition]) -> list[int | str]:
         if not isinstance(condition, Condition):
             raise ValueError(f"expected conditions, got {condition!r}; pass Condition('seven') or Condition(label=7)")
     return [condition.text if condition.label is None else condition.label for condition in conditions]
+
+
+def masks(conditions: Sequence[Condition]) -> list[str]:
+    """The mask of each. Raises ValueError where there is none, or words that a model without text cannot read."""
+    for condition in conditions:
+        if not isinstance(condition, Condition) or condition.mask is None or condition.text:
+            raise ValueError(
+                f"expected conditions with a mask and no text, got {condition!r}; pass Condition(mask='half')"
+            )
+    return [condition.mask for condition in conditions]

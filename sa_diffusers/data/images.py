@@ -25,7 +25,7 @@ def load_image(path: Path, resolution: int) -> Tensor:
     Raises:
         ValueError: the file is no readable image, or a grey one.
     """
-    with _opened(path) as image:
+    with opened_image(path) as image:
         if image.mode[0] in "1LIF":
             raise ValueError(f"{path} is a grey image (mode {image.mode}); convert it to RGB if that is intended")
     return read_image(path, resolution)
@@ -40,7 +40,7 @@ def read_image(path: Path, resolution: int | None = None) -> Tensor:
     Raises:
         ValueError: the file is no readable image, or one of several frames or of numbers without a range.
     """
-    with _opened(path) as opened:
+    with opened_image(path) as opened:
         image = to_rgb(opened, str(path))
     return _pixels(image) if resolution is None else crop_to_square(image, resolution)
 
@@ -66,7 +66,7 @@ def to_rgb(opened: Image.Image, name: str) -> Image.Image:
 
 def image_size(path: Path) -> tuple[int, int]:
     """Height and width as `read_image` gives them, from the header: pixels are not decoded. Raises as it does."""
-    with _opened(path) as image:
+    with opened_image(path) as image:
         turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # orientations that exchange the sides
         return image.size if turned else image.size[::-1]
 
@@ -85,11 +85,11 @@ def _pixels(image: Image.Image) -> Tensor:
 
 
 @contextmanager
-def _opened(file: str | Path | io.BytesIO, name: str | None = None) -> Iterator[Image.Image]:
-    """Raise ValueError where the file, in messages by its name, is no image."""
+def opened_image(file: str | Path | bytes, name: str | None = None) -> Iterator[Image.Image]:
+    """A file, or the content of one, opened. Raises ValueError where it, in messages by its name, is no image."""
     name = name or str(file)
     try:
-        image = Image.open(file)
+        image = Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name} is too large a picture ({error}); scale it down") from error
     except Exception as error:
@@ -154,4 +154,4 @@ class CaptionedImageFolder:
 
     def _opened(self, index: int):
         file = self._data[index]["image"]
-        return _opened(file["path"] if file["bytes"] is None else io.BytesIO(file["bytes"]), self._name(index))
+        return opened_image(file["path"] if file["bytes"] is None else file["bytes"], self._name(index))

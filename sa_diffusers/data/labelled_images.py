@@ -60,6 +60,12 @@ class LabelledImages:
         """Chosen images, by their indices or a mask."""
         return LabelledImages(self.images[rows], self.labels[rows], self.names)
 
+    def __add__(self, other: "LabelledImages") -> "LabelledImages":
+        """These and others of the same classes."""
+        return LabelledImages(
+            torch.cat([self.images, other.images]), torch.cat([self.labels, other.labels]), self.names
+        )
+
     def without(self, names: Sequence[str]) -> "LabelledImages":
         """The images of all classes but `names`, in the same order; labels and names stay numbered as they are.
 

@@ -29,9 +29,9 @@ class SampleSet:
         return SampleSet(self.latents[list(indices)], [self.conditions[index] for index in indices])
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file, atomically; its header holds the texts and, where there is one, the labels."""
-        labels = [condition.label for condition in self.conditions]
-        notes = {"labels": labels} if any(label is not None for label in labels) else {}
+        """Write one safetensors file, atomically; its header holds the texts, labels and masks."""
+        said = {name: [getattr(c, name[:-1]) for c in self.conditions] for name in ("labels", "masks")}
+        notes = {name: values for name, values in said.items() if any(value is not None for value in values)}
         save_tensors({"latents": self.latents}, path, prompts=[c.text for c in self.conditions], **notes)
 
     @classmethod
@@ -40,10 +40,10 @@ class SampleSet:
         tensors, notes = load_tensors(path)
         with explain_read_errors(path):
             latents, texts = tensors["latents"].float(), notes["prompts"]
-            labels = notes.get("labels") or [None] * len(texts)
-            if not len(latents) == len(texts) == len(labels):
+            labels, masks = (notes.get(name) or [None] * len(texts) for name in ("labels", "masks"))
+            if not len(latents) == len(texts) == len(labels) == len(masks):
                 raise ValueError(f"expected a prompt for each of {len(latents)} latents, got {len(texts)}")
-            return cls(latents, list(map(Condition, texts, labels)))
+            return cls(latents, list(map(Condition, texts, labels, masks)))
 
     def __add__(self, other: "SampleSet") -> "SampleSet":
         return SampleSet(torch.cat([self.latents, other.latents]), self.conditions + other.conditions)

@@ -185,6 +185,7 @@ class Findings:
         values, intervals: by metric; None where nothing could be measured.
         pictures: uint8 [N, 3, H, W]; `captions` are (group, prompt) of each.
         by_classifier: the numbers of each further classifier, by its name.
+        beside: further pictures [N, 3, H, W] to show beside these, by what they are.
         key: what decided all this: the model's hashes, prompts, seeds, sampler, classifiers.
     """
 
@@ -194,6 +195,7 @@ class Findings:
     captions: list[tuple[str, str]]
     by_classifier: dict[str, dict]
     key: dict = field(default_factory=dict)
+    beside: dict[str, Tensor] = field(default_factory=dict)
 
     def check(self, key: dict) -> "Findings":
         """Itself. Raises ValueError, naming what differs, when it was found under another key."""
@@ -204,14 +206,14 @@ class Findings:
 
     def save(self, path: Path) -> None:
         header = {k: getattr(self, k) for k in ("values", "intervals", "captions", "by_classifier", "key")}
-        save_tensors({"pictures": self.pictures}, path, findings=header)
+        save_tensors({"pictures": self.pictures, **self.beside}, path, findings=header)
 
     @classmethod
     def load(cls, path: Path) -> "Findings":
         """Read a file written by `save`. Raises DamagedFile."""
         tensors, notes = load_tensors(path)
         with explain_read_errors(path):
-            return cls(**tensors, **notes["findings"])
+            return cls(pictures=tensors.pop("pictures"), beside=tensors, **notes["findings"])
 
 
 def examine(
@@ -244,5 +246,7 @@ def pairs(before: Findings, after: Findings) -> list[dict]:
     """Pictures of the same prompt and seed side by side, as `report` takes them."""
     rows = zip(before.captions, before.pictures, after.pictures, strict=True)
     return [
-        {"group": g, "prompt": p or "(empty prompt)", "before": to_pil(b), "after": to_pil(a)} for (g, p), b, a in rows
+        {"group": g, "prompt": p or "(empty prompt)", "before": to_pil(b), "after": to_pil(a)}
+        | ({"beside": {name: to_pil(part[i]) for name, part in before.beside.items()}} if before.beside else {})
+        for i, ((g, p), b, a) in enumerate(rows)
     ]

@@ -23,11 +23,17 @@ from transformers import (
     CLIPTokenizer,
     T5Config,
     T5EncoderModel,
+    ViTMAEConfig,
+    ViTMAEForPreTraining,
 )
 
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.models import ConditionalVAE
-from sa_diffusers.pipelines import ClassConditionalPipeline, ConditionalVAEPipeline
+from sa_diffusers.pipelines import (
+    ClassConditionalPipeline,
+    ConditionalVAEPipeline,
+    MaskedAutoencoderInpaintPipeline,
+)
 
 
 def missing_parts(architecture: Mapping[str, Any]) -> list[str]:
@@ -181,6 +187,54 @@ def build_conditional_vae(
     torch.manual_seed(derive_seed(seed, "vae"))
     vae = ConditionalVAE(image_size, channels, len(names), tuple(hidden_sizes), latent_dim)
     return ConditionalVAEPipeline(vae, _id2label(names))
+
+
+def build_masked_autoencoder(options: Any, channels: int, seed: int) -> MaskedAutoencoderInpaintPipeline:
+    """A masked autoencoder, untrained, that predicts pixels.
+
+    Args:
+        options: of `MaskedAutoencoderConfig`, those of its architecture.
+
+    Raises:
+        ValueError: patches that do not divide the pictures, or heads that do not divide the width.
+    """
+    size, patch = options.image_size, options.patch_size
+    if size % patch or size // patch < 2:
+        raise ValueError(f"expected a patch_size that divides image_size {size}, got {patch}")
+    widths = options.hidden_size, options.decoder_hidden_size
+    if any(width % (4 * options.num_heads) for width in widths):
+        raise ValueError(f"expected widths that divide by 4 x {options.num_heads} heads, got {widths}")
+    torch.manual_seed(derive_seed(seed, "mae"))
+    config = ViTMAEConfig(
+        image_size=size,
+        patch_size=patch,
+        num_channels=channels,
+        hidden_size=options.hidden_size,
+        intermediate_size=2 * options.hidden_size,
+        num_hidden_layers=options.num_layers,
+        num_attention_heads=options.num_heads,
+        decoder_hidden_size=options.decoder_hidden_size,
+        decoder_intermediate_size=2 * options.decoder_hidden_size,
+        decoder_num_hidden_layers=options.decoder_num_layers,
+        decoder_num_attention_heads=options.num_heads,
+        initializer_range=options.initializer_range,
+    )
+    mae = ViTMAEForPreTraining(config)
+    with (
+        torch.no_grad()
+    ):  # transformers leaves positions and the mask token at 0, from where they cannot be told apart
+        for positions in (mae.vit.embeddings.position_embeddings, mae.decoder.decoder_pos_embed):
+            positions[:, 1:] = sine_positions(size // patch, positions.shape[2])
+        mae.decoder.mask_token.normal_(std=options.initializer_range)
+    return MaskedAutoencoderInpaintPipeline(mae)
+
+
+def sine_positions(rows: int, width: int) -> torch.Tensor:
+    """Sines and cosines of row and column, [rows^2, width], as of transformers (Vaswani et al. 2017, section 3.5)."""
+    rates = 10000 ** -(torch.arange(width // 4) / (width // 4))
+    angles = torch.arange(rows)[:, None] * rates  # [rows, width / 4]
+    waves = torch.cat([angles.sin(), angles.cos()], 1)
+    return torch.cat([waves.repeat_interleave(rows, 0), waves.repeat(rows, 1)], 1)
 
 
 def _id2label(names: Sequence[str]) -> dict[str, str]:

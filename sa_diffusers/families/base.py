@@ -24,6 +24,7 @@ CAPABILITIES = {
     "guidance": "is guided from the empty prompt or the null class",
     "denoising": "predicts noise at many levels",
     "prior": "decodes latents of a known prior in one pass",
+    "completion": "completes pictures",
     "text_maps": "makes keys and values of a text's embedding",
     "safe_guidance": "can be led away from a text while it draws",
     "token_embedding": "reads embeddings of its tokens",
@@ -74,6 +75,7 @@ class Family:
     image_channels: int = 3  # or 1 for a grey model, whose images still have three equal channels below
     latent_shape: tuple[int, ...]  # of one sample
     labels: list[str] | None = None  # names of its classes; None: it reads free text
+    example: Condition = Condition()  # one that it can always read
     sampler: SchedulerMixin | None = None  # draws by many predictions of the module; None: it draws in another way
     compute_dtype: torch.dtype | None
     device: torch.device  # where the module was at first; under sharded training it waits in main memory for a while
@@ -103,6 +105,22 @@ class Family:
 
     def batch(self, latents: Tensor, conditions: Sequence[Condition]) -> Batch:
         """What the loss takes, on the CPU. Raises ValueError for a condition that the family cannot read."""
+        raise NotImplementedError
+
+    def features(self, model: nn.Module, batch: Batch) -> list[Tensor]:
+        """What the encoder of a model that completes makes of what a batch leaves visible, [B, ...] a depth.
+
+        Args:
+            model: `module`, a copy of it, or what shares its work between processes.
+        """
+        raise NotImplementedError
+
+    def complete(self, images: Tensor, conditions: Sequence[Condition], seeds: Sequence[int]) -> Tensor:
+        """Pictures, as latents [B, C, h, w], with what the masks of the conditions hide filled anew."""
+        raise NotImplementedError
+
+    def holes(self, conditions: Sequence[Condition]) -> Tensor:
+        """The pixels that their masks hide, booleans [B, 1, H, W]."""
         raise NotImplementedError
 
     def prepare(self, conditions: Sequence[Condition]) -> None:

@@ -13,6 +13,7 @@ from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.closed_form import ClosedFormEdit
 from sa_diffusers.core.concepts import Concept
 from sa_diffusers.core.objectives import LowRankChange, Objective
+from sa_diffusers.data.picture_groups import PictureGroup
 from sa_diffusers.families import CAPABILITIES, Family
 from sa_diffusers.training.lora import WithoutLora
 
@@ -32,6 +33,7 @@ class Context(Protocol):
     concept: Concept
     prompts: list[str]  # what is kept
     templates: list[str]  # prompts with {} in the concept's place
+    pictures: Mapping[str, PictureGroup]  # real ones, of models that complete these
 
     def value(self, need: str) -> Any:
         """What a stage has made ("samples", "replay_samples", "surrogate": sample sets; "fisher"; "edit"), or None."""
@@ -65,6 +67,11 @@ class Method:
     def __init__(self, name: str, title: str, summary: str, **fixes: Any):
         self.name, self.title, self.summary, self.fixes = name, title, summary, fixes
 
+    @property
+    def completes(self) -> bool:
+        """Whether it makes a model forget pictures that it completes, not words or classes."""
+        return "completion" in self.requires
+
     def needs(self, options: Any, concept: Concept) -> set[str]:
         """What of NEEDS it takes, given every option and the concept."""
         return set()
@@ -83,6 +90,9 @@ class Method:
     def check(self, context: Context) -> None:
         """Raise ValueError for a model or concept that it cannot work with; before anything is drawn."""
         require(context.family, self.name, *sorted(self.requires))
+        if context.family.can("completion") and not self.completes:
+            fitting = " or ".join(name for name, method in registry().items() if method.completes)
+            raise ValueError(f"{self.name} forgets words or classes, this model completes pictures; pass {fitting}")
 
     def training_passes(self, options: Any) -> float:
         """Forward passes that a training step is worth, for a sample of `train_batch_size`."""

@@ -2,7 +2,13 @@
 
 from sa_diffusers.pipelines.class_conditional import ClassConditionalPipeline
 from sa_diffusers.pipelines.conditional_vae import ConditionalVAEPipeline
+from sa_diffusers.pipelines.masked_autoencoder import MaskedAutoencoderInpaintPipeline
 from sa_diffusers.pipelines.safe_guidance import SafeGuidancePipeline
 
 
-__all__ = ["ClassConditionalPipeline", "ConditionalVAEPipeline", "SafeGuidancePipeline"]
+__all__ = [
+    "ClassConditionalPipeline",
+    "ConditionalVAEPipeline",
+    "MaskedAutoencoderInpaintPipeline",
+    "SafeGuidancePipeline",
+]

@@ -13,7 +13,7 @@ from sa_diffusers.report.page import render, write_page
 from sa_diffusers.report.tables import flatten
 
 
-TEXT_TO_IMAGE = "text-to-image"  # the hub's name for the task
+TEXT_TO_IMAGE, COMPLETES = "text-to-image", "image-to-image"  # the hub's names for the tasks
 
 
 def write_model_card(
@@ -53,6 +53,7 @@ def write_model_card(
         bundled=base.startswith("bundled/"),
         library="diffusers" if stock else "sa_diffusers",
         loader="DiffusionPipeline" if stock else pipeline_class,
+        completes=data.pipeline_tag == COMPLETES,
         guides=data.pipeline_tag == TEXT_TO_IMAGE and not stock,
         dtype=dtype,
         variant=variant,
@@ -67,6 +68,7 @@ def write_model_card(
 def _model_data(base_model: str, pipeline_class: str | None, license: str | None, lora: bool) -> ModelCardData:
     """What the hub finds a model by; the tag of a text-to-image family is its name, as diffusers has it."""
     on_hub, family, tags = is_on_hub(base_model), family_class(pipeline_class or ""), ["diffusers"]
+    completes = family is not None and "completion" in family.capabilities
     reads_text = family is None or "text" in family.capabilities
     if reads_text:
         tags += [family.name.replace("_", "-")] if family else []
@@ -75,7 +77,7 @@ def _model_data(base_model: str, pipeline_class: str | None, license: str | None
         base_model=base_model if on_hub else None,
         base_model_relation="adapter" if lora and on_hub else None,
         library_name="diffusers",
-        pipeline_tag=TEXT_TO_IMAGE if reads_text else "unconditional-image-generation",
+        pipeline_tag=TEXT_TO_IMAGE if reads_text else COMPLETES if completes else "unconditional-image-generation",
         tags=[*tags, *(["lora"] if lora else []), "sa_diffusers", "concept-forgetting"],
         license=license,
     )

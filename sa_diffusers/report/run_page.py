@@ -33,7 +33,10 @@ def write_report(
             one sentence each.
     """
     groups = {
-        name: [figure({side: pair[side] for side in ("before", "after")}, pair["prompt"]) for pair in part]
+        name: [
+            figure(pair.get("beside", {}) | {side: pair[side] for side in ("before", "after")}, pair["prompt"])
+            for pair in part
+        ]
         for name, part in by_group(pairs).items()
     }
     write_page(

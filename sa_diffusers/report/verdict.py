@@ -8,6 +8,7 @@ from sa_diffusers.report.tables import bracket
 
 SHOWN = 0.1  # a concept whose probability surely is at most this counts as forgotten
 ASKED = {"asked for": "concept_probability", "asked for in unseen words": "concept_probability_unseen"}
+KEPT_PICTURES = {"retain": "pictures to retain", "third": "pictures of neither kind"}
 KEPT = {"the others": "retained_accuracy", "the worst of the others": "retained_worst_accuracy"}
 
 
@@ -21,6 +22,8 @@ def verdict(metrics: Mapping[str, Any]) -> tuple[str, str]:
         metrics: metrics.json of a run.
     """
     after, intervals = metrics["after"], metrics.get("intervals", {}).get("after", {})
+    if "forget" in after:
+        return completion_verdict(metrics)
     asked = [(after[key], *intervals[key], what) for what, key in ASKED.items() if intervals.get(key)]
     if not asked:
         return "Not judged: no classifier has read the pictures.", "Look at them, or pass one that knows the concept."
@@ -45,6 +48,33 @@ def verdict(metrics: Mapping[str, Any]) -> tuple[str, str]:
     else:
         advice = "Too strong: train less, or hold the rest by more replay and EWC." if lost else ""
     return " ".join([said, *lost]), advice
+
+
+def completion_verdict(metrics: Mapping[str, Any]) -> tuple[str, str]:
+    """As `verdict`, of a model that completes pictures: by its errors in the holes, and by a new decoder."""
+    sides, bounds = (metrics["before"], metrics["after"]), metrics["intervals"]
+
+    def change(group: str, key: str = "masked_mse") -> tuple[str, bool]:
+        """An error in words, and whether it has surely risen."""
+        was, now = (side[group][key] for side in sides)
+        low, high = bounds["after"][group][key]
+        return f"{now:.3g} {bracket((low, high), '.3g')} (before: {was:.3g})", low > bounds["before"][group][key][1]
+
+    said, worse = change("forget")
+    found = [f"{'Forgotten' if worse else 'Not clearly forgotten'}: error in the holes of pictures to forget {said}."]
+    lost = [
+        f"Damage: of {what} {change(group)[0]}."
+        for group, what in KEPT_PICTURES.items()
+        if group in sides[1] and change(group)[1]
+    ]
+    told, erased = change("fresh_decoder")
+    found += lost
+    if not erased:
+        found.append(
+            f"Not erased against a new decoder: one fitted to the encoder's features leaves an error of {told}."
+        )
+    advice = "Too weak: train longer, or raise --forget_alpha." if not worse else ""
+    return " ".join(found), advice or ("Lower --forget_alpha, or retain more pictures." if lost else "")
 
 
 def _lost(metrics: Mapping[str, Any]) -> list[str]:

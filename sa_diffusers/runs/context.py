@@ -6,6 +6,7 @@ from typing import Any
 
 from sa_diffusers import methods
 from sa_diffusers.core.concepts import Concept, mentions, split_phrasings
+from sa_diffusers.data.picture_groups import PictureGroup
 from sa_diffusers.evaluation.judging import ClassifierJudge
 from sa_diffusers.evaluation.prompt_sets import PromptSet
 from sa_diffusers.families import Family
@@ -20,7 +21,7 @@ class Inputs:
     """The concept, the prompts, and what the model is judged by: sets of prompts, and classifiers by their names.
 
     Without a classifier the pictures of the sets are there to be looked at.
-    `notes` are what the plan says of them.
+    `notes` are what the plan says of them. `pictures` are real ones, of a model that completes these.
     """
 
     concept: Concept
@@ -29,6 +30,7 @@ class Inputs:
     judges: dict[str, ClassifierJudge]
     sets: dict[str, PromptSet]
     notes: list[str] = field(default_factory=list)
+    pictures: dict[str, PictureGroup] = field(default_factory=dict)
 
 
 @dataclass
@@ -72,6 +74,10 @@ class RunContext:
     @property
     def templates(self) -> list[str]:
         return self.inputs.templates
+
+    @property
+    def pictures(self) -> dict[str, PictureGroup]:
+        return self.inputs.pictures
 
     @property
     def needs(self) -> set[str]:

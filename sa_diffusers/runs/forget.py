@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from sa_diffusers import methods
-from sa_diffusers.families import Family, checked_family, family_defaults, get_family
+from sa_diffusers.families import Family, checked_family, family_defaults, find_family, get_family
 from sa_diffusers.families.plain_parts import check_plain, take_over, unwrapped
 from sa_diffusers.io.artifacts import RunLock
 from sa_diffusers.io.atomic_files import DiskFull, atomic_path
@@ -38,6 +38,7 @@ from sa_diffusers.runs.checks import check_run
 from sa_diffusers.runs.context import Inputs, RunContext
 from sa_diffusers.runs.inputs import check_given, claim_folder, read_inputs
 from sa_diffusers.runs.options import RunOptions
+from sa_diffusers.runs.pictures import read_picture_inputs
 from sa_diffusers.runs.plan import announce
 from sa_diffusers.runs.results import all_written, combine, write_results
 from sa_diffusers.runs.stages import stages_of
@@ -142,7 +143,18 @@ def run_forgetting(config: RunOptions, pipeline: DiffusionPipeline | None = None
             return getattr(pipeline, "tokenizer", None)
         return read_tokenizer(options.model, options.revision)
 
-    inputs = read_inputs(options, find_labels, find_tokenizer)
+    def find_resolution() -> int:
+        if pipeline is not None:
+            methods.require(checked_family(pipeline), method.name, *method.requires)
+            return get_family(pipeline).resolution
+        family = find_family(read_model_index(options.model, options.revision)["_class_name"])
+        methods.require(family, method.name, *method.requires)
+        return family.resolution_of(options.model)
+
+    if method.completes:
+        inputs = read_picture_inputs(options, find_resolution)
+    else:
+        inputs = read_inputs(options, find_labels, find_tokenizer)
     name = folder_name(inputs.concept.name)
     output_dir = Path(options.output_dir or Path("runs") / name)
     hub_id = options.hub_model_id or f"{base_name(options.model)}-without-{name}"
@@ -178,6 +190,9 @@ def _run(options: RunOptions, pipeline: DiffusionPipeline | None, inputs: Inputs
                 "templates": Artifact(inputs.templates, content_fingerprint(inputs.templates)),
                 "exam": Artifact(inputs.sets, exam_content(inputs)),
             }
+            if inputs.pictures:
+                hashes = {name: group.fingerprint for name, group in inputs.pictures.items()}
+                context.artifacts["pictures"] = Artifact(inputs.pictures, hashes)
             return _run_stages(context)
 
 

@@ -57,6 +57,8 @@ def check_given(options: RunOptions) -> None:
     """
     defaults = {field.name: field.default for field in dataclasses.fields(options)}
     method = methods.get(options.method)
+    if method.completes:
+        return
     if method.favours and options.surrogate is None:
         find_concept(options.concept, None, options.siblings, options.plurals)
     else:

@@ -27,7 +27,7 @@ class NotEnoughMemory(RuntimeError):
 def seconds_per_sample(family: Family, batch_size: int) -> float:
     """Seconds of one UNet forward pass per sample, timed on zeros after one pass that warms up."""
     latents = torch.zeros(batch_size, *family.latent_shape)
-    condition = Condition(family.labels[0] if family.labels else "")
+    condition = Condition(family.labels[0]) if family.labels else family.example
     batch = to(family.batch(latents, [condition] * batch_size), family.device)
     terms = torch.zeros(batch_size, dtype=torch.long, device=family.device)
     noise = family.loss.sample_noise(batch, torch.Generator())

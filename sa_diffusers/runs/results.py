@@ -6,7 +6,7 @@ from typing import Any
 from sa_diffusers.evaluation.forgetting import pairs
 from sa_diffusers.io.artifacts import fingerprint
 from sa_diffusers.io.atomic_files import write_json
-from sa_diffusers.io.configuration import public_values
+from sa_diffusers.io.configuration import identity_names, public_values
 from sa_diffusers.io.forgotten import said_of
 from sa_diffusers.io.hub import read_license
 from sa_diffusers.io.stages import Stages
@@ -118,9 +118,12 @@ def _settings(context: RunContext) -> dict[str, Any]:
     options, fisher, history = context.options, _fisher(context), context.value("train")
     names = ["train_scope"]
     names += ["lora_rank", "lora_targets"] if options.lora_rank else []
-    names += ["replay_weight"]
-    names += ["replay_target", "replay_negative"] if options.replay_weight else []
-    names += ["surrogate_target", "train_batch_size", "learning_rate", "lr_scheduler", "ema_decay", "seed"]
+    if context.pictures:
+        names += identity_names(context.method.Options)
+    else:
+        names += ["replay_weight", *(["replay_target", "replay_negative"] if options.replay_weight else [])]
+        names += ["surrogate_target"]
+    names += ["train_batch_size", "learning_rate", "lr_scheduler", "ema_decay", "seed"]
     said = {name: getattr(options, name) for name in names}
     said |= {f"forgotten before ({i})": said_of(record) for i, record in enumerate(context.forgotten, 1)}
     said |= {"note": context.warning} if context.warning else {}
@@ -146,7 +149,7 @@ def _notes(context: RunContext) -> list[str]:
     ]
     if context.options.lora_rank:
         notes.append("The adapter alone lies in lora/; the pipeline has it fused in.")
-    if not context.inputs.judges:
+    if not context.inputs.judges and not context.pictures:
         notes.insert(
             0, "No classifier was given: judge by the pictures, and by the change of the loss on replay samples."
         )
@@ -172,6 +175,13 @@ def summary(context: RunContext, metrics: dict[str, Any]) -> str:
     before, after, surrogate = metrics["before"], metrics["after"], _drawn_instead(context)
     favoured = f" in favour of “{surrogate}”" if surrogate else ""
     lead = f"Asked to forget “{context.concept.name}”{favoured} by {_method(context)}."
+    if "forget" in after:
+        shares = [
+            f"{name} {after[name]['masked_mse'] / before[name]['masked_mse'] - 1:+.0%}"
+            for name in ("forget", "retain", "third")
+            if name in after
+        ]
+        return f"{lead} Errors in the holes: {', '.join(shares)}."
     if before["concept_probability"] is None:
         change = (after["replay_loss"] / before["replay_loss"] - 1) if "replay_loss" in after else None
         return lead + ("" if change is None else f" The loss on samples of everything else changed by {change:+.2%}.")

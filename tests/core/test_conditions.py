@@ -24,7 +24,7 @@ def test_words_and_classes():
         (
             texts,
             Condition("a seven", 0),
-            r"conditions of text alone, got .*=0\); pass Condition\('a red seven'\)",
+            r"conditions of text alone, got .*label=0.*\); pass Condition\('a red seven'\)",
         ),
         (texts, "a seven", "conditions of text alone, got 'a seven'; pass"),
         (classes, "seven", r"conditions, got 'seven'; pass Condition\('seven'\) or Condition\(label=7\)"),

@@ -277,6 +277,7 @@ def results(run: Path) -> dict:
 HELP: dict[str, Sequence[str]] = {path.stem: () for path in sorted((ROOT / "scripts").glob("*.py"))} | {
     "train_base-class_conditional": ("--family", "class_conditional"),
     "train_base-conditional_vae": ("--family", "conditional_vae"),
+    "train_base-masked_autoencoder": ("--family", "masked_autoencoder"),
     **{f"evaluate-{command}": (command,) for command in ("run", "images", "pipelines")},
 }
 del HELP["evaluate"]  # its options are its commands'

@@ -2,6 +2,8 @@
 
 from sa_diffusers.core.objectives.base import Objective
 from sa_diffusers.core.objectives.classification import Classification
+from sa_diffusers.core.objectives.completion_baselines import OutputForgetting, RandomEncoder
+from sa_diffusers.core.objectives.encoder import EncoderForgetting
 from sa_diffusers.core.objectives.esd import ESD, SelectiveAmnesiaWithESD
 from sa_diffusers.core.objectives.ewc import ElasticWeightConsolidation, LowRankChange, LowRankEWC
 from sa_diffusers.core.objectives.likelihood import AutoencoderLikelihood, CaptionMatching, Likelihood
@@ -15,12 +17,15 @@ __all__ = [
     "Classification",
     "ESD",
     "ElasticWeightConsolidation",
+    "EncoderForgetting",
     "GradientProjection",
     "Likelihood",
     "LowRankChange",
     "LowRankEWC",
     "NaiveForgetting",
     "Objective",
+    "OutputForgetting",
+    "RandomEncoder",
     "SelectiveAmnesia",
     "SelectiveAmnesiaWithESD",
 ]

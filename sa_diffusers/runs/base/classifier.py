@@ -15,6 +15,7 @@ from sa_diffusers.core.objectives import Classification
 from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.data.digits import ATTRIBUTES, WORDS, ColoredDigits, load_strokes
 from sa_diffusers.data.labelled_images import HUB_IDS, LabelledImages, load_labelled_images
+from sa_diffusers.data.picture_groups import read_group
 from sa_diffusers.evaluation.judges.classifier import AttributeClassifier, ImageClassifier, Score, score_images
 from sa_diffusers.evaluation.judges.digit_classifier import DigitClassifier
 from sa_diffusers.evaluation.judges.resnet_classifier import ResNetClassifier, saved_sizes
@@ -35,10 +36,11 @@ class ClassifierConfig(TrainingConfig):
     data_dir: str | None = option(
         None, "Images: folder or hub id; null: the data set's own id; digits8x8 needs none.", identity=False
     )
-    dataset: Literal["imagefolder", "digits", "mnist", "digits8x8", "cifar10", "stl10"] = option(
+    dataset: Literal["imagefolder", "digits", "mnist", "digits8x8", "cifar10", "stl10", "pictures"] = option(
         "imagefolder",
         "imagefolder (images + metadata.jsonl), digits (MNIST, coloured), mnist (as it is), digits8x8 "
-        "(1,797 small ones that come with scikit-learn), cifar10, or stl10 (scaled to 64 pixels).",
+        "(1,797 small ones that come with scikit-learn), cifar10, stl10 (scaled to 64 pixels), or pictures (columns "
+        "image and label, scaled to resolution).",
     )
     num_held_out: int | None = option(
         None,
@@ -63,6 +65,7 @@ class ClassifierConfig(TrainingConfig):
     attributes: str = option("label", "Columns with the class names, separated by commas (imagefolder only).")
     output_dir: str = option("runs/classifier", "Run folder; `classifier/` in it is the model.", identity=False)
     resolution: int = option(32, "Height and width in pixels that folder images are fitted to.")
+    crop: int | None = option(None, "Take the centre of so many pixels first (dataset pictures); null: all.", above=0)
     num_copies: int = option(1, "Colourings of every digit (dataset digits).")
     disturb: bool = option(True, "Warp all training images; blur half of them and add noise to those.")
     flip: bool = option(False, "Mirror half of the training images; wrong for digits.")
@@ -85,7 +88,7 @@ class ClassifierConfig(TrainingConfig):
                 f"stem: {self.pretrained} has the stem imagenet, got {self.stem}; set stem: imagenet, or pretrained: "
                 "null"
             )
-        if self.num_held_out is not None and self.dataset in ("imagefolder", "digits"):
+        if self.num_held_out is not None and self.dataset in ("imagefolder", "digits", "pictures"):
             raise ValueError(
                 f"num_held_out: {self.dataset} chooses its own held-out images; expected null, got {self.num_held_out}"
             )
@@ -171,7 +174,10 @@ def load_examples(config: ClassifierConfig) -> tuple[Examples, Examples, dict[st
         classes = {name: list(by_class) for name, by_class in words.items()}
         data = ColoredDigits(*strokes, config.num_copies, config.seed), ColoredDigits(*held_out, seed=config.seed)
         return *(_coloured(digits, classes) for digits in data), words
-    if config.num_held_out is None:
+    if config.dataset == "pictures":
+        group = read_group(config.data_dir or "", "data_dir", config.resolution, crop=config.crop)
+        sets = [group.train, group.test]
+    elif config.num_held_out is None:
         sets = [load_labelled_images(config.dataset, config.data_dir, split) for split in ("train", "test")]
     else:
         sets = hold_out(load_labelled_images(config.dataset, config.data_dir, "all"), config.num_held_out, config.seed)

@@ -6,17 +6,21 @@ from sa_diffusers.runs.stages.edit import EditStage
 from sa_diffusers.runs.stages.evaluate import EvaluateStage
 from sa_diffusers.runs.stages.fisher import FisherStage
 from sa_diffusers.runs.stages.replay import ReplayStage
-from sa_diffusers.runs.stages.samples import SamplesStage
+from sa_diffusers.runs.stages.samples import PicturesStage, SamplesStage
 from sa_diffusers.runs.stages.surrogate import SurrogateStage
 from sa_diffusers.runs.stages.train import TrainStage
 
 
 def stages_of(context: RunContext) -> list[Stage]:
     """The stages that the method needs, in their order, and those that these take."""
-    making = (EditStage(), SamplesStage(), ReplayStage(), SurrogateStage(), FisherStage())
+    samples = PicturesStage() if context.method.completes else SamplesStage()
+    making = (EditStage(), samples, ReplayStage(), SurrogateStage(), FisherStage())
     needs = set(context.needs)
     for stage in reversed(making):
         estimated = stage.name in needs and not (stage.name == FisherStage.name and context.options.fisher)
         needs.update(stage.inputs if estimated else ())
-    judging = EvaluateStage("before", ("model", "exam", ReplayStage.name)), EvaluateStage("after", ("train", "exam"))
+    judging = (
+        EvaluateStage("before", ("model", "exam", "pictures", ReplayStage.name)),
+        EvaluateStage("after", ("train", "exam", "pictures")),
+    )
     return [*(stage for stage in making if stage.name in needs), judging[0], TrainStage(), judging[1]]

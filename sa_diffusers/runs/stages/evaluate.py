@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from sa_diffusers.evaluation.completion import JUDGED, examine_completions
 from sa_diffusers.evaluation.forgetting import Findings, examine, replay_loss
 from sa_diffusers.io.artifacts import fingerprint
 from sa_diffusers.io.loading import model_hash
@@ -25,6 +26,8 @@ class EvaluateStage(Stage[Findings]):
         self.name, self.inputs, self.leaves = name, inputs, (f"evaluation/{name}.safetensors",)
 
     def content(self, context: RunContext) -> dict:
+        if context.pictures:
+            return {"eval_masks": context.options.eval_masks}
         if context.inputs.judges:  # whose part of the key says what is drawn
             return context.computed_in
         looked_at = [[request.key for request in part.requests] for part in context.inputs.sets.values()]
@@ -57,6 +60,8 @@ class EvaluateStage(Stage[Findings]):
 
     def _examine(self, context: RunContext) -> Findings:
         family, inputs, options = context.family, context.inputs, context.options
+        if inputs.pictures:
+            return examine_completions(family, inputs.pictures, inputs.judges, options.eval_masks, options.seed)
         findings = examine(family, inputs.sets, inputs.judges, options.judged, options.seed)
         replay = context.value(ReplayStage.name)
         if replay is not None:
@@ -65,7 +70,8 @@ class EvaluateStage(Stage[Findings]):
 
     @staticmethod
     def _count(context: RunContext) -> int:
-        return sum(map(len, context.inputs.sets.values()))
+        judged = sum(len(group.test) for name, group in context.pictures.items() if name in JUDGED)
+        return sum(map(len, context.inputs.sets.values())) + judged * len(getattr(context.options, "eval_masks", ()))
 
     def _path(self, context: RunContext) -> Path:
         return context.folder / "evaluation" / f"{self.name}.safetensors"

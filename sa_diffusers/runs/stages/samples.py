@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import torch
+
+from sa_diffusers.core.conditions import Condition
 from sa_diffusers.data.replay import sample_requests
 from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.data.sampling import Request, SamplingSettings, draw_samples, remove_parts
@@ -62,6 +65,24 @@ class SamplesStage(Stage[SampleSet]):
     def requests(context: RunContext) -> list[Request]:
         options = context.options
         return sample_requests(context.prompts, options.num_samples, options.empty_prompt_fraction, options.seed)
+
+
+class PicturesStage(Stage[SampleSet]):
+    """Real pictures with holes, in the place of samples: a model that completes pictures draws none from nothing."""
+
+    name = counts_as = SamplesStage.name
+    inputs, fields = ("model", "pictures"), ("fisher_samples", "masks")
+
+    def compute(self, context: RunContext) -> SampleSet:
+        group, masks = context.pictures.get("fisher", context.pictures.get("retain")), context.options.masks
+        rows = range(min(context.options.fisher_samples, len(group.train)))
+        images = context.family.encode((2 * group.train.sample(rows) - 1).expand(-1, 3, -1, -1), torch.Generator())
+        return SampleSet(images, [Condition(mask=masks[row % len(masks)]) for row in rows])
+
+    load = compute
+
+    def describe(self, context: RunContext) -> str:
+        return "real pictures, for the Fisher"
 
 
 def _load_shared(folder: Path, context: RunContext) -> Artifact[SampleSet]:

@@ -37,7 +37,7 @@ class TrainStage(Stage[History]):
     """The history of training, empty where there was none; the model has forgotten then, and is saved."""
 
     name = counts_as = "train"
-    inputs = ("model", "samples", "replay_samples", "surrogate", "fisher", "edit")
+    inputs = ("model", "samples", "replay_samples", "surrogate", "fisher", "edit", "pictures")
     leaves, shown = ("pipeline/**/*", "lora/*", "history.json"), True
 
     def content(self, context: RunContext) -> dict:

@@ -1,0 +1,73 @@
+"""What Li et al. (ICLR 2024, arXiv 2402.00351, section 4.1) compare forgetting in the encoder with."""
+
+from typing import Literal
+
+import torch
+from torch import Generator, Tensor, nn
+
+from sa_diffusers.core.batches import Batch, take, to
+from sa_diffusers.core.losses import CompletionLoss
+from sa_diffusers.core.objectives.base import Objective
+from sa_diffusers.core.objectives.encoder import EncoderForgetting
+
+
+class OutputForgetting(Objective):
+    """w L(retain) + alpha L(forget, other targets): forgetting in the outputs, or by the training loss L itself.
+
+    Args:
+        loss: the model's own.
+        frozen: the model before forgetting.
+        targets: of the pictures to forget. own: themselves, to be made unlikely, so that the second term has a minus
+            (Max Loss); noise: the surrogate (Noisy Label); retain: what the frozen model makes of the pictures to
+            retain of the same batch (Retain Label); none: no second term.
+    """
+
+    def __init__(
+        self,
+        loss: CompletionLoss,
+        frozen: nn.Module,
+        targets: Literal["own", "noise", "retain", "none"],
+        alpha: float,
+        retain_weight: float,
+    ):
+        self.loss, self.frozen, self.targets = loss, frozen, targets
+        self.alpha, self.retain_weight = alpha, retain_weight
+
+    def draw(self, batch: Batch, generator: Generator) -> Batch:
+        return batch
+
+    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        parts = {"retain_loss": self._mean(model, batch["retain"], None)}
+        total = self.retain_weight * parts["retain_loss"]
+        if self.targets != "none":
+            with torch.no_grad():
+                target = {
+                    "own": lambda: None,
+                    "noise": lambda: self.loss.patches(batch["surrogate"]["sample"]),
+                    "retain": lambda: self.loss.forward(self.frozen, batch["retain"]).logits,
+                }[self.targets]()
+            parts["forget_loss"] = self._mean(model, batch["forget"], target)
+            total = total + (-self.alpha if self.targets == "own" else self.alpha) * parts["forget_loss"]
+        return total, {name: part.detach() for name, part in parts.items()}
+
+    def _mean(self, model: nn.Module, batch: Batch, target: Tensor | None) -> Tensor:
+        nothing = torch.zeros(len(batch["sample"]), device=batch["sample"].device)
+        return self.loss(model, batch, nothing.long(), nothing, target).mean()
+
+
+class RandomEncoder(EncoderForgetting):
+    """As `EncoderForgetting`, towards normal noise of the mean and spread of the frozen encoder's features of x_f."""
+
+    def draw(self, batch: Batch, generator: Generator) -> Batch:
+        device, size = next(self.frozen.parameters()).device, len(batch["forget"]["sample"])
+        with torch.no_grad():
+            shapes = [part.shape[1:] for part in self.features(self.frozen, to(take(batch["forget"], [0]), device))]
+        drawn = {str(depth): torch.randn(size, *shape, generator=generator) for depth, shape in enumerate(shapes)}
+        return {**batch, "surrogate": batch["forget"], "drawn": drawn}
+
+    def targets(self, batch: Batch, kept: list[Batch]) -> list[Tensor]:
+        found = super().targets(batch, kept)
+        for part, noise in zip(found, batch["drawn"].values(), strict=True):
+            own = part[: len(noise)]
+            part[: len(noise)] = noise * own.std() + own.mean()
+        return found

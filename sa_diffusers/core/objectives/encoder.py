@@ -1,0 +1,67 @@
+"""Forgetting in the encoder of a model that completes pictures (Li et al., ICLR 2024, arXiv 2402.00351)."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from sa_diffusers.core.batches import Batch, cat
+from sa_diffusers.core.objectives.base import Objective
+from sa_diffusers.core.objectives.ewc import ElasticWeightConsolidation
+
+
+Features = Callable[[nn.Module, Batch], list[Tensor]]
+
+
+class EncoderForgetting(Objective):
+    """alpha MSE(E(T(x_f)), E_0(T(n))) + w MSE(E(T(x_r)), E_0(T(x_r))) + gamma |theta|_1 + EWC: the paper's Eq. 7.
+
+    T leaves the visible part, E is the encoder, E_0 the one before forgetting, and n the surrogate of x_f. Student and
+    teacher see the same mask. A batch is {"forget": Batch, "surrogate": the forget batch with n in the place of x_f},
+    maybe "retain", a Batch, and "sparsity", gamma at this step [B].
+
+    Args:
+        features: what the encoder of a model makes of a batch, [B, ...] a depth; errors are means over each.
+        frozen: the model before forgetting.
+        weights: what is trained, for its l1 norm.
+    """
+
+    def __init__(
+        self,
+        features: Features,
+        frozen: nn.Module,
+        weights: Mapping[str, Tensor],
+        ewc: ElasticWeightConsolidation | None,
+        alpha: float,
+        retain_weight: float,
+    ):
+        self.features, self.frozen, self.weights, self.ewc = features, frozen, weights, ewc
+        self.alpha, self.retain_weight = alpha, retain_weight
+
+    def draw(self, batch: Batch, generator: torch.Generator) -> Batch:
+        return batch
+
+    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        kept = [batch["retain"]] if "retain" in batch else []
+        with torch.no_grad():
+            targets = self.targets(batch, kept)
+        found = self.features(model, cat([batch["forget"], *kept]))
+        errors = sum((a - b).square().flatten(1).mean(1) for a, b in zip(found, targets, strict=True)) / len(found)
+        count = len(batch["forget"]["sample"])
+        parts = {"forget_loss": errors[:count].mean()} | ({"retain_loss": errors[count:].mean()} if kept else {})
+        total = self.alpha * parts["forget_loss"] + self.retain_weight * parts.get("retain_loss", 0.0)
+        if "sparsity" in batch:
+            parts["l1"] = sum(weight.abs().sum() for weight in self.weights.values())
+            total = total + batch["sparsity"].mean() * parts["l1"]
+        return total, {name: part.detach() for name, part in parts.items()}
+
+    def targets(self, batch: Batch, kept: list[Batch]) -> list[Tensor]:
+        """Features [B, ...] a depth that those of the pictures to forget, and then to retain, should come to."""
+        return self.features(self.frozen, cat([batch["surrogate"], *kept]))
+
+    def add_gradient(self) -> None:
+        if self.ewc is not None:
+            self.ewc.add_gradient()
+
+    def regularisation(self) -> dict[str, Tensor]:
+        return {} if self.ewc is None else {"ewc_penalty": self.ewc.value()}

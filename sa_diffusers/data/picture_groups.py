@@ -1,0 +1,194 @@
+"""Groups of real pictures, to forget, to retain or to compare with: "source" or "source:class,class"."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from sa_diffusers.data.images import crop_to_square, opened_image, to_rgb
+from sa_diffusers.data.labelled_images import HUB_IDS, LabelledImages, load_labelled_images
+from sa_diffusers.io.artifacts import hash_tensors
+from sa_diffusers.io.bundled import resolve
+from sa_diffusers.io.hub import explain_load_errors
+
+
+HELD_OUT = 5  # of a source without test split, every fifth picture
+
+
+@dataclass(frozen=True)
+class PictureGroup:
+    """Pictures of some classes, for training, and others of them to judge by."""
+
+    name: str
+    train: LabelledImages
+    test: LabelledImages
+
+    @property
+    def channels(self) -> int:
+        return self.train.images.shape[1]
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes that are in it."""
+        return [self.test.names[index] for index in self.test.labels.unique().tolist()]
+
+    @property
+    def hashes(self) -> list[str]:
+        """One a picture, of training and test ones."""
+        return [_hash(image) for part in (self.train, self.test) for image in part.images]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all pictures and their labels, in their order."""
+        parts = {"train": self.train, "test": self.test}
+        return hash_tensors(
+            {f"{n} {kind}": getattr(part, kind) for n, part in parts.items() for kind in ("images", "labels")}
+        )
+
+
+def read_group(
+    spec: str, flag: str, size: int, per_class: tuple[int | None, int | None] = (None, None), crop: int | None = None
+) -> PictureGroup:
+    """Read a group, every picture cropped to a square and scaled, never stretched.
+
+    Args:
+        spec: a folder with a folder a class or of pictures alone, a data set of the hub or in a local folder with the
+            columns image (or img) and label, bundled/<name>, mnist, cifar10, stl10, or digits8x8; after a colon the
+            names of classes, none for all.
+        flag: how messages call it.
+        size: height and width in pixels.
+        per_class: how many pictures a class to take at most, of training and of test ones.
+        crop: take the centre of so many pixels first.
+
+    Raises:
+        ValueError: no such source, class or picture; pictures of several modes; a group without any.
+        ModelLoadError: nothing that can be loaded.
+    """
+    source, names = split_spec(spec)
+    splits = _small_digits(size) if source == "digits8x8" else None
+    found = (
+        [_wanted(part, names, count, flag, spec) for part, count in zip(splits, per_class, strict=True)]
+        if splits
+        else (_read(HUB_IDS.get(source, source), names, size, per_class, crop, flag))
+    )
+    if not all(map(len, found)):
+        counts = " and ".join(str(len(part)) for part in found)
+        raise ValueError(f"{flag}: expected pictures to train and to judge by in {spec}, got {counts}; add some")
+    used = [found[0].names[index] for index in found[0].labels.unique().tolist()]
+    return PictureGroup(", ".join(used), *found)
+
+
+def split_spec(spec: str) -> tuple[str, list[str]]:
+    """ "mnist:2,5" -> ("mnist", ["2", "5"]); a folder may have a colon in its name."""
+    source, colon, classes = spec.rpartition(":")
+    if not colon or Path(spec).is_dir():
+        return spec, []
+    return source, [name.strip() for name in classes.split(",") if name.strip()]
+
+
+def check_apart(groups: Sequence[PictureGroup]) -> None:
+    """Raise ValueError where a picture is in two of the groups, or stands for training and for judging in one."""
+    seen: dict[str, str] = {}
+    for group in groups:
+        if len(set(group.hashes)) < len(group.hashes) and {*map(_hash, group.train.images)} & {
+            *map(_hash, group.test.images)
+        }:
+            raise ValueError(f"a picture of {group.name} is to train and to judge by; remove one of the two")
+        for found in set(group.hashes):
+            if seen.setdefault(found, group.name) != group.name:
+                raise ValueError(f"a picture is in the groups {seen[found]} and {group.name}; remove it from one")
+
+
+def _hash(image: Tensor) -> str:
+    return hashlib.sha256(image.numpy().tobytes()).hexdigest()[:16]
+
+
+def _small_digits(size: int) -> list[LabelledImages]:
+    found = []
+    for split in ("train", "test"):
+        data = load_labelled_images("digits8x8", None, split)
+        scaled = F.interpolate(data.images.float(), size=(size, size), mode="bilinear").round().to(torch.uint8)
+        found.append(LabelledImages(scaled, data.labels, data.names))
+    return found
+
+
+def _wanted(data: LabelledImages, names: list[str], count: int | None, flag: str, spec: str) -> LabelledImages:
+    rows = torch.tensor(_chosen(data.labels.tolist(), data.names, names, count, flag, spec), dtype=torch.long)
+    return data.take(rows)
+
+
+def _chosen(
+    labels: list[int], known: list[str], names: list[str], count: int | None, flag: str, spec: str
+) -> list[int]:
+    """The rows of some classes (none: of all), the first `count` of each."""
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"{flag}: {spec} has no class {unknown[0]!r}; it has {', '.join(known)}")
+    wanted, taken, rows = {known.index(name) for name in names} or set(range(len(known))), dict.fromkeys(labels, 0), []
+    for row, label in enumerate(labels):
+        if label in wanted and (count is None or taken[label] < count):
+            taken[label] += 1
+            rows.append(row)
+    return rows
+
+
+def _read(
+    source: str, names: list[str], size: int, per_class: tuple[int | None, int | None], crop: int | None, flag: str
+) -> list[LabelledImages]:
+    """Training and test pictures of a folder or hub data set."""
+    from datasets import Image as Encoded
+    from datasets import load_dataset
+
+    if source.startswith(("/", ".", "~", "bundled/")) and not Path(resolve(source)).is_dir():
+        raise ValueError(f"{flag}: expected a folder of pictures or a data set, got {source}, where there is nothing")
+    with explain_load_errors(resolve(source), "dataset"):
+        tables = load_dataset(resolve(source))
+    table = tables["train"] if "train" in tables else next(iter(tables.values()))
+    column = next((name for name in ("image", "img") if name in table.column_names), None)
+    if column is None:
+        raise ValueError(f"{flag}: expected a column image (or img) in {source}, got {table.column_names}; rename one")
+    known = getattr(table.features.get("label"), "names", None) or [Path(source).name]
+    parts = (
+        [(table, slice(None)), (tables["test"], slice(None))] if "test" in tables else [(table, None), (table, None)]
+    )
+    found = []
+    for position, (rows_of, whole) in enumerate(parts):
+        labels = list(rows_of["label"]) if "label" in rows_of.column_names else [0] * len(rows_of)
+        rows = range(len(rows_of))
+        if whole is None:  # no split of its own: every fifth is held out
+            rows = [row for row in rows if (row % HELD_OUT == HELD_OUT - 1) == bool(position)]
+        chosen = _chosen([labels[row] for row in rows], known, names, per_class[position], flag, source)
+        taken = [rows[row] for row in chosen]
+        files = rows_of.select(taken).select_columns(column).cast_column(column, Encoded(decode=False))[:][column]
+        pixels = [
+            _pixels(file, size, crop, f"picture {row} of {source}") for row, file in zip(taken, files, strict=True)
+        ]
+        if len({len(image) for image in pixels}) > 1:
+            raise ValueError(f"{flag}: expected grey pictures or RGB ones, got both in {source}; convert them")
+        images = torch.stack(pixels) if pixels else torch.empty(0, 1, size, size, dtype=torch.uint8)
+        found.append(LabelledImages(images, torch.tensor([labels[row] for row in taken], dtype=torch.long), known))
+    return found
+
+
+def _pixels(file: dict[str, Any], size: int, crop: int | None, name: str) -> Tensor:
+    """uint8 [1, size, size] of a grey picture, [3, size, size] of one in RGB. Raises ValueError: another mode."""
+    with opened_image(file["path"] if file["bytes"] is None else file["bytes"], name) as opened:
+        grey = opened.mode in ("1", "L") or opened.mode.startswith("I;16")
+        if not grey and opened.mode != "RGB":
+            raise ValueError(
+                f"expected a grey picture or one in RGB, got {name} of the mode {opened.mode}; convert it"
+            )
+        image: Image.Image = to_rgb(opened, name)
+    if crop is not None:
+        left, top = (image.width - crop) // 2, (image.height - crop) // 2
+        if min(left, top) < 0:
+            raise ValueError(f"expected pictures of {crop} pixels or more, got {image.size} in {name}; lower the crop")
+        image = image.crop((left, top, left + crop, top + crop))
+    pixels = ((crop_to_square(image, size) + 1) * 127.5).round().to(torch.uint8)
+    return pixels[:1] if grey else pixels

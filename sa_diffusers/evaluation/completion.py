@@ -1,0 +1,153 @@
+"""What a model makes of the holes of real pictures: its error, and whether the result is read as what it was."""
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sa_diffusers.core.conditions import Condition
+from sa_diffusers.core.seeding import seeded
+from sa_diffusers.data.picture_groups import PictureGroup
+from sa_diffusers.evaluation.forgetting import Findings, spread_rows
+from sa_diffusers.evaluation.images.extractors import ClassifierExtractor
+from sa_diffusers.evaluation.images.metrics import frechet_distance
+from sa_diffusers.evaluation.intervals import bootstrap_interval, share_interval
+from sa_diffusers.evaluation.judging import ClassifierJudge
+from sa_diffusers.families import Family
+from sa_diffusers.report.pictures import to_uint8
+
+
+JUDGED = {"forget": "forget", "retain": "retain", "other": "third"}  # groups of pictures, and what metrics.json says
+TITLES = {"forget": "To forget", "retain": "To retain", "third": "Neither"}
+SHOWN = 12  # pictures of each group on the page
+AT_ONCE = 100  # pictures completed at once
+DECODED = 1000  # training pictures that a new decoder is fitted to, at most
+PENALTIES = tuple(10.0**power for power in range(-5, 3))  # of ridge, as shares of the kernel's mean diagonal
+
+
+def examine_completions(
+    family: Family,
+    groups: Mapping[str, PictureGroup],
+    judges: Mapping[str, ClassifierJudge],
+    masks: Sequence[str],
+    seed: int,
+) -> Findings:
+    """Complete the test pictures of every group under every mask; numbers of the first mask come first.
+
+    Values are {"forget" | "retain" | "third": {"masked_mse", "accuracy", "frechet_distance", "num_images"}}: squared
+    error of the hidden pixels, in [-1, 1]; share that a classifier reads as their class; distance from the true
+    pictures in its features. Those of a further mask stand under "forget, ring", say. "fresh_decoder" is what ridge
+    regression makes of the encoder's features of the pictures to forget, beside controls.
+    """
+    judged = {JUDGED[name]: group for name, group in groups.items() if name in JUDGED}
+    values, intervals, captions, shown = {}, {}, [], {"truth": [], "masked": [], "filled": []}
+    classifiers = [judge.classifier for judge in judges.values()]
+    for mask in masks:
+        for name, group in judged.items():
+            truth, filled, hole = completed(family, group, mask, seed)
+            key = name if mask == masks[0] else f"{name}, {mask}"
+            values[key], intervals[key] = measured(truth, filled, hole, group, classifiers[:1])
+            if mask == masks[0]:
+                rows = spread_rows(len(truth), SHOWN)
+                captions += [(TITLES[name], group.test.names[group.test.labels[row]]) for row in rows]
+                shown["truth"].append(truth[rows])
+                shown["masked"].append(torch.where(hole, torch.zeros(()), truth[rows]))
+                shown["filled"].append(filled[rows])
+    decoded = fresh_decoder(family, groups, masks[0], seed)
+    values["fresh_decoder"] = {name: errors.mean().item() for name, errors in decoded.items()}
+    intervals["fresh_decoder"] = {name: bootstrap_interval(errors) for name, errors in decoded.items()}
+    pictures = {name: to_uint8(family.decode(torch.cat(parts))) for name, parts in shown.items()}
+    return Findings(values, intervals, pictures.pop("filled"), captions, {}, beside=pictures)
+
+
+def completed(family: Family, group: PictureGroup, mask: str, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A group's test pictures, what is made of them under a mask, [N, C, H, W], and the hole [1, 1, H, W]."""
+    truth = 2 * group.test.sample(torch.arange(len(group.test))) - 1
+    found = [
+        family.complete(part, [Condition(mask=mask)] * len(part), [seed + AT_ONCE * i + j for j in range(len(part))])
+        for i, part in enumerate(truth.split(AT_ONCE))
+    ]
+    return truth, torch.cat(found), family.holes([Condition(mask=mask)])
+
+
+def measured(
+    truth: Tensor, filled: Tensor, hole: Tensor, group: PictureGroup, classifiers: Sequence[nn.Module]
+) -> tuple[dict, dict]:
+    """Numbers and 95 % intervals of completions, see `examine_completions`; None where no classifier reads them."""
+    errors = masked_errors(truth, filled, hole)
+    values = {"masked_mse": errors.mean().item(), "accuracy": None, "frechet_distance": None, "num_images": len(truth)}
+    intervals = {"masked_mse": bootstrap_interval(errors), "accuracy": None}
+    for classifier in classifiers:
+        pair = [images.expand(-1, 3, -1, -1) for images in (truth, filled)]
+        attribute, _ = classifier.require_class([group.classes[0]])
+        read = classifier.probabilities(pair[1])[attribute].argmax(1)
+        wanted = {i: classifier.require_class([n])[1] for i, n in enumerate(group.test.names) if n in group.classes}
+        right = (read == torch.tensor([wanted[label] for label in group.test.labels.tolist()])).double()
+        values["accuracy"], intervals["accuracy"] = right.mean().item(), share_interval(right)
+        extractor = ClassifierExtractor(classifier, attribute)
+        with torch.no_grad():
+            features = [extractor(images.to(classifier.device)).cpu() for images in pair]
+        if len(truth) > 1:
+            values["frechet_distance"] = frechet_distance(real=features[0], generated=features[1])
+    return values, intervals
+
+
+def masked_errors(truth: Tensor, filled: Tensor, hole: Tensor) -> Tensor:
+    """Mean squared error of the hidden pixels of each picture, [N] of float64."""
+    errors = ((truth - filled).double().square() * hole).flatten(1).sum(1)
+    return errors / (hole.sum() * truth.shape[1])
+
+
+def fresh_decoder(family: Family, groups: Mapping[str, PictureGroup], mask: str, seed: int) -> dict[str, Tensor]:
+    """Errors [N] of the pictures to forget when ridge regression fills them, fitted to training pictures.
+
+    Of "masked_mse" it is given the encoder's features, of the controls "visible_pixels" and "random_encoder" the
+    visible pixels, or what an encoder with random weights of the same spread makes of these. An encoder that has
+    erased something must do worse than before; worse than the visible pixels alone it need not do.
+    """
+    pictures = [groups[name].train for name in ("forget", "retain") if name in groups]
+    train = torch.cat([2 * part.sample(spread_rows(len(part), DECODED // 2)) - 1 for part in pictures])
+    test = 2 * groups["forget"].test.sample(torch.arange(len(groups["forget"].test))) - 1
+    hole = family.holes([Condition(mask=mask)])[0].expand(train.shape[1:]).flatten()
+    targets = train.flatten(1)[:, hole]
+    random = copy.deepcopy(family.module)
+    generator = seeded(seed, "random encoder")
+    with torch.no_grad():
+        for weight in random.parameters():
+            if weight.dim() > 1 and weight.std() > 0:
+                weight.copy_(torch.randn(weight.shape, generator=generator) * weight.std().cpu())
+
+    def encoded(module: nn.Module, images: Tensor) -> Tensor:
+        parts = []
+        for part in images.split(AT_ONCE):
+            batch = family.batch(part, [Condition(mask=mask)] * len(part))
+            batch = {name: tensor.to(family.device) for name, tensor in batch.items()}
+            with torch.no_grad():
+                parts.append(torch.cat([found.flatten(1) for found in family.features(module, batch)], 1).cpu())
+        return torch.cat(parts)
+
+    inputs = {
+        "masked_mse": [encoded(family.module, images) for images in (train, test)],
+        "visible_pixels": [images.flatten(1)[:, ~hole] for images in (train, test)],
+        "random_encoder": [encoded(random, images) for images in (train, test)],
+    }
+    truth = test.flatten(1)[:, hole].double()
+    return {
+        name: (ridge(fit, targets, asked).clamp(-1, 1) - truth).square().mean(1)
+        for name, (fit, asked) in inputs.items()
+    }
+
+
+def ridge(inputs: Tensor, targets: Tensor, asked: Tensor) -> Tensor:
+    """Ridge regression from inputs [N, D] to targets [N, K] at others [M, D], [M, K]; penalty by leave-one-out."""
+    inputs, targets, asked = inputs.double(), targets.double(), asked.double()
+    centre, level = inputs.mean(0), targets.mean(0)
+    inputs, asked, targets = inputs - centre, asked - centre, targets - level
+    values, vectors = torch.linalg.eigh(inputs @ inputs.T)
+    turned, best = vectors.T @ targets, (float("inf"), values[:0])
+    for penalty in PENALTIES:
+        shrunk = values.clamp(min=0) / (values.clamp(min=0) + penalty * values.mean())
+        left = (targets - vectors @ (shrunk[:, None] * turned)) / (1 - vectors.square() @ shrunk)[:, None]
+        best = min(best, (left.square().mean().item(), shrunk / values.clamp(min=1e-12)), key=lambda pair: pair[0])
+    return asked @ (inputs.T @ (vectors @ (best[1][:, None] * turned))) + level

@@ -1,0 +1,139 @@
+"""Forgetting in the encoder of a model that completes pictures (Li et al., ICLR 2024, arXiv 2402.00351)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from sa_diffusers.core.batches import Batch
+from sa_diffusers.core.concepts import Concept
+from sa_diffusers.core.conditions import MASKS, Condition
+from sa_diffusers.core.objectives import EncoderForgetting, Objective
+from sa_diffusers.core.seeding import derive_seed, seeded
+from sa_diffusers.data.picture_groups import PictureGroup
+from sa_diffusers.io.configuration import Options, option
+from sa_diffusers.methods.base import ALONE, Context, Frozen, Method, Weights, register
+from sa_diffusers.methods.selective_amnesia import BACKWARD, make_ewc
+from sa_diffusers.methods.stand_ins import stand_ins
+from sa_diffusers.training.loop import infinite_indices
+
+
+GROUPS = "a folder, a data set with classes ('mnist:2,5'), or bundled/digits_inpaint:2,5,8"
+
+
+@dataclass
+class EncoderOptions(Options):
+    """Forgetting in models that complete pictures."""
+
+    forget_images: str | None = option(None, f"Pictures to forget: {GROUPS}.", identity=False)
+    retain_images: str | None = option(
+        None, "Pictures to retain, or a stand-in for them; null: none, and EWC alone holds the rest.", identity=False
+    )
+    other_images: str | None = option(
+        None, "Pictures that training never sees, to judge what becomes of everything else.", identity=False
+    )
+    fisher_images: str | None = option(None, "Pictures that the Fisher is of; null: those to retain.", identity=False)
+    images_class: int | None = option(None, "Pictures of each class to train on, at most; null: all.", above=0)
+    masks: list[str] = option(["half"], f"Holes to forget under, in turn: {', '.join(MASKS)}.")
+    eval_masks: list[str] = option(["half", "quarter", "ring"], "Holes to judge under, the first one first.")
+    forget_alpha: float = option(0.25, "Weight of forgetting, the paper's alpha.", least=0)
+    retain_weight: float = option(1.0, "Weight of retaining.", least=0)
+    noise: Literal["moments", "gaussian", "normal", "uniform", "constant"] = option(
+        "moments",
+        "Which noise --surrogate noise is: with the mean and spread of the batch; of each pixel; N(0, 1); uniform; or "
+        "the batch's mean. Other surrogates: other (real pictures), nearest, mean, blur, or a folder.",
+    )
+    encoder_l1: float = option(0.0, "Weight of the l1 norm of what is trained, which falls to 0 linearly.", least=0)
+
+
+FIXED = {name: value for name, value in ALONE.items() if name != "ewc_lambda"}
+
+
+class EncoderMethod(Method):
+    """The encoder's features of what is to be forgotten go to those of a surrogate, those of the rest stay."""
+
+    minimised: ClassVar[type[EncoderForgetting]] = EncoderForgetting
+    Options = EncoderOptions
+    requires = frozenset(("completion",))
+    shardable = takes_lora = False
+
+    def needs(self, options: Any, concept: Concept) -> set[str]:
+        return {"frozen"} | ({"fisher"} if options.ewc_lambda else set())
+
+    def check_options(self, options: Any) -> None:
+        super().check_options(options)
+        if options.track_steps or options.gradient_checkpointing:
+            raise ValueError(f"{self.name} knows no track_steps and no gradient_checkpointing; omit them")
+
+    def check(self, context: Context) -> None:
+        super().check(context)
+        for group in context.pictures.values():
+            if group.channels != context.family.image_channels:
+                known = {1: "grey pictures", 3: "pictures in RGB"}
+                raise ValueError(
+                    f"expected {known[context.family.image_channels]}, as the model completes, got "
+                    f"{known[group.channels]} of {group.name}; convert them"
+                )
+        for mask in (*context.options.masks, *context.options.eval_masks):
+            context.family.batch(torch.zeros(1, *context.family.latent_shape), [Condition(mask=mask)])
+
+    def training_passes(self, options: Any) -> float:
+        rows = 1 + (options.retain_images is not None)
+        return rows * (2 + BACKWARD)
+
+    def objective(self, context: Context, weights: Weights, frozen: Frozen | None) -> Objective:
+        options, ewc = context.options, make_ewc(context, weights, frozen)
+        features = context.family.features
+        return self.minimised(features, frozen, weights, ewc, options.forget_alpha, options.retain_weight)
+
+    def batches(self, context: Context) -> Callable[[int], Batch]:
+        return PictureBatches(context)
+
+
+class PictureBatches:
+    """What `EncoderForgetting` takes, a function of the step; one kind of hole a step."""
+
+    def __init__(self, context: Context):
+        self.context = context
+        self.images = {name: pixels(group) for name, group in context.pictures.items()}
+        self.pool = self.images.get("surrogate", self.images.get("retain", self.images["forget"]))
+
+    def __call__(self, step: int) -> Batch:
+        options, family = self.context.options, self.context.family
+        condition = Condition(mask=options.masks[step % len(options.masks)])
+        parts, size = {}, options.train_batch_size
+        for name in ("forget", "retain"):
+            if name in self.images:
+                order = derive_seed(options.seed, f"{name} order")
+                rows = infinite_indices(len(self.images[name]), size, step, order)
+                parts[name] = family.batch(self.images[name][rows], [condition] * size)
+        forget, kind = parts["forget"], self.context.concept.surrogate_kind
+        replaced = stand_ins(
+            "pictures" if kind == "images" else self.context.concept.surrogate,
+            options.noise,
+            forget["sample"],
+            family.holes([condition] * size),
+            self.pool,
+            self.images["forget"],
+            seeded(options.seed, "surrogate", step),
+        )
+        parts["surrogate"] = {**forget, "sample": replaced}
+        if options.encoder_l1:
+            parts["sparsity"] = torch.full((size,), options.encoder_l1 * (1 - step / options.num_train_steps))
+        return parts
+
+
+def pixels(group: PictureGroup) -> torch.Tensor:
+    """A group's training pictures, [N, C, H, W] in [-1, 1]."""
+    return 2 * group.train.sample(torch.arange(len(group.train))) - 1
+
+
+register(
+    EncoderMethod(
+        "encoder",
+        "forgetting in the encoder",
+        "features of pictures to forget go to a surrogate's, of models that complete pictures",
+        **FIXED,
+    )
+)

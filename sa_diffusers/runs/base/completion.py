@@ -1,0 +1,106 @@
+"""Train models that complete pictures, here a masked autoencoder, from pictures with holes of many kinds."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from diffusers import DiffusionPipeline
+
+from sa_diffusers.core.batches import Batch
+from sa_diffusers.core.conditions import Condition, hidden_patches
+from sa_diffusers.core.objectives import Likelihood
+from sa_diffusers.core.seeding import derive_seed, seeded
+from sa_diffusers.data.labelled_images import LabelledImages
+from sa_diffusers.data.picture_groups import read_group
+from sa_diffusers.families import Family, get_family
+from sa_diffusers.families.architectures import build_masked_autoencoder
+from sa_diffusers.io.configuration import option
+from sa_diffusers.io.processes import process_state
+from sa_diffusers.runs.base.labelled import LabelledBaseConfig
+from sa_diffusers.runs.base.run_folder import claimed, save_model
+from sa_diffusers.training.loop import infinite_indices, train
+
+
+@dataclass
+class MaskedAutoencoderConfig(LabelledBaseConfig):
+    """Everything `scripts/train_base.py` can be told of a masked autoencoder. Raises ValueError: no such holes."""
+
+    family: Literal["masked_autoencoder"] = option("masked_autoencoder", "What to train.")
+    dataset: Literal["digits8x8", "mnist", "cifar10", "stl10", "pictures"] = option(
+        "digits8x8", "Data set; pictures: any folder or hub data set of pictures, named by data_dir."
+    )
+    image_size: int = option(32, "Height and width in pixels that pictures are scaled to.", above=0)
+    crop: int | None = option(None, "Take the centre of so many pixels first; null: the largest square.", above=0)
+    patch_size: int = option(4, "Height and width of a patch in pixels.", above=0)
+    hidden_size: int = option(96, "Width of the encoder.", above=0)
+    num_layers: int = option(4, "Layers of the encoder.", above=0)
+    num_heads: int = option(4, "Heads of every layer.", above=0)
+    decoder_hidden_size: int = option(64, "Width of the decoder.", above=0)
+    decoder_num_layers: int = option(2, "Layers of the decoder.", above=0)
+    initializer_range: float = option(0.1, "Spread of the weights at first; 0.02 suits wide models.", above=0)
+    holes: list[str] = option(
+        ["half=10", "quarter=3", "ring=3", "left=1", "right=1", "top=1", "bottom=1", "random=3"],
+        "Kinds of holes, each with how often it comes.",
+    )
+    flip: bool = option(False, "Mirror half of the pictures; wrong for digits.")
+    save_dtype: Literal["float32", "float16"] = option("float32", "Precision of the files.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.dataset == "pictures") != (self.data_dir is not None) and self.dataset in ("pictures", "digits8x8"):
+            raise ValueError(f"expected a data_dir with dataset pictures, none with digits8x8; got {self.data_dir!r}")
+        for hole in self.holes:
+            name, _, count = hole.partition("=")
+            if not count.isdigit():
+                raise ValueError(f"expected holes such as half=10, got {hole!r}")
+            hidden_patches(name, 8)
+
+
+class HoleBatches:
+    """Batches of pictures with holes of one kind; a function of the step."""
+
+    def __init__(self, family: Family, data: LabelledImages, config: MaskedAutoencoderConfig):
+        self.family, self.data, self.config = family, data, config
+        pairs = (hole.split("=") for hole in config.holes)
+        self.kinds = [name for name, count in pairs for _ in range(int(count))]
+
+    def __call__(self, step: int) -> Batch:
+        config, generator = self.config, seeded(self.config.seed, "holes", step)
+        indices = infinite_indices(len(self.data), config.train_batch_size, step, derive_seed(config.seed, "order"))
+        images, kind = (
+            2 * self.data.sample(indices) - 1,
+            self.kinds[torch.randint(len(self.kinds), (), generator=generator)],
+        )
+        if config.flip:
+            mirrored = torch.rand(len(images), generator=generator) < 0.5
+            images[mirrored] = images[mirrored].flip(-1)
+        seeds = torch.randint(2**31, (len(images),), generator=generator).tolist()
+        return self.family.batch(images, [Condition(mask=f"{kind} {s}" if kind == "random" else kind) for s in seeds])
+
+
+def train_masked_autoencoder(config: MaskedAutoencoderConfig) -> DiffusionPipeline:
+    """Train the model that `<output_dir>/pipeline` then holds; an interrupted run goes on.
+
+    Raises:
+        RunFolderBusy, StageMismatch: as `claimed`. ValueError: pictures or an architecture that do not fit.
+    """
+    source = config.data_dir or config.dataset
+    group = read_group(source, "dataset", config.image_size, crop=config.crop)
+    data = (group.train + group.test if config.split == "all" else group.train).without(config.exclude_classes)
+    pipeline = build_masked_autoencoder(config, group.channels, config.seed)
+    with claimed(config) as output_dir:
+        family = get_family(pipeline.to(process_state().device))
+        for name, weight in family.module.named_parameters():
+            weight.requires_grad_(family.scopes["full"](name))
+        train(
+            family.module,
+            Likelihood(family.loss),
+            HoleBatches(family, data, config),
+            config,
+            seed=derive_seed(config.seed, "train"),
+            checkpoint_dir=output_dir / "checkpoints",
+            log_dir=output_dir / "logs",
+            description="masked autoencoder",
+        )
+        save_model(pipeline, output_dir / "pipeline", config.save_dtype)
+    return pipeline

@@ -1,0 +1,55 @@
+"""What a run reads that makes a model forget pictures: groups of them, to forget, to retain, to compare with."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from sa_diffusers.data.concepts import find_concept
+from sa_diffusers.data.picture_groups import PictureGroup, check_apart, read_group
+from sa_diffusers.evaluation.completion import JUDGED
+from sa_diffusers.evaluation.judging import ClassifierJudge
+from sa_diffusers.methods.stand_ins import KINDS
+from sa_diffusers.runs.context import Inputs
+from sa_diffusers.runs.options import RunOptions
+
+
+def check_pictures(options: RunOptions) -> None:
+    """Raise ValueError where pictures, or a surrogate for them, are missing; before anything is loaded."""
+    if options.forget_images is None:
+        raise ValueError("expected pictures to forget, got none; pass --forget_images, as a folder or mnist:2,5")
+    if options.retain_images is None and not options.ewc_lambda:
+        raise ValueError("nothing would hold the rest; pass --retain_images, or --ewc_lambda")
+    if options.ewc_lambda and not (options.fisher or options.fisher_images or options.retain_images):
+        raise ValueError("the Fisher needs pictures; pass --retain_images, --fisher_images, or --fisher")
+    surrogate = options.surrogate or "noise"
+    if surrogate not in KINDS and not ("/" in surrogate and Path(surrogate).is_dir()):
+        raise ValueError(f"expected the surrogate {', '.join(KINDS)} or a folder (./pictures), got {surrogate!r}")
+    if not options.masks or not options.eval_masks:
+        raise ValueError("expected a mask to forget under and one to judge by, got none")
+
+
+def read_picture_inputs(options: RunOptions, find_resolution: Callable[[], int]) -> Inputs:
+    """Read and check the pictures.
+
+    Args:
+        find_resolution: gives the height and width of the model's pictures.
+
+    Raises:
+        ValueError, ModelLoadError: as `read_group` and `check_apart`; a class that a classifier does not know.
+    """
+    check_pictures(options)
+    size, counts = find_resolution(), (options.images_class, options.eval_images_class)
+    groups: dict[str, PictureGroup] = {}
+    for name in (*JUDGED, "fisher"):
+        if spec := getattr(options, f"{name}_images"):
+            groups[name] = read_group(spec, f"{name}_images", size, counts)
+    check_apart([groups[name] for name in JUDGED if name in groups])
+    concept = find_concept(options.concept or groups["forget"].name, options.surrogate or "noise")
+    if concept.surrogate_kind == "images":
+        groups["surrogate"] = read_group(concept.surrogate, "surrogate", size, counts)
+    judges = {}
+    for source in options.classifier:
+        for name in JUDGED:
+            for known in groups[name].classes if name in groups else ():
+                judge = ClassifierJudge.load(source, [known])
+                judges.setdefault(source, judge)
+    return Inputs(concept, [], ["{}"], judges, {}, pictures=groups)

@@ -1,0 +1,23 @@
+"""Forgetting in a masked autoencoder that fills holes of digits, its surrogates and its rivals.
+
+    python scripts/compose_digit_pictures.py --output runs/digit_pictures --train 1200
+    python scripts/i2i_study.py --pictures runs/digit_pictures --seeds 0 1 2
+
+Leaves study.json with every number, and study.md with a table. To resume, run the same command again.
+"""
+
+from pathlib import Path
+
+from sa_diffusers.cli.parse import friendly_errors, parse_config
+from studies.i2i.table import I2IConfig, run_study, table
+
+
+def main() -> None:
+    config = parse_config(I2IConfig, description=__doc__)
+    with friendly_errors():
+        print(table(run_study(config)))
+        print(f"saved {Path(config.output_dir) / 'study.json'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""Groups of pictures: by classes, from folders and parquet, with what is held out, and what is refused."""
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features
+from datasets import Image as ImageColumn
+from PIL import Image
+from torch.testing import assert_close
+
+from sa_diffusers.data.images import read_image
+from sa_diffusers.data.labelled_images import load_labelled_images
+from sa_diffusers.data.picture_groups import check_apart, read_group, split_spec
+
+
+def picture(index: int, size: tuple[int, int] = (8, 8), mode: str = "L") -> Image.Image:
+    shape = (*size[::-1], 3) if mode == "RGB" else size[::-1]
+    return Image.fromarray(np.random.default_rng(index).integers(0, 256, shape, dtype=np.uint8))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two classes of ten pictures, a folder each, of several sizes."""
+    folder = tmp_path_factory.mktemp("pets")
+    for position, name in enumerate(("cat", "dog")):
+        (folder / name).mkdir()
+        for index in range(10):
+            picture(10 * position + index, (12, 10) if index % 2 else (8, 8)).save(folder / name / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def parquet(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("parquet")
+    features = Features(image=ImageColumn(), label=ClassLabel(names=["zero", "one"]))
+    for split, first, count in (("train", 0, 8), ("test", 100, 6)):
+        rows = {"image": [picture(first + i) for i in range(count)], "label": [i % 2 for i in range(count)]}
+        Dataset.from_dict(rows, features).to_parquet(folder / f"{split}.parquet")
+    return folder
+
+
+def test_classes_of_a_folder_and_every_fifth_is_held_out(folder):
+    group = read_group(f"{folder}:dog", "forget_images", 8)
+    assert group.name == "dog" and group.classes == ["dog"] and group.channels == 1
+    assert (len(group.train), len(group.test)) == (8, 2)
+    expected = read_image(folder / "dog" / "3.png", 8)  # of 12 x 10 pixels: cropped and scaled
+    found = (2 * group.train.sample(range(8)) - 1).expand(-1, 3, -1, -1)
+    assert_close(found[3], expected)
+    everything = read_group(str(folder), "forget_images", 8)
+    assert everything.name == "cat, dog" and len(everything.train) == 16
+
+
+def test_splits_classes_and_counts_of_parquet(parquet):
+    group = read_group(f"{parquet}:one", "retain_images", 8, (3, 2))
+    assert (len(group.train), len(group.test)) == (3, 2)
+    expected = [torch.from_numpy(np.array(picture(index)))[None] for index in (1, 3, 5)]
+    assert group.train.images.equal(torch.stack(expected))
+    assert group.test.images[1].equal(torch.from_numpy(np.array(picture(103)))[None])
+    inner = read_group(f"{parquet}:one", "retain_images", 8, crop=4)
+    middle = Image.fromarray(np.array(picture(1))[2:6, 2:6])
+    assert_close(inner.train.images[0, 0], torch.from_numpy(np.array(middle.resize((8, 8), Image.Resampling.LANCZOS))))
+
+
+def test_small_digits_have_the_split_that_they_have_elsewhere():
+    group = read_group("digits8x8:7", "forget_images", 8)
+    for split, part in (("train", group.train), ("test", group.test)):
+        known = load_labelled_images("digits8x8", None, split)
+        assert part.images.equal(known.images[known.labels == 7])
+    assert read_group("digits8x8:7", "forget_images", 16).train.images.shape[1:] == (1, 16, 16)
+
+
+def test_pictures_without_classes_are_one(tmp_path):
+    for index in range(5):
+        picture(index, mode="RGB").save(tmp_path / f"{index}.png")
+    group = read_group(str(tmp_path), "surrogate", 8)
+    assert (group.name, group.channels, len(group.train), len(group.test)) == (tmp_path.name, 3, 4, 1)
+
+
+def test_a_fingerprint_is_of_the_pictures_and_not_of_their_place(parquet, tmp_path):
+    (tmp_path / "copy").mkdir()
+    for path in parquet.iterdir():
+        (tmp_path / "copy" / path.name).write_bytes(path.read_bytes())
+    groups = [
+        read_group(f"{place}:{names}", "x", 8) for place, names in ((parquet, "one"), (tmp_path / "copy", "one"))
+    ]
+    assert groups[0].fingerprint == groups[1].fingerprint != read_group(f"{parquet}:zero", "x", 8).fingerprint
+
+
+def test_specs(tmp_path):
+    assert split_spec("mnist:2, 5") == ("mnist", ["2", "5"])
+    assert split_spec("mnist") == ("mnist", [])
+    (tmp_path / "a:b").mkdir()
+    assert split_spec(str(tmp_path / "a:b")) == (str(tmp_path / "a:b"), [])
+
+
+def test_overlapping_groups_are_refused(folder, tmp_path):
+    dogs, cats, all_of_them = (read_group(spec, "x", 8) for spec in (f"{folder}:dog", f"{folder}:cat", str(folder)))
+    check_apart([dogs, cats])
+    with pytest.raises(ValueError, match="a picture is in the groups dog and cat, dog; remove it from one"):
+        check_apart([dogs, all_of_them])
+    for index in range(5):
+        picture(0 if index in (1, 4) else index).save(tmp_path / f"{index}.png")
+    with pytest.raises(ValueError, match="is to train and to judge by"):
+        check_apart([read_group(str(tmp_path), "x", 8)])
+
+
+@pytest.mark.parametrize(
+    ("names", "mode", "said"),
+    [
+        (":bird", "L", "forget_images: .* has no class 'bird'; it has cat, dog"),
+        ("", "RGBA", "expected a grey picture or one in RGB, got picture .* of the mode RGBA"),
+        ("", "RGB", "expected grey pictures or RGB ones, got both"),
+    ],
+)
+def test_what_is_no_group_is_refused(tmp_path, names, mode, said):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for index in range(6):
+            picture(index).save(tmp_path / name / f"{index}.png")
+    Image.new(mode, (8, 8)).save(tmp_path / "cat" / "0.png")
+    with pytest.raises(ValueError, match=said):
+        read_group(f"{tmp_path}{names}", "forget_images", 8)
+
+
+def test_too_few_pictures_and_too_large_a_crop_are_refused(tmp_path):
+    picture(0).save(tmp_path / "0.png")
+    with pytest.raises(ValueError, match="forget_images: expected pictures to train and to judge by .*, got 1 and 0"):
+        read_group(str(tmp_path), "forget_images", 8)
+    with pytest.raises(ValueError, match="expected pictures of 9 pixels or more"):
+        read_group(str(tmp_path), "forget_images", 8, crop=9)

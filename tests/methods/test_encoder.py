@@ -1,0 +1,285 @@
+"""Forgetting in the encoder: its objective against the formula, its surrogates, and whole runs on a tiny model."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from tiny_mae import tiny_mae
+from torch.testing import assert_close
+
+from sa_diffusers import forget, methods
+from sa_diffusers.core.conditions import Condition
+from sa_diffusers.core.objectives import EncoderForgetting, OutputForgetting, RandomEncoder
+from sa_diffusers.families import family_defaults, get_family
+from sa_diffusers.io.configuration import config_from_dict, layered
+from sa_diffusers.io.loading import load_pipeline
+from sa_diffusers.methods.stand_ins import NOISES, stand_ins
+from sa_diffusers.runs.forget import run_forgetting
+from sa_diffusers.runs.options import ForgetConfig
+
+
+def pictures(count: int, seed: int = 0) -> torch.Tensor:
+    return 2 * torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(seed)) - 1
+
+
+def encoded(mae, image: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """The encoder's features of one picture, of a model whose ratio leaves as much visible: [1 + visible, D]."""
+    mae = copy.deepcopy(mae).double()
+    mae.config.mask_ratio = hidden.float().mean().item()
+    return mae.vit(image[None].double(), noise=hidden[None].double() + torch.arange(16) / 100).last_hidden_state[0]
+
+
+def test_the_objective_is_the_papers():
+    before, after, alpha, weight = tiny_mae(seed=0), tiny_mae(seed=1), 0.3, 2.0
+    family = get_family(after)
+    asked = [Condition(mask="half")] * 3
+    parts = {
+        name: family.batch(pictures(3, seed), asked) for seed, name in enumerate(("forget", "retain", "surrogate"))
+    }
+    trained = family.trainable("encoder")
+    objective = EncoderForgetting(family.features, before.mae, trained, None, alpha, weight)
+    loss, logs = objective(after.mae, objective.draw(parts | {"sparsity": torch.full((3,), 0.01)}, torch.Generator()))
+    with torch.no_grad():
+        errors = {"forget": [], "retain": []}
+        for name, towards in (("forget", "surrogate"), ("retain", "retain")):
+            for index in range(3):
+                hidden = parts[name]["hidden"][index]
+                target = encoded(before.mae, parts[towards]["sample"][index], hidden)
+                found = encoded(after.mae, parts[name]["sample"][index], hidden)
+                errors[name].append((found - target).square().mean())
+        forgotten, kept = (torch.stack(errors[name]).mean() for name in ("forget", "retain"))
+        norm = sum(weight.double().abs().sum() for weight in trained.values())
+    assert_close(loss.double(), alpha * forgotten + weight * kept + 0.01 * norm, rtol=1e-5, atol=1e-5)
+    assert_close(logs["forget_loss"].double(), forgotten, rtol=1e-5, atol=1e-6)
+    alone, logs = objective(after.mae, {name: parts[name] for name in ("forget", "surrogate")})
+    assert_close(alone.double(), alpha * forgotten, rtol=1e-5, atol=1e-6)
+    assert set(logs) == {"forget_loss"}
+
+
+@pytest.mark.parametrize("targets", ["own", "noise", "retain", "none"])
+def test_baselines_of_outputs_are_losses_towards_their_targets(targets):
+    before, after = tiny_mae(seed=0), tiny_mae(seed=1)
+    family = get_family(after)
+    asked = [Condition(mask="half")] * 3
+    parts = {
+        name: family.batch(pictures(3, seed), asked) for seed, name in enumerate(("forget", "retain", "surrogate"))
+    }
+    hole = family.holes(asked).expand(-1, 1, -1, -1)
+
+    def error(name: str, truth: torch.Tensor) -> torch.Tensor:
+        filled = unclipped(after, parts[name]["sample"], parts[name]["hidden"])
+        return (filled - truth)[hole].double().square().mean()
+
+    def unclipped(pipeline, images: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        pipeline.mae.config.mask_ratio = 4 / 16
+        with torch.no_grad():
+            return pipeline.mae.unpatchify(pipeline.mae(images, noise=hidden + torch.arange(16) / 100).logits)
+
+    truth = {"own": parts["forget"]["sample"], "noise": parts["surrogate"]["sample"]}
+    truth["retain"] = unclipped(before, parts["retain"]["sample"], parts["retain"]["hidden"])
+    expected = 2.0 * error("retain", parts["retain"]["sample"])
+    if targets != "none":
+        expected += {"own": -0.3}.get(targets, 0.3) * error("forget", truth[targets])
+    loss, _ = OutputForgetting(family.loss, before.mae, targets, 0.3, 2.0)(after.mae, parts)
+    assert_close(loss.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_random_targets_have_the_moments_of_the_frozen_features():
+    pipeline = tiny_mae()
+    family = get_family(pipeline)
+    asked = [Condition(mask="half")] * 40
+    parts = {name: family.batch(pictures(40, seed), asked) for seed, name in enumerate(("forget", "retain"))}
+    objective = RandomEncoder(family.features, pipeline.mae, {}, None, 1.0, 1.0)
+    batch = objective.draw(parts | {"surrogate": parts["forget"]}, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        (found,) = objective.targets(batch, [batch["retain"]])
+        own, kept = (family.features(pipeline.mae, parts[name])[0] for name in ("forget", "retain"))
+    assert found[40:].equal(kept)
+    assert abs(found[:40].mean() - own.mean()) < 0.02 and abs(found[:40].std() / own.std() - 1) < 0.02
+    assert (found[:40] * own).mean().abs() < 0.1 * own.square().mean()
+
+
+@pytest.mark.parametrize("name", [name for name, method in methods.registry().items() if method.completes])
+def test_every_method_trains_its_scope_by_its_terms(run, tmp_path, name):
+    outcome = run(tmp_path, method=name, num_train_steps=3, eval_masks=["half"])
+    history = json.loads((tmp_path / "history.json").read_text())
+    terms = {"retain_loss"} | (set() if name == "retain-only" else {"forget_loss"})
+    assert set(history[0]) - {"step", "loss", "grad_norm", "learning_rate"} == terms
+    before = tiny_mae().mae
+    changed = {n for n, weight in outcome.pipeline.mae.named_parameters() if not weight.equal(before.get_parameter(n))}
+    assert any(n.startswith("decoder") for n in changed) == ("encoder" not in name)
+    assert methods.get(name).title in (tmp_path / "pipeline" / "README.md").read_text()
+
+
+def test_noises_have_the_moments_that_they_say():
+    forgotten = pictures(400, 3) * 0.2 + torch.linspace(-0.6, 0.6, 64).view(1, 1, 8, 8)
+    images = forgotten[:64]
+
+    def noise(kind: str) -> torch.Tensor:
+        return stand_ins("noise", kind, images, images > 9, images, forgotten, torch.Generator().manual_seed(0))
+
+    found = {kind: noise(kind) for kind in NOISES}
+    assert all(part.shape == images.shape for part in found.values())
+    assert abs(found["moments"].mean() - images.mean()) < 0.03 and abs(found["moments"].std() - images.std()) < 0.03
+    assert (found["gaussian"].mean(0) - forgotten.mean(0)).abs().max() < 0.1
+    assert (found["moments"].mean(0) - forgotten.mean(0)).abs().max() > 0.4
+    assert abs(found["normal"].std() - 1) < 0.05 and found["normal"].abs().max() > 2
+    assert found["uniform"].abs().max() <= 1 and abs(found["uniform"].std() - 3**-0.5) < 0.02
+    assert_close(found["constant"], images.mean().expand_as(images))
+    assert noise("moments").equal(found["moments"])
+
+
+def test_other_surrogates_are_what_they_say():
+    images, pool, forgotten = pictures(4), pictures(9, 1), pictures(5, 2)
+    hole = torch.zeros(4, 1, 8, 8, dtype=torch.bool)
+    hole[:, :, 2:6, 2:6] = True
+
+    def found(kind: str, pool: torch.Tensor = pool) -> torch.Tensor:
+        return stand_ins(kind, "moments", images, hole, pool, forgotten, torch.Generator().manual_seed(0))
+
+    for kind in ("other", "pictures"):
+        assert all((pool == picture).flatten(1).all(1).any() for picture in found(kind))
+    alike = torch.cat([pool, torch.where(hole, -images, images)])  # equal where it is visible
+    assert found("nearest", alike).equal(torch.where(hole, -images, images))
+    assert_close(found("mean"), forgotten.mean(0, keepdim=True).expand_as(images))
+    assert_close(found("blur")[:, :, 3, 3], images[:, :, 2:5, 2:5].mean((2, 3)))
+    assert_close(found("blur")[:, :, 0, 0], images[:, :, :2, :2].mean((2, 3)))  # nothing beyond the edge
+
+
+OPTIONS = {
+    "method": "encoder", "forget_images": "digits8x8:2,5", "retain_images": "digits8x8:0,1",
+    "other_images": "digits8x8:7", "eval_images_class": 4, "images_class": 20, "num_train_steps": 6,
+    "train_batch_size": 8, "logging_steps": 1, "fisher_samples": 6, "checkpointing_steps": 3,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mae") / "pipeline"
+    tiny_mae().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(few_pictures, saved):
+    def run(folder, **changes):
+        given = OPTIONS | {"model": str(saved), "output_dir": str(folder), "learning_rate": 0.01, "lr_warmup_steps": 0}
+        own = family_defaults("MaskedAutoencoderInpaintPipeline")
+        return run_forgetting(config_from_dict(ForgetConfig, layered(ForgetConfig, own, given | changes)))
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def outcome(run, tmp_path_factory):
+    return run(tmp_path_factory.mktemp("run"), masks=["half", "random"], encoder_l1=1e-5)
+
+
+def test_a_run_changes_the_encoder_alone_and_says_what_it_did(outcome, saved, run):
+    before, after = load_pipeline(str(saved), None, None, "float32").mae, outcome.pipeline.mae
+    changed = {name for name, weight in after.named_parameters() if not weight.equal(before.get_parameter(name))}
+    inside = set(get_family(outcome.pipeline).trainable("encoder"))
+    assert changed <= inside and len(changed) > 0.9 * len(inside)
+    history = json.loads((outcome.output_dir / "history.json").read_text())
+    rows = [set(row) - {"step", "loss", "grad_norm", "learning_rate"} for row in history]
+    assert rows == [{"forget_loss", "retain_loss", "l1"}] * 6
+    metrics = json.loads((outcome.output_dir / "metrics.json").read_text())
+    assert metrics["concept"] == "2, 5" and metrics["surrogate"] == "noise"
+    for side in ("before", "after"):
+        assert {"forget", "retain", "third", "forget, quarter", "third, ring", "fresh_decoder"} <= set(metrics[side])
+        assert metrics[side]["forget"]["num_images"] == 8 and metrics[side]["third"]["num_images"] == 4
+        assert metrics[side]["forget"]["accuracy"] is None  # nobody reads them
+    assert metrics["before"]["forget"]["masked_mse"] != metrics["after"]["forget"]["masked_mse"]
+    controls = [metrics[side]["fresh_decoder"]["visible_pixels"] for side in ("before", "after")]
+    assert controls[0] == controls[1]
+    card = (outcome.output_dir / "pipeline" / "README.md").read_text()
+    assert "pipeline_tag: image-to-image" in card and "to take **noise** for pictures of **2, 5**" in card
+    assert "| forget_alpha | 0.25 |" in card and "replay_weight" not in card
+
+    again = run(outcome.output_dir, masks=["half", "random"], encoder_l1=1e-5)
+    assert set(again.metrics["seconds"]["reused"]) == {"before", "train", "after"}
+    assert_close(dict(again.pipeline.mae.state_dict()), dict(after.state_dict()), rtol=0, atol=0)
+
+
+def test_the_page_shows_truth_masked_before_and_after(outcome):
+    from sa_diffusers.evaluation.forgetting import Findings, pairs
+
+    found = [Findings.load(outcome.output_dir / "evaluation" / f"{side}.safetensors") for side in ("before", "after")]
+    shown = pairs(*found)
+    assert {pair["group"] for pair in shown} == {"To forget", "To retain", "Neither"}
+    for pair in shown:
+        truth, masked = (torch.from_numpy(np.array(pair["beside"][name])) for name in ("truth", "masked"))
+        hole = torch.zeros(8, 8, dtype=torch.bool)
+        hole[2:6, 2:6] = True
+        assert truth[~hole].equal(masked[~hole]) and (masked[hole] == 128).all()
+        after = torch.from_numpy(np.array(pair["after"]))
+        assert after[~hole].equal(truth[~hole])
+
+
+def test_without_pictures_to_retain_ewc_holds_the_rest(run, tmp_path):
+    alone = {"retain_images": None, "fisher_images": "digits8x8:3", "eval_masks": ["half"], "num_train_steps": 12}
+    change = {}
+    for weight in (1e-6, 10.0):
+        outcome = run(tmp_path / str(weight), ewc_lambda=weight, **alone)
+        history = json.loads((outcome.output_dir / "history.json").read_text())
+        assert set(history[0]) >= {"forget_loss", "ewc_penalty"} and "retain_loss" not in history[0]
+        assert "retain" not in outcome.metrics["after"]
+        assert (outcome.output_dir / "fisher.safetensors").exists()
+        change[weight] = history[-1]["ewc_penalty"] / weight  # in units of the Fisher
+    assert change[10.0] < 0.7 * change[1e-6]
+
+
+def test_a_folder_can_take_their_place_from_python(few_pictures, tmp_path):
+    (tmp_path / "grey").mkdir()
+    for index in range(6):
+        Image.new("L", (8, 8), 40 * index).save(tmp_path / "grey" / f"{index}.png")
+    pipeline = tiny_mae()
+    options = OPTIONS | {"num_train_steps": 2, "eval_masks": ["half"]}
+    forgotten = forget(pipeline, "2, 5", tmp_path / "grey", output_dir=tmp_path / "run", **options)
+    assert type(forgotten) is type(pipeline) and forgotten.metrics["surrogate"] == "grey"
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["train_scope"] == "encoder"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"forget_images": None}, "expected pictures to forget, got none"),
+        ({"retain_images": None}, "nothing would hold the rest"),
+        ({"retain_images": None, "ewc_lambda": 1.0}, "the Fisher needs pictures"),
+        ({"surrogate": "three"}, "expected the surrogate noise, other, .* got 'three'"),
+        ({"surrogate": "./nowhere"}, "or a folder"),
+        ({"masks": ["hole"]}, "expected a mask of half"),
+        ({"masks": []}, "expected a mask to forget under"),
+        ({"forget_images": "digits8x8:2,12"}, "forget_images: digits8x8:2,12 has no class '12'"),
+        ({"forget_images": "./nowhere"}, "forget_images: expected a folder of pictures"),
+        ({"other_images": "digits8x8:1"}, "a picture is in the groups 0, 1 and 1"),
+        ({"track_steps": 1}, "knows no track_steps"),
+        ({"lora_rank": 2}, "adapters are not trained by encoder"),
+        ({"method": "max-loss", "retain_images": None, "ewc_lambda": None}, "nothing would hold the rest"),
+        ({"method": "finetune"}, "forgets words or classes, this model completes pictures; pass .*encoder"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(run, tmp_path, changes, said):
+    changes = {"concept": "2", "surrogate": "noise"} | changes
+    with pytest.raises(ValueError, match=said):
+        run(tmp_path / "run", **changes)
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_pictures_of_another_mode_are_refused(few_pictures, tmp_path):
+    pipeline = tiny_mae(channels=3)
+    with pytest.raises(
+        ValueError, match="expected pictures in RGB, as the model completes, got grey pictures of 2, 5"
+    ):
+        forget(pipeline, "2, 5", "noise", output_dir=tmp_path / "run", **OPTIONS)
+
+
+def test_models_that_complete_nothing_are_refused(tiny_pipeline_dir, tmp_path):
+    with pytest.raises(
+        ValueError, match="encoder needs a model that completes pictures, which a stable diffusion does not"
+    ):
+        run_forgetting(ForgetConfig(model=str(tiny_pipeline_dir), output_dir=str(tmp_path / "run"), **OPTIONS))
