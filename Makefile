@@ -1,4 +1,4 @@
-.PHONY: quality style test test-slow docs
+.PHONY: quality style test test-slow docs tables
 
 # What CI checks; `style` repairs what can be repaired.
 quality:
@@ -19,3 +19,7 @@ test-slow:
 # Fails where a link or a name in the reference leads nowhere.
 docs:
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet --site-dir build/site
+
+# Tables of README and docs, from docs/results/*.json; a test fails where they differ.
+tables:
+	python scripts/tables.py

@@ -1,0 +1,126 @@
+"""Write the tables of README and docs anew from docs/results/*.json, between their markers in the markdown.
+
+    python scripts/tables.py
+    python scripts/tables.py --check
+
+A table stands between <!-- table: NAME --> and <!-- /table -->; with --check nothing is written, and one that differs
+from its JSON is named and ends the command with 1. docs/results/index.md says which command writes which JSON.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sa_diffusers.report.metrics_table import metric_rows
+from sa_diffusers.report.tables import duration, markdown_table
+
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(?=<!-- /table -->)", re.S)
+
+
+def read(name: str) -> Any:
+    return json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def quickstart() -> str:
+    """The run of configs/digits.yaml: what it measured and how long it took."""
+    found = read("quickstart")
+    rows = [[row.label, row.before, row.after] for row in metric_rows(found) if row.before != row.after]
+    return markdown_table(["measure", "before", "after"], rows)
+
+
+def quickstart_seconds() -> str:
+    """Its stages."""
+    seconds = {name: value for name, value in read("quickstart")["seconds"].items() if name != "reused"}
+    return markdown_table(seconds, [[f"{value:.0f} s" for value in seconds.values()]])
+
+
+def measured() -> str:
+    """Stages on the bundled pipeline, each beside the way that it is compared with."""
+    rows = [
+        [
+            row["stage"],
+            row["way"],
+            f"{row['seconds'] * 1e3:.3g} ms per {row['unit']}",
+            "" if row["than"] == row["way"] else f"{row['times_faster']:.2f} times as fast as {row['than']}",
+        ]
+        for row in read("cost_tiny")["stages"]
+    ]
+    return markdown_table(["stage", "way", "time", "compared"], rows)
+
+
+def whole_runs() -> str:
+    """Whole runs on the bundled pipeline, extrapolated from these."""
+    names = ("sampling", "Fisher", "training", "total")
+    rows = [
+        [run["run"], run["way"], *(duration(run["seconds"][name]) for name in names)]
+        for run in read("cost_tiny")["whole_runs"]
+    ]
+    return markdown_table(["run", "way", *names], rows)
+
+
+def counted() -> str:
+    """Times of Stable Diffusion 1.4 at shares of a peak."""
+    times = read("cost_sd14")["times"]
+    jobs = list(dict.fromkeys(row["job"] for row in times))
+    totals = {(row["share of peak"], row["job"]): row["total"] for row in times}
+    rows = [[share, *(totals[share, job] for job in jobs)] for share in dict.fromkeys(share for share, _ in totals)]
+    return markdown_table(["share of an H200's dense bf16 peak", *jobs], rows)
+
+
+def memory() -> str:
+    """Peaks of training and of the other stages."""
+    found = read("cost_sd14")
+    rows = [[f"training, {row['training']}", f"{row['peak']:.1f} GB"] for row in found["memory"]]
+    rows += [[row["stage"], f"{row['peak']:.1f} GB"] for row in found["stage_memory"]]
+    return markdown_table(["4 + 4 samples, bf16", "peak"], rows)
+
+
+def ewc() -> str:
+    """What EWC adds to a training step."""
+    rows = read("cost_sd14")["ewc_share"]
+    shares = [name for name in rows[0] if name != "samples"]
+    cells = [[row["samples"], *(f"{row[share]:.1%}" for share in shares)] for row in rows]
+    return markdown_table(["samples in a step", *shares], cells)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    table.__name__: table for table in (quickstart, quickstart_seconds, measured, whole_runs, counted, memory, ewc)
+}
+
+
+def renewed(text: str) -> str:
+    """A page with its tables as their JSON has them. Raises ValueError for a table that nothing makes."""
+
+    def table(marked: re.Match) -> str:
+        if marked[2] not in TABLES:
+            raise ValueError(f"expected a table of {', '.join(TABLES)}, got {marked[2]!r}")
+        return f"{marked[1]}{TABLES[marked[2]]()}\n"
+
+    return MARKED.sub(table, text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where a table differs")
+    check = parser.parse_args().check
+    differing = []
+    for page in PAGES:
+        before = page.read_text(encoding="utf-8")
+        after = renewed(before)
+        if after != before:
+            differing.append(str(page.relative_to(ROOT)))
+            if not check:
+                page.write_text(after, encoding="utf-8")
+    if check and differing:
+        sys.exit(f"tables differ from docs/results/*.json in {', '.join(differing)}: run `make tables`")
+
+
+if __name__ == "__main__":
+    main()
