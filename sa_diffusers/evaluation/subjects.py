@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
 
 from sa_diffusers.data.sampling import DrawingOptions
 from sa_diffusers.evaluation.options import RESULTS, DrawnAs
@@ -96,6 +95,8 @@ def _text_to_image_class(source: str) -> str:
     if family is not None:
         draws = "text" in family.capabilities
     else:
+        from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING  # takes more than a second
+
         takes = set(inspect.signature(cls.__call__).parameters) if isinstance(cls, type) else {"prompt"}
         # What diffusers lists as text-to-image may take an `image`, but not have to, unless it is one that controls.
         listed = name in {one.__name__ for one in AUTO_TEXT2IMAGE_PIPELINES_MAPPING.values()} and "Control" not in name

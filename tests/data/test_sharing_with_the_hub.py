@@ -129,7 +129,9 @@ def test_a_loaded_float16_fisher_is_saved_again_without_change(fisher, tmp_path)
         assert_same(Fisher.load(tmp_path / "2"), loaded)
 
 
-@pytest.mark.parametrize("unit", [1.0, 1e-9], ids=["its own unit", "a larger model's"])
+@pytest.mark.parametrize(
+    "unit", [pytest.param(1.0, id="its own unit", marks=pytest.mark.slow), pytest.param(1e-9, id="a larger model's")]
+)
 def test_float16_of_the_bundled_model_s_fisher(tmp_path, unit):
     """Of two samples: few spread wider than many, so this is the harder case."""
     family = get_family(load_pipeline("bundled/digits/pipeline", None, None, "float32"))

@@ -114,7 +114,7 @@ def dump(content: object, path, kind: str) -> None:
         torch.save(content, path, _use_new_zipfile_serialization=kind == "zip")
 
 
-KINDS = pytest.mark.parametrize("kind", ["pickle", "zip", "older"])
+KINDS = pytest.mark.parametrize("kind", ["pickle", "zip", pytest.param("older", marks=pytest.mark.slow)])
 
 
 # --- names

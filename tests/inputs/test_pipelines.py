@@ -282,10 +282,10 @@ def dropping(pipeline):
     pipeline.text_encoder.train()
 
 
-SLOW = [pytest.param(enter, marks=pytest.mark.slow) for enter in (in_parallel, fused_and_unfused)]
+SLOW = [pytest.param(enter, marks=pytest.mark.slow) for enter in (in_parallel, fused_and_unfused, dropping)]
 
 
-@pytest.mark.parametrize("enter", [compiled, fused, dropping, *SLOW])
+@pytest.mark.parametrize("enter", [compiled, fused, *SLOW])
 def test_state_makes_no_difference(tiny_pipeline, options, edited, few_pictures, enter):
     pipeline = tiny_pipeline()
     enter(pipeline)
@@ -316,6 +316,7 @@ def test_the_callers_modes_make_no_difference(tiny_pipeline, training, trained, 
     assert_close(found, trained)
 
 
+@pytest.mark.slow
 def test_inference_mode_makes_no_difference(tiny_pipeline, training, trained, few_pictures):
     """Neither around the call nor where the pipeline was loaded."""
     with torch.inference_mode():

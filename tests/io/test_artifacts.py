@@ -168,6 +168,7 @@ def test_hash_tensors_sees(other):
     assert hash_tensors(other) != hash_tensors({"w": torch.tensor([1.0, 2.0])})
 
 
+@pytest.mark.slow
 def test_second_process_is_refused_until_the_first_dies(tmp_path):
     first = subprocess.Popen(
         [sys.executable, "-c", HOLD_LOCK, tmp_path / "run"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -136,6 +136,7 @@ def assert_same_weights(first: Path, second: Path) -> None:
         torch.testing.assert_close(weights(first, part), weights(second, part), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_stock_diffusers_loads_and_draws_with_the_result(base):
     pipeline = StableDiffusionPipeline.from_pretrained(base / "pipeline")
     assert type(pipeline) is StableDiffusionPipeline
@@ -147,6 +148,7 @@ def test_stock_diffusers_loads_and_draws_with_the_result(base):
     assert images.std() > 0
 
 
+@pytest.mark.slow
 def test_the_text_encoder_is_frozen_while_the_unet_is_trained(base, config):
     saved, before = (weights(base / folder, "text_encoder") for folder in ("pipeline", "parts"))
     torch.testing.assert_close(saved, before, rtol=0, atol=0)
@@ -156,6 +158,7 @@ def test_the_text_encoder_is_frozen_while_the_unet_is_trained(base, config):
     assert len(changed) > 0.8 * len(untrained)
 
 
+@pytest.mark.slow
 def test_latents_have_unit_variance(base):
     latents = load_file(base / "parts" / "latents.safetensors")["latents"]
     assert latents.shape == (12, 4, 8, 8)

@@ -342,6 +342,7 @@ def test_noise_as_the_surrogate_is_uniform_in_pixels_and_new_every_step(start, t
         assert images.std() == pytest.approx(3**-0.5, abs=0.02)
 
 
+@pytest.mark.slow
 def test_another_class_as_the_surrogate_is_drawn_under_its_own_label(start, pipeline, tmp_path):
     start("class", surrogate="2", num_train_steps=1, ewc_lambda=0.0, replay_target="noise", replay_prompt_dropout=0.5)
     surrogate = SampleSet.load(tmp_path / "class" / "surrogate" / "surrogate.safetensors")
@@ -366,6 +367,7 @@ def test_another_class_can_be_taught_by_the_frozen_model(start):
     assert 0 < losses["model"] < 0.5 * losses["noise"]
 
 
+@pytest.mark.slow
 def test_forget_in_python_leaves_the_given_pipeline_alone(pipeline):
     before = {name: tensor.clone() for name, tensor in weights(pipeline).items()}
     options = SMALL | {"num_train_steps": 2, "num_samples": 8, "fisher_samples": 2}

@@ -253,6 +253,7 @@ def test_the_same_run_again_computes_nothing_and_stock_diffusers_loads_the_resul
     assert_same(loaded.text_encoder.state_dict(), base.text_encoder.state_dict())
 
 
+@pytest.mark.slow
 def test_equal_runs_in_two_folders_are_equal_whatever_torch_has_drawn(finished, start, tmp_path):
     torch.manual_seed(1)
     start(tmp_path / "other")

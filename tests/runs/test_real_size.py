@@ -66,12 +66,15 @@ class TestLora:
         assert changed
         assert all(name.endswith(".weight") for name in changed)
 
-    def test_ewc_is_on_the_effective_change(self, lora_dir, plain_dir, tiny_pipeline_dir):
+    def test_ewc_is_on_the_effective_change(self, lora_dir):
         history = json.loads((lora_dir / "history.json").read_text())
         assert history[0]["ewc_penalty"] == 0
         assert history[-1]["ewc_penalty"] > 0
+
+    @pytest.mark.slow
+    def test_full_fine_tuning_has_the_same_fisher(self, lora_dir, plain_dir):
         fisher, again = (Fisher.load(folder / "fisher.safetensors").tensors for folder in (lora_dir, plain_dir))
-        assert_close(fisher, again, rtol=0, atol=0)  # of the weights: a LoRA and full fine-tuning share it
+        assert_close(fisher, again, rtol=0, atol=0)
 
     def test_cards_and_pictures_lie_beside_both(self, lora_dir):
         assert {path.name for path in (lora_dir / "lora").iterdir()} == {LORA_FILE, "README.md", "before_after.png"}

@@ -58,10 +58,12 @@ def make_batch(family, size: int, seed: int) -> dict:
 # Architectures
 
 
+@pytest.mark.slow
 def test_architectures_have_the_weights_of_the_real_ones(real):
     assert [count(part) for part in (real.unet, real.vae, real.text_encoder)] == [859_520_964, 83_653_863, 123_060_480]
 
 
+@pytest.mark.slow
 def test_attention_is_built_as_in_the_real_one(real):
     """It does not show in the number of weights."""
     attention = real.unet.down_blocks[0].attentions[0]
@@ -69,6 +71,7 @@ def test_attention_is_built_as_in_the_real_one(real):
     assert attention.norm.num_groups == 32
 
 
+@pytest.mark.slow
 def test_the_pipeline_is_one_that_a_family_takes(real):
     family = get_family(real)
     assert (family.loss.num_terms, family.loss.prediction_type, family.resolution) == (1000, "epsilon", 512)
@@ -317,7 +320,8 @@ def test_operations_of_the_real_size_are_those_of_the_layers(real):
     assert flops == flops_by_hand(unet, counting.unet_inputs(unet, 1, 64)) == 803_273_441_280
 
 
-@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [False, True])
 def test_bytes_on_meta_are_those_of_a_real_step(tiny_pipeline, checkpointing):
     real, shadow = tiny_pipeline().unet.requires_grad_(True), tiny_pipeline().unet.requires_grad_(True).to("meta")
     counted = counting.step_bytes(shadow, 32, None, checkpointing, size=8)

@@ -103,6 +103,7 @@ def times(folder: Path, *patterns: str) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for pattern in patterns for path in folder.glob(pattern)}
 
 
+@pytest.mark.slow
 def test_a_table_is_written_with_a_line_a_row(made):
     table, text = made
     for name in FILES:
@@ -132,6 +133,7 @@ def test_a_table_is_written_with_a_line_a_row(made):
     assert f"| {mean:.3f} ± {spread:.3f} |" in lines[4]
 
 
+@pytest.mark.slow
 def test_rows_share_the_samples_and_the_fisher_of_the_reference(made):
     table, _ = made
     config = yaml.safe_load((table.folder / "no_replay" / "config.yaml").read_text())
@@ -142,6 +144,7 @@ def test_rows_share_the_samples_and_the_fisher_of_the_reference(made):
     assert config["classifier"] == table.classifiers[:1]
 
 
+@pytest.mark.slow
 def test_a_model_that_never_saw_the_class_keeps_its_label(made):
     table, _ = made
     torch.manual_seed(derive_seed(0, "unet"))
@@ -153,6 +156,7 @@ def test_a_model_that_never_saw_the_class_keeps_its_label(made):
         assert changed[1:10].all() and changed[0] == shown
 
 
+@pytest.mark.slow
 def test_the_numbers_are_those_of_the_pictures_of_a_slow_loop(made):
     """The Frechet distance on the first classifier's features, of images drawn one at a time."""
     table, _ = made
@@ -194,6 +198,7 @@ def test_the_numbers_are_those_of_the_pictures_of_a_slow_loop(made):
     assert_close(shown, images[:6], rtol=0, atol=1.1 / 127.5)
 
 
+@pytest.mark.slow
 def test_a_second_call_trains_draws_and_judges_nothing(made, no_figures, monkeypatch):
     table, text = made
     patterns = ("*/pipeline/unet/*", "*/table1.safetensors", "*/fisher.safetensors", "*/samples/*", "*/evaluation/*")
@@ -207,6 +212,7 @@ def test_a_second_call_trains_draws_and_judges_nothing(made, no_figures, monkeyp
     assert times(table.folder, *patterns) == before
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_a_changed_row_is_made_again_and_the_others_stay(made, no_figures):
     table, _ = made
@@ -225,6 +231,7 @@ def test_a_changed_row_is_made_again_and_the_others_stay(made, no_figures):
     assert changed == {"lambda_10", "no_replay"}
 
 
+@pytest.mark.slow
 def test_a_base_model_of_another_configuration_is_refused(made):
     table, _ = made
     for name in ("original", "nine_classes"):
@@ -233,6 +240,7 @@ def test_a_base_model_of_another_configuration_is_refused(made):
             run_row(again(table, rows=rows), name)
 
 
+@pytest.mark.slow
 def test_other_classifiers_and_counts_are_judged_anew(made):
     table, _ = made
     folder, one = table.folder / "original" / "pipeline", again(table, classifiers=table.classifiers[1:])

@@ -126,7 +126,7 @@ def test_ratios_take_many_sets_of_centroids_at_once() -> None:
         assert found[1][index].item() == pytest.approx(to_others / between)
 
 
-@pytest.mark.parametrize("latent_dim", [2, 8])
+@pytest.mark.parametrize("latent_dim", [2, pytest.param(8, marks=pytest.mark.slow)])
 def test_the_null_is_that_of_centroids_at_random(latent_dim) -> None:
     """Beside a loop over other draws: about .75 for the middle of the others, about 1 for the mean distance."""
     found = null_ratios(10, latent_dim, seed=0)
@@ -297,6 +297,7 @@ def test_the_digits_silhouette_is_ranked_among_the_ten() -> None:
     assert table["columns"] == ["codes", *map(str, range(10))] and table["title"].endswith("9 images")
 
 
+@pytest.mark.slow
 def test_codes_that_did_not_change_did_not_move(study, tmp_path) -> None:
     codes = torch.randn(100, 3)
     found = spaces._centroids(study, {"before": codes, "after": codes.clone()}, tmp_path)
