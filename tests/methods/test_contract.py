@@ -88,7 +88,7 @@ def test_needs_options_files_and_resuming(name, run_cheaply, tiny_pipeline, tmp_
 @pytest.mark.parametrize("name", METHODS)
 def test_a_contradicting_value_is_refused_and_an_earlier_layers_dropped(name):
     for option, value in METHODS[name].fixes.items():
-        other = {"surrogate_target": "model", "start": "edit", "replay_target": "model", "train_scope": "noxattn"}
+        other = {"surrogate_target": "model", "start": "edit", "replay_target": "model", "train_scope": "encoder"}
         wrong = other.get(option, 7.0)
         with pytest.raises(ValueError, match=f"works with {option} .* alone, got {wrong}; omit it"):
             ForgetConfig(method=name, **{option: wrong})

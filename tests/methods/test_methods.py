@@ -115,7 +115,7 @@ def test_the_plan_knows_what_a_step_of_each_method_takes():
 
 OTHER = {
     "ewc_lambda": 3.0, "replay_weight": 2.0, "surrogate_target": "model", "replay_target": "model", "start": "edit",
-    "train_scope": "noxattn",
+    "train_scope": "encoder",
 }  # fmt: skip
 
 
