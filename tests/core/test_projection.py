@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from sa_diffusers.core.losses import DiffusionLoss
+from sa_diffusers.core.losses import DiffusionLoss, Loss
 from sa_diffusers.core.objectives import GradientProjection
 from sa_diffusers.core.objectives.selective_amnesia import LOSSES
 from sa_diffusers.core.seeding import seeded
@@ -133,7 +133,7 @@ def test_the_log_holds_both_losses_as_they_are():
     assert not any(value.requires_grad for value in logs.values())
 
 
-class HalfIdle:
+class HalfIdle(Loss):
     """A loss whose gradient is 0 for samples of zeros."""
 
     num_terms = 1

@@ -27,8 +27,8 @@ METHODS = {
     "led away": {"method": "esd-x"},
     "projected": {"method": "pcgrad-symmetric"},
 }
-# One run that passes through every stage, and the quickest of each class; the others when there is time.
-FAST = {("sd3", "adapters"), ("xl", "edited"), ("flux-dev", "edited")}
+# One run that passes through every stage, and the quickest of the next class; the others when there is time.
+FAST = {("sd3", "adapters"), ("flux-dev", "edited")}
 CASES = [
     pytest.param(name, method, marks=() if (name, method) in FAST else pytest.mark.slow)
     for name in NAMES
