@@ -51,7 +51,8 @@ def main(argv: list[str] | None = None) -> None:
     words = list(takewhile(lambda word: not word.startswith("-"), rest))
     named = [word for pair in zip(names, words, strict=False) for word in pair]
     with friendly_errors(rest):
-        config = parse_config(config_class, named + rest[len(named) // 2 :], description=__doc__)
+        arguments = named + rest[len(named) // 2 :]
+        config = parse_config(config_class, arguments, description=__doc__, prog=f"{name} {command}")
         if isinstance(config, PipelineEvaluationConfig):
             from sa_diffusers.evaluation.suite.evaluate import evaluate_pipelines
 

@@ -3,7 +3,7 @@
 Without a classifier there are the pictures, to be looked at.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from sa_diffusers.data.sample_set import uniform_noise
 from sa_diffusers.data.sampling import SamplingSettings
 from sa_diffusers.evaluation.drawing import draw_sets
 from sa_diffusers.evaluation.images.sets import ImageSet
-from sa_diffusers.evaluation.intervals import bootstrap_interval, share_interval
+from sa_diffusers.evaluation.intervals import mean_interval, share_interval
 from sa_diffusers.evaluation.judges.classifier import entropies
 from sa_diffusers.evaluation.judging import RIGHT, ClassifierJudge, Values, judge_pictures, worst_class
 from sa_diffusers.evaluation.prompt_sets import Candidate, PromptSet, Purpose, choose
@@ -127,9 +127,9 @@ def summarise(
             return None, None
         if of_worst:
             rows = worst_class(values, [labels.get(attribute) for labels in sets[name].labels])[1]
-        groups, interval = _groups(sets[name], attribute), share_interval
+        groups, interval = sets[name].groups(attribute), share_interval
         if measure == "concept_entropy":
-            interval = bootstrap_interval
+            interval = mean_interval
         else:
             values = values.clamp(0, 1)  # but for rounding they are
         return values[rows].mean().item(), interval(values[rows], groups=[groups[row] for row in rows])
@@ -142,15 +142,6 @@ def summarise(
             # No attribute beside the concept's: null, as for nothing measured.
             side[key] = {part: pair[i] for part, pair in parts.items() if pair[0] is not None} or None
     return values, intervals
-
-
-def _groups(prompts: PromptSet, attribute: str) -> Sequence[Hashable]:
-    """What each picture shares with others: its prompt. Where each class has but one, as if it were its only picture.
-
-    Classes are all that there are, of prompts there might be others: so the names of classes are no sample of prompts.
-    """
-    classes = {labels.get(attribute) for labels in prompts.labels}
-    return range(len(prompts)) if len(set(prompts.prompts)) <= len(classes) else prompts.prompts
 
 
 def floors(family: Family, judge: ClassifierJudge, count: int, seed: int) -> dict[str, float]:
