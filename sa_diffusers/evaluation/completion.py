@@ -12,7 +12,7 @@ from sa_diffusers.data.picture_groups import PictureGroup
 from sa_diffusers.evaluation.forgetting import Findings, spread_rows
 from sa_diffusers.evaluation.images.extractors import ClassifierExtractor
 from sa_diffusers.evaluation.images.metrics import frechet_distance
-from sa_diffusers.evaluation.intervals import bootstrap_interval, share_interval
+from sa_diffusers.evaluation.intervals import mean_interval, share_interval
 from sa_diffusers.evaluation.judging import ClassifierJudge
 from sa_diffusers.families import Family
 from sa_diffusers.report.pictures import to_uint8
@@ -56,7 +56,7 @@ def examine_completions(
                 shown["filled"].append(filled[rows])
     decoded = fresh_decoder(family, groups, masks[0], seed)
     values["fresh_decoder"] = {name: errors.mean().item() for name, errors in decoded.items()}
-    intervals["fresh_decoder"] = {name: bootstrap_interval(errors) for name, errors in decoded.items()}
+    intervals["fresh_decoder"] = {name: mean_interval(errors) for name, errors in decoded.items()}
     pictures = {name: to_uint8(family.decode(torch.cat(parts))) for name, parts in shown.items()}
     return Findings(values, intervals, pictures.pop("filled"), captions, {}, beside=pictures)
 
@@ -77,7 +77,7 @@ def measured(
     """Numbers and 95 % intervals of completions, see `examine_completions`; None where no classifier reads them."""
     errors = masked_errors(truth, filled, hole)
     values = {"masked_mse": errors.mean().item(), "accuracy": None, "frechet_distance": None, "num_images": len(truth)}
-    intervals = {"masked_mse": bootstrap_interval(errors), "accuracy": None}
+    intervals = {"masked_mse": mean_interval(errors), "accuracy": None}
     for classifier in classifiers:
         pair = [images.expand(-1, 3, -1, -1) for images in (truth, filled)]
         attribute, _ = classifier.require_class([group.classes[0]])
