@@ -57,8 +57,9 @@ def completion_verdict(metrics: Mapping[str, Any]) -> tuple[str, str]:
     def change(group: str, key: str = "masked_mse") -> tuple[str, bool]:
         """An error in words, and whether it has surely risen."""
         was, now = (side[group][key] for side in sides)
-        low, high = bounds["after"][group][key]
-        return f"{now:.3g} {bracket((low, high), '.3g')} (before: {was:.3g})", low > bounds["before"][group][key][1]
+        first, last = (bounds[side][group][key] for side in ("before", "after"))  # None of a single picture
+        told = f" {bracket(last, '.3g')}" if last else ""
+        return f"{now:.3g}{told} (before: {was:.3g})", bool(first and last) and last[0] > first[1]
 
     said, worse = change("forget")
     found = [f"{'Forgotten' if worse else 'Not clearly forgotten'}: error in the holes of pictures to forget {said}."]

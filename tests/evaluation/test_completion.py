@@ -113,3 +113,7 @@ def test_the_verdict_goes_by_intervals():
     assert said.startswith("Not clearly forgotten: ") and "Damage: of pictures to retain 0.5 [0.48, 0.52]" in said
     assert "Not erased" not in said and "raise --forget_alpha" in advice
     assert "Lower --forget_alpha" in verdict(found(0.5, 0.5, 0.6))[1]
+    single = found(0.5, 0.2, 0.4)
+    for side in ("before", "after"):
+        single["intervals"][side] = {name: {"masked_mse": None} for name in single[side]}
+    assert verdict(single)[0].startswith("Not clearly forgotten: error in the holes of pictures to forget 0.5 (before")
