@@ -1,0 +1,8 @@
+"""The losses that models are trained by, one value per sample."""
+
+from sa_diffusers.core.losses.autoencoding import CompletionLoss, VAELoss
+from sa_diffusers.core.losses.denoising import DenoisingLoss, DiffusionLoss, FlowMatchingLoss
+from sa_diffusers.core.losses.protocol import Loss
+
+
+__all__ = ["CompletionLoss", "DenoisingLoss", "DiffusionLoss", "FlowMatchingLoss", "Loss", "VAELoss"]
