@@ -16,6 +16,7 @@ _MODULES = {
     "estimate_fisher": "core.fisher",
     "DiffusionLoss": "core.losses",
     "ElasticWeightConsolidation": "core.objectives",
+    "RunStopped": "io.processes",
     "SafeGuidancePipeline": "pipelines",
     "SelectiveAmnesia": "core.objectives",
     "load_fisher": "data.sharing",
