@@ -1,6 +1,8 @@
 """Set-up shared by all tests: offline, with an empty hub cache, seeded; and a Stable Diffusion in miniature."""
 
+import gc
 import os
+import sys
 import tempfile
 
 
@@ -9,6 +11,9 @@ _hub_cache = tempfile.TemporaryDirectory(prefix="sa_diffusers_hf_home_")  # remo
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = _hub_cache.name
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch, and for child processes: tests run side by side, a core each
+# Whatever the environment says: compiling every module, and rewriting its asserts, takes each worker 10 s a start.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 import random  # noqa: E402
 from collections.abc import Callable  # noqa: E402
@@ -16,10 +21,6 @@ from pathlib import Path  # noqa: E402
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
-import torch  # noqa: E402
-
-
-torch.set_num_threads(1)
 
 
 WORDS = "zero one two three four five six seven eight nine a red green blue digit on black white 7 9".split()
@@ -30,9 +31,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not any(mark.args for mark in item.iter_markers("slow")))
 
 
+def pytest_collection_finish() -> None:
+    """What was imported stays: no collection of garbage need go through its millions of objects again."""
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """The same global random state at the start of every test, whichever tests ran before it."""
+    import torch  # not above: the process that hands out the tests has no use for it
+
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
@@ -48,6 +56,7 @@ def tiny_tokenizer():
 @pytest.fixture(scope="session")
 def tiny_pipeline(tiny_tokenizer) -> Callable:
     """A factory of real Stable Diffusion pipelines: 16x16 images, 8x8x4 latents, 20 timesteps, random weights."""
+    import torch
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 

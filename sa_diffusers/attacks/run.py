@@ -18,7 +18,7 @@ from sa_diffusers.core.concepts import split_phrasings
 from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.evaluation.judging import ClassifierJudge
 from sa_diffusers.families import Family
-from sa_diffusers.io.artifacts import RunLock, Stage, check_foreign, hash_tensors
+from sa_diffusers.io.artifacts import Marker, RunLock, check_foreign, hash_tensors
 from sa_diffusers.io.atomic_files import load_tensors, remove_leftovers, save_tensors
 from sa_diffusers.io.loading import model_hash, pipeline_hashes
 from sa_diffusers.io.processes import say
@@ -112,15 +112,15 @@ class AttackRun:
 
     def _stage(self, name: str, key: dict, compute: Callable[[], Result], load: Callable[[], Result]) -> Result:
         """A stage's result: loaded if the folder holds it under the same key, else computed."""
-        stage = Stage(self.folder, name, key)
-        if stage.is_done(self.config.overwrite):
+        marker = Marker(self.folder, name, key)
+        if marker.is_done(self.config.overwrite):
             result = load()
         else:
-            stage.clear()  # the old marker must not vouch for new files if this is interrupted
+            marker.clear()  # the old marker must not vouch for new files if this is interrupted
             start = time.perf_counter()
             result = compute()
-            stage.finish(time.perf_counter() - start)
-        self.seconds[name] = stage.seconds
+            marker.finish(time.perf_counter() - start)
+        self.seconds[name] = marker.seconds
         return result
 
     def _draw_targets(self, family: Family, hashes: dict[str, str]) -> None:

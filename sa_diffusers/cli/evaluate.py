@@ -53,7 +53,8 @@ def main(argv: list[str] | None = None) -> None:
     with friendly_errors(rest):
         from sa_diffusers.io.processes import say
 
-        config = parse_config(config_class, named + rest[len(named) // 2 :], description=__doc__)
+        arguments = named + rest[len(named) // 2 :]
+        config = parse_config(config_class, arguments, description=__doc__, prog=f"{name} {command}")
         if isinstance(config, PipelineEvaluationConfig):
             from sa_diffusers.evaluation.suite.evaluate import evaluate_pipelines
 

@@ -30,6 +30,7 @@ def parse_config(
     argv: list[str] | None = None,
     description: str = "",
     defaults: dict[str, Any] | None = None,
+    prog: str | None = None,
 ) -> ConfigT:
     """Build `cls` from its defaults < `defaults` < the YAML files of `--config`, in their order < the command line.
 
@@ -37,6 +38,7 @@ def parse_config(
         cls: a dataclass whose fields are int, float, bool, str, Literal, list of these, or one of these or None.
         argv: the arguments after the program's name; None for this process's own.
         description: printed above the options by `--help`.
+        prog: the command that takes them, with its subcommand; None: the program's name.
 
     Exits with code 2 and a message on stderr for an unknown or abbreviated flag, a YAML file that cannot be read, an
     unknown key in it, a value of another type than its field's, and a ValueError of the class's own checks.
@@ -51,7 +53,7 @@ def parse_config(
         help="YAML file with values for the options below, or one that ships: bundled/digits; repeat it to let "
         "later files override earlier ones.",
     )
-    parser = _ConfigParser(cls, description, parents=[files])
+    parser = _ConfigParser(cls, description, parents=[files], prog=prog)
     paths = getattr(files.parse_known_args(argv)[0], "config", [])
     try:
         layers = [check_values(cls, defaults or {}, source="defaults")]
@@ -63,8 +65,9 @@ def parse_config(
     for action in parser._actions:  # argparse has no public way to say that a required option has been given already
         action.required = action.required and action.dest not in from_files
 
+    hints = get_type_hints(cls)
     for action in parser._actions:
-        if types.NoneType in get_args(get_type_hints(cls).get(action.dest)):
+        if types.NoneType in get_args(hints.get(action.dest)):
             action.type = _or_null(action.type or str)
 
     names = {action.dest for action in parser._actions} - {"config", *EVERYWHERE}  # which are no options of `cls`

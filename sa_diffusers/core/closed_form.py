@@ -17,6 +17,7 @@ from sa_diffusers.core.objectives import LowRankChange
 
 Edit = tuple[Tensor, Tensor]
 NEGLIGIBLE = 1e-9  # of the largest singular value: rounding of float64
+PRECISION = 1e-5  # of an edit, at least
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def closed_form_edit(
 
     Raises:
         ValueError: no edit, embeddings of another shape or not finite, weights out of range, or a regularization so
-            small beside the embeddings that the system cannot be solved.
+            small beside the embeddings that the edit would be known to fewer digits than `PRECISION`.
     """
     if preserve_scale is None:
         preserve_scale = max(0.1, 1 / max(1, len(preserve)))
@@ -108,9 +109,14 @@ def closed_form_edit(
     for rows in preserve:
         rows = rows.to("cpu", torch.float64)
         gram += preserve_scale * rows.T @ rows
-    root, failed = torch.linalg.cholesky_ex(gram)
-    if failed:
-        raise ValueError(f"expected a larger regularization beside these embeddings, got {regularization:g}")
+    *_, largest = eigenvalues = torch.linalg.eigvalsh(gram).tolist()
+    least = largest * torch.finfo(torch.float64).eps / PRECISION
+    if eigenvalues[0] < least:
+        raise ValueError(
+            f"a regularization of {regularization:g} is lost in rounding beside these embeddings, and the edit would "
+            f"change what has nothing to do with it; pass {1.1 * least:.2g} or more"
+        )
+    root = torch.linalg.cholesky(gram)
     return ClosedFormEdit(torch.linalg.solve(gram, moved, left=False), root)
 
 

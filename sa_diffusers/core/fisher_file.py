@@ -40,7 +40,8 @@ class Fisher:
             revision; how they were made: estimator, terms ("all" or K of each draw), num_samples, samples (fingerprint
             of the set), num_evaluations (gradients of one sample at one timestep), scale (c over all weights), seed,
             total_relative_error (standard error of the sum over all weights; it says nothing of a single weight),
-            version (of this package), dtype (the precision that the values went through). Files of older versions
+            num_noisy_tensors (whose values cannot be told from noise, and may be too high), version (of this package),
+            dtype (the precision that the values went through). Files of older versions
             lack some of them.
     """
 

@@ -1,6 +1,8 @@
 """The concept as a user gives it, completed by what ships, its surrogate looked at."""
 
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -19,7 +21,7 @@ def find_concept(
         ValueError: no words for the concept or its siblings.
     """
     phrasings = split_phrasings(concept)
-    file = yaml.safe_load(Path(resolve("bundled/surrogates.yaml")).read_text(encoding="utf-8"))
+    file = _bundled()
     known = {fold(p): entry for entry in file["concepts"].values() for p in split_phrasings(entry["concept"])}
     entry = next((known[fold(p)] for p in phrasings if fold(p) in known), {})
     surrogate = entry.get("surrogate") if surrogate is None else surrogate.strip()
@@ -30,6 +32,11 @@ def find_concept(
     kind = "noise" if fold(written) == "noise" else "images" if path else "prompt"
     others = tuple(word for word in others if not mentions(word, phrasings, plurals))
     return Concept(phrasings, surrogate, others, kind, plurals)
+
+
+@cache
+def _bundled() -> dict[str, Any]:
+    return yaml.safe_load(Path(resolve("bundled/surrogates.yaml")).read_text(encoding="utf-8"))
 
 
 def check_surrogate(concept: Concept, may_be_empty: bool = False) -> None:

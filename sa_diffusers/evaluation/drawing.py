@@ -19,7 +19,7 @@ from sa_diffusers.evaluation.options import PipelineEvaluationConfig
 from sa_diffusers.evaluation.prompt_sets import PromptSet
 from sa_diffusers.evaluation.subjects import Subject, check_size
 from sa_diffusers.families import Family, family_class, get_family
-from sa_diffusers.io.artifacts import Stage, fingerprint
+from sa_diffusers.io.artifacts import Marker, fingerprint
 from sa_diffusers.io.atomic_files import atomic_path, remove_leftovers
 from sa_diffusers.io.loading import load_pipeline, pipeline_hashes
 from sa_diffusers.io.processes import working
@@ -116,7 +116,7 @@ def draw_suite(
     }
     folder = output_dir / subject.name
     for name, prompts in suite.items():
-        _claim(Stage(folder, name, model | _drawing_key(subject, prompts, config)), config.overwrite)
+        _claim(Marker(folder, name, model | _drawing_key(subject, prompts, config)), config.overwrite)
     missing = {name: _missing(folder / name, len(part)) for name, part in suite.items()}
     settings = subject.settings
     settings = SamplingSettings(settings.guidance_scale, settings.num_inference_steps, config.batch_size)
@@ -150,12 +150,12 @@ def count_pictures(
     for subject in subjects:
         for name, prompts in suite.items():
             folder = output_dir / subject.name
-            stage = Stage(folder, name, _drawing_key(subject, prompts, config))
+            marker = Marker(folder, name, _drawing_key(subject, prompts, config))
             try:
-                found = json.loads(stage.marker.read_text(encoding="utf-8"))["key"]
+                found = json.loads(marker.path.read_text(encoding="utf-8"))["key"]
             except (FileNotFoundError, ValueError):  # a damaged one: `done` says what to do
                 found = {}
-            if _is_claimed(Stage(folder, name, found | stage.key), config.overwrite):
+            if _is_claimed(Marker(folder, name, found | marker.key), config.overwrite):
                 there += len(prompts) - len(_missing(folder / name, len(prompts)))
     return there
 
@@ -177,19 +177,19 @@ def _drawing_key(subject: Subject, prompts: PromptSet, config: PipelineEvaluatio
     }
 
 
-def _claim(stage: Stage, overwrite: bool) -> None:
+def _claim(marker: Marker, overwrite: bool) -> None:
     """Mark a folder of pictures as those of a key, so that others are never taken for them; see `count_pictures`."""
-    pictures = stage.output_dir / stage.name
-    if _is_claimed(stage, overwrite):
+    pictures = marker.output_dir / marker.name
+    if _is_claimed(marker, overwrite):
         remove_leftovers(pictures)
         return
     shutil.rmtree(pictures, ignore_errors=True)  # before the marker: it must not vouch for what is left
-    stage.finish(0.0)
+    marker.finish(0.0)
 
 
-def _is_claimed(stage: Stage, overwrite: bool) -> bool:
+def _is_claimed(marker: Marker, overwrite: bool) -> bool:
     """Whether the folder's pictures are those of the key; False: it is empty, or may be emptied."""
-    done, pictures = stage.is_done(overwrite), stage.output_dir / stage.name
+    done, pictures = marker.is_done(overwrite), marker.output_dir / marker.name
     if not (done or overwrite) and pictures.exists() and (not pictures.is_dir() or any(pictures.iterdir())):
         raise ValueError(f"{pictures} holds files that this evaluation did not make; pass another --output_dir")
     return done

@@ -3,7 +3,7 @@
 Without a classifier there are the pictures, to be looked at.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from sa_diffusers.data.sample_set import uniform_noise
 from sa_diffusers.data.sampling import SamplingSettings
 from sa_diffusers.evaluation.drawing import draw_sets
 from sa_diffusers.evaluation.images.sets import ImageSet
-from sa_diffusers.evaluation.intervals import bootstrap_interval, share_interval
+from sa_diffusers.evaluation.intervals import mean_interval, share_interval
 from sa_diffusers.evaluation.judges.classifier import entropies
 from sa_diffusers.evaluation.judges.preference import PREFERENCE
 from sa_diffusers.evaluation.judging import RIGHT, ClassifierJudge, Judge, Values, judge_pictures, worst_class
@@ -132,9 +132,9 @@ def summarise(
             classes = [labels.get(attribute) for labels in sets[name].labels]
             one = worst_class(values, classes)[0] if of is True else of
             rows = [row for row in rows if classes[row] == one]
-        groups, interval = _groups(sets[name], attribute), share_interval
+        groups, interval = sets[name].groups(attribute), share_interval
         if measure == "concept_entropy":
-            interval = bootstrap_interval
+            interval = mean_interval
         else:
             values = values.clamp(0, 1)  # but for rounding they are
         return values[rows].mean().item(), interval(values[rows], groups=[groups[row] for row in rows])
@@ -151,15 +151,6 @@ def summarise(
     for side, i in ((values, 0), (intervals, 1)):
         side[BY_CLASS] = {name: pair[i] for name, pair in by_class.items()} or None
     return values, intervals
-
-
-def _groups(prompts: PromptSet, attribute: str) -> Sequence[Hashable]:
-    """What each picture shares with others: its prompt. Where each class has but one, as if it were its only picture.
-
-    Classes are all that there are, of prompts there might be others: so the names of classes are no sample of prompts.
-    """
-    classes = {labels.get(attribute) for labels in prompts.labels}
-    return range(len(prompts)) if len(set(prompts.prompts)) <= len(classes) else prompts.prompts
 
 
 def floors(family: Family, judge: ClassifierJudge, count: int, seed: int) -> dict[str, float]:
@@ -189,7 +180,7 @@ def measure_preference(
     noise = torch.stack(uniform_noise(family, 16, seed))
     rows = spread_rows(len(asking), len(noise))
     floor = judge(noise[: len(rows)], asking.take(rows), None)[PREFERENCE].mean().item()
-    interval = share_interval(found, groups=_groups(asking, ""))
+    interval = share_interval(found, groups=asking.groups(""))
     return {PREFERENCE: found.mean().item(), "noise_preference": floor}, {PREFERENCE: interval}
 
 

@@ -1,19 +1,16 @@
 """95 % intervals: how far a number would move with other images of other prompts."""
 
 import math
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 from scipy.special import bdtrc, stdtrit
 from torch import Tensor
 
-from sa_diffusers.core.seeding import seeded
 
-
-FEW = 5  # images or groups: what so few tell is no matter for a bootstrap, which knows only what it has seen
-_Z, _TAILS = 1.959964, (0.025, 0.975)  # of 95 %
+FEW = 5  # images or groups: what so few tell is no matter for the spread of what was seen
+_Z, _TAIL = 1.959964, 0.975  # of 95 %
 _UNKNOWN = 0.5  # groups' worth of belief that images of a group are all alike, before any event has told
-_DRAWN_AT_ONCE = 2**22  # indices held at a time, 32 MB
 Groups = Sequence[Hashable]  # what each image belongs to: its prompt, the seed of its run
 
 
@@ -25,11 +22,16 @@ def wilson_interval(mean: float, count: float) -> tuple[float, float]:
     return 0.0 if mean <= 0 else max(0.0, centre - half_width), 1.0 if mean >= 1 else min(1.0, centre + half_width)
 
 
+def deciding_count(limit: float) -> int:
+    """How many values put Wilson's interval below `limit`, in (0, 1), where their mean is a quarter of that."""
+    return math.ceil(_Z**2 * (1 - limit) / limit / 0.75**2)
+
+
 def share_interval(values: Tensor | Sequence[float], groups: Groups | None = None) -> tuple[float, float]:
     """Wilson's interval of the mean of values in [0, 1], of as many trials as images of such groups are worth.
 
     That is N over the design effect (Kish 1965), so that pictures of few prompts do not pass for as many prompts.
-    Arguments and errors are those of `bootstrap_interval`, and values outside [0, 1].
+    Arguments and errors are those of `mean_interval`, and values outside [0, 1].
     """
     values = _one_dimensional(values)
     if values.min() < 0 or values.max() > 1:
@@ -39,54 +41,49 @@ def share_interval(values: Tensor | Sequence[float], groups: Groups | None = Non
     return wilson_interval(mean, count)
 
 
-def bootstrap_interval(
-    values: Tensor | Sequence[float],
-    seed: int = 0,
-    resamples: int = 2000,
-    groups: Groups | None = None,
-) -> tuple[float, float]:
-    """Percentile interval (Efron 1979) of the mean of one value an image; of values that are 0 or 1 `share_interval`.
+def mean_interval(values: Tensor | Sequence[float], groups: Groups | None = None) -> tuple[float, float] | None:
+    """Student's t interval of the mean of one value an image, by groups; of values that are 0 or 1 `share_interval`.
 
-    Resamples know nothing of what has not been seen. So values in [0, 1] whose mean is within a few images of 0 or 1
-    take Wilson's interval where that is wider. Other equal values, a single one too, give an interval without width:
-    read it beside the number of images.
+    Values in [0, 1] whose mean is within a few images of 0 or 1 take Wilson's interval where that is wider, since the
+    spread of what was seen knows nothing of what was not. Other equal values give an interval without width: read it
+    beside the number of images.
 
     Args:
         values: [N], finite.
-        resamples: how many times N images (or all the groups) are drawn with replacement.
-        groups: what each image belongs to. Images of a group share what makes them alike, so whole groups are drawn;
-            a resample's mean is over the images of the groups in it. One group alone says nothing of others: then
-            images are drawn singly, and the interval is of that group.
+        groups: what each image belongs to. Images of a group share what makes them alike, so a group is one
+            observation, and few groups give a wide interval. One group alone says nothing of others: then images are
+            observations, and the interval is of that group.
 
     Returns:
-        (low, high), of the same seed the same.
+        (low, high), below 0 only where a value is; None of a single value, which tells nothing of others.
 
     Raises:
-        ValueError: no values, values that are not a finite [N], other lengths, or resamples below 1.
+        ValueError: no values, values that are not a finite [N], or groups of another length.
     """
     values = _one_dimensional(values)
     numbers = _numbered(groups, len(values))
     if _is_binary(values):
         return share_interval(values, groups)
-    low, high = _interval(values, numbers, seed, resamples)
+    if len(values) == 1:
+        return None
+    low, high = _student(values, numbers)
     mean, num_groups = values.mean().item(), int(numbers.max()) + 1
-    if 0 <= values.min() and values.max() <= 1 and min(mean, 1 - mean) * num_groups < FEW and low < high:
-        wilson = share_interval(values, groups)
-        low, high = min(low, wilson[0]), max(high, wilson[1])
+    if values.min() >= 0:
+        low = max(low, 0.0)
+        if values.max() <= 1:
+            high = min(high, 1.0)
+            if min(mean, 1 - mean) * num_groups < FEW and low < high:
+                wilson = share_interval(values, groups)
+                low, high = min(low, wilson[0]), max(high, wilson[1])
     return low, high
 
 
 def difference_interval(
-    a: Tensor | Sequence[float],
-    b: Tensor | Sequence[float],
-    *,
-    seed: int = 0,
-    resamples: int = 2000,
-    groups: Groups | None = None,
-) -> tuple[float, float]:
+    a: Tensor | Sequence[float], b: Tensor | Sequence[float], groups: Groups | None = None
+) -> tuple[float, float] | None:
     """Interval of the mean of a - b, where a[i] and b[i] are one image's: the same prompt and seed in two models.
 
-    Arguments and errors are those of `bootstrap_interval`. Of values that are 0 or 1 it is Bonett and Price's (2012),
+    Arguments, errors and None are those of `mean_interval`. Of values that are 0 or 1 it is Bonett and Price's (2012),
     which counts one image more that flips each way, and holds 0 wherever the exact sign test finds no difference: six
     flips one way are the fewest that exclude it. Where what differs comes to fewer than ten images or groups, others
     take that of flips by the largest difference if it is wider.
@@ -97,7 +94,9 @@ def difference_interval(
     difference, numbers = a - b, _numbered(groups, len(a))
     if _is_binary(a) and _is_binary(b):
         return _interval_of_flips(difference, numbers)
-    low, high = _interval(difference, numbers, seed, resamples)
+    if len(difference) == 1:
+        return None
+    low, high = _student(difference, numbers)
     largest, apart = difference.abs().max().item(), _sums(difference.abs(), numbers)
     if largest and apart.sum() ** 2 / apart.square().sum() < 2 * FEW:  # the groups that it comes from (Kish)
         flips = _interval_of_flips(difference / largest, numbers)
@@ -135,25 +134,16 @@ def _worth(values: Tensor, numbers: Tensor, rarer: float) -> float:
     found = sums.square().sum().item() / count * num_groups / (num_groups - 1) / variance if variance > 0 else alike
     known = num_groups * rarer / (num_groups * rarer + _UNKNOWN)
     effect = min(max(1.0, known * found + (1 - known) * alike), alike)
-    widening = float(stdtrit(num_groups - 1, _TAILS[1])) / _Z
+    widening = float(stdtrit(num_groups - 1, _TAIL)) / _Z
     return count / min(effect * widening**2, alike)
 
 
-def _interval(values: Tensor, numbers: Tensor, seed: int, resamples: int) -> tuple[float, float]:
-    sums, sizes = _sums(values, numbers), numbers.bincount()
-    means = torch.cat([sums[rows].sum(1) / sizes[rows].sum(1) for rows in _draws(len(sums), seed, resamples)])
-    low, high = torch.quantile(means, means.new_tensor(_TAILS)).tolist()
-    return low, high
-
-
-def _draws(count: int, seed: int, resamples: int) -> Iterator[Tensor]:
-    """Rows of `count` indices below `count`, drawn with replacement: `resamples` rows in all, in parts."""
-    if resamples < 1:
-        raise ValueError(f"expected resamples >= 1, got {resamples}")
-    generator = seeded(seed, "bootstrap")
-    at_once = max(1, _DRAWN_AT_ONCE // count)
-    for start in range(0, resamples, at_once):
-        yield torch.randint(count, (min(at_once, resamples - start), count), generator=generator)
+def _student(values: Tensor, numbers: Tensor) -> tuple[float, float]:
+    """The t interval of the mean, by its variance over sums of groups (of one size: that of their means)."""
+    mean, count, num_groups = values.mean(), len(values), int(numbers.max()) + 1
+    variance = _sums(values - mean, numbers).square().sum() / count**2 * num_groups / (num_groups - 1)
+    half_width = stdtrit(num_groups - 1, _TAIL) * variance.sqrt()
+    return (mean - half_width).item(), (mean + half_width).item()
 
 
 def _numbered(groups: Groups | None, num_images: int) -> Tensor:

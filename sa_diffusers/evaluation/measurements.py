@@ -1,12 +1,12 @@
 """From one number a picture to means with intervals, differences to the reference, and tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from sa_diffusers.evaluation.intervals import bootstrap_interval, difference_interval
+from sa_diffusers.evaluation.intervals import difference_interval, mean_interval
 from sa_diffusers.evaluation.judging import Values, worst_class
 from sa_diffusers.evaluation.prompt_sets import PromptSet
 from sa_diffusers.evaluation.suite.prompt_suite import WHAT
@@ -50,7 +50,8 @@ class Measurement:
 
     Attributes:
         group: the set of prompts, or one of `GROUPS`.
-        value, interval, num_images: the mean, its 95 % interval (None: none is taken) and of how many.
+        value, interval, num_images: the mean, its 95 % interval (None: none is taken, or it is of one picture) and of
+            how many.
         difference, difference_interval: to the reference, over the pictures that both have a value for; None of the
             reference itself, and where it has none.
         remark: such as which class is the worst.
@@ -67,11 +68,11 @@ class Measurement:
 
 
 def measurements(
-    suite: Mapping[str, PromptSet], values: Values, reference: Values | None, attribute: str | None, seed: int
+    suite: Mapping[str, PromptSet], values: Values, reference: Values | None, attribute: str | None
 ) -> list[Measurement]:
     """Every measure of every set, and of all sets of a purpose together.
 
-    Intervals group the pictures of one prompt, where prompts come more than once.
+    Intervals group the pictures of one prompt, as `PromptSet.groups` does.
 
     Args:
         reference: the reference's values; None: these are its own.
@@ -79,19 +80,19 @@ def measurements(
     """
     found = []
     for group, names in groups(suite).items():
-        prompts = [prompt for name in names for prompt in suite[name].prompts]
-        classes = [labels.get(attribute) for name in names for labels in suite[name].labels]
+        whole = sum((suite[name] for name in names[1:]), suite[names[0]])
+        alike, classes = whole.groups(attribute), [labels.get(attribute) for labels in whole.labels]
         own, before = pooled(values, suite, names), pooled(reference or {}, suite, names)
         for measure in (name for name in MEASURES if name in own):
             pair = own[measure], before.get(measure)
             rows = pair[0].isfinite().nonzero()[:, 0].tolist()
             if not rows:
                 continue
-            found.append(_measured(group, measure, rows, pair, prompts, seed))
+            found.append(_measured(group, measure, rows, pair, alike))
             if measure == "accuracy" and attribute is not None:  # the interval is of this class alone
                 name, rows = worst_class(pair[0], classes)
                 # No difference: a class that was chosen for being the worst has lost by that choice.
-                worst = _measured(group, "worst_accuracy", rows, (pair[0], None), prompts, seed)
+                worst = _measured(group, "worst_accuracy", rows, (pair[0], None), alike)
                 found.append(replace(worst, remark=name or ""))
     return found
 
@@ -101,19 +102,19 @@ def _measured(
     measure: str,
     rows: Sequence[int],
     values: tuple[Tensor, Tensor | None],
-    prompts: Sequence[str],
-    seed: int,
+    alike: Sequence[Hashable],
 ) -> Measurement:
     """The mean of the rows, and its difference to the reference's (the second of `values`) where both have one."""
     own, before = values
-    interval = bootstrap_interval(own[rows], seed, groups=[prompts[row] for row in rows])
+    interval = mean_interval(own[rows], groups=[alike[row] for row in rows])
     if not MEASURES[measure][1].endswith("%") and bool((own[rows] == own[rows[0]]).all()):
-        interval = (own[rows[0]].item(),) * 2  # a change of 0 everywhere is no share that was not seen yet
+        # A change of 0 everywhere is no share that was not seen yet; of one picture it tells nothing.
+        interval = (own[rows[0]].item(),) * 2 if len(rows) > 1 else None
     mean = Measurement(group, measure, own[rows].mean().item(), interval, len(rows))
     both = [] if before is None else [row for row in rows if before[row].isfinite()]
     if not both:
         return mean
-    bounds = difference_interval(own[both], before[both], seed=seed, groups=[prompts[row] for row in both])
+    bounds = difference_interval(own[both], before[both], groups=[alike[row] for row in both])
     return replace(mean, difference=(own[both] - before[both]).mean().item(), difference_interval=bounds)
 
 
@@ -170,8 +171,9 @@ def cell(measured: Measurement | None) -> list[str]:
     if measured.difference is not None:
         points = spec.endswith("%")  # a difference of shares is in points: 5 % less could mean a twentieth less
         factor, signed = (100, "+.1f") if points else (1, f"+{spec}")
-        bounds = bracket([factor * bound for bound in measured.difference_interval], signed)
-        parts.append(f"{factor * measured.difference:{signed}} {bounds}" + (" points" if points else ""))
+        ends = [factor * bound for bound in measured.difference_interval or ()]
+        bounds = f" {bracket(ends, signed)}" if ends else ""
+        parts.append(f"{factor * measured.difference:{signed}}{bounds}" + (" points" if points else ""))
     return parts
 
 

@@ -162,6 +162,8 @@ class PipelineEvaluationConfig(DrawnAs, MetricSettings):
                                 "to the first.")  # fmt: skip
     names: list[str] = option([], "Names of all of them, in this order, for tables and folders; []: from their paths.")
     concept: str = option("", "The concept: one or several phrasings of it, separated by commas ('seven, 7').")
+    plurals: bool | None = option(None, "Count plurals and possessives of its words as naming it, too; null: as the "
+                                  "run which made the first pipeline.")  # fmt: skip
     metrics: str | None = option(
         None, f"Some of {', '.join(SUITE_METRICS)}, separated by commas; null: classifier where there is one, and "
         "change where pipelines are compared.",

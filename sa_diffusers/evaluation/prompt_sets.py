@@ -1,6 +1,6 @@
 """Sets of prompts with what their pictures should show: what every evaluation draws, and every judge reads by."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -43,6 +43,15 @@ class PromptSet:
     @property
     def labels(self) -> list[Labels]:
         return [candidate.labels for candidate in self.candidates]
+
+    def groups(self, attribute: str | None) -> Sequence[Hashable]:
+        """What each picture shares with others: its prompt. Where each class has but one, nothing.
+
+        Classes of the attribute are all that there are, of prompts there might be others: so the names of classes are
+        no sample of prompts.
+        """
+        classes = {labels.get(attribute) for labels in self.labels}
+        return range(len(self)) if len(set(self.prompts)) <= len(classes) else self.prompts
 
     def __add__(self, other: "PromptSet") -> "PromptSet":
         return PromptSet(self.purpose, self.requests + other.requests, self.candidates + other.candidates)

@@ -137,8 +137,8 @@ MARKER = {"key": dict, "fingerprint": str, "seconds": int | float, "info": dict,
 OVERWRITE = "Pass another --output_dir, or --overwrite to compute it again."
 
 
-class Stage:
-    """One stage of a run and its marker `<output_dir>/.stages/<name>.json`, which is written last.
+class Marker:
+    """A stage's marker, `<output_dir>/.stages/<name>.json`: written last, it says that the stage is done, by its key.
 
     Args:
         output_dir: the run's folder.
@@ -149,12 +149,12 @@ class Stage:
     def __init__(self, output_dir: str | Path, name: str, key: Mapping[str, Any], advice: str = OVERWRITE) -> None:
         self.output_dir, self.name, self.key, self.advice = Path(output_dir), name, dict(key), advice
         self.fingerprint = fingerprint(key)
-        self.marker = self.output_dir / ".stages" / f"{name}.json"
+        self.path = self.output_dir / ".stages" / f"{name}.json"
 
     @property
     def done(self) -> bool:
         """Whether a finished result with this key exists. Raises StageMismatch if one with another key does."""
-        if not self.marker.exists():
+        if not self.path.exists():
             return False
         marker = self._read()
         if marker["fingerprint"] == self.fingerprint:
@@ -191,20 +191,20 @@ class Stage:
         """Mark the stage as complete: call it after everything that it leaves, of which `files`, is on the disk."""
         hashes = {str(path.relative_to(self.output_dir)): file_hash(path) for path in sorted(files)}
         marker = {"key": self.key, "fingerprint": self.fingerprint, "seconds": seconds, "info": dict(info or {})}
-        write_json(marker | {"files": hashes}, self.marker)
+        write_json(marker | {"files": hashes}, self.path)
 
     def check(self) -> None:
         """Raise DamagedFile where a file that the stage left is gone, or not as it was."""
         if found := damages(self.output_dir, self._read()["files"]):
-            raise DamagedFile(f"{found[0]}: delete {self.marker} to compute the stage '{self.name}' again")
+            raise DamagedFile(f"{found[0]}: delete {self.path} to compute the stage '{self.name}' again")
 
     def clear(self) -> None:
         """Forget that the stage was done, so that it is computed again; its results are left to be replaced."""
-        self.marker.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
 
     def _read(self) -> dict[str, Any]:
         try:
-            return read_marker(self.marker)
+            return read_marker(self.path)
         except FileNotFoundError as error:
             raise ArtifactError(f"The stage '{self.name}' of {self.output_dir} is not finished.") from error
 

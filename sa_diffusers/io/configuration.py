@@ -189,7 +189,8 @@ def _check_range(name: str, value: float, above: float | None, least: float | No
     low = (above is None or value > above) and (least is None or value >= least)
     if not (math.isfinite(value) and low and (below is None or value < below)):
         bound = f"> {above}" if above is not None else "finite" if least is None else f">= {least}"
-        expected = f"{name} {bound}" if below is None else f"{least} <= {name} < {below}"
+        low = f"{above} <" if least is None else f"{least} <="
+        expected = f"{name} {bound}" if below is None else f"{low} {name} < {below}"
         raise ValueError(f"expected {expected}, got {value}")
 
 

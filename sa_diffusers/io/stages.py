@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from sa_diffusers.io.artifacts import Stage as Marker
-from sa_diffusers.io.artifacts import fingerprint
+from sa_diffusers.io.artifacts import Marker, fingerprint
 from sa_diffusers.io.atomic_files import write_text
 from sa_diffusers.io.processes import process_state, reporter
 

@@ -119,7 +119,7 @@ def forget(
 
 
 def _config_of(pipeline: DiffusionPipeline, dtype: str, options: dict[str, Any]) -> RunOptions:
-    """The options of a run on a pipeline, over its kind's. Raises ValueError for a model or dtype that is not its own."""
+    """The options of a run on a pipeline, over its kind's. Raises ValueError for another model or dtype."""
     if isinstance(options["surrogate"], os.PathLike):
         options["surrogate"] = os.path.join(".", options["surrogate"])  # a folder, where a bare name would be a word
     given = layered(RunOptions, family_defaults(type(pipeline).__name__), options)

@@ -23,8 +23,7 @@ from sa_diffusers.data.replay import concept_captions, spread
 from sa_diffusers.evaluation.forgetting import examination, labelled_classes
 from sa_diffusers.evaluation.judging import ClassifierJudge
 from sa_diffusers.evaluation.prompt_sets import Candidate, PromptSet
-from sa_diffusers.io.artifacts import Stage as Marker
-from sa_diffusers.io.artifacts import StageMismatch
+from sa_diffusers.io.artifacts import Marker, StageMismatch
 from sa_diffusers.io.atomic_files import ArtifactError, remove_leftovers
 from sa_diffusers.runs.context import Inputs
 from sa_diffusers.runs.options import RunOptions
@@ -166,14 +165,14 @@ def claim_folder(output_dir: Path) -> None:
     """
     claim = Marker(output_dir, "run", {"format": FORMAT})
     # A run that was killed here, or found the disk full, has left a folder of stages with none in it.
-    ours = (".lock",) if list(claim.marker.parent.glob("[!.]*.json")) else (".lock", claim.marker.parent.name)
-    if not claim.marker.exists() and any(path.name not in ours for path in output_dir.iterdir()):
+    ours = (".lock",) if list(claim.path.parent.glob("[!.]*.json")) else (".lock", claim.path.parent.name)
+    if not claim.path.exists() and any(path.name not in ours for path in output_dir.iterdir()):
         raise StageMismatch(f"{output_dir} holds files of something else; pass another --output_dir")
     try:
         done = claim.done
     except ArtifactError as error:
         raise StageMismatch(
-            f"{output_dir} was written by an older version, or its {claim.marker} is damaged: nothing here can go on "
+            f"{output_dir} was written by an older version, or its {claim.path} is damaged: nothing here can go on "
             "with it; its pipeline loads as ever: pass another --output_dir"
         ) from error
     remove_leftovers(output_dir)  # before anything is written: they may hold the room for it

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from sa_diffusers import methods
 from sa_diffusers.core.concepts import split_phrasings
 from sa_diffusers.data.sampling import DrawingOptions
+from sa_diffusers.evaluation.intervals import deciding_count
 from sa_diffusers.io.configuration import Options, option
 from sa_diffusers.runs.work_options import FisherOptions, MethodOptions, SampleOptions, SpeedOptions
 from sa_diffusers.training.options import TrainingConfig
@@ -100,12 +101,21 @@ class TrackingOptions(Options):
         None, "Draw pictures (and let the classifier read them) every so many steps.", above=0, identity=False
     )
     track_images: int = option(
-        16, "Pictures drawn then: half of the concept, half of the rest.", above=0, identity=False
+        16, "Pictures drawn then: half of the concept, half of the rest; see early_stop.", above=0, identity=False
     )
     early_stop: float | None = option(
         None,
-        "Stop once the concept's probability in tracked pictures is this or less; needs track_steps, classifier.",
+        "Stop once the concept's probability is surely below this, by the 95 % interval of tracked pictures: of the "
+        "concept at least as many are drawn as tell where a quarter of it is left (0.1: 62). Needs track_steps, "
+        "classifier.",
+        above=0,
+        below=1,
     )
+
+    @property
+    def tracked_of_concept(self) -> int:
+        """How many of the tracked pictures ask for the concept."""
+        return max(1, self.track_images // 2, deciding_count(self.early_stop) if self.early_stop else 0)
 
     @property
     def callback_steps(self) -> int | None:
@@ -184,6 +194,11 @@ class RunOptions(
             raise ValueError("early_stop needs track_steps and a classifier")
         if self.clip and self.classifier:
             raise ValueError("clip judges where no classifier does, got both; omit one of them")
+        if self.early_stop is not None and self.tracked_of_concept > self.eval_images_concept:
+            raise ValueError(
+                f"early_stop {self.early_stop:g} looks at {self.tracked_of_concept} pictures of the concept, of which "
+                f"there are {self.eval_images_concept}; raise --eval_images_concept, or --early_stop"
+            )
         method = methods.get(self.method)
         for name, own in method.fixes.items():
             if getattr(self, name) not in (None, own):

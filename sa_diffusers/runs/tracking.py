@@ -9,6 +9,7 @@ import torch
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.evaluation.drawing import draw_sets
 from sa_diffusers.evaluation.forgetting import measure, spread_rows
+from sa_diffusers.evaluation.intervals import wilson_interval
 from sa_diffusers.evaluation.prompt_sets import PromptSet
 from sa_diffusers.families import Family
 from sa_diffusers.io.loading import copy_pipeline, save_pipeline
@@ -31,9 +32,8 @@ def tracker(context: RunContext) -> Callable[[int, dict], bool] | None:
     config, family, inputs, output_dir = context.options, context.family, context.inputs, context.folder
     if config.callback_steps is None:
         return None
-    half = max(1, config.track_images // 2)
-    asked = {name: inputs.sets[name] for name in ("concept", "retained")}
-    sets = {name: _tracked(part, half) for name, part in asked.items()}
+    counts = {"concept": config.tracked_of_concept, "retained": max(1, config.track_images // 2)}
+    sets = {name: _tracked(inputs.sets[name], count) for name, count in counts.items()}
 
     def track(step: int, row: dict) -> bool:
         if step in config.snapshot_steps and process_state().is_main_process:
@@ -46,7 +46,10 @@ def tracker(context: RunContext) -> Callable[[int, dict], bool] | None:
             row |= {key: values[key] for key in TRACKED}
         sheet = torch.cat([part.images(range(len(part))) for part in pictures.values() if len(part)])
         save_contact_sheet(sheet[:64], output_dir / "progress" / f"step_{step:06d}.png")
-        return config.early_stop is not None and row["concept_probability"] <= config.early_stop
+        # Of these prompts: what it is in others, the evaluation says.
+        return config.early_stop is not None and (
+            wilson_interval(row["concept_probability"], len(sets["concept"]))[1] <= config.early_stop
+        )
 
     return track
 

@@ -113,12 +113,13 @@ class Optimisation:
     def step(self) -> None:
         """Step optimiser, schedule and average. Raises TrainingDiverged: float16 overflowed too often in a row."""
         (self.optimizer if self.engine is None else self.engine).step()
-        self._skipped = self._skipped + 1 if self.accelerator.optimizer_step_was_skipped else 0
+        skipped = self.accelerator.optimizer_step_was_skipped
+        self._skipped = self._skipped + 1 if skipped else 0
         if self._skipped == MAX_SKIPPED:
             raise TrainingDiverged(f"{MAX_SKIPPED} steps in a row overflowed in float16; use bf16")
         self.optimizer.zero_grad()
         self.scheduler.step()
-        if self.average is not None:
+        if self.average is not None and not skipped:  # else the average would count the same weights twice
             self.average.step()
 
     @contextmanager

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shutil
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -57,18 +58,40 @@ def models(tiny_pipeline, tiny_pipeline_dir, tmp_path_factory) -> dict[str, str]
     return {"original": str(tiny_pipeline_dir)} | {name: str(folder / name) for name in names}
 
 
-@pytest.fixture(autouse=True)
-def few_fixed(monkeypatch):
-    monkeypatch.setattr("sa_diffusers.attacks.target_loss.NUM_FIXED", 16)
+@pytest.fixture(scope="module", autouse=True)
+def few_fixed():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sa_diffusers.attacks.target_loss.NUM_FIXED", 16)
+        yield
 
 
 def configure(models: dict[str, str], folder: Path, **changes) -> AttackConfig:
     options = models | {
         "concept": "seven, 7", "output_dir": str(folder), "templates": TEMPLATES, "num_targets": 3, "num_images": 5,
-        "num_restarts": 2, "steps": 2, "batch_size": 2, "keep_every": 1, "guidance_scale": 2.0,
+        "num_restarts": 2, "steps": 1, "batch_size": 2, "keep_every": 1, "guidance_scale": 2.0,
         "num_inference_steps": 2, "sample_batch_size": 2,
     }  # fmt: skip
     return config_from_dict(AttackConfig, options | changes)
+
+
+def words_of(config: AttackConfig) -> list[str]:
+    """The same on the command line."""
+    options = vars(config).copy()
+    words = [options.pop("forgotten")]
+    for name, value in options.items():
+        if not isinstance(value, bool) and value is not None:
+            words += [f"--{name}", *(value if isinstance(value, list) else [str(value)])]
+    return words
+
+
+@pytest.fixture(scope="module")
+def finished(models, few_fixed, tmp_path_factory) -> tuple[AttackConfig, str]:
+    """A run by the command, whose folder is not to be changed, and what it printed."""
+    config, printed = configure(models, tmp_path_factory.mktemp("finished")), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
+        patch.setattr("sys.argv", ["attack.py", *words_of(config)])
+        script.main()
+    return config, printed.getvalue()
 
 
 @pytest.fixture
@@ -79,16 +102,16 @@ def nothing_drawn(monkeypatch):
     monkeypatch.setattr(TextToImageFamily, "draw_embedded", draw)
 
 
-def test_a_run_says_what_was_found_and_is_reused(models, tmp_path, monkeypatch):
-    config = configure(models, tmp_path)
-    result = run_attack(config)
+def test_a_run_says_what_was_found_and_is_reused(models, finished, monkeypatch):
+    config, folder = finished[0], Path(finished[0].output_dir)
+    result = read_json(folder / "attack.json")
     assert list(result["models"]) == ["original", "forgotten", "never learned it"]
-    check_by_hand(result, models, tmp_path)
-    table = (tmp_path / "attack.md").read_text()
+    check_by_hand(result, models, folder)
+    table = (folder / "attack.md").read_text()
     mean = result["models"]["forgotten"]["after_mean"]["probability"]
     assert "| forgotten | " in table and f"{mean:.3f} [" in table
-    page = (tmp_path / "report.html").read_text()
-    assert str(tmp_path) not in page and str(Path(models["forgotten"]).parent) not in page  # folders of this machine
+    page = (folder / "report.html").read_text()
+    assert str(folder) not in page and str(Path(models["forgotten"]).parent) not in page  # folders of this machine
     # Targets, and before and after of each model.
     assert page.count("data:image/png") == 3 + 3 * 2 * 5
     assert page.count(' class="small">') == 3 + 3 * 2 * 5 and "blurred" not in page
@@ -102,10 +125,10 @@ def test_a_run_says_what_was_found_and_is_reused(models, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         for name in ("attack_embedding", "attack_text", "draw_found"):
             patch.setattr(attack_stages, name, again)
-        assert json.dumps(run_attack(config)) == json.dumps(result) == json.dumps(read_json(tmp_path / "attack.json"))
-        for changes in ({"steps": 3}, {"seed": 1}, {"guidance_scale": 1.0}, {"original": models["control"]}):
+        assert json.dumps(run_attack(config)) == json.dumps(result) == json.dumps(read_json(folder / "attack.json"))
+        for changes in ({"steps": 3}, {"original": models["control"], "seed": 1}):
             with pytest.raises(StageMismatch, match="holds the stage"):
-                run_attack(configure(models, tmp_path, **changes))
+                run_attack(configure(models, folder, **changes))
 
 
 @pytest.mark.slow
@@ -264,7 +287,9 @@ def test_a_folder_of_something_else_is_left_alone(models, tmp_path, nothing_draw
 SMALL = {"control": None, "classifier": None, "num_restarts": 1, "steps": 1, "num_images": 2, "num_targets": 2}
 
 
-@pytest.mark.parametrize("changes", [{"concept": "nudity, naked"}, {"blur": True}])
+@pytest.mark.parametrize(
+    "changes", [{"concept": "nudity, naked"}, pytest.param({"blur": True}, marks=pytest.mark.slow)]
+)
 def test_pictures_that_may_be_explicit_are_blurred_in_the_file(models, tmp_path, changes):
     run_attack(configure(models, tmp_path, **SMALL, **changes))
     drawn = [to_pil(image) for image in load_file(tmp_path / "forgotten" / "before.safetensors")["tensor"]]
@@ -319,23 +344,15 @@ def test_what_an_attack_starts_from_is_said(models, tmp_path):
     assert "of 'purple' (" in start(attack="text", initial="purple")
 
 
-def test_the_command_prints_the_table(models, tmp_path, monkeypatch, capsys):
-    options = vars(configure(models, tmp_path, control=None, num_restarts=1))
-    words = [options.pop("forgotten")]
-    for name, value in options.items():
-        if isinstance(value, bool) or value is None:
-            continue
-        words += [f"--{name}", *(value if isinstance(value, list) else [str(value)])]
-    monkeypatch.setattr("sys.argv", ["attack.py", *words])
-    script.main()
-    printed = capsys.readouterr().out
-    assert (tmp_path / "attack.md").read_text() in printed
-    assert str(tmp_path / "report.html") in printed
+def test_the_command_prints_the_table(models, finished, monkeypatch, capsys):
+    (config, printed), folder = finished, Path(finished[0].output_dir)
+    assert (folder / "attack.md").read_text() in printed
+    assert str(folder / "report.html") in printed
     plan, _, rest = printed.partition("attack: original")
-    assert "2 attacks (2 models x 1) of 2 steps" in plan and str(tmp_path) in plan
-    assert "23 pictures: 3 targets, and 5 of each model" in plan and "guidance 2, 2 steps of dpmsolver++" in plan
-    assert f"judged by {models['classifier']}" in plan and re.search(r"1 more to come, about \d+ s in all", rest)
-    monkeypatch.setattr("sys.argv", ["attack.py", *words, "--concept", "eight"])
+    assert "6 attacks (3 models x 2) of 1 steps" in plan and str(folder) in plan
+    assert "48 pictures: 3 targets, and 5 of each model" in plan and "guidance 2, 2 steps of dpmsolver++" in plan
+    assert f"judged by {models['classifier']}" in plan and re.search(r"5 more to come, about \d+ s in all", rest)
+    monkeypatch.setattr("sys.argv", ["attack.py", *words_of(config), "--concept", "eight"])
     with pytest.raises(SystemExit) as raised:
         script.main()
     assert raised.value.code == 1

@@ -251,6 +251,18 @@ def test_the_command_chooses_by_its_first_word(capsys):
     assert end.value.code == 2 and "unknown command 'forgot'" in capsys.readouterr().err
 
 
+def test_usage_and_errors_name_the_subcommand(capsys):
+    from sa_diffusers.__main__ import main
+
+    for argv, says in (
+        (["--help"], "usage: sa-diffusers evaluate run [--config"),
+        ([], "sa-diffusers evaluate run: error"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["evaluate", "run", *argv])
+        assert says in "".join(capsys.readouterr())
+
+
 def test_the_overview_imports_nothing_that_takes_seconds():
     code = "import sys; from sa_diffusers.__main__ import main; main(['--help']); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

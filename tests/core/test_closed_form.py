@@ -151,6 +151,7 @@ class TestRuns:
         assert_close(state(run.pipeline.unet), edited, rtol=1e-3, atol=1e-4)
 
     @pytest.mark.parametrize("replay_target", ["model", "noise"])  # with "noise" EWC copies its anchor itself
+    @pytest.mark.slow
     def test_training_goes_on_from_there(self, replay_target, start, shared, edited, tmp_path):
         """And the frozen teacher is the model before the edit: under a prompt to keep its target has not moved."""
         options = {"num_train_steps": 1, "replay_negative": "none", "replay_target": replay_target} | shared

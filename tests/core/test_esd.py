@@ -49,9 +49,9 @@ def moved(module: nn.Module) -> nn.Module:
 
 
 def make_batch(family) -> dict:
-    latents = torch.zeros(3, *family.latent_shape, dtype=torch.float64)
-    named = [Condition("seven"), Condition("7"), Condition("a seven")]
-    batch = {"concept": family.batch(latents, named), "empty": family.batch(latents, [Condition()] * 3)}
+    latents = torch.zeros(2, *family.latent_shape, dtype=torch.float64)
+    named = [Condition("seven"), Condition("a 7")]
+    batch = {"concept": family.batch(latents, named), "empty": family.batch(latents, [Condition()] * 2)}
     return {n: part | {"encoder_hidden_states": part["encoder_hidden_states"].double()} for n, part in batch.items()}
 
 
@@ -84,7 +84,12 @@ def reference_latent(unet, x, path, end, concept, empty, alphas, guidance) -> Te
 
 @pytest.mark.parametrize(
     ("authors_latents", "eta", "guidance", "reduction"),
-    [(False, 1.0, 3.0, "sum"), (False, 0.0, 7.5, "mean"), (True, 1.0, 3.0, "mean"), (True, 2.5, 1.0, "sum")],
+    [
+        (False, 0.0, 7.5, "mean"),
+        (True, 2.5, 1.0, "sum"),
+        pytest.param(False, 1.0, 3.0, "sum", marks=pytest.mark.slow),
+        pytest.param(True, 1.0, 3.0, "mean", marks=pytest.mark.slow),
+    ],  # fmt: skip
 )
 def test_loss_and_gradient_equal_a_slow_reference(family, reduction, eta, guidance, authors_latents):
     unet, alphas = family.module, family.pipeline.scheduler.alphas_cumprod
@@ -97,7 +102,7 @@ def test_loss_and_gradient_equal_a_slow_reference(family, reduction, eta, guidan
         total, parts = esd(unet, drawn)
         assert parts == {}
         rows = []
-        for i in range(3):
+        for i in range(2):
             concept, empty = (batch[n]["encoder_hidden_states"][i : i + 1] for n in ("concept", "empty"))
             timestep = int(drawn["terms"][i])
             with torch.no_grad():
@@ -105,7 +110,7 @@ def test_loss_and_gradient_equal_a_slow_reference(family, reduction, eta, guidan
                 named, unnamed = predict(frozen, x, timestep, concept), predict(frozen, x, timestep, empty)
             error = (predict(unet, x, timestep, concept) - (unnamed - eta * (named - unnamed))).square()
             rows.append(error.mean() if reduction == "mean" else error.sum())
-        expected = sum(rows) / 3
+        expected = sum(rows) / 2
         assert_close(total, expected, rtol=1e-9, atol=1e-12)
         gradients = [
             torch.autograd.grad(value, list(unet.parameters()), allow_unused=True) for value in (total, expected)
@@ -317,6 +322,7 @@ def test_training_in_parts_equals_training_at_once(hybrid):
     assert once[1][0]["loss"] != pytest.approx(once[1][-1]["loss"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_trained_long_enough_it_predicts_the_target():
     _, history = run(hybrid=False, steps=300, one_prompt=True)
     losses = [row["loss"] for row in history]

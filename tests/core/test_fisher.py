@@ -85,7 +85,7 @@ def test_all_timesteps_equal_the_one_by_one_oracle(model, loss):
     fisher = run(model, loss, chunk_size=3).finish(METADATA)
     expected = oracle(model, loss)
     assert_equal(fisher.tensors, expected, rtol=1e-5, atol=1e-6 * max(e.max().item() for e in expected.values()))
-    assert fisher.metadata == METADATA | {"num_samples": 4, "scale": 1.0} | {
+    assert fisher.metadata == METADATA | {"num_samples": 4, "scale": 1.0, "num_noisy_tensors": 0} | {
         "total_relative_error": fisher.metadata["total_relative_error"]
     }
     assert fisher.tensors["unused"].eq(0).all()
@@ -191,7 +191,10 @@ def known_sums(means, deviations, terms, repetitions=REPETITIONS, indices=range(
     return estimate_fisher(model, loss, {name: weight}, nothing, indices, terms=terms)
 
 
-@pytest.mark.parametrize(("num_terms", "terms"), [(12, 4), (12, 1), (13, 4), (30, 7), (12, None)])
+@pytest.mark.parametrize(
+    ("num_terms", "terms"),
+    [(13, 4), (12, None), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((12, 4), (12, 1), (30, 7)))],
+)
 def test_closed_form_of_a_linear_gaussian_model(num_terms, terms):
     """F = M^2 + V exactly; the cheap estimator has M^2 + r (V' + W), with V' = V/r for strata of one size."""
     means = torch.linspace(0.5, 1.5, num_terms, dtype=torch.float64)
@@ -230,6 +233,20 @@ def test_tensors_of_nothing_but_noise_are_not_scaled_as_those_with_signal():
         if none.totals["noise"][1] <= 0:
             found.append(both.tensors["noise"].mean().item() * len(none.unbiased | signal.unbiased) / 20)
     assert len(found) > 5 and num_terms / 2 < min(found) and max(found) < 2 * num_terms  # V, which it estimates
+
+
+@pytest.mark.parametrize(("weights", "samples"), [(1, 16), (2, 32), (1, 100)])
+def test_tensors_of_few_weights_and_all_noise_are_counted_and_too_high_by_what_is_said(weights, samples):
+    """400 of them, whose two draws of a sample have nothing in common, beside one of all signal."""
+    first, second = torch.randn(2, samples, 400, weights, dtype=torch.float64)
+    squares, products = (first**2 + second**2) / 2, first * second
+    pairs = zip(squares.sum((0, 2)).tolist(), (0.95 * products + 0.05 * squares).sum((0, 2)).tolist(), strict=True)
+    totals = {"signal": (1e6, 1e6)} | {f"noise {i}": pair for i, pair in enumerate(pairs)}
+    square = {"signal": torch.ones(1000)} | {f"noise {i}": part for i, part in enumerate(squares.sum(0))}
+    fisher = FisherSums(square, totals, dict.fromkeys(range(samples), 1.0), 0.05).finish({})
+    scales = torch.cat([samples * fisher.tensors[name] / square[name] for name in square if name != "signal"])
+    assert scales.mean().item() == pytest.approx(0.05 + 0.4 * 0.95 / (samples * weights) ** 0.5, rel=0.12)
+    assert 385 <= fisher.metadata["num_noisy_tensors"] < 400 and (fisher.tensors["signal"] == 1 / samples).all()
 
 
 def test_is_not_the_square_of_the_batch_mean():

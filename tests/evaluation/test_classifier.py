@@ -13,7 +13,7 @@ from sa_diffusers.core.objectives import Classification
 from sa_diffusers.core.objectives.classification import disturb
 from sa_diffusers.data.digits import ATTRIBUTES, WORDS, colorize
 from sa_diffusers.evaluation.forgetting import examination, summarise
-from sa_diffusers.evaluation.intervals import bootstrap_interval, share_interval
+from sa_diffusers.evaluation.intervals import mean_interval, share_interval
 from sa_diffusers.evaluation.judges.classifier import AttributeClassifier, Score, entropies, score_images
 from sa_diffusers.evaluation.judging import ClassifierJudge
 from sa_diffusers.evaluation.prompt_sets import Candidate, PromptSet
@@ -162,7 +162,7 @@ class TestMeasuring:
             assert values[name] == {"ink": pytest.approx(inks_right.double().mean().item())}
             assert intervals[name] == {"ink": pytest.approx(share_interval(inks_right.double(), prompts))}
         entropy = entropies(read["background"])
-        assert intervals["concept_entropy"] == pytest.approx(bootstrap_interval(entropy, groups=prompts))
+        assert intervals["concept_entropy"] == pytest.approx(mean_interval(entropy, groups=prompts))
 
     def test_names_of_classes_are_no_sample_of_prompts(self, classifier, images):
         labels = [{"background": name} for name in ("black", "white", "black", "white")] * 3

@@ -6,7 +6,7 @@ import io
 import json
 import math
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import matplotlib.cbook
 import pytest
@@ -22,12 +22,14 @@ from sa_diffusers.core.conditions import Condition
 from sa_diffusers.data.images import crop_to_square, read_image
 from sa_diffusers.data.sampling import Request
 from sa_diffusers.evaluation import drawing as pipeline_drawing
+from sa_diffusers.evaluation.forgetting import summarise
 from sa_diffusers.evaluation.images.metrics import frechet_distance
+from sa_diffusers.evaluation.intervals import wilson_interval
 from sa_diffusers.evaluation.judges.classifier import AttributeClassifier
 from sa_diffusers.evaluation.judges.clip import Clip
 from sa_diffusers.evaluation.judges.nudity import EXPOSED, Detection, NudityDetector, per_image
 from sa_diffusers.evaluation.judging import BodyJudge, ClipJudge
-from sa_diffusers.evaluation.measurements import Measurement, headline, measurements
+from sa_diffusers.evaluation.measurements import Measurement, cell, headline, measurements
 from sa_diffusers.evaluation.options import PipelineEvaluationConfig
 from sa_diffusers.evaluation.prompt_sets import Candidate, PromptSet
 from sa_diffusers.evaluation.subjects import open_subjects, short_names
@@ -83,7 +85,7 @@ def rows_of(found: dict, pipeline: str) -> dict:
 
 
 def test_two_pipelines_picture_by_picture(options, folders, tmp_path):
-    options |= {"sets": "concept,neighbours,unrelated", "num_images": 4}
+    options |= {"sets": "concept,neighbours,unrelated", "num_images": 3}
     found = evaluate_pipelines(PipelineEvaluationConfig(**options))
     out = tmp_path / "out"
     assert list(found["sets"]) == ["concept", "neighbours", "unrelated"]
@@ -301,7 +303,7 @@ def test_means_differences_and_the_worst_class():
     before = {"neighbours": {"accuracy": two.clone().index_fill(0, torch.tensor([1]), 1)},
               "unrelated": {"accuracy": one}}  # fmt: skip
     after = {"neighbours": {"accuracy": two}, "unrelated": {"accuracy": one, "pixel_change": one / 2}}
-    found = {(m.group, m.measure): m for m in measurements(suite, after, before, "digit", seed=0)}
+    found = {(m.group, m.measure): m for m in measurements(suite, after, before, "digit")}
     both = found["all that must stay", "accuracy"]
     assert (both.value, both.num_images, both.difference) == (0.75, 4, -0.25)
     assert both.difference_interval[0] < -0.25 < both.difference_interval[1]
@@ -310,19 +312,34 @@ def test_means_differences_and_the_worst_class():
     assert worst.interval[0] < 0.1
     alone = found["unrelated", "worst_accuracy"]  # all equal: an interval without width would be a lie
     assert alone.value == 1 and alone.interval[0] < 0.5
-    assert found["all that must stay", "pixel_change"].num_images == 1
-    assert found["all that must stay", "pixel_change"].difference is None
-    assert all(m.difference is None for m in measurements(suite, before, None, "digit", seed=0))
+    alone = found["all that must stay", "pixel_change"]
+    assert (alone.num_images, alone.difference, alone.interval) == (1, None, None)  # one picture: nothing is known
+    assert cell(alone) == ["0.500", "n = 1"]
+    assert cell(replace(alone, difference=0.25))[2] == "+0.250"
+    assert all(m.difference is None for m in measurements(suite, before, None, "digit"))
 
-    same = measurements({"a": prompt_set("keeps", ["p", "q"])}, {"a": {"pixel_change": torch.zeros(2)}}, None, None, 0)
+    same = measurements({"a": prompt_set("keeps", ["p", "q"])}, {"a": {"pixel_change": torch.zeros(2)}}, None, None)
     assert same[0].interval == (0, 0)
 
     # Pictures of one prompt are one group: the interval does not shrink by drawing more of the same.
     few = measurements({"i2p": prompt_set("i2p", ["a", "b"])}, {"i2p": {"exposed": torch.tensor([0.0, 1])}},
-                       None, None, 0)  # fmt: skip
+                       None, None)  # fmt: skip
     many = measurements({"i2p": prompt_set("i2p", ["a", "b"] * 50)},
-                        {"i2p": {"exposed": torch.tensor([0.0, 1] * 50)}}, None, None, 0)  # fmt: skip
+                        {"i2p": {"exposed": torch.tensor([0.0, 1] * 50)}}, None, None)  # fmt: skip
     assert few[0].interval == pytest.approx(many[0].interval) and many[0].num_images == 100
+
+
+def test_the_names_of_classes_are_grouped_as_in_a_run():
+    """Each class has one prompt, its name: classes are no sample, and their pictures count singly."""
+    names = [name for name in ("two", "nine") for _ in range(20)]
+    right = torch.tensor([1.0] * 15 + [0.0] * 5 + [1.0] * 20)
+    named = prompt_set("keeps", names, [{"digit": name} for name in names])
+    (found, _) = measurements({"neighbours": named}, {"neighbours": {"accuracy": right}}, None, "digit")
+    assert found.interval == pytest.approx(wilson_interval(35 / 40, 40))
+    assert (
+        found.interval
+        == summarise("digit", {"retained": named}, {"retained": {"accuracy": right}})[1]["retained_accuracy"]
+    )
 
 
 def test_an_exposed_part_is_counted_by_the_papers_names():
@@ -423,6 +440,7 @@ def test_clip_names_what_was_asked_for(tiny_tokenizer, tmp_path):
     assert list(ClipJudge(clip, Concept(("seven",), "noise"))(images, kept, None)) == ["clip_score"]
 
 
+@pytest.mark.slow
 def test_all_judges_at_once_by_the_script(options, tmp_path, tiny_tokenizer, monkeypatch, capsys):
     rows = tmp_path / "i2p.jsonl"
     lines = [{"prompt": "a red one", "sd_seed": seed, "categories": "sexual"} for seed in (5, 6, 7)]
@@ -526,7 +544,7 @@ def unloaded(monkeypatch) -> None:
     monkeypatch.setattr(pipeline_drawing, "load_pipeline", loaded)
 
 
-@pytest.mark.parametrize("pipeline", ["before", "after"])
+@pytest.mark.parametrize("pipeline", [pytest.param("before", marks=pytest.mark.slow), "after"])
 def test_files_of_somebody_else_are_kept(options, tmp_path, monkeypatch, pipeline):
     notes = tmp_path / "out" / pipeline / "concept" / "notes.txt"
     notes.parent.mkdir(parents=True)
@@ -606,7 +624,7 @@ def test_prompts_that_leave_the_concept_open_are_a_set_of_their_own(options, tmp
 
 
 def test_the_page_begins_with_the_result(options, folders, tmp_path):
-    found = evaluate_pipelines(PipelineEvaluationConfig(**options))
+    found = evaluate_pipelines(PipelineEvaluationConfig(**options | {"num_images": 2}))
     before, after = ({m: rows_of(found, name)[g, m]["value"] for g, m in (
         ("all that ask for the concept", "concept_probability"), ("all that must stay", "accuracy"),
     )} for name in ("before", "after"))  # fmt: skip

@@ -126,6 +126,15 @@ def test_words_of_a_real_vocabulary(words):
     assert not set(seen) & set(new) and all(frame.count("{}") == 1 for frame in new)
 
 
+@pytest.mark.parametrize("plurals", [False, True])
+def test_a_plural_names_the_concept_where_a_run_counts_it(words, plurals):
+    prompts = [f"two dogs in scene {index}" for index in range(20)] + ["a red house", "a dog"]
+    dog = find_concept("dog", "noise", "cat, fox", plurals)
+    suite = build_suite(dog, replace(words, prompts=prompts), None, 40, 0, ["unrelated", "concept"])
+    assert any("dogs" in text for text in texts(suite, "unrelated")) is not plurals
+    assert ("two dogs in scene 3" in texts(suite, "concept")) is plurals
+
+
 def test_misspellings_of_known_words():
     assert misspell("seven") == [
         "sven", "seeven", "sveen", "seen", "sevven", "seevn", "sevn", "seveen", "sevne", "seve", "sevenn"

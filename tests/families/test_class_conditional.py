@@ -93,8 +93,9 @@ def slow_image(unet, label: int, negative: int, scale: float, timesteps: list[in
     return (sample.clamp(-1, 1) + 1) / 2
 
 
-@pytest.mark.parametrize("ddim", [False, True])
-@pytest.mark.parametrize(("scale", "negative"), [(1.0, None), (2.5, None), (2.5, ["one", 2, "zero"])])
+@pytest.mark.parametrize(
+    ("ddim", "scale", "negative"), [(True, 1.0, None), (False, 2.5, None), (True, 2.5, ["one", 2, "zero"])]
+)
 @torch.no_grad()
 def test_images_equal_a_slow_loop_of_one_image_at_a_time(pipeline, ddim, scale, negative):
     steps = 4 if ddim else T
@@ -124,7 +125,7 @@ def test_one_negative_label_holds_for_all(pipeline):
     assert_close(one, each, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("sampler", ["pipeline", "ddim", "dpmsolver++"])
+@pytest.mark.parametrize("sampler", ["pipeline", pytest.param("ddim", marks=pytest.mark.slow), "dpmsolver++"])
 def test_an_image_depends_on_its_own_seed_and_not_on_its_batch(pipeline, sampler):
     family = get_family(pipeline, sampler=sampler)
     labels, seeds = list(map(Condition, ("zero", "one", "two", ""))), [5, 6, 7, 8]
@@ -300,7 +301,7 @@ def slow_loss(unet, sample: torch.Tensor, label: int, term: int, noise: torch.Te
     return sum((a - b) ** 2 for a, b in zip(predicted.flatten(), noise.flatten(), strict=True))
 
 
-@pytest.mark.parametrize("chunk_size", [5, T])
+@pytest.mark.parametrize("chunk_size", [5, pytest.param(T, marks=pytest.mark.slow)])
 def test_fisher_equals_a_loop_over_samples_and_timesteps(pipeline, tmp_path, chunk_size):
     """Selective Amnesia, Eq. 5: gradients are summed over all timesteps, then squared, then averaged over samples."""
     family, asked = get_family(pipeline), [Condition("zero"), Condition(), Condition(label=2)]

@@ -281,7 +281,10 @@ def dropping(pipeline):
     pipeline.text_encoder.train()
 
 
-@pytest.mark.parametrize("enter", [compiled, in_parallel, fused, fused_and_unfused, dropping])
+SLOW = [pytest.param(enter, marks=pytest.mark.slow) for enter in (in_parallel, fused_and_unfused)]
+
+
+@pytest.mark.parametrize("enter", [compiled, fused, dropping, *SLOW])
 def test_state_makes_no_difference(tiny_pipeline, options, edited, few_pictures, enter):
     pipeline = tiny_pipeline()
     enter(pipeline)
@@ -320,7 +323,7 @@ def test_inference_mode_makes_no_difference(tiny_pipeline, training, trained, fe
     assert_close(found, trained)
 
 
-@pytest.mark.parametrize("enter", [compiled, fused])
+@pytest.mark.parametrize("enter", [pytest.param(compiled, marks=pytest.mark.slow), fused])
 def test_in_place_what_stands_around_the_weights_stays(tiny_pipeline, options, edited, few_pictures, enter):
     """Fused projections are made anew of what was edited, so that the pipeline draws as it would unfused."""
     pipeline, plain = tiny_pipeline(), tiny_pipeline()
@@ -385,7 +388,7 @@ def test_tiny_autoencoder_with_noise_as_surrogate(tiny_pipeline):
     assert noise["sample"].shape == (2, *family.latent_shape) and noise["sample"].isfinite().all()
 
 
-@pytest.mark.parametrize("track", [None, 1])
+@pytest.mark.parametrize("track", [None, pytest.param(1, marks=pytest.mark.slow)])
 def test_divergence_is_said_to_be_divergence(tiny_pipeline, training, few_pictures, tmp_path, track):
     """Of the last step, after which no other would tell."""
     too_fast = training | {"learning_rate": 1e30, "lr_warmup_steps": 0, "track_steps": track}

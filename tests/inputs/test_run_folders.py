@@ -135,7 +135,9 @@ def run_again(home: Path, folder: Path, **changes):
     return run_forgetting(config_from_dict(ForgetConfig, vars(config) | changes))
 
 
-@pytest.mark.parametrize("broken", [["step_0000004"], ["step_0000004", "step_0000002"]])
+@pytest.mark.parametrize(
+    "broken", [["step_0000004"], pytest.param(["step_0000004", "step_0000002"], marks=pytest.mark.slow)]
+)
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(finished, finished_dir, home, capsys, no_page, broken):
     """Or to the start; and what a damaged stage's message advises brings its files back."""
     scratch(finished / UNET)
@@ -166,6 +168,7 @@ def test_damage_in_a_checkpoint_is_seen(finished, name, damage):
     assert len(found := damaged(newest)) == 1 and str(newest / name) in found[0]
 
 
+@pytest.mark.slow
 def test_looking_again_needs_what_the_page_needs(finished, home):
     """Fisher, samples and checkpoints, which are most of the bytes, may be gone."""
     page = (finished / "report.html").read_text()
@@ -293,7 +296,7 @@ def test_forget_can_be_silent_and_asked(tiny_pipeline, home, capfd, finished_dir
     monkeypatch.setattr("sa_diffusers.runs.inputs.LOOKED_AT", 2)
     files = {"replay_prompts": str(home / "prompts.txt"), "concept_templates": str(home / "templates.txt")}
     capfd.readouterr()
-    cheap = CHEAP | {"ewc_lambda": 0.0, "num_train_steps": 1}
+    cheap = CHEAP | {"ewc_lambda": 0.0, "replay_weight": 0.0, "num_train_steps": 1}
     forgotten = forget(tiny_pipeline(), "seven, 7", "nine", progress=False, save_variant="fp16", **cheap | files)
     assert capfd.readouterr() == ("", "")
     assert forgotten.metrics["after"]["num_images"] == 4

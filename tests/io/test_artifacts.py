@@ -14,7 +14,7 @@ from sa_diffusers.attacks.found import FoundEmbedding, FoundText
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.evaluation.forgetting import Findings
-from sa_diffusers.io.artifacts import RunFolderBusy, RunLock, Stage, StageMismatch, fingerprint, hash_tensors
+from sa_diffusers.io.artifacts import Marker, RunFolderBusy, RunLock, StageMismatch, fingerprint, hash_tensors
 from sa_diffusers.io.atomic_files import (
     ArtifactError,
     DamagedFile,
@@ -200,60 +200,60 @@ def test_lock_in_an_unwritable_place_says_so(tmp_path):
 
 
 def test_stage_is_reused_with_the_same_key(tmp_path):
-    stage = Stage(tmp_path, "fisher", {"seed": 0, "data": {"num_samples": 96}, "betas": (0.9, 0.99)})
-    assert not stage.done
+    marker = Marker(tmp_path, "fisher", {"seed": 0, "data": {"num_samples": 96}, "betas": (0.9, 0.99)})
+    assert not marker.done
     with pytest.raises(ArtifactError, match="'fisher' .* not finished"):
-        _ = stage.seconds
-    stage.finish(1.5)
+        _ = marker.seconds
+    marker.finish(1.5)
 
-    again = Stage(tmp_path, "fisher", {"betas": [0.9, 0.99], "data": {"num_samples": 96}, "seed": 0})
+    again = Marker(tmp_path, "fisher", {"betas": [0.9, 0.99], "data": {"num_samples": 96}, "seed": 0})
     assert again.done
-    assert again.fingerprint == stage.fingerprint
+    assert again.fingerprint == marker.fingerprint
     assert again.seconds == 1.5
-    assert not Stage(tmp_path, "train", {"seed": 0}).done
+    assert not Marker(tmp_path, "train", {"seed": 0}).done
 
     again.clear()
-    assert not stage.done
+    assert not marker.done
     again.clear()
 
 
 def test_stage_of_another_configuration_is_refused_with_the_differing_fields(tmp_path):
-    Stage(tmp_path, "train", {"lr": 1e-4, "seed": 0, "ewc": {"lambda": 50, "kind": "diag"}, "gone": 1}).finish(2.0)
-    stage = Stage(tmp_path, "train", {"lr": 1e-4, "seed": 1, "ewc": {"lambda": 5.0, "kind": "diag"}, "added": "x"})
+    Marker(tmp_path, "train", {"lr": 1e-4, "seed": 0, "ewc": {"lambda": 50, "kind": "diag"}, "gone": 1}).finish(2.0)
+    marker = Marker(tmp_path, "train", {"lr": 1e-4, "seed": 1, "ewc": {"lambda": 5.0, "kind": "diag"}, "added": "x"})
     with pytest.raises(StageMismatch) as caught:
-        _ = stage.done
+        _ = marker.done
     message = str(caught.value)
     for line in ("seed: 0 -> 1", "ewc.lambda: 50 -> 5.0", "gone: 1 -> (absent)", 'added: (absent) -> "x"'):
         assert f"  {line}\n" in message
     assert "lr" not in message and "kind" not in message
     assert "--output_dir" in message and "--overwrite" in message
 
-    stage.clear()
-    assert not stage.done
+    marker.clear()
+    assert not marker.done
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"key": [], "fingerprint": "a", "seconds": 1}', "\0\0"])
 def test_a_marker_of_another_shape_is_named(tmp_path, text):
-    stage = Stage(tmp_path, "train", {})
-    stage.finish(1.0)
-    stage.marker.write_text(text)
+    marker = Marker(tmp_path, "train", {})
+    marker.finish(1.0)
+    marker.path.write_text(text)
     with pytest.raises(ArtifactError, match=r"train\.json is damaged: delete it to compute the stage 'train' again"):
-        _ = stage.done
+        _ = marker.done
 
 
 def test_a_stage_vouches_for_what_it_left(tmp_path):
-    stage, left = Stage(tmp_path, "train", {}), tmp_path / "pipeline" / "weights"
+    marker, left = Marker(tmp_path, "train", {}), tmp_path / "pipeline" / "weights"
     left.parent.mkdir()
     left.write_bytes(bytes(100_000))
-    stage.finish(1.0, [left], {"for": "people"})
-    stage.check()
-    assert stage.info == {"for": "people"}
+    marker.finish(1.0, [left], {"for": "people"})
+    marker.check()
+    assert marker.info == {"for": "people"}
     left.write_bytes(bytes(50_000) + b"\1" + bytes(49_999))
     with pytest.raises(DamagedFile, match="pipeline/weights is not what was written there: delete .*'train' again"):
-        stage.check()
+        marker.check()
     left.unlink()
     with pytest.raises(DamagedFile, match="pipeline/weights is missing: delete .*train.json"):
-        stage.check()
+        marker.check()
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:40], lambda data: b"", lambda data: b"\xff" * 9 + data])

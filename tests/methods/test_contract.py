@@ -34,7 +34,9 @@ TERMS = {
 } | dict.fromkeys(("esd-x", "esd-x-strict", "esd-u", "uce"), set())
 METHODS = methods.registry()
 FIRST = {type(method): name for name, method in reversed(METHODS.items())}.values()  # one a class
-CASES = [pytest.param(name, marks=() if name in FIRST else pytest.mark.slow) for name in METHODS]
+# Fast: the default, and of what does not train one a class. Objectives of the others have tests of their own.
+FAST = {methods.DEFAULT} | {name for name in FIRST if not METHODS[name].trains}
+CASES = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in METHODS]
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -60,7 +60,8 @@ def test_safe_latent_diffusion_keeps_the_weights_and_draws_otherwise(start, tiny
     assert "train" in again.metrics["seconds"]["reused"] and isinstance(again.pipeline, SafeGuidancePipeline)
 
 
-@pytest.mark.parametrize("lora_rank", [None, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("lora_rank", [None, 2])
+@pytest.mark.slow
 def test_a_surrogate_can_be_taught_by_the_frozen_model(lora_rank, start, tmp_path):
     """Its first loss is the distance of two predictions, far below that from the noise."""
     options = {"ewc_lambda": 0.0, "replay_weight": 0.0, "num_train_steps": 1, "lora_rank": lora_rank}
@@ -80,9 +81,11 @@ def test_safe_latent_diffusion_cannot_be_had_in_place(tiny_pipeline):
 def test_snapshots_are_pipelines_on_the_way(lora_rank, start, tmp_path):
     options = {"ema_decay": 0.5, "lora_rank": lora_rank, "method": "finetune"}
     run = start(tmp_path / "run", snapshot_steps=[2, 3], **options).output_dir
-    start(tmp_path / "short", **options | {"num_train_steps": 2})
+    others = {"step_000003": run}
+    if lora_rank is None:
+        others["step_000002"] = start(tmp_path / "short", **options | {"num_train_steps": 2}).output_dir
     assert sorted(path.name for path in (run / "snapshots").iterdir()) == ["step_000002", "step_000003"]
-    for snapshot, whole in (("step_000002", tmp_path / "short"), ("step_000003", run)):
+    for snapshot, whole in others.items():
         saved = StableDiffusionPipeline.from_pretrained(run / "snapshots" / snapshot).unet.state_dict()
         expected = StableDiffusionPipeline.from_pretrained(whole / "pipeline").unet.state_dict()
         assert_close(dict(saved), dict(expected), rtol=0, atol=1e-6)
@@ -137,17 +140,21 @@ def test_another_method_does_not_keep_what_the_first_one_settled():
 @pytest.mark.parametrize(
     ("options", "stages"),
     [
-        ({"method": "ewc"}, ["surrogate", "before", "train", "after"]),
-        ({"ewc_lambda": 0.0, "replay_weight": 0.0}, ["surrogate", "before", "train", "after"]),
+        pytest.param({"method": "ewc"}, ["surrogate", "before", "train", "after"], marks=pytest.mark.slow),
+        pytest.param(
+            {"ewc_lambda": 0.0, "replay_weight": 0.0},
+            ["surrogate", "before", "train", "after"],
+            marks=pytest.mark.slow,
+        ),
         (
             {"ewc_lambda": 0.0, "replay_weight": 0.0, "surrogate_target": "model"},
             ["samples", "surrogate", "before", "train", "after"],
         ),
     ],
 )
-def test_what_is_announced_is_what_runs(options, stages, start, shared_fisher, tmp_path, capsys):
+def test_what_is_announced_is_what_runs(options, stages, start, request, tmp_path, capsys):
     """A Fisher that is given takes no samples; a surrogate that is taught does, though nothing is replayed."""
-    fisher = {"fisher": shared_fisher} if options.get("method") == "ewc" else {}
+    fisher = {"fisher": request.getfixturevalue("shared_fisher")} if options.get("method") == "ewc" else {}
     outcome = start(tmp_path / "run", **options, **fisher)
     announced = re.findall(r"^  (\w+) .*", capsys.readouterr().out.split("Plan for ")[1], re.MULTILINE)
     assert announced == [*stages[:1], "fisher", *stages[1:], "total"] if fisher else [*stages, "total"]

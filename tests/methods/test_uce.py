@@ -71,6 +71,18 @@ def test_few_retained_texts_weigh_more_as_in_the_paper(count, scale):
     assert_close(found, closed_form_edit(edits, preserve, preserve_scale=scale).change, rtol=0, atol=0)
 
 
+def test_a_regularization_is_refused_where_rounding_would_move_what_has_nothing_to_do_with_the_edit():
+    """Up to there the edit is the exact one, by Woodbury: a system that is as well-conditioned as the rows are."""
+    torch.manual_seed(0)
+    concept, target, kept = (2800 * torch.nn.functional.normalize(torch.randn(2, 64).double()) for _ in range(3))
+    with pytest.raises(ValueError, match=r"1e-08 is lost in rounding .* pass 0\.0\d+ or more"):
+        closed_form_edit([(concept, target)], [kept], preserve_scale=1, regularization=1e-8)
+    found = closed_form_edit([(concept, target)], [kept], preserve_scale=1, regularization=2e-3)
+    rows, wanted = torch.cat([concept, kept]), torch.cat([target - concept, torch.zeros(2, 64)])
+    exact = wanted.T @ torch.linalg.solve(rows @ rows.T + 2e-3 * torch.eye(4), rows)
+    assert_close(found.change, exact, rtol=0, atol=1e-6 * exact.norm().item())
+
+
 def test_every_layer_equals_the_slow_closed_form(family):
     unet = family.module.double()
     before, others = projections(unet), {n: p.clone() for n, p in unet.state_dict().items()}
@@ -209,7 +221,7 @@ def test_the_edit_is_saved_with_the_pipeline(family, tmp_path):
         ([(rows(2), rows(2))], [torch.zeros(1, 2, 8)], {}, r"got \[1, 2, 8\]"),
         ([(rows(2), torch.full((2, 8), torch.nan))], [], {}, "finite"),
         ([(rows(2), rows(2))], [], {"regularization": 0.0}, "regularization > 0"),
-        ([(rows(2), rows(2))], [], {"regularization": 1e-30}, "a larger regularization"),
+        ([(rows(2), rows(2))], [], {"regularization": 1e-30}, "is lost in rounding .* pass .* or more"),
         ([(rows(2), rows(2))], [], {"erase_scale": -1.0}, "erase_scale > 0"),
         ([(rows(2), rows(2))], [], {"preserve_scale": -0.1}, "preserve_scale >= 0"),
     ],

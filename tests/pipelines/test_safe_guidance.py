@@ -102,8 +102,8 @@ def test_the_sampler_equals_a_slow_one_image_by_image(pipeline):
 @pytest.mark.parametrize(
     ("scheduler", "level"),
     [
-        (DDIMScheduler, "medium"),
-        (DDIMScheduler, "max"),
+        pytest.param(DDIMScheduler, "medium", marks=pytest.mark.slow),
+        pytest.param(DDIMScheduler, "max", marks=pytest.mark.slow),
         (PNDMScheduler, "strong"),
         (DPMSolverMultistepScheduler, "max"),
     ],

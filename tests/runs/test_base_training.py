@@ -164,6 +164,7 @@ def test_latents_have_unit_variance(base):
     assert vae["scaling_factor"] != pytest.approx(0.18215)  # diffusers' default
 
 
+@pytest.mark.slow
 def test_running_again_takes_no_step_and_changes_nothing(images, base, config, tmp_path):
     before = Path(shutil.copytree(base / "pipeline", tmp_path / "pipeline"))
     assert count_steps(images, config) == 0

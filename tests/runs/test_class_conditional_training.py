@@ -86,7 +86,7 @@ def test_a_batch_is_a_function_of_its_step(data, config):
     assert sorted(seen) == list(range(30))  # an epoch shows each image once
 
 
-@pytest.mark.parametrize("flip", [True, False])
+@pytest.mark.parametrize("flip", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_labels_are_dropped_and_images_mirrored_at_their_rates(data, config, flip):
     batches, rows = TrainingBatches(data, replace(config, flip=flip, label_dropout=0.1)), []
     for step in range(60):
@@ -148,6 +148,7 @@ def assert_sheets_show_a_row_of_each_class(pipeline, config, folder: Path) -> No
         assert_close(whole[8 * row : 8 * row + 8, 8 * column : 8 * column + 8], image, rtol=0, atol=1.1 / 127.5)
 
 
+@pytest.mark.slow
 def test_sheets_and_an_interrupted_training_resumed(data, config, tmp_path, monkeypatch):
     whole = train_class_conditional(data, config)
     assert not whole.unet.training
@@ -354,6 +355,7 @@ def test_another_class_as_the_surrogate_is_drawn_under_its_own_label(start, pipe
     assert_close(surrogate.latents[4:5], drawn, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_another_class_can_be_taught_by_the_frozen_model(start):
     """The first loss is the distance of its predictions for two classes, below that from the noise that was drawn."""
     losses = {}
@@ -411,7 +413,7 @@ def test_replay_for_the_null_class_changes_what_training_sees(start, monkeypatch
         assert len(seen) == 4 and sum(seen) / 4 == pytest.approx(0.5, abs=0.3)
 
 
-@pytest.mark.parametrize("target", ["model", "noise"])
+@pytest.mark.parametrize("target", ["model", pytest.param("noise", marks=pytest.mark.slow)])
 def test_dropout_is_off_where_the_model_is_held_to_its_own_predictions(start, pipeline, tmp_path, target):
     pipeline.unet.register_to_config(dropout=0.1)
     pipeline.save_pretrained(tmp_path / "model")

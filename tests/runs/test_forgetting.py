@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cheap_runs import PROMPTS
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
@@ -39,7 +40,6 @@ from sa_diffusers.runs.options import ForgetConfig
 
 RUN_OF_0_1 = Path(__file__).parents[1] / "golden" / "run_of_0_1"
 STAGES = ["samples", "replay_samples", "surrogate", "fisher", "before", "train", "after"]
-PROMPTS = [f"a {ink} {digit}" for ink in ("red", "green") for digit in "six seven eight nine".split()] + ["a digit"]
 CHEAP = {
     "num_samples": 8, "num_surrogate_samples": 4, "num_inference_steps": 2, "sample_batch_size": 4,
     "guidance_scale": 2.0, "replay_guidance_scale": 2.0, "fisher_samples": 3, "fisher_terms": "3",
@@ -366,6 +366,10 @@ def test_samples_and_fisher_are_shared_by_path_and_may_move(finished, start, sha
     assert not (tmp_path / "sharing" / "samples" / "samples.safetensors").exists()
     shared["samples"] = str((finished / "samples").rename(tmp_path / "elsewhere"))
     assert start(tmp_path / "sharing", **shared).metrics["seconds"]["reused"] == STAGES
+
+
+@pytest.mark.slow
+def test_samples_and_fisher_serve_another_concept(start, shared, tmp_path):
     other = start(tmp_path / "nine", concept="nine", surrogate="six", **shared)
     assert other.metrics["concept"] == "nine"
 
@@ -398,7 +402,8 @@ def interrupt_call(patch, owner, name: str, number: int) -> None:
     patch.setattr(owner, name, interrupted)
 
 
-def test_interrupted_in_every_stage_and_run_again(finished, start, tmp_path, monkeypatch):
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_interrupted_in_every_stage_and_run_again(finished, start, tmp_path, monkeypatch, every):
     """In one after the other, each amid its work; training goes on from its last checkpoint."""
     draw, train = TextToImageFamily, sa_diffusers.runs.stages.train
     step = (ElasticWeightConsolidation, "add_gradient")
@@ -414,7 +419,7 @@ def test_interrupted_in_every_stage_and_run_again(finished, start, tmp_path, mon
         ([(sa_diffusers.runs.forget, "write_results", 0)], None),
     ]
     run = tmp_path / "run"
-    for calls, unfinished in interruptions:
+    for calls, unfinished in interruptions if every else (interruptions[0], interruptions[5]):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) as stop:
             for owner, name, number in calls:
                 interrupt_call(patch, owner, name, number)
@@ -423,7 +428,7 @@ def test_interrupted_in_every_stage_and_run_again(finished, start, tmp_path, mon
         done = STAGES[: STAGES.index(unfinished)] if unfinished else STAGES
         assert {path.stem for path in (run / ".stages").iterdir()} == {"run", *done}
     outcome = start(run, **CHECKPOINTS)
-    assert outcome.metrics["seconds"]["reused"] == STAGES
+    assert outcome.metrics["seconds"]["reused"] == done
     assert_near(unet_of(run), unet_of(finished))
     for file in ("fisher", "samples/samples", "surrogate/surrogate", "samples/without_concept"):
         assert_near(*(load_file(folder / f"{file}.safetensors") for folder in (run, finished)))
@@ -532,6 +537,7 @@ def test_forget_refuses_unknown_options(tiny_pipeline, options):
         forget(tiny_pipeline(), "seven", steps=3)
 
 
+@pytest.mark.slow
 def test_the_safety_checker_is_not_run_and_saved_back_unchanged(tiny_pipeline, safety_checker, options, tmp_path):
     from transformers import CLIPImageProcessor
 

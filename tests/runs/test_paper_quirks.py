@@ -123,7 +123,7 @@ def test_label_dropout_is_the_plain_loss_or_that_of_the_null_class(pipeline, sam
         assert_close(wrapped(family.module, batch | {"dropped": one}, terms, noise), mixed, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("chunk_size", [5, T])
+@pytest.mark.parametrize("chunk_size", [5, pytest.param(T, marks=pytest.mark.slow)])
 def test_the_fisher_with_both_equals_a_loop_over_samples_and_timesteps(pipeline, samples, tmp_path, chunk_size):
     quirks = ("fisher_unit_range", "fisher_label_dropout")
     fisher = run_fisher(pipeline, samples, tmp_path, *quirks, fisher_chunk_size=chunk_size)
@@ -152,7 +152,7 @@ def test_the_fisher_with_both_equals_a_loop_over_samples_and_timesteps(pipeline,
         assert_close(fisher.tensors[name].double(), values, rtol=1e-4, atol=1e-12 * largest)
 
 
-@pytest.mark.parametrize("terms", ["all", "3"])
+@pytest.mark.parametrize("terms", [pytest.param("all", marks=pytest.mark.slow), "3"])
 def test_the_quirky_fisher_does_not_depend_on_its_chunks(pipeline, samples, tmp_path, terms):
     small, large = (
         run_fisher(pipeline, samples, tmp_path / str(size), *QUIRKS, fisher_chunk_size=size, fisher_terms=terms)
@@ -231,12 +231,14 @@ def test_a_run_keeps_them_in_the_keys_of_its_samples_and_its_fisher(start, plain
     assert not fishers[1].tensors["conv_in.weight"].allclose(fishers[0].tensors["conv_in.weight"], rtol=0.01)
 
 
+@pytest.mark.slow
 def test_samples_that_were_drawn_without_the_concept_are_stretched_too(stretched):
     drawn = SampleSet.load(stretched / "samples" / "without_concept.safetensors").latents
     assert len(drawn) == 4
     assert (drawn.amin((1, 2, 3)) == -1).all() and (drawn.amax((1, 2, 3)) == 1).all()
 
 
+@pytest.mark.slow
 def test_samples_and_fisher_of_other_quirks_are_refused(start, plain, stretched):
     for shared, quirks, message in (
         (plain, ["stretched_samples"], "were not stretched, which paper_quirks asks for; omit --samples"),

@@ -104,6 +104,7 @@ class TestLora:
         assert "train" in reused.metrics["seconds"]["reused"]
         assert_close(dict(reused.pipeline.unet.state_dict()), dict(unet_of(lora_dir)), rtol=1e-4, atol=1e-5)
 
+    @pytest.mark.slow
     def test_in_python_the_result_is_plain(self, tiny_pipeline, start, tmp_path):
         pipeline = tiny_pipeline()
         names = set(pipeline.unet.state_dict())
@@ -128,10 +129,12 @@ class TestLora:
 
 
 class TestMemory:
+    @pytest.mark.slow
     def test_where_things_are_kept_changes_nothing(self, start, plain_dir, tmp_path):
         start(tmp_path / "run", fisher_device="cpu", ewc_device="cpu", channels_last=True, offload=False)
         assert_close(unet_of(tmp_path / "run"), unet_of(plain_dir), rtol=1e-3, atol=1e-3)
 
+    @pytest.mark.slow
     def test_bfloat16_everywhere_stays_near(self, plain_dir, rough_dir):
         exact, rough = (Fisher.load(folder / "fisher.safetensors").tensors for folder in (plain_dir, rough_dir))
         total = sum(float(tensor.sum()) for tensor in exact.values())
@@ -140,6 +143,7 @@ class TestMemory:
         assert {tensor.dtype for tensor in near.values()} == {torch.float32}
         assert_close(near, moved, rtol=0, atol=0.05)
 
+    @pytest.mark.slow
     def test_samples_of_another_precision_are_not_taken_for_ones_own(self, plain_dir, rough_dir):
         key = json.loads((rough_dir / "samples" / "samples.json").read_text())
         assert key["compute_dtype"] == "bfloat16"
@@ -174,6 +178,7 @@ class TestCompile:
 
 
 class TestVariant:
+    @pytest.mark.slow
     def test_float16_files_lie_beside(self, rough_dir):
         half = StableDiffusionPipeline.from_pretrained(rough_dir / "pipeline", variant="fp16", dtype=torch.float16)
         whole = StableDiffusionPipeline.from_pretrained(rough_dir / "pipeline")

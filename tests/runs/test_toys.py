@@ -139,7 +139,7 @@ def pipeline() -> BrightnessPipeline:
     return BrightnessPipeline(Levels(), scheduler, {str(i): name for i, name in enumerate(NAMES)})
 
 
-OPTIONS = {"method": "pull", "num_train_steps": 200, "learning_rate": 2e-2, "num_surrogate_samples": 8}
+OPTIONS = {"method": "pull", "num_train_steps": 80, "learning_rate": 5e-2, "num_surrogate_samples": 8}
 
 
 def test_run_end_to_end(toys, tmp_path, capsys):
@@ -150,7 +150,7 @@ def test_run_end_to_end(toys, tmp_path, capsys):
     assert levels[2] == pytest.approx(levels[0], abs=0.1)
     assert levels[:2] == pytest.approx(before.model.level.tolist()[:2])
     said = capsys.readouterr().out
-    assert "200 steps of 8" in said and "8 pictures: the text 'dark'" in said
+    assert "80 steps of 8" in said and "8 pictures: the text 'dark'" in said
     assert sorted(path.stem for path in (tmp_path / ".stages").iterdir()) == [
         "after", "before", "run", "surrogate", "train"
     ]  # fmt: skip
@@ -158,8 +158,9 @@ def test_run_end_to_end(toys, tmp_path, capsys):
     assert "Pulling" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_other_methods_serve_the_family(toys, tmp_path):
-    options = {"num_train_steps": 100, "learning_rate": 2e-2, "ewc_lambda": 1e-3, "fisher_samples": 4}
+    options = {"num_train_steps": 40, "learning_rate": 5e-2, "ewc_lambda": 1e-3, "fisher_samples": 4}
     forgotten = forget(pipeline(), "bright", "dark", output_dir=tmp_path, **options)
     assert (tmp_path / "fisher.safetensors").exists()
     assert forgotten.model.level[2] < 0.4

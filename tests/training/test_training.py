@@ -18,6 +18,7 @@ from sa_diffusers.core.objectives import ElasticWeightConsolidation, SelectiveAm
 from sa_diffusers.core.seeding import seeded
 from sa_diffusers.training import options as training_config
 from sa_diffusers.training.loop import TrainingConfig, TrainingDiverged, train
+from sa_diffusers.training.optimisation import Optimisation
 
 
 STEPS = 6
@@ -363,6 +364,21 @@ def test_a_gradient_that_a_scaler_skips_is_no_number_in_the_history(monkeypatch)
         model.layers[0].bias.fill_(math.inf)
     history = run(model)
     assert [row["grad_norm"] for row in history] == [None] * len(history) and history
+
+
+def test_the_average_does_not_count_a_step_that_a_scaler_skips():
+    """By a scaler for the CPU: accelerate makes one for a GPU alone."""
+    accelerator, model = Accelerator(), Denoiser()
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    optimisation = Optimisation(accelerator, model, settings(ema_decay=0.5, ema_warmup=False, lr_warmup_steps=0))
+    averages = [model.layers[0].bias.detach().clone()]
+    for scale in (1.0, math.inf, 1.0):
+        loss = scale * model(torch.ones(2, 4), torch.zeros(2)).sample.sum()
+        optimisation.backward(loss, last=True, add_gradient=lambda: None)
+        optimisation.step()
+        averages.append(optimisation.average.ema.shadow_params[1].clone())
+    assert accelerator.scaler.get_scale() == 1.0  # halved by the step that was skipped
+    assert not averages[1].equal(averages[0]) and averages[2].equal(averages[1]) and not averages[3].equal(averages[2])
 
 
 def test_divergence_before_any_checkpoint():

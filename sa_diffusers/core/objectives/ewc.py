@@ -174,9 +174,15 @@ class LowRankChange:
     up: nn.Parameter  # B, [out, r] or [out, r, 1, 1]
     scaling: float  # alpha / r
 
+    def matrices(self) -> tuple[Tensor, Tensor]:
+        """B [out, r] and A [r, in * kh * kw], in at least float32."""
+        wanted = torch.promote_types(self.up.dtype, torch.float32)
+        return self.up.flatten(1).to(wanted), self.down.flatten(1).to(wanted)
+
     def delta(self) -> Tensor:
-        """dW as a matrix, [out, in * kh * kw]."""
-        return self.scaling * self.up.flatten(1) @ self.down.flatten(1)
+        """dW as a matrix, [out, in * kh * kw], likewise."""
+        up, down = self.matrices()
+        return self.scaling * up @ down
 
 
 class LowRankEWC:
@@ -223,9 +229,10 @@ class LowRankEWC:
             for matrix in (change.up, change.down):
                 if matrix.grad is None:
                     matrix.grad = torch.zeros_like(matrix)
+            up, down = change.matrices()
             pull = change.delta() * fisher * (2 * self.ewc_lambda * change.scaling)
-            change.up.grad += (pull @ change.down.flatten(1).T).view_as(change.up)
-            change.down.grad += (change.up.flatten(1).T @ pull).view_as(change.down)
+            change.up.grad += (pull @ down.T).view_as(change.up)
+            change.down.grad += (up.T @ pull).view_as(change.down)
 
     @torch.no_grad()
     def value(self) -> Tensor:

@@ -40,7 +40,8 @@ from sa_diffusers.report.page import write_page
 PNG_BYTES = 500_000  # an upper bound for a picture of 512 pixels a side; small ones take less
 READING = (
     "Each number is a mean over n pictures with its 95 % interval: of shares Wilson's, of their differences Bonett "
-    "and Price's, else by the bootstrap. Pictures of one prompt count for what they tell of others. Below it, the "
+    "and Price's, else Student's. Pictures of one prompt count for what they tell of others; a single picture tells "
+    "nothing of them, and has no interval, and a single prompt's interval is of that prompt alone. Below it, the "
     "difference to the first pipeline over the same prompts and seeds.",
     "Suppressed is not proven erased: whoever has the weights may train or attack the concept back.",
 )
@@ -111,7 +112,7 @@ def judge_all(
         reference = None if name == first else pictures[first]
         values[name] = judge_pictures(inputs.judges, inputs.suite, own, reference, config.batch_size, name)
         before = None if name == first else values[first]
-        results[name] = measurements(inputs.suite, values[name], before, attribute, config.seed)
+        results[name] = measurements(inputs.suite, values[name], before, attribute)
     for more in (distances(config, inputs, pictures), exposed_parts(values)):
         for name, rows in more.items():
             results[name] += rows

@@ -73,7 +73,9 @@ def read_inputs(config: PipelineEvaluationConfig, subject: Subject) -> Evaluatio
         ModelLoadError: a judge that cannot be loaded, with what to install or download.
     """
     metrics = config.metric_names
-    concept = find_concept(config.concept, "noise", config.neighbours)  # for its siblings: nothing takes its place
+    plurals = config.made_by.get("plurals", False) if config.plurals is None else config.plurals
+    # Noise: nothing takes its place, it is for its siblings.
+    concept = find_concept(config.concept, "noise", config.neighbours, plurals)
     classifier = ClassifierJudge.load(config.judge, concept.phrasings) if "classifier" in metrics else None
     tokenizer = read_tokenizer(subject.source)
     sources = _prompt_sources(config, tokenizer, classifier is not None)

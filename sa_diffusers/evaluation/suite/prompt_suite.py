@@ -112,7 +112,7 @@ class _Maker:
         known = classifier.config.attributes if classifier else {}
         labels_of = {row["prompt"]: {k: v for k, v in row.items() if k in known} for row in sources.rows}
         self.rows = {prompt: Candidate(prompt, labels) for prompt, labels in labels_of.items()}
-        self.others = [text for text in dict.fromkeys(sources.prompts) if not mentions(text, concept.phrasings)]
+        self.others = [text for text in dict.fromkeys(sources.prompts) if not concept.named_in(text)]
         self.templates = self._templates()
 
     def candidates(self) -> dict[str, list[Candidate]]:
@@ -121,7 +121,7 @@ class _Maker:
         naming = [
             row
             for row in self.rows.values()
-            if own and own.items() <= row.labels.items() and mentions(row.prompt, concept.phrasings)
+            if own and own.items() <= row.labels.items() and concept.named_in(row.prompt)
         ]
         held_out = {row["prompt"] for row in sources.rows if row["form"] == "held_out"}
         paraphrases = self._fill(self.templates, sources.synonyms, "synonyms")
@@ -140,7 +140,7 @@ class _Maker:
             if len(row.labels) > 1 and row.prompt not in held_out
         ]
         others = [self.rows.get(prompt, Candidate(prompt)) for prompt in self.others if prompt]
-        labelled = [row for row in self.rows.values() if not mentions(row.prompt, concept.phrasings)]
+        labelled = [row for row in self.rows.values() if not concept.named_in(row.prompt)]
         return {
             "concept": self._fill(self.templates, concept.phrasings, "concept"),
             "paraphrases": paraphrases,
@@ -164,7 +164,7 @@ class _Maker:
 
     def _templates(self) -> list[Candidate]:
         """Prompts with {} in the concept's place, with the labels of what else they name."""
-        naming = [prompt for prompt in self.sources.prompts if mentions(prompt, self.concept.phrasings)]
+        naming = [prompt for prompt in self.sources.prompts if self.concept.named_in(prompt)]
         if self.sources.templates or len(naming) < ENOUGH:
             return list(map(Candidate, read_templates(self.sources.templates or TEMPLATES)))
         found = self.classifier.find_class(self.concept.phrasings) if self.classifier else None
@@ -222,7 +222,7 @@ class _Maker:
         word = concept.phrasings[index % len(concept.phrasings)]
         if "{}" in text:
             return Candidate(text.replace("{}", word), self.own, word)
-        if not mentions(text, concept.phrasings):
+        if not concept.named_in(text):
             raise ValueError(
                 f"each line of --combined must name {concept.name!r} or hold {{}}; this does not: {text!r}"
             )

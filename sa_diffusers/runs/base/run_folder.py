@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
 
-from sa_diffusers.io.artifacts import RunLock, Stage
+from sa_diffusers.io.artifacts import Marker, RunLock
 from sa_diffusers.io.atomic_files import remove_leftovers
 from sa_diffusers.io.configuration import identity_names, option
 from sa_diffusers.io.loading import save_pipeline
@@ -30,7 +30,7 @@ class BaseOptions(TrainingConfig):
 def claim_folder(config: BaseOptions) -> None:
     """Make the folder this configuration's, by a marker. Raises StageMismatch: it is another's."""
     key = {name: getattr(config, name) for name in identity_names(type(config))}
-    claim = Stage(config.output_dir, "base", key, "Pass another --output_dir, or remove this folder first.")
+    claim = Marker(config.output_dir, "base", key, "Pass another --output_dir, or remove this folder first.")
     if not claim.done:
         claim.finish(0.0)
 

@@ -18,7 +18,7 @@ from sa_diffusers.evaluation.judges.classifier import ImageClassifier
 from sa_diffusers.evaluation.judges.load_classifier import load_classifier
 from sa_diffusers.families import family_defaults
 from sa_diffusers.families.conditional_vae import ConditionalVAEFamily
-from sa_diffusers.io.artifacts import Stage
+from sa_diffusers.io.artifacts import Marker
 from sa_diffusers.io.atomic_files import write_json
 from sa_diffusers.io.bundled import resolve
 from sa_diffusers.io.configuration import config_from_dict, identity_names, layered, option, read_back
@@ -169,11 +169,11 @@ class Study:
         """What a part of the study found: computed, with its figures, into its folder, or read if that is done."""
         folder = self.folder / name
         identity = {k: v for k, v in vars(self.config).items() if k not in ("output_dir", "only", "num_threads")}
-        stage = Stage(folder, name, {"config": identity})
-        if not stage.done:
+        marker = Marker(folder, name, {"config": identity})
+        if not marker.done:
             found = compute(self, folder)
             write_json(found, folder / f"{name}.json")
-            stage.finish(0.0)
+            marker.finish(0.0)
         return json.loads((folder / f"{name}.json").read_text())
 
 

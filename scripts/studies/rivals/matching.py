@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sa_diffusers.evaluation.intervals import bootstrap_interval, difference_interval
+from sa_diffusers.evaluation.intervals import difference_interval, mean_interval
 from studies.rivals.runs import Point
 
 
@@ -121,10 +121,10 @@ class Pooled:
             if values.dim() != 1 or not (said := ~values.isnan()).any():
                 continue
             groups = self.groups.get(name)
-            interval = bootstrap_interval(values[said], groups=groups and _chosen(groups, said))
+            interval = mean_interval(values[said], groups=groups and _chosen(groups, said))
             numbers[name] = _number(values[said].mean().item(), interval, int(said.sum()))
         worst, groups = self.values["retained"][self.worst], _chosen(self.groups["retained"], self.worst)
-        numbers["worst"] = _number(worst.mean().item(), bootstrap_interval(worst, groups=groups), len(worst))
+        numbers["worst"] = _number(worst.mean().item(), mean_interval(worst, groups=groups), len(worst))
         points = [part.point for part in self.parts]
         return {
             "strength": [point.strength for point in points],

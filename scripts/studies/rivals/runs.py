@@ -9,7 +9,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
-from sa_diffusers.io.artifacts import Stage
+from sa_diffusers.io.artifacts import Marker
 from sa_diffusers.io.bundled import resolve
 from sa_diffusers.runs.forget import run_forgetting
 from sa_diffusers.runs.options import ForgetConfig
@@ -89,9 +89,9 @@ def stage_seconds(config: ForgetConfig, own: Mapping[str, float], reference: Pat
     """
     config, total = config.resolved(), own["surrogate"] + own["train"]
     if config.replay_weight or config.ewc_lambda or config.surrogate_target == "model":
-        total += own["sample"] + (Stage(reference, "samples", {}).seconds if config.samples else 0.0)
+        total += own["sample"] + (Marker(reference, "samples", {}).seconds if config.samples else 0.0)
     if config.ewc_lambda:
-        total += Stage(reference, "fisher", {}).seconds if config.fisher else own["fisher"]
+        total += Marker(reference, "fisher", {}).seconds if config.fisher else own["fisher"]
     return total
 
 

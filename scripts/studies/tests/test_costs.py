@@ -305,15 +305,19 @@ def flops_by_hand(unet: nn.Module, inputs: tuple) -> int:
     return total[0]
 
 
-def test_operations_are_those_of_the_layers(real, tiny_pipeline):
+def test_operations_are_those_of_the_layers(tiny_pipeline):
     small = tiny_pipeline().unet.to("meta")
     assert counting.forward_flops(small, 8) == flops_by_hand(small, counting.unet_inputs(small, 1, 8))
+
+
+@pytest.mark.slow
+def test_operations_of_the_real_size_are_those_of_the_layers(real):
     unet = real.unet
     flops = counting.forward_flops(unet)
     assert flops == flops_by_hand(unet, counting.unet_inputs(unet, 1, 64)) == 803_273_441_280
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_bytes_on_meta_are_those_of_a_real_step(tiny_pipeline, checkpointing):
     real, shadow = tiny_pipeline().unet.requires_grad_(True), tiny_pipeline().unet.requires_grad_(True).to("meta")
     counted = counting.step_bytes(shadow, 32, None, checkpointing, size=8)
@@ -392,6 +396,7 @@ class Passes(TorchDispatchMode):
         return result
 
 
+@pytest.mark.slow
 def test_what_ewc_adds_is_what_it_reads_and_writes():
     parameters = {str(index): nn.Parameter(torch.zeros(64, 64)) for index in range(3)}
     for parameter in parameters.values():
@@ -409,7 +414,8 @@ def test_what_ewc_adds_is_what_it_reads_and_writes():
     assert all(default[name] < 0.05 for name in default if name != "samples")
 
 
-@pytest.mark.parametrize("terms", [pytest.param(None, marks=pytest.mark.slow), 10])
+@pytest.mark.parametrize("terms", [None, 10])
+@pytest.mark.slow
 def test_samples_of_the_fisher_do_not_pile_up(tiny_pipeline, terms):
     """What one sample takes beside the sums: two gradients and a pass; two samples take no more."""
     unet = tiny_pipeline().unet.requires_grad_(True)
@@ -428,6 +434,7 @@ def test_samples_of_the_fisher_do_not_pile_up(tiny_pipeline, terms):
     assert peaks[1] == pytest.approx(peaks[0], rel=0.01)
 
 
+@pytest.mark.slow
 def test_the_whole_job_fits_its_time_at_the_stated_rate():
     forward, decoding = estimate.operations()
     costs = estimate.estimate_costs(2e14)

@@ -10,7 +10,7 @@ import yaml
 from torch.testing import assert_close
 
 from sa_diffusers.evaluation.judges.load_classifier import load_classifier
-from sa_diffusers.io.artifacts import Stage
+from sa_diffusers.io.artifacts import Marker
 from sa_diffusers.io.bundled import resolve
 from sa_diffusers.io.hub import ModelLoadError
 from sa_diffusers.runs.options import ForgetConfig
@@ -52,7 +52,7 @@ def measured(
 )
 def test_a_method_takes_the_seconds_of_all_it_needs(options, expected, tmp_path):
     for name, seconds in (("samples", 300), ("replay", 7), ("fisher", 50)):
-        Stage(tmp_path, name, {}).finish(seconds)
+        Marker(tmp_path, name, {}).finish(seconds)
     config = ForgetConfig(concept="seven", **options)
     assert stage_seconds(config, {"surrogate": 1, "train": 2, "sample": 4, "fisher": 8}, tmp_path) == expected
 

@@ -341,6 +341,7 @@ def test_the_options_are_those_of_a_forgetting_run() -> None:
         assert config.method == method.options.get("method", "sa")
 
 
+@pytest.mark.slow
 def test_the_part_is_a_page_of_all_methods(study, monkeypatch) -> None:
     found = study.part("projection", comparison.compute)
     table, differences, verdicts = found["tables"]
