@@ -17,6 +17,7 @@ _MODULES = {
     "DiffusionLoss": "core.losses",
     "ElasticWeightConsolidation": "core.objectives",
     "MaskedAutoencoderInpaintPipeline": "pipelines",
+    "RunStopped": "io.processes",
     "SafeGuidancePipeline": "pipelines",
     "SelectiveAmnesia": "core.objectives",
     "load_fisher": "data.sharing",

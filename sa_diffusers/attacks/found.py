@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from sa_diffusers.attacks.template_encoder import PLACE, TemplateEncoder
 from sa_diffusers.families import Family
 from sa_diffusers.io.atomic_files import explain_read_errors, load_tensors, read_json, save_tensors, write_json
+from sa_diffusers.io.processes import progress_bar
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +80,7 @@ def draw_found(
         raise ValueError(f"expected vectors [K, {sum(encoder.widths)}], got {list(found.vectors.shape)}")
     latents = []
     starts = range(0, len(seeds), batch_size)
-    for start in tqdm(starts, desc="draw", mininterval=1, disable=len(starts) == 1):
+    for start in progress_bar(starts, "draw", "batches"):
         own = seeds[start : start + batch_size]
         rows = [(start + place) % len(templates) for place in range(len(own))]
         if encoder is None:

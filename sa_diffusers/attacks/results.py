@@ -17,7 +17,7 @@ from sa_diffusers.io.atomic_files import write_json, write_text
 from sa_diffusers.io.configuration import public_values
 from sa_diffusers.report.page import write_page
 from sa_diffusers.report.pictures import figure, to_pil
-from sa_diffusers.report.tables import bracket, markdown_table
+from sa_diffusers.report.tables import markdown_table, measured
 
 
 SHOWN = 12  # pictures of each row of the page
@@ -104,13 +104,13 @@ def table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for role, entry in result["models"].items():
         best = entry["restarts"][entry["best"]]
-        measured = [
+        numbers = [
             _cell(part, name)
             for name in ("probability", "share") * judged
             for part in (entry["before"], entry["after_mean"], best)
         ]
         text = [best["text"]] if words else []
-        rows.append([role, *measured, *text, f"{best['losses'][0]:.4f} → {min(best['losses']):.4f}"])
+        rows.append([role, *numbers, *text, f"{best['losses'][0]:.4f} → {min(best['losses']):.4f}"])
     return header, rows
 
 
@@ -119,7 +119,7 @@ def _judged(result: Mapping[str, Any]) -> bool:
 
 
 def _cell(part: Mapping[str, Any], name: str) -> str:
-    return f"{part[name]:.3f} {bracket(part[f'{name}_interval'], '.3f')}"
+    return measured(part[name], part[f"{name}_interval"])
 
 
 def notes(result: Mapping[str, Any]) -> list[str]:

@@ -21,6 +21,7 @@ from sa_diffusers.families import Family
 from sa_diffusers.io.artifacts import Marker, RunLock, check_foreign, hash_tensors
 from sa_diffusers.io.atomic_files import load_tensors, remove_leftovers, save_tensors
 from sa_diffusers.io.loading import model_hash, pipeline_hashes
+from sa_diffusers.io.processes import say
 from sa_diffusers.report.pictures import to_uint8
 
 
@@ -72,7 +73,7 @@ class AttackRun:
             found.append(self._find(family, targets, own, restart, key))
             after.append(pictures(f"after-{restart}", found[-1], {"found": key}))
             if role == "original" and restart == 0:
-                print(self._time_left(), flush=True)
+                say(self._time_left())
         return Attacked(model, before, after, found)
 
     def _time_left(self) -> str:
@@ -162,18 +163,18 @@ def run_attack(config: AttackConfig) -> dict:
     config = complete(config)
     models, judge = roles(config), load_judge(config)
     check_victims(config, judge.classifier.config.image_size if judge else None)
-    print(describe_plan(config, judge), flush=True)
+    say(describe_plan(config, judge))
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     # Each is loaded and let go: a failure of the last one must not come after hours on the first.
     for line in dict.fromkeys([first_tokens(config, model) for model in models.values()]):
-        print(line, flush=True)
+        say(line)
     with RunLock(config.output_dir):
         remove_leftovers(config.output_dir)
         run = AttackRun(config)
         attacked = {}
         for role, model in models.items():
-            print(f"attack: {role} ({model})", flush=True)
+            say(f"attack: {role} ({model})")
             attacked[role] = run.attack(role, model)
         targets = to_uint8(run.target_images)
         result = summarise(config, attacked, targets, judge)

@@ -12,7 +12,6 @@ from statistics import fmean
 
 import torch
 from torch import Generator, Tensor
-from tqdm import tqdm
 
 from sa_diffusers.attacks.found import FoundEmbedding, FoundText
 from sa_diffusers.attacks.target_loss import AttackSettings, TargetLoss, frozen_model, prepare
@@ -20,6 +19,7 @@ from sa_diffusers.attacks.template_encoder import TemplateEncoder
 from sa_diffusers.core.concepts import fold
 from sa_diffusers.core.seeding import seeded
 from sa_diffusers.families import Family
+from sa_diffusers.io.processes import progress_bar
 
 
 NUM_EXCHANGES = 2  # tried at each step
@@ -48,7 +48,7 @@ def attack_embedding(
     optimizer = settings.optimizer(vectors, loss.encoder.scale)
     losses: list[float] = []
     with frozen_model(family):
-        for step in tqdm(range(settings.steps + 1), desc="attack: token embedding", mininterval=1):
+        for step in progress_bar(range(settings.steps + 1), "attack: token embedding", "steps"):
             if step % settings.keep_every == 0 or step == settings.steps:
                 losses.append(loss.fixed(vectors))
                 if losses[-1] == min(losses):
@@ -181,7 +181,7 @@ def attack_text(
         for ids in map(encoder.tokens, concept_words):
             if len(ids) == settings.num_tokens:
                 search.consider(ids)
-        for step in tqdm(range(settings.steps + 1), desc="attack: discrete prompt", mininterval=1):
+        for step in progress_bar(range(settings.steps + 1), "attack: discrete prompt", "steps"):
             ids = vocabulary.project(vectors)
             search.consider(ids)
             if search.best and (step % settings.keep_every == 0 or step == settings.steps):

@@ -33,9 +33,10 @@ def main(argv: list[str] | None = None) -> None:
 
         from sa_diffusers.attacks.results import markdown
         from sa_diffusers.attacks.run import run_attack
+        from sa_diffusers.io.processes import say
 
         result = run_attack(config)
-        print(f"\n{markdown(result)}\nreport: {(Path(config.output_dir) / 'report.html').resolve()}")
+        say(f"\n{markdown(result)}\nreport: {(Path(config.output_dir) / 'report.html').resolve()}")
 
 
 if __name__ == "__main__":

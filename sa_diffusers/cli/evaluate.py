@@ -51,13 +51,15 @@ def main(argv: list[str] | None = None) -> None:
     words = list(takewhile(lambda word: not word.startswith("-"), rest))
     named = [word for pair in zip(names, words, strict=False) for word in pair]
     with friendly_errors(rest):
+        from sa_diffusers.io.processes import say
+
         arguments = named + rest[len(named) // 2 :]
         config = parse_config(config_class, arguments, description=__doc__, prog=f"{name} {command}")
         if isinstance(config, PipelineEvaluationConfig):
             from sa_diffusers.evaluation.suite.evaluate import evaluate_pipelines
 
             found = evaluate_pipelines(config)
-            print(f"\n{found['summary']}\n\nsaved {found['output_dir']}: report.html, evaluation.md, evaluation.json")
+            say(f"\n{found['summary']}\n\nsaved {found['output_dir']}: report.html, evaluation.md, evaluation.json")
             return
         from sa_diffusers.evaluation.images.comparison import evaluate, table
         from sa_diffusers.io.atomic_files import write_json
@@ -66,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
         output = config.output or (Path(config.run) / "evaluate.json" if command == "run" else None)
         if output is not None:
             write_json(result, output)
-        print(f"\n{table(result)}" + (f"\n\nsaved {output}" if output is not None else ""))
+        say(f"\n{table(result)}" + (f"\n\nsaved {output}" if output is not None else ""))
 
 
 if __name__ == "__main__":

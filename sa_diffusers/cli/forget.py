@@ -18,6 +18,7 @@ def main(argv: list[str] | None = None) -> None:
     with friendly_errors(argv):
         from sa_diffusers.families import family_defaults
         from sa_diffusers.io.loading import read_model_index
+        from sa_diffusers.io.processes import say
         from sa_diffusers.runs.forget import run_forgetting
         from sa_diffusers.runs.inputs import check_given
         from sa_diffusers.runs.results import table
@@ -27,8 +28,8 @@ def main(argv: list[str] | None = None) -> None:
         if own:
             config = parse_config(ForgetConfig, argv, description=__doc__, defaults=own)
         outcome = run_forgetting(config)
-        print(f"\n{table(outcome.metrics)}\n\npipeline: {outcome.output_dir / 'pipeline'}")
-        print(f"report:   {(outcome.output_dir / 'report.html').resolve()}")
+        say(f"\n{table(outcome.metrics)}\n\npipeline: {outcome.output_dir / 'pipeline'}")
+        say(f"report:   {(outcome.output_dir / 'report.html').resolve()}")
 
 
 if __name__ == "__main__":

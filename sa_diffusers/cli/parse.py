@@ -20,6 +20,7 @@ from sa_diffusers.io.configuration import FACTS, ConfigT, check_values, layered,
 
 
 DEBUG = "--debug"
+EVERYWHERE = ("debug", "quiet", "log_json")
 METAVARS = {int: "N", float: "X", str: "TEXT"}
 _ABSENT = object()  # stands for an option that the command line does not name
 
@@ -43,7 +44,7 @@ def parse_config(
     unknown key in it, a value of another type than its field's, and a ValueError of the class's own checks.
     """
     # A first pass for --config alone: its values are the defaults that the second pass, and --help, start from.
-    files = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    files = _every_command()
     files.add_argument(
         "--config",
         action="append",
@@ -52,7 +53,6 @@ def parse_config(
         help="YAML file with values for the options below, or one that ships: bundled/digits; repeat it to let "
         "later files override earlier ones.",
     )
-    files.add_argument(DEBUG, action="store_true", default=argparse.SUPPRESS, help="Show the traceback of an error.")
     parser = _ConfigParser(cls, description, parents=[files], prog=prog)
     paths = getattr(files.parse_known_args(argv)[0], "config", [])
     try:
@@ -70,7 +70,7 @@ def parse_config(
         if types.NoneType in get_args(hints.get(action.dest)):
             action.type = _or_null(action.type or str)
 
-    names = {action.dest for action in parser._actions} - {"config", "debug"}  # which are no options of `cls`
+    names = {action.dest for action in parser._actions} - {"config", *EVERYWHERE}  # which are no options of `cls`
     namespace, rest = parser.parse_known_args(argv, argparse.Namespace(**dict.fromkeys(names, _ABSENT)))
     if rest:
         flags = {option for action in parser._actions for option in action.option_strings}
@@ -80,6 +80,21 @@ def parse_config(
         return cls(**layered(cls, *layers, given))
     except ValueError as error:
         parser.error(str(error))
+
+
+def _every_command() -> argparse.ArgumentParser:
+    """The options that say how any command speaks."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--quiet", action="store_true", default=argparse.SUPPRESS, help="Print errors alone.")
+    parser.add_argument(
+        "--log_json",
+        "--log-json",
+        metavar="FILE",
+        default=argparse.SUPPRESS,
+        help="Append what happens to a file, a JSON object a line (docs/events.md).",
+    )
+    parser.add_argument(DEBUG, action="store_true", default=argparse.SUPPRESS, help="Show the traceback of an error.")
+    return parser
 
 
 def _or_null(convert: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -144,7 +159,7 @@ class _ConfigParser(HfArgumentParser):
             raise ValueError(f"expected --help alone or with one of {', '.join(known)}; got {topic!r}")
         about, names = known.get(topic, ("", ()))
         for action in self._actions:
-            if action.dest not in {"config", "help", *self.everyday, *names}:
+            if action.dest not in {"config", "help", "quiet", "log_json", *self.everyday, *names}:
                 action.help = argparse.SUPPRESS
         if about:
             self.description = f"{topic}: {about}"
@@ -223,9 +238,12 @@ def friendly_errors(argv: list[str] | None = None) -> Iterator[None]:
     heeded = [signal.SIGTERM] + [signal.SIGINT] * (signal.getsignal(signal.SIGINT) is not signal.SIG_IGN)
     before = {number: signal.signal(number, stop) for number in heeded}
     _end_with_launcher()
-    resume = "Run the same command again to continue."
+    resume, said = "Run the same command again to continue.", _every_command().parse_known_args(argv)[0]
+    from sa_diffusers.io.processes import reporting  # seconds, which --help need not take
+
     try:
-        yield
+        with reporting(quiet="quiet" in said, log_json=getattr(said, "log_json", None)):
+            yield
     except KeyboardInterrupt:
         print(f"\ninterrupted. {resume}", file=sys.stderr)
         raise SystemExit(130) from None
@@ -234,7 +252,7 @@ def friendly_errors(argv: list[str] | None = None) -> Iterator[None]:
             print(f"\nterminated. {resume}", file=sys.stderr)
         raise
     except (ValueError, RuntimeError, OSError, ArithmeticError, MemoryError) as error:
-        if DEBUG in (sys.argv if argv is None else argv):
+        if "debug" in said:
             raise
         full = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
         where = "" if full or isinstance(error, OSError) else _unforeseen(error)

@@ -8,7 +8,6 @@ difference of the UNet's predictions on noised samples, nearest first. Takes eve
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from sa_diffusers.cli.parse import friendly_errors, parse_config
 from sa_diffusers.core.batches import to
@@ -47,6 +46,7 @@ def main(argv: list[str] | None = None) -> None:
         from sa_diffusers.data.replay import concept_captions
         from sa_diffusers.families import get_family
         from sa_diffusers.io.loading import load_pipeline, pipeline_hashes
+        from sa_diffusers.io.processes import progress_bar
         from sa_diffusers.io.stages import Artifact
         from sa_diffusers.runs.context import RunContext
         from sa_diffusers.runs.inputs import read_inputs
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
         pairs = concept_captions(inputs.templates, inputs.concept, len(samples), config.seed)
         reference = predictions(family, samples, [caption for caption, _ in pairs], config.seed)
         distances = {}
-        for sibling in tqdm(inputs.concept.siblings, desc="siblings"):
+        for sibling in progress_bar(inputs.concept.siblings, "siblings", "words"):
             prompts = [template.replace("{}", sibling) for _, template in pairs]
             drawn = predictions(family, samples, prompts, config.seed)
             distances[sibling] = (drawn - reference).square().mean().item()

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from sa_diffusers.cli.parse import friendly_errors, parse_config
 from sa_diffusers.io.configuration import read_yaml
+from sa_diffusers.io.processes import say
 from sa_diffusers.runs.base.completion import MaskedAutoencoderConfig, train_masked_autoencoder
 from sa_diffusers.runs.base.labelled import (
     ClassConditionalConfig,
@@ -80,7 +81,7 @@ def train_labelled(config: LabelledBaseConfig) -> None:
     test = load_labelled_images(config.dataset, config.data_dir, "test").without(config.exclude_classes)
     pipeline = train_conditional_vae(data, config)
     for split, images in {config.split: data, "test": test}.items():
-        print(f"negative ELBO, {split}: {negative_elbo(pipeline, images).mean():.2f} nats an image")
+        say(f"negative ELBO, {split}: {negative_elbo(pipeline, images).mean():.2f} nats an image")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -89,7 +90,7 @@ def main(argv: list[str] | None = None) -> None:
     config = parse_config(config_class(argv), argv, description=__doc__)
     with friendly_errors(argv):
         train_labelled(config) if isinstance(config, LabelledBaseConfig) else train_text_to_image(config)
-        print(f"saved {Path(config.output_dir) / 'pipeline'}")
+        say(f"saved {Path(config.output_dir) / 'pipeline'}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from sa_diffusers.cli.parse import friendly_errors, parse_config
 from sa_diffusers.evaluation.judges.classifier import Score
-from sa_diffusers.io.processes import process_state
+from sa_diffusers.io.processes import say
 from sa_diffusers.runs.base.classifier import ClassifierConfig, train_and_save_classifier
 
 
@@ -26,12 +26,10 @@ def main(argv: list[str] | None = None) -> None:
     config = parse_config(ClassifierConfig, argv, description=__doc__)
     with friendly_errors(argv):
         scores = train_and_save_classifier(config)
-        if not process_state().is_main_process:
-            return
         for attribute, by_class in scores.items():
             overall, worst = Score.total_of(by_class.values()), min(by_class, key=lambda name: by_class[name].share)
-            print(f"{attribute}: {overall} of the held-out images; the worst class is {worst}: {by_class[worst]}")
-        print(f"saved {Path(config.output_dir) / 'classifier'}")
+            say(f"{attribute}: {overall} of the held-out images; the worst class is {worst}: {by_class[worst]}")
+        say(f"saved {Path(config.output_dir) / 'classifier'}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.families import Family, get_family
 from sa_diffusers.io.configuration import Options, option
 from sa_diffusers.io.loading import copy_pipeline
-from sa_diffusers.io.processes import process_state, progress_bar
+from sa_diffusers.io.processes import process_state, working
 
 
 @dataclass(frozen=True)
@@ -99,14 +99,15 @@ def draw_samples(
     # All at once: the text encoder waits in main memory, and would be fetched for every batch.
     own = [request for start in mine for request in requests[start : start + settings.batch_size]]
     family.prepare([condition for r in own for condition in (r.condition, r.negative)])
-    for start in progress_bar(mine, desc=description):
-        part_path = parts_dir and parts_dir / f"{start:07d}.safetensors"
-        if part_path is not None and part_path.exists():
-            continue
-        batch = requests[start : start + settings.batch_size]
-        drawn[start] = SampleSet(draw_batch(family, batch, settings), [request.condition for request in batch])
-        if part_path is not None:
-            drawn[start].save(part_path)
+    left = [s for s in mine if parts_dir is None or not (parts_dir / f"{s:07d}.safetensors").exists()]
+    there = len(own) - sum(len(requests[start : start + settings.batch_size]) for start in left)
+    with working(description, len(own), "images", there) as advance:
+        for start in left:
+            batch = requests[start : start + settings.batch_size]
+            drawn[start] = SampleSet(draw_batch(family, batch, settings), [request.condition for request in batch])
+            if parts_dir is not None:
+                drawn[start].save(parts_dir / f"{start:07d}.safetensors")
+            advance(len(batch))
     state.wait_for_everyone()
     parts = [SampleSet.load(parts_dir / f"{s:07d}.safetensors") if parts_dir is not None else drawn[s] for s in starts]
     return SampleSet(torch.cat([p.latents for p in parts]), [request.condition for request in requests])

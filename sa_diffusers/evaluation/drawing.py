@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
-from tqdm import tqdm
 
 from sa_diffusers.core.conditions import Condition, texts
 from sa_diffusers.data.images import read_image
@@ -23,6 +22,7 @@ from sa_diffusers.families import Family, family_class, get_family
 from sa_diffusers.io.artifacts import Marker, fingerprint
 from sa_diffusers.io.atomic_files import atomic_path, remove_leftovers
 from sa_diffusers.io.loading import load_pipeline, pipeline_hashes
+from sa_diffusers.io.processes import working
 from sa_diffusers.report.pictures import to_pil, to_uint8
 
 
@@ -65,12 +65,13 @@ def draw_sets(
 ) -> dict[str, DrawnImages]:
     """The pictures of each set, by its name, in memory."""
     drawn = {}
-    for name, prompts in sets.items():
-        if prompts.requests:
-            latents = draw_samples(family, prompts.requests, settings, description=f"{what}: {name}").latents
-        else:
-            latents = torch.empty(0, *family.latent_shape)
-        drawn[name] = DrawnImages(f"{what}, {name}", family, latents, settings.batch_size)
+    with working(what, sum(map(len, sets.values())), "images"):
+        for name, prompts in sets.items():
+            if prompts.requests:
+                latents = draw_samples(family, prompts.requests, settings).latents
+            else:
+                latents = torch.empty(0, *family.latent_shape)
+            drawn[name] = DrawnImages(f"{what}, {name}", family, latents, settings.batch_size)
     return drawn
 
 
@@ -120,7 +121,7 @@ def draw_suite(
     settings = subject.settings
     settings = SamplingSettings(settings.guidance_scale, settings.num_inference_steps, config.batch_size)
     total, left = (sum(map(len, parts.values())) for parts in (suite, missing))
-    with tqdm(total=total, initial=total - left, desc=f"draw {subject.name}", mininterval=1) as progress:
+    with working(f"draw {subject.name}", total, "images", total - left) as advance:
         for name, rows in missing.items():
             for start in range(0, len(rows), config.batch_size):
                 chosen = rows[start : start + config.batch_size]
@@ -130,7 +131,7 @@ def draw_suite(
                 for index, image in zip(chosen, to_uint8(images), strict=True):
                     with atomic_path(_picture(folder / name, index)) as temporary:
                         to_pil(image).save(temporary)
-                progress.update(len(chosen))
+                advance(len(chosen))
     size = read_image(_picture(folder / next(iter(suite)), 0)).shape[-1]
     check_size(source, size, image_size)
     return model | {"dtype": config.dtype, "image_size": size}

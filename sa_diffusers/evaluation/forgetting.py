@@ -20,7 +20,8 @@ from sa_diffusers.evaluation.drawing import draw_sets
 from sa_diffusers.evaluation.images.sets import ImageSet
 from sa_diffusers.evaluation.intervals import mean_interval, share_interval
 from sa_diffusers.evaluation.judges.classifier import entropies
-from sa_diffusers.evaluation.judging import RIGHT, ClassifierJudge, Values, judge_pictures, worst_class
+from sa_diffusers.evaluation.judges.preference import PREFERENCE
+from sa_diffusers.evaluation.judging import RIGHT, ClassifierJudge, Judge, Values, judge_pictures, worst_class
 from sa_diffusers.evaluation.prompt_sets import Candidate, PromptSet, Purpose, choose
 from sa_diffusers.families import Family
 from sa_diffusers.io.atomic_files import explain_read_errors, load_tensors, save_tensors
@@ -40,6 +41,7 @@ MEANS = {
     "retained_worst_probability": ("retained", "probability", True),
 }
 ATTRIBUTES = {"concept_attribute_accuracy": "concept", "attribute_accuracy": "retained"}  # by attribute, of which set
+BY_CLASS = "retained_accuracy_by_class"
 FLOORS = ("noise_probability", "noise_entropy", "grey_probability", "grey_entropy")
 GROUPS = {"concept": "Concept", "unseen": "Unseen phrasings", "unnamed": "Not named", "retained": "Retained"}
 SHOWN = 16  # pictures of each group on the page
@@ -121,13 +123,16 @@ def summarise(
 ) -> tuple[dict[str, float | dict | None], dict]:
     """As `measure`, of what a classifier has read in each picture."""
 
-    def mean(name: str, measure: str, of_worst: bool = False) -> Measured:
+    def mean(name: str, measure: str, of: str | bool = False) -> Measured:
+        """Over all pictures of a set, those of one class, or (True) of the class that fares worst."""
         values = read.get(name, {}).get(measure, torch.empty(0))
         rows = values.isfinite().nonzero()[:, 0].tolist()
         if not rows:
             return None, None
-        if of_worst:
-            rows = worst_class(values, [labels.get(attribute) for labels in sets[name].labels])[1]
+        if of:
+            classes = [labels.get(attribute) for labels in sets[name].labels]
+            one = worst_class(values, classes)[0] if of is True else of
+            rows = [row for row in rows if classes[row] == one]
         groups, interval = sets[name].groups(attribute), share_interval
         if measure == "concept_entropy":
             interval = mean_interval
@@ -142,6 +147,10 @@ def summarise(
         for side, i in ((values, 0), (intervals, 1)):
             # No attribute beside the concept's: null, as for nothing measured.
             side[key] = {part: pair[i] for part, pair in parts.items() if pair[0] is not None} or None
+    classes = [labels.get(attribute) for labels in sets["retained"].labels] if "retained" in sets else []
+    by_class = {name: mean("retained", "accuracy", name) for name in dict.fromkeys(classes) if name is not None}
+    for side, i in ((values, 0), (intervals, 1)):
+        side[BY_CLASS] = {name: pair[i] for name, pair in by_class.items()} or None
     return values, intervals
 
 
@@ -162,6 +171,18 @@ def floors(family: Family, judge: ClassifierJudge, count: int, seed: int) -> dic
         found[f"{name}_probability"] = probabilities[:, judge.index].mean().item()
         found[f"{name}_entropy"] = entropies(probabilities).mean().item()
     return found
+
+
+def measure_preference(
+    family: Family, judge: Judge, asking: PromptSet, pictures: ImageSet, seed: int
+) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+    """The share of pictures that are taken for the concept, its interval by prompts, and what is said of noise."""
+    found = judge_pictures([judge], {"concept": asking}, {"concept": pictures})["concept"][PREFERENCE]
+    noise = torch.stack(uniform_noise(family, 16, seed))
+    rows = spread_rows(len(asking), len(noise))
+    floor = judge(noise[: len(rows)], asking.take(rows), None)[PREFERENCE].mean().item()
+    interval = share_interval(found, groups=asking.groups(""))
+    return {PREFERENCE: found.mean().item(), "noise_preference": floor}, {PREFERENCE: interval}
 
 
 def replay_loss(family: Family, replay, count: int, seed: int) -> float:
@@ -222,15 +243,23 @@ def examine(
     judges: Mapping[str, ClassifierJudge],
     settings: SamplingSettings,
     seed: int,
+    preference: Judge | None = None,
 ) -> Findings:
-    """Draw the pictures of all sets and let every judge read them; the first one's numbers come first."""
+    """Draw the pictures of all sets and let every judge read them; the first one's numbers come first.
+
+    Args:
+        preference: judges those that ask for the concept where no classifier does.
+    """
     pictures, results, drawn = draw_sets(family, sets, settings), {}, {"num_images": sum(map(len, sets.values()))}
     for name, judge in judges.items():
         values, intervals = measure(judge, sets, pictures)
         values |= floors(family, judge, 256, seed) | {"classifier_accuracy": judge.accuracy}
         results[name] = values | drawn, intervals
-    nothing = dict.fromkeys((*MEANS, *ATTRIBUTES, *FLOORS, "classifier_accuracy"))
+    nothing = dict.fromkeys((*MEANS, *ATTRIBUTES, BY_CLASS, *FLOORS, "classifier_accuracy"))
     values, intervals = results.pop(next(iter(judges))) if judges else (nothing | drawn, nothing)
+    if preference is not None:
+        preferred, interval = measure_preference(family, preference, sets["concept"], pictures["concept"], seed)
+        values, intervals = values | preferred, intervals | interval
     shown = {name: spread_rows(len(part), SHOWN) for name, part in sets.items() if part.requests}
     captions = [(GROUPS[name], sets[name].prompts[row]) for name, rows in shown.items() for row in rows]
     some = torch.cat([pictures[name].images(rows) for name, rows in shown.items()])

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from sa_diffusers.core.concepts import Concept
 from sa_diffusers.evaluation.images.sets import ImageSet, index_batches
@@ -16,7 +15,7 @@ from sa_diffusers.evaluation.judges.faces import ClipIdentity, faces
 from sa_diffusers.evaluation.judges.load_classifier import load_classifier
 from sa_diffusers.evaluation.judges.nudity import EXPOSED, NudityDetector, per_image
 from sa_diffusers.evaluation.prompt_sets import PromptSet
-from sa_diffusers.io.processes import process_state
+from sa_diffusers.io.processes import process_state, working
 
 
 # Values of one pipeline: {set: {measure: [N] of float64}}.
@@ -174,8 +173,7 @@ def judge_pictures(
         description: for a progress bar; None: none is shown.
     """
     values: Values = {}
-    total, hidden = sum(map(len, sets.values())), description is None
-    with tqdm(total=total, desc=f"judge {description}", mininterval=1, disable=hidden) as progress:
+    with working(f"judge {description or ''}".strip(), sum(map(len, sets.values())), "images read") as advance:
         for name, prompts in sets.items():
             rows: dict[str, list[Tensor]] = {}
             for indices in index_batches(pictures[name], batch_size):
@@ -184,7 +182,7 @@ def judge_pictures(
                 for judge in judges:
                     for measure, found in judge(images, prompts.take(indices), before).items():
                         rows.setdefault(measure, []).append(found.double().cpu())
-                progress.update(len(indices))
+                advance(len(indices))
             values[name] = {measure: torch.cat(parts) for measure, parts in rows.items()}
     return values
 

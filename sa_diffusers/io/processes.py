@@ -1,7 +1,12 @@
-"""Which process this is, of how many, its device, and what it says while it works."""
+"""Which process this is, of how many, its device, and what it tells while it works (docs/events.md lists it all)."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
@@ -11,7 +16,8 @@ from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 
-_quiet = False
+Event = dict[str, Any]  # "time", "event" (which kind), "stage" where one is at work, and what belongs to the kind
+Listener = Callable[[Event], object]  # returning False asks to stop
 
 
 def process_state() -> PartialState:
@@ -19,28 +25,173 @@ def process_state() -> PartialState:
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
+class RunStopped(RuntimeError):
+    """A listener has asked to stop; what was finished is kept, and the same call goes on from there."""
+
+
+class Terminal:
+    """A bar while something is worked at, a line when it ends, and what is said."""
+
+    bar: tqdm | None = None
+
+    def __call__(self, event: Event) -> None:
+        kind = event["event"]
+        if kind == "progress":
+            if self.bar is None or self.bar.desc != f"{event['what']}: ":
+                self._close()
+                options = {"desc": event["what"], "unit": f" {event['unit']}", "mininterval": 1, "leave": False}
+                self.bar = tqdm(total=event["of"], initial=event["from"], **options)
+            self.bar.update(event["done"] - self.bar.n)
+        elif kind == "losses" and self.bar is not None:
+            self.bar.set_postfix({"loss": f"{event['loss']:.4g}"})
+        elif kind in ("ended", "message", "error"):
+            self._close()
+            if kind == "message":
+                print(event["text"], flush=True)
+            elif kind == "ended":
+                amount = f", {event['count']:,} {event['of']}" if event.get("count") else ""
+                took = "reused" if event["reused"] else f"{event['seconds']:.1f} s"
+                print(f"  {event['stage']}: {took}{amount}", flush=True)
+
+    def _close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+        self.bar = None
+
+
+class Reporter:
+    """Hands every event to all who listen; of several processes the main one does."""
+
+    def __init__(self, *listeners: Listener):
+        self.listeners, self.stage = listeners, None
+        self.work: Work | None = None
+
+    def tell(self, event: str, **said: Any) -> None:
+        """Raises RunStopped where a listener returns False."""
+        if not self.listeners or int(os.environ.get("RANK", 0)):
+            return
+        stage = {} if self.stage is None else {"stage": self.stage}
+        whole = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **stage, **said}
+        answers = [listener(whole) for listener in self.listeners]
+        if False in answers and event != "error":
+            raise RunStopped(
+                "stopped by the callback; what was finished is kept, and the same call goes on from there"
+            )
+
+    def begin(self, stage: str, does: str = "") -> None:
+        self.stage = stage
+        self.tell("begun", does=does)
+
+    def end(self, stage: str, seconds: float, count: int = 0, of: str = "", reused: bool = False) -> None:
+        self.stage = stage
+        try:
+            self.tell("ended", seconds=round(seconds, 3), count=count, of=of, reused=reused)
+        finally:
+            self.stage = None
+
+
+class Work:
+    """How far a piece of work is: told when it is done, and at most once a second before."""
+
+    def __init__(self, reporter: Reporter, what: str, total: int, unit: str, start: int = 0):
+        self.reporter, self.what, self.total, self.unit = reporter, what, total, unit
+        self.start, self.done, self.began = start, start, time.monotonic()
+        self.told = self.began
+
+    def advance(self, count: int = 1) -> None:
+        self.done += count
+        now = time.monotonic()
+        if self.done < self.total and now - self.told < 1:
+            return
+        self.told, new = now, self.done - self.start
+        left = round((now - self.began) / new * (self.total - self.done), 1) if new > 0 else None
+        said = {"what": self.what, "from": self.start, "done": self.done, "of": self.total, "unit": self.unit}
+        self.reporter.tell("progress", **said, seconds_left=left)
+
+
+_reporter = Reporter(Terminal())
+
+
+def tell(event: str, **said: Any) -> None:
+    """Tell whoever listens. Raises RunStopped."""
+    _reporter.tell(event, **said)
+
+
 def say(text: str) -> None:
-    """Print a line, of the main process alone, unless `quiet`."""
-    if process_state().is_main_process and not _quiet:
-        print(text, flush=True)
+    """A line for people."""
+    _reporter.tell("message", text=text)
 
 
-def progress_bar(iterable: Iterable | None = None, **options: Any) -> tqdm:
-    """A bar of the main process, unless `quiet`; options as of tqdm."""
-    return tqdm(iterable, disable=_quiet or not process_state().is_main_process, mininterval=1, **options)
+def reporter() -> Reporter:
+    """The one in use."""
+    return _reporter
 
 
 @contextmanager
-def quiet(asked: bool = True) -> Iterator[None]:
-    """Within the block neither lines nor bars, those of the libraries included; warnings and errors stay."""
-    global _quiet
-    libraries = [library for library in (diffusers_logging, transformers_logging) if library.is_progress_bar_enabled()]
-    before, _quiet = _quiet, _quiet or asked
+def working(what: str, total: int, unit: str = "", start: int = 0) -> Iterator[Callable[..., None]]:
+    """Tell how far it is by the function it yields, which takes how many units more are done (1).
+
+    Inside other work it adds to that if the unit is the same, and else is silent: as pictures while training.
+    """
+    outer, current = _reporter.work, _reporter
+    if outer is not None:
+        yield outer.advance if outer.unit == unit else lambda count=1: None
+        return
+    current.work, alone = Work(current, what, total, unit, start), current.stage is None
+    if alone:
+        current.begin(what)
     try:
-        for library in libraries if _quiet else ():
-            library.disable_progress_bar()
-        yield
+        yield current.work.advance
     finally:
-        _quiet = before
-        for library in libraries:
-            library.enable_progress_bar()
+        done, began, current.work = current.work.done - start, current.work.began, None
+        if alone:
+            current.stage = None
+    if alone:
+        current.end(what, time.monotonic() - began, done, unit)
+
+
+def progress_bar(items: Iterable, what: str, unit: str = "") -> Iterator:
+    """The items one after the other, telling how far they are; see `working`."""
+    items = items if hasattr(items, "__len__") else list(items)
+    with working(what, len(items), unit) as advance:
+        for item in items:
+            yield item
+            advance()
+
+
+@contextmanager
+def reporting(
+    quiet: bool = False, log_json: str | Path | None = None, callback: Listener | None = None
+) -> Iterator[None]:
+    """Within the block events go to the terminal, the end of a file as lines of JSON, and a callback, as asked for.
+
+    Args:
+        quiet: neither lines nor bars, those of the libraries included; warnings and errors stay.
+
+    Raises:
+        ValueError: the file cannot be written.
+    """
+    global _reporter
+    before, libraries = _reporter, (diffusers_logging, transformers_logging)
+    shown = [library for library in libraries if library.is_progress_bar_enabled()]
+    with ExitStack() as stack:
+        listeners: list[Listener] = [] if quiet else [one for one in before.listeners if isinstance(one, Terminal)]
+        if log_json is not None:
+            try:
+                file = stack.enter_context(open(log_json, "a", encoding="utf-8", buffering=1))
+            except OSError as error:
+                raise ValueError(f"cannot write {log_json}: {error.strerror}; pass another --log_json") from error
+            listeners.append(lambda event: print(json.dumps(event, default=str), file=file))
+        listeners += [callback] if callback is not None else []
+        _reporter = Reporter(*listeners)
+        try:
+            for library in shown if quiet else ():
+                library.disable_progress_bar()
+            yield
+        except BaseException as error:
+            _reporter.tell("error", kind=type(error).__name__, text=str(error))
+            raise
+        finally:
+            _reporter = before
+            for library in shown:
+                library.enable_progress_bar()

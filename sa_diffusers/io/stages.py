@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from sa_diffusers.io.artifacts import Marker, fingerprint
 from sa_diffusers.io.atomic_files import write_text
-from sa_diffusers.io.processes import process_state
+from sa_diffusers.io.processes import process_state, reporter
 
 
 T = TypeVar("T")
@@ -143,6 +143,7 @@ class Stages:
         """
         if stage.name not in self.markers:
             self.reused.append(stage.name)
+            reporter().end(stage.name, 0.0, *stage.amount(self.context), reused=True)
             return self.context.artifacts[stage.name].value
         marker = self.markers[stage.name]
         if stage.name in self.done:
@@ -150,9 +151,12 @@ class Stages:
             elapsed = marker.seconds
             self.reused.append(stage.name)
         else:
+            reporter().begin(stage.name, stage.describe(self.context))
             result, elapsed = self._compute(stage, marker)
         self.seconds[stage.counts_as] = self.seconds.get(stage.counts_as, 0.0) + elapsed
         self.context.artifacts[stage.name] = Artifact(result, marker.fingerprint, marker.info)
+        count, of = stage.amount(self.context)
+        reporter().end(stage.name, elapsed, count, of, stage.name in self.done)
         return result
 
     def _compute(self, stage: Stage[T], marker: Marker) -> tuple[T, float]:

@@ -98,6 +98,14 @@ class Method:
         """Forward passes that a training step is worth, for a sample of `train_batch_size`."""
         raise NotImplementedError
 
+    def remedies(self, options: Any) -> tuple[str, str]:
+        """What to try, by options, where too much of the concept is left, and where too much else was lost."""
+        towards = ", a nearer --surrogate" if self.favours else ""
+        held = ", a {} --ewc_lambda" if options.ewc_lambda else ""
+        replayed = ", a higher --replay_weight" if options.replay_weight else ""
+        stronger = f"more --num_train_steps, a higher --learning_rate{held.format('lower')}{towards}"
+        return stronger, f"fewer --num_train_steps{held.format('higher')}{replayed}"
+
     def objective(self, context: Context, weights: Weights, frozen: Frozen | None) -> Objective:
         """What is minimised over `weights`; `frozen` where it needs that."""
         raise NotImplementedError

@@ -82,6 +82,9 @@ class EncoderMethod(Method):
         rows = 1 + (options.retain_images is not None)
         return rows * (2 + BACKWARD)
 
+    def remedies(self, options: Any) -> tuple[str, str]:
+        return "more --num_train_steps, a higher --forget_alpha", "a lower --forget_alpha, more --retain_images"
+
     def objective(self, context: Context, weights: Weights, frozen: Frozen | None) -> Objective:
         options, ewc = context.options, make_ewc(context, weights, frozen)
         features = context.family.features

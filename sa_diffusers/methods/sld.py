@@ -1,7 +1,12 @@
 """Safe Latent Diffusion (Schramowski et al., CVPR 2023): led away from the concept while it draws."""
 
+from typing import Any
+
 from sa_diffusers.families import Family
 from sa_diffusers.methods.base import ALONE, Context, Method, register
+
+
+LEVELS = ("weak", "medium", "strong", "max")
 
 
 class SLDMethod(Method):
@@ -25,9 +30,15 @@ class SLDMethod(Method):
         if scale <= 1:
             raise ValueError(f"{self.name} is a part of guidance; expected guidance_scale > 1, got {scale}")
 
+    def remedies(self, options: Any) -> tuple[str, str]:
+        at, last = LEVELS.index(self.level), len(LEVELS) - 1
+        weaker, stronger = (f"--method sld-{LEVELS[min(max(at + step, 0), last)]}" for step in (-1, 1))
+        other = "a --method that trains"
+        return other if at == last else stronger, weaker if at else other
+
     def wrap(self, context: Context) -> Family:
         concept = ", ".join(context.concept.phrasings)
         return context.family.safely_guided(concept, self.level, context.options.sampler)
 
 
-register(*map(SLDMethod, ("weak", "medium", "strong", "max")))
+register(*map(SLDMethod, LEVELS))

@@ -54,6 +54,12 @@ class UCEMethod(Method):
             regularization=options.uce_regularization,
         )
 
+    def remedies(self, options: Any) -> tuple[str, str]:
+        return (
+            "a higher --uce_erase_scale, a nearer --surrogate",
+            "a lower --uce_erase_scale, a higher --uce_preserve_scale",
+        )
+
     def strength(self, options: Any) -> str:
         """What an edit that training starts at is called in a page."""
         return f"UCE's edit at erase scale {options.uce_erase_scale:g}"

@@ -9,6 +9,7 @@ from huggingface_hub import ModelCardData
 from sa_diffusers.families import family_class, own_pipeline_classes
 from sa_diffusers.io.artifacts import fingerprint
 from sa_diffusers.io.model_names import base_name, is_on_hub, public_name
+from sa_diffusers.report.metrics_table import metric_rows
 from sa_diffusers.report.page import render, write_page
 from sa_diffusers.report.tables import flatten
 
@@ -32,7 +33,7 @@ def write_model_card(
 
     Args:
         base_model: hub id or path of the pipeline that knew the concept; only an id is linked.
-        metrics: {"before": {...}, "after": {...}} as in metrics.json, or None where nothing was measured.
+        metrics: as of `metric_rows`, or None where nothing was measured.
         license: the base model's licence id on the hub, which holds for this one too; None where unknown.
         dtype: precision to load it in; without one transformers and diffusers choose differently.
         pipeline_class: the class that loads it: one of this package, or (or None) a stock one of diffusers.
@@ -58,7 +59,7 @@ def write_model_card(
         dtype=dtype,
         variant=variant,
         lora=lora,
-        rows=_before_after(metrics) if metrics else [],
+        rows=[(row.label, row.before, row.after) for row in metric_rows(metrics)] if metrics else [],
         license=license,
         **said,
     )
@@ -81,13 +82,6 @@ def _model_data(base_model: str, pipeline_class: str | None, license: str | None
         tags=[*tags, *(["lora"] if lora else []), "sa_diffusers", "concept-forgetting"],
         license=license,
     )
-
-
-def _before_after(metrics: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """The rows of metrics.json, (name, before, after), of what was measured before or after."""
-    before, after = flatten(metrics["before"]), flatten(metrics["after"])
-    known = [key for key in before | after if (before.get(key), after.get(key)) != (None, None)]
-    return [(f"`{key}`", before.get(key), after.get(key)) for key in known]
 
 
 def fisher_card(metadata: Mapping[str, Any], repo_id: str, license: str | None) -> str:

@@ -96,12 +96,23 @@ def by_group(pairs: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, 
     return {name: [pair for pair in pairs if pair["group"] == name] for name in names}
 
 
+def first_of_each(pairs: Sequence[Mapping[str, Any]], count: int = 8) -> list[Mapping[str, Any]]:
+    """The first pairs of every group."""
+    return [pair for group in by_group(pairs).values() for pair in group[:count]]
+
+
 def save_before_after(pairs: Sequence[Mapping[str, Any]], path: str | Path, columns: int = 8) -> None:
-    """Save one picture of all pairs, group by group.
+    """Save `before_after(pairs, columns)` as a PNG file, atomically."""
+    sheet = before_after(pairs, columns)
+    with atomic_path(path) as new:
+        sheet.save(new, format="PNG")
+
+
+def before_after(pairs: Sequence[Mapping[str, Any]], columns: int = 8) -> Image.Image:
+    """One picture of all pairs, group by group.
 
     Args:
         pairs: {"prompt": str, "group": str, "before": PIL image, "after": PIL image}, any sizes.
-        path: PNG to write.
         columns: pairs side by side.
 
     Raises ValueError without a pair or a column.
@@ -122,8 +133,7 @@ def save_before_after(pairs: Sequence[Mapping[str, Any]], path: str | Path, colu
         for start in range(0, len(group), columns):
             _draw_strip(sheet, group[start : start + columns], top, tile, left)
             top += strip
-    with atomic_path(path) as new:
-        sheet.save(new, format="PNG")
+    return sheet
 
 
 def _draw_strip(sheet: Image.Image, pairs: Sequence[Mapping[str, Any]], top: int, tile: int, left: int) -> None:

@@ -1,14 +1,17 @@
-"""The page of a run: pictures before and after, curves, a table of metrics, times, and what it was told."""
+"""What shows a run: its page, and the few lines of it in a notebook."""
 
+import base64
+import io
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sa_diffusers.report.curves import curves_png
-from sa_diffusers.report.metrics_table import metric_rows
-from sa_diffusers.report.page import write_page
-from sa_diffusers.report.pictures import by_group, data_uri, figure
+from sa_diffusers.report.metrics_table import class_rows, constant_rows, metric_rows
+from sa_diffusers.report.page import render, write_page
+from sa_diffusers.report.pictures import before_after, by_group, data_uri, figure, first_of_each
 
 
 def write_report(
@@ -18,19 +21,21 @@ def write_report(
     pairs: Sequence[Mapping[str, Any]],
     history: Sequence[Mapping[str, Any]],
     config: Mapping[str, Any],
+    prompts: Mapping[str, Sequence[Mapping[str, Any]]],
     amounts: Mapping[str, Mapping[str, Any]] | None = None,
     **said: Any,
 ) -> None:
-    """Write one HTML page that needs nothing else: no network, no script, pictures inside.
+    """Write one HTML page that needs nothing else: no network, no script, pictures and numbers inside.
 
     Args:
-        metrics: see `metric_rows`.
-        pairs, history: see `save_before_after` and `curves_png`; may be empty.
+        metrics: see `metric_rows`; and "verdict": {"said", "advice"}, of `verdict`.
+        pairs, history: see `before_after` and `curves_png`; may be empty.
         config: the resolved configuration.
+        prompts: of each set, {"prompt", "seeds"}.
         amounts: {stage: {"count", "of", "per_second"}}, what each stage worked through.
-        said: title; verdict, advice: of `verdict`; summary, what was done, in words; seconds, of wall-clock by stage,
-            where a list under "reused" names those that were not computed again; fisher, its metadata or None; notes,
-            one sentence each.
+        said: title; summary, what was done, in words; record, what holds the page to a model and a moment, and
+            commands, to repeat and to go on, by their names; seconds, of wall-clock by stage, where a list under
+            "reused" names those that were not computed again; fisher, its metadata or None; notes, one sentence each.
     """
     groups = {
         name: [
@@ -39,15 +44,36 @@ def write_report(
         ]
         for name, part in by_group(pairs).items()
     }
+    numbers = json.dumps({"metrics": metrics, "prompts": prompts}, ensure_ascii=False, default=str).encode()
     write_page(
         path,
         "report.html.j2",
+        verdict=metrics["verdict"],
         rows=metric_rows(metrics),
+        of_classes=class_rows(metrics),
+        constants=constant_rows(metrics),
         with_intervals="intervals" in metrics,
         groups=groups,
         curves={theme: data_uri(curves_png(history, theme == "dark")) for theme in ("light", "dark")},
         history=history,
+        prompts=prompts,
+        data=f"data:application/json;base64,{base64.b64encode(numbers).decode()}",
         amounts=amounts or {},
         config=json.dumps(config, indent=2, ensure_ascii=False, default=str),
         **said,
     )
+
+
+@dataclass(frozen=True)
+class NotebookView:
+    """Verdict, pictures and numbers of a run as a notebook shows them; called, it gives the HTML."""
+
+    metrics: Mapping[str, Any]
+    pairs: Sequence[Mapping[str, Any]]
+
+    def __call__(self) -> str:
+        strip, buffer = None, io.BytesIO()
+        if self.pairs:
+            before_after(first_of_each(self.pairs, 4)).save(buffer, format="PNG")
+            strip = data_uri(buffer.getvalue())
+        return render("notebook.html.j2", strip=strip, rows=metric_rows(self.metrics), **self.metrics["verdict"])

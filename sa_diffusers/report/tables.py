@@ -34,6 +34,13 @@ def bracket(interval: Sequence[float], spec: str) -> str:
     return f"[{interval[0]:{spec}}, {interval[1]:{spec}}]"
 
 
+def measured(value: Any, interval: Sequence[float] | None = None, spec: str = ".1%") -> str:
+    """A number as everything here shows it, with its interval where it has one: "97.5% [96.0%, 99.0%]"."""
+    if not isinstance(value, int | float):
+        return "–" if value is None else str(value)
+    return f"{value:{spec}}" + (f" {bracket(interval, spec)}" if interval else "")
+
+
 def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
     """One level of nested values as names with a dot: {"ink": {"red": 1.0}} becomes {"ink.red": 1.0}."""
     flat = {}

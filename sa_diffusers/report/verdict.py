@@ -3,34 +3,53 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sa_diffusers.report.tables import bracket
+from sa_diffusers.report.tables import measured
 
 
 SHOWN = 0.1  # a concept whose probability surely is at most this counts as forgotten
 ASKED = {"asked for": "concept_probability", "asked for in unseen words": "concept_probability_unseen"}
 KEPT_PICTURES = {"retain": "pictures to retain", "third": "pictures of neither kind"}
-KEPT = {"the others": "retained_accuracy", "the worst of the others": "retained_worst_accuracy"}
+PREFERRED = "concept_preference"
+SIDES = ("before", "after")
+Advice = tuple[str, str]  # what to try where a run was too weak, and where it was too strong
 
 
-def verdict(metrics: Mapping[str, Any]) -> tuple[str, str]:
+def others_of(attribute: str | None) -> str:
+    """What is to be kept, in words: "the other digits" of the attribute "digit"."""
+    if attribute is None:
+        return "everything else"
+    ending = "es" if attribute.endswith(("s", "x", "ch", "sh")) else "s"
+    plural = attribute[:-1] + "ies" if attribute.endswith("y") else attribute + ending
+    return f"the other {plural.replace('_', ' ')}"
+
+
+def verdict(metrics: Mapping[str, Any], remedies: Advice) -> tuple[str, str]:
     """The verdict, and what to try next ("" where nothing is to be tried).
 
     A concept is forgotten where the upper ends of all its intervals are at most `SHOWN`, or so much above what the
-    classifier says of pure noise where it was led there; not forgotten where any lower end is above that.
+    judge says of pure noise where it was led there; not forgotten where any lower end is above that.
 
     Args:
-        metrics: metrics.json of a run.
+        metrics: metrics.json of a run; "judged_by" where no classifier judged, but something that chose between the
+            concept and what takes its place: {"name", "instead"}.
+        remedies: options to change, in words that complete "try ...".
     """
     after, intervals = metrics["after"], metrics.get("intervals", {}).get("after", {})
     if "forget" in after:
-        return completion_verdict(metrics)
-    asked = [(after[key], *intervals[key], what) for what, key in ASKED.items() if intervals.get(key)]
+        return completion_verdict(metrics, remedies)
+    judge = metrics.get("judged_by")
+    keys = {"asked for": PREFERRED} if judge else ASKED
+    asked = [(after[key], *intervals[key], what) for what, key in keys.items() if intervals.get(key)]
     if not asked:
-        return "Not judged: no classifier has read the pictures.", "Look at them, or pass one that knows the concept."
-    noise = after.get("noise_probability") or 0.0
+        return (
+            "Not judged: no classifier has read the pictures.",
+            "Look at them, or pass a --classifier.",
+        )
+    who = judge["name"] if judge else "the classifier"
+    noise = after.get("noise_preference" if judge else "noise_probability") or 0.0
     limit = SHOWN + (noise if metrics.get("surrogate") == "noise" else 0.0)
     if limit > 3 * SHOWN:
-        said = f"Not judged: the classifier takes pure noise for it with {noise:.1%}."
+        said = f"Not judged: {who} takes pure noise for it with {noise:.1%}."
         return said, "Look at the pictures, or pass another --classifier."
     highest, lowest = max(asked, key=lambda found: found[2]), max(asked, key=lambda found: found[1])
     outcome, shown = "Not clearly forgotten", highest
@@ -39,18 +58,23 @@ def verdict(metrics: Mapping[str, Any]) -> tuple[str, str]:
     elif lowest[1] > limit:
         outcome, shown = "Not forgotten", lowest
     value, low, high, what = shown
-    said = f"{outcome}: {what}, it shows with {value:.1%} {bracket((low, high), '.1%')}."
-    lost = _lost(metrics)
-    if high > limit and value > limit:
-        advice = "Too weak: train longer or at a higher rate, or choose a nearer surrogate."
-    elif high > limit:
-        advice = "Undecided: judge by more pictures, of more prompts (--eval_images_concept, --eval_images_other)."
+    if judge:
+        those = f"{measured(value, (low, high))} of the pictures that ask for it"
+        said = f"{outcome}: {who} prefers it to {judge['instead']} in {those}."
     else:
-        advice = "Too strong: train less, or hold the rest by more replay and EWC." if lost else ""
-    return " ".join([said, *lost]), advice
+        said = f"{outcome}: {what}, it shows with {measured(value, (low, high))}."
+    lost, clearly = damage(metrics)
+    if high > limit and value > limit:
+        advice = f"Too weak: try {remedies[0]}."
+    elif high > limit:
+        more = "--eval_images_concept" + ("" if judge else ", --eval_images_other")
+        advice = f"Undecided: judge by more pictures, of more prompts ({more})."
+    else:
+        advice = f"Too strong: try {remedies[1]}." if clearly else ""
+    return f"{said} {lost}".strip(), advice
 
 
-def completion_verdict(metrics: Mapping[str, Any]) -> tuple[str, str]:
+def completion_verdict(metrics: Mapping[str, Any], remedies: Advice) -> tuple[str, str]:
     """As `verdict`, of a model that completes pictures: by its errors in the holes, and by a new decoder."""
     sides, bounds = (metrics["before"], metrics["after"]), metrics["intervals"]
 
@@ -58,8 +82,7 @@ def completion_verdict(metrics: Mapping[str, Any]) -> tuple[str, str]:
         """An error in words, and whether it has surely risen."""
         was, now = (side[group][key] for side in sides)
         first, last = (bounds[side][group][key] for side in ("before", "after"))  # None of a single picture
-        told = f" {bracket(last, '.3g')}" if last else ""
-        return f"{now:.3g}{told} (before: {was:.3g})", bool(first and last) and last[0] > first[1]
+        return f"{measured(now, last, '.3g')} (before: {was:.3g})", bool(first and last) and last[0] > first[1]
 
     said, worse = change("forget")
     found = [f"{'Forgotten' if worse else 'Not clearly forgotten'}: error in the holes of pictures to forget {said}."]
@@ -74,16 +97,34 @@ def completion_verdict(metrics: Mapping[str, Any]) -> tuple[str, str]:
         found.append(
             f"Not erased against a new decoder: one fitted to the encoder's features leaves an error of {told}."
         )
-    advice = "Too weak: train longer, or raise --forget_alpha." if not worse else ""
-    return " ".join(found), advice or ("Lower --forget_alpha, or retain more pictures." if lost else "")
+    advice = f"Too weak: try {remedies[0]}." if not worse else f"Too strong: try {remedies[1]}." if lost else ""
+    return " ".join(found), advice
 
 
-def _lost(metrics: Mapping[str, Any]) -> list[str]:
-    """What of everything else surely comes out right less often: intervals that do not overlap."""
-    found = []
-    for what, key in KEPT.items():
-        before, after = (metrics["intervals"].get(side, {}).get(key) for side in ("before", "after"))
-        if before and after and after[1] < before[0]:
-            was, now = metrics["before"][key], metrics["after"][key]
-            found.append(f"Damage: of {what} {was:.1%} came out right before, {now:.1%} {bracket(after, '.1%')} now.")
-    return found[-1:]
+def damage(metrics: Mapping[str, Any]) -> tuple[str, bool]:
+    """What was lost of all others, if that is sure, and of the class that lost most; and whether any of it is sure.
+
+    Sure is what has intervals apart. Each number stands with its own: the difference of a class that was chosen for it
+    has none.
+    """
+    found, any_sure = [], False
+    before, after = (metrics[side].get("retained_accuracy_by_class") or {} for side in SIDES)
+    lost = {name: value - after.get(name, value) for name, value in before.items()}
+    worst = max(lost, key=lambda name: lost[name], default=None)
+    for lead, part in ((f"Of {others_of(metrics.get('attribute'))} ", None), (f"Worst damage: {worst}, ", worst)):
+        (was, earlier), (now, later) = (_of(metrics, side, part) for side in SIDES)
+        sure = bool(earlier and later and later[1] < earlier[0])
+        if sure or (part is not None and lost[part] > 0):
+            right, chance = (" came out right" if part is None else ""), ("" if sure else " (may be chance)")
+            found.append(f"{lead}{measured(was, earlier)}{right} before, {measured(now, later)} after{chance}.")
+        any_sure |= sure
+    return " ".join(found), any_sure
+
+
+def _of(metrics: Mapping[str, Any], side: str, name: str | None) -> tuple[Any, Any]:
+    """How many pictures of a class, or of all that stay, came out right, and the interval; None where not measured."""
+    values, bounds = metrics[side], metrics.get("intervals", {}).get(side, {})
+    if name is None:
+        return values.get("retained_accuracy"), bounds.get("retained_accuracy")
+    key = "retained_accuracy_by_class"
+    return values[key].get(name), (bounds.get(key) or {}).get(name)

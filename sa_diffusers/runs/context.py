@@ -7,6 +7,7 @@ from typing import Any
 from sa_diffusers import methods
 from sa_diffusers.core.concepts import Concept, mentions, split_phrasings
 from sa_diffusers.data.picture_groups import PictureGroup
+from sa_diffusers.evaluation.judges.preference import ClipPreferenceJudge, PreferenceJudge
 from sa_diffusers.evaluation.judging import ClassifierJudge
 from sa_diffusers.evaluation.prompt_sets import PromptSet
 from sa_diffusers.families import Family
@@ -43,6 +44,7 @@ class RunContext:
     folder: Path
     artifacts: dict[str, Artifact] = field(default_factory=dict)
     forgotten: list[dict[str, Any]] = field(default_factory=list)  # by the model, before this run
+    preference: PreferenceJudge | ClipPreferenceJudge | None = None  # what judges where no classifier does
 
     @property
     def method(self) -> methods.Method:
@@ -57,6 +59,12 @@ class RunContext:
         """As others may read it: of a folder its name."""
         concept = self.concept
         return base_name(concept.surrogate) if concept.surrogate_kind == "images" else concept.surrogate
+
+    @property
+    def favoured_prompt(self) -> str | None:
+        """The surrogate where it is one in words that takes the concept's place."""
+        in_words = self.method.favours and self.concept.surrogate_kind == "prompt"
+        return self.concept.surrogate or None if in_words else None
 
     @property
     def warning(self) -> str | None:

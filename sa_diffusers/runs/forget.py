@@ -14,6 +14,9 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from sa_diffusers import methods
+from sa_diffusers.evaluation.forgetting import pairs
+from sa_diffusers.evaluation.judges.clip import Clip
+from sa_diffusers.evaluation.judges.preference import ClipPreferenceJudge, PreferenceJudge
 from sa_diffusers.families import Family, checked_family, family_defaults, find_family, get_family
 from sa_diffusers.families.plain_parts import check_plain, take_over, unwrapped
 from sa_diffusers.io.artifacts import RunLock
@@ -30,9 +33,10 @@ from sa_diffusers.io.loading import (
     read_tokenizer,
 )
 from sa_diffusers.io.model_names import base_name, folder_name
-from sa_diffusers.io.processes import process_state, quiet, say
+from sa_diffusers.io.processes import Listener, process_state, reporting, say, tell
 from sa_diffusers.io.stages import Artifact, Stages, content_fingerprint
 from sa_diffusers.models.precision import compute_dtype, in_main_memory, kept_state, on_device, usual_modes
+from sa_diffusers.report.run_page import NotebookView
 from sa_diffusers.runs import options as run_options
 from sa_diffusers.runs.checks import check_run
 from sa_diffusers.runs.context import Inputs, RunContext
@@ -63,6 +67,7 @@ def forget(
     *,
     inplace: bool = False,
     progress: bool = True,
+    callback: Listener | None = None,
     output_dir: str | Path | None = None,
     **options: Any,
 ) -> DiffusionPipeline:
@@ -73,15 +78,18 @@ def forget(
         concept: one or several phrasings of the concept, separated by commas.
         surrogate: what takes its place: a prompt, a folder of images, or "noise". None: looked up, for known concepts.
         inplace, progress: whether to change the given pipeline's weights, not a copy's; to print the plan and bars.
+        callback: gets every event, a dict (docs/events.md); the run stops where it raises, or returns False.
         output_dir: keeps samples, Fisher, report, ...; and resumes from them. None: a temporary folder.
         options: any field of `ForgetConfig`.
 
     Returns:
         A pipeline of the same class, or of the method's where that leaves the weights as they are ("sld-*": it is led
-        away while it draws), which shares all but the trained module with the given one. It has two attributes more:
-        `metrics`, what metrics.json holds, and `forgotten`, what a saved pipeline's forgotten.json says of it.
+        away while it draws), which shares all but the trained module with the given one. It shows itself in a
+        notebook, and has three attributes more: `metrics`, what metrics.json holds, the verdict among it; `pictures`,
+        {"group", "prompt", "before", "after"} with PIL images; and `forgotten`, what forgotten.json says of it.
 
     Raises:
+        RunStopped: the callback has returned False; the same call goes on from there where there is an output_dir.
         TypeError: no pipeline of a class that is handled. ValueError: options that cannot work, before any computing.
     """
     component = checked_family(pipeline).component
@@ -91,31 +99,38 @@ def forget(
     if len(set(precisions.values())) > 1:
         # transformers keeps the precision of the files, diffusers loads float32: pictures could not be drawn.
         raise ValueError(f"expected components of one precision, got {precisions}; load the pipeline with dtype=...")
-    own = family_defaults(type(pipeline).__name__)
-    if isinstance(surrogate, os.PathLike):
-        surrogate = os.path.join(".", surrogate)  # a folder, where a bare name would be a word
-    given = layered(RunOptions, own, options | {"concept": concept, "surrogate": surrogate})
-    config = config_from_dict(run_options.ForgetConfig, given)
-    model = str(pipeline.name_or_path or type(pipeline).__name__)  # a Path where it was loaded by one
-    for name, value in {"model": model, "dtype": str(modules[component].dtype).removeprefix("torch.")}.items():
-        if name in options and getattr(config, name) != value:
-            raise ValueError(f"expected no {name} beside a pipeline, whose own is {value}; got {options[name]!r}")
-        setattr(config, name, value)
+    given = options | {"concept": concept, "surrogate": surrogate}
+    config = _config_of(pipeline, str(modules[component].dtype).removeprefix("torch."), given)
     method = methods.get(config.method)
     if inplace and type(method).wrap is not methods.Method.wrap:
         raise ValueError(f"{method.name} changes how a pipeline draws, not its weights; expected inplace=False")
     folder = tempfile.TemporaryDirectory(prefix="sa_diffusers_") if output_dir is None else nullcontext(output_dir)
     copied = copy_pipeline(pipeline, component)
     copied.forgotten = getattr(pipeline, "forgotten", None)
-    with folder as path, quiet(not progress):
+    with folder as path, reporting(quiet=not progress, callback=callback):
         config.output_dir = str(Path(path).expanduser())
         forgotten = run_forgetting(config, copied).pipeline
     if inplace:  # only now, so that a run that fails leaves the caller's pipeline as it was
         take_over(modules[component], getattr(forgotten, component))
-        pipeline.metrics, pipeline.forgotten = forgotten.metrics, forgotten.forgotten
+        for name in ("metrics", "pictures", "forgotten", "_repr_html_"):
+            setattr(pipeline, name, getattr(forgotten, name))
         return pipeline
     forgotten.register_to_config(_name_or_path=pipeline.name_or_path)
     return forgotten
+
+
+def _config_of(pipeline: DiffusionPipeline, dtype: str, options: dict[str, Any]) -> RunOptions:
+    """The options of a run on a pipeline, over its kind's. Raises ValueError for another model or dtype."""
+    if isinstance(options["surrogate"], os.PathLike):
+        options["surrogate"] = os.path.join(".", options["surrogate"])  # a folder, where a bare name would be a word
+    given = layered(RunOptions, family_defaults(type(pipeline).__name__), options)
+    config = config_from_dict(run_options.ForgetConfig, given)
+    model = str(pipeline.name_or_path or type(pipeline).__name__)  # a Path where it was loaded by one
+    for name, value in {"model": model, "dtype": dtype}.items():
+        if name in options and getattr(config, name) != value:
+            raise ValueError(f"expected no {name} beside a pipeline, whose own is {value}; got {options[name]!r}")
+        setattr(config, name, value)
+    return config
 
 
 @usual_modes()
@@ -183,6 +198,8 @@ def _run(options: RunOptions, pipeline: DiffusionPipeline | None, inputs: Inputs
             judge.classifier.require_size(family.resolution)
         context = RunContext(options, inputs, family, output_dir, forgotten=earlier)
         check_run(context)
+        if not inputs.judges and not inputs.pictures:
+            context.preference = _preference(context)
         with _prepared(family, options):
             context.artifacts |= {
                 "model": Artifact(pipeline, pipeline_hashes(pipeline)),
@@ -199,6 +216,8 @@ def _run(options: RunOptions, pipeline: DiffusionPipeline | None, inputs: Inputs
 def _run_stages(context: RunContext) -> Outcome:
     stages = Stages(stages_of(context), context, context.options.overwrite)
     main = process_state().is_main_process
+    if context.preference is not None and {"before", "after"} & set(stages.left):
+        context.preference.freeze()
     if main:
         plan = announce(context, stages)
         with _room_to_look(context, stages), atomic_path(context.folder / "config.yaml") as temporary:
@@ -209,12 +228,24 @@ def _run_stages(context: RunContext) -> Outcome:
             context.family = context.method.wrap(context)
         stages.run(stage)
     metrics = combine(context, stages)
+    tell("metrics", **{name: metrics[name] for name in ("before", "after", "intervals", "seconds")})
+    tell("verdict", **metrics["verdict"])
     if main:
         with _room_to_look(context, stages):
             write_results(context, metrics)
-    pipeline = context.family.pipeline
-    pipeline.metrics, pipeline.forgotten = metrics, read_forgotten(str(context.folder / "pipeline"))
+    pipeline, shown = context.family.pipeline, pairs(context.value("before"), context.value("after"))
+    pipeline.metrics, pipeline.pictures = metrics, shown
+    pipeline.forgotten = read_forgotten(str(context.folder / "pipeline"))
+    pipeline._repr_html_ = NotebookView(metrics, shown)
     return Outcome(pipeline, metrics, context.folder)
+
+
+def _preference(context: RunContext) -> PreferenceJudge | ClipPreferenceJudge:
+    """What judges between the concept and what takes its place where no classifier does."""
+    options, concept, instead = context.options, context.concept, context.favoured_prompt
+    if options.clip and instead:
+        return ClipPreferenceJudge(Clip.load(options.clip), concept, instead)
+    return PreferenceJudge(context.family, concept, instead, options.eval_batch_size)
 
 
 @contextmanager

@@ -133,6 +133,12 @@ class EvaluationOptions(Options):
     classifier: list[str] = option(
         [], "Classifier for evaluation only: folder or hub id; may be repeated.", identity=False, everyday=True
     )
+    clip: str | None = option(
+        None,
+        "CLIP (folder or hub id) that judges between concept and surrogate where no classifier is given; null: the "
+        "model itself, as it was.",
+        identity=False,
+    )
     eval_prompts: str | None = option(
         None, "Labelled prompts (JSON lines) that the classifier can judge.", identity=False
     )
@@ -186,6 +192,8 @@ class RunOptions(
             raise ValueError("replay_prompt_dropout: a model that draws fresh samples has no guidance; expected 0")
         if self.early_stop is not None and not (self.track_steps and self.classifier):
             raise ValueError("early_stop needs track_steps and a classifier")
+        if self.clip and self.classifier:
+            raise ValueError("clip judges where no classifier does, got both; omit one of them")
         if self.early_stop is not None and self.tracked_of_concept > self.eval_images_concept:
             raise ValueError(
                 f"early_stop {self.early_stop:g} looks at {self.tracked_of_concept} pictures of the concept, of which "

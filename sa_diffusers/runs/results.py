@@ -1,19 +1,22 @@
 """What a run says at its end: numbers, pictures, a page, and cards in the folders that can be pushed."""
 
+import shlex
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Any
 
 from sa_diffusers.evaluation.forgetting import pairs
 from sa_diffusers.io.artifacts import fingerprint
 from sa_diffusers.io.atomic_files import write_json
 from sa_diffusers.io.configuration import identity_names, public_values
-from sa_diffusers.io.forgotten import said_of
+from sa_diffusers.io.forgotten import FORGOTTEN, read_forgotten, said_of
 from sa_diffusers.io.hub import read_license
+from sa_diffusers.io.model_names import public_name
 from sa_diffusers.io.stages import Stages
 from sa_diffusers.methods import editor
 from sa_diffusers.report.cards import write_model_card
 from sa_diffusers.report.metrics_table import metrics_table
-from sa_diffusers.report.pictures import by_group, save_before_after
+from sa_diffusers.report.pictures import first_of_each, save_before_after
 from sa_diffusers.report.run_page import write_report
 from sa_diffusers.report.verdict import verdict
 from sa_diffusers.runs.context import RunContext
@@ -37,9 +40,14 @@ def combine(context: RunContext, stages: Stages) -> dict[str, Any]:
         "intervals": {"before": before.intervals, "after": after.intervals},
         "seconds": seconds | {"total": round(sum(seconds.values()), 2), "reused": stages.reused},
     }
+    judges = list(context.inputs.judges.values())
+    metrics["attribute"] = judges[0].attribute if judges else None
+    if context.preference is not None:
+        metrics["judged_by"] = {"name": context.preference.name, "instead": context.preference.instead}
     if before.by_classifier:
         metrics["by_classifier"] = {"before": before.by_classifier, "after": after.by_classifier}
-    return metrics | {"amounts": _amounts(context, stages, seconds)}
+    said = dict(zip(("said", "advice"), verdict(metrics, context.method.remedies(context.options)), strict=True))
+    return metrics | {"verdict": said, "amounts": _amounts(context, stages, seconds)}
 
 
 def _amounts(context: RunContext, stages: Stages, seconds: dict[str, float]) -> dict[str, dict]:
@@ -59,15 +67,16 @@ def write_results(context: RunContext, metrics: dict[str, Any]) -> None:
     """metrics.json, before_after.png, report.html, and a model card inside every folder that can be pushed."""
     folder, options = context.folder, context.options
     write_json(metrics, folder / "metrics.json")
-    shown, (found, advice) = pairs(context.value("before"), context.value("after")), verdict(metrics)
-    some = [pair for group in by_group(shown).values() for pair in group[:8]]
+    shown = pairs(context.value("before"), context.value("after"))
+    some = first_of_each(shown)
     save_before_after(some, folder / "before_after.png")
     write_report(
         folder / "report.html",
         title=f"Forgetting {context.concept.name}",
-        verdict=found,
-        advice=advice,
         summary=summary(context, metrics),
+        record=_record(context),
+        commands=_commands(context),
+        prompts=_prompts(context),
         metrics=metrics,
         pairs=shown,
         history=context.value("train"),
@@ -149,10 +158,10 @@ def _notes(context: RunContext) -> list[str]:
     ]
     if context.options.lora_rank:
         notes.append("The adapter alone lies in lora/; the pipeline has it fused in.")
-    if not context.inputs.judges and not context.pictures:
-        notes.insert(
-            0, "No classifier was given: judge by the pictures, and by the change of the loss on replay samples."
-        )
+    if context.preference is not None:
+        judge = context.preference
+        said = f"No classifier was given: {judge.name} chose between the concept and {judge.instead}"
+        notes.insert(0, f"{said}, which says little of a picture that shows neither.")
     return notes
 
 
@@ -172,24 +181,67 @@ def _drawn_instead(context: RunContext) -> str | None:
 
 def summary(context: RunContext, metrics: dict[str, Any]) -> str:
     """The result in a sentence or two."""
-    before, after, surrogate = metrics["before"], metrics["after"], _drawn_instead(context)
+    surrogate, losses = _drawn_instead(context), [metrics[side].get("replay_loss") for side in ("before", "after")]
     favoured = f" in favour of “{surrogate}”" if surrogate else ""
     lead = f"Asked to forget “{context.concept.name}”{favoured} by {_method(context)}."
-    if "forget" in after:
+    if "forget" in metrics["after"]:
         shares = [
-            f"{name} {after[name]['masked_mse'] / before[name]['masked_mse'] - 1:+.0%}"
+            f"{name} {metrics['after'][name]['masked_mse'] / metrics['before'][name]['masked_mse'] - 1:+.0%}"
             for name in ("forget", "retain", "third")
-            if name in after
+            if name in metrics["after"]
         ]
         return f"{lead} Errors in the holes: {', '.join(shares)}."
-    if before["concept_probability"] is None:
-        change = (after["replay_loss"] / before["replay_loss"] - 1) if "replay_loss" in after else None
-        return lead + ("" if change is None else f" The loss on samples of everything else changed by {change:+.2%}.")
-    return (
-        f"{lead} Asked for it, it shows it with probability {after['concept_probability']:.3f} (before: "
-        f"{before['concept_probability']:.3f}); the other classes come out right in {after['retained_accuracy']:.1%} "
-        f"of pictures (before: {before['retained_accuracy']:.1%})."
-    )
+    if None in losses or metrics["attribute"] is not None:  # of which the verdict tells more
+        return lead
+    return f"{lead} The loss on samples of everything else changed by {losses[1] / losses[0] - 1:+.1%}."
+
+
+def _record(context: RunContext) -> dict[str, str]:
+    """What holds the page to a model, a moment and programs: hashes are of weights, 16 hex digits a component."""
+    options, record = context.options, read_forgotten(str(context.folder / "pipeline"))[-1]
+    model = public_name(options.model) + (f", revision {record['revision']}" if record["revision"] else "")
+    sets = context.inputs.sets
+    counted = [f"{len(part)} {name} ({len(set(part.prompts))} prompts)" for name, part in sets.items()]
+    counted += [f"{len(group.test)} {name}" for name, group in context.pictures.items()]
+    return {
+        "Page of": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "Versions": ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
+        "Model": model,
+        "Weights before": ", ".join(f"{name} {value}" for name, value in record["before"].items()),
+        "Weights after": ", ".join(f"{name} {value}" for name, value in record["after"].items()),
+        "Files": f"SHA-256 of each in pipeline/{FORGOTTEN}; `sa-diffusers verify` checks them",
+        "Pictures": f"{', '.join(counted)}; each again after",
+        "Seeds": f"all follow from seed {options.seed}; those of the pictures are among the numbers",
+    }
+
+
+def _commands(context: RunContext) -> dict[str, str]:
+    """What repeats the run, and what looks closer."""
+    options, folder = context.options, context.folder
+    run, model = (shlex.quote(public_values(str(path))) for path in (folder, options.model))
+    repeat = f"sa-diffusers forget --config {run}/config.yaml --output_dir {run}-again"
+    if context.pictures:
+        return {"Repeat it": repeat}
+    if not context.family.can("text"):
+        return {"Repeat it": repeat, "Compare it with REAL, a folder": f"sa-diffusers evaluate run {run} --real REAL"}
+    words = shlex.quote(", ".join(context.concept.phrasings))
+    by = "" if context.inputs.judges else " --metrics clip,change"
+    return {
+        "Repeat it": repeat,
+        "Test it in more phrasings": f"sa-diffusers evaluate pipelines {model} --compare {run} --concept {words}{by}",
+        "Try to bring it back": f"sa-diffusers attack {run} --original {model} --concept {words}",
+    }
+
+
+def _prompts(context: RunContext) -> dict[str, list[dict[str, Any]]]:
+    """What was drawn, by set: each prompt with its seeds."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name, part in context.inputs.sets.items():
+        seeds: dict[str, list[int]] = {}
+        for request, prompt in zip(part.requests, part.prompts, strict=True):
+            seeds.setdefault(prompt, []).append(request.seed)
+        found[name] = [{"prompt": prompt, "seeds": own} for prompt, own in seeds.items()]
+    return found
 
 
 def table(metrics: dict) -> str:
@@ -197,5 +249,5 @@ def table(metrics: dict) -> str:
     seconds = dict(metrics["seconds"])
     reused = seconds.pop("reused")
     said = "seconds when computed: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items())
-    found = " ".join(verdict(metrics)).strip()
+    found = " ".join(metrics["verdict"].values()).strip()
     return f"{found}\n\n{metrics_table(metrics)}\n\n{said}" + (f"\nreused: {', '.join(reused)}" if reused else "")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sa_diffusers.core.batches import Batch, take, to
 from sa_diffusers.core.objectives import Objective
 from sa_diffusers.core.seeding import derive_seed, seeded
-from sa_diffusers.io.processes import progress_bar
+from sa_diffusers.io.processes import tell, working
 from sa_diffusers.models.precision import mixed_precision
 from sa_diffusers.training.checkpoints import Checkpoints
 from sa_diffusers.training.launching import check_launch
@@ -113,23 +113,30 @@ class _Loop:
         modules = self.optimisation.prepared.modules()
         drops = any(isinstance(module, DROPOUTS) and module.p > 0 for module in modules)
         left = range(first_step, num_steps)
-        progress = progress_bar(left, initial=first_step, total=num_steps, desc=description)
-        for step in progress:
-            batch = self.objective.draw(batches(step), seeded(self.seed, "objective", step))
-            if drops:  # dropout takes no generator; each process drops for its own share of the batch
-                torch.manual_seed(derive_seed(self.seed, "model", step, self.accelerator.process_index))
-            row = self._step(step, batch)
-            if row is not None:
-                history.append(row)
-                progress.set_postfix({"loss": f"{row['loss']:.4g}"})
-            stop = row is not None and bool(row.get("stopped"))
-            last = stop or step + 1 == num_steps
-            if last:
-                self._check_trained(step, batch)
-            if config.checkpointing_steps and (last or (step + 1) % config.checkpointing_steps == 0):
-                self.checkpoints.save(step + 1, history)
-            if stop:
-                break
+        with working(description, num_steps, "steps", first_step) as advance:
+            for step in left:
+                batch = self.objective.draw(batches(step), seeded(self.seed, "objective", step))
+                if drops:  # dropout takes no generator; each process drops for its own share of the batch
+                    torch.manual_seed(derive_seed(self.seed, "model", step, self.accelerator.process_index))
+                row = self._step(step, batch)
+                history += [] if row is None else [row]
+                stop = row is not None and bool(row.get("stopped"))
+                last = stop or step + 1 == num_steps
+                if last:
+                    self._check_trained(step, batch)
+                due = last or (step + 1) % (config.checkpointing_steps or num_steps) == 0
+                try:
+                    if row is not None:
+                        tell("losses", **row)
+                    advance()
+                except Exception:  # of a callback, which may stop a run: nothing that was trained is lost
+                    due = self.accelerator.num_processes == 1
+                    raise
+                finally:
+                    if config.checkpointing_steps and due:
+                        self.checkpoints.save(step + 1, history)
+                if stop:
+                    break
         return history
 
     def _step(self, step: int, batch: Batch) -> dict | None:

@@ -14,6 +14,8 @@ from sa_diffusers.report.run_page import write_report
 
 NASTY = '<script>alert("x")</script> & "seven"'
 METRICS = {
+    "verdict": {"said": "Forgotten: 1.2 %.", "advice": ""},
+    "attribute": "digit",
     "before": {
         "num_images": 2000,
         "retained_accuracy": 0.985,
@@ -60,10 +62,11 @@ def make_history(num_steps: int = 20) -> list[dict]:
 def make_page(path, **changes) -> str:
     content = {
         "title": NASTY,
-        "verdict": "Forgotten: 1.2 %.",
-        "advice": "",
         "summary": "Was 98.1 %, is 1.2 %.",
         "metrics": METRICS,
+        "prompts": {"concept": [{"prompt": NASTY, "seeds": [1, 2]}]},
+        "record": {"Model": NASTY},
+        "commands": {"Repeat it": "sa-diffusers forget"},
         "pairs": make_pairs(),
         "history": make_history(),
         "seconds": {"sample": 12.25, "train": 30.0, "total": 42.25, "reused": ["sample"]},
@@ -80,11 +83,9 @@ def test_rows_are_ordered_formatted_and_complete():
     assert rows == {
         "Concept when asked for": ("98.1% [96.0%, 99.0%]", "1.2% [0.5%, 2.0%]"),
         "Entropy when asked for (nats)": ("–", "1.500"),
-        "Concept in pure noise": ("–", "8.3%"),
-        "Retained concepts": ("98.5%", "98.0%"),
+        "The other digits": ("98.5%", "98.0%"),
         "Attributes: ink": ("99.0% [98.0%, 100.0%]", "–"),
         "Attributes: stroke": ("97.0%", "–"),
-        "Pictures drawn": ("2,000", "2,000"),
         "my_own_measure": ("0.1235", "–"),
     }
     assert list(rows)[0] == "Concept when asked for" and list(rows)[-1] == "my_own_measure"
@@ -174,7 +175,7 @@ def test_page_holds_everything(tmp_path):
 def test_page_of_a_run_that_measured_and_drew_nothing(tmp_path):
     page = make_page(
         tmp_path / "report.html",
-        metrics={"before": {}, "after": {}},
+        metrics={"before": {}, "after": {}, "verdict": METRICS["verdict"]},
         pairs=[],
         history=[],
         seconds={"train": None},

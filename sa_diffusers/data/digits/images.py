@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
-from tqdm import tqdm
 
 from sa_diffusers.data.digits.captions import ATTRIBUTES, caption, random_attributes
 from sa_diffusers.data.labelled_images import load_labelled_images
 from sa_diffusers.io.atomic_files import load_tensors, save_tensors
+from sa_diffusers.io.processes import progress_bar
 
 
 INK_RGB = {
@@ -60,7 +60,7 @@ def load_strokes(data_dir: str, split: str, cache_dir: Path, seed: int = 0) -> t
         return stored["coverage"], stored["label"]
     data, rng = load_labelled_images("mnist", data_dir, split), np.random.default_rng(seed)
     coverage = torch.empty(len(data), len(HALF_WIDTH), 32, 32, dtype=torch.uint8)
-    for index, image in enumerate(tqdm(data.images[:, 0].numpy(), desc=f"redraw {split} strokes", mininterval=2)):
+    for index, image in enumerate(progress_bar(data.images[:, 0].numpy(), f"redraw {split} strokes", "images")):
         for position, stroke in enumerate(ATTRIBUTES["stroke"]):
             coverage[index, position] = torch.from_numpy(redraw(image, rng.uniform(*HALF_WIDTH[stroke])))
     save_tensors({"coverage": coverage, "label": data.labels}, cache)

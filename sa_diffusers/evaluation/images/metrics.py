@@ -21,14 +21,13 @@ from torchmetrics import Metric
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.inception import InceptionScore
 from torchmetrics.image.kid import KernelInceptionDistance
-from tqdm import tqdm
 
 from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.evaluation.images.extractors import Extractor, InceptionExtractor
 from sa_diffusers.evaluation.images.manifold import manifold_metrics
 from sa_diffusers.evaluation.images.sets import ImageSet, index_batches
 from sa_diffusers.evaluation.options import MetricSettings
-from sa_diffusers.io.processes import process_state
+from sa_diffusers.io.processes import process_state, progress_bar
 
 
 # What each metric is called in the results: with Inception's features, and with any others.
@@ -64,7 +63,7 @@ def compute_features(extractor: nn.Module, image_set: ImageSet, batch_size: int 
     extractor.eval().to(device)
     features, logits = [], []
     try:
-        for indices in tqdm(index_batches(image_set, batch_size), desc=f"features: {image_set.name}", mininterval=1):
+        for indices in progress_bar(index_batches(image_set, batch_size), f"features: {image_set.name}", "batches"):
             images = image_set.images(indices).to(device)
             ours = isinstance(extractor, Extractor)
             found, read = extractor.features_and_logits(images) if ours else (extractor(images), None)

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from sa_diffusers.core.seeding import seeded
 from sa_diffusers.data.images import image_paths, image_size, read_image
 from sa_diffusers.data.labelled_images import LabelledImages
 from sa_diffusers.families import Family
 from sa_diffusers.io.atomic_files import atomic_path
+from sa_diffusers.io.processes import progress_bar
 from sa_diffusers.report.pictures import to_pil, to_uint8
 
 
@@ -117,7 +117,7 @@ def save_images(image_sets: Mapping[str, ImageSet], folder: str | Path, batch_si
     with atomic_path(folder) as temporary:
         for name, image_set in image_sets.items():
             (temporary / name).mkdir(parents=True)
-            for indices in tqdm(index_batches(image_set, batch_size), desc=f"save {name}", mininterval=1):
+            for indices in progress_bar(index_batches(image_set, batch_size), f"save {name}", "batches"):
                 for index, image in zip(indices, to_uint8(image_set.images(indices)), strict=True):
                     to_pil(image).save(temporary / name / f"{index:06d}.png")
 

@@ -33,7 +33,7 @@ from sa_diffusers.io.artifacts import RunLock, check_foreign
 from sa_diffusers.io.atomic_files import check_disk, write_json, write_text
 from sa_diffusers.io.configuration import public_values
 from sa_diffusers.io.model_names import folder_name
-from sa_diffusers.io.processes import process_state
+from sa_diffusers.io.processes import process_state, say
 from sa_diffusers.report.page import write_page
 
 
@@ -70,7 +70,7 @@ def evaluate_pipelines(config: PipelineEvaluationConfig) -> dict:
     inputs = read_inputs(config, subjects[0])
     suite, size, alike = inputs.suite, inputs.image_size, "change" in config.metric_names
     there = count_pictures(config, subjects, suite, output_dir)
-    print(describe_plan(config, subjects, inputs, output_dir, there), flush=True)
+    say(describe_plan(config, subjects, inputs, output_dir, there))
     check_disk(output_dir, PNG_BYTES * (len(subjects) * sum(map(len, suite.values())) - there))
     check_subjects(subjects, size, alike, config.variant)
     with RunLock(output_dir):

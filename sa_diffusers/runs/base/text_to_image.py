@@ -13,7 +13,6 @@ from typing import Any, Literal, Protocol
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from sa_diffusers.core.batches import Batch, take, to
@@ -25,7 +24,7 @@ from sa_diffusers.families.architectures import build_text_to_image, missing_par
 from sa_diffusers.io.atomic_files import load_tensors, save_tensors
 from sa_diffusers.io.bundled import resolve
 from sa_diffusers.io.configuration import option, read_yaml
-from sa_diffusers.io.processes import process_state
+from sa_diffusers.io.processes import process_state, progress_bar
 from sa_diffusers.models.tokenizer import build_text_encoder, train_tokenizer
 from sa_diffusers.runs.base.run_folder import BaseOptions, claimed, save_model
 from sa_diffusers.training.loop import TrainingConfig, infinite_indices, train
@@ -173,7 +172,9 @@ def load_or_encode_latents(vae: AutoencoderKL, data: CaptionedImages, config: Ba
     """Scaled latents [N, C, H, W] of the whole set; computed once, kept in `path`."""
     if not path.exists():
         blocks = [range(start, min(start + 256, len(data))) for start in range(0, len(data), 256)]
-        latents = torch.cat([encode(vae, data, block, config.seed) for block in tqdm(blocks, "encode", mininterval=1)])
+        latents = torch.cat(
+            [encode(vae, data, block, config.seed) for block in progress_bar(blocks, "encode", "blocks")]
+        )
         save_tensors({"latents": latents * vae.config.scaling_factor}, path)
     return load_tensors(path, "latents")[0]["latents"]
 

@@ -31,7 +31,8 @@ class EvaluateStage(Stage[Findings]):
         if context.inputs.judges:  # whose part of the key says what is drawn
             return context.computed_in
         looked_at = [[request.key for request in part.requests] for part in context.inputs.sets.values()]
-        return context.computed_in | {"looked_at": content_fingerprint(looked_at)}
+        judge = {} if context.preference is None else {"preference": context.preference.key}
+        return context.computed_in | judge | {"looked_at": content_fingerprint(looked_at)}
 
     def given(self, context: RunContext) -> Artifact[Findings] | None:
         if self.name != "before" or not context.options.before:
@@ -53,7 +54,9 @@ class EvaluateStage(Stage[Findings]):
         return f"{self._count(context)} pictures"
 
     def passes(self, context: RunContext) -> float:
-        return drawing_passes(context, self._count(context), context.options.guidance_scale)
+        drawn = drawing_passes(context, self._count(context), context.options.guidance_scale)
+        judged = context.preference.passes * len(context.inputs.sets["concept"]) if context.preference else 0.0
+        return drawn + judged
 
     def amount(self, context: RunContext) -> tuple[int, str]:
         return self._count(context), "images"
@@ -62,7 +65,7 @@ class EvaluateStage(Stage[Findings]):
         family, inputs, options = context.family, context.inputs, context.options
         if inputs.pictures:
             return examine_completions(family, inputs.pictures, inputs.judges, options.eval_masks, options.seed)
-        findings = examine(family, inputs.sets, inputs.judges, options.judged, options.seed)
+        findings = examine(family, inputs.sets, inputs.judges, options.judged, options.seed, context.preference)
         replay = context.value(ReplayStage.name)
         if replay is not None:
             findings.values["replay_loss"] = replay_loss(family, replay, KEPT_LOSS_SAMPLES, options.seed)

@@ -4,12 +4,11 @@ Its sums over a sample set are shared by processes, saved now and then, and resu
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.fisher import FisherSums, estimate_fisher, merge
@@ -23,7 +22,7 @@ from sa_diffusers.families import Family
 from sa_diffusers.io.artifacts import fingerprint
 from sa_diffusers.io.atomic_files import atomic_path, explain_read_errors, load_tensors, save_tensors
 from sa_diffusers.io.hub import provenance
-from sa_diffusers.io.processes import process_state, progress_bar, say
+from sa_diffusers.io.processes import process_state, say, working
 from sa_diffusers.io.stages import Artifact, Stage
 from sa_diffusers.models.precision import autocast_forward, free_memory
 from sa_diffusers.runs.context import RunContext
@@ -144,12 +143,13 @@ def estimate_sums(family: Family, options: RunOptions, samples: SampleSet, count
     mine = [index for index in range(state.process_index, count, state.num_processes)]
     left = [index for index in mine if index not in sums.unbiased]
     block = max(1, -(-len(mine) // FISHER_SAVES))
-    progress = progress_bar(total=len(mine), initial=len(mine) - len(left), desc="fisher")
-    with _differentiable(family, options.gradient_checkpointing):
+    with (
+        _differentiable(family, options.gradient_checkpointing),
+        working("fisher", len(mine), "samples", len(mine) - len(left)) as advance,
+    ):
         for start in range(0, max(len(left), 1), block):  # once at least: a process without samples adds zeros
-            _add(family, options, samples, left[start : start + block], sums, progress)
+            _add(family, options, samples, left[start : start + block], sums, advance)
             _save_sums(sums, own_path)
-    progress.close()
     if state.num_processes == 1:
         return sums
     del sums  # there may be no room for all processes' at once
@@ -173,7 +173,7 @@ def _differentiable(family: Family, checkpointing: bool) -> Iterator[None]:
 
 
 def _add(
-    family: Family, options: RunOptions, samples: SampleSet, indices: list[int], sums: FisherSums, progress: tqdm
+    family: Family, options: RunOptions, samples: SampleSet, indices: list[int], sums: FisherSums, advance: Callable
 ) -> None:
     """Add the squared gradients of some samples to the sums."""
     loss, quirks, seed = family.loss, options.paper_quirks, derive_seed(options.seed, "fisher")
@@ -187,7 +187,7 @@ def _add(
 
     if is_linear(family.module, family.loss):
         estimate_linear_fisher(family.module, family.loss, batch, indices, seed=seed, sums=sums)
-        progress.update(len(indices))
+        advance(len(indices))
         return
     for index in indices:
         estimate_fisher(
@@ -202,7 +202,7 @@ def _add(
             seed=seed,
             sums=sums,
         )
-        progress.update()
+        advance()
 
 
 def float16_scale(family: Family) -> float:

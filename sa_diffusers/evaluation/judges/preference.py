@@ -1,0 +1,132 @@
+"""Which of two conditions a model itself takes a picture to be drawn for, where no classifier knows the concept.
+
+It is the one under which the model before forgetting denoises the picture better, paired over times and noise (the
+diffusion classifier of Li et al. 2023, arXiv 2303.16203), or, of a VAE, reaches the higher ELBO.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sa_diffusers.core.batches import to
+from sa_diffusers.core.concepts import Concept
+from sa_diffusers.core.conditions import Condition
+from sa_diffusers.core.seeding import seeded
+from sa_diffusers.data.sampling import frozen_family
+from sa_diffusers.evaluation.judges.clip import Clip, zero_shot
+from sa_diffusers.evaluation.prompt_sets import PromptSet
+from sa_diffusers.families import Family
+from sa_diffusers.models.precision import on_device
+
+
+DRAWS = 8  # times, each with its own noise, that a picture is denoised at
+PREFERENCE = "concept_preference"
+
+
+@dataclass
+class PreferenceJudge:
+    """Whether the model takes each picture that asks for the concept for it, and not for what takes its place.
+
+    Attributes:
+        family: of the model as it was; see `freeze`.
+        surrogate: in words; None: the empty prompt or null class, and of a model that has none any other class.
+        batch_size: pictures denoised at once.
+    """
+
+    family: Family
+    concept: Concept
+    surrogate: str | None
+    batch_size: int
+    name = "the original model itself"
+
+    @property
+    def instead(self) -> str:
+        """What the concept is compared with, in words."""
+        if self.surrogate:
+            return f"“{self.surrogate}”"
+        return "the empty prompt" if self.family.can("guidance") else "every other class"
+
+    @property
+    def key(self) -> dict[str, Any]:
+        return {"by": self.name, "instead": self.instead, "draws": self._draws}
+
+    @property
+    def passes(self) -> float:
+        """Forward passes that a picture takes."""
+        return self._draws * (1 + len(self.alternatives(self.concept.name)))
+
+    @property
+    def _draws(self) -> int:
+        return min(DRAWS, self.family.loss.num_terms) if self.family.can("denoising") else DRAWS
+
+    def freeze(self) -> None:
+        """Keep a copy of the model as it is now, in main memory."""
+        self.family = frozen_family(self.family)
+        self.family.module.eval().to("cpu")
+
+    def alternatives(self, prompt: str) -> list[str]:
+        """What a picture of a prompt could have been asked for by instead."""
+        if self.surrogate:
+            return [self.concept.replaced_in(prompt, self.surrogate)]
+        return [""] if self.family.can("guidance") else [name for name in self.family.labels if name != prompt]
+
+    def __call__(self, images: Tensor, prompts: PromptSet, before: Tensor | None) -> dict[str, Tensor]:
+        if prompts.purpose != "asks":
+            return {}
+        rows, size = range(len(images)), self.batch_size
+        seeds, asked = [request.seed for request in prompts.requests], prompts.prompts
+        parts = [self._gaps(images[i : i + size], asked[i : i + size], seeds[i : i + size]) for i in rows[::size]]
+        return {PREFERENCE: (torch.cat(parts) > 0).double()}
+
+    @torch.no_grad()
+    def _gaps(self, images: Tensor, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        """How much worse each picture is denoised under the best of its alternatives than under its prompt: [B]."""
+        family, alternatives = self.family, list(map(self.alternatives, prompts))
+        both = zip(images, seeds, strict=True)
+        latents = torch.cat([family.encode(image[None], seeded(seed, "judge")) for image, seed in both])
+        choices = [prompts, *zip(*alternatives, strict=True)]
+        batches = [family.batch(latents, list(map(Condition, chosen))) for chosen in choices]
+        errors = torch.zeros(len(choices), len(images), dtype=torch.float64)
+        with on_device(family.module, family.device) as module:
+            for draw in range(self._draws):
+                one = {"sample": latents[:1]}
+                noise = [family.loss.sample_noise(one, seeded(seed, "judge", draw)) for seed in seeds]
+                term = (2 * draw + 1) * family.loss.num_terms // (2 * self._draws)
+                paired = torch.full((len(images),), term).to(family.device), torch.cat(noise).to(family.device)
+                for row, batch in enumerate(batches):
+                    errors[row] += family.loss(module, to(batch, family.device), *paired).cpu()
+        return errors[1:].amin(0) - errors[0]
+
+
+@dataclass
+class ClipPreferenceJudge:
+    """The same by CLIP: which of two names fits a picture better."""
+
+    clip: Clip
+    concept: Concept
+    surrogate: str
+    passes = 0.0
+
+    @property
+    def key(self) -> dict[str, Any]:
+        return {"by": self.name, "instead": self.instead}
+
+    def freeze(self) -> None:
+        """It has nothing of the model."""
+
+    @property
+    def name(self) -> str:
+        return f"CLIP ({self.clip.name})"
+
+    @property
+    def instead(self) -> str:
+        return f"“{self.surrogate}”"
+
+    def __call__(self, images: Tensor, prompts: PromptSet, before: Tensor | None) -> dict[str, Tensor]:
+        if prompts.purpose != "asks":
+            return {}
+        fits = zero_shot(self.clip, images, [self.concept.name, self.surrogate])
+        return {PREFERENCE: (fits[:, 0] > fits[:, 1]).double()}
