@@ -1,5 +1,7 @@
 """What a run shows: the table, the pictures, the curves and the page that holds them."""
 
+import base64
+import json
 import re
 
 import numpy as np
@@ -145,8 +147,10 @@ def test_curves_without_any_value_still_draw(tmp_path):
 def test_page_is_self_contained_and_escaped(tmp_path):
     page = make_page(tmp_path / "report.html")
     sources = re.findall(r"""(?:src|srcset|href)\s*=\s*["']?([^"'\s>]+)""", page)
-    assert len(sources) == 2 * len(make_pairs()) + 2
-    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert len(sources) == 2 * len(make_pairs()) + 3
+    numbers = [source for source in sources if not source.startswith("data:image/png;base64,")]
+    (numbers,) = [json.loads(base64.b64decode(n.removeprefix("data:application/json;base64,"))) for n in numbers]
+    assert numbers["metrics"]["after"] == METRICS["after"] and NASTY == numbers["prompts"]["concept"][0]["prompt"]
     assert "http" not in page and "@import" not in page
     assert "<script" not in page
     assert page.count("&lt;script&gt;") >= 5  # title twice, caption, configuration, note
