@@ -109,7 +109,7 @@ def test_a_run_says_what_was_found_and_is_reused(models, finished, monkeypatch):
     check_by_hand(result, models, folder)
     table = (folder / "attack.md").read_text()
     mean = result["models"]["forgotten"]["after_mean"]["probability"]
-    assert "| forgotten | " in table and f"{mean:.3f} [" in table
+    assert "| forgotten | " in table and f"{mean:.1%} [" in table
     page = (folder / "report.html").read_text()
     assert str(folder) not in page and str(Path(models["forgotten"]).parent) not in page  # folders of this machine
     # Targets, and before and after of each model.

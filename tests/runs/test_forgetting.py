@@ -214,7 +214,7 @@ def test_metrics(finished):
     for side in ("before", "after"):
         assert asked <= set(metrics[side])
         assert metrics[side]["concept_probability"] is None  # nobody could judge
-        assert metrics[side]["num_images"] == 4
+        assert metrics[side]["num_images"] == 8  # three times as many ask for it, since they are judged
         assert metrics[side]["replay_loss"] > 0
     assert metrics["before"]["replay_loss"] != metrics["after"]["replay_loss"]
     seconds = metrics["seconds"]
