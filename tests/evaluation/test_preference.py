@@ -1,0 +1,70 @@
+"""The model itself as a judge between two conditions, against a loop over pictures, times and noise."""
+
+import pytest
+import torch
+from tiny_clip import save_tiny_clip
+
+from sa_diffusers.core.concepts import Concept
+from sa_diffusers.core.conditions import Condition
+from sa_diffusers.core.seeding import seeded
+from sa_diffusers.data.concepts import find_concept
+from sa_diffusers.data.sampling import Request
+from sa_diffusers.evaluation.judges.clip import Clip, zero_shot
+from sa_diffusers.evaluation.judges.preference import DRAWS, PREFERENCE, ClipPreferenceJudge, PreferenceJudge
+from sa_diffusers.evaluation.prompt_sets import Candidate, PromptSet
+from sa_diffusers.families import get_family
+
+
+@pytest.fixture(scope="module")
+def concept() -> Concept:
+    return find_concept("seven, 7", "nine")
+
+
+def asking(prompts: list[str], purpose: str = "asks") -> PromptSet:
+    return PromptSet(
+        purpose, [Request(Condition(text), 10 + i) for i, text in enumerate(prompts)], list(map(Candidate, prompts))
+    )
+
+
+@pytest.mark.parametrize("surrogate", ["nine", None])
+def test_gaps_are_those_of_a_loop(tiny_pipeline, concept, surrogate):
+    family = get_family(tiny_pipeline())
+    judge = PreferenceJudge(family, concept, surrogate, batch_size=2)
+    prompts = ["a red seven", "a 7 on black", "seven"]
+    images = torch.rand(3, 3, 16, 16) * 2 - 1
+    found = [judge._gaps(images[i : i + 2], prompts[i : i + 2], [10 + i, 11 + i][: 3 - i]) for i in (0, 2)]
+    instead = ["a red nine", "a nine on black", "nine"] if surrogate else [""] * 3
+    for row, (image, prompt, other, gap) in enumerate(zip(images, prompts, instead, torch.cat(found), strict=True)):
+        latents = family.encode(image[None], seeded(10 + row, "judge"))
+        total = 0.0
+        for draw in range(DRAWS):
+            time = torch.tensor([(2 * draw + 1) * family.loss.num_terms // (2 * DRAWS)])
+            noise = family.loss.sample_noise({"sample": latents}, seeded(10 + row, "judge", draw))
+            errors = [
+                family.loss(family.module, family.batch(latents, [Condition(text)]), time, noise).item()
+                for text in (other, prompt)
+            ]
+            total += errors[0] - errors[1]
+        assert abs(total) > 1e-4 and gap.item() == pytest.approx(total, abs=1e-5)
+
+
+def test_it_judges_by_the_model_as_it_was(tiny_pipeline, concept):
+    pipeline = tiny_pipeline()
+    judge = PreferenceJudge(get_family(pipeline), concept, "nine", batch_size=4)
+    images, prompts = torch.rand(4, 3, 16, 16) * 2 - 1, asking(["seven", "a red seven", "7", "a 7"])
+    before = judge(images, prompts, None)[PREFERENCE]
+    judge.freeze()
+    with torch.no_grad():
+        for parameter in pipeline.unet.parameters():
+            parameter.zero_()
+    torch.testing.assert_close(judge(images, prompts, None)[PREFERENCE], before)
+    assert judge(images, asking(["a nine"] * 4, "keeps"), None) == {}
+
+
+def test_clip_chooses_between_the_two_names(tiny_tokenizer, tmp_path, concept):
+    clip = Clip.load(str(save_tiny_clip(tmp_path, tiny_tokenizer)), device="cpu")
+    judge, images = ClipPreferenceJudge(clip, concept, "nine"), torch.rand(6, 3, 16, 16) * 2 - 1
+    fits = zero_shot(clip, images, ["seven", "nine"])
+    found = judge(images, asking(["seven"] * 6), None)[PREFERENCE]
+    assert found.tolist() == [float(first > second) for first, second in fits.tolist()]
+    assert judge.name.startswith("CLIP (") and judge.instead == "“nine”"
