@@ -155,6 +155,7 @@ def test_another_method_does_not_keep_what_the_first_one_settled():
 def test_what_is_announced_is_what_runs(options, stages, start, request, tmp_path, capsys):
     """A Fisher that is given takes no samples; a surrogate that is taught does, though nothing is replayed."""
     fisher = {"fisher": request.getfixturevalue("shared_fisher")} if options.get("method") == "ewc" else {}
+    capsys.readouterr()  # of the run that the Fisher is of
     outcome = start(tmp_path / "run", **options, **fisher)
     announced = re.findall(r"^  (\w+) .*", capsys.readouterr().out.split("Plan for ")[1], re.MULTILINE)
     assert announced == [*stages[:1], "fisher", *stages[1:], "total"] if fisher else [*stages, "total"]
