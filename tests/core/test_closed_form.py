@@ -141,6 +141,7 @@ def edited(run_cheaply, tmp_path_factory) -> dict[str, torch.Tensor]:
     return state(run_cheaply(tmp_path_factory.mktemp("edited") / "run", method="uce").pipeline.unet)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_pictures")
 class TestRuns:
     @pytest.mark.parametrize("lora_rank", [pytest.param(None, marks=pytest.mark.slow), 8])

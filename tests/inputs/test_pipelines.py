@@ -303,6 +303,7 @@ def trained(tiny_pipeline, training, few_pictures) -> dict[str, torch.Tensor]:
     return weights(forget(tiny_pipeline(), **training))
 
 
+@pytest.mark.slow
 def test_the_callers_modes_make_no_difference(tiny_pipeline, training, trained, few_pictures):
     pipeline = tiny_pipeline()
     torch.set_default_dtype(torch.float64)
@@ -339,6 +340,7 @@ def test_in_place_what_stands_around_the_weights_stays(tiny_pipeline, options, e
     assert_close(found, expected)
 
 
+@pytest.mark.slow
 def test_the_state_of_the_given_pipeline_is_that_of_the_returned_one(tiny_pipeline_dir, training, few_pictures):
     pipeline = StableDiffusionPipeline.from_pretrained(tiny_pipeline_dir, dtype=torch.float32)
     pipeline.unet.train()

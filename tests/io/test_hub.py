@@ -159,9 +159,8 @@ def test_card_says_what_was_forgotten_and_how(tmp_path):
         "| lambda (per unit of Fisher) | 50 |",
         "| Fisher | 0123456789abcdef |",
         r"| prompts | a\|b |",
-        "| `concept_probability` | 0.9812 | 0.01 |",
-        "| `attribute_accuracy.ink` | 1 | – |",
-        "| `num_images` | – | 200 |",
+        "| Concept when asked for | 98.1% | 1.0% |",
+        "| Attributes: ink | 100.0% | – |",
         "suppressed, not proven erased",
         "`CompVis/stable-diffusion-v1-4`: creativeml-openrail-m.",
     ):

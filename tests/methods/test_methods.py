@@ -43,6 +43,7 @@ def changed_names(folder: Path, base: Path) -> set[str]:
     return {name for name, value in after.items() if not torch.equal(value, before[name])}
 
 
+@pytest.mark.slow
 def test_safe_latent_diffusion_keeps_the_weights_and_draws_otherwise(start, tiny_pipeline_dir, tmp_path):
     outcome = start(tmp_path / "run", method="sld-strong")
     assert not changed_names(tmp_path / "run" / "pipeline", tiny_pipeline_dir)

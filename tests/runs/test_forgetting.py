@@ -283,6 +283,7 @@ def test_a_run_of_version_0_1_is_refused_and_loses_nothing(start, tmp_path):
     assert contents(run) == contents(RUN_OF_0_1)
 
 
+@pytest.mark.slow
 def test_overwrite_reuses_what_still_fits(finished, start, shared, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         shown = []
@@ -360,6 +361,7 @@ def test_a_folder_with_files_of_something_else_is_refused(start, tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.name != ".lock"] == ["thesis.txt"]
 
 
+@pytest.mark.slow
 def test_samples_and_fisher_are_shared_by_path_and_may_move(finished, start, shared, tmp_path):
     start(tmp_path / "sharing", **shared)
     assert_near(unet_of(tmp_path / "sharing"), unet_of(finished))
@@ -450,6 +452,7 @@ def test_a_scope_changes_its_parameters_only(start, shared, tmp_path):
     assert SampleSet.load(tmp_path / "run" / "surrogate" / "surrogate.safetensors").latents.shape == (4, 4, 8, 8)
 
 
+@pytest.mark.slow
 def test_a_surrogate_folder_and_a_change_of_its_pictures(start, finished, shared, tmp_path):
     folder = tmp_path / "pictures"
     folder.mkdir()

@@ -217,6 +217,7 @@ def stretched(start):
     return start("stretched", **OPEN)
 
 
+@pytest.mark.slow
 def test_a_run_keeps_them_in_the_keys_of_its_samples_and_its_fisher(start, plain):
     quirky = start("quirky", paper_quirks=list(QUIRKS))
     keys = [json.loads((folder / "samples" / "samples.json").read_text()) for folder in (plain, quirky)]

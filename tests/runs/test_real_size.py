@@ -53,6 +53,7 @@ def unet_of(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
 
 
+@pytest.mark.slow
 class TestLora:
     def test_the_file_gives_the_saved_pipeline(self, lora_dir, tiny_pipeline_dir):
         stock = StableDiffusionPipeline.from_pretrained(tiny_pipeline_dir)

@@ -118,6 +118,7 @@ def note_seeds(patch: pytest.MonkeyPatch) -> list[int]:
     return drawn
 
 
+@pytest.mark.slow
 def test_pictures_while_training(start, shared, make_judge, unwatched, tmp_path, monkeypatch):
     """As many as it says, judged, from seeds of their own, or what ends a run early would be what it is judged by.
 
@@ -254,6 +255,7 @@ def test_the_card_says_what_was_forgotten_and_how(finished):
     assert (finished / "pipeline" / "before_after.png").exists()
 
 
+@pytest.mark.slow
 def test_bfloat16_is_saved_returned_and_resumed(start, tmp_path):
     """The UNet is trained in float32; what is saved and returned is in the precision that was asked for."""
     options = {"dtype": "bfloat16", "ewc_lambda": 0.0}
