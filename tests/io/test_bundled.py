@@ -78,7 +78,7 @@ def test_the_first_command_of_the_readme_and_again_and_what_keeps_the_rest(tmp_p
     command[0] = str(Path(sys.executable).with_name(command[0]))  # the `accelerate` of this environment
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800)
     assert result.returncode == 0, result.stderr
-    assert "Pictures drawn" in result.stdout
+    assert "Concept when asked for" in result.stdout
     assert f"report:   {folder / 'report.html'}" in result.stdout
     assert (folder / "report.html").stat().st_size > 10_000
     metrics = json.loads((folder / "metrics.json").read_text())

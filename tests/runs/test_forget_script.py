@@ -109,7 +109,7 @@ def test_a_run_prints_plan_table_and_page_and_the_same_command_reuses_it(command
     first = run(command)
     assert first.returncode == 0, first.stderr
     assert "Plan for" in first.stdout
-    assert "Pictures drawn" in first.stdout
+    assert "Loss on replay samples" in first.stdout
     assert str(tmp_path / "run" / "report.html") in first.stdout
     second = run(command)
     assert second.returncode == 0, second.stderr
