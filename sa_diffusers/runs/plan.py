@@ -91,6 +91,7 @@ def disk_bytes(context: RunContext, left: Collection[str]) -> int:
     latent = FLOAT32 * math.prod(family.latent_shape)
     needed = {"samples": config.num_samples * latent, "replay_samples": config.num_samples * latent}
     needed |= {"surrogate": config.num_surrogate_samples * latent, "fisher": 2 * module, "train": pipeline}
+    needed["choice"] = 2 * pipeline  # and what training left
     if context.method.trains:
         stepped = _stepped(context)[0]
         needed["train"] += pipeline * len(config.snapshot_steps) + (FLOAT32 * stepped if config.lora_rank else 0)
