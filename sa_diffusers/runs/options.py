@@ -212,7 +212,7 @@ class RunOptions(
         if (self.strength_sheet or self.strength) and type(method).wrap is not methods.Method.wrap:
             raise ValueError(f"{method.name} changes no weights, which could be more or less; omit strength_sheet")
         if (self.strength_sheet or self.strength) and self.early_stop is not None and self.snapshot_steps:
-            raise ValueError("early_stop may end training before one of the snapshots that are judged; omit one of them")
+            raise ValueError("early_stop may end training before one of the snapshots that are judged; omit either")
 
     @classmethod
     def topics(cls) -> dict[str, tuple[str, list[str]]]:

@@ -8,7 +8,7 @@ from sa_diffusers.io.configuration import Options, option
 
 @dataclass(frozen=True)
 class Strength:
-    """One strength of a run: a step of its training, or a factor of its change; `trained` where training ended there."""
+    """A step of a run's training, or a factor of the change that it made; `trained`: what training ended with."""
 
     kind: Literal["step", "scale"]
     value: float

@@ -5,16 +5,21 @@ import shutil
 
 import pytest
 import torch
+import yaml
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
+from tiny_mae import tiny_mae
 from torch.testing import assert_close
 
-from sa_diffusers import forget
+from sa_diffusers import ConditionalVAE, ConditionalVAEPipeline, MaskedAutoencoderInpaintPipeline
 from sa_diffusers.cli.choose import choose
 from sa_diffusers.cli.verify import verify
 from sa_diffusers.evaluation.forgetting import Findings
+from sa_diffusers.families import family_defaults
 from sa_diffusers.io.artifacts import StageMismatch
+from sa_diffusers.io.configuration import config_from_dict, layered
 from sa_diffusers.io.loading import model_hash
+from sa_diffusers.runs.forget import run_forgetting
 from sa_diffusers.runs.options import ForgetConfig
 from sa_diffusers.training.strengths import Strength, chosen, offered
 
@@ -57,40 +62,41 @@ def test_what_cannot_work_is_refused_at_once(options, says):
         config(**options)
 
 
+OPTIONS = {"lora_rank": 2, "ewc_lambda": 0.0, "replay_weight": 0.0, "strength_scales": [0.5, 2.0]}
+
+
 @pytest.fixture(scope="module")
 def adapted(run_cheaply, tmp_path_factory):
     """The folder of a finished run of an adapter, without a sheet."""
     folder = tmp_path_factory.mktemp("adapted") / "run"
-    run_cheaply(folder, lora_rank=2, ewc_lambda=0.0, replay_weight=0.0, strength_scales=[0.5, 2.0])
+    run_cheaply(folder, **OPTIONS)
     return folder
 
 
+@pytest.mark.slow
 def test_a_sheet_of_a_finished_run_trains_nothing_and_mixes_weights(adapted, run_cheaply, tmp_path):
     folder = shutil.copytree(adapted, tmp_path / "run")
     trained = unet(folder / "pipeline")
-    options = {"lora_rank": 2, "ewc_lambda": 0.0, "replay_weight": 0.0, "strength_scales": [0.5, 2.0]}
-    again = run_cheaply(folder, strength_sheet=True, **options)
+    again = run_cheaply(folder, strength_sheet=True, **OPTIONS)
     assert "train" in again.metrics["seconds"]["reused"] and "strength" not in again.metrics
     assert_close(dict(again.pipeline.unet.state_dict()), trained)
     page = (folder / "strength.html").read_text()
     assert "--scale 0.5</pre>" in page and "--scale 1</pre>" not in page and "scale 1, the result" in page
-    pictures = {n: Findings.load(folder / "evaluation" / f"{n}.safetensors").pictures.float() for n in JUDGED}
+    judged = ("before", "after", "scale_0.5", "scale_2")
+    pictures = {n: Findings.load(folder / "evaluation" / f"{n}.safetensors").pictures.float() for n in judged}
     gaps = [(pictures[name] - pictures["before"]).abs().mean() for name in ("scale_0.5", "after", "scale_2")]
-    assert 0 < gaps[0] < gaps[1] < gaps[2]  # and each is not the other's
-
-
-JUDGED = ("before", "after", "scale_0.5", "scale_2")
+    assert 0 < gaps[0] < gaps[1] < gaps[2]
 
 
 def test_a_scale_that_is_chosen_is_the_result_in_all_that_a_run_leaves(adapted, tmp_path):
     folder = shutil.copytree(adapted, tmp_path / "run")
-    before, trained = unet(json_of(folder / "config.yaml")["model"]), unet(folder / "pipeline")
-    adapter = load_file(folder / "lora" / LORA)
+    model = yaml.safe_load((folder / "config.yaml").read_text())["model"]
+    before, trained, adapter = unet(model), unet(folder / "pipeline"), load_file(folder / "lora" / LORA)
     outcome = choose(folder, "scale", 0.5)
     half = unet(folder / "pipeline")
     assert_close(half, {name: before[name].lerp(value, 0.5) for name, value in trained.items()})
     assert_close(dict(outcome.pipeline.unet.state_dict()), half)
-    scaled = StableDiffusionPipeline.from_pretrained(json_of(folder / "config.yaml")["model"])
+    scaled = StableDiffusionPipeline.from_pretrained(model)
     scaled.load_lora_weights(folder / "lora")
     scaled.fuse_lora()
     scaled.unload_lora_weights()
@@ -103,8 +109,6 @@ def test_a_scale_that_is_chosen_is_the_result_in_all_that_a_run_leaves(adapted, 
     assert "| strength | scale 0.5, chosen afterwards |" in (folder / "lora" / "README.md").read_text()
     assert verify(str(folder))[0] == []
 
-    choose(folder, "scale", 2)
-    assert_close(unet(folder / "pipeline"), {n: before[n].lerp(value, 2.0) for n, value in trained.items()})
     choose(folder, "scale", 1)  # nothing is lost
     assert_close(unet(folder / "pipeline"), trained, rtol=0, atol=0)
     assert_close(load_file(folder / "lora" / LORA), adapter, rtol=0, atol=0)
@@ -112,27 +116,29 @@ def test_a_scale_that_is_chosen_is_the_result_in_all_that_a_run_leaves(adapted, 
     assert verify(str(folder))[0] == []
 
 
-def json_of(path) -> dict:
-    import yaml
-
-    return yaml.safe_load(path.read_text())
-
-
+@pytest.mark.slow
 def test_a_choice_is_not_undone_unasked(adapted, run_cheaply, tmp_path):
     folder = shutil.copytree(adapted, tmp_path / "run")
     choose(folder, "scale", 0.5)
-    options = {"lora_rank": 2, "ewc_lambda": 0.0, "replay_weight": 0.0, "strength_scales": [0.5, 2.0]}
     with pytest.raises(StageMismatch, match='strength: "scale 0.5" -> "scale 1"'):
-        run_cheaply(folder, **options)
-    assert run_cheaply(folder, strength=0.5, **options).metrics["strength"] == "scale 0.5"
-    assert "strength" not in run_cheaply(folder, overwrite=True, **options).metrics
+        run_cheaply(folder, **OPTIONS)
+    assert run_cheaply(folder, strength=0.5, **OPTIONS).metrics["strength"] == "scale 0.5"
+    assert "strength" not in run_cheaply(folder, overwrite=True, **OPTIONS).metrics
 
 
+@pytest.mark.slow
 def test_a_damaged_training_is_made_again_beside_the_choice(adapted, run_cheaply, tmp_path):
     folder = shutil.copytree(adapted, tmp_path / "run")
-    choose(folder, "scale", 0.5)
-    half, (folder / "trained" / "pipeline" / "model_index.json").unlink()
-    assert "trained" in verify(str(folder))[0][0]
+    trained = unet(folder / "pipeline")
+    choose(folder, "scale", 2)
+    double = unet(folder / "pipeline")
+    (folder / "trained" / "pipeline" / "model_index.json").unlink()
+    assert "train.json" in verify(str(folder))[0][0]
+    (folder / ".stages" / "train.json").unlink()
+    run_cheaply(folder, strength=2.0, **OPTIONS)
+    assert_close(unet(folder / "trained" / "pipeline"), trained)
+    assert_close(unet(folder / "pipeline"), double, rtol=0, atol=0)
+    assert verify(str(folder))[0] == []
 
 
 @pytest.mark.parametrize(
@@ -149,6 +155,7 @@ def test_only_what_there_is_can_be_chosen(adapted, tmp_path, argument, says):
         choose(tmp_path, *argument)
 
 
+@pytest.mark.slow
 def test_a_snapshot_that_is_chosen(run_cheaply, tmp_path):
     run = {"method": "finetune", "ewc_lambda": 0.0, "replay_weight": 0.0, "snapshot_steps": [2], "ema_decay": 0.5}
     outcome = run_cheaply(tmp_path / "run", strength_sheet=True, strength=2, **run)
@@ -159,3 +166,29 @@ def test_a_snapshot_that_is_chosen(run_cheaply, tmp_path):
     assert any((unet(tmp_path / "run" / "pipeline")[n] != value).any() for n, value in snapshot.items())
     shutil.rmtree(tmp_path / "run" / "snapshots")
     assert choose(tmp_path / "run", "step", 4).metrics["verdict"] and verify(str(tmp_path / "run"))[0] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["conditional_vae", "masked_autoencoder"])
+def test_other_kinds_of_model_have_strengths(kind, few_pictures, tmp_path):
+    if kind == "conditional_vae":
+        own = "ConditionalVAEPipeline"
+        ConditionalVAEPipeline(
+            ConditionalVAE(image_size=8, num_classes=3, hidden_sizes=(12, 8), latent_dim=2)
+        ).save_pretrained(tmp_path / "base")
+        small = {"num_samples": 20, "fisher_samples": 20, "surrogate": "noise", "concept": "1"}
+    else:
+        own = "MaskedAutoencoderInpaintPipeline"
+        tiny_mae().save_pretrained(tmp_path / "base")
+        small = {"method": "encoder", "forget_images": "mnist:2", "retain_images": "mnist:3", "images_class": [4, 4]}
+    small |= {"num_train_steps": 2, "train_batch_size": 4, "strength_sheet": True, "strength_scales": [0.5]}
+    small |= {"model": str(tmp_path / "base"), "output_dir": str(tmp_path / "run"), "strength": 0.5}
+    run_forgetting(config_from_dict(ForgetConfig, layered(ForgetConfig, family_defaults(own), small)))
+    module = "vae" if kind == "conditional_vae" else "mae"
+    kinds = {"vae": ConditionalVAEPipeline, "mae": MaskedAutoencoderInpaintPipeline}
+    base, trained, half = (
+        dict(getattr(kinds[module].from_pretrained(tmp_path / part), module).state_dict())
+        for part in ("base", "run/trained/pipeline", "run/pipeline")
+    )
+    assert_close(half, {name: base[name].lerp(value, 0.5) for name, value in trained.items()})
+    assert (tmp_path / "run" / "strength.html").exists() and verify(str(tmp_path / "run"))[0] == []

@@ -99,7 +99,7 @@ def _set(context: RunContext, strength: Strength) -> None:
     elif not strength.trained:
         snapshot = snapshot_dir(context.folder, int(strength.value))
         if not snapshot.exists():
-            raise ArtifactError(f"the run has no {snapshot} any more; choose another, or run it in another --output_dir")
+            raise ArtifactError(f"{snapshot} is gone; choose another strength, or run it in another --output_dir")
         load_weights(module, snapshot, context.family.component)
 
 
