@@ -185,9 +185,7 @@ def _notes(context: RunContext) -> list[str]:
         *(f"The model had forgotten before: {said_of(record)}." for record in context.forgotten),
     ]
     if not context.strength.trained:
-        notes.append(
-            f"The result is {context.strength}, chosen later; what training ended with is in {TRAINED}/."
-        )
+        notes.append(f"The result is {context.strength}, chosen later; what training ended with is in {TRAINED}/.")
     if context.options.lora_rank:
         notes.append("The adapter alone lies in lora/; the pipeline has it fused in.")
     if context.preference is not None:
