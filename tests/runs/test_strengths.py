@@ -180,7 +180,8 @@ def test_other_kinds_of_model_have_strengths(kind, few_pictures, tmp_path):
     else:
         own = "MaskedAutoencoderInpaintPipeline"
         tiny_mae().save_pretrained(tmp_path / "base")
-        small = {"method": "encoder", "forget_images": "mnist:2", "retain_images": "mnist:3", "images_class": [4, 4]}
+        small = {"method": "encoder", "forget_images": "digits8x8:2", "retain_images": "digits8x8:3"}
+        small |= {"images_class": 8, "eval_images_class": 4}
     small |= {"num_train_steps": 2, "train_batch_size": 4, "strength_sheet": True, "strength_scales": [0.5]}
     small |= {"model": str(tmp_path / "base"), "output_dir": str(tmp_path / "run"), "strength": 0.5}
     run_forgetting(config_from_dict(ForgetConfig, layered(ForgetConfig, family_defaults(own), small)))

@@ -57,9 +57,10 @@ class ChoiceStage(Stage[None]):
             return
         if not (folder / TRAINED).exists():
             _keep_trained(folder)
-        records = [*context.forgotten, record_of(context)]
-        saved = (options.dtype, options.save_variant)
-        save_pipeline(family.pipeline, folder / "pipeline", family.module, *saved, records)
+        said = {} if strength.trained else {"strength": str(strength)}
+        saved = (options.dtype, options.save_variant, [*context.forgotten, record_of(context) | said])
+        save_pipeline(family.pipeline, folder / "pipeline", family.module, *saved)
+        shutil.rmtree(folder / "lora", ignore_errors=True)  # of what --overwrite replaces
         if options.lora_rank:
             _save_scaled(folder / TRAINED / "lora", folder / "lora", strength.value)
 

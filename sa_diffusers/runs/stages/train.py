@@ -70,8 +70,7 @@ class TrainStage(Stage[History]):
         elif "edit" in context.needs:
             family.edit(context.value("edit"))
         if state.is_main_process:
-            for home in {folder, self.home}:
-                shutil.rmtree(home / "lora", ignore_errors=True)  # of what --overwrite replaces
+            shutil.rmtree(self.home / "lora", ignore_errors=True)  # of what --overwrite replaces
             if options.lora_rank:
                 save_lora(family, self.home / "lora", options.dtype)
         if options.lora_rank:
@@ -119,8 +118,7 @@ class TrainStage(Stage[History]):
 def record_of(context: RunContext) -> dict:
     """What forgotten.json says of this run."""
     method, options = context.method, context.options
-    chosen = {} if context.strength.trained else {"strength": str(context.strength)}
-    return chosen | {
+    return {
         "concept": ", ".join(context.concept.phrasings),
         "surrogate": context.surrogate if method.favours else None,
         "method": method.title,
