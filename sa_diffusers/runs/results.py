@@ -224,7 +224,8 @@ def summary(context: RunContext, metrics: dict[str, Any]) -> str:
         return f"{lead} Errors in the holes: {', '.join(shares)}."
     if None in losses or metrics["attribute"] is not None:  # of which the verdict tells more
         return lead
-    return f"{lead} The loss on samples of everything else changed by {losses[1] / losses[0] - 1:+.1%}."
+    change = round(losses[1] / losses[0] - 1, 3) + 0.0  # else some are "-0.0%"
+    return f"{lead} The loss on samples of everything else changed by {change:+.1%}."
 
 
 def _record(context: RunContext) -> dict[str, str]:
