@@ -23,6 +23,7 @@ from sa_diffusers.io.configuration import config_from_dict, layered, read_values
 from sa_diffusers.io.loading import load_pipeline
 from sa_diffusers.runs.forget import run_forgetting
 from sa_diffusers.runs.options import ForgetConfig
+from studies.kept import Kept, kept
 
 
 # A digit, a colour, a style, and a surrogate that is no picture: (concept, surrogate).
@@ -31,7 +32,7 @@ SCALES = (0.0, 0.25, 0.5, 0.75, 1.0)  # factors of what a LoRA changes; 0: the o
 # Enough to forget: what is asked for are models on the way there.
 SHORT = {
     "num_samples": 120, "fisher_samples": 48, "num_surrogate_samples": 120, "num_train_steps": 100, "num_threads": 1,
-    "track_steps": None, "classifier": [], "eval_prompts": None,
+    "track_steps": None, "eval_images_concept": 4, "eval_images_class": 0, "eval_images_other": 0,
 }  # fmt: skip
 
 
@@ -74,24 +75,38 @@ def rank_correlation(models: Mapping[Any, Judged]) -> float:
 
 def run_study(folder: Path, num_images: int, seed: int) -> dict[str, Any]:
     """Forget each concept in a LoRA, and have both judges read pictures of the model at each scale of it."""
-    start, cases, everything, shared = time.process_time(), [], {}, {}
+    cases, everything, shared, seconds = [], {}, {}, 0.0
     for concept, surrogate in CASES:
         name = f"{concept} → {surrogate}"
         run = folder / "".join(c if c.isalnum() else "-" for c in name)
+        first = run if not cases else first
         asked = {"concept": concept, "surrogate": surrogate, "output_dir": str(run), "seed": seed} | shared
         config = config_from_dict(
             ForgetConfig, layered(ForgetConfig, read_values(ForgetConfig, "bundled/digits"), SHORT | asked)
         )
-        run_forgetting(config)
-        first = folder / "".join(c if c.isalnum() else "-" for c in " → ".join(CASES[0]))
+        votes, notes = kept(
+            run / "votes.safetensors", "votes", {"name": name, "seed": seed, "images": num_images, **SHORT},
+            lambda config=config, run=run: _votes(config, run, num_images),
+        )  # fmt: skip
+        seconds += notes["cpu_seconds"]
+        models = {scale: Judged(*votes["judged"][i], notes["prompts"]) for i, scale in enumerate(SCALES)}
         shared = {"samples": str(first / "samples"), "fisher": str(first / "fisher.safetensors")}
-        models = judge_scales(config, run / "pipeline", num_images)
         everything |= {(name, scale): one for scale, one in models.items()}
         rows = [{"scale": scale} | one.summary for scale, one in models.items()]
         cases.append({"case": name, "rank_correlation": rank_correlation(models), "models": rows})
         cases[-1] |= Judged.all_of(models).summary
     together = {"rank_correlation": rank_correlation(everything)} | Judged.all_of(everything).summary
-    return {"cases": cases, "together": together, "cpu_seconds": round(time.process_time() - start)}
+    return {"cases": cases, "together": together, "cpu_seconds": round(seconds)}
+
+
+def _votes(config: ForgetConfig, run: Path, num_images: int) -> Kept:
+    """What the run and both judges come to: votes [model, judge, picture]."""
+    start = time.process_time()
+    run_forgetting(config)
+    models = judge_scales(config, run / "pipeline", num_images)
+    judged = torch.stack([torch.stack([one.classifier, one.preference]) for one in models.values()])
+    prompts = next(iter(models.values())).prompts
+    return {"judged": judged}, {"prompts": prompts, "cpu_seconds": time.process_time() - start}
 
 
 def judge_scales(config: ForgetConfig, forgotten: Path, num_images: int) -> dict[float, Judged]:

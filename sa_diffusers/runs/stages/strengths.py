@@ -44,7 +44,8 @@ class StrengthStage(EvaluateStage):
 class ChoiceStage(Stage[None]):
     """The chosen strength as the result, in the place of what training left, which is kept in `TRAINED`."""
 
-    name, counts_as, inputs = "choice", "train", ("model", "train")
+    name = counts_as = "choice"
+    inputs = ("model", "train")
     leaves, shown = ("pipeline/**/*", "lora/*"), True
 
     def content(self, context: RunContext) -> dict:
