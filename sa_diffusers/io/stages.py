@@ -35,6 +35,7 @@ class Stage(Generic[T]):
         name: of the stage, its artifact and its marker.
         counts_as: name under which its seconds are added up.
         inputs: names of artifacts that it takes; those that a run lacks do not count.
+        reads: names of those that it takes besides, which decide nothing that its inputs do not.
         fields: names of the options that decide its result.
         leaves: patterns of the files that `load` reads, in the run's folder.
         shown: whether its result is read though nothing that takes it is left to be computed.
@@ -43,6 +44,7 @@ class Stage(Generic[T]):
     name: str
     counts_as: str
     inputs: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
     fields: tuple[str, ...] = ()
     leaves: tuple[str, ...] = ()
     shown: bool = False
@@ -125,7 +127,7 @@ class Stages:
         needed: set[str] = set()
         for stage in reversed(self.stages):
             if stage.name in needed or stage.name not in self.done:
-                needed.update(stage.inputs)
+                needed.update((*stage.inputs, *stage.reads))
         self.read = needed | {stage.name for stage in self.stages if stage.shown}
         for name in self.done & self.read & self.markers.keys():
             self.markers[name].check()

@@ -50,7 +50,7 @@ def verdict(metrics: Mapping[str, Any], remedies: Advice) -> tuple[str, str]:
     limit = SHOWN + (noise if metrics.get("surrogate") == "noise" else 0.0)
     if limit > 3 * SHOWN:
         said = f"Not judged: {who} takes pure noise for it with {noise:.1%}."
-        return said, "Look at the pictures, or pass another --classifier."
+        return said, f"Look at the pictures, or pass {'a' if judge else 'another'} --classifier."
     highest, lowest = max(asked, key=lambda found: found[2]), max(asked, key=lambda found: found[1])
     outcome, shown = "Not clearly forgotten", highest
     if highest[2] <= limit:

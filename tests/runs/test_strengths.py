@@ -156,6 +156,16 @@ def test_only_what_there_is_can_be_chosen(adapted, tmp_path, argument, says):
 
 
 @pytest.mark.slow
+def test_what_is_judged_later_is_judged_by_as_much(run_cheaply, tmp_path):
+    """The loss on replay samples, too, which nothing else needs any more."""
+    options = {"lora_rank": 2, "strength_scales": [0.5]}
+    whole = run_cheaply(tmp_path / "run", **options).metrics["after"]
+    (tmp_path / "run" / ".stages" / "after.json").unlink()  # as if it had been killed before
+    assert run_cheaply(tmp_path / "run", **options).metrics["after"] == whole
+    assert choose(tmp_path / "run", "scale", 0.5).metrics["after"].keys() == whole.keys() >= {"replay_loss"}
+
+
+@pytest.mark.slow
 def test_a_snapshot_that_is_chosen(run_cheaply, tmp_path):
     run = {"method": "finetune", "ewc_lambda": 0.0, "replay_weight": 0.0, "snapshot_steps": [2], "ema_decay": 0.5}
     outcome = run_cheaply(tmp_path / "run", strength_sheet=True, strength=2, **run)

@@ -20,7 +20,7 @@ class EvaluateStage(Stage[Findings]):
     """One judgement of the model as it stands."""
 
     counts_as, fields = "evaluate", ("guidance_scale", "num_inference_steps", "sampler", "seed")
-    shown = True
+    reads, shown = (ReplayStage.name,), True
 
     def __init__(self, name: str, inputs: tuple[str, ...]):
         self.name, self.inputs, self.leaves = name, inputs, (f"evaluation/{name}.safetensors",)

@@ -19,7 +19,6 @@ from sa_diffusers.io.processes import process_state
 from sa_diffusers.io.stages import Stage
 from sa_diffusers.runs.context import RunContext
 from sa_diffusers.runs.stages.evaluate import EvaluateStage
-from sa_diffusers.runs.stages.replay import ReplayStage
 from sa_diffusers.runs.stages.train import TRAINED, TrainStage, load_weights, record_of
 from sa_diffusers.runs.tracking import snapshot_dir
 from sa_diffusers.training.lora import LORA_FILE
@@ -30,7 +29,7 @@ class StrengthStage(EvaluateStage):
     """The judgement of one strength; that of what training ended with is the run's own."""
 
     def __init__(self, strength: Strength):
-        super().__init__(strength.name, ("model", "train", "exam", "pictures", ReplayStage.name))
+        super().__init__(strength.name, ("model", "train", "exam", "pictures"))
         self.strength = strength
 
     def content(self, context: RunContext) -> dict:
