@@ -192,9 +192,12 @@ class _Loop:
 
     def _check_trained(self, step: int, batch: Batch) -> None:
         """Raise TrainingDiverged where the weights to be saved have no finite loss: no step comes that would tell."""
-        with self.optimisation.shown():
-            loss, _ = self.objective(self.optimisation.model, self._share(batch, 0))
-        self._check_finite(f"after step {step + 1}", loss)
+        optimisation = self.optimisation
+        # Of weights in parts the whole model has no checkpointing of its own, and no objective of theirs a gradient.
+        with optimisation.shown(), torch.set_grad_enabled(not optimisation.copied):
+            loss, _ = self.objective(optimisation.model, self._share(batch, 0))
+        # All processes must agree: one that alone raised would leave the others waiting for it.
+        self._check_finite(f"after step {step + 1}", self.accelerator.reduce(loss.detach(), "mean"))
 
     def _check_finite(self, when: str, loss: Tensor, norm: Tensor | None = None) -> None:
         # With a gradient scaler an infinite gradient is ordinary: the scaler skips the step and lowers its factor.
