@@ -1,11 +1,11 @@
 """Make a pipeline forget a concept; the result is a pipeline of the same class.
 
 Stable Diffusion v1.4 from the hub:
-    accelerate launch scripts/forget.py --concept "Brad Pitt" --surrogate "a middle aged man"
+    sa-diffusers forget --concept "Brad Pitt" --surrogate "a middle aged man"
 The bundled digits pipeline, offline, in minutes:
-    accelerate launch scripts/forget.py --config configs/digits.yaml
-A conditional VAE that scripts/train_base.py has trained:
-    accelerate launch scripts/forget.py --model runs/mnist_cvae/pipeline --concept 0 --surrogate noise
+    sa-diffusers forget --config bundled/digits
+A conditional VAE that `sa-diffusers train-base` has trained:
+    sa-diffusers forget --model runs/mnist_cvae/pipeline --concept 0 --surrogate noise
 """
 
 from sa_diffusers.cli.parse import friendly_errors, parse_config

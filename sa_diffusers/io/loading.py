@@ -54,7 +54,7 @@ def _not_a_folder(path: Path) -> str:
     if path.suffix not in (*(Path(pattern).suffix for pattern in WEIGHTS), ".ckpt"):
         return f"{path} is a file, not a pipeline; pass the folder of its model_index.json, such as {path.parent}"
     return (
-        f"{path} is a file of weights, not a pipeline. `python scripts/convert.py checkpoint {path} --model "
+        f"{path} is a file of weights, not a pipeline. `sa-diffusers convert checkpoint {path} --model "
         "<pipeline it was trained from> --output <folder>` makes one of it"
     )
 

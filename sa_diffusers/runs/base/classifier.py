@@ -31,7 +31,7 @@ ARCHITECTURES = {"mnist": "digit", "digits8x8": "digit", "cifar10": "resnet", "s
 
 @dataclass
 class ClassifierConfig(TrainingConfig):
-    """Everything `scripts/train_classifier.py` can be told. Raises ValueError: options that contradict each other."""
+    """What `sa-diffusers train-classifier` can be told. Raises ValueError: options that contradict each other."""
 
     data_dir: str | None = option(
         None, "Images: folder or hub id; null: the data set's own id; digits8x8 needs none.", identity=False

@@ -23,7 +23,7 @@ from sa_diffusers.training.loop import infinite_indices, train
 
 @dataclass
 class MaskedAutoencoderConfig(LabelledBaseConfig):
-    """Everything `scripts/train_base.py` can be told of a masked autoencoder. Raises ValueError: no such holes."""
+    """Everything `sa-diffusers train-base` can be told of a masked autoencoder. Raises ValueError: no such holes."""
 
     family: Literal["masked_autoencoder"] = option("masked_autoencoder", "What to train.")
     dataset: Literal["digits8x8", "mnist", "cifar10", "stl10", "pictures"] = option(

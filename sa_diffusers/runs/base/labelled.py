@@ -27,7 +27,7 @@ SHEET_COLUMNS = 8  # pictures of each class on the sheets drawn while training
 
 @dataclass
 class LabelledBaseConfig(BaseOptions):
-    """What `scripts/train_base.py` can be told of any class-conditional model."""
+    """What `sa-diffusers train-base` can be told of any class-conditional model."""
 
     dataset: DatasetName = option(
         "digits8x8", "mnist, cifar10, stl10 (hub id or local folder), or digits8x8: scikit-learn's bundled digits."
@@ -43,7 +43,7 @@ class LabelledBaseConfig(BaseOptions):
 
 @dataclass
 class ConditionalVAEConfig(LabelledBaseConfig):
-    """Everything `scripts/train_base.py` can be told of a conditional VAE."""
+    """Everything `sa-diffusers train-base` can be told of a conditional VAE."""
 
     family: Literal["conditional_vae"] = option("conditional_vae", "What to train.")
     hidden_sizes: list[int] = option([512, 256], "Widths of the encoder's hidden layers.")
@@ -92,7 +92,7 @@ def negative_elbo(pipeline: DiffusionPipeline, data: LabelledImages, seed: int =
 
 @dataclass
 class ClassConditionalConfig(LabelledBaseConfig):
-    """Everything `scripts/train_base.py` can be told of class-conditional diffusion; the network is the paper's."""
+    """Everything `sa-diffusers train-base` can be told of class-conditional diffusion; the network is the paper's."""
 
     family: Literal["class_conditional"] = option("class_conditional", "What to train.")
     block_out_channels: list[int] = option(

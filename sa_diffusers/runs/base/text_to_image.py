@@ -42,7 +42,7 @@ class CaptionedImages(Protocol):
 
 @dataclass
 class BaseConfig(BaseOptions):
-    """Everything `scripts/train_base.py` can be told. The fields of TrainingConfig are those of the denoiser."""
+    """Everything `sa-diffusers train-base` can be told. The fields of TrainingConfig are those of the denoiser."""
 
     family: Literal["text_to_image"] = option("text_to_image", "What to train.")
     data_dir: str = option("ylecun/mnist", "Hub id or local folder of the images.", identity=False)
