@@ -134,7 +134,7 @@ def save_pipeline(
             if dtype != "float32":
                 module.to(getattr(torch, dtype))
             pipeline.save_pretrained(temporary)
-            _remove_paths(temporary)
+            _tidy_configurations(temporary)
             if variant:
                 add_variant(pipeline, temporary, variant)
             if forgotten:
@@ -146,13 +146,19 @@ def save_pipeline(
             module.to(torch.float32)
 
 
-def _remove_paths(folder: Path) -> None:
-    """Take out of configurations where on this machine their parts were loaded from, which diffusers writes there."""
-    for path in folder.rglob("*.json"):
+def _tidy_configurations(folder: Path) -> None:
+    """Take out where on this machine parts were loaded from; and have all parts load in one precision unasked.
+
+    Without a dtype diffusers loads its own parts in float32, and transformers in what a configuration says: that of
+    the files, which in float16 would end the first picture in "mat1 and mat2 must have the same dtype".
+    """
+    for path in (*folder.rglob("*config.json"), folder / "model_index.json"):
         config = json.loads(path.read_text(encoding="utf-8"))
-        if "_name_or_path" in config and not is_on_hub(str(config["_name_or_path"])):
-            del config["_name_or_path"]
-            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        kept = {name: value for name, value in config.items() if name != "_name_or_path" or is_on_hub(str(value))}
+        if "dtype" in kept:
+            kept["dtype"] = "float32"
+        if kept != config:
+            path.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def add_variant(pipeline: DiffusionPipeline, folder: Path, variant: str) -> None:
