@@ -198,7 +198,6 @@ def test_a_prompt_is_encoded_alone_whatever_was_encoded_before(family):
         assert_close(family.text_parts(first)[part], tensor[:1], rtol=0, atol=0)
 
 
-
 def test_the_empty_prompt_is_what_guidance_leads_away_from(pipeline, family):
     if isinstance(pipeline, FluxPipeline):
         expected = pipeline.encode_prompt("", device="cpu")[:2]
