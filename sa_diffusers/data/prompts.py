@@ -27,8 +27,6 @@ def read_prompts(source: str, column: str = "prompt") -> list[str]:
         ValueError: a file that cannot be read, a data set without that column, or no prompt at all.
         ModelLoadError: as `load_table`.
     """
-    if not source.strip():
-        raise ValueError("expected a file or data set of prompts, got an empty name; omit the option for the default")
     path = Path(resolve(source))
     check_kind(path, ".txt", *KINDS)
     if kind_of(path) == ".txt":

@@ -27,6 +27,7 @@ from sa_diffusers.io.forgotten import write_forgotten
 from sa_diffusers.io.hub import ModelLoadError, explain_load_errors, read_part
 from sa_diffusers.io.model_names import is_on_hub
 from sa_diffusers.io.processes import process_state
+from sa_diffusers.io.restricted_pickle import pointer
 
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
@@ -152,7 +153,7 @@ def _tidy_configurations(folder: Path) -> None:
     Without a dtype diffusers loads its own parts in float32, and transformers in what a configuration says: that of
     the files, which in float16 would end the first picture in "mat1 and mat2 must have the same dtype".
     """
-    for path in (*folder.rglob("*config.json"), folder / "model_index.json"):
+    for path in (*folder.rglob("*config.json"), *folder.glob("model_index.json")):
         config = json.loads(path.read_text(encoding="utf-8"))
         kept = {name: value for name, value in config.items() if name != "_name_or_path" or is_on_hub(str(value))}
         if "dtype" in kept:
@@ -239,4 +240,4 @@ def _check_weights(folder: Path, source: str, variant: str | None) -> None:
             with safe_open(file, framework="pt"):  # reads the header, and compares it with the file's length
                 pass
         except (SafetensorError, OSError) as error:
-            raise ModelLoadError(f"{file} is damaged ({error}): {again}") from error
+            raise ModelLoadError(f"{file} is damaged ({pointer(file) or error}): {again}") from error
