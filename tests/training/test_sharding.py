@@ -167,7 +167,7 @@ def check_last_look(folder: Path) -> None:
         "diverged": {"learning_rate": 1e30},
         "average": {"learning_rate": 1e30, "ema_decay": 0.5},
     }.items():
-        with pytest.raises(TrainingDiverged, match=f"loss nan after step 1: .*no checkpoint was written"):
+        with pytest.raises(TrainingDiverged, match="loss nan after step 1: .*no checkpoint was written"):
             run(make_model(), False, folder / name, num_train_steps=1, lr_warmup_steps=0, **options)
     config = TrainingConfig(num_train_steps=1, train_batch_size=4, checkpointing_steps=1)
     model = make_model()
