@@ -1,5 +1,6 @@
 """The wheel holds the package with all of its assets, and nothing else."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -9,8 +10,11 @@ from pathlib import Path
 import pytest
 import setuptools
 
+from sa_diffusers.__main__ import COMMANDS
+
 
 ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "sa_diffusers"
 
 
 def tracked_files() -> list[str]:
@@ -32,6 +36,22 @@ def wheel(tmp_path_factory) -> Path:
     assert result.returncode == 0, result.stdout + result.stderr
     (path,) = folder.glob("*.whl")
     return path
+
+
+def test_what_ships_names_commands_that_ship():
+    """Scripts are in the repository alone."""
+    texts = {
+        path.relative_to(PACKAGE): path.read_text(encoding="utf-8")
+        for path in PACKAGE.rglob("*")
+        if path.suffix in (".py", ".j2", ".md", ".yaml")
+    }
+    code = [str(path) for path, text in texts.items() if path.suffix in (".py", ".j2") and "scripts/" in text]
+    assert not code
+    scripts = {word.replace("-", "_") for word in COMMANDS} | {"surrogate_distances"}
+    named = {(str(path), name) for path, text in texts.items() for name in re.findall(r"scripts/(\w+)\.py", text)}
+    assert not [pair for pair in named if pair[1] in scripts]
+    words = {word for text in texts.values() for word in re.findall(r"sa-diffusers ([a-z][a-z-]+)", text)}
+    assert words and words <= COMMANDS.keys()
 
 
 @pytest.mark.slow

@@ -45,6 +45,8 @@ def check_foreign(output_dir: Path, *own: str) -> None:
     Args:
         own: what the asking command leaves there, as patterns.
     """
+    if output_dir.is_file():
+        raise ValueError(f"expected a folder as --output_dir, got the file {output_dir}; pass another")
     theirs = [name for name in MARKS if name not in own and (output_dir / name).exists()]
     if (output_dir / "report.html").exists() and not any(path for name in own for path in output_dir.glob(name)):
         theirs.append("report.html")

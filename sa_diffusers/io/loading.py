@@ -27,6 +27,7 @@ from sa_diffusers.io.forgotten import write_forgotten
 from sa_diffusers.io.hub import ModelLoadError, explain_load_errors, read_part
 from sa_diffusers.io.model_names import is_on_hub
 from sa_diffusers.io.processes import process_state
+from sa_diffusers.io.restricted_pickle import pointer
 
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
@@ -54,7 +55,7 @@ def _not_a_folder(path: Path) -> str:
     if path.suffix not in (*(Path(pattern).suffix for pattern in WEIGHTS), ".ckpt"):
         return f"{path} is a file, not a pipeline; pass the folder of its model_index.json, such as {path.parent}"
     return (
-        f"{path} is a file of weights, not a pipeline. `python scripts/convert.py checkpoint {path} --model "
+        f"{path} is a file of weights, not a pipeline. `sa-diffusers convert checkpoint {path} --model "
         "<pipeline it was trained from> --output <folder>` makes one of it"
     )
 
@@ -134,7 +135,7 @@ def save_pipeline(
             if dtype != "float32":
                 module.to(getattr(torch, dtype))
             pipeline.save_pretrained(temporary)
-            _remove_paths(temporary)
+            _tidy_configurations(temporary)
             if variant:
                 add_variant(pipeline, temporary, variant)
             if forgotten:
@@ -146,13 +147,19 @@ def save_pipeline(
             module.to(torch.float32)
 
 
-def _remove_paths(folder: Path) -> None:
-    """Take out of configurations where on this machine their parts were loaded from, which diffusers writes there."""
-    for path in folder.rglob("*.json"):
+def _tidy_configurations(folder: Path) -> None:
+    """Take out where on this machine parts were loaded from; and have all parts load in one precision unasked.
+
+    Without a dtype diffusers loads its own parts in float32, and transformers in what a configuration says: that of
+    the files, which in float16 would end the first picture in "mat1 and mat2 must have the same dtype".
+    """
+    for path in (*folder.rglob("*config.json"), *folder.glob("model_index.json")):
         config = json.loads(path.read_text(encoding="utf-8"))
-        if "_name_or_path" in config and not is_on_hub(str(config["_name_or_path"])):
-            del config["_name_or_path"]
-            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        kept = {name: value for name, value in config.items() if name != "_name_or_path" or is_on_hub(str(value))}
+        if "dtype" in kept:
+            kept["dtype"] = "float32"
+        if kept != config:
+            path.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def add_variant(pipeline: DiffusionPipeline, folder: Path, variant: str) -> None:
@@ -233,4 +240,4 @@ def _check_weights(folder: Path, source: str, variant: str | None) -> None:
             with safe_open(file, framework="pt"):  # reads the header, and compares it with the file's length
                 pass
         except (SafetensorError, OSError) as error:
-            raise ModelLoadError(f"{file} is damaged ({error}): {again}") from error
+            raise ModelLoadError(f"{file} is damaged ({pointer(file) or error}): {again}") from error

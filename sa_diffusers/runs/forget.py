@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +40,7 @@ from sa_diffusers.report.run_page import NotebookView
 from sa_diffusers.runs import options as run_options
 from sa_diffusers.runs.checks import check_run
 from sa_diffusers.runs.context import Inputs, RunContext
-from sa_diffusers.runs.inputs import check_given, claim_folder, read_inputs
+from sa_diffusers.runs.inputs import claim_folder, read_inputs
 from sa_diffusers.runs.options import RunOptions
 from sa_diffusers.runs.pictures import read_picture_inputs
 from sa_diffusers.runs.plan import announce
@@ -143,15 +143,17 @@ def run_forgetting(config: RunOptions, pipeline: DiffusionPipeline | None = None
     options, state = config.resolved(), process_state()
     method = methods.get(options.method)
     check_launch(options, shardable=method.shardable and options.lora_rank is None)
-    check_given(options)
-    if pipeline is None:
-        check_model(options.model, options.revision, options.variant)
     if options.num_threads is not None:
         torch.set_num_threads(options.num_threads)
 
+    def index() -> Mapping[str, Any]:
+        if pipeline is not None:
+            return dict(pipeline.config) | {"_class_name": type(pipeline)}
+        check_model(options.model, options.revision, options.variant)
+        return read_model_index(options.model, options.revision)
+
     def find_labels() -> list[str] | None:
-        known = read_model_index(options.model, options.revision) if pipeline is None else pipeline.config
-        return list(known["id2label"].values()) if known.get("id2label") else None
+        return list((index().get("id2label") or {}).values()) or None
 
     def find_tokenizer() -> PreTrainedTokenizerBase | None:
         if pipeline is not None:
@@ -159,12 +161,9 @@ def run_forgetting(config: RunOptions, pipeline: DiffusionPipeline | None = None
         return read_tokenizer(options.model, options.revision)
 
     def find_resolution() -> int:
-        if pipeline is not None:
-            methods.require(checked_family(pipeline), method.name, *method.requires)
-            return get_family(pipeline).resolution
-        family = find_family(read_model_index(options.model, options.revision)["_class_name"])
+        family = find_family(index()["_class_name"])
         methods.require(family, method.name, *method.requires)
-        return family.resolution_of(options.model)
+        return get_family(pipeline).resolution if pipeline is not None else family.resolution_of(options.model)
 
     if method.completes:
         inputs = read_picture_inputs(options, find_resolution)

@@ -46,6 +46,7 @@ class ConceptOptions(Options):
         "What takes its place: a prompt, a folder of images (./pictures), or noise; null: looked up in "
         "assets/surrogates.yaml.",
         everyday=True,
+        blank=True,
     )
     plurals: bool = option(
         False, "Count plurals and possessives of its words ('sevens', 'Van Goghs') as naming the concept, too."
@@ -95,7 +96,7 @@ class TrackingOptions(Options):
     """What is looked at while training."""
 
     snapshot_steps: list[int] = option(
-        [], "Save the pipeline as it is after each of these steps, to snapshots/: one run, several strengths."
+        [], "Save the pipeline as it is after each of these steps, to snapshots/: one run, several strengths.", above=0
     )
     track_steps: int | None = option(
         None, "Draw pictures (and let the classifier read them) every so many steps.", above=0, identity=False
@@ -200,6 +201,9 @@ class RunOptions(
                 f"there are {self.eval_images_concept}; raise --eval_images_concept, or --early_stop"
             )
         method = methods.get(self.method)
+        if self.forget_images and not method.completes:
+            fitting = " or ".join(name for name, one in methods.registry().items() if one.completes)
+            raise ValueError(f"forget_images: {self.method} forgets words or classes; pass --method {fitting}")
         for name, own in method.fixes.items():
             if getattr(self, name) not in (None, own):
                 raise ValueError(

@@ -141,8 +141,8 @@ def test_folder_is_refused(refused, argv, tiny_pipeline_dir, tmp_path, damage, s
 
 
 FILES = [
-    ("model.safetensors", ("model.safetensors", "convert.py checkpoint", "--output")),
-    ("sd-v1-4.ckpt", ("sd-v1-4.ckpt", "convert.py checkpoint")),
+    ("model.safetensors", ("model.safetensors", "sa-diffusers convert checkpoint", "--output")),
+    ("sd-v1-4.ckpt", ("sd-v1-4.ckpt", "sa-diffusers convert checkpoint")),
     ("model_index.json", ("model_index.json is a file", "pass the folder")),
 ]
 

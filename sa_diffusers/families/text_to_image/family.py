@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 from torch import Generator, Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from sa_diffusers.core.batches import Batch, cat, map_tensors, take, to
+from sa_diffusers.core.batches import Batch, cat, map_tensors, to
 from sa_diffusers.core.closed_form import ClosedFormEdit
 from sa_diffusers.core.conditions import Condition, texts
 from sa_diffusers.core.losses import Loss
@@ -108,15 +108,11 @@ class TextToImageFamily(Family):
 
     @torch.no_grad()
     def _encode(self, prompts: Sequence[str]) -> None:
-        """Encode the prompts that have not been yet."""
+        """Encode the prompts that have not been yet, one by one: a kernel is chosen by the shape of what it is given,
+        and a prompt's embedding must not depend on which others were encoded before, as after resuming."""
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._encoded]
-        if not new:
-            return
-        with self.encoders_at_hand():
-            for start in range(0, len(new), 64):
-                part = new[start : start + 64]
-                encoded = to(self.encode_prompts(part), "cpu")
-                self._encoded |= {prompt: take(encoded, [row]) for row, prompt in enumerate(part)}
+        with self.encoders_at_hand() if new else nullcontext():
+            self._encoded |= {prompt: to(self.encode_prompts([prompt]), "cpu") for prompt in new}
 
     @contextmanager
     def encoders_at_hand(self) -> Iterator[None]:
