@@ -14,6 +14,7 @@ from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.families import Family, get_family
+from sa_diffusers.io.artifacts import fingerprint
 from sa_diffusers.io.configuration import Options, option
 from sa_diffusers.io.loading import copy_pipeline
 from sa_diffusers.io.processes import process_state, working
@@ -33,6 +34,10 @@ class Request:
         said = {"prompt": self.condition.text, "seed": self.seed, "negative_prompt": self.negative.text}
         labels = {"label": self.condition.label, "negative_label": self.negative.label}  # where there are any
         return said | {name: label for name, label in labels.items() if label is not None}
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self.key)
 
 
 @dataclass(frozen=True)

@@ -61,16 +61,26 @@ class StockPipeline:
 
 
 def draw_sets(
-    family: Family, sets: Mapping[str, PromptSet], settings: SamplingSettings, what: str = "evaluate"
+    family: Family,
+    sets: Mapping[str, PromptSet],
+    settings: SamplingSettings,
+    what: str = "evaluate",
+    known: Mapping[str, Tensor] | None = None,
 ) -> dict[str, DrawnImages]:
-    """The pictures of each set, by its name, in memory."""
-    drawn = {}
-    with working(what, sum(map(len, sets.values())), "images"):
+    """The pictures of each set, by its name, in memory.
+
+    Args:
+        known: latents that this model gave with these settings, by the fingerprints of requests: not drawn again.
+    """
+    drawn, known = {}, known or {}
+    left = {name: [one for one in part.requests if one.fingerprint not in known] for name, part in sets.items()}
+    with working(what, sum(map(len, left.values())), "images"):
         for name, prompts in sets.items():
-            if prompts.requests:
-                latents = draw_samples(family, prompts.requests, settings).latents
-            else:
-                latents = torch.empty(0, *family.latent_shape)
+            latents = torch.empty(len(prompts), *family.latent_shape)
+            found = draw_samples(family, left[name], settings).latents if left[name] else ()
+            new = dict(zip(left[name], found, strict=True))
+            for row, request in enumerate(prompts.requests):
+                latents[row] = new[request] if request in new else known[request.fingerprint]
             drawn[name] = DrawnImages(f"{what}, {name}", family, latents, settings.batch_size)
     return drawn
 

@@ -90,6 +90,7 @@ def disk_bytes(context: RunContext, left: Collection[str]) -> int:
     module = FLOAT32 * sum(p.numel() for p in family.module.parameters())
     latent = FLOAT32 * math.prod(family.latent_shape)
     needed = {"samples": config.num_samples * latent, "replay_samples": config.num_samples * latent}
+    needed["before"] = sum(map(len, context.inputs.sets.values())) * latent
     needed |= {"surrogate": config.num_surrogate_samples * latent, "fisher": 2 * module, "train": pipeline}
     if context.method.trains:
         stepped = _stepped(context)[0]
