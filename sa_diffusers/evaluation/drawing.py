@@ -4,7 +4,7 @@ import inspect
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sa_diffusers.core.conditions import Condition, texts
 from sa_diffusers.data.images import read_image
-from sa_diffusers.data.sampling import SamplingSettings, draw_batch, draw_samples
+from sa_diffusers.data.sampling import MOST, SamplingSettings, draw_batch, draw_samples, largest_batch
 from sa_diffusers.evaluation.images.sets import DrawnImages
 from sa_diffusers.evaluation.options import PipelineEvaluationConfig
 from sa_diffusers.evaluation.prompt_sets import PromptSet
@@ -74,6 +74,8 @@ def draw_sets(
     """
     drawn, known = {}, known or {}
     left = {name: [one for one in part.requests if one.fingerprint not in known] for name, part in sets.items()}
+    if settings.batch_size is None:
+        settings = replace(settings, batch_size=largest_batch(family) if any(left.values()) else MOST)
     with working(what, sum(map(len, left.values())), "images"):
         for name, prompts in sets.items():
             latents = torch.empty(len(prompts), *family.latent_shape)

@@ -49,7 +49,7 @@ class OpenRun:
 
     family: Family
     drawn_as: DrawnAs
-    batch_size: int
+    batch_size: int | None
     forgotten: str | None
     sets: dict[str, PromptSet]
     judge: ClassifierJudge | None
