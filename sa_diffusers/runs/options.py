@@ -129,8 +129,8 @@ class EvaluationOptions(Options):
 
     before: str | None = option(
         None,
-        "Evaluation of the model before to reuse: evaluation/before.safetensors of another run, of whatever concept. "
-        "Pictures that it lacks are drawn.",
+        "Evaluation of this model to reuse: a run's folder, or the evaluation/before.safetensors of one, of whatever "
+        "concept; pictures that it lacks are drawn.",
         identity=False,
     )
     classifier: list[str] = option(

@@ -360,7 +360,7 @@ def test_what_was_drawn_before_serves_another_concept_and_method(start, unwatche
     names = [path / "evaluation" / "before.safetensors" for path in (tmp_path / "fresh", tmp_path / "reusing")]
     one, other = (Findings.load(path).drawn for path in names)
     torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5)  # whole, so it serves in its turn
-    again = start(tmp_path / "again", before=str(names[1]), **options)
+    again = start(tmp_path / "again", before=str(tmp_path / "reusing"), **options)
     assert again.metrics["seconds"]["reused"] == ["before"] and again.metrics["before"] == reusing.metrics["before"]
 
 

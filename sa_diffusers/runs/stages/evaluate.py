@@ -44,7 +44,8 @@ class EvaluateStage(Stage[Findings]):
     def given(self, context: RunContext) -> Artifact[Findings] | None:
         if self.name != "before" or not context.options.before:
             return None
-        found, key = Findings.load(Path(context.options.before)), self.key(context)
+        source, key = Path(context.options.before), self.key(context)
+        found = Findings.load(self._path(source) if source.is_dir() else source)
         found.check(key, self._requests(context))
         if found.key == key:
             return Artifact(found, fingerprint(key))
@@ -55,11 +56,11 @@ class EvaluateStage(Stage[Findings]):
         findings = self._examine(context)
         findings.key = self.key(context)
         if process_state().is_main_process:
-            findings.save(self._path(context))
+            findings.save(self._path(context.folder))
         return findings
 
     def load(self, context: RunContext) -> Findings:
-        return Findings.load(self._path(context))
+        return Findings.load(self._path(context.folder))
 
     def describe(self, context: RunContext) -> str:
         there = self._there(context)
@@ -100,8 +101,8 @@ class EvaluateStage(Stage[Findings]):
         judged = sum(len(group.test) for name, group in context.pictures.items() if name in JUDGED)
         return sum(map(len, context.inputs.sets.values())) + judged * len(getattr(context.options, "eval_masks", ()))
 
-    def _path(self, context: RunContext) -> Path:
-        return context.folder / "evaluation" / f"{self.name}.safetensors"
+    def _path(self, folder: Path) -> Path:
+        return folder / "evaluation" / f"{self.name}.safetensors"
 
 
 def exam_content(inputs: Inputs) -> dict:
