@@ -255,16 +255,19 @@ def examine(
     judges: Mapping[str, ClassifierJudge],
     seed: int,
     preference: Judge | None = None,
+    earlier: Findings | None = None,
 ) -> Findings:
     """Let every judge read the pictures of all sets; the first one's numbers come first.
 
     Args:
         preference: judges those that ask for the concept where no classifier does.
+        earlier: of the model before, whose floors are these: forgetting changes neither autoencoder nor judge.
     """
     results, drawn = {}, {"num_images": sum(map(len, sets.values()))}
     for name, judge in judges.items():
         values, intervals = measure(judge, sets, pictures)
-        values |= floors(family, judge, 256, seed) | {"classifier_accuracy": judge.accuracy}
+        known = earlier.by_classifier.get(name, earlier.values) if earlier else floors(family, judge, 256, seed)
+        values |= {key: known[key] for key in FLOORS} | {"classifier_accuracy": judge.accuracy}
         results[name] = values | drawn, intervals
     nothing = dict.fromkeys((*MEANS, *ATTRIBUTES, BY_CLASS, *FLOORS, "classifier_accuracy"))
     values, intervals = results.pop(next(iter(judges))) if judges else (nothing | drawn, nothing)

@@ -80,7 +80,8 @@ class EvaluateStage(Stage[Findings]):
         if inputs.pictures:
             return examine_completions(family, inputs.pictures, inputs.judges, options.eval_masks, options.seed)
         pictures = draw_sets(family, inputs.sets, options.judged, known=self.known)
-        findings = examine(family, inputs.sets, pictures, inputs.judges, options.seed, context.preference)
+        judged, earlier = (inputs.judges, options.seed, context.preference), context.value("before")
+        findings = examine(family, inputs.sets, pictures, *judged, earlier)
         if self.name == "before":
             found = zip(self._requests(context), chain(*(part.latents for part in pictures.values())), strict=True)
             findings.drawn = {request.fingerprint: latent for request, latent in found}
