@@ -142,7 +142,7 @@ class RunConfig(DrawnAs, ComparedImages):
                                      "they are not given, so that the numbers of both compare: of a base run, the "
                                      "run that forgot on it. null: the run's own.")  # fmt: skip
     sample_batch_size: int | None = option(
-        None, "Images drawn at once; null: the run's own. Changes no image.", least=1
+        None, "Images drawn at once; null: as many as fit. Changes no image.", least=1
     )
     save_images: str | None = option(None, "New folder for the drawn images; null: they are not kept.")
 

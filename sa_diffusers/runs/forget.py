@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from sa_diffusers import methods
+from sa_diffusers.data.sampling import largest_batch
 from sa_diffusers.evaluation.forgetting import pairs
 from sa_diffusers.evaluation.judges.clip import Clip
 from sa_diffusers.evaluation.judges.preference import ClipPreferenceJudge, PreferenceJudge
@@ -244,7 +245,8 @@ def _preference(context: RunContext) -> PreferenceJudge | ClipPreferenceJudge:
     options, concept, instead = context.options, context.concept, context.favoured_prompt
     if options.clip and instead:
         return ClipPreferenceJudge(Clip.load(options.clip), concept, instead)
-    return PreferenceJudge(context.family, concept, instead, options.eval_batch_size)
+    at_once = options.eval_batch_size or largest_batch(context.family)
+    return PreferenceJudge(context.family, concept, instead, at_once)
 
 
 @contextmanager

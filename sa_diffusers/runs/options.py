@@ -129,7 +129,10 @@ class EvaluationOptions(Options):
     """By what the result is judged."""
 
     before: str | None = option(
-        None, "Evaluation of the model before to reuse: another run's evaluation/before.safetensors.", identity=False
+        None,
+        "Evaluation of this model to reuse: a run's folder, or the evaluation/before.safetensors of one, of whatever "
+        "concept; pictures that it lacks are drawn.",
+        identity=False,
     )
     classifier: list[str] = option(
         [], "Classifier for evaluation only: folder or hub id; may be repeated.", identity=False, everyday=True

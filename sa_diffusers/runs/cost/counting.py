@@ -1,7 +1,6 @@
 """Operations and bytes of a module without running it: on meta tensors, which have shapes and no values."""
 
-import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -10,56 +9,16 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
+
+from sa_diffusers.models.memory import TensorBytes
 
 
 TOKENS = 77
 # What CUDA's autocast does, of what a UNet calls: these in half precision, those in float32, all else as it comes.
 HALF = {F.linear, F.conv2d, torch.conv2d, torch.matmul, torch.bmm, torch.baddbmm, torch.einsum}
 FULL = {F.group_norm, F.layer_norm, F.softmax, F.mse_loss, F.interpolate}
-
-
-class TensorBytes(TorchDispatchMode):
-    """Counts the bytes of the tensors that are made inside the block and still alive, on any device.
-
-    Storages that exist before the block are not counted, nor is scratch memory inside an operator. Meta tensors count
-    with the size they would have.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0  # bytes at the moment, and at most so far
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        for tensor in tensors_in((args, kwargs)):
-            self._note(tensor, existed=True)
-        result = function(*args, **(kwargs or {}))
-        for tensor in tensors_in(result):
-            self._note(tensor, existed=False)
-        self.peak = max(self.peak, self.now)
-        return result
-
-    def _note(self, tensor: Tensor, existed: bool) -> None:
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key in self._known:
-            return
-        size = 0 if existed else storage.nbytes()
-        self._known.add(key)
-        self.now += size
-        weakref.finalize(storage, self._forget, key, size).atexit = False
-
-    def _forget(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.now -= size
-
-
-def tensors_in(tree: Any) -> Iterable[Tensor]:
-    return (leaf for leaf in tree_iter(tree) if isinstance(leaf, Tensor))
 
 
 class CudaKernels(TorchFunctionMode):

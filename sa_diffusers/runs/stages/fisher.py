@@ -24,7 +24,8 @@ from sa_diffusers.io.atomic_files import atomic_path, explain_read_errors, load_
 from sa_diffusers.io.hub import provenance
 from sa_diffusers.io.processes import process_state, say, working
 from sa_diffusers.io.stages import Artifact, Stage
-from sa_diffusers.models.precision import autocast_forward, free_memory
+from sa_diffusers.models.memory import free_memory
+from sa_diffusers.models.precision import autocast_forward
 from sa_diffusers.runs.context import RunContext
 from sa_diffusers.runs.options import RunOptions
 from sa_diffusers.runs.paper_quirks import FisherLabelDropout, quirky_fisher_batch
