@@ -1,4 +1,4 @@
-r"""Try to bring a forgotten concept back through the prompt, by gradients through the model; and judge the pictures.
+r"""Try to bring a forgotten concept back through the prompt, by gradients through the model, and judge the pictures.
 
 The bundled digits, offline, in minutes, after `accelerate launch scripts/forget.py --config configs/digits.yaml`:
     python scripts/attack.py runs/digits-seven --original bundled/digits/pipeline --concept "seven, 7" \

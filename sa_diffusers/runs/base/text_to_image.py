@@ -59,7 +59,7 @@ class BaseConfig(BaseOptions):
     num_copies: int = option(1, "Colourings of every digit (dataset digits).")
     exclude_classes: list[str] = option([], "Digits to leave out, as words: a model that never learned them.")
     vocab_merges: int = option(700, "Merges of the tokenizer's byte-pair encoding.")
-    snr_gamma: float | None = option(5.0, "Min-SNR weighting (Hang et al. 2023), of diffusion alone; null: none.")
+    snr_gamma: float | None = option(5.0, "Min-SNR weighting (Hang et al. 2023), of diffusion alone; null: off.")
     density: Literal["uniform", "logit_normal"] = option("uniform", "Of noise levels in the training of a flow.")
     pooled_dropout: float = option(
         0.0,

@@ -157,7 +157,7 @@ def test_the_stricter_bar_compares_each_classifier_with_its_own_grey() -> None:
 def test_verdict_names_each_bar_that_is_missed() -> None:
     limits, judged = bars.limits(0), bars.Judges(("a",), "the one classifier")
     met = bars.runs_text(0, {"fast": limits}, judged)[0]
-    assert met == "Judged by the one classifier, the fast run meets every bar, and meets the stricter one, too."
+    assert met == "Judged by the one classifier, the fast run meets every bar, and also meets the stricter one."
     missed = bars.runs_text(0, {"fast": limits | {"mean P(0), above that of flat grey": 0.021}}, judged)[0]
     assert "misses 1 of the 4 bars: mean P(0), above that of flat grey: 0.0210 (at most 0.02), but meets" in missed
     (stricter,) = bars.STRICTER
