@@ -56,14 +56,14 @@ BUDGETS = {
     "evaluate run": "--num_images_per_class 4 --num_neighbours 1",
 }
 OF_TEXT = {  # options that other kinds of model refuse
-    "forget": DRAW,
+    "forget": f"{DRAW} --replay_prompts prompts.txt",
     "train_base": "--vae_steps 2 --text_steps 2 --vae_batch_size 4 --text_batch_size 4",
 }
 WITHOUT_TEXT = ("8x8", "cvae", "cifar10", "inpaint")
 PYTHON_BUDGET = {
     "num_samples": 8, "num_surrogate_samples": 4, "fisher_samples": 2, "fisher_terms": "1", "num_train_steps": 2, "lr_warmup_steps": 0,
     "train_batch_size": 2, "num_inference_steps": 2, "overwrite": True, "eval_images_concept": 2,
-    "eval_images_class": 1, "eval_images_other": 2,
+    "eval_images_class": 1, "eval_images_other": 2, "replay_prompts": "prompts.txt",
 }  # fmt: skip
 
 
