@@ -45,8 +45,9 @@ ELSEWHERE = ("pip", "pytest", "make")
 DRAW = "--num_inference_steps 2 --guidance_scale 2"
 FEW = "--num_train_steps 2 --lr_warmup_steps 0 --checkpointing_steps null"
 BUDGETS = {
-    "forget": f"{FEW} --num_samples 8 --num_surrogate_samples 4 --fisher_samples 2 --fisher_terms 1 --train_batch_size 2 "
-    "--overwrite --track_steps null --ema_decay null --eval_images_concept 2 --eval_images_class 1 --eval_images_other 2",
+    "forget": f"{FEW} --num_samples 8 --num_surrogate_samples 4 --fisher_samples 2 --fisher_terms 1 --overwrite "
+    "--train_batch_size 2 --track_steps null --ema_decay null --eval_images_concept 2 --eval_images_class 1 "
+    "--eval_images_other 2",
     "surrogates": "",
     "attack": f"--num_targets 2 --num_images 2 --num_restarts 1 --steps 1 --keep_every 1 {DRAW}",
     "train_base": f"{FEW} --train_batch_size 4",
