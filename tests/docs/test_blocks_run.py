@@ -6,7 +6,6 @@ import runpy
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 import torch
 from accelerate.commands.launch import launch_command_parser
 from accelerate.state import AcceleratorState
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from snippets import ROOT, Block, blocks
 
@@ -43,7 +42,7 @@ INSTEAD = {  # of what is on a hub or on the reader's disk, or large
 # Installing and launching of processes have tests of their own.
 ELSEWHERE = ("pip", "pytest", "make")
 DRAW = "--num_inference_steps 2 --guidance_scale 2"
-FEW = "--num_train_steps 2 --lr_warmup_steps 0 --checkpointing_steps null"
+FEW = "--num_train_steps 2 --lr_warmup_steps 0 --checkpointing_steps null --num_threads 1"
 BUDGETS = {
     "forget": f"{FEW} --num_samples 8 --num_surrogate_samples 4 --fisher_samples 2 --fisher_terms 1 --overwrite "
     "--train_batch_size 2 --track_steps null --ema_decay null --eval_images_concept 2 --eval_images_class 1 "
@@ -76,8 +75,10 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("configs", "scripts"):
         os.symlink(ROOT / name, name)
     pipeline = StableDiffusionPipeline.from_pretrained(resolve(DIGITS), dtype=torch.float32)
-    config = dict(pipeline.unet.config) | {"block_out_channels": (8, 16), "attention_head_dim": 2}
-    pipeline.unet = UNet2DConditionModel.from_config(config)
+    unet = {"block_out_channels": (8, 16), "attention_head_dim": 2}
+    pipeline.unet = UNet2DConditionModel.from_config(dict(pipeline.unet.config) | unet)
+    vae = {"block_out_channels": (4, 8, 8), "norm_num_groups": 2}
+    pipeline.vae = AutoencoderKL.from_config(dict(pipeline.vae.config) | vae)
     pipeline.save_pretrained("small")
     lines = [{"file_name": f"{i}.png", "text": "a red seven", "digit": ("seven", "three")[i % 2]} for i in range(24)]
     for folder in ("my_images", "real_images"):
@@ -110,20 +111,14 @@ def small(words: list[str]) -> None:
             main([words[1], *given])
 
 
-def run(block: Block, names: dict[str, Any]) -> Iterator[str]:
-    """Run a block; yields what fails in it."""
-    code = block.text.replace('output_dir="runs/', '**BUDGET, output_dir="runs/')
-    code = code.replace("callback=", "**BUDGET, callback=") if "output_dir" not in code else code
-    code = code.replace('"CompVis/stable-diffusion-v1-4"', '"small"')
-    for step in [code] if block.language == "python" else block.commands:
-        print(time.strftime("%X"), block, step, flush=True)
-        try:
-            if block.language == "python":
-                exec(compile(code, str(block), "exec"), names)
-            elif step[0] not in ELSEWHERE and "--help" not in step:
-                small(step)
-        except (Exception, SystemExit) as error:
-            yield f"{block}: {step}: {error!r}"
+def run(step: str | tuple[str, ...], page: str, names: dict[str, Any]) -> None:
+    """Run a Python block of a page, or a command."""
+    if isinstance(step, str):
+        option = "output_dir=" if "output_dir=" in step else "callback="
+        code = step.replace(option, f"**BUDGET, {option}").replace("CompVis/stable-diffusion-v1-4", "small")
+        exec(compile(code, page, "exec"), names)
+    elif step[0] not in ELSEWHERE and "--help" not in step:
+        small(list(step))
 
 
 @pytest.mark.slow("minutes")
@@ -131,12 +126,23 @@ def test_every_block_runs_and_leaves_whole_pages(place: Path, subtests: pytest.S
     found = [block for language in ("bash", "python") for block in blocks(language)]
     found = [block for block in found if block.why is None and block.page not in TOYS]
     places = {page: position for position, page in enumerate(ORDER)}
-    names: dict[str, dict[str, Any]] = defaultdict(lambda: {"BUDGET": PYTHON_BUDGET, "sa_diffusers": sa_diffusers})
+    found.sort(key=lambda block: (places.get(block.page, len(ORDER)), block.page, block.line))
+    steps: dict[str | tuple[str, ...], Block] = {}  # what several pages say runs once
+    for block in found:
+        for step in [block.text] if block.language == "python" else map(tuple, block.commands):
+            steps.setdefault(step, block)
+    model = StableDiffusionPipeline.from_pretrained("small")  # what a page calls `pipe` where it does not say more
+    names: dict[str, dict[str, Any]] = defaultdict(
+        lambda: {"BUDGET": PYTHON_BUDGET, "sa_diffusers": sa_diffusers, "pipe": model}
+    )
     failed = []
-    for block in sorted(found, key=lambda block: (places.get(block.page, len(ORDER)), block.page, block.line)):
-        if block.language == "python":
-            names[block.page].setdefault("pipe", StableDiffusionPipeline.from_pretrained("small"))
-        failed += run(block, names[block.page])
+    for step, block in steps.items():
+        print(time.strftime("%X"), block, step, flush=True)
+        try:
+            run(step, block.page, names[block.page])
+        except (Exception, SystemExit) as error:
+            print(repr(error))
+            failed.append(f"{block}: {step}: {error!r}")
     assert failed == []
     pages = sorted(place.glob("runs/**/report.html"))
     assert len(pages) > 6
