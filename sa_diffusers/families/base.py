@@ -156,7 +156,7 @@ def register(family: FamilyT) -> FamilyT:
     """Class decorator: from now on the family adapts its pipelines. Raises ValueError where another one does."""
     taken = [name for name in family.pipelines if _REGISTRY.get(name, family).name != family.name]
     if taken:
-        raise ValueError(f"{taken[0]} belongs to the family {_REGISTRY[taken[0]].name}, not to {family.name}, too")
+        raise ValueError(f"{taken[0]} belongs to the family {_REGISTRY[taken[0]].name}, not also to {family.name}")
     unknown = family.capabilities - CAPABILITIES.keys()
     if unknown:
         raise ValueError(f"expected capabilities of {', '.join(CAPABILITIES)}; got {min(unknown)!r}")

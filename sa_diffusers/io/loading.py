@@ -166,7 +166,7 @@ def add_variant(pipeline: DiffusionPipeline, folder: Path, variant: str) -> None
     """Write float16 copies of the weights that `folder` holds beside them, where it has none yet.
 
     They are read back from the files, which spares the device a second copy, and saved elsewhere first: saving them in
-    place would replace the configurations, too, and transformers reads the precision of the *other* files there.
+    place would also replace the configurations, and transformers reads the precision of the *other* files there.
     """
     for name, part in pipeline.components.items():
         if isinstance(part, nn.Module) and not any((folder / name).glob(f"*.{variant}*")):

@@ -49,7 +49,7 @@ class ConceptOptions(Options):
         blank=True,
     )
     plurals: bool = option(
-        False, "Count plurals and possessives of its words ('sevens', 'Van Goghs') as naming the concept, too."
+        False, "Also count plurals and possessives of its words ('sevens', 'Van Goghs') as naming the concept."
     )
     siblings: str | None = option(
         None,
@@ -155,10 +155,10 @@ class EvaluationOptions(Options):
 
 @dataclass
 class SharingOptions(Options):
-    """What is saved besides, and pushed."""
+    """What else is saved, and pushed."""
 
     save_variant: Literal["fp16"] | None = option(
-        None, "fp16: save the weights in float16 besides, as a variant of the pipeline.", identity=False
+        None, "fp16: also save the weights in float16, as a variant of the pipeline.", identity=False
     )
     push_to_hub: bool = option(
         False, "Push the pipeline, or with lora_rank the adapter, when all is done.", identity=False, everyday=True
@@ -185,7 +185,7 @@ class RunOptions(
     learning_rate: float = option(5e-5, "Peak learning rate; never scaled silently.", above=0, everyday=True)
     lr_warmup_steps: int = option(10, "Optimiser steps of linear warm-up.", least=0)
     checkpointing_steps: int | None = option(
-        125, "Save a checkpoint every so many steps; null: none.", above=0, identity=False
+        125, "Save a checkpoint every so many steps; null: off.", above=0, identity=False
     )
 
     def __post_init__(self) -> None:

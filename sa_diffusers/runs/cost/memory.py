@@ -55,7 +55,7 @@ def estimate_memory(trainings: Sequence[Training] = TRAININGS, batch_size: int =
     """One row a way of training at 512 pixels, in bf16: gigabytes (10^9) of each part, and the most at any moment.
 
     A process holds about a gigabyte more (CUDA's context, and what the allocator cannot use). The replay's targets
-    come from a copy of the UNet as it was, whose weights are EWC's anchor, too; for LoRA, from the UNet without its
+    come from a copy of the UNet as it was, whose weights are also EWC's anchor; for LoRA, from the UNet without its
     adapters. Text encoder and VAE are in main memory meanwhile.
 
     Args:
