@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -199,6 +199,11 @@ class Marker:
         """Raise DamagedFile where a file that the stage left is gone, or not as it was."""
         if found := damages(self.output_dir, self._read()["files"]):
             raise DamagedFile(f"{found[0]}: delete {self.path} to compute the stage '{self.name}' again")
+
+    def rename(self, renamed: Callable[[str], str]) -> None:
+        """Say by which names the files that the stage left go now."""
+        marker = self._read()
+        write_json(marker | {"files": {renamed(name): value for name, value in marker["files"].items()}}, self.path)
 
     def clear(self) -> None:
         """Forget that the stage was done, so that it is computed again; its results are left to be replaced."""

@@ -47,7 +47,8 @@ from sa_diffusers.runs.pictures import read_picture_inputs
 from sa_diffusers.runs.plan import announce
 from sa_diffusers.runs.results import all_written, combine, write_results
 from sa_diffusers.runs.stages import stages_of
-from sa_diffusers.runs.stages.evaluate import exam_content
+from sa_diffusers.runs.stages.evaluate import EvaluateStage, exam_content
+from sa_diffusers.runs.stages.strengths import ChoiceStage, StrengthStage, weights_in_main_memory
 from sa_diffusers.training.launching import check_launch
 
 
@@ -216,8 +217,11 @@ def _run(options: RunOptions, pipeline: DiffusionPipeline | None, inputs: Inputs
 def _run_stages(context: RunContext) -> Outcome:
     stages = Stages(stages_of(context), context, context.options.overwrite)
     main = process_state().is_main_process
-    if context.preference is not None and {"before", "after"} & set(stages.left):
+    left = [stage for stage in stages.stages if stage.name in stages.left]
+    if context.preference is not None and any(isinstance(stage, EvaluateStage) for stage in left):
         context.preference.freeze()
+    if context.strength.kind == "scale" and any(isinstance(stage, StrengthStage | ChoiceStage) for stage in left):
+        context.original = weights_in_main_memory(context.family.module)
     if main:
         plan = announce(context, stages)
         with _room_to_look(context, stages), atomic_path(context.folder / "config.yaml") as temporary:
@@ -233,7 +237,7 @@ def _run_stages(context: RunContext) -> Outcome:
     if main:
         with _room_to_look(context, stages):
             write_results(context, metrics)
-    pipeline, shown = context.family.pipeline, pairs(context.value("before"), context.value("after"))
+    pipeline, shown = context.family.pipeline, pairs(context.value("before"), context.value(context.result))
     pipeline.metrics, pipeline.pictures = metrics, shown
     pipeline.forgotten = read_forgotten(str(context.folder / "pipeline"))
     pipeline._repr_html_ = NotebookView(metrics, shown)

@@ -15,6 +15,7 @@ from sa_diffusers.evaluation.intervals import deciding_count
 from sa_diffusers.io.configuration import Options, option
 from sa_diffusers.runs.work_options import FisherOptions, MethodOptions, SampleOptions, SpeedOptions
 from sa_diffusers.training.options import TrainingConfig
+from sa_diffusers.training.strengths import StrengthOptions, chosen
 
 
 @dataclass
@@ -171,8 +172,8 @@ class SharingOptions(Options):
 
 @dataclass
 class RunOptions(
-    TrainingConfig, SpeedOptions, SharingOptions, TrackingOptions, EvaluationOptions, FisherOptions, SampleOptions,
-    DrawingOptions, PromptOptions, MethodOptions, FolderOptions, ModelOptions, ConceptOptions,
+    TrainingConfig, SpeedOptions, SharingOptions, TrackingOptions, EvaluationOptions, StrengthOptions, FisherOptions,
+    SampleOptions, DrawingOptions, PromptOptions, MethodOptions, FolderOptions, ModelOptions, ConceptOptions,
 ):  # fmt: skip
     """What every method can be told. Raises ValueError for values that cannot work, before anything is loaded."""
 
@@ -214,6 +215,11 @@ class RunOptions(
                     "another --method"
                 )
         method.check_options(self.resolved())
+        chosen(self)
+        if (self.strength_sheet or self.strength) and type(method).wrap is not methods.Method.wrap:
+            raise ValueError(f"{method.name} changes no weights, which could be more or less; omit strength_sheet")
+        if (self.strength_sheet or self.strength) and self.early_stop is not None and self.snapshot_steps:
+            raise ValueError("early_stop may end training before one of the snapshots that are judged; omit either")
 
     @classmethod
     def topics(cls) -> dict[str, tuple[str, list[str]]]:
