@@ -21,6 +21,7 @@ from sa_diffusers.families import Family, checked_family, family_defaults, find_
 from sa_diffusers.families.plain_parts import check_plain, take_over, unwrapped
 from sa_diffusers.io.artifacts import RunLock
 from sa_diffusers.io.atomic_files import DiskFull, atomic_path
+from sa_diffusers.io.bundled import resolve
 from sa_diffusers.io.configuration import config_from_dict, config_to_yaml, layered
 from sa_diffusers.io.forgotten import read_forgotten
 from sa_diffusers.io.hub import check_push, push_folder
@@ -36,6 +37,7 @@ from sa_diffusers.io.model_names import base_name, folder_name
 from sa_diffusers.io.processes import Listener, process_state, reporting, say, tell
 from sa_diffusers.io.stages import Artifact, Stages, content_fingerprint
 from sa_diffusers.models.precision import compute_dtype, in_main_memory, kept_state, on_device, usual_modes
+from sa_diffusers.models.single_file import configurations
 from sa_diffusers.report.run_page import NotebookView
 from sa_diffusers.runs import options as run_options
 from sa_diffusers.runs.checks import check_run
@@ -164,7 +166,7 @@ def run_forgetting(config: RunOptions, pipeline: DiffusionPipeline | None = None
             return get_family(pipeline).resolution
         family = find_family(read_model_index(options.model, options.revision)["_class_name"])
         methods.require(family, method.name, *method.requires)
-        return family.resolution_of(options.model)
+        return family.resolution_of(configurations(resolve(options.model)))
 
     if method.completes:
         inputs = read_picture_inputs(options, find_resolution)

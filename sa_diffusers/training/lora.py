@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from safetensors.torch import save_file
 from torch import nn
 
 from sa_diffusers.core.objectives import LowRankChange
@@ -52,8 +53,12 @@ class WithoutLora:
             self.module.enable_adapters()
 
 
-def save_lora(family: Family, folder: Path, dtype: str) -> None:
-    """Write the adapter as diffusers' `load_lora_weights` reads it, with its rank and alpha, atomically."""
+def save_lora(family: Family, folder: Path, dtype: str, kohya: Path | None = None) -> None:
+    """Write the adapter as diffusers' `load_lora_weights` reads it, with its rank and alpha, atomically.
+
+    Args:
+        kohya: a file for it in float16 by the names that ComfyUI and A1111 read; None: none.
+    """
     tensors = get_peft_model_state_dict(family.module, adapter_name=ADAPTER)
     tensors = {name: tensor.detach().to(getattr(torch, dtype)).contiguous() for name, tensor in tensors.items()}
     about = family.module.peft_config[ADAPTER].to_dict()
@@ -61,6 +66,9 @@ def save_lora(family: Family, folder: Path, dtype: str) -> None:
     with atomic_path(folder) as temporary:
         family.save_lora(temporary, tensors, about)
         sort_metadata(temporary / LORA_FILE)
+    if kohya:
+        with atomic_path(kohya) as temporary:
+            save_file(family.kohya_lora(tensors, about["lora_alpha"]), temporary)
 
 
 def fuse_lora(module: nn.Module) -> None:

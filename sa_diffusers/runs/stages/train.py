@@ -22,6 +22,7 @@ from sa_diffusers.io.stages import Stage
 from sa_diffusers.methods import editor
 from sa_diffusers.methods.base import Frozen, Weights
 from sa_diffusers.models.precision import autocast_forward, release
+from sa_diffusers.models.single_file import is_single_file, save_single_file
 from sa_diffusers.runs.context import RunContext
 from sa_diffusers.runs.tracking import SNAPSHOTS, tracker
 from sa_diffusers.runs.work_options import MethodOptions
@@ -31,6 +32,7 @@ from sa_diffusers.training.options import TrainingConfig
 
 
 History = list[dict]
+SINGLE_FILE, LORA_FILE = "pipeline.safetensors", "lora.safetensors"  # for other programs
 
 
 class TrainStage(Stage[History]):
@@ -38,7 +40,7 @@ class TrainStage(Stage[History]):
 
     name = counts_as = "train"
     inputs = ("model", "samples", "replay_samples", "surrogate", "fisher", "edit", "pictures")
-    leaves, shown = ("pipeline/**/*", "lora/*", "history.json"), True
+    leaves, shown = ("pipeline/**/*", "lora/*", SINGLE_FILE, LORA_FILE, "history.json"), True
 
     def content(self, context: RunContext) -> dict:
         method, options, concept = context.method, context.options, context.concept
@@ -67,13 +69,16 @@ class TrainStage(Stage[History]):
         if state.is_main_process:
             shutil.rmtree(folder / "lora", ignore_errors=True)  # of what --overwrite replaces
             if options.lora_rank:
-                save_lora(family, folder / "lora", options.dtype)
+                kohya = folder / LORA_FILE if options.save_single_file else None
+                save_lora(family, folder / "lora", options.dtype, kohya)
         if options.lora_rank:
             fuse_lora(family.module)
         if state.is_main_process:
             # Saved before it is judged: whatever happens there, the result is not lost.
             saved, records = (options.dtype, options.save_variant), [*context.forgotten, self._record(context)]
             save_pipeline(family.pipeline, folder / "pipeline", family.module, *saved, records)
+            if options.save_single_file and is_single_file(options.model):
+                save_single_file(Path(options.model), family.module, folder / SINGLE_FILE)
             write_json(history, folder / "history.json")
         return history
 
