@@ -52,7 +52,7 @@ def configurations(model: str) -> str:
     if not any(name.startswith(TRAINED) for name in shapes):
         raise ModelLoadError(
             f"{path} holds no pipeline under its original names ({TRAINED[0]}* or the like): it has "
-            f"{min(shapes, default='nothing')!a}. `sa-diffusers convert checkpoint` puts a UNet into a pipeline; of an "
+            f"{min(shapes, default='nothing')!a}. `sa-diffusers convert checkpoint` puts UNets into pipelines; of an "
             "adapter pass the pipeline that diffusers saves with it fused"
         )
     repo = fetch_diffusers_config(shapes)["pretrained_model_name_or_path"]
