@@ -110,10 +110,14 @@ def model_hash(module: nn.Module) -> str:
     return hash_tensors(module.state_dict())
 
 
-def pipeline_hashes(pipeline: DiffusionPipeline) -> dict[str, str]:
-    """Hash of every component that shapes a sample; the safety checker does not, since it is never run."""
+def pipeline_hashes(pipeline: DiffusionPipeline, trained: str | None = None) -> dict[str, str]:
+    """Hash of every component that shapes a sample; the safety checker does not, since it is never run.
+
+    That of the trained one is the same whether it is trained itself, in float32, or lies under a LoRA in half of that.
+    """
     modules = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
-    return {name: model_hash(part) for name, part in sorted(modules.items()) if name != "safety_checker"}
+    kept = {name: part.state_dict() for name, part in sorted(modules.items()) if name != "safety_checker"}
+    return {name: hash_tensors(tensors, half_as_float32=name == trained) for name, tensors in kept.items()}
 
 
 def save_pipeline(
@@ -124,7 +128,7 @@ def save_pipeline(
     variant: str | None = None,
     forgotten: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """Save atomically, the trained module in `dtype` like the rest; it stays float32 in memory.
+    """Save atomically, the trained module in `dtype` like the rest; in memory it stays as it is.
 
     Args:
         variant: "fp16" writes every part a second time, in float16, as `*.fp16.safetensors` beside the files in
@@ -133,6 +137,7 @@ def save_pipeline(
     """
     if variant not in (None, "fp16"):
         raise ValueError(f"expected the variant fp16 or none, got {variant!r}")
+    kept = module.dtype
     try:
         with atomic_path(path) as temporary:
             if dtype != "float32":
@@ -147,7 +152,7 @@ def save_pipeline(
                 write_forgotten(temporary, [*forgotten[:-1], {**forgotten[-1], "after": after}])
     finally:
         if dtype != "float32":
-            module.to(torch.float32)
+            module.to(kept)
 
 
 def _remove_paths(folder: Path) -> None:

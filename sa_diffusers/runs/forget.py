@@ -204,7 +204,7 @@ def _run(options: RunOptions, pipeline: DiffusionPipeline | None, inputs: Inputs
             context.preference = _preference(context)
         with _prepared(family, options):
             context.artifacts |= {
-                "model": Artifact(pipeline, pipeline_hashes(pipeline)),
+                "model": Artifact(pipeline, pipeline_hashes(pipeline, family.component)),
                 "prompts": Artifact(inputs.prompts, content_fingerprint(inputs.prompts)),
                 "templates": Artifact(inputs.templates, content_fingerprint(inputs.templates)),
                 "exam": Artifact(inputs.sets, exam_content(inputs)),
@@ -263,11 +263,14 @@ def _room_to_look(context: RunContext, stages: Stages) -> Iterator[None]:
 
 @contextmanager
 def _prepared(family: Family, options: RunOptions) -> Iterator[None]:
-    """The trained module in float32 and as fast as was asked for, and its helpers off the device, for a while."""
+    """The trained module in float32 and as fast as was asked for, and its helpers off the device, for a while.
+
+    Under adapters it stays in the precision that is computed in anyway.
+    """
     module, parts = family.module, family.pipeline.components
     helpers = [parts[name] for name in family.helpers if parts.get(name) is not None]
     try:
-        if module.dtype != torch.float32:
+        if module.dtype != torch.float32 and not (options.lora_rank and module.dtype == family.compute_dtype):
             module.to(torch.float32)
         if options.channels_last:
             module.to(memory_format=torch.channels_last)

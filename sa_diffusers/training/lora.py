@@ -34,7 +34,8 @@ def add_lora(module: nn.Module, layers: list[str], rank: int, alpha: float, seed
     changes = {}
     for name, layer in module.named_modules():
         if isinstance(layer, LoraLayer):
-            down, up = (part[ADAPTER].weight.requires_grad_(True) for part in (layer.lora_A, layer.lora_B))
+            # In float32 whatever the precision below: steps this small would be lost in another.
+            down, up = (part[ADAPTER].float().weight.requires_grad_(True) for part in (layer.lora_A, layer.lora_B))
             changes[f"{name}.weight"] = LowRankChange(down, up, layer.scaling[ADAPTER])
     return changes
 

@@ -19,7 +19,7 @@ from sa_diffusers.data.sampling import frozen_family
 from sa_diffusers.evaluation.judges.clip import Clip, zero_shot
 from sa_diffusers.evaluation.prompt_sets import PromptSet
 from sa_diffusers.families import Family
-from sa_diffusers.models.precision import on_device
+from sa_diffusers.models.precision import autocast_forward, on_device
 
 
 DRAWS = 8  # times, each with its own noise, that a picture is denoised at
@@ -90,7 +90,8 @@ class PreferenceJudge:
         choices = [prompts, *zip(*alternatives, strict=True)]
         batches = [family.batch(latents, list(map(Condition, chosen))) for chosen in choices]
         errors = torch.zeros(len(choices), len(images), dtype=torch.float64)
-        with on_device(family.module, family.device) as module:
+        half = None if family.module.dtype == torch.float32 else family.module.dtype
+        with on_device(family.module, family.device) as module, autocast_forward(module, half):
             for draw in range(self._draws):
                 one = {"sample": latents[:1]}
                 noise = [family.loss.sample_noise(one, seeded(seed, "judge", draw)) for seed in seeds]

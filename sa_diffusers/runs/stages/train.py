@@ -7,7 +7,6 @@ from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from sa_diffusers.core.closed_form import start_from_edit
@@ -98,7 +97,7 @@ class TrainStage(Stage[History]):
     def load(self, context: RunContext) -> History:
         family, folder = context.family, context.folder
         saved = type(family.module).from_pretrained(
-            folder / "pipeline", subfolder=family.component, dtype=torch.float32
+            folder / "pipeline", subfolder=family.component, dtype=family.module.dtype
         )
         family.module.load_state_dict(saved.state_dict())
         if context.options.save_variant and process_state().is_main_process:
