@@ -104,7 +104,8 @@ def ewc() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    table.__name__: table for table in (quickstart, quickstart_seconds, measured, whole_runs, counted, memory, large, ewc)
+    table.__name__: table
+    for table in (quickstart, quickstart_seconds, measured, whole_runs, counted, memory, large, ewc)
 }
 
 
