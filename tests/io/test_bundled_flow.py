@@ -10,9 +10,10 @@ from diffusers import StableDiffusion3Pipeline
 from safetensors.torch import load_file
 
 from sa_diffusers.cli.forget import main
+from sa_diffusers.core.conditions import Condition
 from sa_diffusers.data.digits import ATTRIBUTES
 from sa_diffusers.evaluation.judges.load_classifier import load_classifier
-from sa_diffusers.families.architectures import build_text_to_image
+from sa_diffusers.families.architectures import ZEROS, build_text_to_image
 from sa_diffusers.families.base import get_family
 from sa_diffusers.io.bundled import ASSETS, resolve
 from sa_diffusers.io.loading import load_pipeline
@@ -24,6 +25,7 @@ COLOURS = (("red", "white"), ("green", "black"), ("blue", "white"), ("yellow", "
 bundled = pytest.mark.skipif(not FOLDER.exists(), reason="not trained yet: configs/digits_flow_base.yaml")
 
 
+@pytest.mark.slow
 def test_its_architecture_is_small_and_loads_plainly(tmp_path):
     """In half precision, with random weights and the text encoder and VAE of the other bundled pipeline."""
     other = load_pipeline("bundled/digits/pipeline", None, None, "float32")
@@ -36,6 +38,13 @@ def test_its_architecture_is_small_and_loads_plainly(tmp_path):
         if isinstance(part, torch.nn.Module):
             expected = getattr(pipeline, name).float().state_dict()
             torch.testing.assert_close(part.state_dict(), expected, rtol=0, atol=0)
+    family = get_family(loaded)
+    assert family.encode_prompts(["a red seven"])["encoder_hidden_states"].shape[1] == 40 + ZEROS
+    loaded.set_progress_bar_config(disable=True)
+    options = {"num_inference_steps": 2, "guidance_scale": 2.5, "generator": torch.Generator().manual_seed(5)}
+    stock = loaded("a red seven", max_sequence_length=ZEROS, height=32, width=32, output_type="latent", **options)
+    ours = family.draw([Condition("a red seven")], [5], 2.5, 2)
+    torch.testing.assert_close(ours, stock.images, rtol=1e-4, atol=1e-4)
 
 
 @bundled
@@ -53,7 +62,7 @@ def test_stock_diffusers_draws_the_digit_that_is_asked_for():
     digits = ATTRIBUTES["digit"]
     prompts = [f"a {ink} {digit} on {ground}" for digit in digits for ink, ground in COLOURS]
     generators = [torch.Generator().manual_seed(index) for index in range(len(prompts))]
-    options = {"num_inference_steps": 10, "guidance_scale": 2.5, "max_sequence_length": 1}
+    options = {"num_inference_steps": 10, "guidance_scale": 2.5, "max_sequence_length": ZEROS}
     images = pipeline(prompts, generator=generators, output_type="pt", height=32, width=32, **options).images
     drawn = load_classifier("bundled/digits/classifier").probabilities(images * 2 - 1)["digit"].argmax(1)
     assert (drawn == torch.arange(10).repeat_interleave(len(COLOURS))).float().mean() >= 0.9

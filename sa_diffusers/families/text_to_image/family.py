@@ -1,6 +1,7 @@
 """What pipelines share that draw the latents of a VAE by what text encoders make of a prompt."""
 
 import inspect
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -93,7 +94,10 @@ class TextToImageFamily(Family):
 
     def tokens_read(self, tokenizer: str) -> int:
         """Of a prompt, by the tokenizer of this name."""
-        return self.limits.get(tokenizer, self.pipeline.tokenizer.model_max_length)
+        if tokenizer not in self.limits:
+            return self.pipeline.tokenizer.model_max_length
+        own = getattr(getattr(self.pipeline, tokenizer), "model_max_length", math.inf)  # an absent one's are zeros
+        return min(self.limits[tokenizer], own)
 
     def embed(self, prompts: Sequence[str]) -> Batch:
         """What the model is told of prompts, on the CPU; each distinct one is encoded once (encoders are frozen).
