@@ -126,7 +126,9 @@ def inputs_of(denoiser: nn.Module, batch_size: int, size: int) -> dict[str, Any]
     """
     config = denoiser.config
     if "joint_attention_dim" not in config:
-        found = dict(zip(("sample", "timestep", "encoder_hidden_states"), unet_inputs(denoiser, batch_size, size)))
+        found = dict(
+            zip(("sample", "timestep", "encoder_hidden_states"), unet_inputs(denoiser, batch_size, size), strict=True)
+        )
         if config.addition_embed_type:
             pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
             shapes = {"text_embeds": pooled, "time_ids": 6}
