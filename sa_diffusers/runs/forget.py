@@ -22,6 +22,7 @@ from sa_diffusers.families import Family, checked_family, family_defaults, find_
 from sa_diffusers.families.plain_parts import check_plain, take_over, unwrapped
 from sa_diffusers.io.artifacts import RunLock
 from sa_diffusers.io.atomic_files import DiskFull, atomic_path
+from sa_diffusers.io.bundled import resolve
 from sa_diffusers.io.configuration import config_from_dict, config_to_yaml, layered
 from sa_diffusers.io.forgotten import read_forgotten
 from sa_diffusers.io.hub import check_push, push_folder
@@ -37,6 +38,7 @@ from sa_diffusers.io.model_names import base_name, folder_name
 from sa_diffusers.io.processes import Listener, process_state, reporting, say, tell
 from sa_diffusers.io.stages import Artifact, Stages, content_fingerprint
 from sa_diffusers.models.precision import compute_dtype, in_main_memory, kept_state, on_device, usual_modes
+from sa_diffusers.models.single_file import configurations
 from sa_diffusers.report.run_page import NotebookView
 from sa_diffusers.runs import options as run_options
 from sa_diffusers.runs.checks import check_run
@@ -165,7 +167,9 @@ def run_forgetting(config: RunOptions, pipeline: DiffusionPipeline | None = None
     def find_resolution() -> int:
         family = find_family(index()["_class_name"])
         methods.require(family, method.name, *method.requires)
-        return get_family(pipeline).resolution if pipeline is not None else family.resolution_of(options.model)
+        if pipeline is not None:
+            return get_family(pipeline).resolution
+        return family.resolution_of(configurations(resolve(options.model)))
 
     if method.completes:
         inputs = read_picture_inputs(options, find_resolution)
@@ -203,7 +207,7 @@ def _run(options: RunOptions, pipeline: DiffusionPipeline | None, inputs: Inputs
             context.preference = _preference(context)
         with _prepared(family, options):
             context.artifacts |= {
-                "model": Artifact(pipeline, pipeline_hashes(pipeline)),
+                "model": Artifact(pipeline, pipeline_hashes(pipeline, family.component)),
                 "prompts": Artifact(inputs.prompts, content_fingerprint(inputs.prompts)),
                 "templates": Artifact(inputs.templates, content_fingerprint(inputs.templates)),
                 "exam": Artifact(inputs.sets, exam_content(inputs)),
@@ -266,11 +270,14 @@ def _room_to_look(context: RunContext, stages: Stages) -> Iterator[None]:
 
 @contextmanager
 def _prepared(family: Family, options: RunOptions) -> Iterator[None]:
-    """The trained module in float32 and as fast as was asked for, and its helpers off the device, for a while."""
+    """The trained module in float32 and as fast as was asked for, and its helpers off the device, for a while.
+
+    Under adapters it stays in the precision that is computed in anyway.
+    """
     module, parts = family.module, family.pipeline.components
     helpers = [parts[name] for name in family.helpers if parts.get(name) is not None]
     try:
-        if module.dtype != torch.float32:
+        if module.dtype != torch.float32 and not (options.lora_rank and module.dtype == family.compute_dtype):
             module.to(torch.float32)
         if options.channels_last:
             module.to(memory_format=torch.channels_last)

@@ -13,6 +13,7 @@ from sa_diffusers.core.concepts import split_phrasings
 from sa_diffusers.data.sampling import DrawingOptions
 from sa_diffusers.evaluation.intervals import deciding_count
 from sa_diffusers.io.configuration import Options, option
+from sa_diffusers.models.single_file import is_single_file
 from sa_diffusers.runs.work_options import FisherOptions, MethodOptions, SampleOptions, SpeedOptions
 from sa_diffusers.training.options import TrainingConfig
 from sa_diffusers.training.strengths import StrengthOptions, chosen
@@ -161,6 +162,12 @@ class SharingOptions(Options):
     save_variant: Literal["fp16"] | None = option(
         None, "fp16: also save the weights in float16, as a variant of the pipeline.", identity=False
     )
+    save_single_file: bool = option(
+        False,
+        "Save the pipeline besides as one file in float16, with the names of the file that --model is, and an adapter "
+        "with kohya's names, for other programs.",
+        identity=False,
+    )
     push_to_hub: bool = option(
         False, "Push the pipeline, or with lora_rank the adapter, when all is done.", identity=False, everyday=True
     )
@@ -195,6 +202,11 @@ class RunOptions(
             split_phrasings(self.concept)
         if self.replay_prompt_dropout and self.fresh_samples:
             raise ValueError("replay_prompt_dropout: a model that draws fresh samples has no guidance; expected 0")
+        if self.save_single_file and not (self.lora_rank or is_single_file(self.model)):
+            raise ValueError(
+                "save_single_file writes the file again that --model is, or an adapter; expected a .safetensors or "
+                f".ckpt file, got {self.model}"
+            )
         if self.early_stop is not None and not (self.track_steps and self.classifier):
             raise ValueError("early_stop needs track_steps and a classifier")
         if self.clip and self.classifier:
