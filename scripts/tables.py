@@ -83,6 +83,19 @@ def memory() -> str:
     return markdown_table(["4 + 4 samples, bf16", "peak"], rows)
 
 
+def large() -> str:
+    """What a LoRA of the large families needs of a card, stage by stage."""
+    found = {size: read(f"cost_{size}") for size in ("sdxl", "sd3", "flux")}
+    rows = {f"training, {row['training']}": [] for row in found["sdxl"]["memory"]}
+    rows |= {"the same, EWC's Fisher in main memory": []} | {row["stage"]: [] for row in found["sdxl"]["stages"]}
+    for one in found.values():
+        peaks = [*(row["peak"] for row in one["memory"]), one["memory"][-1]["peak, Fisher in main memory"]]
+        for cells, peak in zip(rows.values(), peaks + [row["peak"] for row in one["stages"]], strict=True):
+            cells.append(f"{peak:.1f} GB")
+    rows["needed of a card"] = [f"{one['needed']:.1f} of {one['limit']} GB" for one in found.values()]
+    return markdown_table(["1 + 1 samples", *found], [[name, *cells] for name, cells in rows.items()])
+
+
 def ewc() -> str:
     """What EWC adds to a training step."""
     rows = read("cost_sd14")["ewc_share"]
@@ -107,7 +120,7 @@ def preference() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     table.__name__: table
-    for table in (quickstart, quickstart_seconds, measured, whole_runs, counted, memory, ewc, preference)
+    for table in (quickstart, quickstart_seconds, measured, whole_runs, counted, memory, large, ewc, preference)
 }
 
 

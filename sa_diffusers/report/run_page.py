@@ -55,7 +55,7 @@ def write_report(
         constants=constant_rows(metrics),
         with_intervals="intervals" in metrics,
         groups=groups,
-        curves={theme: data_uri(curves_png(history, theme == "dark")) for theme in ("light", "dark")},
+        curves=data_uri(curves_png(history)) if history else None,
         history=history,
         prompts=prompts,
         data=f"data:application/json;base64,{base64.b64encode(numbers).decode()}",

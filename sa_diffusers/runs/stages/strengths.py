@@ -17,9 +17,10 @@ from sa_diffusers.io.atomic_files import ArtifactError, atomic_path
 from sa_diffusers.io.loading import add_variant, save_pipeline
 from sa_diffusers.io.processes import process_state
 from sa_diffusers.io.stages import Stage
+from sa_diffusers.models.single_file import is_single_file, save_single_file
 from sa_diffusers.runs.context import RunContext
 from sa_diffusers.runs.stages.evaluate import EvaluateStage
-from sa_diffusers.runs.stages.train import TRAINED, TrainStage, load_weights, record_of
+from sa_diffusers.runs.stages.train import FOR_OTHERS, SINGLE_FILE, TRAINED, TrainStage, load_weights, record_of
 from sa_diffusers.runs.tracking import snapshot_dir
 from sa_diffusers.training.lora import LORA_FILE
 from sa_diffusers.training.strengths import Strength
@@ -45,7 +46,7 @@ class ChoiceStage(Stage[None]):
 
     name = counts_as = "choice"
     inputs = ("model", "train")
-    leaves, shown = ("pipeline/**/*", "lora/*"), True
+    leaves, shown = ("pipeline/**/*", "lora/*", SINGLE_FILE), True
 
     def content(self, context: RunContext) -> dict:
         return {"strength": str(context.strength)}
@@ -60,6 +61,10 @@ class ChoiceStage(Stage[None]):
         said = {} if strength.trained else {"strength": str(strength)}
         saved = (options.dtype, options.save_variant, [*context.forgotten, record_of(context) | said])
         save_pipeline(family.pipeline, folder / "pipeline", family.module, *saved)
+        for name in FOR_OTHERS:
+            (folder / name).unlink(missing_ok=True)  # training's, which are kept
+        if options.save_single_file and is_single_file(options.model):
+            save_single_file(Path(options.model), family.module, folder / SINGLE_FILE)
         shutil.rmtree(folder / "lora", ignore_errors=True)  # of what --overwrite replaces
         if options.lora_rank:
             _save_scaled(folder / TRAINED / "lora", folder / "lora", strength.value)
@@ -106,10 +111,10 @@ def _set(context: RunContext, strength: Strength) -> None:
 
 def _keep_trained(folder: Path) -> None:
     """Copy what training left to `TRAINED`, and have its stage find it there."""
-    parts = [part for part in ("pipeline", "lora") if (folder / part).exists()]
+    parts = [part for part in ("pipeline", "lora", *FOR_OTHERS) if (folder / part).exists()]
     with atomic_path(folder / TRAINED) as new:
         for part in parts:
-            shutil.copytree(folder / part, new / part)
+            (shutil.copyfile if part in FOR_OTHERS else shutil.copytree)(folder / part, new / part)
     moved = Marker(folder, TrainStage.name, {})
     moved.rename(lambda name: f"{TRAINED}/{name}" if name.split("/")[0] in parts else name)
 

@@ -7,7 +7,6 @@ from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from sa_diffusers.core.closed_form import start_from_edit
@@ -22,6 +21,7 @@ from sa_diffusers.io.stages import Stage
 from sa_diffusers.methods import editor
 from sa_diffusers.methods.base import Frozen, Weights
 from sa_diffusers.models.precision import autocast_forward, release
+from sa_diffusers.models.single_file import is_single_file, save_single_file
 from sa_diffusers.runs.context import RunContext
 from sa_diffusers.runs.tracking import SNAPSHOTS, tracker
 from sa_diffusers.runs.work_options import MethodOptions
@@ -32,6 +32,7 @@ from sa_diffusers.training.options import TrainingConfig
 
 History = list[dict]
 TRAINED = "trained"  # folder of what training left, where another strength was chosen as the result
+FOR_OTHERS = SINGLE_FILE, LORA_FILE = "pipeline.safetensors", "lora.safetensors"  # other programs
 
 
 class TrainStage(Stage[History]):
@@ -43,7 +44,8 @@ class TrainStage(Stage[History]):
 
     def __init__(self, folder: Path):
         kept = f"{TRAINED}/" if (folder / TRAINED).exists() else ""
-        self.home, self.leaves = folder / kept, (f"{kept}pipeline/**/*", f"{kept}lora/*", "history.json")
+        parts = ("pipeline/**/*", "lora/*", SINGLE_FILE, LORA_FILE)
+        self.home, self.leaves = folder / kept, (*(f"{kept}{part}" for part in parts), "history.json")
 
     def content(self, context: RunContext) -> dict:
         method, options, concept = context.method, context.options, context.concept
@@ -72,13 +74,16 @@ class TrainStage(Stage[History]):
         if state.is_main_process:
             shutil.rmtree(self.home / "lora", ignore_errors=True)  # of what --overwrite replaces
             if options.lora_rank:
-                save_lora(family, self.home / "lora", options.dtype)
+                kohya = self.home / LORA_FILE if options.save_single_file else None
+                save_lora(family, self.home / "lora", options.dtype, kohya)
         if options.lora_rank:
             fuse_lora(family.module)
         if state.is_main_process:
             # Saved before it is judged: whatever happens there, the result is not lost.
             saved, records = (options.dtype, options.save_variant), [*context.forgotten, record_of(context)]
             save_pipeline(family.pipeline, self.home / "pipeline", family.module, *saved, records)
+            if options.save_single_file and is_single_file(options.model):
+                save_single_file(Path(options.model), family.module, self.home / SINGLE_FILE)
             write_json(history, folder / "history.json")
         return history
 
