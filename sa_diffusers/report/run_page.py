@@ -23,6 +23,7 @@ def write_report(
     config: Mapping[str, Any],
     prompts: Mapping[str, Sequence[Mapping[str, Any]]],
     amounts: Mapping[str, Mapping[str, Any]] | None = None,
+    sheet: bool = False,
     **said: Any,
 ) -> None:
     """Write one HTML page that needs nothing else: no network, no script, pictures and numbers inside.
@@ -33,10 +34,10 @@ def write_report(
         config: the resolved configuration.
         prompts: of each set, {"prompt", "seeds"}.
         amounts: {stage: {"count", "of", "per_second"}}, what each stage worked through.
+        sheet: whether strength.html lies beside it.
         said: title; summary, what was done, in words; record, what holds the page to a model and a moment, and
             commands, to repeat and to go on, by their names; seconds, of wall-clock by stage, where a list under
-            "reused" names those that were not computed again; fisher, its metadata or None; notes, one sentence each;
-            sheet, whether strength.html lies beside it.
+            "reused" names those that were not computed again; fisher, its metadata or None; notes, one sentence each.
     """
     groups = {
         name: [
@@ -60,6 +61,7 @@ def write_report(
         prompts=prompts,
         data=f"data:application/json;base64,{base64.b64encode(numbers).decode()}",
         amounts=amounts or {},
+        sheet=sheet,
         config=json.dumps(config, indent=2, ensure_ascii=False, default=str),
         **said,
     )
