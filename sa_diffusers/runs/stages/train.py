@@ -7,7 +7,6 @@ from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from sa_diffusers.core.closed_form import start_from_edit
