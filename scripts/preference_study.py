@@ -18,7 +18,7 @@ from studies.preference import run_study
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/preference_study"), help="default: %(default)s")
-    parser.add_argument("--num_images", type=int, default=80, help="pictures of each model; default: %(default)s")
+    parser.add_argument("--num_images", type=int, default=48, help="pictures of each model; default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     args = parser.parse_args()
     with friendly_errors():

@@ -1,6 +1,5 @@
 """How far the verdict without a classifier is to be trusted: both judges on the same pictures of the bundled model."""
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +74,7 @@ def rank_correlation(models: Mapping[Any, Judged]) -> float:
 
 def run_study(folder: Path, num_images: int, seed: int) -> dict[str, Any]:
     """Forget each concept in a LoRA, and have both judges read pictures of the model at each scale of it."""
-    cases, everything, shared, seconds = [], {}, {}, 0.0
+    cases, everything, shared = [], {}, {}
     first = None
     for concept, surrogate in CASES:
         name = f"{concept} → {surrogate}"
@@ -89,7 +88,6 @@ def run_study(folder: Path, num_images: int, seed: int) -> dict[str, Any]:
             run / "votes.safetensors", "votes", {"name": name, "seed": seed, "images": num_images, **SHORT},
             lambda config=config, run=run: _votes(config, run, num_images),
         )  # fmt: skip
-        seconds += notes["cpu_seconds"]
         models = {scale: Judged(*votes["judged"][i], notes["prompts"]) for i, scale in enumerate(SCALES)}
         shared = {"samples": str(first / "samples"), "fisher": str(first / "fisher.safetensors")}
         everything |= {(name, scale): one for scale, one in models.items()}
@@ -97,17 +95,16 @@ def run_study(folder: Path, num_images: int, seed: int) -> dict[str, Any]:
         cases.append({"case": name, "rank_correlation": rank_correlation(models), "models": rows})
         cases[-1] |= Judged.all_of(models).summary
     together = {"rank_correlation": rank_correlation(everything)} | Judged.all_of(everything).summary
-    return {"cases": cases, "together": together, "cpu_seconds": round(seconds)}
+    return {"cases": cases, "together": together}
 
 
 def _votes(config: ForgetConfig, run: Path, num_images: int) -> Kept:
     """What the run and both judges come to: votes [model, judge, picture]."""
-    start = time.process_time()
     run_forgetting(config)
     models = judge_scales(config, run / "pipeline", num_images)
     judged = torch.stack([torch.stack([one.classifier, one.preference]) for one in models.values()])
     prompts = next(iter(models.values())).prompts
-    return {"judged": judged}, {"prompts": prompts, "cpu_seconds": time.process_time() - start}
+    return {"judged": judged}, {"prompts": prompts}
 
 
 def judge_scales(config: ForgetConfig, forgotten: Path, num_images: int) -> dict[float, Judged]:
