@@ -35,7 +35,8 @@ def write_report(
         amounts: {stage: {"count", "of", "per_second"}}, what each stage worked through.
         said: title; summary, what was done, in words; record, what holds the page to a model and a moment, and
             commands, to repeat and to go on, by their names; seconds, of wall-clock by stage, where a list under
-            "reused" names those that were not computed again; fisher, its metadata or None; notes, one sentence each.
+            "reused" names those that were not computed again; fisher, its metadata or None; notes, one sentence each;
+            sheet, whether strength.html lies beside it.
     """
     groups = {
         name: [

@@ -84,6 +84,7 @@ def disk_bytes(context: RunContext, left: Collection[str]) -> int:
     needed = {"samples": config.num_samples * latent, "replay_samples": config.num_samples * latent}
     needed["before"] = sum(map(len, context.inputs.sets.values())) * latent
     needed |= {"surrogate": config.num_surrogate_samples * latent, "fisher": 2 * module, "train": pipeline}
+    needed["choice"] = 2 * pipeline  # and what training left
     if context.method.trains:
         stepped = _stepped(context)[0]
         needed["train"] += pipeline * len(config.snapshot_steps) + (FLOAT32 * stepped if config.lora_rank else 0)

@@ -22,7 +22,7 @@ PAPER = FULL | {"replay_target": "noise", "num_samples": 480, "num_surrogate_sam
 PLAIN_NOISE = NOISE | PAPER
 NO_REPLAY = PLAIN_NOISE | {"replay_weight": 0.0}
 # The LoRA of configs/digits.yaml spares attributes most. All weights also change what is drawn where none is named,
-# and with a rate that falls they spare attributes, too.
+# and with a rate that falls they also spare attributes.
 LONG = FULL | {"num_train_steps": 200}
 FALLING = LONG | {"lr_scheduler": "linear", "learning_rate": 5e-4}
 FIRM_LORA = {

@@ -77,6 +77,8 @@ def open_run(config: RunConfig) -> OpenRun:
     prompts = read_prompts(config.prompts) if config.prompts else []
     family = get_family(load_pipeline(f"{config.run}/pipeline", None, None, "float32"), sampler=settings.sampler)
     family.module.eval()
+    if family.can("completion"):
+        raise ValueError(f"{config.run} completes pictures, and draws none to compare: its report.html judges it")
     if family.labels is None:
         if not prompts or config.classifier is not None:
             raise ValueError(f"{config.run} takes free text: expected --prompts, and not the metric classifier")
