@@ -141,6 +141,8 @@ def read_restricted(path: str | Path) -> tuple[Any, list[str]]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no file at {path}; expected a checkpoint or a pickle of tensors")
+    if said := pointer(path):
+        raise RefusedFile(f"{path}: {said}")
     dropped: set[str] = set()
     try:
         return _read(path, _restricted_module(dropped)), sorted(dropped)
@@ -152,12 +154,19 @@ def read_restricted(path: str | Path) -> tuple[Any, list[str]]:
         ) from error
 
 
+def pointer(path: Path) -> str:
+    """What to do about a file that is a pointer of Git LFS in place of the file; "" of any other."""
+    with open(path, "rb") as file:
+        found = file.read(24) == b"version https://git-lfs."
+    return "this is a pointer of Git LFS: fetch the file itself by `git lfs pull`, or download it" if found else ""
+
+
 def _read(path: Path, restricted: SimpleNamespace) -> Any:
     if path.suffix == ".safetensors":
         return load_file(path)
     options = {"map_location": "cpu", "pickle_module": restricted, "weights_only": False}
     with open(path, "rb") as file:
-        is_zip = file.read(4) == b"PK\x03\x04"  # where torch.load looks, too
+        is_zip = file.read(4) == b"PK\x03\x04"  # where torch.load also looks
     if is_zip:
         with zipfile.ZipFile(path) as archive:
             if any(Path(name).name == "constants.pkl" for name in archive.namelist()):

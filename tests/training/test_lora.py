@@ -6,6 +6,8 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
+from safetensors.torch import load_file
+from tiny_text_to_image import make
 from torch.testing import assert_close
 
 from sa_diffusers.core.objectives import LowRankChange, LowRankEWC
@@ -205,6 +207,17 @@ class TestFile:
         plain = StableDiffusionPipeline.from_pretrained(tmp_path / "plain")
         plain.set_progress_bar_config(disable=True)
         assert_close(image(plain), expected, rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.parametrize("name", ["v1", "xl"])
+    def test_kohyas_names_are_read_back(self, tiny_pipeline, tiny_tokenizer, tmp_path, name):
+        pipeline, stock = (tiny_pipeline() if name == "v1" else make(name, tiny_tokenizer) for _ in range(2))
+        adapted(pipeline.unet, targets="attention+conv" if name == "v1" else "attention")
+        save_lora(get_family(pipeline), tmp_path / "lora", "float32", tmp_path / "kohya.safetensors")
+        named = load_file(tmp_path / "kohya.safetensors")
+        assert all(n.startswith("lora_unet_") and n.count(".") <= 2 for n in named)
+        assert {float(tensor) for n, tensor in named.items() if n.endswith(".alpha")} == {6.0}
+        stock.load_lora_weights(tmp_path / "kohya.safetensors")
+        assert_close(image(stock), image(pipeline), rtol=1e-2, atol=5e-3)
 
     @pytest.mark.slow
     def test_unloading_brings_the_concept_back(self, tiny_pipeline, tmp_path):
