@@ -151,6 +151,15 @@ class TestRuns:
         assert history[0]["ewc_penalty"] > 0  # the distance of the edit; without one it is exactly 0 at the first step
         assert_close(state(run.pipeline.unet), edited, rtol=1e-3, atol=1e-4)
 
+    def test_it_may_be_another_method_s_edit(self, run_cheaply, start, shared, tmp_path):
+        only = state(run_cheaply(tmp_path / "only", method="speed").pipeline.unet)
+        for name in ("run", "run"):  # the second time from what the first left
+            run = start(tmp_path / name, edit="speed", learning_rate=1e-9, **shared)
+        assert_close(state(run.pipeline.unet), only, rtol=1e-3, atol=1e-4)
+        assert "SPEED's edit at threshold 0.1" in (run.output_dir / "pipeline" / "README.md").read_text()
+        with pytest.raises(ValueError, match="expected edit to be one of speed, uce, got 'esd-x'"):
+            start(tmp_path / "other", edit="esd-x")
+
     @pytest.mark.parametrize("replay_target", ["model", "noise"])  # with "noise" EWC copies its anchor itself
     @pytest.mark.slow
     def test_training_goes_on_from_there(self, replay_target, start, shared, edited, tmp_path):
