@@ -34,8 +34,10 @@ def add_lora(module: nn.Module, layers: list[str], rank: int, alpha: float, seed
     changes = {}
     for name, layer in module.named_modules():
         if isinstance(layer, LoraLayer):
-            # In float32 whatever the precision below: steps this small would be lost in another.
-            down, up = (part[ADAPTER].float().weight.requires_grad_(True) for part in (layer.lora_A, layer.lora_B))
+            down, up = (part[ADAPTER] for part in (layer.lora_A, layer.lora_B))
+            for matrix in (down, up):  # in at least float32 over weights of any precision: steps are small
+                matrix.to(torch.promote_types(matrix.weight.dtype, torch.float32)).requires_grad_(True)
+            down, up = down.weight, up.weight
             changes[f"{name}.weight"] = LowRankChange(down, up, layer.scaling[ADAPTER])
     return changes
 

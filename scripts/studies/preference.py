@@ -76,10 +76,11 @@ def rank_correlation(models: Mapping[Any, Judged]) -> float:
 def run_study(folder: Path, num_images: int, seed: int) -> dict[str, Any]:
     """Forget each concept in a LoRA, and have both judges read pictures of the model at each scale of it."""
     cases, everything, shared, seconds = [], {}, {}, 0.0
+    first = None
     for concept, surrogate in CASES:
         name = f"{concept} → {surrogate}"
         run = folder / "".join(c if c.isalnum() else "-" for c in name)
-        first = run if not cases else first
+        first = first or run
         asked = {"concept": concept, "surrogate": surrogate, "output_dir": str(run), "seed": seed} | shared
         config = config_from_dict(
             ForgetConfig, layered(ForgetConfig, read_values(ForgetConfig, "bundled/digits"), SHORT | asked)

@@ -148,22 +148,10 @@ class TestEWC:
         assert rounded.fisher[0].dtype == torch.bfloat16
         assert_close(rounded.value(), exact.value(), rtol=2e-3, atol=0)
 
-    def test_adapters_in_bfloat16_are_multiplied_in_float32(self, unet):
-        """Their own values are what they are; gradient and value are of these, and only the sum is rounded."""
+    def test_adapters_over_half_precision_are_float32(self, unet):
         changes = adapted(unet.to(torch.bfloat16))
-        exact = {
-            n: LowRankChange(*(torch.nn.Parameter(p.double()) for p in (c.down, c.up)), c.scaling)
-            for n, c in changes.items()
-        }
-        fisher = {name: torch.rand(len(c.up), *c.down.shape[1:]) for name, c in changes.items()}
-        rounded, oracle = LowRankEWC(changes, fisher, 1.0), LowRankEWC(exact, fisher, 1.0, torch.float64)
-        for ewc in (rounded, oracle):
-            ewc.add_gradient()
-        assert_close(rounded.value().double(), oracle.value(), rtol=1e-6, atol=0)
-        for name, change in changes.items():
-            assert change.up.dtype == change.up.grad.dtype == torch.bfloat16
-            assert_close(change.up.grad.double(), exact[name].up.grad, rtol=2**-8, atol=1e-12)
-            assert_close(change.down.grad.double(), exact[name].down.grad, rtol=2**-8, atol=1e-12)
+        assert {p.dtype for change in changes.values() for p in (change.up, change.down)} == {torch.float32}
+        assert {p.dtype for p in unet.parameters() if not p.requires_grad} == {torch.bfloat16}
 
     @pytest.mark.parametrize("wrong", ["missing", "size", "nan", "lambda"])
     def test_wrong_input_is_refused(self, unet, wrong):

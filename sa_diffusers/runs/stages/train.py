@@ -134,8 +134,8 @@ def record_of(context: RunContext) -> dict:
 
 
 def load_weights(module: nn.Module, pipeline: Path, component: str) -> None:
-    """Those of a saved pipeline's part, in float32."""
-    saved = type(module).from_pretrained(pipeline, subfolder=component, dtype=torch.float32)
+    """Put those of a saved pipeline's part into a module, in its precision."""
+    saved = type(module).from_pretrained(pipeline, subfolder=component, dtype=module.dtype)
     module.load_state_dict(saved.state_dict())
 
 
