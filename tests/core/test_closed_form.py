@@ -157,7 +157,7 @@ class TestRuns:
             run = start(tmp_path / name, edit="speed", learning_rate=1e-9, **shared)
         assert_close(state(run.pipeline.unet), only, rtol=1e-3, atol=1e-4)
         assert "SPEED's edit at threshold 0.1" in (run.output_dir / "pipeline" / "README.md").read_text()
-        with pytest.raises(ValueError, match="expected edit to be one of speed, uce, got 'esd-x'"):
+        with pytest.raises(ValueError, match="expected edit to be one of uce, speed, got 'esd-x'"):
             start(tmp_path / "other", edit="esd-x")
 
     @pytest.mark.parametrize("replay_target", ["model", "noise"])  # with "noise" EWC copies its anchor itself
