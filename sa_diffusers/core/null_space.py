@@ -92,13 +92,7 @@ def null_space_edit(
     rights = {}
     for name, layer in maps.items():
         weight = layer.weight.to("cpu", torch.float64)
-        kept = retained
-        if augmentations:
-            kept = _moved(kept, weight @ free)
-            direction = torch.linalg.svd(weight, full_matrices=False).Vh[-1]
-            noise = torch.randn(augmentations * len(kept), len(direction), generator=generator, dtype=torch.float64)
-            copies = kept.repeat(augmentations, 1) + (noise @ direction)[:, None] * direction
-            kept = torch.cat([kept, _moved(copies, weight @ free)])
+        kept = _augmented(retained, weight, free, augmentations, generator) if augmentations else retained
         basis = _null_space(kept, fixed, threshold)
         if not basis.shape[1]:
             raise ValueError(
@@ -109,6 +103,15 @@ def null_space_edit(
         rights[name] = right[:rank] @ basis @ torch.linalg.solve(within, basis.T)
     root = torch.linalg.cholesky(seen + retain_scale * one + retained.T @ retained / len(retained))
     return NullSpaceEdit(left[:, :rank] * values[:rank], root, rights)
+
+
+def _augmented(rows: Tensor, weight: Tensor, free: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Those of [N, D] that the unconstrained edit `weight @ free` moves, and such of their noisy copies."""
+    kept = _moved(rows, weight @ free)
+    direction = torch.linalg.svd(weight, full_matrices=False).Vh[-1]
+    noise = torch.randn(count * len(kept), len(direction), generator=generator, dtype=torch.float64)
+    copies = kept.repeat(count, 1) + (noise @ direction)[:, None] * direction
+    return torch.cat([kept, _moved(copies, weight @ free)])
 
 
 def _moved(rows: Tensor, change: Tensor) -> Tensor:
