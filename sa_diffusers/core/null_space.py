@@ -81,8 +81,8 @@ def null_space_edit(
         ValueError: embeddings of another shape or not finite, or no direction that is left to edit.
     """
     check_embeddings(edits, [retained, fixed])
-    concept, target = (torch.cat(rows).to("cpu", torch.float64) for rows in zip(*edits, strict=True))
-    retained, fixed = retained.to("cpu", torch.float64), fixed.to("cpu", torch.float64)
+    every = (*map(torch.cat, zip(*edits, strict=True)), retained, fixed)
+    concept, target, retained, fixed = (rows.to("cpu", torch.float64) for rows in every)
     concept, target = concept / len(edits) ** 0.5, target / len(edits) ** 0.5
     one, seen = torch.eye(concept.shape[1], dtype=torch.float64), concept.T @ concept
     moved = (target - concept).T @ concept
@@ -95,10 +95,8 @@ def null_space_edit(
         kept = _augmented(retained, weight, free, augmentations, generator) if augmentations else retained
         basis = _null_space(kept, fixed, threshold)
         if not basis.shape[1]:
-            raise ValueError(
-                f"nothing is left to edit in {name}: the retained prompts say something along every direction; pass "
-                f"a higher threshold than {threshold:g}, or fewer prompts"
-            )
+            said = f"the retained prompts say something along every direction of {name}, and none is left to edit"
+            raise ValueError(f"{said}; pass a higher threshold than {threshold:g}, or fewer prompts")
         within = basis.T @ (seen + retain_scale * one) @ basis
         rights[name] = right[:rank] @ basis @ torch.linalg.solve(within, basis.T)
     root = torch.linalg.cholesky(seen + retain_scale * one + retained.T @ retained / len(retained))

@@ -97,7 +97,9 @@ def test_constraints(maps):
 
 
 def test_nothing_is_left_to_edit(maps):
-    with pytest.raises(ValueError, match="nothing is left to edit in keys: .* a higher threshold than 0.1"):
+    with pytest.raises(
+        ValueError, match="direction of keys, and none is left to edit; pass a higher threshold than 0.1"
+    ):
         edit(maps, retained=rows(40))
 
 
