@@ -102,6 +102,7 @@ def nothing_drawn(monkeypatch):
     monkeypatch.setattr(TextToImageFamily, "draw_embedded", draw)
 
 
+@pytest.mark.slow
 def test_a_run_says_what_was_found_and_is_reused(models, finished, monkeypatch):
     config, folder = finished[0], Path(finished[0].output_dir)
     result = read_json(folder / "attack.json")

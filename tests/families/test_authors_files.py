@@ -135,6 +135,7 @@ def test_every_name_of_stable_diffusion_1():
 
 
 @KINDS
+@pytest.mark.slow
 def test_fisher_script_writes_a_fisher_that_a_run_accepts(pipeline, model, tmp_path, monkeypatch, kind):
     fisher = random_tensors(pipeline.unet, 1)
     dump(official(fisher, pipeline.unet), tmp_path / "theirs.pkl", kind)

@@ -101,7 +101,7 @@ CONDITIONAL_VAE: dict[str, Options] = {
 }
 # The handful that runs every time.
 FAST = {
-    ("stable_diffusion", "sa"), ("stable_diffusion", "uce"), ("class_conditional", "finetune"),
+    ("stable_diffusion", "sa"), ("stable_diffusion", "uce"),
     ("conditional_vae", "sa, fresh samples"), ("conditional_vae", "naive"),
 }  # fmt: skip
 

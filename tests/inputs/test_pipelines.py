@@ -282,10 +282,10 @@ def dropping(pipeline):
     pipeline.text_encoder.train()
 
 
-SLOW = [pytest.param(enter, marks=pytest.mark.slow) for enter in (in_parallel, fused_and_unfused, dropping)]
+SLOW = [pytest.param(enter, marks=pytest.mark.slow) for enter in (compiled, in_parallel, fused_and_unfused, dropping)]
 
 
-@pytest.mark.parametrize("enter", [compiled, fused, *SLOW])
+@pytest.mark.parametrize("enter", [fused, *SLOW])
 def test_state_makes_no_difference(tiny_pipeline, options, edited, few_pictures, enter):
     pipeline = tiny_pipeline()
     enter(pipeline)
@@ -326,7 +326,8 @@ def test_inference_mode_makes_no_difference(tiny_pipeline, training, trained, fe
     assert_close(found, trained)
 
 
-@pytest.mark.parametrize("enter", [pytest.param(compiled, marks=pytest.mark.slow), fused])
+@pytest.mark.slow
+@pytest.mark.parametrize("enter", [compiled, fused])
 def test_in_place_what_stands_around_the_weights_stays(tiny_pipeline, options, edited, few_pictures, enter):
     """Fused projections are made anew of what was edited, so that the pipeline draws as it would unfused."""
     pipeline, plain = tiny_pipeline(), tiny_pipeline()

@@ -274,6 +274,7 @@ def test_a_saved_pipeline_says_what_it_has_forgotten(finished_dir, home):
     assert record["before"] == pipeline_hashes(DiffusionPipeline.from_pretrained(home / "base"))
 
 
+@pytest.mark.slow
 def test_a_surrogate_that_was_forgotten_itself_is_warned_of(finished_dir, home, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sa_diffusers.runs.inputs.LOOKED_AT", 2)
     files = {"replay_prompts": str(home / "prompts.txt"), "concept_templates": str(home / "templates.txt")}

@@ -33,11 +33,9 @@ TERMS = {
     "sa+esd": {"surrogate_loss", "replay_loss", "ewc_penalty", "esd_loss"},
 } | dict.fromkeys(("esd-x", "esd-x-strict", "esd-u", "uce"), set())
 METHODS = methods.registry()
-FIRST = {type(method): name for name, method in reversed(METHODS.items())}.values()  # one a class
-# Fast: the default, and of what does not train one a class. Objectives of the others have tests of their own.
-FAST = {methods.DEFAULT} | {name for name in FIRST if not METHODS[name].trains}
+# Fast: the default. Objectives of the others have tests of their own, and what does not train has runs of its own.
 CASES = [
-    pytest.param(name, marks=() if name in FAST else pytest.mark.slow)
+    pytest.param(name, marks=() if name == methods.DEFAULT else pytest.mark.slow)
     for name, method in METHODS.items()
     if not method.completes  # those are run in test_encoder.py
 ]

@@ -78,7 +78,8 @@ def test_safe_latent_diffusion_cannot_be_had_in_place(tiny_pipeline):
         forget(tiny_pipeline(), "seven", "nine", inplace=True, method="sld-medium")
 
 
-@pytest.mark.parametrize("lora_rank", [pytest.param(None, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("lora_rank", [None, 2])
 def test_snapshots_are_pipelines_on_the_way(lora_rank, start, tmp_path):
     options = {"ema_decay": 0.5, "lora_rank": lora_rank, "method": "finetune"}
     run = start(tmp_path / "run", snapshot_steps=[2, 3], **options).output_dir

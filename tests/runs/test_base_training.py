@@ -184,6 +184,7 @@ FLOW = {name: part for name, part in ARCHITECTURE.items() if name != "unet"} | {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_small_stable_diffusion_3_is_trained_and_loaded_by_stock_diffusers(images, base, config, tmp_path):
     """Around an autoencoder and a text encoder that are there already."""
     shutil.copytree(base / "parts", tmp_path / "run" / "parts")

@@ -405,7 +405,8 @@ def interrupt_call(patch, owner, name: str, number: int) -> None:
     patch.setattr(owner, name, interrupted)
 
 
-@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("every", [False, True])
 def test_interrupted_in_every_stage_and_run_again(finished, start, tmp_path, monkeypatch, every):
     """In one after the other, each amid its work; training goes on from its last checkpoint."""
     draw, train = TextToImageFamily, sa_diffusers.runs.stages.train

@@ -139,6 +139,7 @@ def test_pictures_while_training(start, shared, make_judge, unwatched, tmp_path,
     assert_near(outcome.pipeline.unet.state_dict(), unet_of(plain.output_dir))
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_every_logged_number(start, shared, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -219,6 +220,7 @@ class WatchingHub(FakeHub):
         super()._call(name, **arguments)
 
 
+@pytest.mark.slow
 def test_push_is_checked_first_and_done_last(start, shared, tmp_path, monkeypatch, capsys):
     """An upload that fails loses nothing: the same command pushes without computing anything again."""
     run = tmp_path / "run"
@@ -316,6 +318,7 @@ def test_a_surrogate_folder_that_does_not_exist(start, tmp_path, monkeypatch, su
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_two_classifiers_of_the_same_mind_report_the_same(unwatched):
     metrics = copy.deepcopy(unwatched[0].metrics)
     for side in ("before", "after"):

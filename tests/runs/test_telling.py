@@ -36,6 +36,7 @@ def test_events_pictures_verdict_and_notebook_without_a_folder(tiny_pipeline, op
     assert "Concept preferred" in html and "data:image/png;base64," in html and verdict["said"][:9] in html
 
 
+@pytest.mark.slow
 def test_a_callback_stops_a_run_that_then_goes_on(tiny_pipeline, options, tmp_path):
     def stop_before_training(event):
         return not (event["event"] == "begun" and event["stage"] == "train")

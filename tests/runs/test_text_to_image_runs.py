@@ -28,9 +28,9 @@ METHODS = {
     "projected": {"method": "pcgrad-symmetric"},
 }
 # One run that passes through every stage, and the quickest of the next class; the others when there is time.
-FAST = {("sd3", "adapters"), ("flux-dev", "edited")}
+FAST = ("sd3", "adapters")
 CASES = [
-    pytest.param(name, method, marks=() if (name, method) in FAST else pytest.mark.slow)
+    pytest.param(name, method, marks=() if (name, method) == FAST else pytest.mark.slow)
     for name in NAMES
     for method in METHODS
 ]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sa_diffusers.core.batches import to
+from sa_diffusers.core.batches import take, to
 from sa_diffusers.core.concepts import Concept
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import seeded
@@ -88,16 +88,24 @@ class PreferenceJudge:
         both = zip(images, seeds, strict=True)
         latents = torch.cat([family.encode(image[None], seeded(seed, "judge")) for image, seed in both])
         choices = [prompts, *zip(*alternatives, strict=True)]
-        batches = [family.batch(latents, list(map(Condition, chosen))) for chosen in choices]
-        errors = torch.zeros(len(choices), len(images), dtype=torch.float64)
+        conditions = [Condition(text) for chosen in choices for text in chosen]
+        batch = family.batch(torch.cat([latents] * len(choices)), conditions)
+        one = {"sample": latents[:1]}
+        noise = torch.stack(
+            [
+                torch.cat([family.loss.sample_noise(one, seeded(seed, "judge", draw)) for seed in seeds])
+                for draw in range(self._draws)
+            ]
+        )
+        terms = (2 * torch.arange(self._draws) + 1) * family.loss.num_terms // (2 * self._draws)
+        errors = []
         with on_device(family.module, family.device) as module:
-            for draw in range(self._draws):
-                one = {"sample": latents[:1]}
-                noise = [family.loss.sample_noise(one, seeded(seed, "judge", draw)) for seed in seeds]
-                term = (2 * draw + 1) * family.loss.num_terms // (2 * self._draws)
-                paired = torch.full((len(images),), term).to(family.device), torch.cat(noise).to(family.device)
-                for row, batch in enumerate(batches):
-                    errors[row] += family.loss(module, to(batch, family.device), *paired).cpu()
+            # Of every time, choice and picture.
+            for rows in torch.arange(self._draws * len(conditions)).split(self.batch_size):
+                draw, place = rows // len(conditions), rows % len(conditions)
+                paired = terms[draw].to(family.device), noise[draw, place % len(images)].to(family.device)
+                errors.append(family.loss(module, to(take(batch, place), family.device), *paired).double().cpu())
+        errors = torch.cat(errors).view(self._draws, len(choices), len(images)).sum(0)
         return errors[1:].amin(0) - errors[0]
 
 
