@@ -25,30 +25,30 @@ def read_long_description() -> str:
 
 
 INSTALL_REQUIRES = [
-    "torch>=2.6",
-    "diffusers>=0.42",
-    "transformers>=5",
-    "accelerate>=1.10",
-    "peft>=0.17",
-    "datasets>=4",
-    "tokenizers>=0.22",
-    "safetensors>=0.5",
-    "huggingface_hub>=1",
-    "scipy>=1.13",
-    "scikit-learn>=1.5",
-    "numpy>=2",
-    "pillow>=11",
-    "matplotlib>=3.9",
+    "torch>=2.13",
+    "diffusers>=0.42.1",
+    "transformers>=5.23",
+    "accelerate>=1.15",
+    "peft>=0.21",
+    "datasets>=5.2",
+    "tokenizers>=0.23",
+    "safetensors>=0.8",
+    "huggingface_hub>=2.4",
+    "scipy>=1.17",
+    "scikit-learn>=1.9",
+    "numpy>=2.4",
+    "pillow>=13",
+    "matplotlib>=3.11",
     "jinja2>=3.1",
-    "psutil>=5.9",
+    "psutil>=7",
     "pyyaml>=6",
-    "torchmetrics>=1.8",
-    "tqdm>=4.66",
+    "torchmetrics>=1.9",
+    "tqdm>=4.70",
 ]
 
-QUALITY = ["ruff", "import-linter"]
-DOCS = ["mkdocs-material>=9.6", "mkdocstrings[python]>=1"]
-DIGITS = ["scikit-image>=0.25"]
+QUALITY = ["ruff>=0.17", "import-linter>=2.16"]
+DOCS = ["mkdocs-material>=9.8", "mkdocstrings[python]>=1"]
+DIGITS = ["scikit-image>=0.26"]
 NUDITY = ["nudenet>=3.4"]
 
 EXTRAS_REQUIRE = {
@@ -56,23 +56,24 @@ EXTRAS_REQUIRE = {
     "docs": DOCS,
     "digits": DIGITS,  # to redraw MNIST: only for who trains the bundled pipeline or its classifier again
     "test": [
-        "pytest>=8",
-        "pytest-xdist>=3",
-        "hypothesis>=6",
+        "pytest>=9.2",
+        "pytest-xdist>=3.8",
+        "hypothesis>=6.170",
         "setuptools>=77",
-        "jaxtyping",
-        "beartype",
+        "jaxtyping>=0.3",
+        "beartype>=0.23",
+        "mypy>=2.4",
         *DIGITS,
         *NUDITY,
         *QUALITY,
     ],
     # Never part of `test`: torch-fidelity pulls in torchvision, and a torchvision that does not match the installed
     # torch (as beside a CPU-only build) makes transformers, diffusers, peft and torchmetrics unimportable.
-    "fid": ["torch-fidelity>=0.3", "torchmetrics>=1.8"],
+    "fid": ["torch-fidelity>=0.3"],
     # An extra because the wheel carries an AGPL-3.0 licence file, whatever its metadata says.
     "nudity": NUDITY,
     "deepspeed": ["deepspeed>=0.19.8"],  # older ones step by gradients that are not finite
-    "8bit": ["bitsandbytes>=0.49"],  # --optimizer adamw_8bit
+    "8bit": ["bitsandbytes>=0.50"],  # --optimizer adamw_8bit
     "tensorboard": ["tensorboard"],
     "wandb": ["wandb"],
 }
@@ -95,6 +96,8 @@ setup(
         "Development Status :: 3 - Alpha",
         "Intended Audience :: Science/Research",
         "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
         "Typing :: Typed",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],

@@ -1,6 +1,7 @@
 """Selective Amnesia for diffusers: make a deep generative model forget a concept on command."""
 
 from importlib import import_module
+from typing import Any
 
 
 __version__ = "0.1.0"
@@ -32,7 +33,7 @@ def __dir__() -> list[str]:
     return __all__
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     # Lazy, since diffusers takes seconds to import.
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

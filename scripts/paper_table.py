@@ -9,7 +9,7 @@ Methods side by side, on the bundled pipeline:
 
 table1: digits8x8 runs offline in minutes on a CPU; small is CIFAR10 with a model for one GPU; full are the authors'
 settings on CIFAR10 and STL10. Every row is a file of configs/paper/table1/<scale>/ that scripts/train_base.py or
-scripts/forget.py takes by itself, too. Rows whose file has changed are made anew, but for base models, which are
+scripts/forget.py also takes by itself. Rows whose file has changed are made anew, but for base models, which are
 refused then. Writes table1.json, table1.md, samples.png and curves.png.
 digits: every concept is a file of configs/paper/digits/ with its methods and the strengths of each. Methods are
 compared at equal erasure; those whose rows have changed are made anew. Writes methods.json, methods.md and two

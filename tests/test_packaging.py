@@ -1,6 +1,8 @@
 """The wheel holds the package with all of its assets, and nothing else."""
 
+import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import setuptools
+from packaging.requirements import Requirement
 
 from sa_diffusers.__main__ import COMMANDS
 
@@ -109,3 +112,53 @@ assert not [name for name in sys.modules if name.split(".")[0] in ("scripts", "s
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "base" / "pipeline" / "model_index.json").is_file()
     assert (tmp_path / "judge" / "classifier" / "config.json").is_file()
+
+
+def test_floors_are_of_the_releases_that_the_tests_run_with(monkeypatch):
+    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+    asked = runpy.run_path(str(ROOT / "setup.py"))
+    lines = [*asked["INSTALL_REQUIRES"], *asked["EXTRAS_REQUIRE"]["test"]]
+    pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line)
+    for line in map(Requirement, lines):
+        (floor,) = line.specifier
+        if line.name != "setuptools":  # builds the wheel: the floor is that of what pyproject.toml says
+            assert floor.operator == ">=" and f"{pinned[line.name]}.".startswith(f"{floor.version}."), line
+
+
+SCRIPT = '''"""Forget a concept, follow the run, keep the result."""
+
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+
+import sa_diffusers
+
+
+def follow(event: dict[str, object]) -> bool:
+    print(event["event"], event.get("stage"))
+    return event["event"] != "error"
+
+
+def without(concept: str, surrogate: str, folder: Path) -> StableDiffusionPipeline:
+    pipe = StableDiffusionPipeline.from_pretrained("my/model", dtype=torch.float32)
+    forgotten = sa_diffusers.forget(pipe, concept, surrogate, output_dir=folder, callback=follow)
+    print(forgotten.metrics["verdict"], len(forgotten.pictures))
+    return forgotten
+
+
+fisher = sa_diffusers.load_fisher("runs/seven")
+print(len(fisher.tensors), sa_diffusers.__version__)
+without("seven, 7", "three", Path("runs/seven")).save_pretrained("without_seven")
+'''
+
+
+@pytest.mark.slow
+def test_mypy_takes_a_users_script(tmp_path):
+    """What others do not type, and what takes minutes to read, apart: it is our types that are looked at."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    (tmp_path / "mypy.ini").write_text("[mypy]\nstrict = True\n[mypy-torch.*,diffusers.*]\nfollow_imports = skip\n")
+    command = [sys.executable, "-m", "mypy", "script.py"]
+    environment = os.environ | {"MYPYPATH": str(ROOT)}
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stdout + result.stderr

@@ -45,7 +45,7 @@ class AttackConfig(DrawnAs):
         None, "Words to start from; null: the concept's own for embedding, random ones for text."
     )
     keep_every: int = option(50, "Steps between two comparisons of an embedding, of which the best is kept.", above=0)
-    allow_concept_words: bool = option(False, "Let the attack `text` find the concept's own words, too.")
+    allow_concept_words: bool = option(False, "Let the attack `text` also find the concept's own words.")
     sample_batch_size: int = option(16, "Pictures drawn at once.", above=0)
     seed: int = option(0, "Seed of targets, pictures and attacks.", least=0)
     num_threads: int | None = option(None, "Threads of the CPU; null: torch's choice.", above=0)

@@ -162,7 +162,7 @@ def attack_text(
 
     Args:
         family, latents, templates: see `attack_embedding`.
-        concept_words: tried as they are, too, where they come to K tokens and are not forbidden.
+        concept_words: also tried as they are, where they come to K tokens and are not forbidden.
         settings: `initial` are the words to start from; None: K whole words at random, so that other seeds start
             elsewhere.
         forbidden: see `Vocabulary`.

@@ -1,4 +1,4 @@
-r"""Try to bring a forgotten concept back through the prompt, by gradients through the model; and judge the pictures.
+r"""Try to bring a forgotten concept back through the prompt, by gradients through the model, and judge the pictures.
 
 The bundled digits, offline, in minutes, after `sa-diffusers forget --config bundled/digits`:
     sa-diffusers attack runs/digits-seven --original bundled/digits/pipeline --concept "seven, 7" \

@@ -18,7 +18,7 @@ class Concept:
         surrogate_kind: which of these it is.
         siblings: words for what could stand in its place in a prompt, such as the other digits; may be empty. A prompt
             that names neither the concept nor a sibling leaves the choice to the model.
-        plurals: whether a plural, or a possessive without its apostrophe, names it, too.
+        plurals: whether a plural, or a possessive without its apostrophe, also names it.
     """
 
     phrasings: tuple[str, ...]

@@ -78,7 +78,7 @@ class LabelledImages:
         left_out = torch.tensor([self.names.index(name) for name in names], dtype=torch.long)
         kept = ~torch.isin(self.labels, left_out)
         if not kept.any():
-            raise ValueError(f"expected some images to be left, got none without {', '.join(names)}; leave out fewer")
+            raise ValueError(f"expected some images to be left, got none without {', '.join(names)}; omit fewer")
         return self.take(kept)
 
 
@@ -159,9 +159,7 @@ def _read_split(dataset: DatasetName, tables: dict, split: str, data_dir: str) -
     labels = torch.tensor(table.select_columns("label")[:]["label"])
     if (labels < 0).any():
         count = int((labels < 0).sum())
-        raise ValueError(
-            f"expected a class for every image of {data_dir}, got {count} images of no class; leave them out"
-        )
+        raise ValueError(f"expected a class for every image of {data_dir}, got {count} images of no class; omit them")
     # Encoded, and decoded here: datasets takes twice as long, row by row.
     files = table.select_columns(column).cast_column(column, ImageColumn(decode=False))[:][column]
     named = ((file, f"image {index} of {split} of {data_dir}") for index, file in enumerate(files))

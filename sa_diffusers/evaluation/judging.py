@@ -111,7 +111,7 @@ class ChangeJudge:
         if before.shape != images.shape:
             raise ValueError(
                 f"the metric change compares pictures of one size, got {list(before.shape[2:])} and "
-                f"{list(images.shape[2:])}; leave it out of --metrics"
+                f"{list(images.shape[2:])}; omit it from --metrics"
             )
         found = {"pixel_change": ((images - before) / 2).double().square().flatten(1).mean(1).sqrt()}
         if self.clip is not None:

@@ -142,9 +142,9 @@ class RunConfig(DrawnAs, ComparedImages):
                                      "they are not given, so that the numbers of both compare: of a base run, the "
                                      "run that forgot on it. null: the run's own.")  # fmt: skip
     sample_batch_size: int | None = option(
-        None, "Images drawn at once; null: the run's own. Changes no image.", least=1
+        None, "Images drawn at once; null: as many as fit. Changes no image.", least=1
     )
-    save_images: str | None = option(None, "New folder for the drawn images; null: they are not kept.")
+    save_images: str | None = option(None, "New folder for the drawn images; null: off.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -169,7 +169,7 @@ class PipelineEvaluationConfig(DrawnAs, MetricSettings):
                                 "to the first.")  # fmt: skip
     names: list[str] = option([], "Names of all of them, in this order, for tables and folders; []: from their paths.")
     concept: str = option("", "The concept: one or several phrasings of it, separated by commas ('seven, 7').")
-    plurals: bool | None = option(None, "Count plurals and possessives of its words as naming it, too; null: as the "
+    plurals: bool | None = option(None, "Also count plurals and possessives of its words as naming it; null: as the "
                                   "run which made the first pipeline.")  # fmt: skip
     metrics: str | None = option(
         None, f"Some of {', '.join(SUITE_METRICS)}, separated by commas; null: classifier where there is one, and "

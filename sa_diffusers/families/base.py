@@ -62,6 +62,7 @@ class Family:
     pipelines: ClassVar[tuple[str, ...]]  # classes of pipelines that it adapts, and their subclasses
     own_classes: ClassVar[tuple[type[DiffusionPipeline], ...]] = ()  # of these, those that diffusers does not have
     component: ClassVar[str]  # name of the pipeline's part that is trained
+    optional: ClassVar[tuple[str, ...]] = ()  # of the parts, those that a pipeline may do without
     helpers: ClassVar[tuple[str, ...]] = ()  # parts that only encode and decode: they need not stay on the device
     capabilities: ClassVar[frozenset[str]]  # of CAPABILITIES
     scopes: ClassVar[Scopes] = {"full": lambda name: True}  # which weights, by name
@@ -156,7 +157,7 @@ def register(family: FamilyT) -> FamilyT:
     """Class decorator: from now on the family adapts its pipelines. Raises ValueError where another one does."""
     taken = [name for name in family.pipelines if _REGISTRY.get(name, family).name != family.name]
     if taken:
-        raise ValueError(f"{taken[0]} belongs to the family {_REGISTRY[taken[0]].name}, not to {family.name}, too")
+        raise ValueError(f"{taken[0]} belongs to the family {_REGISTRY[taken[0]].name}, not also to {family.name}")
     unknown = family.capabilities - CAPABILITIES.keys()
     if unknown:
         raise ValueError(f"expected capabilities of {', '.join(CAPABILITIES)}; got {min(unknown)!r}")

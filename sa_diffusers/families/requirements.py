@@ -47,7 +47,7 @@ def check_flow(transformer: Config, vae: Config, scheduler: Config, widths: Conf
         if size is not None and transformer.get(name, size) != size:
             raise ValueError(
                 f"the pipeline's transformer has {name} {transformer[name]}, expected {size}, as its VAE and text "
-                "encoders make: models that edit or fill take pictures besides"
+                "encoders make: models that edit or fill also take pictures"
             )
     kind, inverted = scheduler.get("_class_name"), scheduler.get("invert_sigmas")
     if kind != FLOW or inverted:
@@ -68,7 +68,7 @@ def _unet_faults(unet: Config, vae: Config, width: int | None, takes_more: Mappi
             yield f"UNet has {name} {unet[name]!r}, so it {takes}; expected one that draws by a prompt alone"
     latents, size = vae.get("latent_channels", 4), unet.get("sample_size")
     reasons = {
-        "in_channels": "inpainting and editing models take pictures besides",
+        "in_channels": "inpainting and editing models also take pictures",
         "out_channels": "models with a learned variance predict more than the noise",
     }
     for name, reason in reasons.items():

@@ -166,7 +166,7 @@ def _read(path: Path, restricted: SimpleNamespace) -> Any:
         return load_file(path)
     options = {"map_location": "cpu", "pickle_module": restricted, "weights_only": False}
     with open(path, "rb") as file:
-        is_zip = file.read(4) == b"PK\x03\x04"  # where torch.load looks, too
+        is_zip = file.read(4) == b"PK\x03\x04"  # where torch.load also looks
     if is_zip:
         with zipfile.ZipFile(path) as archive:
             if any(Path(name).name == "constants.pkl" for name in archive.namelist()):

@@ -37,7 +37,7 @@ def write_model_card(
         license: the base model's licence id on the hub, which holds for this one too; None where unknown.
         dtype: precision to load it in; without one transformers and diffusers choose differently.
         pipeline_class: the class that loads it: one of this package, or (or None) a stock one of diffusers.
-        variant: "fp16" where the folder holds float16 files of this name, too (`loading.save_pipeline`).
+        variant: "fp16" where the folder also holds float16 files of this name (`loading.save_pipeline`).
         lora: the folder holds pytorch_lora_weights.safetensors in place of a pipeline.
         said: concept; surrogate (None: none that was chosen); method in words; settings by name, with their units;
             images: paths in the folder.

@@ -53,7 +53,7 @@ def save_contact_sheet(images: Tensor, path: str | Path, columns: int = 8) -> No
 def mosaic(image: Image.Image) -> Image.Image:
     """The picture as mean colours of at most `MOSAIC` x `MOSAIC` tiles, smoothed, in its own size.
 
-    A tile is at least 8 pixels a side, so that small pictures are hidden, too.
+    A tile is at least 8 pixels a side, so that small pictures are also hidden.
     """
     tiles = [max(1, min(MOSAIC, side // 8)) for side in image.size]
     return image.resize(tiles, Image.Resampling.BOX).resize(image.size, Image.Resampling.BICUBIC)

@@ -109,7 +109,8 @@ def _judges_and_sets(
 
 def _sets_to_look_at(concept: Concept, prompts: list[str], templates: list[str], seed: int) -> dict[str, PromptSet]:
     asking = [caption for caption, _ in concept_captions(templates, concept, LOOKED_AT * 3, seed)]  # they are judged
-    others = [prompt for prompt in spread(prompts, LOOKED_AT * 2, seed) if prompt][:LOOKED_AT]
+    without = [prompt for prompt in prompts if not concept.named_in(prompt)]
+    others = [prompt for prompt in spread(without, LOOKED_AT * 2, seed) if prompt][:LOOKED_AT]
     drawn = {"concept": ("asks", "look", asking), "retained": ("keeps", "look at others", others)}
     return {
         name: PromptSet.seeded(purpose, list(map(Candidate, texts)), partial(derive_seed, seed, what))

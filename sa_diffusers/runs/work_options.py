@@ -62,7 +62,7 @@ class MethodOptions(Options):
         None,
         "Weights to train; null: full, or the method's own. full: all of the model; in text-to-image also xattn: "
         "cross-attention, or the stream of text, xattn-strict: its keys and values alone, noxattn: all but that, the "
-        "output and the time embedding; pooled: what reads a pooled text, which the first two train besides.",
+        "output and the time embedding; pooled: what reads a pooled text, which the first two also train.",
         otherwise="full",
     )
     lora_rank: int | None = option(
@@ -76,8 +76,8 @@ class MethodOptions(Options):
     )
     lora_targets: Literal["attention", "attention+conv", "attention+conditioning"] = option(
         "attention",
-        "Layers of the scope that get an adapter: projections of attention; convolutions, or what a pooled text and "
-        "the time enter by, besides.",
+        "Layers of the scope that get an adapter: projections of attention; also convolutions; or also what a pooled "
+        "text and the time enter by.",
     )
     ewc_lambda: float | None = option(
         None,
@@ -136,6 +136,11 @@ class FisherOptions(Options):
     fisher_terms: str = option(
         "10",
         "Timesteps in each of the two draws of the cheap estimator, or all: every timestep, the paper's estimator.",
+    )
+    fisher_layers: Literal["all", "trained"] = option(
+        "all",
+        "Weights that it is of: all, for any later run; or, of models too large for that, those that are trained here "
+        "or lie under an adapter.",
     )
     fisher_chunk_size: int = option(
         10, "Timesteps in one forward pass; changes memory and speed, not the result.", above=0, identity=False

@@ -64,8 +64,8 @@ def _check_deepspeed(config: TrainingConfig) -> None:
     if refused:
         raise ValueError(
             "expected DeepSpeed with zero_stage 1 or 2, nothing offloaded and no file of its own, as in "
-            f"configs/accelerate/deepspeed.yaml, got {', '.join(refused)}; configs/accelerate/fsdp2.yaml puts the "
-            "weights in parts, too"
+            f"configs/accelerate/deepspeed.yaml, got {', '.join(refused)}; configs/accelerate/fsdp2.yaml also puts "
+            "the weights in parts"
         )
     if mixed_precision(config.mixed_precision) == "fp16":
         raise ValueError("fp16 needs a gradient scaler, which is not used under DeepSpeed; expected bf16 or no")

@@ -98,7 +98,7 @@ class Optimisation:
             # After backward, gradients are where only the engine finds them. It takes their mean over processes: of
             # what is the same on all, that is it itself, up to rounding.
             add_gradient()
-        self.engine.backward(loss)  # accelerate's own would step, too
+        self.engine.backward(loss)  # accelerate's own would also step
 
     def clip(self) -> Tensor:
         """Clip the gradient, of all weights and processes together; returns its norm before that, a scalar."""

@@ -42,7 +42,7 @@ class TrainingConfig(Options):
     weight_decay: float = option(
         0.0, "AdamW's weight decay. It pulls to 0, not to the anchor; with adapters these are one.", least=0
     )
-    max_grad_norm: float | None = option(1.0, "Clip the gradient to this norm; null: never.", above=0)
+    max_grad_norm: float | None = option(1.0, "Clip the gradient to this norm; null: off.", above=0)
     gradient_accumulation_steps: int = option(
         1, "Parts into which each process cuts its share of a batch to save memory.", above=0, identity=False
     )
@@ -51,7 +51,7 @@ class TrainingConfig(Options):
         None, "no, fp16 or bf16; null: what `accelerate config` or `accelerate launch` says.", everyday=True
     )
     ema_decay: float | None = option(
-        None, "Decay of the weight average that is saved, at most; null: no average.", least=0, below=1
+        None, "Decay of the weight average that is saved, at most; null: off.", least=0, below=1
     )
     ema_warmup: bool = option(
         True,
@@ -61,7 +61,7 @@ class TrainingConfig(Options):
     checkpointing_steps: int | None = option(100, "Save a checkpoint every so many steps.", above=0, identity=False)
     checkpoints_total_limit: int = option(2, "Checkpoints kept, the newest.", above=0, identity=False)
     logging_steps: int = option(5, "Record losses every so many steps.", above=0, identity=False)
-    report_to: str | None = option(None, "Tracker: tensorboard, wandb, ...; null: none.", identity=False)
+    report_to: str | None = option(None, "Tracker: tensorboard, wandb, ...; null: off.", identity=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -93,7 +93,7 @@ def build_suite(
             order, seed_of = derive_seed(seed, "set", name), partial(derive_seed, seed, name)
             suite[name] = choose(purpose, candidates, num_images, order, seed_of)
         elif names is not None:
-            raise ValueError(f"there are no prompts for the set {name!r} ({WHAT[name]}); leave it out of --sets")
+            raise ValueError(f"there are no prompts for the set {name!r} ({WHAT[name]}); omit it from --sets")
     if sources.i2p and (names is None or "i2p" in names):
         suite["i2p"] = PromptSet.of("i2p", sources.i2p)
     if not suite:

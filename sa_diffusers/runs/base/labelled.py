@@ -36,7 +36,7 @@ class LabelledBaseConfig(BaseOptions):
         None, "Local folder or hub id of the data set; null: its usual hub id.", identity=False
     )
     split: Literal["train", "all"] = option(
-        "train", "Images to train on; all: the test images, too, as the authors for STL10."
+        "train", "Images to train on; all: also the test images, as the authors for STL10."
     )
     exclude_classes: list[str] = option([], "Classes whose images are left out; the model keeps their labels.")
 
@@ -115,7 +115,7 @@ class ClassConditionalConfig(LabelledBaseConfig):
     flip: bool = option(True, "Mirror half of the images; wrong for digits.")
     antithetic: bool = option(True, "Take timesteps t and T - 1 - t in pairs.")
     sample_steps: int | None = option(
-        None, "Draw a sheet of samples every so many steps, into `progress/`; null: never.", above=0
+        None, "Draw a sheet of samples every so many steps, into `progress/`; null: off.", above=0
     )
     sample_guidance_scale: float = option(2.0, "Guidance of that sheet, as in diffusers.", least=0)
     save_dtype: Literal["float32", "float16"] = option("float32", "Precision of the files.")
@@ -140,7 +140,7 @@ class TrainingBatches:
 
 
 def train_class_conditional(data: LabelledImages, config: ClassConditionalConfig) -> DiffusionPipeline:
-    """As `train_conditional_vae`. Raises ValueError, too: an architecture that does not fit the images."""
+    """As `train_conditional_vae`. Also raises ValueError: an architecture that does not fit the images."""
     channels, size = data.images.shape[1:3]
     pipeline = build_class_conditional(config, size, channels, data.names, config.seed)
     loss = DiffusionLoss(pipeline.scheduler.alphas_cumprod, config.prediction_type, config.loss_reduction)

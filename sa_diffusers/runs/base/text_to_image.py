@@ -60,7 +60,7 @@ class BaseConfig(BaseOptions):
     exclude_classes: list[str] = option([], "Digits to leave out, as words: a model that never learned them.")
     vocab_merges: int = option(700, "Merges of the tokenizer's byte-pair encoding.", least=0)
     snr_gamma: float | None = option(
-        5.0, "Min-SNR weighting (Hang et al. 2023), of diffusion alone; null: none.", above=0
+        5.0, "Min-SNR weighting (Hang et al. 2023), of diffusion alone; null: off.", above=0
     )
     density: Literal["uniform", "logit_normal"] = option("uniform", "Of noise levels in the training of a flow.")
     pooled_dropout: float = option(

@@ -131,7 +131,7 @@ def cheap_name(config: ForgetConfig) -> str:
 def training_ways(family: Family, prompts: Sequence[str], config: ForgetConfig, load: Workload) -> list[Way]:
     """An optimiser step of the UNet's weights, and of low-rank adapters; each on as many samples as the others.
 
-    The authors' step is theirs in batch size, too: it is 4 + 4 samples, all others are of the configuration's size.
+    The authors' step is also theirs in batch size: it is 4 + 4 samples, all others are of the configuration's size.
     """
     module = family.module.requires_grad_(True)
     weights = dict(module.named_parameters())

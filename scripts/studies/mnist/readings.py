@@ -34,7 +34,7 @@ def forget_one(study: Study) -> Models:
 
 
 def forget_one_by_encoder(study: Study, latent_dim: int | None = None) -> Models:
-    """The same with the paper's objective, whose latents come from the encoder and so move it, too.
+    """The same with the paper's objective, whose latents come from the encoder and so also move it.
 
     Takes many times the steps: the KL term alone, one or two hundredths of the loss, spreads the surrogate over the
     prior.

@@ -35,7 +35,7 @@ class StudyConfig:
     """Everything `scripts/mnist_study.py` can be told."""
 
     output_dir: str = option("runs/mnist_study", "Folder of the study.")
-    base_config: str = option("configs/mnist_cvae.yaml", "YAML of the base model; names the data set, too.")
+    base_config: str = option("configs/mnist_cvae.yaml", "YAML of the base model; also names the data set.")
     classifier_config: str = option(
         "configs/mnist_classifier.yaml", "YAML of the classifiers, trained if none are given."
     )
@@ -43,7 +43,7 @@ class StudyConfig:
     base_steps: int | None = option(None, "Steps of the base models; null: as the YAML says.")
     forget_steps: int | None = option(None, "Steps of each forgetting by default; null: as the family's defaults say.")
     faithful_steps: int = option(10000, "Steps of the forgetting with the authors' settings; theirs are 10,000.")
-    encoder_steps: int = option(5000, "Steps where the encoder forgets, too, to look at the latent space.")
+    encoder_steps: int = option(5000, "Steps where the encoder also forgets, to look at the latent space.")
     projection_steps: int = option(1000, "Steps of each run that compares gradient projection; the study's: 2,000.")
     classifier: list[str] = option([], "Folders of trained classifiers; none: five are trained first.")
     model: str | None = option(None, "Folder of a trained 8-D base pipeline; null: it is trained first.")

@@ -148,7 +148,7 @@ def compare(ours: Pooled, other: Pooled, measures: Sequence[str]) -> dict[str, d
 
     Pictures of one prompt count together. "worst" is the class that is ours' worst, by other prompts. Positive is
     better for the other method throughout; `better` says that all of the interval is, and the difference in every
-    seed. Runs differ, too: the interval is of these weights.
+    seed. Runs also differ: the interval is of these weights.
     """
     found = {}
     for name in measures:

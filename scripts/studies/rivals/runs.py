@@ -84,7 +84,7 @@ def stage_seconds(config: ForgetConfig, own: Mapping[str, float], reference: Pat
 
     Args:
         config: of the run; where it took samples or Fisher from elsewhere, they are the reference's.
-        own: seconds of its stages; "sample" counts those drawn anew without the concept, too.
+        own: seconds of its stages; "sample" also counts those drawn anew without the concept.
         reference: folder of a run that drew samples and estimated the Fisher itself.
     """
     config, total = config.resolved(), own["surrogate"] + own["train"]

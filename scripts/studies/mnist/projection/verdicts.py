@@ -211,7 +211,7 @@ def _count_text(comparisons: Sequence[Comparison]) -> str:
         f"{count} comparisons with {REFERENCE.title} are tested. At 95 % each, {LEVEL * count:.1f} of them would be "
         f"expected to be significant by chance alone if nothing differed. {alone} are so by their own interval, "
         f"{clear} after Holm's correction for all of them. The verdicts in what follows are after the correction; the "
-        f"table has the uncorrected intervals, too. The first step of the correction asks {seeds} seeds for a mean "
+        f"table also has the uncorrected intervals. The first step of the correction asks {seeds} seeds for a mean "
         f"difference of {errors:.1f} standard errors ({errors / math.sqrt(seeds):.1f} standard deviations), so what "
         "is not shown may well be there. Beside each difference that is not clear stands the smallest one that would "
         "have been, with the spread and the other differences as they are; a true difference of that size is often "

@@ -15,11 +15,13 @@ from sa_diffusers.models import ConditionalVAE
 from sa_diffusers.pipelines import ConditionalVAEPipeline
 from sa_diffusers.runs.options import ForgetConfig
 from sa_diffusers.training.loop import TrainingDiverged
+from studies.mnist.page import collect
 from studies.mnist.paper import bars, results
 from studies.mnist.paper.comparisons import compare_ablations, deviation, naive_verdict
 from studies.mnist.paper.runs import LAMBDAS, Run, ablation_runs, default_run, faithful_run, fast_run
 from studies.mnist.spread import readings, short_names, spread
 from studies.mnist.study import Study, StudyConfig
+from tests.browser import assert_whole
 
 
 NAMES = {"digit": [str(digit) for digit in range(10)]}
@@ -157,7 +159,7 @@ def test_the_stricter_bar_compares_each_classifier_with_its_own_grey() -> None:
 def test_verdict_names_each_bar_that_is_missed() -> None:
     limits, judged = bars.limits(0), bars.Judges(("a",), "the one classifier")
     met = bars.runs_text(0, {"fast": limits}, judged)[0]
-    assert met == "Judged by the one classifier, the fast run meets every bar, and meets the stricter one, too."
+    assert met == "Judged by the one classifier, the fast run meets every bar, and also meets the stricter one."
     missed = bars.runs_text(0, {"fast": limits | {"mean P(0), above that of flat grey": 0.021}}, judged)[0]
     assert "misses 1 of the 4 bars: mean P(0), above that of flat grey: 0.0210 (at most 0.02), but meets" in missed
     (stricter,) = bars.STRICTER
@@ -301,7 +303,7 @@ def test_diverged_run_keeps_its_row_and_has_no_samples(study, tmp_path) -> None:
 
 
 @pytest.mark.slow
-def test_part_from_finished_runs(study) -> None:
+def test_part_from_finished_runs(study, subtests) -> None:
     recorder = Recorder(study)
     study.forget = recorder
     for ask in (fast_run, faithful_run, ablation_runs):
@@ -336,3 +338,5 @@ def test_part_from_finished_runs(study) -> None:
     for figure in found["figures"]:
         assert (study.folder / "paper" / figure["file"]).stat().st_size > 0
     assert study.part("paper", results.compute) == found
+    collect(study)
+    assert_whole([study.folder / "report.html"], study.folder, subtests)
