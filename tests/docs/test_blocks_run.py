@@ -25,6 +25,7 @@ from tests.browser import assert_whole
 
 # By the order in which a reader needs them; every other page follows.
 ORDER = [
+    "docs/howto/class_conditional.md",
     "README.md", "docs/index.md", "docs/howto/concepts.md", "docs/howto/base_model.md", "docs/howto/did_it_work.md",
     "docs/evaluation.md",
 ]  # fmt: skip
