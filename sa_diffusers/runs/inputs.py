@@ -115,7 +115,7 @@ def _judges_and_sets(
     options: RunOptions, concept: Concept, labels: list[str] | None
 ) -> tuple[dict[str, ClassifierJudge], dict[str, PromptSet]]:
     if not options.eval_prompts and labels is None:
-        raise ValueError("a classifier needs eval_prompts: labelled prompts for pictures that it can judge")
+        raise ValueError("a classifier needs labelled prompts for pictures that it can judge; pass --eval_prompts")
     judges = {name: ClassifierJudge.load(name, concept.phrasings) for name in options.classifier}
     first, *others = judges.values()
     if any((one.attribute, set(one.classes)) != (first.attribute, set(first.classes)) for one in others):

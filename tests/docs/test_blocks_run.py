@@ -43,14 +43,14 @@ INSTEAD = {  # of what is on a hub or on the reader's disk, or large
 # Installing and launching of processes have tests of their own.
 ELSEWHERE = ("pip", "pytest", "make")
 DRAW = "--num_inference_steps 2 --guidance_scale 2"
-FEW = "--num_train_steps 2 --lr_warmup_steps 0 --checkpointing_steps null --num_threads 1"
+FEW = "--num_train_steps 2 --lr_warmup_steps 0 --checkpointing_steps null"
 BUDGETS = {
-    "forget": f"{FEW} --num_samples 8 --num_surrogate_samples 4 --fisher_samples 2 --fisher_terms 1 --overwrite "
-    "--train_batch_size 2 --track_steps null --ema_decay null --eval_images_concept 2 --eval_images_class 1 "
-    "--eval_images_other 2",
+    "forget": f"{FEW} --num_threads 1 --num_samples 8 --num_surrogate_samples 4 --fisher_samples 2 --fisher_terms 1 "
+    "--overwrite --train_batch_size 2 --track_steps null --ema_decay null --eval_images_concept 2 "
+    "--eval_images_class 1 --eval_images_other 2",
     "surrogates": "",
     "attack": f"--num_targets 2 --num_images 2 --num_restarts 1 --steps 1 --keep_every 1 {DRAW}",
-    "train_base": f"{FEW} --train_batch_size 4",
+    "train_base": f"{FEW} --num_threads 1 --train_batch_size 4",
     "train_classifier": f"{FEW} --train_batch_size 4",
     "evaluate pipelines": f"--num_images 2 {DRAW}",
     "evaluate images": "--num_neighbours 1",
@@ -87,6 +87,11 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for i, line in enumerate(lines):
             Image.new("RGB", (32, 32), (10 * i, 5 * i, 90)).save(f"{folder}/{line['file_name']}")
     Path("my_images/metadata.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    asked = [
+        {"prompt": f"a {ink} {digit}", "form": form, "digit": digit}
+        for ink, form in (("red", "seen"), ("green", "held_out")) for digit in ("seven", "three")
+    ]  # fmt: skip
+    Path("my_prompts.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in asked))
     Path("prompts.txt").write_text("a red three\na green four\na blue nine\n")
     return tmp_path
 
