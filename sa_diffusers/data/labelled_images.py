@@ -159,9 +159,7 @@ def _read_split(dataset: DatasetName, tables: dict, split: str, data_dir: str) -
     labels = torch.tensor(table.select_columns("label")[:]["label"])
     if (labels < 0).any():
         count = int((labels < 0).sum())
-        raise ValueError(
-            f"expected a class for every image of {data_dir}, got {count} images of no class; omit them"
-        )
+        raise ValueError(f"expected a class for every image of {data_dir}, got {count} images of no class; omit them")
     # Encoded, and decoded here: datasets takes twice as long, row by row.
     files = table.select_columns(column).cast_column(column, ImageColumn(decode=False))[:][column]
     named = ((file, f"image {index} of {split} of {data_dir}") for index, file in enumerate(files))
