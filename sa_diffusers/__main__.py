@@ -11,6 +11,7 @@ COMMANDS = {  # word: (module of sa_diffusers.cli, what it does)
     "evaluate": ("evaluate", "judge pipelines, a run, or folders of images"),
     "attack": ("attack", "try to bring a forgotten concept back"),
     "push": ("push", "push what a run left to the hub"),
+    "choose": ("choose", "make another strength of a run its result"),
     "verify": ("verify", "check that what a run left, or the hub has, is whole"),
     "convert": ("convert", "import a checkpoint of a UNet, or the authors' Fisher"),
     "train-base": ("train_base", "train a model to forget concepts of afterwards"),

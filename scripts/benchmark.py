@@ -3,6 +3,7 @@
     OMP_NUM_THREADS=1 python scripts/benchmark.py --size tiny --output_dir runs/benchmark
     python scripts/benchmark.py --size sd14 --output_dir runs/benchmark_sd14
     python scripts/benchmark.py --size sd14 --estimate
+    python scripts/benchmark.py --size flux --estimate
     python scripts/benchmark.py --only fisher
     python scripts/benchmark.py --only fisher --model runs/digits8x8_base/pipeline --samples 60 --terms 2
     OMP_NUM_THREADS=1 taskset -c 0 python scripts/benchmark.py --only fisher_linear
@@ -10,7 +11,7 @@
 --size: seconds and peak memory of sampling, Fisher and a training step in each way, taking turns in one process, and
 whole runs extrapolated from them. tiny is the bundled pipeline and configs/digits.yaml, for a CPU; sd14 the
 architecture of Stable Diffusion 1.4 with random weights and configs/default.yaml, for a GPU. With --estimate nothing
-runs: operations and bytes are counted, and times follow from stated rates.
+runs: operations and bytes are counted, and times follow from stated rates; that alone there is of sdxl, sd3 and flux.
 
 --only fisher: the cheap estimator (per sample two draws of K timesteps) against the paper's (all T timesteps) on other
 samples of the same model, with a scale a tensor, one scale, or none. --only fisher_linear: many samples at a time
@@ -33,8 +34,9 @@ from sa_diffusers.io.bundled import resolve
 from sa_diffusers.io.loading import load_pipeline
 from sa_diffusers.models.precision import compute_dtype
 from sa_diffusers.report.tables import table_of
-from sa_diffusers.runs.cost.architectures import build_stable_diffusion
+from sa_diffusers.runs.cost.architectures import DENOISERS, build_stable_diffusion
 from sa_diffusers.runs.cost.estimate import estimate_report
+from sa_diffusers.runs.cost.large import estimate_large
 from sa_diffusers.runs.options import ForgetConfig
 from studies.costs.fisher_agreement import compare_estimators
 from studies.costs.linear_fisher import compare_linear
@@ -52,9 +54,13 @@ def read_config(name: str) -> ForgetConfig:
 def run_sizes(args: argparse.Namespace) -> tuple[dict, str]:
     """The report of --size: for JSON, and as Markdown."""
     if args.estimate:
-        if args.size != "sd14":
-            raise ValueError("--estimate counts Stable Diffusion 1.4: expected --size sd14; tiny can be measured")
-        return estimate_report()
+        if args.size == "tiny":
+            raise ValueError(
+                "--estimate counts large models: expected another --size than tiny, which can be measured"
+            )
+        return estimate_report() if args.size == "sd14" else estimate_large(args.size)
+    if args.size in DENOISERS:
+        raise ValueError(f"--size {args.size} is counted, not measured; pass --estimate")
     config = read_config(SIZES[args.size])
     if args.size == "tiny":
         pipeline = load_pipeline(config.model, None, None, "float32")
@@ -89,8 +95,8 @@ def parse_arguments() -> argparse.Namespace:
     def add(flag: str, default: object, text: str, **options: object) -> None:
         parser.add_argument(flag, default=default, help=f"{text} (default: %(default)s)", **options)
 
-    add("--size", "tiny", "what to measure", choices=list(SIZES))
-    parser.add_argument("--estimate", action="store_true", help="count the costs of sd14 in place of measuring them")
+    add("--size", "tiny", "what to measure", choices=[*SIZES, *DENOISERS])
+    parser.add_argument("--estimate", action="store_true", help="count costs in place of measuring them; not of tiny")
     add("--only", None, "compare Fishers, in place of --size", choices=["fisher", "fisher_linear"])
     add("--output_dir", Path("runs/benchmark"), "folder of the two files", type=Path)
     add("--seed", 0, "seed of random weights, samples and noise", type=int)

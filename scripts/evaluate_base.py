@@ -29,7 +29,7 @@ def main() -> None:
     real = ColoredDigits(*load_strokes(config.data_dir, "test", output_dir / "data"), seed=config.seed)
 
     start = time.perf_counter()
-    metrics, examples = evaluate(get_family(pipe, sampler="dpmsolver++"), classifier, real, config)
+    metrics, examples = evaluate(get_family(pipe), classifier, real, config)
     seconds = time.perf_counter() - start
     rows = compare_with_bars(metrics)
     print(f"{'':28} measured   bar")

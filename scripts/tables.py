@@ -17,6 +17,7 @@ from typing import Any
 
 from sa_diffusers.report.metrics_table import metric_rows
 from sa_diffusers.report.tables import duration, markdown_table
+from sa_diffusers.report.tables import measured as measured_by
 
 
 ROOT = Path(__file__).parents[1]
@@ -82,6 +83,19 @@ def memory() -> str:
     return markdown_table(["4 + 4 samples, bf16", "peak"], rows)
 
 
+def large() -> str:
+    """What a LoRA of the large families needs of a card, stage by stage."""
+    found = {size: read(f"cost_{size}") for size in ("sdxl", "sd3", "flux")}
+    rows = {f"training, {row['training']}": [] for row in found["sdxl"]["memory"]}
+    rows |= {"the same, EWC's Fisher in main memory": []} | {row["stage"]: [] for row in found["sdxl"]["stages"]}
+    for one in found.values():
+        peaks = [*(row["peak"] for row in one["memory"]), one["memory"][-1]["peak, Fisher in main memory"]]
+        for cells, peak in zip(rows.values(), peaks + [row["peak"] for row in one["stages"]], strict=True):
+            cells.append(f"{peak:.1f} GB")
+    rows["needed of a card"] = [f"{one['needed']:.1f} of {one['limit']} GB" for one in found.values()]
+    return markdown_table(["1 + 1 samples", *found], [[name, *cells] for name, cells in rows.items()])
+
+
 def ewc() -> str:
     """What EWC adds to a training step."""
     rows = read("cost_sd14")["ewc_share"]
@@ -90,8 +104,23 @@ def ewc() -> str:
     return markdown_table(["samples in a step", *shares], cells)
 
 
+def preference() -> str:
+    """The verdict without a classifier beside that of one: shares, and how far they agree."""
+    found = read("preference")
+    scales = [row["scale"] for row in found["cases"][0]["models"]]
+    rows = []
+    for case in [*found["cases"], {"case": "all", "models": []} | found["together"]]:
+        cells = [f"{row['classifier']:.0%} / {row['preference']:.0%}" for row in case["models"]]
+        agree = [f"{case['agreement']:.1%}", f"{case['missed']:.1%}", f"{case['false_alarms']:.1%}"]
+        bias = measured_by(case["bias"], case["bias_interval"], "+.1%")
+        rows.append([case["case"], *(cells or [""] * len(scales)), *agree, bias, f"{case['rank_correlation']:.2f}"])
+    header = ["concept → surrogate", *(f"at {scale:g}" for scale in scales), "agree", "missed", "false alarms"]
+    return markdown_table([*header, "difference", "rank correlation"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
-    table.__name__: table for table in (quickstart, quickstart_seconds, measured, whole_runs, counted, memory, ewc)
+    table.__name__: table
+    for table in (quickstart, quickstart_seconds, measured, whole_runs, counted, memory, large, ewc, preference)
 }
 
 

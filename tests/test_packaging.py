@@ -1,6 +1,7 @@
 """The wheel holds the package with all of its assets, and nothing else."""
 
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -12,8 +13,11 @@ import pytest
 import setuptools
 from packaging.requirements import Requirement
 
+from sa_diffusers.__main__ import COMMANDS
+
 
 ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "sa_diffusers"
 
 
 def tracked_files() -> list[str]:
@@ -35,6 +39,22 @@ def wheel(tmp_path_factory) -> Path:
     assert result.returncode == 0, result.stdout + result.stderr
     (path,) = folder.glob("*.whl")
     return path
+
+
+def test_what_ships_names_commands_that_ship():
+    """Scripts are in the repository alone."""
+    texts = {
+        path.relative_to(PACKAGE): path.read_text(encoding="utf-8")
+        for path in PACKAGE.rglob("*")
+        if path.suffix in (".py", ".j2", ".md", ".yaml")
+    }
+    code = [str(path) for path, text in texts.items() if path.suffix in (".py", ".j2") and "scripts/" in text]
+    assert not code
+    scripts = {word.replace("-", "_") for word in COMMANDS} | {"surrogate_distances"}
+    named = {(str(path), name) for path, text in texts.items() for name in re.findall(r"scripts/(\w+)\.py", text)}
+    assert not [pair for pair in named if pair[1] in scripts]
+    words = {word for text in texts.values() for word in re.findall(r"sa-diffusers ([a-z][a-z-]+)", text)}
+    assert words and words <= COMMANDS.keys()
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Every option of `scripts/attack.py`."""
+"""Every option of `sa-diffusers attack`."""
 
 from dataclasses import MISSING, dataclass
 from typing import Literal

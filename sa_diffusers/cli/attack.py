@@ -1,14 +1,14 @@
 r"""Try to bring a forgotten concept back through the prompt, by gradients through the model, and judge the pictures.
 
-The bundled digits, offline, in minutes, after `accelerate launch scripts/forget.py --config configs/digits.yaml`:
-    python scripts/attack.py runs/digits-seven --original bundled/digits/pipeline --concept "seven, 7" \
+The bundled digits, offline, in minutes, after `sa-diffusers forget --config bundled/digits`:
+    sa-diffusers attack runs/digits-seven --original bundled/digits/pipeline --concept "seven, 7" \
         --classifier bundled/digits/classifier
 By words that anybody can type, beside a model that never learned the concept:
-    python scripts/attack.py runs/digits-seven --original bundled/digits/pipeline --concept "seven, 7" \
+    sa-diffusers attack runs/digits-seven --original bundled/digits/pipeline --concept "seven, 7" \
         --classifier bundled/digits/classifier --attack text --num_tokens 3 --control runs/digits_without_seven \
         --output_dir runs/attack_text
 That model is trained like the original, without the concept:
-    accelerate launch scripts/train_base.py --config configs/digits_base.yaml --data_dir ylecun/mnist \
+    sa-diffusers train-base --config configs/digits_base.yaml --data_dir ylecun/mnist \
         --exclude_classes seven --output_dir runs/digits_without_seven
 
 The original draws the targets, and every model is attacked in the same way: the original as the ceiling, the control

@@ -1,10 +1,10 @@
 """Import files of the authors' Stable Diffusion code; nothing that a file names is imported or run.
 
 A checkpoint with CompVis's or diffusers' names (.ckpt, .safetensors), over the base pipeline that it was trained from:
-    python scripts/convert.py checkpoint last.ckpt --ema --model CompVis/stable-diffusion-v1-4 --output runs/theirs
-Their Fisher, for scripts/forget.py --fisher. It is that of the raw weights of sd-v1-4-full-ema.ckpt, so that:
-    python scripts/convert.py checkpoint sd-v1-4-full-ema.ckpt --model CompVis/stable-diffusion-v1-4 --output runs/raw
-    python scripts/convert.py fisher full_fisher_dict.pkl --model runs/raw --output runs/fisher.safetensors
+    sa-diffusers convert checkpoint last.ckpt --ema --model CompVis/stable-diffusion-v1-4 --output runs/theirs
+Their Fisher, for `sa-diffusers forget --fisher`. It is that of the raw weights of sd-v1-4-full-ema.ckpt, so that:
+    sa-diffusers convert checkpoint sd-v1-4-full-ema.ckpt --model CompVis/stable-diffusion-v1-4 --output runs/raw
+    sa-diffusers convert fisher full_fisher_dict.pkl --model runs/raw --output runs/fisher.safetensors
 """
 
 import argparse

@@ -2,14 +2,14 @@ r"""Measure images: of text-to-image pipelines side by side, of a run of this pa
 
 evaluate pipelines PIPELINE: any text-to-image pipelines, ours or not, by what is left of a concept and of everything
 else; the first is the reference:
-    python scripts/evaluate.py pipelines bundled/digits/pipeline --compare runs/digits-seven --concept "seven, 7"
-    python scripts/evaluate.py pipelines CompVis/stable-diffusion-v1-4 --compare runs/brad-pitt other/model \
+    sa-diffusers evaluate pipelines bundled/digits/pipeline --compare runs/digits-seven --concept "seven, 7"
+    sa-diffusers evaluate pipelines CompVis/stable-diffusion-v1-4 --compare runs/brad-pitt other/model \
         --concept "Brad Pitt" --neighbours "Tom Cruise, Johnny Depp" --metrics clip,identity,change
 evaluate images REAL GENERATED: two folders of images, by FID, KID, Inception Score, precision and recall:
-    python scripts/evaluate.py images real_images my_images --metrics fid,prc
-evaluate run RUN: a run of scripts/forget.py or scripts/train_base.py, whose images are drawn first, by the features of
+    sa-diffusers evaluate images real_images my_images --metrics fid,prc
+evaluate run RUN: a run of `forget` or `train-base`, whose images are drawn first, by the features of
 a classifier:
-    python scripts/evaluate.py run runs/forget_0 --real mnist --metrics fid,prc,classifier \
+    sa-diffusers evaluate run runs/forget_0 --real mnist --metrics fid,prc,classifier \
         --extractor runs/mnist_classifier/classifier --classifier runs/mnist_classifier/classifier
 
 `evaluate run --help` has the options of a run, and so with the others.

@@ -1,12 +1,14 @@
 """Make a pipeline forget a concept; the result is a pipeline of the same class.
 
 Stable Diffusion v1.4 from the hub:
-    accelerate launch scripts/forget.py --concept "Brad Pitt" --surrogate "a middle aged man"
+    sa-diffusers forget --concept "Brad Pitt" --surrogate "a middle aged man"
 The bundled digits pipeline, offline, in minutes:
-    accelerate launch scripts/forget.py --config configs/digits.yaml
-A conditional VAE that scripts/train_base.py has trained:
-    accelerate launch scripts/forget.py --model runs/mnist_cvae/pipeline --concept 0 --surrogate noise
+    sa-diffusers forget --config bundled/digits
+A conditional VAE that `sa-diffusers train-base` has trained:
+    sa-diffusers forget --model runs/mnist_cvae/pipeline --concept 0 --surrogate noise
 """
+
+from contextlib import suppress
 
 from sa_diffusers.cli.parse import friendly_errors, parse_config
 from sa_diffusers.runs.options import ForgetConfig
@@ -17,15 +19,14 @@ def main(argv: list[str] | None = None) -> None:
     config = parse_config(ForgetConfig, argv, description=__doc__)
     with friendly_errors(argv):
         from sa_diffusers.families import family_defaults
+        from sa_diffusers.io.hub import ModelLoadError
         from sa_diffusers.io.loading import read_model_index
         from sa_diffusers.io.processes import say
         from sa_diffusers.runs.forget import run_forgetting
-        from sa_diffusers.runs.inputs import check_given
         from sa_diffusers.runs.results import table
 
-        check_given(config)
-        own = family_defaults(read_model_index(config.model, config.revision)["_class_name"])
-        if own:
+        with suppress(ModelLoadError):  # of which the run tells, once it has looked at words and files
+            own = family_defaults(read_model_index(config.model, config.revision)["_class_name"])
             config = parse_config(ForgetConfig, argv, description=__doc__, defaults=own)
         outcome = run_forgetting(config)
         say(f"\n{table(outcome.metrics)}\n\npipeline: {outcome.output_dir / 'pipeline'}")

@@ -1,9 +1,9 @@
 """Push what a finished run left to the hub, each part with its card, to a repository of its own.
 
-    python scripts/push.py runs/brad-pitt --pipeline me/sd-without-brad-pitt
-    python scripts/push.py runs/brad-pitt --fisher me/sd-fisher --fisher_dtype float16 --samples me/sd-samples
+    sa-diffusers push runs/brad-pitt --pipeline me/sd-without-brad-pitt
+    sa-diffusers push runs/brad-pitt --fisher me/sd-fisher --fisher_dtype float16 --samples me/sd-samples
 
-Others reuse these by `scripts/forget.py --fisher me/sd-fisher --samples me/sd-samples`. Log in first: `hf auth login`.
+Others reuse these by `forget --fisher me/sd-fisher --samples me/sd-samples`. Log in first: `hf auth login`.
 A push that fails half way leaves nothing half made on the hub, and loses nothing: run the same command again.
 """
 

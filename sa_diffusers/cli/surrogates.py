@@ -1,9 +1,9 @@
 """Which surrogate costs least? Order candidates by how far the model's predictions for them are from the concept's.
 
-    python scripts/surrogate_distances.py --config configs/digits.yaml --samples runs/digits-seven/samples
+    sa-diffusers surrogates --config bundled/digits --samples runs/digits-seven/samples
 
 The nearer the surrogate, the less of the model has to change. Prints for each sibling of the concept the mean squared
-difference of the UNet's predictions on noised samples, nearest first. Takes every option of scripts/forget.py.
+difference of the UNet's predictions on noised samples, nearest first. Takes every option of `sa-diffusers forget`.
 """
 
 import torch

@@ -1,15 +1,15 @@
 """Train a base model, to forget concepts of afterwards.
 
 The bundled text-to-image pipeline (MNIST from the hub, or a local folder in its layout):
-    accelerate launch scripts/train_base.py --config configs/digits_base.yaml --data_dir ylecun/mnist
+    sa-diffusers train-base --config configs/digits_base.yaml --data_dir ylecun/mnist
 Your own images, a folder with metadata.jsonl ({"file_name": ..., "text": ...} a line):
-    accelerate launch scripts/train_base.py --data_dir my_images --output_dir runs/my_base --num_train_steps 20000
+    sa-diffusers train-base --data_dir my_images --output_dir runs/my_base --num_train_steps 20000
 The conditional VAE of the MNIST experiments; with configs/digits8x8_cvae.yaml in seconds, offline:
-    accelerate launch scripts/train_base.py --config configs/mnist_cvae.yaml
+    sa-diffusers train-base --config configs/mnist_cvae.yaml
 Class-conditional diffusion; with configs/digits8x8_base.yaml in two minutes, offline:
-    accelerate launch scripts/train_base.py --config configs/cifar10_base.yaml
+    sa-diffusers train-base --config configs/cifar10_base.yaml
 A masked autoencoder that fills holes of pictures; with configs/digits_inpaint_base.yaml the bundled one:
-    accelerate launch scripts/train_base.py --family masked_autoencoder --dataset pictures --data_dir my_folder
+    sa-diffusers train-base --family masked_autoencoder --dataset pictures --data_dir my_folder
 
 `--family class_conditional --help`, and so for the others, lists the options of one.
 """

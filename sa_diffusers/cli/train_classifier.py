@@ -1,16 +1,16 @@
 r"""Train the classifier that judges generated images. It never takes part in training what generates them.
 
 The bundled classifier (MNIST from the hub, or a local folder in its layout):
-    python scripts/train_classifier.py --config configs/digits_classifier.yaml --data_dir ylecun/mnist
+    sa-diffusers train-classifier --config configs/digits_classifier.yaml --data_dir ylecun/mnist
 That of Selective Amnesia's MNIST experiments, and the same for 8x8 digits, which needs no download:
-    python scripts/train_classifier.py --config configs/mnist_classifier.yaml --data_dir ylecun/mnist
-    python scripts/train_classifier.py --config configs/digits8x8_classifier.yaml
+    sa-diffusers train-classifier --config configs/mnist_classifier.yaml --data_dir ylecun/mnist
+    sa-diffusers train-classifier --config configs/digits8x8_classifier.yaml
 The ResNet-34 of its CIFAR10 and STL10 experiments, from ImageNet weights or, without a network, from scratch:
-    python scripts/train_classifier.py --config configs/cifar10_classifier.yaml
-    python scripts/train_classifier.py --config configs/cifar10_classifier.yaml --pretrained null --input_size null \\
+    sa-diffusers train-classifier --config configs/cifar10_classifier.yaml
+    sa-diffusers train-classifier --config configs/cifar10_classifier.yaml --pretrained null --input_size null \\
         --stem small --learning_rate 1e-3 --lr_scheduler cosine --num_train_steps 15000 --data_dir my_copy_of_cifar10
 Your own images, a folder with metadata.jsonl ({"file_name": ..., "digit": "seven", "ink": "red"} a line):
-    python scripts/train_classifier.py --data_dir my_images --attributes digit,ink --output_dir runs/my_classifier
+    sa-diffusers train-classifier --data_dir my_images --attributes digit,ink --output_dir runs/my_classifier
 """
 
 from pathlib import Path

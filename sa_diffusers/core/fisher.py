@@ -26,7 +26,7 @@ too high for one weight and n = 100. The metadata counts the tensors that cannot
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -150,7 +150,10 @@ def estimate_fisher(
         generator = seeded(seed, "fisher", index, draw)
         chosen, weights = stratified_terms(num_terms, terms or num_terms, generator)
         scale = 1.0 if loss_scale is None else loss_scale / float(weights.max())
-        found = _gradient_of_sum(model, loss, tensors, batch, chosen, weights * scale, generator, chunk_size)
+        found: list[Tensor] = []
+        for part in _gradients(model, loss, tensors, batch, chosen, weights * scale, generator, chunk_size):
+            part = [_widened(g, sums.square[name].device) for name, g in zip(names, part, strict=True)]
+            torch._foreach_add_(found, part) if found else found.extend(part)
         if scale != 1:
             torch._foreach_div_(found, scale)
         return found
@@ -211,7 +214,13 @@ def stratified_terms(num_terms: int, count: int, generator: torch.Generator) -> 
     return edges[:-1] + offsets, sizes.float()
 
 
-def _gradient_of_sum(
+def _widened(gradient: Tensor, device: torch.device) -> Tensor:
+    """One of half precision in float32, where the sums are: beside such weights there may be no room for it."""
+    half = gradient.dtype in (torch.float16, torch.bfloat16)
+    return gradient.to(device).float() if half else gradient
+
+
+def _gradients(
     model: nn.Module,
     loss: Loss,
     parameters: list[nn.Parameter],
@@ -220,19 +229,13 @@ def _gradient_of_sum(
     weights: Tensor,
     generator: torch.Generator,
     chunk_size: int,
-) -> list[Tensor]:
-    """Gradient of sum_k weights_k * loss(terms_k), fresh noise a term; drawn before it is cut into chunks."""
+) -> Iterator[list[Tensor]]:
+    """That of sum_k weights_k * loss(terms_k), fresh noise a term, by chunks; drawn before it is cut into these."""
     device = batch["sample"].device
     repeated = repeat(batch, len(terms))
     noise = loss.sample_noise(repeated, generator)
-    gradient: list[Tensor] | None = None
     for start in range(0, len(terms), chunk_size):
         rows = slice(start, start + chunk_size)
         values = loss(model, take(repeated, rows), terms[rows].to(device), noise[rows])
         total = (values * weights[rows].to(device)).sum()
-        part = torch.autograd.grad(total, parameters, allow_unused=True, materialize_grads=True)
-        if gradient is None:
-            gradient = list(part)
-        else:
-            torch._foreach_add_(gradient, part)
-    return gradient
+        yield list(torch.autograd.grad(total, parameters, allow_unused=True, materialize_grads=True))

@@ -1,7 +1,7 @@
 """Groups of real pictures, to forget, to retain or to compare with: "source" or "source:class,class"."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,20 +89,27 @@ def split_spec(spec: str) -> tuple[str, list[str]]:
     source, colon, classes = spec.rpartition(":")
     if not colon or Path(spec).is_dir():
         return spec, []
-    return source, [name.strip() for name in classes.split(",") if name.strip()]
+    names = [name.strip() for name in classes.split(",") if name.strip()]
+    if not names:
+        raise ValueError(f"expected the names of classes after the colon of {spec!r}, got none; omit it for all")
+    return source, names
 
 
-def check_apart(groups: Sequence[PictureGroup]) -> None:
+def check_apart(groups: Mapping[str, PictureGroup]) -> None:
     """Raise ValueError where a picture is in two of the groups, or stands for training and for judging in one."""
     seen: dict[str, str] = {}
-    for group in groups:
+    for role, group in groups.items():
         if len(set(group.hashes)) < len(group.hashes) and {*map(_hash, group.train.images)} & {
             *map(_hash, group.test.images)
         }:
             raise ValueError(f"a picture of {group.name} is to train and to judge by; remove one of the two")
         for found in set(group.hashes):
-            if seen.setdefault(found, group.name) != group.name:
-                raise ValueError(f"a picture is in the groups {seen[found]} and {group.name}; remove it from one")
+            if seen.setdefault(found, role) != role:
+                other = seen[found]
+                raise ValueError(
+                    f"a picture is in the groups {other} ({groups[other].name}) and {role} ({group.name}); remove it "
+                    "from one"
+                )
 
 
 def _hash(image: Tensor) -> str:

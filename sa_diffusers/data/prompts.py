@@ -27,8 +27,6 @@ def read_prompts(source: str, column: str = "prompt") -> list[str]:
         ValueError: a file that cannot be read, a data set without that column, or no prompt at all.
         ModelLoadError: as `load_table`.
     """
-    if not source.strip():
-        raise ValueError("expected a file or data set of prompts, got an empty name; omit the option for the default")
     path = Path(resolve(source))
     check_kind(path, ".txt", *KINDS)
     if kind_of(path) == ".txt":
@@ -80,13 +78,13 @@ def read_labelled_prompts(path: str) -> list[dict[str, str]]:
     return rows
 
 
-def concept_templates(concept: Concept, prompts: Sequence[str], fallback: str) -> list[str]:
-    """Templates with {} in the concept's place: the prompts that name it, or those of a file if these are too few.
+def concept_templates(concept: Concept, prompts: Sequence[str], fallback: list[str]) -> list[str]:
+    """Templates with {} in the concept's place: the prompts that name it, or others where these are too few.
 
     Captions of the concept must span the ways it is asked for, or it is forgotten in a few sentences only.
     """
     naming = [prompt for prompt in prompts if concept.named_in(prompt)]
-    return [template_of(p, concept) for p in naming] if len(naming) >= ENOUGH else read_templates(fallback)
+    return [template_of(p, concept) for p in naming] if len(naming) >= ENOUGH else fallback
 
 
 def within_limit(templates: list[str], concept: Concept, tokenizer: PreTrainedTokenizerBase | None) -> list[str]:

@@ -1,7 +1,7 @@
 """Draw samples of a model for conditions: on a fixed grid of batches, resumable, shared by processes."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -9,14 +9,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sa_diffusers.core.batches import Batch
+from sa_diffusers.core.batches import Batch, to
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.families import Family, get_family
+from sa_diffusers.io.artifacts import fingerprint
 from sa_diffusers.io.configuration import Options, option
 from sa_diffusers.io.loading import copy_pipeline
 from sa_diffusers.io.processes import process_state, working
+from sa_diffusers.models.memory import TensorBytes, free_memory
+from sa_diffusers.models.precision import autocast_forward
+
+
+MOST = 64  # pictures drawn at once where as many as fit are: more are no faster
+ROOM = 0.5  # of the free memory, for their passes
 
 
 @dataclass(frozen=True)
@@ -34,14 +41,18 @@ class Request:
         labels = {"label": self.condition.label, "negative_label": self.negative.label}  # where there are any
         return said | {name: label for name, label in labels.items() if label is not None}
 
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self.key)
+
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """guidance_scale as in diffusers (1: none), and the sampler's steps."""
+    """guidance_scale as in diffusers (1: none), the sampler's steps, and pictures at once (None: `largest_batch`)."""
 
     guidance_scale: float
     num_inference_steps: int
-    batch_size: int
+    batch_size: int | None
 
 
 @dataclass
@@ -53,12 +64,40 @@ class DrawingOptions(Options):
     guidance_scale: float = option(
         7.5, "Guidance of surrogate and evaluation pictures, as in diffusers (1: none).", least=0
     )
-    eval_batch_size: int = option(8, "Pictures drawn at once in the evaluation.", above=0, identity=False)
+    eval_batch_size: int | None = option(
+        None,
+        f"Pictures drawn at once in the evaluation; null: as many as fit, at most {MOST}.",
+        above=0,
+        identity=False,
+    )
 
     @property
     def judged(self) -> SamplingSettings:
         """How the pictures are drawn that a model is judged by."""
         return SamplingSettings(self.guidance_scale, self.num_inference_steps, self.eval_batch_size)
+
+
+def largest_batch(family: Family) -> int:
+    """How many pictures may be drawn at once with guidance: by the tensors of a pass of one, at most MOST."""
+    run = blank_pass(family, 1)
+    with torch.compiler.set_stance("force_eager"), TensorBytes() as counted:
+        run()
+    return min(MOST, max(1, int(ROOM * free_memory(family.device) / (family.guided_passes * counted.peak))))
+
+
+def blank_pass(family: Family, batch_size: int) -> Callable[[], float]:
+    """A forward pass of the module, and its loss, on zeros: to be timed, or measured."""
+    condition = Condition(family.labels[0]) if family.labels else family.example
+    latents = torch.zeros(batch_size, *family.latent_shape)
+    batch = to(family.batch(latents, [condition] * batch_size), family.device)
+    terms = torch.zeros(batch_size, dtype=torch.long, device=family.device)
+    noise = family.loss.sample_noise(batch, torch.Generator())
+
+    def run() -> float:
+        with torch.no_grad(), autocast_forward(family.module, family.compute_dtype):
+            return float(family.loss(family.module, batch, terms, noise).sum())  # which waits for the device
+
+    return run
 
 
 def draw_batch(family: Family, requests: Sequence[Request], settings: SamplingSettings) -> Tensor:

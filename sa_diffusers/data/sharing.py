@@ -13,7 +13,7 @@ from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.io.artifacts import RunLock
 from sa_diffusers.io.atomic_files import read_json, write_json
 from sa_diffusers.io.hub import PushError, check_push, fetch, push_folder, read_license
-from sa_diffusers.io.model_names import is_repo_id
+from sa_diffusers.io.model_names import is_on_hub
 from sa_diffusers.report.cards import fisher_card, samples_card
 
 
@@ -42,7 +42,7 @@ def load_fisher(source: str | Path, revision: str | None = None) -> Fisher:
     path = Path(source)
     if path.is_dir():
         path = path / FISHER_FILE
-    elif path.suffix != ".safetensors" and is_repo_id(str(source)):
+    elif path.suffix != ".safetensors" and is_on_hub(str(source)):
         path = fetch(str(source), [FISHER_FILE], revision) / FISHER_FILE
     return Fisher.load(path)
 
@@ -60,7 +60,7 @@ def fetch_samples(source: str | Path, revision: str | None = None) -> Path:
 
     A path that is no folder is returned as it is, for the reader to say what is missing.
     """
-    if Path(source).is_dir() or not is_repo_id(str(source)):
+    if not is_on_hub(str(source)):
         return Path(source)
     return fetch(str(source), SAMPLES_FILES, revision, repo_type="dataset")
 

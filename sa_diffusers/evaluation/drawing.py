@@ -4,7 +4,7 @@ import inspect
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sa_diffusers.core.conditions import Condition, texts
 from sa_diffusers.data.images import read_image
-from sa_diffusers.data.sampling import SamplingSettings, draw_batch, draw_samples
+from sa_diffusers.data.sampling import MOST, SamplingSettings, draw_batch, draw_samples, largest_batch
 from sa_diffusers.evaluation.images.sets import DrawnImages
 from sa_diffusers.evaluation.options import PipelineEvaluationConfig
 from sa_diffusers.evaluation.prompt_sets import PromptSet
@@ -61,16 +61,28 @@ class StockPipeline:
 
 
 def draw_sets(
-    family: Family, sets: Mapping[str, PromptSet], settings: SamplingSettings, what: str = "evaluate"
+    family: Family,
+    sets: Mapping[str, PromptSet],
+    settings: SamplingSettings,
+    what: str = "evaluate",
+    known: Mapping[str, Tensor] | None = None,
 ) -> dict[str, DrawnImages]:
-    """The pictures of each set, by its name, in memory."""
-    drawn = {}
-    with working(what, sum(map(len, sets.values())), "images"):
+    """The pictures of each set, by its name, in memory.
+
+    Args:
+        known: latents that this model gave with these settings, by the fingerprints of requests: not drawn again.
+    """
+    drawn, known = {}, known or {}
+    left = {name: [one for one in part.requests if one.fingerprint not in known] for name, part in sets.items()}
+    if settings.batch_size is None:
+        settings = replace(settings, batch_size=largest_batch(family) if any(left.values()) else MOST)
+    with working(what, sum(map(len, left.values())), "images"):
         for name, prompts in sets.items():
-            if prompts.requests:
-                latents = draw_samples(family, prompts.requests, settings).latents
-            else:
-                latents = torch.empty(0, *family.latent_shape)
+            latents = torch.empty(len(prompts), *family.latent_shape)
+            found = draw_samples(family, left[name], settings).latents if left[name] else ()
+            new = dict(zip(left[name], found, strict=True))
+            for row, request in enumerate(prompts.requests):
+                latents[row] = new[request] if request in new else known[request.fingerprint]
             drawn[name] = DrawnImages(f"{what}, {name}", family, latents, settings.batch_size)
     return drawn
 

@@ -3,7 +3,7 @@
 Without a classifier there are the pictures, to be looked at.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,8 +15,7 @@ from sa_diffusers.core.batches import to
 from sa_diffusers.core.concepts import Concept
 from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.data.sample_set import uniform_noise
-from sa_diffusers.data.sampling import SamplingSettings
-from sa_diffusers.evaluation.drawing import draw_sets
+from sa_diffusers.data.sampling import Request
 from sa_diffusers.evaluation.images.sets import ImageSet
 from sa_diffusers.evaluation.intervals import mean_interval, share_interval
 from sa_diffusers.evaluation.judges.classifier import entropies
@@ -45,6 +44,9 @@ BY_CLASS = "retained_accuracy_by_class"
 FLOORS = ("noise_probability", "noise_entropy", "grey_probability", "grey_entropy")
 GROUPS = {"concept": "Concept", "unseen": "Unseen phrasings", "unnamed": "Not named", "retained": "Retained"}
 SHOWN = 16  # pictures of each group on the page
+# Of a stage's key: what decides a picture beside what it is asked for by.
+DRAWN_BY = ("model", "guidance_scale", "num_inference_steps", "sampler", "compute_dtype")
+LATENTS = "latents"  # tensor of a file of findings
 Measured = tuple[float | None, tuple[float, float] | None]  # a mean and its 95 % interval
 
 
@@ -206,8 +208,9 @@ class Findings:
         values, intervals: by metric; None where nothing could be measured.
         pictures: uint8 [N, 3, H, W]; `captions` are (group, prompt) of each.
         by_classifier: the numbers of each further classifier, by its name.
-        beside: further pictures [N, 3, H, W] to show beside these, by what they are.
         key: what decided all this: the model's hashes, prompts, seeds, sampler, classifiers.
+        beside: further pictures [N, 3, H, W] to show beside these, by what they are.
+        drawn: latents by the fingerprints of requests, of all pictures that were read; for other runs of this model.
     """
 
     values: dict
@@ -217,43 +220,54 @@ class Findings:
     by_classifier: dict[str, dict]
     key: dict = field(default_factory=dict)
     beside: dict[str, Tensor] = field(default_factory=dict)
+    drawn: dict[str, Tensor] = field(default_factory=dict)
 
-    def check(self, key: dict) -> "Findings":
-        """Itself. Raises ValueError, naming what differs, when it was found under another key."""
-        differing = sorted(name for name in self.key | key if self.key.get(name) != key.get(name))
+    def check(self, key: dict, requests: Iterable[Request]) -> None:
+        """Raise ValueError, saying why, where its pictures are none of those that the key and requests ask for."""
+        differing = [name for name in DRAWN_BY if self.key.get(name) != key.get(name)]
         if differing:
-            raise ValueError(f"the evaluation to reuse was made with other {', '.join(differing)}; omit --before")
-        return self
+            raise ValueError(f"the evaluation to reuse was drawn with other {', '.join(differing)}; omit --before")
+        if self.key != key and self.drawn.keys().isdisjoint(one.fingerprint for one in requests):
+            raise ValueError(
+                "the evaluation to reuse holds none of this run's pictures: other prompts, another seed, or a file "
+                "of an older version; omit --before"
+            )
 
     def save(self, path: Path) -> None:
         header = {k: getattr(self, k) for k in ("values", "intervals", "captions", "by_classifier", "key")}
-        save_tensors({"pictures": self.pictures, **self.beside}, path, findings=header)
+        latents = {LATENTS: torch.stack(list(self.drawn.values()))} if self.drawn else {}
+        tensors = {"pictures": self.pictures, **self.beside, **latents}
+        save_tensors(tensors, path, findings=header, requests=list(self.drawn))
 
     @classmethod
     def load(cls, path: Path) -> "Findings":
         """Read a file written by `save`. Raises DamagedFile."""
         tensors, notes = load_tensors(path)
         with explain_read_errors(path):
-            return cls(pictures=tensors.pop("pictures"), beside=tensors, **notes["findings"])
+            drawn = dict(zip(notes.get("requests", ()), tensors.pop(LATENTS, ()), strict=True))
+            return cls(pictures=tensors.pop("pictures"), beside=tensors, drawn=drawn, **notes["findings"])
 
 
 def examine(
     family: Family,
     sets: Mapping[str, PromptSet],
+    pictures: Mapping[str, ImageSet],
     judges: Mapping[str, ClassifierJudge],
-    settings: SamplingSettings,
     seed: int,
     preference: Judge | None = None,
+    earlier: Findings | None = None,
 ) -> Findings:
-    """Draw the pictures of all sets and let every judge read them; the first one's numbers come first.
+    """Let every judge read the pictures of all sets; the first one's numbers come first.
 
     Args:
         preference: judges those that ask for the concept where no classifier does.
+        earlier: of the model before, whose floors are these: forgetting changes neither autoencoder nor judge.
     """
-    pictures, results, drawn = draw_sets(family, sets, settings), {}, {"num_images": sum(map(len, sets.values()))}
+    results, drawn = {}, {"num_images": sum(map(len, sets.values()))}
     for name, judge in judges.items():
         values, intervals = measure(judge, sets, pictures)
-        values |= floors(family, judge, 256, seed) | {"classifier_accuracy": judge.accuracy}
+        known = earlier.by_classifier.get(name, earlier.values) if earlier else floors(family, judge, 256, seed)
+        values |= {key: known[key] for key in FLOORS} | {"classifier_accuracy": judge.accuracy}
         results[name] = values | drawn, intervals
     nothing = dict.fromkeys((*MEANS, *ATTRIBUTES, BY_CLASS, *FLOORS, "classifier_accuracy"))
     values, intervals = results.pop(next(iter(judges))) if judges else (nothing | drawn, nothing)

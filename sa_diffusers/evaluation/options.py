@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 from sa_diffusers.core.concepts import mentions, split_phrasings
-from sa_diffusers.data.labelled_images import SplitName
+from sa_diffusers.data.labelled_images import HUB_IDS, DatasetName, SplitName
 from sa_diffusers.io.configuration import Options, option
 
 
@@ -65,9 +66,7 @@ class MetricSettings(Options):
                               "stl10, digits8x8.")  # fmt: skip
     data_dir: str | None = option(None, "Local folder or hub id of that data set; null: its usual hub id.")
     split: SplitName = option("train", "Split of that data set.")
-    num_real_images: int | None = option(
-        None, "Use at most so many real images, chosen at random; null: all.", least=1
-    )
+    num_real_images: int | None = option(None, "Use so many real images at most, at random; null: all.", least=1)
     extractor: str = option("inception", "Network of fid, kid, is and prc: inception, a classifier's folder, or a "
                             "vision model of transformers (folder or hub id).")  # fmt: skip
     attribute: str | None = option(None, "Attribute of the extractor for `is`, where it is a classifier of several.")
@@ -77,6 +76,12 @@ class MetricSettings(Options):
     subset_size: int = option(1000, "Images of each set in such a subset, or all where there are fewer.", least=2)
     num_splits: int = option(10, "Splits of the Inception Score.", least=1)
     seed: int = option(0, "Seed of prompts, images and every choice at random.", least=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, known in ("data_dir", HUB_IDS), ("split", get_args(DatasetName)):
+            if getattr(self, name) != getattr(MetricSettings, name) and self.real not in known:
+                raise ValueError(f"{name} is of a data set ({', '.join(known)}), got --real {self.real}; omit it")
 
     @property
     def compared(self) -> list[str]:
@@ -95,9 +100,7 @@ class ComparedImages(MetricSettings):
     known = DISTRIBUTION
 
     metrics: str = option("fid,prc", "Some of fid, kid, is, prc and (of a run) classifier, separated by commas.")
-    resolution: int | None = option(
-        None, "Scale the images of folders to this many pixels and crop the centre.", least=1
-    )
+    resolution: int | None = option(None, "Scale images of folders to so many pixels and crop the centre.", least=1)
     concept: str | None = option(None, "Class to leave out of the comparison; null: what the run forgot, if anything.")
     feature_batch_size: int = option(64, "Images whose features are computed at once.", least=1)
     output: str | None = option(None, "JSON file of the results; null: none, or <run>/evaluate.json.")
@@ -105,6 +108,8 @@ class ComparedImages(MetricSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.metric_names = words("--metrics", self.metrics, self.known)
+        if self.output is not None and Path(self.output).is_dir():
+            raise ValueError(f"expected --output with the name of a file to be, got the folder {self.output}")
         if self.real is None and self.compared:
             raise ValueError(f"{', '.join(self.compared)}: expected --real, a folder of images or a data set")
 
@@ -119,6 +124,8 @@ class FoldersConfig(ComparedImages):
         super().__post_init__()
         if not self.generated:
             raise ValueError("expected --generated, a folder of images, as the second word")
+        if self.concept is not None and self.real not in get_args(DatasetName):
+            raise ValueError(f"--concept leaves a class of a data set out, and --real {self.real} is none; omit it")
 
 
 @dataclass
@@ -135,7 +142,7 @@ class RunConfig(DrawnAs, ComparedImages):
                                      "they are not given, so that the numbers of both compare: of a base run, the "
                                      "run that forgot on it. null: the run's own.")  # fmt: skip
     sample_batch_size: int | None = option(
-        None, "Images drawn at once; null: the run's own. Changes no image.", least=1
+        None, "Images drawn at once; null: as many as fit. Changes no image.", least=1
     )
     save_images: str | None = option(None, "New folder for the drawn images; null: off.")
 
@@ -239,7 +246,7 @@ class PipelineEvaluationConfig(DrawnAs, MetricSettings):
             raise ValueError("the set i2p: expected --i2p with its source, such as AIML-TUDA/i2p")
 
     def _check_metrics(self) -> None:
-        """Raise ValueError for metrics without what they need, and for what no metric uses."""
+        """Raise ValueError for metrics without what they need, and for what none uses."""
         names, compared = self.metric_names, ", ".join(self.compared)
         for wrong, message in [
             ("classifier" in names and self.judge is None,
@@ -251,6 +258,7 @@ class PipelineEvaluationConfig(DrawnAs, MetricSettings):
             (self.clip is not None and not {"clip", "identity", "change"} & set(names),
              "--clip is for the metrics clip, identity and change; add one to --metrics"),
             (compared and not self.compare and self.real is None, f"{compared}: expected --compare, or --real"),
+            (self.num_i2p is not None and self.i2p is None, "--num_i2p is of --i2p; pass both, or neither"),
             (self.real is not None and not compared,
              f"--real is for the metrics {', '.join(DISTRIBUTION)}; add one to --metrics"),
         ]:  # fmt: skip

@@ -14,6 +14,7 @@ from sa_diffusers.evaluation.options import RESULTS, DrawnAs
 from sa_diffusers.families import family_class, family_defaults
 from sa_diffusers.io.bundled import resolve
 from sa_diffusers.io.loading import check_files, read_model_index, read_run_options
+from sa_diffusers.models.single_file import configurations
 
 
 NEEDS_MORE = {"image", "num_frames", "video", "audio_length_in_s", "action"}  # what a prompt alone does not draw
@@ -123,7 +124,7 @@ def check_subjects(subjects: Sequence[Subject], image_size: int | None, alike: b
         check_files(subject.source, variant)
     for subject in subjects:
         family = family_class(subject.class_name)
-        size = family and family.resolution_of(subject.source)
+        size = family and family.resolution_of(configurations(resolve(subject.source)))
         check_size(subject.source, size, image_size)
         if alike:
             image_size = image_size or size

@@ -1,5 +1,6 @@
 """Pipelines made of an architecture, with random weights: nothing is fetched, and meta tensors will do."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,6 +37,9 @@ from sa_diffusers.pipelines import (
 )
 
 
+ZEROS = 2  # tokens, the fewest that a tokenizer can cut a prompt to
+
+
 def missing_parts(architecture: Mapping[str, Any]) -> list[str]:
     """The parts that `build_text_to_image`, and who trains what it is built around, need and that are not there."""
     denoiser = "transformer" if "transformer" in architecture else "unet"
@@ -70,9 +74,11 @@ def _stable_diffusion_3(
     tokenizer: CLIPTokenizer,
     seed: int,
 ) -> StableDiffusion3Pipeline:
-    """One whose two CLIP encoders are the same, and whose T5, without which diffusers would not load it, says zeros.
+    """One whose CLIP encoders are the same, and whose T5, without which diffusers would not load it, says zeros.
 
-    The pipeline reads the layer before the last, so that the encoder gets one more layer, which changes nothing.
+    Of zeros it reads but ZEROS tokens, since the usual 256 take six times as long; a stock pipeline is called with
+    max_sequence_length=ZEROS. It reads the layer before the last, so that the encoder gets one more layer, which
+    changes nothing.
     """
     vae.register_to_config(shift_factor=0.0)
     torch.manual_seed(derive_seed(seed, "transformer"))
@@ -96,8 +102,10 @@ def _stable_diffusion_3(
         reader.text_projection.weight.copy_(torch.eye(settings["hidden_size"]))
         zeros.encoder.final_layer_norm.weight.zero_()
     scheduler = FlowMatchEulerDiscreteScheduler(**architecture["scheduler"])
+    few = copy.deepcopy(tokenizer)
+    few.model_max_length = ZEROS
     return StableDiffusion3Pipeline(
-        transformer, scheduler, vae, reader, tokenizer, reader, tokenizer, zeros.eval(), tokenizer
+        transformer, scheduler, vae, reader, tokenizer, reader, tokenizer, zeros.eval(), few
     )
 
 

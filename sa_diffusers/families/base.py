@@ -62,6 +62,7 @@ class Family:
     pipelines: ClassVar[tuple[str, ...]]  # classes of pipelines that it adapts, and their subclasses
     own_classes: ClassVar[tuple[type[DiffusionPipeline], ...]] = ()  # of these, those that diffusers does not have
     component: ClassVar[str]  # name of the pipeline's part that is trained
+    optional: ClassVar[tuple[str, ...]] = ()  # of the parts, those that a pipeline may do without
     helpers: ClassVar[tuple[str, ...]] = ()  # parts that only encode and decode: they need not stay on the device
     capabilities: ClassVar[frozenset[str]]  # of CAPABILITIES
     scopes: ClassVar[Scopes] = {"full": lambda name: True}  # which weights, by name

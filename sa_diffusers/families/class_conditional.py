@@ -53,7 +53,6 @@ class ClassConditionalFamily(Family):
         "logging_steps": 20,
         "eval_images_concept": 500,
         "eval_images_class": 200,
-        "eval_batch_size": 100,
     }
 
     def __init__(

@@ -50,7 +50,6 @@ class ConditionalVAEFamily(Family):
         "logging_steps": 20,
         "eval_images_concept": 1000,
         "eval_images_class": 500,
-        "eval_batch_size": 500,
     }
 
     def __init__(

@@ -50,7 +50,6 @@ class MaskedAutoencoderFamily(Family):
         "max_grad_norm": 3.0,
         "checkpointing_steps": 150,
         "logging_steps": 10,
-        "eval_batch_size": 100,
     }
 
     def __init__(

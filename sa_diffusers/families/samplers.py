@@ -17,8 +17,12 @@ class EvenFlowScheduler(FlowMatchEulerDiscreteScheduler):
     """Euler's method in n steps from n of the flow's own noise levels, evenly chosen; diffusers' default ends at the
     least of them, so that the last step is all but lost."""
 
-    def set_timesteps(self, num_inference_steps: int, device: Any = None, **_: Any) -> None:
-        super().set_timesteps(sigmas=np.linspace(1, 1 / num_inference_steps, num_inference_steps), device=device)
+    def set_timesteps(
+        self, num_inference_steps: int | None = None, device: Any = None, sigmas: Any = None, **_: Any
+    ) -> None:
+        """`sigmas` of a pipeline count, and no more: FLUX's says its own in place of a number."""
+        count = num_inference_steps or len(sigmas)
+        super().set_timesteps(sigmas=np.linspace(1, 1 / count, count), device=device)
 
 
 def make_scheduler(sampler: str, scheduler: SchedulerMixin) -> SchedulerMixin:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -45,6 +45,8 @@ def check_foreign(output_dir: Path, *own: str) -> None:
     Args:
         own: what the asking command leaves there, as patterns.
     """
+    if output_dir.is_file():
+        raise ValueError(f"expected a folder as --output_dir, got the file {output_dir}; pass another")
     theirs = [name for name in MARKS if name not in own and (output_dir / name).exists()]
     if (output_dir / "report.html").exists() and not any(path for name in own for path in output_dir.glob(name)):
         theirs.append("report.html")
@@ -61,11 +63,16 @@ def fingerprint(fields: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def hash_tensors(state_dict: Mapping[str, torch.Tensor]) -> str:
-    """Hash names, dtypes, shapes and values of tensors, whatever their order and device, to 16 hex digits."""
+def hash_tensors(state_dict: Mapping[str, torch.Tensor], half_as_float32: bool = False) -> str:
+    """Hash names, dtypes, shapes and values of tensors, whatever their order and device, to 16 hex digits.
+
+    Args:
+        half_as_float32: tensors of half precision hash as their copies in float32.
+    """
     digest = hashlib.blake2b(digest_size=8)
     for name in sorted(state_dict):
         tensor = state_dict[name].detach().cpu().contiguous()
+        tensor = tensor.float() if half_as_float32 and tensor.dtype in (torch.float16, torch.bfloat16) else tensor
         digest.update(f"{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy())  # as bytes: numpy has no bfloat16
     return digest.hexdigest()
@@ -197,6 +204,11 @@ class Marker:
         """Raise DamagedFile where a file that the stage left is gone, or not as it was."""
         if found := damages(self.output_dir, self._read()["files"]):
             raise DamagedFile(f"{found[0]}: delete {self.path} to compute the stage '{self.name}' again")
+
+    def rename(self, renamed: Callable[[str], str]) -> None:
+        """Say by which names the files that the stage left go now."""
+        marker = self._read()
+        write_json(marker | {"files": {renamed(name): value for name, value in marker["files"].items()}}, self.path)
 
     def clear(self) -> None:
         """Forget that the stage was done, so that it is computed again; its results are left to be replaced."""

@@ -19,17 +19,17 @@ from sa_diffusers.io.model_names import base_name
 
 ConfigT = TypeVar("ConfigT")
 BOUNDS = ("above", "least", "below")
-FACTS = frozenset((*BOUNDS, "identity", "otherwise", "everyday"))  # of a field, beside its help
+FACTS = frozenset((*BOUNDS, "identity", "otherwise", "everyday", "blank"))  # of a field, beside its help
 
 
 def option(default: Any, help: str, **facts: Any) -> Any:
     """A dataclass field with the text that --help prints, and what else is to be known of it.
 
     Args:
-        facts: above, least, below: a number must be above, at least, or below this, where it is not None. identity:
-            False where the option says how a run is watched, shared or fitted into memory, and changes no result.
-            otherwise: what None stands for, where a method has no value of its own. everyday: True for the few that
-            --help shows when it is not asked for more.
+        facts: above, least, below: a number, or each of several, must be above, at least, or below this, where it is
+            not None. blank: True where an empty text means something. identity: False where the option says how a run
+            is watched, shared or fitted into memory, and changes no result. otherwise: what None stands for, where a
+            method has no value of its own. everyday: True for the few that --help shows when it is not asked for more.
     """
     unknown = facts.keys() - FACTS
     if unknown:
@@ -42,14 +42,20 @@ def option(default: Any, help: str, **facts: Any) -> Any:
 
 class Options:
     """Base of configuration dataclasses; raises ValueError for a value of another type than its field's, as of a YAML
-    file, or a number out of its range."""
+    file, a number out of its range, or an empty text, such as a shell makes of a variable that is not set."""
 
     def __post_init__(self) -> None:
         given = {name: getattr(self, name) for name in _init_fields(type(self))}
         for name, value in check_values(type(self), given, source=type(self).__name__).items():
             setattr(self, name, value)
-            if isinstance(value, int | float):
-                _check_range(name, value, *map(_init_fields(type(self))[name].metadata.get, BOUNDS))
+            field = _init_fields(type(self))[name]
+            for one in value if isinstance(value, list) else [value]:
+                if isinstance(one, int | float):
+                    _check_range(name, one, *map(field.metadata.get, BOUNDS))
+                elif (
+                    isinstance(one, str) and not one.strip() and one != field.default and "blank" not in field.metadata
+                ):
+                    raise ValueError(f"expected {name} with a value, got an empty name; omit it for the default")
 
 
 def identity_names(cls: type) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """The way to and from the Hugging Face hub: errors that say what to do, download, push."""
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,8 +62,8 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _advice(model: str, error: Exception, repo_type: str) -> str:
-    """What happened and what to do about it, in one or two sentences."""
-    causes = list(_chain(error))
+    """What happened and what to do about it, in up to three sentences, of a library's own the first."""
+    causes, said = list(_chain(error)), re.split(r"(?<=[.!?]) ", " ".join(str(error).split()))[0]
     what, flag = ("data set", " --repo-type dataset") if repo_type == "dataset" else ("model", "")
 
     def is_any(*kinds: type[BaseException]) -> bool:
@@ -78,21 +79,21 @@ def _advice(model: str, error: Exception, repo_type: str) -> str:
     if Path(model).is_dir():
         lacks = repo_type == "model" and not (Path(model) / "model_index.json").is_file()
         index = " It has no model_index.json." if lacks else ""
-        return f"The folder {model} cannot be loaded.{index} {error}"
+        return f"The folder {model} cannot be loaded.{index} {said}"
     if is_any(RepositoryNotFoundError) or not is_repo_id(model):
         return (
             f"'{model}' is neither a local folder nor a {what} on the hub: check the name. "
             f"If it is a private {what}, run `hf auth login` first."
         )
     if is_any(EntryNotFoundError) and not is_any(LocalEntryNotFoundError):
-        return f"'{model}' lacks a file that is needed: {error}"
+        return f"'{model}' lacks a file that is needed: {said}"
     if is_any(ConnectionError, TimeoutError, LocalEntryNotFoundError, HTTPError):
         return (
             f"'{model}' is not on this machine and the hub cannot be reached (no network, or HF_HUB_OFFLINE is set). "
             f"Pass a local folder, or run `hf download {model}{flag}` where there is a network. "
             "If you meant a folder, check its path."
         )
-    return f"'{model}' cannot be loaded: {error}"
+    return f"'{model}' cannot be loaded: {said}"
 
 
 @contextmanager

@@ -27,6 +27,14 @@ from sa_diffusers.io.forgotten import write_forgotten
 from sa_diffusers.io.hub import ModelLoadError, explain_load_errors, read_part
 from sa_diffusers.io.model_names import is_on_hub
 from sa_diffusers.io.processes import process_state
+from sa_diffusers.io.restricted_pickle import pointer
+from sa_diffusers.models.single_file import (
+    SUFFIXES,
+    check_single_file,
+    configurations,
+    is_single_file,
+    load_single_file,
+)
 
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
@@ -34,12 +42,15 @@ WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 
 def read_model_index(model: str, revision: str | None = None) -> dict[str, Any]:
     """The pipeline's model_index.json: its class, components and options. Raises ModelLoadError."""
-    source = resolve(model)
+    source = configurations(resolve(model))
     inside = Path(source) / "pipeline"
     if (inside / "model_index.json").is_file() and not (Path(source) / "model_index.json").exists():
         raise ModelLoadError(f"{model} is the folder of a run, not a pipeline; did you mean {inside}?")
     if Path(source).is_file():
-        raise ModelLoadError(_not_a_folder(Path(source)))
+        raise ModelLoadError(
+            f"{model} is a file, not a pipeline; pass the folder of its model_index.json, such as "
+            f"{Path(model).parent}, or one file of all weights ({', '.join(SUFFIXES)})"
+        )
     with explain_load_errors(source):
         index = dict(DiffusionPipeline.load_config(source, revision=revision))
     if "_class_name" not in index:
@@ -49,23 +60,14 @@ def read_model_index(model: str, revision: str | None = None) -> dict[str, Any]:
     return index
 
 
-def _not_a_folder(path: Path) -> str:
-    """What to do about a file that was given for a pipeline."""
-    if path.suffix not in (*(Path(pattern).suffix for pattern in WEIGHTS), ".ckpt"):
-        return f"{path} is a file, not a pipeline; pass the folder of its model_index.json, such as {path.parent}"
-    return (
-        f"{path} is a file of weights, not a pipeline. `python scripts/convert.py checkpoint {path} --model "
-        "<pipeline it was trained from> --output <folder>` makes one of it"
-    )
-
-
 def read_tokenizer(source: str, revision: str | None = None) -> PreTrainedTokenizerBase | None:
     """The (first) tokenizer of a pipeline, without its weights; None: it has none by that name."""
     kind = read_model_index(source, revision).get("tokenizer", (None, None))[1]
     if kind is None or not hasattr(transformers, kind):
         return None
-    with explain_load_errors(resolve(source)):
-        return getattr(transformers, kind).from_pretrained(resolve(source), subfolder="tokenizer", revision=revision)
+    folder = configurations(resolve(source))
+    with explain_load_errors(folder):
+        return getattr(transformers, kind).from_pretrained(folder, subfolder="tokenizer", revision=revision)
 
 
 def read_run_options(run: Path) -> dict[str, Any]:
@@ -78,11 +80,14 @@ def load_pipeline(model: str, revision: str | None, variant: str | None, dtype: 
     """Load every component of a pipeline onto this process's device, its safety checker included.
 
     Args:
-        model: hub id, local folder, or bundled/<name>; what else it is raises ModelLoadError.
+        model: hub id, local folder or file, or bundled/<name>; what else it is raises ModelLoadError.
         dtype: "float32", "float16" or "bfloat16".
     """
     source = resolve(model)
     index = read_model_index(model, revision)
+    if is_single_file(source):
+        pipeline = load_single_file(*_single_file(source, index), getattr(torch, dtype))
+        return pipeline.to(process_state().device)
     cls = own_pipeline_classes().get(index["_class_name"], DiffusionPipeline)
     # diffusers asks for parts that a pipeline was saved without, such as the T5 of Stable Diffusion 3.
     absent = {name: None for name, entry in index.items() if entry in ([None, None], (None, None))}
@@ -106,10 +111,14 @@ def model_hash(module: nn.Module) -> str:
     return hash_tensors(module.state_dict())
 
 
-def pipeline_hashes(pipeline: DiffusionPipeline) -> dict[str, str]:
-    """Hash of every component that shapes a sample; the safety checker does not, since it is never run."""
+def pipeline_hashes(pipeline: DiffusionPipeline, trained: str | None = None) -> dict[str, str]:
+    """Hash of every component that shapes a sample; the safety checker does not, since it is never run.
+
+    That of the trained one is the same whether it is trained itself, in float32, or lies under a LoRA in half of that.
+    """
     modules = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
-    return {name: model_hash(part) for name, part in sorted(modules.items()) if name != "safety_checker"}
+    kept = {name: part.state_dict() for name, part in sorted(modules.items()) if name != "safety_checker"}
+    return {name: hash_tensors(tensors, half_as_float32=name == trained) for name, tensors in kept.items()}
 
 
 def save_pipeline(
@@ -120,7 +129,7 @@ def save_pipeline(
     variant: str | None = None,
     forgotten: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """Save atomically, the trained module in `dtype` like the rest; it stays float32 in memory.
+    """Save atomically, the trained module in `dtype` like the rest; in memory it stays as it is.
 
     Args:
         variant: "fp16" writes every part a second time, in float16, as `*.fp16.safetensors` beside the files in
@@ -129,12 +138,13 @@ def save_pipeline(
     """
     if variant not in (None, "fp16"):
         raise ValueError(f"expected the variant fp16 or none, got {variant!r}")
+    kept = module.dtype
     try:
         with atomic_path(path) as temporary:
             if dtype != "float32":
                 module.to(getattr(torch, dtype))
             pipeline.save_pretrained(temporary)
-            _remove_paths(temporary)
+            _tidy_configurations(temporary)
             if variant:
                 add_variant(pipeline, temporary, variant)
             if forgotten:
@@ -143,16 +153,22 @@ def save_pipeline(
                 write_forgotten(temporary, [*forgotten[:-1], {**forgotten[-1], "after": after}])
     finally:
         if dtype != "float32":
-            module.to(torch.float32)
+            module.to(kept)
 
 
-def _remove_paths(folder: Path) -> None:
-    """Take out of configurations where on this machine their parts were loaded from, which diffusers writes there."""
-    for path in folder.rglob("*.json"):
+def _tidy_configurations(folder: Path) -> None:
+    """Take out where on this machine parts were loaded from; and have all parts load in one precision unasked.
+
+    Without a dtype diffusers loads its own parts in float32, and transformers in what a configuration says: that of
+    the files, which in float16 would end the first picture in "mat1 and mat2 must have the same dtype".
+    """
+    for path in (*folder.rglob("*config.json"), *folder.glob("model_index.json")):
         config = json.loads(path.read_text(encoding="utf-8"))
-        if "_name_or_path" in config and not is_on_hub(str(config["_name_or_path"])):
-            del config["_name_or_path"]
-            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        kept = {name: value for name, value in config.items() if name != "_name_or_path" or is_on_hub(str(value))}
+        if "dtype" in kept:
+            kept["dtype"] = "float32"
+        if kept != config:
+            path.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def add_variant(pipeline: DiffusionPipeline, folder: Path, variant: str) -> None:
@@ -185,7 +201,7 @@ def check_files(model: str, variant: str | None, revision: str | None = None) ->
     Raises:
         ModelLoadError: a part without weights, or a file cut off. ValueError: parts that the family cannot work with.
     """
-    index, source = read_model_index(model, revision), resolve(model)
+    index, source = read_model_index(model, revision), configurations(resolve(model))
     family, parts = family_class(index["_class_name"]), {n: e for n, e in index.items() if isinstance(e, list | tuple)}
 
     def configuration(part: str) -> dict[str, Any]:
@@ -195,6 +211,9 @@ def check_files(model: str, variant: str | None, revision: str | None = None) ->
 
     if family:
         family.check(configuration)
+    if is_single_file(resolve(model)):
+        check_single_file(*_single_file(resolve(model), index))
+        return
     folder = Path(source)
     if not folder.is_dir():
         cls = own_pipeline_classes().get(index["_class_name"], DiffusionPipeline)
@@ -203,6 +222,11 @@ def check_files(model: str, variant: str | None, revision: str | None = None) ->
     for name, entry in parts.items():
         if len(entry) == 2 and _has_weights(*entry):
             _check_weights(folder / name, model, variant)
+
+
+def _single_file(path: str, index: Mapping[str, Any]) -> tuple[Path, Path, Mapping[str, Any], Sequence[str]]:
+    """What `models.single_file` asks of one: itself, the folder of its configurations, its index, optional parts."""
+    return Path(path), Path(configurations(path)), index, find_family(index["_class_name"]).optional
 
 
 def _has_weights(library: str | None, kind: str | None) -> bool:
@@ -233,4 +257,4 @@ def _check_weights(folder: Path, source: str, variant: str | None) -> None:
             with safe_open(file, framework="pt"):  # reads the header, and compares it with the file's length
                 pass
         except (SafetensorError, OSError) as error:
-            raise ModelLoadError(f"{file} is damaged ({error}): {again}") from error
+            raise ModelLoadError(f"{file} is damaged ({pointer(file) or error}): {again}") from error

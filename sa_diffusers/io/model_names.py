@@ -25,8 +25,8 @@ def is_on_hub(model: str) -> bool:
 
 
 def base_name(model: str) -> str:
-    """A short name for a model: the last part of its id or path, or the one before a last part "pipeline"."""
-    path = Path(model)
+    """A short name for a model: the last part of its id or path without a suffix, or the one before a "pipeline"."""
+    path = Path(model.removesuffix(".safetensors").removesuffix(".ckpt"))
     return path.parent.name if path.name == "pipeline" and path.parent.name else path.name
 
 

@@ -141,6 +141,8 @@ def read_restricted(path: str | Path) -> tuple[Any, list[str]]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no file at {path}; expected a checkpoint or a pickle of tensors")
+    if said := pointer(path):
+        raise RefusedFile(f"{path}: {said}")
     dropped: set[str] = set()
     try:
         return _read(path, _restricted_module(dropped)), sorted(dropped)
@@ -150,6 +152,13 @@ def read_restricted(path: str | Path) -> tuple[Any, list[str]]:
             f"{path} cannot be read as tensors in plain containers: {type(error).__name__}: {error}{named}; expected "
             "a file of torch.save's, or a pickled dict of tensors"
         ) from error
+
+
+def pointer(path: Path) -> str:
+    """What to do about a file that is a pointer of Git LFS in place of the file; "" of any other."""
+    with open(path, "rb") as file:
+        found = file.read(24) == b"version https://git-lfs."
+    return "this is a pointer of Git LFS: fetch the file itself by `git lfs pull`, or download it" if found else ""
 
 
 def _read(path: Path, restricted: SimpleNamespace) -> Any:

@@ -99,12 +99,6 @@ def kept_state(modules: Iterable[nn.Module]) -> Iterator[None]:
             part.training = trains
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that tensors could still take on a GPU: what nobody holds, and what torch holds without using it."""
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + unused
-
-
 @contextmanager
 def on_device(module: nn.Module, device: torch.device) -> Iterator[nn.Module]:
     """The module on `device` within the block, and afterwards where it was."""

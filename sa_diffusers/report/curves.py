@@ -13,7 +13,7 @@ PANELS = {
 }
 
 
-def curves_png(history: Sequence[Mapping[str, Any]], dark: bool = False) -> bytes:
+def curves_png(history: Sequence[Mapping[str, Any]]) -> bytes:
     """Losses, EWC (log scale over two decades) and, where recorded, forgetting, against the step, as a PNG.
 
     Args:
@@ -25,7 +25,7 @@ def curves_png(history: Sequence[Mapping[str, Any]], dark: bool = False) -> byte
     keys = [key for lines in PANELS.values() for key in lines]
     series = {key: [(row["step"], row[key]) for row in history if row.get(key) is not None] for key in keys}
     panels = [title for title, lines in PANELS.items() if title != "Forgetting" or any(map(series.get, lines))]
-    with matplotlib.style.context("dark_background" if dark else "default"):
+    with matplotlib.style.context("default"):
         figure = Figure(figsize=(4.6 * len(panels), 3.2), layout="constrained")
         for axes, title in zip(figure.subplots(1, len(panels)), panels, strict=True):
             axes.set(title=title, xlabel="optimiser step")

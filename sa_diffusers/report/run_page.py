@@ -35,7 +35,8 @@ def write_report(
         amounts: {stage: {"count", "of", "per_second"}}, what each stage worked through.
         said: title; summary, what was done, in words; record, what holds the page to a model and a moment, and
             commands, to repeat and to go on, by their names; seconds, of wall-clock by stage, where a list under
-            "reused" names those that were not computed again; fisher, its metadata or None; notes, one sentence each.
+            "reused" names those that were not computed again; fisher, its metadata or None; notes, one sentence each;
+            sheet, whether strength.html lies beside it.
     """
     groups = {
         name: [
@@ -54,7 +55,7 @@ def write_report(
         constants=constant_rows(metrics),
         with_intervals="intervals" in metrics,
         groups=groups,
-        curves={theme: data_uri(curves_png(history, theme == "dark")) for theme in ("light", "dark")},
+        curves=data_uri(curves_png(history)) if history else None,
         history=history,
         prompts=prompts,
         data=f"data:application/json;base64,{base64.b64encode(numbers).decode()}",

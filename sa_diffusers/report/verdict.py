@@ -67,8 +67,8 @@ def verdict(metrics: Mapping[str, Any], remedies: Advice) -> tuple[str, str]:
     if high > limit and value > limit:
         advice = f"Too weak: try {remedies[0]}."
     elif high > limit:
-        more = "--eval_images_concept" + ("" if judge else ", --eval_images_other")
-        advice = f"Undecided: judge by more pictures, of more prompts ({more})."
+        more = "judge by more pictures, of more prompts (--eval_images_concept, --eval_images_other)"
+        advice = f"Undecided: {'look at the pictures, or pass a --classifier' if judge else more}."
     else:
         advice = f"Too strong: try {remedies[1]}." if clearly else ""
     return f"{said} {lost}".strip(), advice

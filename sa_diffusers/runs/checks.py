@@ -31,6 +31,8 @@ def check_run(context: RunContext) -> None:
         raise ValueError(f"a {kind} computes in float32; pass --mixed_precision no")
     if family.compute_dtype == torch.float16 and family.device.type == "cpu":
         raise ValueError("float16 is not for training on a CPU; pass --mixed_precision bf16, or no")
+    if options.compile_backend and options.compile_backend not in (known := torch.compiler.list_backends(())):
+        raise ValueError(f"expected compile_backend of {', '.join(known)}; got {options.compile_backend!r}")
     if options.clip and not context.favoured_prompt:
         raise ValueError("clip judges between the concept and a surrogate in words, and there is none; omit it")
     context.method.check(context)

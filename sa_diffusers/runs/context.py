@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from sa_diffusers import methods
 from sa_diffusers.core.concepts import Concept, mentions, split_phrasings
 from sa_diffusers.data.picture_groups import PictureGroup
@@ -15,6 +17,7 @@ from sa_diffusers.io.forgotten import said_of
 from sa_diffusers.io.model_names import base_name
 from sa_diffusers.io.stages import Artifact
 from sa_diffusers.runs.options import RunOptions
+from sa_diffusers.training.strengths import Strength, chosen
 
 
 @dataclass
@@ -45,6 +48,7 @@ class RunContext:
     artifacts: dict[str, Artifact] = field(default_factory=dict)
     forgotten: list[dict[str, Any]] = field(default_factory=list)  # by the model, before this run
     preference: PreferenceJudge | ClipPreferenceJudge | None = None  # what judges where no classifier does
+    original: dict[str, Tensor] | None = None  # weights of what is trained, where other strengths are mixed with them
 
     @property
     def method(self) -> methods.Method:
@@ -53,6 +57,16 @@ class RunContext:
     @property
     def concept(self) -> Concept:
         return self.inputs.concept
+
+    @property
+    def strength(self) -> Strength:
+        """Of the result."""
+        return chosen(self.options)
+
+    @property
+    def result(self) -> str:
+        """Name of its judgement."""
+        return "after" if self.strength.trained else self.strength.name
 
     @property
     def surrogate(self) -> str | None:

@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from sa_diffusers import methods
+from sa_diffusers.data.sampling import largest_batch
 from sa_diffusers.evaluation.forgetting import pairs
 from sa_diffusers.evaluation.judges.clip import Clip
 from sa_diffusers.evaluation.judges.preference import ClipPreferenceJudge, PreferenceJudge
@@ -21,6 +22,7 @@ from sa_diffusers.families import Family, checked_family, family_defaults, find_
 from sa_diffusers.families.plain_parts import check_plain, take_over, unwrapped
 from sa_diffusers.io.artifacts import RunLock
 from sa_diffusers.io.atomic_files import DiskFull, atomic_path
+from sa_diffusers.io.bundled import resolve
 from sa_diffusers.io.configuration import config_from_dict, config_to_yaml, layered
 from sa_diffusers.io.forgotten import read_forgotten
 from sa_diffusers.io.hub import check_push, push_folder
@@ -36,17 +38,19 @@ from sa_diffusers.io.model_names import base_name, folder_name
 from sa_diffusers.io.processes import Listener, process_state, reporting, say, tell
 from sa_diffusers.io.stages import Artifact, Stages, content_fingerprint
 from sa_diffusers.models.precision import compute_dtype, in_main_memory, kept_state, on_device, usual_modes
+from sa_diffusers.models.single_file import configurations
 from sa_diffusers.report.run_page import NotebookView
 from sa_diffusers.runs import options as run_options
 from sa_diffusers.runs.checks import check_run
 from sa_diffusers.runs.context import Inputs, RunContext
-from sa_diffusers.runs.inputs import check_given, claim_folder, read_inputs
+from sa_diffusers.runs.inputs import claim_folder, read_inputs
 from sa_diffusers.runs.options import RunOptions
 from sa_diffusers.runs.pictures import read_picture_inputs
 from sa_diffusers.runs.plan import announce
 from sa_diffusers.runs.results import all_written, combine, write_results
 from sa_diffusers.runs.stages import stages_of
-from sa_diffusers.runs.stages.evaluate import exam_content
+from sa_diffusers.runs.stages.evaluate import EvaluateStage, exam_content
+from sa_diffusers.runs.stages.strengths import ChoiceStage, StrengthStage, weights_in_main_memory
 from sa_diffusers.training.launching import check_launch
 
 
@@ -143,15 +147,17 @@ def run_forgetting(config: RunOptions, pipeline: DiffusionPipeline | None = None
     options, state = config.resolved(), process_state()
     method = methods.get(options.method)
     check_launch(options, shardable=method.shardable and options.lora_rank is None)
-    check_given(options)
-    if pipeline is None:
-        check_model(options.model, options.revision, options.variant)
     if options.num_threads is not None:
         torch.set_num_threads(options.num_threads)
 
+    def index() -> Mapping[str, Any]:
+        if pipeline is not None:
+            return dict(pipeline.config) | {"_class_name": type(pipeline)}
+        check_model(options.model, options.revision, options.variant)
+        return read_model_index(options.model, options.revision)
+
     def find_labels() -> list[str] | None:
-        known = read_model_index(options.model, options.revision) if pipeline is None else pipeline.config
-        return list(known["id2label"].values()) if known.get("id2label") else None
+        return list((index().get("id2label") or {}).values()) or None
 
     def find_tokenizer() -> PreTrainedTokenizerBase | None:
         if pipeline is not None:
@@ -159,12 +165,11 @@ def run_forgetting(config: RunOptions, pipeline: DiffusionPipeline | None = None
         return read_tokenizer(options.model, options.revision)
 
     def find_resolution() -> int:
-        if pipeline is not None:
-            methods.require(checked_family(pipeline), method.name, *method.requires)
-            return get_family(pipeline).resolution
-        family = find_family(read_model_index(options.model, options.revision)["_class_name"])
+        family = find_family(index()["_class_name"])
         methods.require(family, method.name, *method.requires)
-        return family.resolution_of(options.model)
+        if pipeline is not None:
+            return get_family(pipeline).resolution
+        return family.resolution_of(configurations(resolve(options.model)))
 
     if method.completes:
         inputs = read_picture_inputs(options, find_resolution)
@@ -202,7 +207,7 @@ def _run(options: RunOptions, pipeline: DiffusionPipeline | None, inputs: Inputs
             context.preference = _preference(context)
         with _prepared(family, options):
             context.artifacts |= {
-                "model": Artifact(pipeline, pipeline_hashes(pipeline)),
+                "model": Artifact(pipeline, pipeline_hashes(pipeline, family.component)),
                 "prompts": Artifact(inputs.prompts, content_fingerprint(inputs.prompts)),
                 "templates": Artifact(inputs.templates, content_fingerprint(inputs.templates)),
                 "exam": Artifact(inputs.sets, exam_content(inputs)),
@@ -216,8 +221,11 @@ def _run(options: RunOptions, pipeline: DiffusionPipeline | None, inputs: Inputs
 def _run_stages(context: RunContext) -> Outcome:
     stages = Stages(stages_of(context), context, context.options.overwrite)
     main = process_state().is_main_process
-    if context.preference is not None and {"before", "after"} & set(stages.left):
+    left = [stage for stage in stages.stages if stage.name in stages.left]
+    if context.preference is not None and any(isinstance(stage, EvaluateStage) for stage in left):
         context.preference.freeze()
+    if context.strength.kind == "scale" and any(isinstance(stage, StrengthStage | ChoiceStage) for stage in left):
+        context.original = weights_in_main_memory(context.family.module)
     if main:
         plan = announce(context, stages)
         with _room_to_look(context, stages), atomic_path(context.folder / "config.yaml") as temporary:
@@ -233,7 +241,7 @@ def _run_stages(context: RunContext) -> Outcome:
     if main:
         with _room_to_look(context, stages):
             write_results(context, metrics)
-    pipeline, shown = context.family.pipeline, pairs(context.value("before"), context.value("after"))
+    pipeline, shown = context.family.pipeline, pairs(context.value("before"), context.value(context.result))
     pipeline.metrics, pipeline.pictures = metrics, shown
     pipeline.forgotten = read_forgotten(str(context.folder / "pipeline"))
     pipeline._repr_html_ = NotebookView(metrics, shown)
@@ -245,7 +253,8 @@ def _preference(context: RunContext) -> PreferenceJudge | ClipPreferenceJudge:
     options, concept, instead = context.options, context.concept, context.favoured_prompt
     if options.clip and instead:
         return ClipPreferenceJudge(Clip.load(options.clip), concept, instead)
-    return PreferenceJudge(context.family, concept, instead, options.eval_batch_size)
+    at_once = options.eval_batch_size or largest_batch(context.family)
+    return PreferenceJudge(context.family, concept, instead, at_once)
 
 
 @contextmanager
@@ -261,11 +270,14 @@ def _room_to_look(context: RunContext, stages: Stages) -> Iterator[None]:
 
 @contextmanager
 def _prepared(family: Family, options: RunOptions) -> Iterator[None]:
-    """The trained module in float32 and as fast as was asked for, and its helpers off the device, for a while."""
+    """The trained module in float32 and as fast as was asked for, and its helpers off the device, for a while.
+
+    Under adapters it stays in the precision that is computed in anyway.
+    """
     module, parts = family.module, family.pipeline.components
     helpers = [parts[name] for name in family.helpers if parts.get(name) is not None]
     try:
-        if module.dtype != torch.float32:
+        if module.dtype != torch.float32 and not (options.lora_rank and module.dtype == family.compute_dtype):
             module.to(torch.float32)
         if options.channels_last:
             module.to(memory_format=torch.channels_last)

@@ -1,6 +1,5 @@
 """What a run reads and checks before anything expensive starts, and its claim to an output folder."""
 
-import dataclasses
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -49,28 +48,6 @@ def read_concept(options: RunOptions) -> Concept:
     return concept
 
 
-def check_given(options: RunOptions) -> None:
-    """Refuse what is wrong with any model, before one is looked for: words, and files that the user names.
-
-    Raises:
-        ValueError, OSError: as `read_inputs`.
-    """
-    defaults = {field.name: field.default for field in dataclasses.fields(options)}
-    method = methods.get(options.method)
-    if method.completes:
-        return
-    if method.favours and options.surrogate is None:
-        find_concept(options.concept, None, options.siblings, options.plurals)
-    else:
-        read_concept(options)
-    if options.replay_prompts not in (defaults["replay_prompts"], "labels"):
-        read_prompts(options.replay_prompts, options.prompt_column)
-    if options.concept_templates != defaults["concept_templates"]:
-        read_templates(options.concept_templates)
-    if options.eval_prompts:
-        read_labelled_prompts(options.eval_prompts)
-
-
 def read_inputs(
     options: RunOptions,
     find_labels: Callable[[], list[str] | None] = lambda: None,
@@ -80,17 +57,19 @@ def read_inputs(
 
     Args:
         find_labels: gives the classes of a class-conditional model, which are its only prompts, or None where prompts
-            are free text. Called once the concept has been checked, since it may have to ask the hub.
+            are free text. Called once words and files have been checked, since it looks for the model.
         find_tokenizer: gives that of a model of free text, which reads so many tokens; None: no limit is known.
 
     Raises:
         ValueError: as `read_concept`; prompts that all name the concept; a class that the model does not have; ...
         ModelLoadError: a classifier that cannot be loaded.
     """
-    concept, labels = read_concept(options), find_labels()
-    prompts = (
-        labels if options.replay_prompts == "labels" else read_prompts(options.replay_prompts, options.prompt_column)
-    )
+    concept, given = read_concept(options), options.replay_prompts
+    listed = None if given == "labels" else read_prompts(given, options.prompt_column)
+    fallback = read_templates(options.concept_templates)
+    rows = read_labelled_prompts(options.eval_prompts) if options.eval_prompts else None
+    labels = find_labels()
+    prompts = labels if listed is None else listed
     if prompts is None:
         raise ValueError("replay_prompts: labels is for models with classes, and this one takes free text")
     if labels is not None:
@@ -100,22 +79,27 @@ def read_inputs(
             f"every prompt of {options.replay_prompts} mentions {concept.name!r}: there is nothing to keep; pass "
             "other --replay_prompts"
         )
-    every = ["{}"] if labels else concept_templates(concept, prompts, options.concept_templates)
+    every = ["{}"] if labels else concept_templates(concept, prompts, fallback)
     templates = every if labels else within_limit(every, concept, find_tokenizer())
     cut = f"{len(every) - len(templates)} of {len(every)} templates left out: the text encoder does not read so far"
     notes = [cut] if len(templates) < len(every) else []
     if options.classifier:
-        judges, sets = _judges_and_sets(options, concept, labels)
+        judges, sets = _judges_and_sets(options, concept, rows, labels)
     else:
         judges, sets = {}, _sets_to_look_at(concept, prompts, templates, options.seed)
     return Inputs(concept, prompts, templates, judges, sets, notes)
 
 
 def _judges_and_sets(
-    options: RunOptions, concept: Concept, labels: list[str] | None
+    options: RunOptions, concept: Concept, rows: list[dict[str, str]] | None, labels: list[str] | None
 ) -> tuple[dict[str, ClassifierJudge], dict[str, PromptSet]]:
+<<<<<<< HEAD
     if not options.eval_prompts and labels is None:
         raise ValueError("a classifier needs labelled prompts for pictures that it can judge; pass --eval_prompts")
+=======
+    if rows is None and labels is None:
+        raise ValueError("a classifier needs eval_prompts: labelled prompts for pictures that it can judge")
+>>>>>>> main
     judges = {name: ClassifierJudge.load(name, concept.phrasings) for name in options.classifier}
     first, *others = judges.values()
     if any((one.attribute, set(one.classes)) != (first.attribute, set(first.classes)) for one in others):
@@ -124,13 +108,14 @@ def _judges_and_sets(
     if labels is not None:  # every prompt has been seen, and names a class
         rows, counts = labelled_classes(first, labels), [*counts, 0]
     else:
-        rows, counts = read_labelled_prompts(options.eval_prompts), [*counts, options.eval_images_other]
+        counts.append(options.eval_images_other)
     return judges, examination(first, concept, rows, *counts, seed=options.seed)
 
 
 def _sets_to_look_at(concept: Concept, prompts: list[str], templates: list[str], seed: int) -> dict[str, PromptSet]:
     asking = [caption for caption, _ in concept_captions(templates, concept, LOOKED_AT * 3, seed)]  # they are judged
-    others = [prompt for prompt in spread(prompts, LOOKED_AT * 2, seed) if prompt][:LOOKED_AT]
+    without = [prompt for prompt in prompts if not concept.named_in(prompt)]
+    others = [prompt for prompt in spread(without, LOOKED_AT * 2, seed) if prompt][:LOOKED_AT]
     drawn = {"concept": ("asks", "look", asking), "retained": ("keeps", "look at others", others)}
     return {
         name: PromptSet.seeded(purpose, list(map(Candidate, texts)), partial(derive_seed, seed, what))

@@ -13,8 +13,10 @@ from sa_diffusers.core.concepts import split_phrasings
 from sa_diffusers.data.sampling import DrawingOptions
 from sa_diffusers.evaluation.intervals import deciding_count
 from sa_diffusers.io.configuration import Options, option
+from sa_diffusers.models.single_file import is_single_file
 from sa_diffusers.runs.work_options import FisherOptions, MethodOptions, SampleOptions, SpeedOptions
 from sa_diffusers.training.options import TrainingConfig
+from sa_diffusers.training.strengths import StrengthOptions, chosen
 
 
 @dataclass
@@ -46,6 +48,7 @@ class ConceptOptions(Options):
         "What takes its place: a prompt, a folder of images (./pictures), or noise; null: looked up in "
         "assets/surrogates.yaml.",
         everyday=True,
+        blank=True,
     )
     plurals: bool = option(
         False, "Also count plurals and possessives of its words ('sevens', 'Van Goghs') as naming the concept."
@@ -95,7 +98,7 @@ class TrackingOptions(Options):
     """What is looked at while training."""
 
     snapshot_steps: list[int] = option(
-        [], "Save the pipeline as it is after each of these steps, to snapshots/: one run, several strengths."
+        [], "Save the pipeline as it is after each of these steps, to snapshots/: one run, several strengths.", above=0
     )
     track_steps: int | None = option(
         None, "Draw pictures (and let the classifier read them) every so many steps.", above=0, identity=False
@@ -128,7 +131,10 @@ class EvaluationOptions(Options):
     """By what the result is judged."""
 
     before: str | None = option(
-        None, "Evaluation of the model before to reuse: another run's evaluation/before.safetensors.", identity=False
+        None,
+        "Evaluation of this model to reuse: a run's folder, or the evaluation/before.safetensors of one, of whatever "
+        "concept; pictures that it lacks are drawn.",
+        identity=False,
     )
     classifier: list[str] = option(
         [], "Classifier for evaluation only: folder or hub id; may be repeated.", identity=False, everyday=True
@@ -156,6 +162,12 @@ class SharingOptions(Options):
     save_variant: Literal["fp16"] | None = option(
         None, "fp16: also save the weights in float16, as a variant of the pipeline.", identity=False
     )
+    save_single_file: bool = option(
+        False,
+        "Save the pipeline besides as one file in float16, with the names of the file that --model is, and an adapter "
+        "with kohya's names, for other programs.",
+        identity=False,
+    )
     push_to_hub: bool = option(
         False, "Push the pipeline, or with lora_rank the adapter, when all is done.", identity=False, everyday=True
     )
@@ -167,8 +179,8 @@ class SharingOptions(Options):
 
 @dataclass
 class RunOptions(
-    TrainingConfig, SpeedOptions, SharingOptions, TrackingOptions, EvaluationOptions, FisherOptions, SampleOptions,
-    DrawingOptions, PromptOptions, MethodOptions, FolderOptions, ModelOptions, ConceptOptions,
+    TrainingConfig, SpeedOptions, SharingOptions, TrackingOptions, EvaluationOptions, StrengthOptions, FisherOptions,
+    SampleOptions, DrawingOptions, PromptOptions, MethodOptions, FolderOptions, ModelOptions, ConceptOptions,
 ):  # fmt: skip
     """What every method can be told. Raises ValueError for values that cannot work, before anything is loaded."""
 
@@ -190,6 +202,11 @@ class RunOptions(
             split_phrasings(self.concept)
         if self.replay_prompt_dropout and self.fresh_samples:
             raise ValueError("replay_prompt_dropout: a model that draws fresh samples has no guidance; expected 0")
+        if self.save_single_file and not (self.lora_rank or is_single_file(self.model)):
+            raise ValueError(
+                "save_single_file writes the file again that --model is, or an adapter; expected a .safetensors or "
+                f".ckpt file, got {self.model}"
+            )
         if self.early_stop is not None and not (self.track_steps and self.classifier):
             raise ValueError("early_stop needs track_steps and a classifier")
         if self.clip and self.classifier:
@@ -200,6 +217,9 @@ class RunOptions(
                 f"there are {self.eval_images_concept}; raise --eval_images_concept, or --early_stop"
             )
         method = methods.get(self.method)
+        if self.forget_images and not method.completes:
+            fitting = " or ".join(name for name, one in methods.registry().items() if one.completes)
+            raise ValueError(f"forget_images: {self.method} forgets words or classes; pass --method {fitting}")
         for name, own in method.fixes.items():
             if getattr(self, name) not in (None, own):
                 raise ValueError(
@@ -207,6 +227,11 @@ class RunOptions(
                     "another --method"
                 )
         method.check_options(self.resolved())
+        chosen(self)
+        if (self.strength_sheet or self.strength) and type(method).wrap is not methods.Method.wrap:
+            raise ValueError(f"{method.name} changes no weights, which could be more or less; omit strength_sheet")
+        if (self.strength_sheet or self.strength) and self.early_stop is not None and self.snapshot_steps:
+            raise ValueError("early_stop may end training before one of the snapshots that are judged; omit either")
 
     @classmethod
     def topics(cls) -> dict[str, tuple[str, list[str]]]:

@@ -42,7 +42,7 @@ def read_picture_inputs(options: RunOptions, find_resolution: Callable[[], int])
     for name in (*JUDGED, "fisher"):
         if spec := getattr(options, f"{name}_images"):
             groups[name] = read_group(spec, f"{name}_images", size, counts)
-    check_apart([groups[name] for name in JUDGED if name in groups])
+    check_apart({name: groups[name] for name in JUDGED if name in groups})
     concept = find_concept(options.concept or groups["forget"].name, options.surrogate or "noise")
     if concept.surrogate_kind == "images":
         groups["surrogate"] = read_group(concept.surrogate, "surrogate", size, counts)

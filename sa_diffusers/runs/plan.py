@@ -4,15 +4,13 @@ import math
 import time
 from collections.abc import Collection
 
-import psutil
 import torch
 
-from sa_diffusers.core.batches import to
-from sa_diffusers.core.conditions import Condition
+from sa_diffusers.data.sampling import blank_pass
 from sa_diffusers.families import Family
 from sa_diffusers.io.atomic_files import check_disk
 from sa_diffusers.io.stages import Stages
-from sa_diffusers.models.precision import autocast_forward, free_memory
+from sa_diffusers.models.memory import free_memory
 from sa_diffusers.runs.context import RunContext
 from sa_diffusers.runs.options import RunOptions
 
@@ -26,16 +24,10 @@ class NotEnoughMemory(RuntimeError):
 
 def seconds_per_sample(family: Family, batch_size: int) -> float:
     """Seconds of one UNet forward pass per sample, timed on zeros after one pass that warms up."""
-    latents = torch.zeros(batch_size, *family.latent_shape)
-    condition = Condition(family.labels[0]) if family.labels else family.example
-    batch = to(family.batch(latents, [condition] * batch_size), family.device)
-    terms = torch.zeros(batch_size, dtype=torch.long, device=family.device)
-    noise = family.loss.sample_noise(batch, torch.Generator())
-    elapsed = 0.0
+    run, elapsed = blank_pass(family, batch_size), 0.0
     for _ in range(2):
         start = time.perf_counter()
-        with torch.no_grad(), autocast_forward(family.module, family.compute_dtype):
-            float(family.loss(family.module, batch, terms, noise).sum())  # float() waits for the device
+        run()
         elapsed = time.perf_counter() - start
     return elapsed / batch_size
 
@@ -90,7 +82,9 @@ def disk_bytes(context: RunContext, left: Collection[str]) -> int:
     module = FLOAT32 * sum(p.numel() for p in family.module.parameters())
     latent = FLOAT32 * math.prod(family.latent_shape)
     needed = {"samples": config.num_samples * latent, "replay_samples": config.num_samples * latent}
+    needed["before"] = sum(map(len, context.inputs.sets.values())) * latent
     needed |= {"surrogate": config.num_surrogate_samples * latent, "fisher": 2 * module, "train": pipeline}
+    needed["choice"] = 2 * pipeline  # and what training left
     if context.method.trains:
         stepped = _stepped(context)[0]
         needed["train"] += pipeline * len(config.snapshot_steps) + (FLOAT32 * stepped if config.lora_rank else 0)
@@ -104,10 +98,7 @@ def disk_bytes(context: RunContext, left: Collection[str]) -> int:
 
 def check_memory(needed: int, device: torch.device) -> int:
     """Free bytes on the device; raises NotEnoughMemory if `needed` exceeds them."""
-    if device.type == "cuda":
-        free = free_memory(device)
-    else:
-        free = psutil.virtual_memory().available
+    free = free_memory(device)
     if needed > free:
         raise NotEnoughMemory(
             f"training needs {needed / 1e9:.1f} GB beside the model, {device} has {free / 1e9:.1f} GB free: use "

@@ -18,11 +18,13 @@ from sa_diffusers.report.cards import write_model_card
 from sa_diffusers.report.metrics_table import metrics_table
 from sa_diffusers.report.pictures import first_of_each, save_before_after
 from sa_diffusers.report.run_page import write_report
+from sa_diffusers.report.strength_page import write_strength_page
 from sa_diffusers.report.verdict import verdict
 from sa_diffusers.runs.context import RunContext
 from sa_diffusers.runs.stages import stages_of
 from sa_diffusers.runs.stages.fisher import FisherStage
-from sa_diffusers.runs.stages.train import start_of
+from sa_diffusers.runs.stages.train import TRAINED, start_of
+from sa_diffusers.training.strengths import offered
 
 
 COUNTED = ("sample", "surrogate", "fisher", "train", "evaluate")  # what seconds are added up by
@@ -30,16 +32,24 @@ COUNTED = ("sample", "surrogate", "fisher", "train", "evaluate")  # what seconds
 
 def combine(context: RunContext, stages: Stages) -> dict[str, Any]:
     """metrics.json."""
-    before, after = context.value("before"), context.value("after")
     seconds = {name: round(stages.seconds.get(name, 0.0), 2) for name in COUNTED}
+    metrics = judged(context, context.result)
+    metrics["seconds"] = seconds | {"total": round(sum(seconds.values()), 2), "reused": stages.reused}
+    return metrics | {"amounts": _amounts(context, stages, seconds)}
+
+
+def judged(context: RunContext, name: str) -> dict[str, Any]:
+    """What one judgement says, by its name, beside that of before."""
+    before, after = context.value("before"), context.value(name)
     metrics = {
         "concept": ", ".join(context.concept.phrasings),
         "surrogate": context.surrogate,
         "before": before.values,
         "after": after.values,
         "intervals": {"before": before.intervals, "after": after.intervals},
-        "seconds": seconds | {"total": round(sum(seconds.values()), 2), "reused": stages.reused},
     }
+    if not context.strength.trained:
+        metrics["strength"] = str(context.strength)
     judges = list(context.inputs.judges.values())
     metrics["attribute"] = judges[0].attribute if judges else None
     if context.preference is not None:
@@ -47,7 +57,7 @@ def combine(context: RunContext, stages: Stages) -> dict[str, Any]:
     if before.by_classifier:
         metrics["by_classifier"] = {"before": before.by_classifier, "after": after.by_classifier}
     said = dict(zip(("said", "advice"), verdict(metrics, context.method.remedies(context.options)), strict=True))
-    return metrics | {"verdict": said, "amounts": _amounts(context, stages, seconds)}
+    return metrics | {"verdict": said}
 
 
 def _amounts(context: RunContext, stages: Stages, seconds: dict[str, float]) -> dict[str, dict]:
@@ -64,10 +74,12 @@ def _amounts(context: RunContext, stages: Stages, seconds: dict[str, float]) -> 
 
 
 def write_results(context: RunContext, metrics: dict[str, Any]) -> None:
-    """metrics.json, before_after.png, report.html, and a model card inside every folder that can be pushed."""
+    """metrics.json, before_after.png, the pages, and a model card inside every folder that can be pushed."""
     folder, options = context.folder, context.options
     write_json(metrics, folder / "metrics.json")
-    shown = pairs(context.value("before"), context.value("after"))
+    shown = pairs(context.value("before"), context.value(context.result))
+    if options.strength_sheet:
+        _write_sheet(context)
     some = first_of_each(shown)
     save_before_after(some, folder / "before_after.png")
     write_report(
@@ -85,6 +97,7 @@ def write_results(context: RunContext, metrics: dict[str, Any]) -> None:
         config=public_values(asdict(options)),
         fisher=_fisher(context),
         notes=_notes(context),
+        sheet=options.strength_sheet,
     )
     for name in _shared(context):
         save_before_after(some, folder / name / "before_after.png")
@@ -103,6 +116,20 @@ def write_results(context: RunContext, metrics: dict[str, Any]) -> None:
             variant=options.save_variant,
             lora=name == "lora",
         )
+
+
+def _write_sheet(context: RunContext) -> None:
+    """strength.html."""
+    judgements = {str(one): "after" if one.trained else one.name for one in offered(context.options)}
+    run = shlex.quote(public_values(str(context.folder)))
+    write_strength_page(
+        context.folder / "strength.html",
+        title=f"Forgetting {context.concept.name}: how strong",
+        judged={said: judged(context, name) for said, name in judgements.items()},
+        pairs={said: pairs(context.value("before"), context.value(name)) for said, name in judgements.items()},
+        commands={said: f"sa-diffusers choose {run} --{said}" for said in judgements},
+        result=str(context.strength),
+    )
 
 
 def all_written(context: RunContext) -> bool:
@@ -140,6 +167,7 @@ def _settings(context: RunContext) -> dict[str, Any]:
     return said | {
         "ewc_lambda (authors' units, no 1/2)": options.ewc_lambda,
         "num_train_steps": history[-1]["step"] if history else 0,
+        **({} if context.strength.trained else {"strength": f"{context.strength}, chosen afterwards"}),
         "fisher": fingerprint(fisher) if fisher else None,
     }
 
@@ -156,6 +184,8 @@ def _notes(context: RunContext) -> list[str]:
         *([context.warning] if context.warning else []),
         *(f"The model had forgotten before: {said_of(record)}." for record in context.forgotten),
     ]
+    if not context.strength.trained:
+        notes.append(f"The result is {context.strength}, chosen later; what training ended with is in {TRAINED}/.")
     if context.options.lora_rank:
         notes.append("The adapter alone lies in lora/; the pipeline has it fused in.")
     if context.preference is not None:
@@ -183,7 +213,8 @@ def summary(context: RunContext, metrics: dict[str, Any]) -> str:
     """The result in a sentence or two."""
     surrogate, losses = _drawn_instead(context), [metrics[side].get("replay_loss") for side in ("before", "after")]
     favoured = f" in favour of “{surrogate}”" if surrogate else ""
-    lead = f"Asked to forget “{context.concept.name}”{favoured} by {_method(context)}."
+    chosen = "" if context.strength.trained else f", at {context.strength}"
+    lead = f"Asked to forget “{context.concept.name}”{favoured} by {_method(context)}{chosen}."
     if "forget" in metrics["after"]:
         shares = [
             f"{name} {metrics['after'][name]['masked_mse'] / metrics['before'][name]['masked_mse'] - 1:+.0%}"
@@ -193,7 +224,8 @@ def summary(context: RunContext, metrics: dict[str, Any]) -> str:
         return f"{lead} Errors in the holes: {', '.join(shares)}."
     if None in losses or metrics["attribute"] is not None:  # of which the verdict tells more
         return lead
-    return f"{lead} The loss on samples of everything else changed by {losses[1] / losses[0] - 1:+.1%}."
+    change = round(losses[1] / losses[0] - 1, 3) + 0.0  # else some are "-0.0%"
+    return f"{lead} The loss on samples of everything else changed by {change:+.1%}."
 
 
 def _record(context: RunContext) -> dict[str, str]:

@@ -37,7 +37,7 @@ def tracker(context: RunContext) -> Callable[[int, dict], bool] | None:
 
     def track(step: int, row: dict) -> bool:
         if step in config.snapshot_steps and process_state().is_main_process:
-            save_snapshot(family, config, output_dir / SNAPSHOTS / f"step_{step:06d}")
+            save_snapshot(family, config, snapshot_dir(output_dir, step))
         if not config.track_steps or step % config.track_steps:
             return False
         pictures = draw_sets(family, sets, config.judged)
@@ -52,6 +52,10 @@ def tracker(context: RunContext) -> Callable[[int, dict], bool] | None:
         )
 
     return track
+
+
+def snapshot_dir(run: Path, step: int) -> Path:
+    return run / SNAPSHOTS / f"step_{step:06d}"
 
 
 def save_snapshot(family: Family, config: RunOptions, folder: Path) -> None:

@@ -137,6 +137,11 @@ class FisherOptions(Options):
         "10",
         "Timesteps in each of the two draws of the cheap estimator, or all: every timestep, the paper's estimator.",
     )
+    fisher_layers: Literal["all", "trained"] = option(
+        "all",
+        "Weights that it is of: all, for any later run; or, of models too large for that, those that are trained here "
+        "or lie under an adapter.",
+    )
     fisher_chunk_size: int = option(
         10, "Timesteps in one forward pass; changes memory and speed, not the result.", above=0, identity=False
     )

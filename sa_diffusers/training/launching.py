@@ -17,7 +17,8 @@ BUCKET_SIZE = 50_000_000  # weights whose gradients DeepSpeed sends at once; its
 
 
 def check_launch(config: TrainingConfig, shardable: bool = True) -> None:
-    """Raise ValueError where `accelerate launch` was told of something that training cannot honour.
+    """Raise ValueError where `accelerate launch` was told of something that training cannot honour, or where a batch
+    does not divide by its processes and their accumulation steps.
 
     A launcher that was asked for several processes and has started one, as it does on CPUs, is warned of.
 
@@ -33,6 +34,12 @@ def check_launch(config: TrainingConfig, shardable: bool = True) -> None:
             "`accelerate launch` was asked for several processes and has started one, as it does with --cpu or one "
             "GPU: it does all the work. On CPUs `ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 ...` starts two.",
             stacklevel=1,
+        )
+    count, parts = process_state().num_processes, config.gradient_accumulation_steps
+    if config.train_batch_size % (count * parts):
+        raise ValueError(
+            f"train_batch_size {config.train_batch_size} does not divide by {count} processes x {parts} accumulation "
+            f"steps; choose a multiple of {count * parts}"
         )
     if fsdp and os.environ.get("FSDP_VERSION", "1") != "2":
         raise ValueError("training is sharded by FSDP2 only; expected fsdp_version: 2 in accelerate's configuration")

@@ -72,7 +72,6 @@ def train(
         AcceleratorState._reset_state()  # as its own error message says: else a program could train in one only
     # Its own: what an accelerator has prepared and registered stays in its checkpoints for good.
     accelerator = Accelerator(mixed_precision=precision, log_with=config.report_to, project_dir=log_dir)
-    _check_shares(accelerator, config)
     if config.report_to:
         accelerator.init_trackers(description, config={k: v for k, v in asdict(config).items() if v is not None})
     optimisation = Optimisation(accelerator, model, config)
@@ -192,9 +191,12 @@ class _Loop:
 
     def _check_trained(self, step: int, batch: Batch) -> None:
         """Raise TrainingDiverged where the weights to be saved have no finite loss: no step comes that would tell."""
-        with self.optimisation.shown():
-            loss, _ = self.objective(self.optimisation.model, self._share(batch, 0))
-        self._check_finite(f"after step {step + 1}", loss)
+        optimisation = self.optimisation
+        # Of weights in parts the whole model has no checkpointing of its own, and no objective of theirs a gradient.
+        with optimisation.shown(), torch.set_grad_enabled(not optimisation.copied):
+            loss, _ = self.objective(optimisation.model, self._share(batch, 0))
+        # All processes must agree: one that alone raised would leave the others waiting for it.
+        self._check_finite(f"after step {step + 1}", self.accelerator.reduce(loss.detach(), "mean"))
 
     def _check_finite(self, when: str, loss: Tensor, norm: Tensor | None = None) -> None:
         # With a gradient scaler an infinite gradient is ordinary: the scaler skips the step and lowers its factor.
@@ -208,15 +210,6 @@ class _Loop:
         return TrainingDiverged(
             f"training diverged: {found}; {where}. Lower the learning rate or ewc_lambda, or train in float32 or bf16 "
             "in another output folder."
-        )
-
-
-def _check_shares(accelerator: Accelerator, config: TrainingConfig) -> None:
-    shares = accelerator.num_processes * config.gradient_accumulation_steps
-    if config.train_batch_size % shares:
-        raise ValueError(
-            f"train_batch_size {config.train_batch_size} does not divide by {accelerator.num_processes} processes x "
-            f"{config.gradient_accumulation_steps} accumulation steps; choose a multiple of {shares}"
         )
 
 

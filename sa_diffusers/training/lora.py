@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from safetensors.torch import save_file
 from torch import nn
 
 from sa_diffusers.core.objectives import LowRankChange
@@ -33,7 +34,10 @@ def add_lora(module: nn.Module, layers: list[str], rank: int, alpha: float, seed
     changes = {}
     for name, layer in module.named_modules():
         if isinstance(layer, LoraLayer):
-            down, up = (part[ADAPTER].weight.requires_grad_(True) for part in (layer.lora_A, layer.lora_B))
+            down, up = (part[ADAPTER] for part in (layer.lora_A, layer.lora_B))
+            for matrix in (down, up):  # in at least float32 over weights of any precision: steps are small
+                matrix.to(torch.promote_types(matrix.weight.dtype, torch.float32)).requires_grad_(True)
+            down, up = down.weight, up.weight
             changes[f"{name}.weight"] = LowRankChange(down, up, layer.scaling[ADAPTER])
     return changes
 
@@ -52,8 +56,12 @@ class WithoutLora:
             self.module.enable_adapters()
 
 
-def save_lora(family: Family, folder: Path, dtype: str) -> None:
-    """Write the adapter as diffusers' `load_lora_weights` reads it, with its rank and alpha, atomically."""
+def save_lora(family: Family, folder: Path, dtype: str, kohya: Path | None = None) -> None:
+    """Write the adapter as diffusers' `load_lora_weights` reads it, with its rank and alpha, atomically.
+
+    Args:
+        kohya: a file for it in float16 by the names that ComfyUI and A1111 read; None: none.
+    """
     tensors = get_peft_model_state_dict(family.module, adapter_name=ADAPTER)
     tensors = {name: tensor.detach().to(getattr(torch, dtype)).contiguous() for name, tensor in tensors.items()}
     about = family.module.peft_config[ADAPTER].to_dict()
@@ -61,6 +69,9 @@ def save_lora(family: Family, folder: Path, dtype: str) -> None:
     with atomic_path(folder) as temporary:
         family.save_lora(temporary, tensors, about)
         sort_metadata(temporary / LORA_FILE)
+    if kohya:
+        with atomic_path(kohya) as temporary:
+            save_file(family.kohya_lora(tensors, about["lora_alpha"]), temporary)
 
 
 def fuse_lora(module: nn.Module) -> None:

@@ -35,7 +35,7 @@ class EvaluateBaseConfig:
     output_dir: str = option("runs/evaluate_base", "Folder for metrics.json and pictures.")
     num_images: int = option(2000, "Images of composed prompts, and as many for diversity.")
     num_held_out_images: int = option(1026, "Images of held-out sentence frames.")
-    num_inference_steps: int = option(20, "Steps of the sampler (DPM-Solver++).")
+    num_inference_steps: int = option(20, "Steps of the sampler, the one of the model's kind.")
     guidance_scale: float = option(2.5, "Classifier-free guidance; 1: none.")
     batch_size: int = option(64, "Images drawn at once; changes no image.")
     seed: int = option(0, "Seed of prompts and images.")

@@ -80,15 +80,14 @@ def configure(base: ForgetConfig, overrides: dict, output_dir: Path, study_dir: 
     """The row's configuration, sharing what it can with the default run of its seed."""
     config = replace(base, **overrides, output_dir=str(output_dir)).resolved()
     reference = study_dir / f"default-seed-{config.seed}"
-    if output_dir == reference or any(
-        overrides.get(key, getattr(base, key)) != getattr(base, key) for key in OWN_SAMPLES
-    ):
+    if output_dir == reference:
+        return config
+    if config.concept != "red":  # other classes, so no picture that the reference asks for
+        config = replace(config, before=str(reference / "evaluation" / "before.safetensors"))
+    if any(overrides.get(key, getattr(base, key)) != getattr(base, key) for key in OWN_SAMPLES):
         return config
     fisher = str(reference / "fisher.safetensors") if config.ewc_lambda else None
-    asked = ("concept", "eval_images_class", "replay_negative")
-    same_exam = all(getattr(config, key) == getattr(base, key) for key in asked) and config.replay_weight > 0
-    before = str(reference / "evaluation" / "before.safetensors") if same_exam else None
-    return replace(config, samples=str(reference / "samples"), fisher=fisher, before=before)
+    return replace(config, samples=str(reference / "samples"), fisher=fisher)
 
 
 def cell(metrics: dict, key: str) -> str:

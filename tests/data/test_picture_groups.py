@@ -89,19 +89,24 @@ def test_a_fingerprint_is_of_the_pictures_and_not_of_their_place(parquet, tmp_pa
 def test_specs(tmp_path):
     assert split_spec("mnist:2, 5") == ("mnist", ["2", "5"])
     assert split_spec("mnist") == ("mnist", [])
+    with pytest.raises(ValueError, match="names of classes after the colon of 'mnist: ,', got none; omit it for all"):
+        split_spec("mnist: ,")
     (tmp_path / "a:b").mkdir()
     assert split_spec(str(tmp_path / "a:b")) == (str(tmp_path / "a:b"), [])
 
 
 def test_overlapping_groups_are_refused(folder, tmp_path):
     dogs, cats, all_of_them = (read_group(spec, "x", 8) for spec in (f"{folder}:dog", f"{folder}:cat", str(folder)))
-    check_apart([dogs, cats])
-    with pytest.raises(ValueError, match="a picture is in the groups dog and cat, dog; remove it from one"):
-        check_apart([dogs, all_of_them])
+    check_apart({"forget": dogs, "retain": cats})
+    said = r"a picture is in the groups forget \(dog\) and retain \(cat, dog\); remove it from one"
+    with pytest.raises(ValueError, match=said):
+        check_apart({"forget": dogs, "retain": all_of_them})
+    with pytest.raises(ValueError, match=r"forget \(dog\) and retain \(dog\)"):  # of one name
+        check_apart({"forget": dogs, "retain": dogs})
     for index in range(5):
         picture(0 if index in (1, 4) else index).save(tmp_path / f"{index}.png")
     with pytest.raises(ValueError, match="is to train and to judge by"):
-        check_apart([read_group(str(tmp_path), "x", 8)])
+        check_apart({"forget": read_group(str(tmp_path), "x", 8)})
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 from sa_diffusers.core.concepts import Concept, mentions, split_phrasings, substitute
 from sa_diffusers.core.conditions import Condition, texts
 from sa_diffusers.data.concepts import check_surrogate, find_concept
-from sa_diffusers.data.prompts import concept_templates, read_prompts
+from sa_diffusers.data.prompts import concept_templates, read_prompts, read_templates
 from sa_diffusers.data.replay import (
     DistilledSurrogate,
     Replay,
@@ -130,17 +130,17 @@ def test_read_prompts_from_a_column(tmp_path):
 def test_templates_come_from_the_prompts_that_name_the_concept(tmp_path):
     prompts = [f"a seven, number {{{i}}}, not 7" for i in range(16)] + ["a six"]
     expected = [f"a {{}}, number {i}, not {{}}" for i in range(6)]
-    assert concept_templates(SEVEN, prompts, "absent.txt")[:6] == expected
-    assert len(concept_templates(SEVEN, prompts, "absent.txt")) == 16
+    assert concept_templates(SEVEN, prompts, [])[:6] == expected
+    assert len(concept_templates(SEVEN, prompts, [])) == 16
 
 
 def test_too_few_such_prompts_fall_back_on_a_file(tmp_path):
     (tmp_path / "templates.txt").write_text("a photo of {}\n{} at sea\n")
-    templates = concept_templates(PITT, ["Brad Pitt"] * 15, str(tmp_path / "templates.txt"))
-    assert templates == ["a photo of {}", "{} at sea"]
+    listed = read_templates(str(tmp_path / "templates.txt"))
+    assert concept_templates(PITT, ["Brad Pitt"] * 15, listed) == listed == ["a photo of {}", "{} at sea"]
     (tmp_path / "wrong.txt").write_text("a photo of {}\na photo\n")
     with pytest.raises(ValueError, match="does not: 'a photo"):
-        concept_templates(PITT, [], str(tmp_path / "wrong.txt"))
+        read_templates(str(tmp_path / "wrong.txt"))
 
 
 def test_spread_takes_every_prompt_before_it_repeats_one():

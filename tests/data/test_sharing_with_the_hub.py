@@ -420,6 +420,18 @@ def test_both_variants_load_by_stock_diffusers(tiny_pipeline, tmp_path):
             torch.testing.assert_close(dict(getattr(loaded, part).state_dict()), expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_half_precision_loads_plainly_and_in_half_where_asked(tiny_pipeline, tmp_path, variant):
+    """transformers takes its precision from the configuration, diffusers float32: pictures need one of all parts."""
+    pipeline = tiny_pipeline().to(torch.float16)
+    save_pipeline(pipeline, tmp_path / "half", pipeline.unet.float(), "float16", variant)
+    plain = StableDiffusionPipeline.from_pretrained(tmp_path / "half", variant=variant)
+    assert plain("a red seven", num_inference_steps=1, output_type="np").images.shape == (1, 16, 16, 3)
+    half = StableDiffusionPipeline.from_pretrained(tmp_path / "half", variant=variant, dtype=torch.float16)
+    for loaded, dtype in ((plain, torch.float32), (half, torch.float16)):
+        assert {getattr(loaded, part).dtype for part in ("unet", "vae", "text_encoder")} == {dtype}
+
+
 def test_the_variant_of_a_pipeline_of_ours(tmp_path):
     pipeline = ConditionalVAEPipeline(ConditionalVAE(image_size=4, num_classes=3, hidden_sizes=(5, 4), latent_dim=2))
     save_pipeline(pipeline, tmp_path / "vae", pipeline.vae, "float32", "fp16")

@@ -224,7 +224,7 @@ def test_a_run_that_forgot_a_class(run, classifier, pipeline, tmp_path, monkeypa
     assert result["generated"]["num_images"] == 54
     assert result["run"] == {
         "forgotten": "3", "sampler": "dpmsolver++", "guidance_scale": 1.0, "num_inference_steps": 1,
-        "eval_batch_size": 500, "num_images_per_class": 6,
+        "num_images_per_class": 6,
     }  # fmt: skip
     assert "without '3'" in shown and "concept_entropy" in shown
     assert "drawn with: guidance_scale 1.0, num_inference_steps 1, sampler dpmsolver++\n" in shown
@@ -287,7 +287,7 @@ def test_options_come_from_the_run_its_kind_or_the_command(run, tmp_path):
 
 def test_settings_come_from_another_run_where_they_are_not_given(run, pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path / "base" / "pipeline")
-    values = {"num_inference_steps": 7, "guidance_scale": 2.5, "sampler": "ddim", "eval_batch_size": 3}
+    values = {"num_inference_steps": 7, "guidance_scale": 2.5, "sampler": "ddim"}
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(values))
 
     def opened(of: str, **options):
@@ -298,11 +298,11 @@ def test_settings_come_from_another_run_where_they_are_not_given(run, pipeline, 
     found = opened("base", settings_of=run)
     assert base.drawn_as == DrawnAs(1.0, 1, "dpmsolver++")
     assert found.drawn_as == forgot.drawn_as == DrawnAs(2.5, 7, "ddim")
-    assert (found.forgotten, found.batch_size) == (None, base.batch_size)  # the base run forgot nothing
+    assert found.forgotten is None  # the base run forgot nothing
     assert opened("base", settings_of=run, guidance_scale=4.0).drawn_as == DrawnAs(4.0, 7, "ddim")
     # the other way round: the settings of a base run are those of its kind, whatever the run says itself
     found = opened("run", settings_of=str(tmp_path / "base"))
-    assert (found.drawn_as, found.forgotten, found.batch_size) == (base.drawn_as, "3", 3)
+    assert (found.drawn_as, found.forgotten) == (base.drawn_as, "3")
 
 
 def test_a_base_run_is_drawn_as_the_run_that_forgot_on_it(tiny_pipeline, classifier, tmp_path, monkeypatch, capsys):

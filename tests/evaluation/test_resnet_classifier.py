@@ -291,14 +291,13 @@ def test_flips_differ_by_seed_and_step_only(cifar10):
     assert drawn[0] != drawn[1] and drawn[0] != drawn[2] and 0 < sum(drawn[0]) < 20
 
 
-def test_training_sees_the_flips(cifar10):
+def test_training_sees_the_flips(cifar10, tmp_path):
     examples = load_examples(tiny_config(cifar10))[0]
     symmetric = copy.copy(examples)  # of images that are their own mirror images nothing changes
     symmetric.images = lambda indices: (examples.images(indices) + examples.images(indices).flip(3)) / 2
     for data, equal in ((examples, False), (symmetric, True)):
-        weights = [
-            train_classifier(data, None, tiny_config(cifar10, flip=flip)).state_dict() for flip in (True, False)
-        ]
+        configs = [tiny_config(cifar10, flip=f, output_dir=str(tmp_path / f"{f} {equal}")) for f in (True, False)]
+        weights = [train_classifier(data, None, config).state_dict() for config in configs]
         assert torch.equal(*(tensors["heads.class.weight"] for tensors in weights)) is equal
 
 

@@ -183,6 +183,21 @@ def test_the_loss_and_its_gradient_are_the_training_scripts(exact):
     assert_close(found, expected, rtol=1e-4, atol=1e-6)  # of prompts encoded in float32
 
 
+def test_a_prompt_is_encoded_alone_whatever_was_encoded_before(family):
+    """As after resuming: which kernel adds up a batch depends on its size."""
+    sizes = []
+    hooks = [e.register_forward_hook(lambda _, __, out: sizes.append(len(out[0]))) for e in family.text_encoders]
+    again = get_family(family.pipeline, sampler="pipeline")
+    first = again.embed(PROMPTS[:1])
+    resumed, whole = again.embed(PROMPTS), family.embed(PROMPTS)
+    for hook in hooks:
+        hook.remove()
+    assert sizes == [1] * 2 * len(PROMPTS) * len(hooks)
+    for part, tensor in family.text_parts(whole).items():
+        assert_close(family.text_parts(resumed)[part], tensor, rtol=0, atol=0)
+        assert_close(family.text_parts(first)[part], tensor[:1], rtol=0, atol=0)
+
+
 def test_the_empty_prompt_is_what_guidance_leads_away_from(pipeline, family):
     if isinstance(pipeline, FluxPipeline):
         expected = pipeline.encode_prompt("", device="cpu")[:2]

@@ -1,6 +1,7 @@
 """Pipelines that people really have: in folders, and in every state that diffusers and accelerate put them in."""
 
 import copy
+import fractions
 import json
 import shutil
 from pathlib import Path
@@ -141,16 +142,33 @@ def test_folder_is_refused(refused, argv, tiny_pipeline_dir, tmp_path, damage, s
 
 
 FILES = [
-    ("model.safetensors", ("model.safetensors", "convert.py checkpoint", "--output")),
-    ("sd-v1-4.ckpt", ("sd-v1-4.ckpt", "convert.py checkpoint")),
-    ("model_index.json", ("model_index.json is a file", "pass the folder")),
-]
+    ("damaged.safetensors", b"{}", ("damaged.safetensors is damaged",)),
+    ("damaged.ckpt", b"{}", ("damaged.ckpt is damaged", "convert checkpoint")),
+    ("config.yaml", b"{}", ("config.yaml is a file", "pass the folder")),
+    ("lora.safetensors", {"unet.a.lora_A.weight": 2}, ("no pipeline under its original names", "unet.a.lora_A")),
+    ("unet.safetensors", {"conv_in.weight": 2}, ("no pipeline under its original names", "convert checkpoint")),
+    ("v1.ckpt", {"model.diffusion_model.input_blocks.0.0.weight": (4, 4, 3, 3)}, ("stable-diffusion-v1-5", "v1/")),
+    ("xl.safetensors", {"conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias": 2,
+                        "model.diffusion_model.a": 2}, ("stable-diffusion-xl-base", "hf download")),
+    ("code.ckpt", {"model.diffusion_model.a": fractions.Fraction(1, 2)}, ("more than tensors", "convert checkpoint")),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "says"), FILES)
-def test_file_in_place_of_a_folder(refused, argv, tmp_path, name, says):
-    (tmp_path / name).write_bytes(b"{}")
-    refused("forget", "--model", tmp_path / name, *argv, says=says)
+@pytest.mark.parametrize(("name", "holds", "says"), FILES)
+def test_file_in_place_of_a_folder(refused, argv, tmp_path, name, holds, says):
+    path = tmp_path / name
+    if isinstance(holds, dict):
+        tensors = {key: torch.zeros(size) if isinstance(size, int | tuple) else size for key, size in holds.items()}
+        save_file(tensors, path) if path.suffix == ".safetensors" else torch.save(tensors, path)
+    else:
+        path.write_bytes(holds)
+    refused("forget", "--model", path, *argv, says=says)
+
+
+def test_a_single_file_is_written_back_where_there_is_one(refused, argv, tiny_pipeline_dir):
+    refused(
+        "forget", "--model", tiny_pipeline_dir, "--save_single_file", True, *argv, says=("save_single_file", ".ckpt")
+    )
 
 
 def test_an_attack_is_refused_by_the_same_configurations(refused, tiny_pipeline_dir, tmp_path):

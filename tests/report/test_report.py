@@ -147,7 +147,7 @@ def test_curves_without_any_value_still_draw(tmp_path):
 def test_page_is_self_contained_and_escaped(tmp_path):
     page = make_page(tmp_path / "report.html")
     sources = re.findall(r"""(?:src|srcset|href)\s*=\s*["']?([^"'\s>]+)""", page)
-    assert len(sources) == 2 * len(make_pairs()) + 3
+    assert len(sources) == 2 * len(make_pairs()) + 2
     numbers = [source for source in sources if not source.startswith("data:image/png;base64,")]
     (numbers,) = [json.loads(base64.b64decode(n.removeprefix("data:application/json;base64,"))) for n in numbers]
     assert numbers["metrics"]["after"] == METRICS["after"] and NASTY == numbers["prompts"]["concept"][0]["prompt"]

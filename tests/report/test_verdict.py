@@ -63,6 +63,14 @@ def metrics(concept, interval, unseen=None, surrogate="three", noise=None, worst
             STRONG,
         ),
         (metrics(None, None), "Not judged: no classifier", "Look at them"),
+        (
+            metrics(None, None)
+            | {"judged_by": {"name": "the model", "instead": "“three”"}}
+            | {"before": {}, "after": {"concept_preference": 0.02}}
+            | {"intervals": {"before": {}, "after": {"concept_preference": (0.004, 0.109)}}},
+            "Not clearly forgotten: the model prefers it to “three” in 2.0%",
+            "Undecided: look at the pictures, or pass a --classifier.",
+        ),
     ],
 )
 def test_it_says_what_the_intervals_say(found, says, advises):

@@ -493,6 +493,13 @@ def test_read_inputs(options):
         read_inputs(config_from_dict(ForgetConfig, everything))
 
 
+def test_what_is_shown_as_kept_does_not_name_the_concept(options):
+    config = config_from_dict(ForgetConfig, options | {"concept": "seven, 7", "surrogate": "nine"})
+    inputs = read_inputs(config)
+    assert any(map(inputs.concept.named_in, inputs.prompts)) and len(inputs.sets["retained"])
+    assert not any(map(inputs.concept.named_in, inputs.sets["retained"].prompts))
+
+
 def test_forget_returns_a_new_pipeline(tiny_pipeline, options):
     pipeline = tiny_pipeline()
     before = {name: value.clone() for name, value in pipeline.unet.state_dict().items()}

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 import sa_diffusers.runs.stages.train
 from sa_diffusers.core.fisher import Fisher, FisherMismatch
 from sa_diffusers.data.sample_set import SampleSet
-from sa_diffusers.evaluation.forgetting import replay_loss
+from sa_diffusers.evaluation.forgetting import Findings, replay_loss
 from sa_diffusers.evaluation.judges.classifier import AttributeClassifier
 from sa_diffusers.families import get_family
 from sa_diffusers.families.stable_diffusion import TextToImageFamily
@@ -343,3 +343,44 @@ def test_a_model_that_predicts_v_forgets_too(start, shared, tiny_pipeline, tmp_p
     assert replay_loss(get_family(outcome.pipeline), surrogate, 4, seed=0) < 0.9 * before
     loaded = StableDiffusionPipeline.from_pretrained(tmp_path / "run" / "pipeline")
     assert loaded.scheduler.config.prediction_type == "v_prediction"
+
+
+@pytest.mark.slow
+def test_what_was_drawn_before_serves_another_concept_and_method(start, unwatched, make_judge, tmp_path, monkeypatch):
+    """With the same numbers; only pictures that were not asked for then are drawn."""
+    earlier, drawn = unwatched[0].output_dir / "evaluation" / "before.safetensors", note_seeds(monkeypatch)
+    options = {"concept": "nine", "surrogate": "six", "method": "uce", **make_judge(DIGITS)}
+    fresh = start(tmp_path / "fresh", **options)
+    alone = len(drawn)
+    reusing = start(tmp_path / "reusing", before=str(earlier), **options)
+    assert alone - (len(drawn) - alone) == 2 * 2 + 4  # six, eight, and prompts that name no digit
+    numbers = [[run.metrics["before"], run.metrics["after"], run.metrics["intervals"]] for run in (fresh, reusing)]
+    one, other = (json.loads(json.dumps(part).replace("null", "-1")) for part in numbers)
+    torch.testing.assert_close(other, one, rtol=0, atol=1e-5)
+    names = [path / "evaluation" / "before.safetensors" for path in (tmp_path / "fresh", tmp_path / "reusing")]
+    one, other = (Findings.load(path).drawn for path in names)
+    torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5)  # whole, so it serves in its turn
+    again = start(tmp_path / "again", before=str(tmp_path / "reusing"), **options)
+    assert again.metrics["seconds"]["reused"] == ["before"] and again.metrics["before"] == reusing.metrics["before"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"guidance_scale": 3.0}, "was drawn with other guidance_scale; omit --before"),
+        ({"sampler": "ddim", "num_inference_steps": 3}, "other num_inference_steps, sampler; omit --before"),
+        ({"seed": 5}, "holds none of this run's pictures: .* another seed"),
+    ],
+)
+def test_what_was_drawn_otherwise_before_is_refused(start, unwatched, make_judge, tmp_path, changes, says):
+    earlier = unwatched[0].output_dir / "evaluation" / "before.safetensors"
+    with pytest.raises(ValueError, match=says):
+        start(tmp_path / "run", before=str(earlier), method="uce", **make_judge(DIGITS), **changes)
+    assert not (tmp_path / "run" / "evaluation").exists()
+
+
+def test_what_another_model_drew_before_is_refused(start, unwatched, make_judge, tiny_pipeline, tmp_path):
+    tiny_pipeline(seed=1).save_pretrained(tmp_path / "other")
+    earlier, judged = unwatched[0].output_dir / "evaluation" / "before.safetensors", make_judge(DIGITS)
+    with pytest.raises(ValueError, match="was drawn with other model; omit --before"):
+        start(tmp_path / "run", before=str(earlier), method="uce", model=str(tmp_path / "other"), **judged)

@@ -146,6 +146,41 @@ def train_in_parts(way: str, folder: Path, cases: list[str]) -> None:
     else:
         check_nothing_is_left()
         check_divergence()
+    check_last_look(folder)
+
+
+class LastLook(SelectiveAmnesia):
+    """Its loss is finite in training, and in the last look at what came of it infinite on the second process only."""
+
+    calls = 0
+
+    def __call__(self, model: nn.Module, batch: dict) -> tuple[torch.Tensor, dict]:
+        self.calls += 1
+        loss, parts = super().__call__(model, batch)
+        assert loss.requires_grad == (self.calls == 1)
+        return loss * (math.inf if self.calls == 2 and os.environ["RANK"] == "1" else 1), parts
+
+
+def check_last_look(folder: Path) -> None:
+    """No step comes after the last that would tell; both processes find it, and nothing of it is kept."""
+    for name, options in {
+        "diverged": {"learning_rate": 1e30},
+        "average": {"learning_rate": 1e30, "ema_decay": 0.5},
+    }.items():
+        with pytest.raises(TrainingDiverged, match="loss nan after step 1: .*no checkpoint was written"):
+            run(make_model(), False, folder / name, num_train_steps=1, lr_warmup_steps=0, **options)
+    config = TrainingConfig(num_train_steps=1, train_batch_size=4, checkpointing_steps=1)
+    model = make_model()
+    with pytest.raises(TrainingDiverged, match="loss inf after step 1"):
+        train(
+            model,
+            LastLook(DiffusionLoss(torch.linspace(0.99, 0.1, 10)), None),
+            batches,
+            config,
+            seed=3,
+            checkpoint_dir=folder / "one",
+        )
+    assert not list(folder.glob("one/step_*"))
 
 
 def check_nothing_is_left() -> None:

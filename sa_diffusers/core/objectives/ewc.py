@@ -175,12 +175,11 @@ class LowRankChange:
     scaling: float  # alpha / r
 
     def matrices(self) -> tuple[Tensor, Tensor]:
-        """B [out, r] and A [r, in * kh * kw], in at least float32."""
-        wanted = torch.promote_types(self.up.dtype, torch.float32)
-        return self.up.flatten(1).to(wanted), self.down.flatten(1).to(wanted)
+        """B [out, r] and A [r, in * kh * kw]."""
+        return self.up.flatten(1), self.down.flatten(1)
 
     def delta(self) -> Tensor:
-        """dW as a matrix, [out, in * kh * kw], likewise."""
+        """dW as a matrix, [out, in * kh * kw]."""
         up, down = self.matrices()
         return self.scaling * up @ down
 

@@ -8,16 +8,16 @@ from pathlib import Path
 from sa_diffusers.core.concepts import split_phrasings
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.prompts import read_prompts
-from sa_diffusers.data.sampling import DrawingOptions, SamplingSettings
+from sa_diffusers.data.sampling import SamplingSettings
 from sa_diffusers.evaluation.forgetting import MEANS, labelled_classes, summarise
 from sa_diffusers.evaluation.images.sets import ImageSet
 from sa_diffusers.evaluation.judging import ClassifierJudge, judge_pictures
 from sa_diffusers.evaluation.options import DrawnAs, RunConfig
 from sa_diffusers.evaluation.prompt_sets import Candidate, PromptSet
-from sa_diffusers.evaluation.subjects import drawn_as, made_by
-from sa_diffusers.families import Family, family_defaults, get_family
+from sa_diffusers.evaluation.subjects import drawn_as
+from sa_diffusers.families import Family, get_family
 from sa_diffusers.io.atomic_files import read_json
-from sa_diffusers.io.loading import load_pipeline, read_model_index
+from sa_diffusers.io.loading import load_pipeline
 
 
 READINGS = tuple(name for name, (of, _, _) in MEANS.items() if of == "retained" or name in (
@@ -49,7 +49,7 @@ class OpenRun:
 
     family: Family
     drawn_as: DrawnAs
-    batch_size: int
+    batch_size: int | None
     forgotten: str | None
     sets: dict[str, PromptSet]
     judge: ClassifierJudge | None
@@ -71,14 +71,14 @@ def open_run(config: RunConfig) -> OpenRun:
         if path is not None and not (Path(path) / "pipeline").is_dir():
             raise ValueError(f"expected the folder of a run, with `pipeline/` inside, got {path}; check --{name}")
     settings = drawn_as(config.settings_of or config.run, config.drawn_as)
-    kind = family_defaults(read_model_index(f"{config.run}/pipeline")["_class_name"])
-    usual = made_by(config.run).get("eval_batch_size", kind.get("eval_batch_size", DrawingOptions.eval_batch_size))
     concept, done = config.concept, Path(config.run) / "metrics.json"  # which is written after all stages
     if concept is None and done.exists():
         concept = read_json(done).get("concept")
     prompts = read_prompts(config.prompts) if config.prompts else []
     family = get_family(load_pipeline(f"{config.run}/pipeline", None, None, "float32"), sampler=settings.sampler)
     family.module.eval()
+    if family.can("completion"):
+        raise ValueError(f"{config.run} completes pictures, and draws none to compare: its report.html judges it")
     if family.labels is None:
         if not prompts or config.classifier is not None:
             raise ValueError(f"{config.run} takes free text: expected --prompts, and not the metric classifier")
@@ -93,7 +93,7 @@ def open_run(config: RunConfig) -> OpenRun:
             config.classifier, [forgotten or family.labels[0]]
         )  # fmt: skip
         sets = _class_sets(config, family, forgotten, judge)
-    return OpenRun(family, settings, config.sample_batch_size or usual, forgotten, sets, judge)
+    return OpenRun(family, settings, config.sample_batch_size, forgotten, sets, judge)
 
 
 def _class_sets(
@@ -142,4 +142,4 @@ def classifier_readings(run: OpenRun, pictures: dict[str, ImageSet]) -> dict:
 def how(run: OpenRun, config: RunConfig) -> dict:
     """How its images were drawn, for JSON."""
     counted = {} if run.family.labels is None else {"num_images_per_class": config.num_images_per_class}
-    return {"forgotten": run.forgotten, **asdict(run.drawn_as), "eval_batch_size": run.batch_size, **counted}
+    return {"forgotten": run.forgotten, **asdict(run.drawn_as), **counted}

@@ -73,11 +73,11 @@ class DrawnImages(ImageSet):
 
     def __init__(self, name: str, family: Family, latents: Tensor, decoded_at_once: int = 8):
         super().__init__(name, (family.resolution, family.resolution), len(latents))
-        self._family, self._latents, self._at_once = family, latents, decoded_at_once
+        self._family, self.latents, self._at_once = family, latents, decoded_at_once
 
     def images(self, indices: Sequence[int]) -> Tensor:
         """Raises FloatingPointError: what is decoded is not finite."""
-        images = torch.cat([self._family.decode(part) for part in self._latents[list(indices)].split(self._at_once)])
+        images = torch.cat([self._family.decode(part) for part in self.latents[list(indices)].split(self._at_once)])
         if not images.isfinite().all():
             raise FloatingPointError(f"{self.name}: the decoder gave values that are not finite; use float32")
         return images

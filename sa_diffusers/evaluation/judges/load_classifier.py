@@ -28,5 +28,5 @@ def load_classifier(source: str | Path) -> ImageClassifier:
             return CLASSES[name].from_pretrained(folder, dtype=torch.float32).eval()
     raise ValueError(
         f"expected a classifier ({' or '.join(CLASSES)}), got {name} in {source}; train one with "
-        "scripts/train_classifier.py"
+        "`sa-diffusers train-classifier`"
     )

@@ -19,7 +19,7 @@ from sa_diffusers.data.sampling import frozen_family
 from sa_diffusers.evaluation.judges.clip import Clip, zero_shot
 from sa_diffusers.evaluation.prompt_sets import PromptSet
 from sa_diffusers.families import Family
-from sa_diffusers.models.precision import on_device
+from sa_diffusers.models.precision import autocast_forward, on_device
 
 
 DRAWS = 8  # times, each with its own noise, that a picture is denoised at
@@ -99,7 +99,8 @@ class PreferenceJudge:
         )
         terms = (2 * torch.arange(self._draws) + 1) * family.loss.num_terms // (2 * self._draws)
         errors = []
-        with on_device(family.module, family.device) as module:
+        half = None if family.module.dtype == torch.float32 else family.module.dtype
+        with on_device(family.module, family.device) as module, autocast_forward(module, half):
             # Of every time, choice and picture.
             for rows in torch.arange(self._draws * len(conditions)).split(self.batch_size):
                 draw, place = rows // len(conditions), rows % len(conditions)

@@ -1,17 +1,19 @@
 """What pipelines share that draw the latents of a VAE by what text encoders make of a prompt."""
 
 import inspect
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.utils import convert_state_dict_to_kohya
 from torch import Generator, Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from sa_diffusers.core.batches import Batch, cat, map_tensors, take, to
+from sa_diffusers.core.batches import Batch, cat, map_tensors, to
 from sa_diffusers.core.closed_form import ClosedFormEdit
 from sa_diffusers.core.conditions import Condition, texts
 from sa_diffusers.core.losses import Loss
@@ -43,7 +45,6 @@ class TextToImageFamily(Family):
     readers: ClassVar[Mapping[str, str]] = {"tokenizer": "text_encoder"}  # parts that read a prompt
     limits: ClassVar[Mapping[str, int]] = {}  # tokens of a prompt, by tokenizers that read other than the first does
     sequence: ClassVar[tuple[str, ...]] = ("tokenizer",)  # whose tokens' embeddings stand one after the other
-    optional: ClassVar[tuple[str, ...]] = ()  # of the parts, those that a pipeline may do without
 
     def __init__(
         self, pipeline: DiffusionPipeline, sampler: str | None = None, compute_dtype: torch.dtype | None = None
@@ -93,7 +94,10 @@ class TextToImageFamily(Family):
 
     def tokens_read(self, tokenizer: str) -> int:
         """Of a prompt, by the tokenizer of this name."""
-        return self.limits.get(tokenizer, self.pipeline.tokenizer.model_max_length)
+        if tokenizer not in self.limits:
+            return self.pipeline.tokenizer.model_max_length
+        own = getattr(getattr(self.pipeline, tokenizer), "model_max_length", math.inf)  # an absent one's are zeros
+        return min(self.limits[tokenizer], own)
 
     def embed(self, prompts: Sequence[str]) -> Batch:
         """What the model is told of prompts, on the CPU; each distinct one is encoded once (encoders are frozen).
@@ -108,15 +112,11 @@ class TextToImageFamily(Family):
 
     @torch.no_grad()
     def _encode(self, prompts: Sequence[str]) -> None:
-        """Encode the prompts that have not been yet."""
+        """Encode the prompts that have not been yet, one by one: a kernel is chosen by the shape of what it is given,
+        and a prompt's embedding must not depend on which others were encoded before, as after resuming."""
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._encoded]
-        if not new:
-            return
-        with self.encoders_at_hand():
-            for start in range(0, len(new), 64):
-                part = new[start : start + 64]
-                encoded = to(self.encode_prompts(part), "cpu")
-                self._encoded |= {prompt: take(encoded, [row]) for row, prompt in enumerate(part)}
+        with self.encoders_at_hand() if new else nullcontext():
+            self._encoded |= {prompt: to(self.encode_prompts([prompt]), "cpu") for prompt in new}
 
     @contextmanager
     def encoders_at_hand(self) -> Iterator[None]:
@@ -285,3 +285,10 @@ class TextToImageFamily(Family):
         """Write an adapter as diffusers' `load_lora_weights` reads it; `metadata` is peft's configuration of it."""
         said = {f"{self.component}_lora_layers": tensors, f"{self.component}_lora_adapter_metadata": metadata}
         self.pipeline.save_lora_weights(folder, **said)
+
+    def kohya_lora(self, tensors: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
+        """An adapter in float16 by the names that ComfyUI reads, and of UNets A1111 and kohya's scripts."""
+        prefix = "unet" if self.component == "unet" else f"lora_{self.component}"
+        found = convert_state_dict_to_kohya({f"{prefix}.{name}": tensor.half() for name, tensor in tensors.items()})
+        # diffusers takes every alpha for the rank.
+        return {name: torch.tensor(float(alpha)).half() if name.endswith(".alpha") else t for name, t in found.items()}

@@ -69,7 +69,9 @@ class FluxFamily(FlowFamily):
         return self.module.config.in_channels // 4, size, size
 
     def encode_prompts(self, prompts: Sequence[str]) -> Batch:
-        tokens, pooled, _ = self.pipeline.encode_prompt(list(prompts), device=self.device)
+        tokens, pooled, _ = self.pipeline.encode_prompt(
+            list(prompts), device=self.device, max_sequence_length=self.tokens_read("tokenizer_2")
+        )
         return {"encoder_hidden_states": tokens, "pooled_projections": pooled}
 
     def draw_embedded(

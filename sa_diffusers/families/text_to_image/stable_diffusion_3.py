@@ -25,7 +25,12 @@ class StableDiffusion3Family(FlowFamily):
 
     def encode_prompts(self, prompts: Sequence[str]) -> Batch:
         tokens, _, pooled, _ = self.pipeline.encode_prompt(
-            list(prompts), None, None, device=self.device, do_classifier_free_guidance=False
+            list(prompts),
+            None,
+            None,
+            device=self.device,
+            do_classifier_free_guidance=False,
+            max_sequence_length=self.tokens_read("tokenizer_3"),
         )
         return {"encoder_hidden_states": tokens, "pooled_projections": pooled}
 

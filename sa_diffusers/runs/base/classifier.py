@@ -20,9 +20,8 @@ from sa_diffusers.evaluation.judges.classifier import AttributeClassifier, Image
 from sa_diffusers.evaluation.judges.digit_classifier import DigitClassifier
 from sa_diffusers.evaluation.judges.resnet_classifier import ResNetClassifier, saved_sizes
 from sa_diffusers.io.configuration import option
-from sa_diffusers.runs.base.run_folder import save_model
+from sa_diffusers.runs.base.run_folder import BaseOptions, claimed, save_model
 from sa_diffusers.training.loop import infinite_indices, train
-from sa_diffusers.training.options import TrainingConfig
 
 
 # The networks of the Selective Amnesia experiments on these data sets.
@@ -30,8 +29,8 @@ ARCHITECTURES = {"mnist": "digit", "digits8x8": "digit", "cifar10": "resnet", "s
 
 
 @dataclass
-class ClassifierConfig(TrainingConfig):
-    """Everything `scripts/train_classifier.py` can be told. Raises ValueError: options that contradict each other."""
+class ClassifierConfig(BaseOptions):
+    """What `sa-diffusers train-classifier` can be told. Raises ValueError: options that contradict each other."""
 
     data_dir: str | None = option(
         None, "Images: folder or hub id; null: the data set's own id; digits8x8 needs none.", identity=False
@@ -45,6 +44,7 @@ class ClassifierConfig(TrainingConfig):
     num_held_out: int | None = option(
         None,
         "Hold out so many of training and test images together; null: the test images. Not for imagefolder, digits.",
+        above=0,
     )
     architecture: Literal["attributes", "digit", "resnet"] | None = option(
         None,
@@ -54,25 +54,26 @@ class ClassifierConfig(TrainingConfig):
     pretrained: str | None = option(
         None, "ResNet to start from, hub id or local folder: microsoft/resnet-34; null: from scratch."
     )
-    input_size: int | None = option(None, "Size in pixels that the resnet scales images to; null: as they are.")
+    input_size: int | None = option(
+        None, "Size in pixels that the resnet scales images to; null: as they are.", above=0
+    )
     stem: Literal["imagenet", "small"] = option(
         "imagenet",
         "First layers of a resnet from scratch: imagenet (leaves a quarter of height and width) or small "
         "(leaves all; for images of 32 pixels that are not scaled up).",
     )
-    depths: list[int] = option([3, 4, 6, 3], "Blocks of each stage of a resnet from scratch.")
-    hidden_sizes: list[int] = option([64, 128, 256, 512], "Widths of those stages.")
+    depths: list[int] = option([3, 4, 6, 3], "Blocks of each stage of a resnet from scratch.", above=0)
+    hidden_sizes: list[int] = option([64, 128, 256, 512], "Widths of those stages.", above=0)
     attributes: str = option("label", "Columns with the class names, separated by commas (imagefolder only).")
     output_dir: str = option("runs/classifier", "Run folder; `classifier/` in it is the model.", identity=False)
-    resolution: int = option(32, "Height and width in pixels that folder images are fitted to.")
+    resolution: int = option(32, "Height and width in pixels that folder images are fitted to.", above=0)
     crop: int | None = option(None, "Take the centre of so many pixels first (dataset pictures); null: all.", above=0)
-    num_copies: int = option(1, "Colourings of every digit (dataset digits).")
+    num_copies: int = option(1, "Colourings of every digit (dataset digits).", above=0)
     disturb: bool = option(True, "Warp all training images; blur half of them and add noise to those.")
     flip: bool = option(False, "Mirror half of the training images; wrong for digits.")
     save_dtype: Literal["float32", "float16"] = option(
         "float32", "Type of the saved weights, which are the ones that are measured."
     )
-    seed: int = option(0, "Seed of every random number.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -129,8 +130,6 @@ def load_folder(config: ClassifierConfig) -> tuple[Examples, Examples]:
     """
     from datasets import load_dataset
 
-    if config.data_dir is None:
-        raise ValueError("expected a folder of images, got none; pass --data_dir, or another --dataset")
     splits = load_dataset("imagefolder", data_dir=config.data_dir)
     if "test" not in splits:
         splits = splits["train"].train_test_split(test_size=0.1, seed=config.seed)
@@ -164,6 +163,8 @@ def load_examples(config: ClassifierConfig) -> tuple[Examples, Examples, dict[st
     Raises:
         ValueError: as `load_folder` and `load_labelled_images`; as many held-out images as there are, or more.
     """
+    if config.data_dir is None and config.dataset in ("imagefolder", "pictures"):
+        raise ValueError("expected a folder of images, got none; pass --data_dir, or another --dataset")
     if config.dataset == "imagefolder":
         return *load_folder(config), None
     if config.dataset == "digits":
@@ -175,7 +176,7 @@ def load_examples(config: ClassifierConfig) -> tuple[Examples, Examples, dict[st
         data = ColoredDigits(*strokes, config.num_copies, config.seed), ColoredDigits(*held_out, seed=config.seed)
         return *(_coloured(digits, classes) for digits in data), words
     if config.dataset == "pictures":
-        group = read_group(config.data_dir or "", "data_dir", config.resolution, crop=config.crop)
+        group = read_group(config.data_dir, "data_dir", config.resolution, crop=config.crop)
         sets = [group.train, group.test]
     elif config.num_held_out is None:
         sets = [load_labelled_images(config.dataset, config.data_dir, split) for split in ("train", "test")]
@@ -263,17 +264,18 @@ def training_batch(examples: Examples, config: ClassifierConfig, step: int) -> B
 
 
 def train_classifier(examples: Examples, words: dict | None, config: ClassifierConfig) -> ImageClassifier:
-    """Train a classifier of every attribute that the images have; `words` as in AttributeClassifier."""
+    """Train a classifier of every attribute of the images; `words` as in AttributeClassifier. Raises as `claimed`."""
     classifier = make_classifier(examples, words, config)
-    train(
-        classifier,
-        Classification() if config.disturb else Undisturbed(),
-        lambda step: training_batch(examples, config, step),
-        config,
-        seed=derive_seed(config.seed, "classifier"),
-        checkpoint_dir=Path(config.output_dir) / "checkpoints",
-        description="classifier",
-    )
+    with claimed(config) as output_dir:
+        train(
+            classifier,
+            Classification() if config.disturb else Undisturbed(),
+            lambda step: training_batch(examples, config, step),
+            config,
+            seed=derive_seed(config.seed, "classifier"),
+            checkpoint_dir=output_dir / "checkpoints",
+            description="classifier",
+        )
     return classifier
 
 

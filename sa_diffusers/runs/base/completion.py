@@ -23,7 +23,7 @@ from sa_diffusers.training.loop import infinite_indices, train
 
 @dataclass
 class MaskedAutoencoderConfig(LabelledBaseConfig):
-    """Everything `scripts/train_base.py` can be told of a masked autoencoder. Raises ValueError: no such holes."""
+    """Everything `sa-diffusers train-base` can be told of a masked autoencoder. Raises ValueError: no such holes."""
 
     family: Literal["masked_autoencoder"] = option("masked_autoencoder", "What to train.")
     dataset: Literal["digits8x8", "mnist", "cifar10", "stl10", "pictures"] = option(
@@ -54,6 +54,10 @@ class MaskedAutoencoderConfig(LabelledBaseConfig):
             if not count.isdigit():
                 raise ValueError(f"expected holes such as half=10, got {hole!r}")
             hidden_patches(name, 8)
+        if not any(hole.rpartition("=")[2].strip("0") for hole in self.holes):
+            raise ValueError(f"expected holes of which one comes at all, got {', '.join(self.holes) or 'none'}")
+        if self.crop is not None and self.dataset == "digits8x8":
+            raise ValueError(f"crop {self.crop}: the pictures of digits8x8 are taken whole; omit it")
 
 
 class HoleBatches:

@@ -27,7 +27,7 @@ SHEET_COLUMNS = 8  # pictures of each class on the sheets drawn while training
 
 @dataclass
 class LabelledBaseConfig(BaseOptions):
-    """What `scripts/train_base.py` can be told of any class-conditional model."""
+    """What `sa-diffusers train-base` can be told of any class-conditional model."""
 
     dataset: DatasetName = option(
         "digits8x8", "mnist, cifar10, stl10 (hub id or local folder), or digits8x8: scikit-learn's bundled digits."
@@ -43,11 +43,11 @@ class LabelledBaseConfig(BaseOptions):
 
 @dataclass
 class ConditionalVAEConfig(LabelledBaseConfig):
-    """Everything `scripts/train_base.py` can be told of a conditional VAE."""
+    """Everything `sa-diffusers train-base` can be told of a conditional VAE."""
 
     family: Literal["conditional_vae"] = option("conditional_vae", "What to train.")
-    hidden_sizes: list[int] = option([512, 256], "Widths of the encoder's hidden layers.")
-    latent_dim: int = option(8, "Dimension of the latent code.")
+    hidden_sizes: list[int] = option([512, 256], "Widths of the encoder's hidden layers.", above=0)
+    latent_dim: int = option(8, "Dimension of the latent code.", above=0)
 
 
 def train_conditional_vae(data: LabelledImages, config: ConditionalVAEConfig) -> DiffusionPipeline:
@@ -59,10 +59,8 @@ def train_conditional_vae(data: LabelledImages, config: ConditionalVAEConfig) ->
         indices = infinite_indices(len(data), config.train_batch_size, step, order)
         return {"sample": data.sample(indices), "labels": data.labels[indices]}
 
+    pipeline = build_conditional_vae(config.hidden_sizes, config.latent_dim, size, channels, data.names, config.seed)
     with claimed(config) as output_dir:
-        pipeline = build_conditional_vae(
-            config.hidden_sizes, config.latent_dim, size, channels, data.names, config.seed
-        )
         family = get_family(pipeline)
         train(
             family.module,
@@ -92,18 +90,20 @@ def negative_elbo(pipeline: DiffusionPipeline, data: LabelledImages, seed: int =
 
 @dataclass
 class ClassConditionalConfig(LabelledBaseConfig):
-    """Everything `scripts/train_base.py` can be told of class-conditional diffusion; the network is the paper's."""
+    """Everything `sa-diffusers train-base` can be told of class-conditional diffusion; the network is the paper's."""
 
     family: Literal["class_conditional"] = option("class_conditional", "What to train.")
     block_out_channels: list[int] = option(
-        [128, 256, 256, 256], "Width of each stage; every stage but the last halves the image."
+        [128, 256, 256, 256], "Width of each stage; every stage but the last halves the image.", above=0
     )
-    layers_per_block: int = option(2, "Residual blocks of each stage.")
-    attention_resolutions: list[int] = option([16], "Image sizes, in pixels, at which stages have self-attention.")
-    attention_head_dim: int | None = option(None, "Width of a head; null: one head.")
-    norm_num_groups: int = option(32, "Groups of the normalisation.")
+    layers_per_block: int = option(2, "Residual blocks of each stage.", above=0)
+    attention_resolutions: list[int] = option(
+        [16], "Image sizes, in pixels, at which stages have self-attention.", above=0
+    )
+    attention_head_dim: int | None = option(None, "Width of a head; null: one head.", above=0)
+    norm_num_groups: int = option(32, "Groups of the normalisation.", above=0)
     dropout: float = option(0.1, "Dropout in the residual blocks.", least=0, below=1)
-    num_train_timesteps: int = option(1000, "T, the steps of the diffusion.")
+    num_train_timesteps: int = option(1000, "T, the steps of the diffusion.", above=1)
     beta_schedule: Literal["linear", "squaredcos_cap_v2"] = option(
         "linear", "Noise schedule by diffusers' name; linear is from 1e-4 to 0.02."
     )
@@ -115,9 +115,9 @@ class ClassConditionalConfig(LabelledBaseConfig):
     flip: bool = option(True, "Mirror half of the images; wrong for digits.")
     antithetic: bool = option(True, "Take timesteps t and T - 1 - t in pairs.")
     sample_steps: int | None = option(
-        None, "Draw a sheet of samples every so many steps, into `progress/`; null: off."
+        None, "Draw a sheet of samples every so many steps, into `progress/`; null: off.", above=0
     )
-    sample_guidance_scale: float = option(2.0, "Guidance of that sheet, as in diffusers.")
+    sample_guidance_scale: float = option(2.0, "Guidance of that sheet, as in diffusers.", least=0)
     save_dtype: Literal["float32", "float16"] = option("float32", "Precision of the files.")
 
 

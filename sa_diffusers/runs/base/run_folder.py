@@ -22,9 +22,9 @@ class BaseOptions(TrainingConfig):
 
     output_dir: str = option("runs/base", "Folder of the run; `pipeline/` inside is the model.", identity=False)
     num_threads: int | None = option(
-        None, "CPU threads; null: as the environment says (`accelerate launch` says 1).", identity=False
+        None, "CPU threads; null: as the environment says (`accelerate launch` says 1).", above=0, identity=False
     )
-    seed: int = option(0, "Seed of every random number.")
+    seed: int = option(0, "Seed of every random number.", least=0)
 
 
 def claim_folder(config: BaseOptions) -> None:

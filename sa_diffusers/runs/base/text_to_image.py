@@ -42,11 +42,11 @@ class CaptionedImages(Protocol):
 
 @dataclass
 class BaseConfig(BaseOptions):
-    """Everything `scripts/train_base.py` can be told. The fields of TrainingConfig are those of the denoiser."""
+    """Everything `sa-diffusers train-base` can be told. The fields of TrainingConfig are those of the denoiser."""
 
     family: Literal["text_to_image"] = option("text_to_image", "What to train.")
     data_dir: str = option("ylecun/mnist", "Hub id or local folder of the images.", identity=False)
-    dataset: str = option(
+    dataset: Literal["imagefolder", "digits"] = option(
         "imagefolder", "imagefolder (images + metadata.jsonl with a `text` column) or digits (MNIST, coloured)."
     )
     architecture: str = option(
@@ -54,12 +54,14 @@ class BaseConfig(BaseOptions):
         "YAML with the configurations of vae, text_encoder, scheduler, and unet, or the "
         "transformer of a small Stable Diffusion 3.",
     )
-    resolution: int = option(32, "Height and width of the images in pixels.")
-    caption_dropout: float = option(0.1, "Share of empty captions, for guidance.")
-    num_copies: int = option(1, "Colourings of every digit (dataset digits).")
+    resolution: int = option(32, "Height and width of the images in pixels.", above=0)
+    caption_dropout: float = option(0.1, "Share of empty captions, for guidance.", least=0, below=1)
+    num_copies: int = option(1, "Colourings of every digit (dataset digits).", above=0)
     exclude_classes: list[str] = option([], "Digits to leave out, as words: a model that never learned them.")
-    vocab_merges: int = option(700, "Merges of the tokenizer's byte-pair encoding.")
-    snr_gamma: float | None = option(5.0, "Min-SNR weighting (Hang et al. 2023), of diffusion alone; null: off.")
+    vocab_merges: int = option(700, "Merges of the tokenizer's byte-pair encoding.", least=0)
+    snr_gamma: float | None = option(
+        5.0, "Min-SNR weighting (Hang et al. 2023), of diffusion alone; null: off.", above=0
+    )
     density: Literal["uniform", "logit_normal"] = option("uniform", "Of noise levels in the training of a flow.")
     pooled_dropout: float = option(
         0.0,
@@ -67,14 +69,19 @@ class BaseConfig(BaseOptions):
         least=0,
         below=1,
     )
-    vae_steps: int = option(3000, "Optimiser steps of the autoencoder.")
-    vae_batch_size: int = option(32, "Images in an optimiser step of the autoencoder.")
-    vae_learning_rate: float = option(2e-3, "Peak learning rate of the autoencoder (cosine).")
-    vae_kl_weight: float = option(5e-4, "Weight of the KL term, per latent value.")
-    text_steps: int = option(2000, "Optimiser steps of the text encoder.")
-    text_batch_size: int = option(256, "Pairs of image and caption in such a step.")
-    text_learning_rate: float = option(1e-3, "Peak learning rate of that (cosine).")
+    vae_steps: int = option(3000, "Optimiser steps of the autoencoder.", above=0)
+    vae_batch_size: int = option(32, "Images in an optimiser step of the autoencoder.", above=0)
+    vae_learning_rate: float = option(2e-3, "Peak learning rate of the autoencoder (cosine).", above=0)
+    vae_kl_weight: float = option(5e-4, "Weight of the KL term, per latent value.", least=0)
+    text_steps: int = option(2000, "Optimiser steps of the text encoder.", above=0)
+    text_batch_size: int = option(256, "Pairs of image and caption in such a step.", above=1)
+    text_learning_rate: float = option(1e-3, "Peak learning rate of that (cosine).", above=0)
     save_dtype: Literal["float32", "float16"] = option("float32", "Precision of the files.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dataset != "digits" and (self.exclude_classes or self.num_copies > 1):
+            raise ValueError(f"exclude_classes, num_copies: expected dataset digits, got {self.dataset}; omit them")
 
 
 class TrainableAutoencoder(nn.Module):

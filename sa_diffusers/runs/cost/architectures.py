@@ -1,7 +1,17 @@
 """Stable Diffusion 1.4 in its real size, with random weights: nothing is fetched, and meta tensors will do."""
 
+from collections.abc import Callable
+
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DiffusionPipeline,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+)
+from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from sa_diffusers.data.prompts import read_prompts
@@ -9,6 +19,27 @@ from sa_diffusers.families.architectures import stable_diffusion
 from sa_diffusers.models import tokenizer as text
 
 
+# Parts of the large families as they are on the hub; what is not said is the default of diffusers' class.
+UNET_XL = {
+    "sample_size": 128, "block_out_channels": (320, 640, 1280), "cross_attention_dim": 2048,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 10), "attention_head_dim": (5, 10, 20), "use_linear_projection": True,
+    "addition_embed_type": "text_time", "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816,
+}  # fmt: skip
+MEDIUM_3 = {
+    "sample_size": 128, "num_layers": 24, "num_attention_heads": 24, "attention_head_dim": 64,
+    "joint_attention_dim": 4096, "caption_projection_dim": 1536, "pooled_projection_dim": 2048,
+    "pos_embed_max_size": 192,
+}  # fmt: skip
+DENOISERS: dict[str, Callable[[], nn.Module]] = {
+    "sdxl": lambda: UNet2DConditionModel(**UNET_XL),  # 2,567,463,684 weights
+    "sd3": lambda: SD3Transformer2DModel(**MEDIUM_3),  # of the medium one, 2,028,328,000
+    "flux": lambda: FluxTransformer2DModel(guidance_embeds=True),  # of dev, 11,901,408,320
+}
+# Of each text encoder: CLIP ViT-L, OpenCLIP ViT-bigG, T5 XXL's encoder.
+CLIP_L, CLIP_G, T5_XXL = 123_060_480, 694_659_840, 4_762_310_656
+TEXT_ENCODERS = {"sdxl": (CLIP_L, CLIP_G), "sd3": (CLIP_L, CLIP_G, T5_XXL), "flux": (CLIP_L, T5_XXL)}
 VOCABULARY = 49408  # of CLIP; it decides the size of the token embeddings, whatever tokenizer is used
 
 
@@ -17,9 +48,10 @@ def build_unet() -> UNet2DConditionModel:
     return UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
 
 
-def build_vae() -> AutoencoderKL:
-    """[B, 3, 8h, 8w] to [B, 4, h, w]; 83,653,863 weights."""
+def build_vae(latent_channels: int = 4) -> AutoencoderKL:
+    """[B, 3, 8h, 8w] to [B, 4, h, w]; 83,653,863 weights, the same for the families above."""
     return AutoencoderKL(
+        latent_channels=latent_channels,
         block_out_channels=(128, 256, 512, 512),
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,

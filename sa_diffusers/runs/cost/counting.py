@@ -1,7 +1,6 @@
 """Operations and bytes of a module without running it: on meta tensors, which have shapes and no values."""
 
-import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -10,56 +9,17 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
+from sa_diffusers.models.memory import TensorBytes
+
 
 TOKENS = 77
+TOKENS_T5 = {False: 77 + 256, True: 512}  # of Stable Diffusion 3, with CLIP's, and of FLUX
 # What CUDA's autocast does, of what a UNet calls: these in half precision, those in float32, all else as it comes.
 HALF = {F.linear, F.conv2d, torch.conv2d, torch.matmul, torch.bmm, torch.baddbmm, torch.einsum}
 FULL = {F.group_norm, F.layer_norm, F.softmax, F.mse_loss, F.interpolate}
-
-
-class TensorBytes(TorchDispatchMode):
-    """Counts the bytes of the tensors that are made inside the block and still alive, on any device.
-
-    Storages that exist before the block are not counted, nor is scratch memory inside an operator. Meta tensors count
-    with the size they would have.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0  # bytes at the moment, and at most so far
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        for tensor in tensors_in((args, kwargs)):
-            self._note(tensor, existed=True)
-        result = function(*args, **(kwargs or {}))
-        for tensor in tensors_in(result):
-            self._note(tensor, existed=False)
-        self.peak = max(self.peak, self.now)
-        return result
-
-    def _note(self, tensor: Tensor, existed: bool) -> None:
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key in self._known:
-            return
-        size = 0 if existed else storage.nbytes()
-        self._known.add(key)
-        self.now += size
-        weakref.finalize(storage, self._forget, key, size).atexit = False
-
-    def _forget(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.now -= size
-
-
-def tensors_in(tree: Any) -> Iterable[Tensor]:
-    return (leaf for leaf in tree_iter(tree) if isinstance(leaf, Tensor))
 
 
 class CudaKernels(TorchFunctionMode):
@@ -117,29 +77,63 @@ def unet_inputs(denoiser: UNet2DConditionModel, batch_size: int, size: int = 64)
         )
 
 
-def forward_flops(denoiser: UNet2DConditionModel, size: int = 64) -> int:
+def inputs_of(denoiser: nn.Module, batch_size: int, size: int) -> dict[str, Any]:
+    """What a UNet, or a transformer of Stable Diffusion 3 or FLUX, is called with: meta tensors by name.
+
+    Args:
+        size: height and width of the latents.
+    """
+    config = denoiser.config
+    if "joint_attention_dim" not in config:
+        found = dict(
+            zip(("sample", "timestep", "encoder_hidden_states"), unet_inputs(denoiser, batch_size, size), strict=True)
+        )
+        if config.addition_embed_type:
+            pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+            shapes = {"text_embeds": pooled, "time_ids": 6}
+            added = {name: torch.empty(batch_size, width, device="meta") for name, width in shapes.items()}
+            found["added_cond_kwargs"] = added
+        return found
+    packed, (height, width) = "guidance_embeds" in config, (size // 2, size // 2)
+    latents = (height * width,) if packed else (size, size)
+    with torch.device("meta"):
+        found = {
+            "hidden_states": torch.empty(batch_size, *latents, config.in_channels)
+            if packed
+            else torch.empty(batch_size, config.in_channels, *latents),
+            "timestep": torch.empty(batch_size),
+            "encoder_hidden_states": torch.empty(batch_size, TOKENS_T5[packed], config.joint_attention_dim),
+            "pooled_projections": torch.empty(batch_size, config.pooled_projection_dim),
+        }
+        if packed:
+            found |= {"img_ids": torch.empty(*latents, 3), "txt_ids": torch.empty(TOKENS_T5[packed], 3)}
+            found["guidance"] = torch.empty(batch_size)
+    return found
+
+
+def forward_flops(denoiser: nn.Module, size: int = 64) -> int:
     """Floating point operations of a forward pass of one sample, a multiplication and an addition counted as two."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        denoiser(*unet_inputs(denoiser, 1, size))
+        denoiser(**inputs_of(denoiser, 1, size))
     return counter.get_total_flops()
 
 
 def vae_latents(vae: AutoencoderKL, batch_size: int, size: int = 64) -> Tensor:
     """Meta tensor [B, C, size, size]."""
-    return torch.empty(batch_size, vae.config.latent_channels, size, size, device="meta")
+    return torch.empty(batch_size, vae.config.latent_channels, size, size, device="meta", dtype=vae.dtype)
 
 
-def decoding_flops(vae: AutoencoderKL) -> int:
+def decoding_flops(vae: AutoencoderKL, size: int = 64) -> int:
     """Floating point operations of decoding one sample."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        vae.decode(vae_latents(vae, 1))
+        vae.decode(vae_latents(vae, 1, size))
     return counter.get_total_flops()
 
 
-def decoding_bytes(vae: AutoencoderKL, batch_size: int) -> int:
+def decoding_bytes(vae: AutoencoderKL, batch_size: int, size: int = 64) -> int:
     """The most that decoding holds beside the weights, in their precision; the VAE is on "meta"."""
     with torch.no_grad(), TensorBytes() as counter, CudaKernels(None):
-        vae.requires_grad_(False).decode(vae_latents(vae, batch_size))
+        vae.requires_grad_(False).decode(vae_latents(vae, batch_size, size))
     return counter.peak
 
 
@@ -149,7 +143,7 @@ def weight_bytes(module: nn.Module, trained_only: bool = False) -> int:
 
 
 def step_bytes(
-    denoiser: UNet2DConditionModel, batch_size: int, dtype: torch.dtype | None, checkpointing: bool, size: int = 64
+    denoiser: nn.Module, batch_size: int, dtype: torch.dtype | None, checkpointing: bool, size: int = 64
 ) -> int:
     """The most that a forward and a backward pass hold beside the weights: activations, copies of weights, gradients.
 
@@ -158,25 +152,25 @@ def step_bytes(
         batch_size: surrogate and replay samples together.
         dtype: of autocast; None: none.
     """
-    latents, timesteps, text = unet_inputs(denoiser, batch_size, size)
+    inputs = inputs_of(denoiser, batch_size, size)
     with _checkpointing(denoiser, dtype) if checkpointing else nullcontext(), TensorBytes() as counter:
         with CudaKernels(dtype):
-            loss = denoiser(latents, timesteps, text).sample.float().square().mean()
+            loss = denoiser(**inputs).sample.float().square().mean()
         loss.backward()
     denoiser.zero_grad()
     return counter.peak
 
 
-def forward_bytes(denoiser: UNet2DConditionModel, batch_size: int, dtype: torch.dtype | None, size: int = 64) -> int:
+def forward_bytes(denoiser: nn.Module, batch_size: int, dtype: torch.dtype | None, size: int = 64) -> int:
     """The most that a forward pass without gradients holds beside the weights; arguments as of `step_bytes`."""
-    inputs = unet_inputs(denoiser, batch_size, size)
+    inputs = inputs_of(denoiser, batch_size, size)
     with torch.no_grad(), TensorBytes() as counter, CudaKernels(dtype):
-        denoiser.requires_grad_(False)(*inputs)
+        denoiser.requires_grad_(False)(**inputs)
     return counter.peak
 
 
 @contextmanager
-def _checkpointing(denoiser: UNet2DConditionModel, dtype: torch.dtype | None) -> Iterator[None]:
+def _checkpointing(denoiser: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
     """Checkpoint the UNet's blocks; while a block is computed again, autocast is on again."""
 
     def run_checkpointed(block: nn.Module, *inputs: Any) -> Any:

@@ -133,18 +133,22 @@ def operations() -> tuple[int, int]:
     return forward_flops(on_meta(build_unet)), decoding_flops(on_meta(build_vae))
 
 
-def estimate_costs(rate: float) -> Costs:
+def estimate_costs(rate: float, counted: tuple[int, int] | None = None, weights: int = WEIGHTS) -> Costs:
     """Seconds of a unit on a GPU that sustains `rate` operations a second, for steps of 4 + 4 samples.
 
     A training step's replay half also needs a forward pass of the frozen model; activations are kept. What touches
     every weight without much arithmetic is charged at the memory's bandwidth.
+
+    Args:
+        counted: as `operations`; None: those.
+        weights: bytes of the trained part in float32.
     """
-    forward, decoding = (count / rate for count in operations())
+    forward, decoding = (count / rate for count in counted or operations())
     return Costs(
-        image_step=2 * forward + CAST_PASSES * WEIGHTS / BANDWIDTH / SAMPLED_AT_ONCE,
-        fisher_evaluation=(1 + BACKWARD) * forward + FISHER_PASSES * WEIGHTS / BANDWIDTH / FISHER_TIMESTEPS,
+        image_step=2 * forward + CAST_PASSES * weights / BANDWIDTH / SAMPLED_AT_ONCE,
+        fisher_evaluation=(1 + BACKWARD) * forward + FISHER_PASSES * weights / BANDWIDTH / FISHER_TIMESTEPS,
         training_sample=(1 + BACKWARD + 0.5) * forward
-        + STEP_PASSES * WEIGHTS / BANDWIDTH / FROM_NOTHING.samples_per_step,
+        + STEP_PASSES * weights / BANDWIDTH / FROM_NOTHING.samples_per_step,
         decoded_image=decoding,
     )
 

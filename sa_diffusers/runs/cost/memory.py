@@ -1,6 +1,6 @@
-"""Memory of Stable Diffusion 1.4 on a GPU that is not at hand: bytes, counted on meta tensors."""
+"""Memory of large models on a GPU that is not at hand: bytes, counted on meta tensors."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -27,10 +27,11 @@ class Training:
     """How a training step keeps its memory small.
 
     Attributes:
-        rank: of LoRA on attention; None: all weights of the UNet are trained.
+        rank: of LoRA; None: all weights are trained.
         checkpointing: recompute activations.
         adam_bits: 32 or 8.
         fisher_bytes: a weight; 0: kept in main memory.
+        base: precision of the weights under a LoRA.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Training:
     checkpointing: bool = False
     adam_bits: int = 32
     fisher_bytes: int = 4
+    base: torch.dtype = torch.float32
 
 
 TRAININGS = (
@@ -51,8 +53,14 @@ TRAININGS = (
 )
 
 
-def estimate_memory(trainings: Sequence[Training] = TRAININGS, batch_size: int = 8) -> list[dict[str, Any]]:
-    """One row a way of training at 512 pixels, in bf16: gigabytes (10^9) of each part, and the most at any moment.
+def estimate_memory(
+    trainings: Sequence[Training] = TRAININGS,
+    batch_size: int = 8,
+    build: Callable[[], nn.Module] = build_unet,
+    size: int = 64,
+    targets: str = "attention",
+) -> list[dict[str, Any]]:
+    """One row a way of training in bf16: gigabytes (10^9) of each part, and the most at any moment.
 
     A process holds about a gigabyte more (CUDA's context, and what the allocator cannot use). The replay's targets
     come from a copy of the UNet as it was, whose weights are also EWC's anchor; for LoRA, from the UNet without its
@@ -60,16 +68,19 @@ def estimate_memory(trainings: Sequence[Training] = TRAININGS, batch_size: int =
 
     Args:
         batch_size: surrogate and replay samples together.
+        build: makes the trained part.
+        size: height and width of the latents.
+        targets: layers that a LoRA adapts, as of `lora_targets`.
     """
-    return [_memory(training, batch_size) for training in trainings]
+    return [_memory(training, batch_size, on_meta(build), size, targets) for training in trainings]
 
 
-def _memory(training: Training, batch_size: int) -> dict[str, Any]:
-    denoiser = on_meta(build_unet)
+def _memory(training: Training, batch_size: int, denoiser: nn.Module, size: int, targets: str) -> dict[str, Any]:
+    nn.Module.to(denoiser, training.base)
     whole = weight_bytes(denoiser)
-    held_by_fisher = whole // 4
+    held_by_fisher = whole // training.base.itemsize
     if training.rank:
-        layers = adapted_layers(denoiser, "full", "attention")
+        layers = adapted_layers(denoiser, "full", targets)
         held_by_fisher = sum(denoiser.get_submodule(name).weight.numel() for name in layers)
         add_lora(denoiser, layers, training.rank, training.rank, seed=0)
     trained = weight_bytes(denoiser, trained_only=True)
@@ -79,7 +90,7 @@ def _memory(training: Training, batch_size: int) -> dict[str, Any]:
         "frozen copy or anchor": 0 if training.rank else whole,
         "Fisher": held_by_fisher * training.fisher_bytes,
     }
-    passes = step_bytes(denoiser, batch_size, torch.bfloat16, training.checkpointing)
+    passes = step_bytes(denoiser, batch_size, torch.bfloat16, training.checkpointing, size)
     # AdamW's square roots are a copy of the weights, which 8-bit Adam does without.
     sizes = [p.numel() for p in denoiser.parameters() if p.requires_grad]
     temporary = max(trained if training.adam_bits == 32 else 0, ewc_temporary(sizes, training.fisher_bytes != 4))
@@ -125,7 +136,7 @@ def ewc_temporary(sizes: Sequence[int], cast_fisher: bool) -> int:
     return 4 * (1 + cast_fisher) * min(sum(sizes), ewc.GROUP_SIZE + max(sizes))
 
 
-def on_meta(build: type[nn.Module]) -> nn.Module:
+def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
     """A model with shapes and no values."""
     with torch.device("meta"):
         return build()

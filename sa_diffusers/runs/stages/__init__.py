@@ -7,8 +7,10 @@ from sa_diffusers.runs.stages.evaluate import EvaluateStage
 from sa_diffusers.runs.stages.fisher import FisherStage
 from sa_diffusers.runs.stages.replay import ReplayStage
 from sa_diffusers.runs.stages.samples import PicturesStage, SamplesStage
+from sa_diffusers.runs.stages.strengths import ChoiceStage, StrengthStage
 from sa_diffusers.runs.stages.surrogate import SurrogateStage
-from sa_diffusers.runs.stages.train import TrainStage
+from sa_diffusers.runs.stages.train import TRAINED, TrainStage
+from sa_diffusers.training.strengths import offered
 
 
 def stages_of(context: RunContext) -> list[Stage]:
@@ -23,4 +25,9 @@ def stages_of(context: RunContext) -> list[Stage]:
         EvaluateStage("before", ("model", "exam", "pictures", ReplayStage.name)),
         EvaluateStage("after", ("train", "exam", "pictures")),
     )
-    return [*(stage for stage in making if stage.name in needs), judging[0], TrainStage(), judging[1]]
+    strengths = [one for one in offered(context.options) if context.options.strength_sheet or one == context.strength]
+    others = [StrengthStage(one) for one in strengths if not one.trained]
+    # Where another was chosen before, what training ended with must be chosen, too.
+    choice = [ChoiceStage()] if not context.strength.trained or (context.folder / TRAINED).exists() else []
+    made = (stage for stage in making if stage.name in needs)
+    return [*made, judging[0], TrainStage(context.folder), judging[1], *others, *choice]

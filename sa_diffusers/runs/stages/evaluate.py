@@ -1,8 +1,14 @@
 """What the model is found to do, before and after: by classifiers, or by pictures and its own loss."""
 
+from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 
+from torch import Tensor
+
+from sa_diffusers.data.sampling import Request
 from sa_diffusers.evaluation.completion import JUDGED, examine_completions
+from sa_diffusers.evaluation.drawing import draw_sets
 from sa_diffusers.evaluation.forgetting import Findings, examine, replay_loss
 from sa_diffusers.io.artifacts import fingerprint
 from sa_diffusers.io.loading import model_hash
@@ -21,6 +27,7 @@ class EvaluateStage(Stage[Findings]):
 
     counts_as, fields = "evaluate", ("guidance_scale", "num_inference_steps", "sampler", "seed")
     shown = True
+    known: Mapping[str, Tensor] = {}  # of `draw_sets`
 
     def __init__(self, name: str, inputs: tuple[str, ...]):
         self.name, self.inputs, self.leaves = name, inputs, (f"evaluation/{name}.safetensors",)
@@ -37,24 +44,31 @@ class EvaluateStage(Stage[Findings]):
     def given(self, context: RunContext) -> Artifact[Findings] | None:
         if self.name != "before" or not context.options.before:
             return None
-        key = self.key(context)
-        return Artifact(Findings.load(Path(context.options.before)).check(key), fingerprint(key))
+        source, key = Path(context.options.before), self.key(context)
+        found = Findings.load(self._path(source) if source.is_dir() else source)
+        found.check(key, self._requests(context))
+        if found.key == key:
+            return Artifact(found, fingerprint(key))
+        self.known = found.drawn
+        return None
 
     def compute(self, context: RunContext) -> Findings:
         findings = self._examine(context)
         findings.key = self.key(context)
         if process_state().is_main_process:
-            findings.save(self._path(context))
+            findings.save(self._path(context.folder))
         return findings
 
     def load(self, context: RunContext) -> Findings:
-        return Findings.load(self._path(context))
+        return Findings.load(self._path(context.folder))
 
     def describe(self, context: RunContext) -> str:
-        return f"{self._count(context)} pictures"
+        there = self._there(context)
+        return f"{self._count(context)} pictures" + (f", {there} of them drawn before" if there else "")
 
     def passes(self, context: RunContext) -> float:
-        drawn = drawing_passes(context, self._count(context), context.options.guidance_scale)
+        left = self._count(context) - self._there(context)
+        drawn = drawing_passes(context, left, context.options.guidance_scale)
         judged = context.preference.passes * len(context.inputs.sets["concept"]) if context.preference else 0.0
         return drawn + judged
 
@@ -65,19 +79,31 @@ class EvaluateStage(Stage[Findings]):
         family, inputs, options = context.family, context.inputs, context.options
         if inputs.pictures:
             return examine_completions(family, inputs.pictures, inputs.judges, options.eval_masks, options.seed)
-        findings = examine(family, inputs.sets, inputs.judges, options.judged, options.seed, context.preference)
+        pictures = draw_sets(family, inputs.sets, options.judged, known=self.known)
+        judged, earlier = (inputs.judges, options.seed, context.preference), context.value("before")
+        findings = examine(family, inputs.sets, pictures, *judged, earlier)
+        if self.name == "before":
+            found = zip(self._requests(context), chain(*(part.latents for part in pictures.values())), strict=True)
+            findings.drawn = {request.fingerprint: latent for request, latent in found}
         replay = context.value(ReplayStage.name)
         if replay is not None:
             findings.values["replay_loss"] = replay_loss(family, replay, KEPT_LOSS_SAMPLES, options.seed)
         return findings
 
     @staticmethod
+    def _requests(context: RunContext) -> list[Request]:
+        return [request for part in context.inputs.sets.values() for request in part.requests]
+
+    def _there(self, context: RunContext) -> int:
+        return sum(request.fingerprint in self.known for request in self._requests(context)) if self.known else 0
+
+    @staticmethod
     def _count(context: RunContext) -> int:
         judged = sum(len(group.test) for name, group in context.pictures.items() if name in JUDGED)
         return sum(map(len, context.inputs.sets.values())) + judged * len(getattr(context.options, "eval_masks", ()))
 
-    def _path(self, context: RunContext) -> Path:
-        return context.folder / "evaluation" / f"{self.name}.safetensors"
+    def _path(self, folder: Path) -> Path:
+        return folder / "evaluation" / f"{self.name}.safetensors"
 
 
 def exam_content(inputs: Inputs) -> dict:

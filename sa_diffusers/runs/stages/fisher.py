@@ -4,15 +4,16 @@ Its sums over a sample set are shared by processes, saved now and then, and resu
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.fisher import FisherSums, estimate_fisher, merge
-from sa_diffusers.core.fisher_file import Fisher
+from sa_diffusers.core.fisher_file import Fisher, FisherMismatch
 from sa_diffusers.core.fisher_linear import estimate_linear_fisher, is_linear
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.sample_set import SampleSet
@@ -24,7 +25,8 @@ from sa_diffusers.io.atomic_files import atomic_path, explain_read_errors, load_
 from sa_diffusers.io.hub import provenance
 from sa_diffusers.io.processes import process_state, say, working
 from sa_diffusers.io.stages import Artifact, Stage
-from sa_diffusers.models.precision import autocast_forward, free_memory
+from sa_diffusers.models.memory import free_memory
+from sa_diffusers.models.precision import autocast_forward
 from sa_diffusers.runs.context import RunContext
 from sa_diffusers.runs.options import RunOptions
 from sa_diffusers.runs.paper_quirks import FisherLabelDropout, quirky_fisher_batch
@@ -44,7 +46,8 @@ class FisherStage(Stage[Fisher]):
     leaves = ("fisher.safetensors",)
 
     def content(self, context: RunContext) -> dict:
-        return context.computed_in | belongs_to(context) | {"num_samples": self._count(context)}
+        layers = {} if context.options.fisher_layers == "all" else {"layers": trained_names(context)}
+        return context.computed_in | belongs_to(context) | {"num_samples": self._count(context)} | layers
 
     def given(self, context: RunContext) -> Artifact[Fisher] | None:
         """The Fisher that the options name. Raises FisherMismatch: another model's."""
@@ -52,6 +55,11 @@ class FisherStage(Stage[Fisher]):
             return None
         fisher = load_fisher(context.options.fisher)
         fisher.check(**belongs_to(context), paper_quirks=", ".join(context.options.paper_quirks) or None)
+        if missing := [name for name in trained_names(context) if name not in fisher.tensors]:
+            raise FisherMismatch(
+                f"the Fisher is of fewer layers than this run trains: it has no {missing[0]}; omit --fisher to "
+                "estimate it"
+            )
         return Artifact(fisher, fingerprint(fisher.metadata), fisher.metadata)
 
     def info(self, result: Fisher) -> dict:
@@ -59,7 +67,9 @@ class FisherStage(Stage[Fisher]):
 
     def compute(self, context: RunContext) -> Fisher:
         folder, count = self.workspace(context), self._count(context)
-        sums = estimate_sums(context.family, context.options, context.value(SamplesStage.name), count, folder)
+        samples, options = context.value(SamplesStage.name), context.options
+        names = None if options.fisher_layers == "all" else trained_names(context)
+        sums = estimate_sums(context.family, options, samples, count, folder, names)
         fisher = sums.finish(self._metadata(context))
         # As one that was loaded: EWC takes what it needs to the device, in its own precision.
         fisher.tensors = {name: tensor.cpu() for name, tensor in fisher.tensors.items()}
@@ -93,6 +103,7 @@ class FisherStage(Stage[Fisher]):
     def _metadata(self, context: RunContext) -> dict:
         options, terms = context.options, self._terms(context)
         quirks = {"paper_quirks": ", ".join(options.paper_quirks)} if options.paper_quirks else {}
+        quirks |= {} if options.fisher_layers == "all" else {"layers": "those trained"}
         own = {
             "terms": "all" if terms is None else options.fisher_terms,
             "num_evaluations": self._gradients(context),
@@ -121,6 +132,14 @@ class FisherStage(Stage[Fisher]):
         return context.folder / "fisher.safetensors"
 
 
+def trained_names(context: RunContext) -> list[str]:
+    """The weights that this run trains, or that its adapters lie on."""
+    options, family = context.options, context.family
+    if options.lora_rank:
+        return [f"{name}.weight" for name in family.adapted_layers(options.train_scope, options.lora_targets)]
+    return list(family.trainable(options.train_scope))
+
+
 def belongs_to(context: RunContext) -> dict:
     """The model and the unit of its loss, by the names of a Fisher's metadata."""
     family = context.family
@@ -133,22 +152,33 @@ def belongs_to(context: RunContext) -> dict:
     }
 
 
-def estimate_sums(family: Family, options: RunOptions, samples: SampleSet, count: int, parts_dir: Path) -> FisherSums:
-    """This process's share of the samples, saved now and then; then the sums of all processes."""
+def estimate_sums(
+    family: Family,
+    options: RunOptions,
+    samples: SampleSet,
+    count: int,
+    parts_dir: Path,
+    names: Sequence[str] | None = None,
+) -> FisherSums:
+    """This process's share of the samples, saved now and then; then the sums of all processes.
+
+    Args:
+        names: of the weights; None: all.
+    """
+    parameters = {name: p for name, p in family.module.named_parameters() if names is None or name in names}
     state = process_state()
     own_path = parts_dir / f"{state.process_index}_of_{state.num_processes}.safetensors"
-    parameters = dict(family.module.named_parameters())
-    device = sums_device(family, options)
+    device = sums_device(family, options, parameters)
     sums = _load_sums(own_path, device) if own_path.exists() else FisherSums.zeros(parameters, device)
     mine = [index for index in range(state.process_index, count, state.num_processes)]
     left = [index for index in mine if index not in sums.unbiased]
     block = max(1, -(-len(mine) // FISHER_SAVES))
     with (
-        _differentiable(family, options.gradient_checkpointing),
+        _differentiable(family, options.gradient_checkpointing, parameters),
         working("fisher", len(mine), "samples", len(mine) - len(left)) as advance,
     ):
         for start in range(0, max(len(left), 1), block):  # once at least: a process without samples adds zeros
-            _add(family, options, samples, left[start : start + block], sums, advance)
+            _add(family, options, samples, left[start : start + block], sums, advance, parameters)
             _save_sums(sums, own_path)
     if state.num_processes == 1:
         return sums
@@ -159,9 +189,11 @@ def estimate_sums(family: Family, options: RunOptions, samples: SampleSet, count
 
 
 @contextmanager
-def _differentiable(family: Family, checkpointing: bool) -> Iterator[None]:
-    """The module as the estimator needs it, for a while: every weight's gradient, activations recomputed if asked."""
-    family.module.eval().requires_grad_(True)
+def _differentiable(family: Family, checkpointing: bool, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """The module as the estimator needs it, for a while: these weights' gradients, activations recomputed if asked."""
+    family.module.eval().requires_grad_(False)
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)
     if checkpointing:
         family.module.enable_gradient_checkpointing()
     try:
@@ -173,7 +205,13 @@ def _differentiable(family: Family, checkpointing: bool) -> Iterator[None]:
 
 
 def _add(
-    family: Family, options: RunOptions, samples: SampleSet, indices: list[int], sums: FisherSums, advance: Callable
+    family: Family,
+    options: RunOptions,
+    samples: SampleSet,
+    indices: list[int],
+    sums: FisherSums,
+    advance: Callable,
+    parameters: Mapping[str, nn.Parameter],
 ) -> None:
     """Add the squared gradients of some samples to the sums."""
     loss, quirks, seed = family.loss, options.paper_quirks, derive_seed(options.seed, "fisher")
@@ -185,7 +223,7 @@ def _add(
         found = family.batch(part.latents, part.conditions)
         return quirky_fisher_batch(found, quirks, loss.num_terms, chosen[0], seed) if quirks else found
 
-    if is_linear(family.module, family.loss):
+    if options.fisher_layers == "all" and is_linear(family.module, family.loss):
         estimate_linear_fisher(family.module, family.loss, batch, indices, seed=seed, sums=sums)
         advance(len(indices))
         return
@@ -193,7 +231,7 @@ def _add(
         estimate_fisher(
             family.module,
             loss,
-            dict(family.module.named_parameters()),
+            parameters,
             lambda i: batch([i]),
             [index],
             terms=None if family.loss.num_terms == 1 else options.terms,  # of one term there is no choice
@@ -210,11 +248,13 @@ def float16_scale(family: Family) -> float:
     return float(math.prod(family.latent_shape)) if family.loss.reduction == "mean" else 1.0
 
 
-def sums_device(family: Family, options: RunOptions) -> torch.device:
+def sums_device(
+    family: Family, options: RunOptions, parameters: Mapping[str, nn.Parameter] | None = None
+) -> torch.device:
     """Where the sums are kept: with the weights, unless they and the gradients of two draws do not fit there."""
     device = family.device
     if options.fisher_device == "auto" and device.type == "cuda":
-        needed = 3 * 4 * sum(p.numel() for p in family.module.parameters())
+        needed = 3 * 4 * sum(p.numel() for p in (parameters or dict(family.module.named_parameters())).values())
         room = ROOM[options.gradient_checkpointing] * free_memory(device)
         return device if needed < room else torch.device("cpu")
     return torch.device("cpu") if options.fisher_device == "cpu" else device

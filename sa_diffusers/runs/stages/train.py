@@ -7,7 +7,6 @@ from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from sa_diffusers.core.closed_form import start_from_edit
@@ -22,6 +21,7 @@ from sa_diffusers.io.stages import Stage
 from sa_diffusers.methods import editor
 from sa_diffusers.methods.base import Frozen, Weights
 from sa_diffusers.models.precision import autocast_forward, release
+from sa_diffusers.models.single_file import is_single_file, save_single_file
 from sa_diffusers.runs.context import RunContext
 from sa_diffusers.runs.tracking import SNAPSHOTS, tracker
 from sa_diffusers.runs.work_options import MethodOptions
@@ -31,6 +31,8 @@ from sa_diffusers.training.options import TrainingConfig
 
 
 History = list[dict]
+TRAINED = "trained"  # folder of what training left, where another strength was chosen as the result
+FOR_OTHERS = SINGLE_FILE, LORA_FILE = "pipeline.safetensors", "lora.safetensors"  # other programs
 
 
 class TrainStage(Stage[History]):
@@ -38,7 +40,12 @@ class TrainStage(Stage[History]):
 
     name = counts_as = "train"
     inputs = ("model", "samples", "replay_samples", "surrogate", "fisher", "edit", "pictures")
-    leaves, shown = ("pipeline/**/*", "lora/*", "history.json"), True
+    shown = True
+
+    def __init__(self, folder: Path):
+        kept = f"{TRAINED}/" if (folder / TRAINED).exists() else ""
+        parts = ("pipeline/**/*", "lora/*", SINGLE_FILE, LORA_FILE)
+        self.home, self.leaves = folder / kept, (*(f"{kept}{part}" for part in parts), "history.json")
 
     def content(self, context: RunContext) -> dict:
         method, options, concept = context.method, context.options, context.concept
@@ -65,40 +72,27 @@ class TrainStage(Stage[History]):
         elif "edit" in context.needs:
             family.edit(context.value("edit"))
         if state.is_main_process:
-            shutil.rmtree(folder / "lora", ignore_errors=True)  # of what --overwrite replaces
+            shutil.rmtree(self.home / "lora", ignore_errors=True)  # of what --overwrite replaces
             if options.lora_rank:
-                save_lora(family, folder / "lora", options.dtype)
+                kohya = self.home / LORA_FILE if options.save_single_file else None
+                save_lora(family, self.home / "lora", options.dtype, kohya)
         if options.lora_rank:
             fuse_lora(family.module)
         if state.is_main_process:
             # Saved before it is judged: whatever happens there, the result is not lost.
-            saved, records = (options.dtype, options.save_variant), [*context.forgotten, self._record(context)]
-            save_pipeline(family.pipeline, folder / "pipeline", family.module, *saved, records)
+            saved, records = (options.dtype, options.save_variant), [*context.forgotten, record_of(context)]
+            save_pipeline(family.pipeline, self.home / "pipeline", family.module, *saved, records)
+            if options.save_single_file and is_single_file(options.model):
+                save_single_file(Path(options.model), family.module, self.home / SINGLE_FILE)
             write_json(history, folder / "history.json")
         return history
 
-    @staticmethod
-    def _record(context: RunContext) -> dict:
-        """What forgotten.json says of this run."""
-        method, options = context.method, context.options
-        return {
-            "concept": ", ".join(context.concept.phrasings),
-            "surrogate": context.surrogate if method.favours else None,
-            "method": method.title,
-            "model": public_name(options.model),
-            "revision": commit_of(options.model, options.revision),
-            "before": context.artifacts["model"].fingerprint,
-        }
-
     def load(self, context: RunContext) -> History:
-        family, folder = context.family, context.folder
-        saved = type(family.module).from_pretrained(
-            folder / "pipeline", subfolder=family.component, dtype=torch.float32
-        )
-        family.module.load_state_dict(saved.state_dict())
+        family, pipeline = context.family, self.home / "pipeline"
+        load_weights(family.module, pipeline, family.component)
         if context.options.save_variant and process_state().is_main_process:
-            add_variant(family.pipeline, folder / "pipeline", context.options.save_variant)
-        return json.loads((folder / "history.json").read_text())
+            add_variant(family.pipeline, pipeline, context.options.save_variant)
+        return json.loads((context.folder / "history.json").read_text())
 
     def workspace(self, context: RunContext) -> Path:
         return context.folder / "checkpoints"
@@ -124,6 +118,25 @@ class TrainStage(Stage[History]):
         history, options = context.value(self.name), context.options
         steps = history[-1]["step"] if history else 0
         return options.train_batch_size * (2 if options.replay_weight else 1) * steps, f"samples, {steps} steps"
+
+
+def record_of(context: RunContext) -> dict:
+    """What forgotten.json says of this run."""
+    method, options = context.method, context.options
+    return {
+        "concept": ", ".join(context.concept.phrasings),
+        "surrogate": context.surrogate if method.favours else None,
+        "method": method.title,
+        "model": public_name(options.model),
+        "revision": commit_of(options.model, options.revision),
+        "before": context.artifacts["model"].fingerprint,
+    }
+
+
+def load_weights(module: nn.Module, pipeline: Path, component: str) -> None:
+    """Put those of a saved pipeline's part into a module, in its precision."""
+    saved = type(module).from_pretrained(pipeline, subfolder=component, dtype=module.dtype)
+    module.load_state_dict(saved.state_dict())
 
 
 def start_of(context: RunContext) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sa_diffusers.runs.cost.counting import TensorBytes
+from sa_diffusers.models.memory import TensorBytes
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,73 @@
+"""Make another strength of a run its result: pipeline, card, numbers, hashes and page are then of that one.
+
+    sa-diffusers choose runs/brad-pitt --step 120
+    sa-diffusers choose runs/brad-pitt --scale 0.75
+
+A run offers the steps of its --snapshot_steps and its last one or, without these or with --lora_rank, factors of the
+change that it made, its --strength_scales and 1. strength.html shows them all where it was run with --strength_sheet.
+Nothing is lost: what training ended with is kept, and can be chosen again.
+"""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sa_diffusers.cli.parse import DEBUG, friendly_errors
+
+
+if TYPE_CHECKING:
+    from sa_diffusers.runs.forget import Outcome
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command with these arguments; None: those of this process."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="Folder of a finished run.")
+    wanted = parser.add_mutually_exclusive_group(required=True)
+    wanted.add_argument("--step", type=int, metavar="N", help="The pipeline as it was after this step of training.")
+    wanted.add_argument("--scale", type=float, metavar="S", help="This factor of the change that training made.")
+    parser.add_argument(DEBUG, action="store_true", help="Show the traceback of an error.")
+    given = parser.parse_args(argv)
+    with friendly_errors(argv):
+        from sa_diffusers.io.processes import say
+        from sa_diffusers.runs.results import table
+
+        outcome = choose(given.run, *(("step", given.step) if given.scale is None else ("scale", given.scale)))
+        say(f"\n{table(outcome.metrics)}\n\npipeline: {outcome.output_dir / 'pipeline'}")
+        say(f"report:   {(outcome.output_dir / 'report.html').resolve()}")
+
+
+def choose(run: Path, kind: str, value: float) -> "Outcome":
+    """Make a strength the result of a run, and judge it where its sheet has not.
+
+    Raises:
+        ValueError: no finished run, or none of what it offers.
+        StageMismatch: the run's model, classifier or files are not what they were.
+    """
+    from sa_diffusers.io.artifacts import Marker, RunLock
+    from sa_diffusers.io.configuration import config_from_dict
+    from sa_diffusers.io.loading import read_run_options
+    from sa_diffusers.runs.forget import run_forgetting
+    from sa_diffusers.runs.options import ForgetConfig
+    from sa_diffusers.runs.stages.strengths import ChoiceStage
+    from sa_diffusers.training.strengths import offered
+
+    values = read_run_options(run)
+    if not values or not (run / ".stages" / "after.json").exists():
+        raise ValueError(f"expected the folder of a finished run, got {run}")
+    anew = {"output_dir": str(run), "overwrite": False, "push_to_hub": False, "strength": None}
+    config = config_from_dict(ForgetConfig, values | anew)
+    there = {(one.kind, one.value): one for one in offered(config)}
+    if (kind, value) not in there:
+        known = ", ".join(f"--{one}" for one in there.values())
+        raise ValueError(f"{run} offers {known}; expected one of these, got --{kind} {value:g}")
+    config.strength = None if there[kind, value].trained else value
+    with RunLock(run):
+        Marker(run, ChoiceStage.name, {}).clear()  # another choice replaces it
+    return run_forgetting(config)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""A pipeline in one file of weights: read as the folder it came from is, refused in a line, and written back."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline, FluxTransformer2DModel
+from families.test_authors_files import official_name
+from safetensors.torch import load_file, save_file
+from tiny_text_to_image import make
+from torch.testing import assert_close
+
+from sa_diffusers.families import get_family
+from sa_diffusers.io.hub import ModelLoadError
+from sa_diffusers.io.loading import check_model, load_pipeline
+from sa_diffusers.models.single_file import configurations, rows_of, save_single_file
+
+
+Tensors = dict[str, torch.Tensor]
+SD3 = {  # diffusers' names within a block: the original ones, of the picture's stream and the text's
+    "norm1.linear": "x_block.adaLN_modulation.1", "norm1_context.linear": "context_block.adaLN_modulation.1",
+    "attn.to_out.0": "x_block.attn.proj", "attn.to_add_out": "context_block.attn.proj",
+    "attn.norm_q": "x_block.attn.ln_q", "attn.norm_k": "x_block.attn.ln_k",
+    "attn.norm_added_q": "context_block.attn.ln_q", "attn.norm_added_k": "context_block.attn.ln_k",
+    "ff.net.0.proj": "x_block.mlp.fc1", "ff.net.2": "x_block.mlp.fc2",
+    "ff_context.net.0.proj": "context_block.mlp.fc1", "ff_context.net.2": "context_block.mlp.fc2",
+}  # fmt: skip
+SD3_OUTSIDE = {
+    "time_text_embed.timestep_embedder.linear_1": "t_embedder.mlp.0",
+    "time_text_embed.timestep_embedder.linear_2": "t_embedder.mlp.2",
+    "time_text_embed.text_embedder.linear_1": "y_embedder.mlp.0",
+    "time_text_embed.text_embedder.linear_2": "y_embedder.mlp.2",
+    "pos_embed.proj": "x_embedder.proj", "context_embedder": "context_embedder", "proj_out": "final_layer.linear",
+}  # fmt: skip
+
+
+def stable_diffusion_3(weights: Tensors) -> Tensors:
+    """Its transformer by Stability's names; queries, keys and values are one tensor, shifts stand before scales."""
+    found = {"pos_embed": weights.pop("pos_embed.pos_embed")}
+    joint: dict[str, dict[str, torch.Tensor]] = {}
+    last = max(int(name.split(".")[1]) for name in weights if name.startswith("transformer_blocks."))
+    for name, tensor in weights.items():
+        place, _, kind = name.rpartition(".")
+        if place in SD3_OUTSIDE:
+            found[f"{SD3_OUTSIDE[place]}.{kind}"] = tensor
+        elif place == "norm_out.linear":
+            found[f"final_layer.adaLN_modulation.1.{kind}"] = tensor.roll(len(tensor) // 2, 0)
+        else:
+            _, block, rest = place.split(".", 2)
+            if rest in SD3:
+                swapped = int(block) == last and rest == "norm1_context.linear"
+                tensor = tensor.roll(len(tensor) // 2, 0) if swapped else tensor
+                found[f"joint_blocks.{block}.{SD3[rest]}.{kind}"] = tensor
+            else:
+                stream = "context_block" if "add_" in rest else "x_block"
+                joint.setdefault(f"joint_blocks.{block}.{stream}.attn.qkv.{kind}", {})[rest.split("_")[1][0]] = tensor
+    found |= {name: torch.cat([parts[which] for which in "qkv"]) for name, parts in joint.items()}
+    return {f"model.diffusion_model.{name}": tensor for name, tensor in found.items()}
+
+
+def in_one_file(pipeline: DiffusionPipeline, path: Path) -> Path:
+    """What draws under its original names, and a Stable Diffusion 1's text encoder; the rest in a folder beside."""
+    pipeline.save_pretrained(path.with_suffix(""))
+    family = get_family(pipeline)
+    weights = {name: tensor.clone() for name, tensor in family.module.state_dict().items()}
+    if family.component == "transformer":
+        tensors = stable_diffusion_3(weights)
+    else:
+        tensors = {}
+        for name, tensor in weights.items():
+            if name.startswith("add_embedding.linear_"):
+                part, kind = name.removeprefix("add_embedding.linear_").split(".")
+                tensors[f"model.diffusion_model.label_emb.0.{2 * int(part) - 2}.{kind}"] = tensor
+            else:
+                tensors[f"model.{official_name(name, family.module)}"] = tensor
+    for weight in (path.with_suffix("") / family.component).glob("*.safetensors"):
+        weight.unlink()
+    if family.name == "stable_diffusion":
+        text = pipeline.text_encoder.state_dict()
+        tensors |= {
+            f"cond_stage_model.transformer.text_model.{n.removeprefix('text_model.')}": t for n, t in text.items()
+        }
+        shutil.rmtree(path.with_suffix("") / "text_encoder", ignore_errors=True)
+        pipeline.text_encoder.config.save_pretrained(path.with_suffix("") / "text_encoder")
+        tensors["model_ema.decay"] = torch.tensor(0.9999)
+    torch.save({"state_dict": tensors}, path) if path.suffix == ".ckpt" else save_file(tensors, path)
+    return path
+
+
+@pytest.fixture(scope="module", params=["v1.ckpt", "xl.safetensors", "sd3.safetensors", "sd3-t5.safetensors"])
+def given(request, tiny_pipeline, tiny_tokenizer, tmp_path_factory) -> tuple[DiffusionPipeline, Path]:
+    name = request.param.split(".")[0]
+    pipeline = tiny_pipeline() if name == "v1" else make(name, tiny_tokenizer)
+    return pipeline, in_one_file(pipeline, tmp_path_factory.mktemp("file") / request.param)
+
+
+def test_it_loads_as_the_pipeline_that_it_is_of(given):
+    pipeline, path = given
+    check_model(str(path))
+    loaded = load_pipeline(str(path), None, None, "float32")
+    assert type(loaded) is type(pipeline) and not any(p.is_meta for p in get_family(loaded).module.parameters())
+    for name, part in pipeline.components.items():
+        if isinstance(part, torch.nn.Module):
+            assert_close(getattr(loaded, name).state_dict(), part.state_dict(), rtol=0, atol=0)
+
+
+def test_it_is_written_back_with_what_was_trained_and_nothing_else(given, tmp_path):
+    pipeline, path = given
+    family = get_family(pipeline)
+    before = {name: tensor.clone() for name, tensor in family.module.state_dict().items()}
+    with torch.no_grad():
+        for parameter in family.module.parameters():
+            parameter.add_(torch.randn_like(parameter)).copy_(parameter.half())
+    copy = Path(shutil.copytree(path.with_suffix(""), tmp_path / path.stem)).with_suffix(".safetensors")
+    save_single_file(path, family.module, copy)
+    loaded = get_family(load_pipeline(str(copy), None, None, "float32")).module.state_dict()
+    loaded.pop("pos_embed.pos_embed", None)  # not trained, and rounded as all else
+    expected = {name: tensor for name, tensor in family.module.state_dict().items() if name in loaded}
+    assert_close(loaded, expected, rtol=0, atol=0)
+    written = load_file(copy)
+    assert {tensor.dtype for tensor in written.values() if tensor.is_floating_point()} == {torch.float16}
+    assert not any(name.startswith("model_ema") for name in written)
+    assert all("cond_stage_model" in name or name.startswith("model.diffusion_model.") for name in written)
+    family.module.load_state_dict(before)
+
+
+def test_flux_is_mapped_by_the_names_of_black_forest_labs():
+    """Its converter knows one width only: of weights as high, and a number wide, every row is found."""
+    with torch.device("meta"):
+        module = FluxTransformer2DModel(num_layers=1, num_single_layers=1, guidance_embeds=True)
+    double = {"mod.lin": 6, "attn.qkv": 3, "attn.proj": 1, "mlp.0": 4, "mlp.2": 1}
+    sizes = {f"double_blocks.0.{way}_{name}": 3072 * n for name, n in double.items() for way in ("img", "txt")}
+    sizes |= {
+        f"single_blocks.0.{name}": 3072 * n for name, n in {"modulation.lin": 3, "linear1": 7, "linear2": 1}.items()
+    }
+    for name in ("time_in", "vector_in", "guidance_in"):
+        sizes |= {f"{name}.in_layer": 3072, f"{name}.out_layer": 3072}
+    sizes |= {"img_in": 3072, "txt_in": 3072, "final_layer.linear": 64, "final_layer.adaLN_modulation.1": 2 * 3072}
+    tensors = {f"{name}.weight": torch.empty(n, 1, device="meta") for name, n in sizes.items()}
+    tensors |= {f"{name}.bias": torch.empty(n, device="meta") for name, n in sizes.items()}
+    norms = [f"double_blocks.0.{way}_attn" for way in ("img", "txt")] + ["single_blocks.0"]
+    tensors |= {
+        f"{n}.norm.{which}_norm.scale": torch.empty(128, device="meta") for n in norms for which in ("query", "key")
+    }
+    rows = rows_of(tensors, FluxTransformer2DModel, module.config)
+    assert {name: len(places) for name, (_, places) in rows.items()} == {
+        name: len(weight) for name, weight in module.state_dict().items()
+    }
+    for part, name in enumerate(("to_q", "to_k", "to_v", "proj_mlp")):
+        place = f"single_transformer_blocks.0.{name if name == 'proj_mlp' else f'attn.{name}'}.weight"
+        original, places = rows[place]
+        assert original == "single_blocks.0.linear1.weight"
+        assert places.equal(torch.arange(3072 * part, 3072 * part + len(places)))
+    original, places = rows["norm_out.linear.bias"]  # scale before shift
+    assert original == "final_layer.adaLN_modulation.1.bias" and places.equal(torch.arange(6144).roll(3072))
+
+
+def test_the_folder_that_a_file_lies_in_configures_it_and_another_model_is_told(given, tmp_path):
+    _, path = given
+    inside = Path(shutil.copytree(path.with_suffix(""), tmp_path / "model")) / f"weights{path.suffix}"
+    shutil.copy(path, inside)
+    assert configurations(str(inside)) == str(tmp_path / "model")
+    tensors = load_file(path) if path.suffix == ".safetensors" else torch.load(path)["state_dict"]
+    weights = tmp_path / "model" / "weights.safetensors"
+    cut = ("time_embed.0.weight", "x_embedder.proj.weight")
+    save_file({name: t[:-1].clone() if name.endswith(cut) else t for name, t in tensors.items()}, weights)
+    with pytest.raises(ModelLoadError, match=r"expected .* for (time_embedding|pos_embed\.proj)\S+, got"):
+        check_model(str(weights))
+    save_file(tensors, weights)
+    (tmp_path / "model" / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(ModelLoadError, match="no weights for vae"):
+        check_model(str(weights))
+
+
+@pytest.mark.slow
+def test_a_run_takes_a_file_and_leaves_one(tiny_pipeline, run_cheaply, tmp_path):
+    path = in_one_file(tiny_pipeline(), tmp_path / "v1.ckpt")
+    run_cheaply(tmp_path / "run", model=str(path), save_single_file=True, lora_rank=2, learning_rate=0.1)
+    loaded = load_pipeline(str(tmp_path / "run" / "pipeline.safetensors"), None, None, "float32")
+    saved = load_pipeline(str(tmp_path / "run" / "pipeline"), None, None, "float32")
+    assert_close(loaded.unet.state_dict(), saved.unet.state_dict(), rtol=1e-3, atol=1e-3)
+    stock = tiny_pipeline()
+    stock.load_lora_weights(tmp_path / "run" / "lora.safetensors")
+    stock.fuse_lora()
+    stock.unload_lora_weights()
+    assert_close(stock.unet.state_dict(), saved.unet.state_dict(), rtol=1e-3, atol=1e-3)
