@@ -35,6 +35,7 @@ INSTEAD = {  # of what is on a hub or on the reader's disk, or large
     DIGITS: "small",
     "CompVis/stable-diffusion-v1-4": "small",
     "my/model": "small",
+    "models/my-flux": "small",
     "runs/cifar10_base/pipeline": "runs/digits8x8_base/pipeline",
     "airplane": "0",
     "me/sd-fisher": "runs/brad-pitt",
@@ -49,6 +50,7 @@ BUDGETS = {
     "--overwrite --train_batch_size 2 --track_steps null --ema_decay null --eval_images_concept 2 "
     "--eval_images_class 1 --eval_images_other 2",
     "surrogates": "",
+    "choose": "",
     "attack": f"--num_targets 2 --num_images 2 --num_restarts 1 --steps 1 --keep_every 1 {DRAW}",
     "train_base": f"{FEW} --num_threads 1 --train_batch_size 4",
     "train_classifier": f"{FEW} --train_batch_size 4",
@@ -90,7 +92,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     asked = [
         {"prompt": f"a {ink} {digit}", "form": form, "digit": digit}
         for ink, form in (("red", "seen"), ("green", "held_out")) for digit in ("seven", "three")
-    ]  # fmt: skip
+    ] + [{"prompt": "a red digit", "form": "seen", "ink": "red"}]  # fmt: skip
     Path("my_prompts.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in asked))
     Path("prompts.txt").write_text("a red three\na green four\na blue nine\n")
     return tmp_path
@@ -104,6 +106,10 @@ def small(words: list[str]) -> None:
         words = ["python", args.training_script, *args.training_script_args]
     name, rest = Path(words[1]).stem.replace("-", "_"), words[2:]
     given = [*rest, *BUDGETS[f"{name} {rest[0]}" if name == "evaluate" else name].split()]
+    if "--strength_sheet" in rest:
+        given += ["--strength_scales", "0.75"]
+    if "--snapshot_steps" in rest:
+        given += ["--snapshot_steps", "1"]
     if not any(kind in word for kind in WITHOUT_TEXT for word in rest):
         given += OF_TEXT.get(name, "").split()
         if name in ("forget", "surrogates"):
@@ -150,6 +156,6 @@ def test_every_block_runs_and_leaves_whole_pages(place: Path, subtests: pytest.S
             print(repr(error))
             failed.append(f"{block}: {step}: {error!r}")
     assert failed == []
-    pages = sorted(place.glob("runs/**/report.html"))
-    assert len(pages) > 6
+    pages = sorted(page for page in place.glob("runs/**/*.html") if page.name in ("report.html", "strength.html"))
+    assert len(pages) > 10
     assert_whole(pages, place, subtests)
