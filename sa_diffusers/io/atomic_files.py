@@ -225,11 +225,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: str | Path, **notes: Any) 
 
 
 def load_tensors(path: str | Path, *names: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-<<<<<<< HEAD
-    """The tensors of a file of `save_tensors`, on the CPU, and its notes. Raises DamagedFile: it may lack a name."""
-=======
     """The tensors of a file of `save_tensors`, on the CPU and its notes. Raises DamagedFile, or where a name lacks."""
->>>>>>> main
     with explain_read_errors(path), safe_open(path, "pt") as file:
         notes = {name: json.loads(note) for name, note in (file.metadata() or {}).items()}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no dict

@@ -93,13 +93,8 @@ def read_inputs(
 def _judges_and_sets(
     options: RunOptions, concept: Concept, rows: list[dict[str, str]] | None, labels: list[str] | None
 ) -> tuple[dict[str, ClassifierJudge], dict[str, PromptSet]]:
-<<<<<<< HEAD
-    if not options.eval_prompts and labels is None:
-        raise ValueError("a classifier needs labelled prompts for pictures that it can judge; pass --eval_prompts")
-=======
     if rows is None and labels is None:
-        raise ValueError("a classifier needs eval_prompts: labelled prompts for pictures that it can judge")
->>>>>>> main
+        raise ValueError("a classifier needs labelled prompts for pictures that it can judge; pass --eval_prompts")
     judges = {name: ClassifierJudge.load(name, concept.phrasings) for name in options.classifier}
     first, *others = judges.values()
     if any((one.attribute, set(one.classes)) != (first.attribute, set(first.classes)) for one in others):
