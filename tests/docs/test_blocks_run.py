@@ -46,7 +46,7 @@ ELSEWHERE = ("pip", "pytest", "make")
 DRAW = "--num_inference_steps 2 --guidance_scale 2"
 FEW = "--num_train_steps 2 --lr_warmup_steps 0 --checkpointing_steps null"
 BUDGETS = {
-    "forget": f"{FEW} --num_threads 1 --num_samples 8 --num_surrogate_samples 4 --fisher_samples 2 --fisher_terms 1 "
+    "forget": f"{FEW} --num_threads 1 --num_samples 8 --num_surrogate_samples 4 --fisher_samples 6 --fisher_terms 4 "
     "--overwrite --train_batch_size 2 --track_steps null --ema_decay null --eval_images_concept 2 "
     "--eval_images_class 1 --eval_images_other 2",
     "surrogates": "",
@@ -64,7 +64,7 @@ OF_TEXT = {  # options that other kinds of model refuse
 }
 WITHOUT_TEXT = ("8x8", "cvae", "cifar10", "inpaint")
 PYTHON_BUDGET = {
-    "num_samples": 8, "num_surrogate_samples": 4, "fisher_samples": 2, "fisher_terms": "1", "num_train_steps": 2,
+    "num_samples": 8, "num_surrogate_samples": 4, "fisher_samples": 6, "fisher_terms": "4", "num_train_steps": 2,
     "lr_warmup_steps": 0, "train_batch_size": 2, "num_inference_steps": 2, "overwrite": True, "eval_images_concept": 2,
     "eval_images_class": 1, "eval_images_other": 2, "replay_prompts": "prompts.txt",
 }  # fmt: skip
