@@ -104,12 +104,13 @@ def small(words: list[str]) -> None:
     if words[:2] == ["accelerate", "launch"]:
         args = launch_command_parser().parse_args(words[2:])
         words = ["python", args.training_script, *args.training_script_args]
+    if "--snapshot_steps" in words:  # a list that is given twice is one list
+        words = [word for word in words if not word.isdecimal()] + ["--snapshot_steps", "1"]
+        words.remove("--snapshot_steps")
     name, rest = Path(words[1]).stem.replace("-", "_"), words[2:]
     given = [*rest, *BUDGETS[f"{name} {rest[0]}" if name == "evaluate" else name].split()]
     if "--strength_sheet" in rest:
         given += ["--strength_scales", "0.75"]
-    if "--snapshot_steps" in rest:
-        given += ["--snapshot_steps", "1"]
     if not any(kind in word for kind in WITHOUT_TEXT for word in rest):
         given += OF_TEXT.get(name, "").split()
         if name in ("forget", "surrogates"):
