@@ -57,8 +57,6 @@ class AttackConfig(DrawnAs):
     def __post_init__(self) -> None:
         super().__post_init__()
         split_phrasings(self.concept)
-        if self.initial is not None and not self.initial.strip():
-            raise ValueError("expected --initial with words to start from, got none; omit it for the default")
         wrong = [template for template in self.templates if "{}" not in template]
         if wrong or not self.templates:
             raise ValueError(f"expected templates with {{}} in the concept's place, got {wrong or 'none'}")

@@ -34,7 +34,7 @@ class ClosedFormEdit:
 
     def check(self, maps: Mapping[str, nn.Linear]) -> None:
         """Raise ValueError unless all of the maps, by name, take embeddings of this width."""
-        width = len(self.change)
+        width = len(self.root)
         for name, layer in maps.items():
             if layer.in_features != width:
                 raise ValueError(f"expected embeddings [K, {layer.in_features}], which {name} takes, got [K, {width}]")
@@ -43,19 +43,23 @@ class ClosedFormEdit:
     def apply(self, maps: Mapping[str, nn.Linear]) -> None:
         """Edit the maps in place. Raises ValueError as `check`; nothing has been changed then."""
         self.check(maps)
-        for layer in maps.values():
-            layer.weight.copy_(self.edited(layer.weight))
+        for name, layer in maps.items():
+            layer.weight.copy_(self.edited(name, layer.weight))
 
-    def delta(self, weight: Tensor) -> Tensor:
-        """W' - W of a W [out, D], in float64 on the CPU."""
+    def delta(self, name: str, weight: Tensor) -> Tensor:
+        """W' - W of a layer's W [out, D], in float64 on the CPU."""
         return weight.to("cpu", torch.float64) @ self.change
 
-    def edited(self, weight: Tensor) -> Tensor:
-        """W' of a W [out, D], likewise."""
-        return weight.to("cpu", torch.float64) + self.delta(weight)
+    def edited(self, name: str, weight: Tensor) -> Tensor:
+        """W' of a layer's W [out, D], likewise."""
+        return weight.to("cpu", torch.float64) + self.delta(name, weight)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What `load` makes it of again."""
+        return {"change": self.change, "root": self.root}
 
     def save(self, path: str | Path) -> None:
-        save_file({"change": self.change.contiguous(), "root": self.root.contiguous()}, path)
+        save_file({name: tensor.contiguous() for name, tensor in self.tensors().items()}, path)
 
     @classmethod
     def load(cls, path: str | Path) -> "ClosedFormEdit":
@@ -98,7 +102,7 @@ def closed_form_edit(
             raise ValueError(f"expected {name} > 0, got {value}")
     if not 0 <= preserve_scale < math.inf:
         raise ValueError(f"expected preserve_scale >= 0, got {preserve_scale}")
-    _check_embeddings(edits, preserve)
+    check_embeddings(edits, preserve)
     size = edits[0][0].shape[1]
     gram = regularization * torch.eye(size, dtype=torch.float64)
     moved = torch.zeros(size, size, dtype=torch.float64)
@@ -150,9 +154,9 @@ def start_from_edit(
         )
     for name, weight in trained.items():
         if isinstance(weight, nn.Parameter):
-            weight.copy_(edit.edited(weight))
+            weight.copy_(edit.edited(name, weight))
         else:
-            _fit(weight, edit.delta(module.get_submodule(name).get_base_layer().weight), edit.root)
+            _fit(weight, edit.delta(name, module.get_submodule(name).get_base_layer().weight), edit.root)
 
 
 def _fit(adapter: LowRankChange, change: Tensor, root: Tensor) -> None:
@@ -167,7 +171,8 @@ def _fit(adapter: LowRankChange, change: Tensor, root: Tensor) -> None:
     adapter.up[:, :count] = (left[:, :count] * (values[:count] * lengths / usual) / adapter.scaling).to(adapter.up)
 
 
-def _check_embeddings(edits: Sequence[Edit], preserve: Sequence[Tensor]) -> None:
+def check_embeddings(edits: Sequence[Edit], preserve: Sequence[Tensor]) -> None:
+    """Raise ValueError unless all are finite rows of one width, as many of a target as of its concept."""
     if not edits:
         raise ValueError("expected one edit or more, (concept, target), got none")
     size = edits[0][0].shape[-1]

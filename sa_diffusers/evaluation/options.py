@@ -238,7 +238,7 @@ class PipelineEvaluationConfig(DrawnAs, MetricSettings):
         if self.names and len(set(self.names)) != len(self.sources):
             raise ValueError(f"expected {len(self.sources)} different --names, got {self.names}")
         for name in self.names:
-            if not name or "/" in name or name[0] in ".~-":
+            if "/" in name or name[0] in ".~-":
                 raise ValueError(f"expected --names that can be folders, got {name!r}")
             if name.lower() in RESULTS:
                 raise ValueError(f"expected other --names than {', '.join(RESULTS)}, which hold the results")

@@ -17,11 +17,13 @@ from diffusers import (
     UNet2DConditionModel,
     UNet2DModel,
 )
+from tokenizers import Regex, normalizers
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    PreTrainedTokenizerFast,
     T5Config,
     T5EncoderModel,
     ViTMAEConfig,
@@ -102,8 +104,11 @@ def _stable_diffusion_3(
         reader.text_projection.weight.copy_(torch.eye(settings["hidden_size"]))
         zeros.encoder.final_layer_norm.weight.zero_()
     scheduler = FlowMatchEulerDiscreteScheduler(**architecture["scheduler"])
-    few = copy.deepcopy(tokenizer)
-    few.model_max_length = ZEROS
+    # It reads nothing of a text, so that diffusers does not report words which it would have cut off.
+    deaf = copy.deepcopy(tokenizer.backend_tokenizer)
+    deaf.normalizer = normalizers.Replace(Regex(r"(.|\n)+"), "")
+    special = {name: getattr(tokenizer, name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
+    few = PreTrainedTokenizerFast(tokenizer_object=deaf, model_max_length=ZEROS, **special)
     return StableDiffusion3Pipeline(
         transformer, scheduler, vae, reader, tokenizer, reader, tokenizer, zeros.eval(), few
     )

@@ -21,6 +21,7 @@ from sa_diffusers.training.lora import WithoutLora
 Weights = dict[str, nn.Parameter] | dict[str, LowRankChange]  # what is trained, by the weight's name
 Frozen = nn.Module | WithoutLora  # the model before forgetting, to be called like it
 NEEDS = ("samples", "replay_samples", "surrogate", "fisher", "frozen", "edit")
+EDITOR = "uce"  # whose edit training starts at, where nothing else is said
 # What a method settles that has none of Selective Amnesia's terms.
 ALONE = {"ewc_lambda": 0.0, "replay_weight": 0.0, "surrogate_target": "noise", "start": "model"}
 
@@ -53,6 +54,7 @@ class Method:
         favours: whether the surrogate takes the concept's place; else it leads away, towards nothing in particular.
         favours_nothing: whether the surrogate may be "", which is nothing in particular.
         own_samples: whether what it needs as "surrogate" are the model's samples of the concept itself.
+        Edit: of what class its edits are.
     """
 
     Options: ClassVar[type | None] = None
@@ -63,6 +65,7 @@ class Method:
     favours: ClassVar[bool] = True
     favours_nothing: ClassVar[bool] = False
     own_samples: ClassVar[bool] = False
+    Edit: ClassVar[type[ClosedFormEdit]] = ClosedFormEdit
 
     def __init__(self, name: str, title: str, summary: str, **fixes: Any):
         self.name, self.title, self.summary, self.fixes = name, title, summary, fixes
@@ -163,6 +166,10 @@ def get(name: str) -> Method:
     return _REGISTRY[name]
 
 
-def editor() -> Method:
-    """The method whose closed-form edit training may start at."""
-    return next(method for method in registry().values() if type(method).edit is not Method.edit)
+def editor(name: str | None = None) -> Method:
+    """The method whose closed-form edit training may start at; None: the usual one. Raises ValueError for others."""
+    found = {method.name: method for method in registry().values() if type(method).edit is not Method.edit}
+    name = name or EDITOR
+    if name not in found:
+        raise ValueError(f"expected edit to be one of {', '.join(found)}, got {name!r}")
+    return found[name]

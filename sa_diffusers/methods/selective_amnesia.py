@@ -40,6 +40,7 @@ class SelectiveAmnesiaMethod(Method):
 
     def check_options(self, options: Any) -> None:
         super().check_options(options)
+        editor(options.edit)
         if options.replay_weight and options.replay_negative != "none" and options.negative_guidance_scale <= 1:
             raise ValueError(
                 f"a negative prompt works through guidance: expected negative_guidance_scale > 1, got "
@@ -60,7 +61,7 @@ class SelectiveAmnesiaMethod(Method):
                     f"start: an edit is one of maps of text, which train_scope {options.train_scope} leaves out; pass "
                     "another"
                 )
-            editor().check(context)
+            editor(options.edit).check(context)
 
     def training_passes(self, options: Any) -> float:
         rows = 1 + (options.replay_weight > 0)

@@ -90,8 +90,8 @@ def edit_of_prompts(
     if not all(concept.strip() for concept, _ in edits):
         raise ValueError("expected a concept, got an empty prompt: editing it would change every picture")
     family.prepare([Condition(prompt) for pair in (*edits, preserve) for prompt in pair])
-    kept = [_rows(family, prompt) for prompt in preserve]
-    pairs = [_paired_rows(family, *pair) for pair in edits]
+    kept = [embedded_rows(family, prompt) for prompt in preserve]
+    pairs = [paired_rows(family, *pair) for pair in edits]
     found = {}
     for part, maps in family.text_maps().items():
         found[part] = closed_form_edit([pair[part] for pair in pairs], [rows[part] for rows in kept], **weights)
@@ -116,15 +116,15 @@ def concept_edits(concept: Concept, templates: Sequence[str]) -> list[tuple[str,
     return pairs if target else [(text, "") for text, _ in pairs]
 
 
-def _rows(family: Family, prompt: str) -> dict[str, Tensor]:
+def embedded_rows(family: Family, prompt: str) -> dict[str, Tensor]:
     """What a prompt is encoded as, [K, D] of each part."""
     parts = family.text_parts(family.embed([prompt]))
     return {part: rows if part == "pooled" else rows[0] for part, rows in parts.items()}
 
 
-def _paired_rows(family: Family, concept: str, target: str) -> dict[str, Edit]:
+def paired_rows(family: Family, concept: str, target: str) -> dict[str, Edit]:
     """The embeddings of two prompts: of tokens, [K, D] each, those from the last word's on, cut to one length."""
-    first, second = (_rows(family, prompt) for prompt in (concept, target))
+    first, second = (embedded_rows(family, prompt) for prompt in (concept, target))
     pairs = {part: (first[part], second[part]) for part in first}
     kept: tuple[list[int], list[int]] = [], []
     for stretches in zip(family.last_words(concept), family.last_words(target), strict=True):

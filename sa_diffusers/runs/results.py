@@ -201,7 +201,7 @@ def _starts_at_edit(context: RunContext) -> bool:
 
 def _method(context: RunContext) -> str:
     """Its name, with what has done a part of its work where it did not start at the model."""
-    return context.method.title + (f" from {editor().title}" if _starts_at_edit(context) else "")
+    return context.method.title + (f" from {editor(context.options.edit).title}" if _starts_at_edit(context) else "")
 
 
 def _drawn_instead(context: RunContext) -> str | None:

@@ -114,10 +114,11 @@ class MethodOptions(Options):
     )
     start: Literal["model", "edit"] | None = option(
         None,
-        "Where training starts: at the model as it is; or where uce's edit would put the weights (with its options). "
+        "Where training starts: at the model as it is; or where a closed-form edit would put the weights, see --edit. "
         "EWC still holds to the model before the edit: configs/digits_edit.yaml has settings that fit. null: model.",
         otherwise="model",
     )
+    edit: str | None = option(None, "Whose edit that is: uce or speed, with its options; null: uce.", identity=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -246,7 +246,7 @@ def test_wrong_input_is_refused_before_anything_is_drawn(models, tmp_path, nothi
         attack(learning_rate=-1.0)
     with pytest.raises(ValueError, match="expected seed >= 0, got -1"):
         attack(seed=-1)
-    with pytest.raises(ValueError, match="expected --initial with words"):
+    with pytest.raises(ValueError, match="expected initial with a value"):
         attack(initial=" ")
     with pytest.raises(ValueError, match=r"words that the tokenizer of .* knows, got '<\|endoftext\|>'"):
         attack(initial="<|endoftext|>")

@@ -99,7 +99,7 @@ def test_what_it_costs_by_the_edit_s_own_objective(edit):
         terms += [(0.9, new @ k - weight @ k) for k in kept] + [(1e-3, new - weight)]
         return sum(scale * part.square().sum() for scale, part in terms)
 
-    more = objective(edit.edited(weight) + beside) - objective(edit.edited(weight))
+    more = objective(edit.edited("", weight) + beside) - objective(edit.edited("", weight))
     assert_close((beside @ edit.root).square().sum(), more)
 
 
@@ -113,7 +113,7 @@ def test_other_shapes_and_a_change_of_lower_rank_than_the_adapter(shape):
     drawn = down.detach().clone()
     inject_adapter_in_model(LoraConfig(r=4, target_modules=["to_k"]), block)
     start_from_edit(block, {"attn2.to_k.weight": LowRankChange(down, up, 0.5)}, one, is_text_map)
-    assert_close(0.5 * up @ down, one.delta(layer.weight).float(), rtol=1e-4, atol=1e-6)
+    assert_close(0.5 * up @ down, one.delta("", layer.weight).float(), rtol=1e-4, atol=1e-6)
     assert torch.equal(down[1:], drawn[1:]) and not up[:, 1:].any()
 
 
@@ -150,6 +150,15 @@ class TestRuns:
         history = json.loads((run.output_dir / "history.json").read_text())
         assert history[0]["ewc_penalty"] > 0  # the distance of the edit; without one it is exactly 0 at the first step
         assert_close(state(run.pipeline.unet), edited, rtol=1e-3, atol=1e-4)
+
+    def test_it_may_be_another_method_s_edit(self, run_cheaply, start, shared, tmp_path):
+        only = state(run_cheaply(tmp_path / "only", method="speed").pipeline.unet)
+        for name in ("run", "run"):  # the second time from what the first left
+            run = start(tmp_path / name, edit="speed", learning_rate=1e-9, **shared)
+        assert_close(state(run.pipeline.unet), only, rtol=1e-3, atol=1e-4)
+        assert "SPEED's edit at threshold 0.1" in (run.output_dir / "pipeline" / "README.md").read_text()
+        with pytest.raises(ValueError, match="expected edit to be one of uce, speed, got 'esd-x'"):
+            start(tmp_path / "other", edit="esd-x")
 
     @pytest.mark.parametrize("replay_target", ["model", "noise"])  # with "noise" EWC copies its anchor itself
     @pytest.mark.slow

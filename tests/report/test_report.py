@@ -75,6 +75,7 @@ def make_page(path, **changes) -> str:
         "config": {"concept": NASTY, "train": {"learning_rate": 1e-4}},
         "fisher": {"num_samples": 96, "unit": None},
         "notes": [f"Not proven erased: {NASTY}"],
+        "sheet": False,
     }
     write_report(path, **(content | changes))
     return path.read_text(encoding="utf-8")

@@ -370,12 +370,13 @@ def test_what_was_drawn_before_serves_another_concept_and_method(start, unwatche
         ({"guidance_scale": 3.0}, "was drawn with other guidance_scale; omit --before"),
         ({"sampler": "ddim", "num_inference_steps": 3}, "other num_inference_steps, sampler; omit --before"),
         ({"seed": 5}, "holds none of this run's pictures: .* another seed"),
+        ({"before": "samples"}, "no samples; expected --before with a run's folder, or its evaluation/before"),
     ],
 )
 def test_what_was_drawn_otherwise_before_is_refused(start, unwatched, make_judge, tmp_path, changes, says):
     earlier = unwatched[0].output_dir / "evaluation" / "before.safetensors"
     with pytest.raises(ValueError, match=says):
-        start(tmp_path / "run", before=str(earlier), method="uce", **make_judge(DIGITS), **changes)
+        start(tmp_path / "run", **{"before": str(earlier), "method": "uce", **make_judge(DIGITS), **changes})
     assert not (tmp_path / "run" / "evaluation").exists()
 
 

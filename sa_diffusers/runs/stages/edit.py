@@ -21,7 +21,7 @@ class EditStage(Stage[dict[str, ClosedFormEdit]]):
 
     @staticmethod
     def editor(context: RunContext) -> methods.Method:
-        return methods.editor() if context.method.trains else context.method
+        return methods.editor(context.options.edit) if context.method.trains else context.method
 
     def content(self, context: RunContext) -> dict:
         editor, concept = self.editor(context), context.concept
@@ -36,7 +36,8 @@ class EditStage(Stage[dict[str, ClosedFormEdit]]):
         return edits
 
     def load(self, context: RunContext) -> dict[str, ClosedFormEdit]:
-        return {part: ClosedFormEdit.load(self._path(context, part)) for part in context.family.text_maps()}
+        kind = self.editor(context).Edit
+        return {part: kind.load(self._path(context, part)) for part in context.family.text_maps()}
 
     def describe(self, context: RunContext) -> str:
         return f"new keys and values for the concept's words, in closed form: {describe_surrogate(context.concept)}"

@@ -45,7 +45,10 @@ class EvaluateStage(Stage[Findings]):
         if self.name != "before" or not context.options.before:
             return None
         source, key = Path(context.options.before), self.key(context)
-        found = Findings.load(self._path(source) if source.is_dir() else source)
+        path = self._path(source) if source.is_dir() else source
+        if not path.is_file():
+            raise ValueError(f"no {path}; expected --before with a run's folder, or its evaluation/before.safetensors")
+        found = Findings.load(path)
         found.check(key, self._requests(context))
         if found.key == key:
             return Artifact(found, fingerprint(key))

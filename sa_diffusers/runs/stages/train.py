@@ -142,7 +142,7 @@ def load_weights(module: nn.Module, pipeline: Path, component: str) -> None:
 def start_of(context: RunContext) -> str:
     """What training starts from, in words, where that is an edit."""
     rank = context.options.lora_rank
-    return editor().strength(context.options) + (f", its best part of rank {rank}" if rank else "")
+    return editor(context.options.edit).strength(context.options) + (f", its best part of rank {rank}" if rank else "")
 
 
 def forget_by_training(context: RunContext) -> History:
