@@ -94,7 +94,7 @@ def _judges_and_sets(
     options: RunOptions, concept: Concept, rows: list[dict[str, str]] | None, labels: list[str] | None
 ) -> tuple[dict[str, ClassifierJudge], dict[str, PromptSet]]:
     if rows is None and labels is None:
-        raise ValueError("a classifier needs eval_prompts: labelled prompts for pictures that it can judge")
+        raise ValueError("a classifier needs labelled prompts for pictures that it can judge; pass --eval_prompts")
     judges = {name: ClassifierJudge.load(name, concept.phrasings) for name in options.classifier}
     first, *others = judges.values()
     if any((one.attribute, set(one.classes)) != (first.attribute, set(first.classes)) for one in others):

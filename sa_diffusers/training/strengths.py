@@ -30,7 +30,7 @@ class StrengthOptions(Options):
     strength_sheet: bool = option(
         False,
         "Judge the run at several strengths, on one page, strength.html: at each of snapshot_steps, or, without these "
-        "or with lora_rank, at each of strength_scales. Of a finished run, too: nothing is trained again.",
+        "or with lora_rank, at each of strength_scales. Also of a finished run: nothing is trained again.",
         identity=False,
         everyday=True,
     )

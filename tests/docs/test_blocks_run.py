@@ -25,6 +25,7 @@ from tests.browser import assert_whole
 
 # By the order in which a reader needs them; every other page follows.
 ORDER = [
+    "docs/howto/class_conditional.md",
     "README.md", "docs/index.md", "docs/howto/concepts.md", "docs/howto/base_model.md", "docs/howto/did_it_work.md",
     "docs/evaluation.md",
 ]  # fmt: skip
@@ -34,6 +35,7 @@ INSTEAD = {  # of what is on a hub or on the reader's disk, or large
     DIGITS: "small",
     "CompVis/stable-diffusion-v1-4": "small",
     "my/model": "small",
+    "models/my-flux": "small",
     "runs/cifar10_base/pipeline": "runs/digits8x8_base/pipeline",
     "airplane": "0",
     "me/sd-fisher": "runs/brad-pitt",
@@ -42,14 +44,15 @@ INSTEAD = {  # of what is on a hub or on the reader's disk, or large
 # Installing and launching of processes have tests of their own.
 ELSEWHERE = ("pip", "pytest", "make")
 DRAW = "--num_inference_steps 2 --guidance_scale 2"
-FEW = "--num_train_steps 2 --lr_warmup_steps 0 --checkpointing_steps null --num_threads 1"
+FEW = "--num_train_steps 2 --lr_warmup_steps 0 --checkpointing_steps null"
 BUDGETS = {
-    "forget": f"{FEW} --num_samples 8 --num_surrogate_samples 4 --fisher_samples 2 --fisher_terms 1 --overwrite "
-    "--train_batch_size 2 --track_steps null --ema_decay null --eval_images_concept 2 --eval_images_class 1 "
-    "--eval_images_other 2",
+    "forget": f"{FEW} --num_threads 1 --num_samples 8 --num_surrogate_samples 4 --fisher_samples 6 --fisher_terms 4 "
+    "--overwrite --train_batch_size 2 --track_steps null --ema_decay null --eval_images_concept 2 "
+    "--eval_images_class 1 --eval_images_other 2",
     "surrogates": "",
+    "choose": "",
     "attack": f"--num_targets 2 --num_images 2 --num_restarts 1 --steps 1 --keep_every 1 {DRAW}",
-    "train_base": f"{FEW} --train_batch_size 4",
+    "train_base": f"{FEW} --num_threads 1 --train_batch_size 4",
     "train_classifier": f"{FEW} --train_batch_size 4",
     "evaluate pipelines": f"--num_images 2 {DRAW}",
     "evaluate images": "--num_neighbours 1",
@@ -61,7 +64,7 @@ OF_TEXT = {  # options that other kinds of model refuse
 }
 WITHOUT_TEXT = ("8x8", "cvae", "cifar10", "inpaint")
 PYTHON_BUDGET = {
-    "num_samples": 8, "num_surrogate_samples": 4, "fisher_samples": 2, "fisher_terms": "1", "num_train_steps": 2,
+    "num_samples": 8, "num_surrogate_samples": 4, "fisher_samples": 6, "fisher_terms": "4", "num_train_steps": 2,
     "lr_warmup_steps": 0, "train_batch_size": 2, "num_inference_steps": 2, "overwrite": True, "eval_images_concept": 2,
     "eval_images_class": 1, "eval_images_other": 2, "replay_prompts": "prompts.txt",
 }  # fmt: skip
@@ -86,6 +89,11 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for i, line in enumerate(lines):
             Image.new("RGB", (32, 32), (10 * i, 5 * i, 90)).save(f"{folder}/{line['file_name']}")
     Path("my_images/metadata.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    asked = [
+        {"prompt": f"a {ink} {digit}", "form": form, "digit": digit}
+        for ink, form in (("red", "seen"), ("green", "held_out")) for digit in ("seven", "three")
+    ] + [{"prompt": "a red digit", "form": "seen", "ink": "red"}]  # fmt: skip
+    Path("my_prompts.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in asked))
     Path("prompts.txt").write_text("a red three\na green four\na blue nine\n")
     return tmp_path
 
@@ -96,8 +104,13 @@ def small(words: list[str]) -> None:
     if words[:2] == ["accelerate", "launch"]:
         args = launch_command_parser().parse_args(words[2:])
         words = ["python", args.training_script, *args.training_script_args]
+    if "--snapshot_steps" in words:  # a list that is given twice is one list
+        words = [word for word in words if not word.isdecimal()] + ["--snapshot_steps", "1"]
+        words.remove("--snapshot_steps")
     name, rest = Path(words[1]).stem.replace("-", "_"), words[2:]
     given = [*rest, *BUDGETS[f"{name} {rest[0]}" if name == "evaluate" else name].split()]
+    if "--strength_sheet" in rest:
+        given += ["--strength_scales", "0.75"]
     if not any(kind in word for kind in WITHOUT_TEXT for word in rest):
         given += OF_TEXT.get(name, "").split()
         if name in ("forget", "surrogates"):
@@ -144,6 +157,6 @@ def test_every_block_runs_and_leaves_whole_pages(place: Path, subtests: pytest.S
             print(repr(error))
             failed.append(f"{block}: {step}: {error!r}")
     assert failed == []
-    pages = sorted(place.glob("runs/**/report.html"))
-    assert len(pages) > 6
+    pages = sorted(page for page in place.glob("runs/**/*.html") if page.name in ("report.html", "strength.html"))
+    assert len(pages) > 10
     assert_whole(pages, place, subtests)
