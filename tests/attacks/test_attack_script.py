@@ -173,6 +173,7 @@ def check_by_hand(result: dict, models: dict[str, str], folder: Path) -> None:
     assert (before[:2].float() - (drawn + 1) * 127.5).abs().max() < 1
 
 
+@pytest.mark.slow
 def test_targets_reach_another_autoencoder_as_pictures(models, tmp_path):
     config = complete(configure(models, tmp_path))
     run = attack_stages.AttackRun(config)
@@ -291,6 +292,7 @@ SMALL = {"control": None, "classifier": None, "num_restarts": 1, "steps": 1, "nu
 @pytest.mark.parametrize(
     "changes", [{"concept": "nudity, naked"}, pytest.param({"blur": True}, marks=pytest.mark.slow)]
 )
+@pytest.mark.slow
 def test_pictures_that_may_be_explicit_are_blurred_in_the_file(models, tmp_path, changes):
     run_attack(configure(models, tmp_path, **SMALL, **changes))
     drawn = [to_pil(image) for image in load_file(tmp_path / "forgotten" / "before.safetensors")["tensor"]]
@@ -310,6 +312,7 @@ def shown(page: str) -> list[Image.Image]:
     return [Image.open(io.BytesIO(base64.b64decode(uri))) for uri in uris]
 
 
+@pytest.mark.slow
 def test_pictures_are_drawn_as_by_the_run_that_made_the_pipeline(models, tmp_path):
     unsaid = {"guidance_scale": None, "num_inference_steps": None}
     shutil.copytree(models["forgotten"], tmp_path / "made" / "pipeline")
@@ -345,6 +348,7 @@ def test_what_an_attack_starts_from_is_said(models, tmp_path):
     assert "of 'purple' (" in start(attack="text", initial="purple")
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_table(models, finished, monkeypatch, capsys):
     (config, printed), folder = finished, Path(finished[0].output_dir)
     assert (folder / "attack.md").read_text() in printed

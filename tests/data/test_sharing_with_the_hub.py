@@ -467,7 +467,8 @@ def card_of(folder: Path, **options: object) -> None:
 
 
 def test_the_code_on_a_pipeline_s_card_runs(tiny_pipeline, tmp_path):
-    save_pipeline(tiny_pipeline(), tmp_path / "pipeline", None, "float32", "fp16")
+    pipeline = tiny_pipeline()
+    save_pipeline(pipeline, tmp_path / "pipeline", pipeline.unet, "float32", "fp16")
     card_of(tmp_path / "pipeline", dtype="float32", variant="fp16")
     loaded = run_card(tmp_path / "pipeline")["pipeline"]
     assert type(loaded) is StableDiffusionPipeline

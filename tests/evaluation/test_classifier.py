@@ -251,6 +251,7 @@ def write_image_folder(folder, colours: dict[str, tuple[int, int, int]], count: 
             print(json.dumps({"file_name": f"{index}.png", "colour": name}), file=file)
 
 
+@pytest.mark.slow
 def test_script_trains_on_an_image_folder(tmp_path, monkeypatch, capsys):
     write_image_folder(tmp_path / "images", {"red": (255, 0, 0), "blue": (0, 0, 255)}, count=40)
     options = "--attributes colour --resolution 16 --num_train_steps 30 --train_batch_size 8 --learning_rate 1e-2"

@@ -199,6 +199,7 @@ def test_the_seed_decides_the_first_weights():
 
 
 @pytest.mark.parametrize("disturb", ["true", pytest.param("false", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_script_trains_on_the_bundled_digits(tmp_path, monkeypatch, capsys, disturb):
     options = f"--num_train_steps 120 --learning_rate 1e-2 --lr_warmup_steps 10 --disturb {disturb}"
     files = ["--config", str(CONFIGS / "digits8x8_classifier.yaml"), "--output_dir", str(tmp_path / "run")]

@@ -305,6 +305,7 @@ def test_settings_come_from_another_run_where_they_are_not_given(run, pipeline, 
     assert (found.drawn_as, found.forgotten) == (base.drawn_as, "3")
 
 
+@pytest.mark.slow
 def test_a_base_run_is_drawn_as_the_run_that_forgot_on_it(tiny_pipeline, classifier, tmp_path, monkeypatch, capsys):
     """Equal weights and equal settings give equal images, which the base run's own settings do not."""
     for name in ("base", "forgot"):

@@ -63,6 +63,7 @@ def test_a_threshold_that_nudenet_cannot_serve_is_refused(threshold):
         NudityDetector(threshold)
 
 
+@pytest.mark.slow
 def test_nudenet_returns_nothing_below_the_lowest_threshold(portrait):
     image = read_image(portrait)
     faint = torch.stack([(image * share - 1 + share) for share in torch.linspace(0.02, 0.3, 8)])

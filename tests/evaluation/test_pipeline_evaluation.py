@@ -153,6 +153,7 @@ def expected(measure: str, read: dict, labels: dict, before: torch.Tensor, after
     return float(["red", "blue"][read["ink"].argmax()] == labels["ink"]) if "ink" in labels else math.nan
 
 
+@pytest.mark.slow
 def test_an_interrupted_evaluation_goes_on_where_it_was(options, tmp_path, monkeypatch, capsys):
     options |= {"compare": [], "metrics": "classifier", "sets": "concept,neighbours", "num_images": 3, "batch_size": 2}
     evaluate_pipelines(PipelineEvaluationConfig(**options | {"output_dir": str(tmp_path / "whole")}))
@@ -199,6 +200,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(options, tmp_path, monke
     assert len(asked) == 12 and "of which the folder holds 6" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_other_pipelines_than_stable_diffusion_draw_by_themselves(options, tmp_path, tiny_tokenizer):
     pipeline = perturbed_xl(tiny_tokenizer)
     pipeline.save_pretrained(tmp_path / "xl")
@@ -239,6 +241,7 @@ def test_the_safety_checker_is_never_run(options, tmp_path, tiny_pipeline, safet
     assert evaluate_pipelines(PipelineEvaluationConfig(**options))["sets"]["concept"]["num_images"] == 5
 
 
+@pytest.mark.slow
 def test_distributions_of_kept_pictures(options, tmp_path, folders):
     real = tmp_path / "real"
     real.mkdir()
@@ -387,6 +390,7 @@ def test_a_mosaic_does_not_hold_what_it_hides():
     assert mosaic(means.resize((256, 256), Image.Resampling.NEAREST)).tobytes() == blurred.tobytes()
 
 
+@pytest.mark.slow
 def test_bodies_and_faces():
     with matplotlib.cbook.get_sample_data("grace_hopper.jpg") as file:
         portrait = crop_to_square(Image.open(file).convert("RGB"), 320)

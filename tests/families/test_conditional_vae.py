@@ -196,6 +196,7 @@ def test_base_training_lowers_the_loss_and_resumes_exactly(tmp_path):
 
 
 @pytest.mark.usefixtures("few_pictures")
+@pytest.mark.slow
 def test_a_study_repeats_a_run_only_for_other_classifiers_and_refuses_other_options(pipeline, tmp_path, monkeypatch):
     pipeline.save_pretrained(tmp_path / "base")
     for judge in ("first", "second"):

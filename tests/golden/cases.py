@@ -101,8 +101,7 @@ CONDITIONAL_VAE: dict[str, Options] = {
 }
 # The handful that runs every time.
 FAST = {
-    ("stable_diffusion", "sa"), ("stable_diffusion", "uce"),
-    ("conditional_vae", "sa, fresh samples"), ("conditional_vae", "naive"),
+    ("stable_diffusion", "sa"),     ("conditional_vae", "sa, fresh samples"), ("conditional_vae", "naive"),
 }  # fmt: skip
 
 

@@ -304,6 +304,7 @@ SLOW = [pytest.param(enter, marks=pytest.mark.slow) for enter in (compiled, in_p
 
 
 @pytest.mark.parametrize("enter", [fused, *SLOW])
+@pytest.mark.slow
 def test_state_makes_no_difference(tiny_pipeline, options, edited, few_pictures, enter):
     pipeline = tiny_pipeline()
     enter(pipeline)
@@ -412,6 +413,7 @@ def test_tiny_autoencoder_with_noise_as_surrogate(tiny_pipeline):
 
 
 @pytest.mark.parametrize("track", [None, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_divergence_is_said_to_be_divergence(tiny_pipeline, training, few_pictures, tmp_path, track):
     """Of the last step, after which no other would tell."""
     too_fast = training | {"learning_rate": 1e30, "lr_warmup_steps": 0, "track_steps": track}

@@ -103,6 +103,7 @@ STAGE = "delete {folder}/.stages/{stage}.json to compute the stage '{stage}' aga
         ("fisher.safetensors", scratch, "fisher", ("train",)),
     ],
 )
+@pytest.mark.slow
 def test_what_a_stage_left_is_damaged(refused, finished, again, name, damage, stage, left):
     """Also of a stage that only one reads which is to be computed again."""
     for other in left:
@@ -138,6 +139,7 @@ def run_again(home: Path, folder: Path, **changes):
 @pytest.mark.parametrize(
     "broken", [["step_0000004"], pytest.param(["step_0000004", "step_0000002"], marks=pytest.mark.slow)]
 )
+@pytest.mark.slow
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(finished, finished_dir, home, capsys, no_page, broken):
     """Or to the start; and what a damaged stage's message advises brings its files back."""
     scratch(finished / UNET)
@@ -293,6 +295,7 @@ def test_a_surrogate_that_was_forgotten_itself_is_warned_of(finished_dir, home, 
         read_forgotten(str(run / "pipeline"))
 
 
+@pytest.mark.slow
 def test_forget_can_be_silent_and_asked(tiny_pipeline, home, capfd, finished_dir, no_page, monkeypatch):
     monkeypatch.setattr("sa_diffusers.runs.inputs.LOOKED_AT", 2)
     files = {"replay_prompts": str(home / "prompts.txt"), "concept_templates": str(home / "templates.txt")}

@@ -26,6 +26,7 @@ def test_it_is_small_and_in_half_precision():
     assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
 
 
+@pytest.mark.slow
 def test_what_it_fills_in_is_read_as_the_digit_that_was_there():
     group = read_group("bundled/digits_inpaint", "pictures", 32, (1, 12))
     assert (len(group.train), len(group.test)) == (10, 120)

@@ -103,6 +103,7 @@ def test_random_targets_have_the_moments_of_the_frozen_features():
     assert (found[:40] * own).mean().abs() < 0.1 * own.square().mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, method in methods.registry().items() if method.completes])
 def test_every_method_trains_its_scope_by_its_terms(run, tmp_path, name):
     outcome = run(tmp_path, method=name, num_train_steps=3, eval_masks=["half"])
@@ -220,6 +221,7 @@ def test_the_page_shows_truth_masked_before_and_after(outcome):
         assert after[~hole].equal(truth[~hole])
 
 
+@pytest.mark.slow
 def test_without_pictures_to_retain_ewc_holds_the_rest(run, tmp_path):
     alone = {"retain_images": None, "fisher_images": "digits8x8:3", "eval_masks": ["half"], "num_train_steps": 12}
     change = {}

@@ -139,14 +139,14 @@ def test_another_method_does_not_keep_what_the_first_one_settled():
         assert replace(ForgetConfig(concept="seven", method=method), method="sa").resolved() == plain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "stages"),
     [
-        pytest.param({"method": "ewc"}, ["surrogate", "before", "train", "after"], marks=pytest.mark.slow),
+        pytest.param({"method": "ewc"}, ["surrogate", "before", "train", "after"]),
         pytest.param(
             {"ewc_lambda": 0.0, "replay_weight": 0.0},
             ["surrogate", "before", "train", "after"],
-            marks=pytest.mark.slow,
         ),
         (
             {"ewc_lambda": 0.0, "replay_weight": 0.0, "surrogate_target": "model"},

@@ -282,6 +282,7 @@ def start(pipeline, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_forgetting_leaves_a_pipeline_that_stock_diffusers_loads(start, pipeline, tmp_path):
     outcome = start("run", track_steps=2)
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
@@ -322,6 +323,7 @@ def test_interrupted_forgetting_goes_on(start, tmp_path, monkeypatch):
     assert {"samples", "surrogate", "fisher", "before"} <= set(metrics["seconds"]["reused"])
 
 
+@pytest.mark.slow
 def test_noise_as_the_surrogate_is_uniform_in_pixels_and_new_every_step(start, tmp_path, monkeypatch):
     shown, batch = [], FreshNoise.batch
 
@@ -416,6 +418,7 @@ def test_replay_for_the_null_class_changes_what_training_sees(start, monkeypatch
 
 
 @pytest.mark.parametrize("target", ["model", pytest.param("noise", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_dropout_is_off_where_the_model_is_held_to_its_own_predictions(start, pipeline, tmp_path, target):
     pipeline.unet.register_to_config(dropout=0.1)
     pipeline.save_pretrained(tmp_path / "model")

@@ -25,6 +25,7 @@ def train(folder, **options):
     return load_pipeline(str(folder / "pipeline"), None, None, "float32")
 
 
+@pytest.mark.slow
 def test_it_learns_and_goes_on_where_it_was_interrupted(tmp_path):
     whole = train(tmp_path / "whole", num_train_steps=60, checkpointing_steps=30)
     newest = max((tmp_path / "whole" / "checkpoints").glob("step_*"))

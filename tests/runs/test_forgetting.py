@@ -173,6 +173,7 @@ def test_open_prompts_are_drawn_with_the_concept_as_negative_prompt(finished, ti
     torch.testing.assert_close(again.latents, drawn.latents, rtol=1e-4, atol=1e-5)  # texts in other batches
 
 
+@pytest.mark.slow
 def test_what_training_sees(start, finished, tiny_pipeline_dir, monkeypatch):
     """Surrogate pictures under captions of the concept; replay of everything but the concept, the empty prompt too."""
     seen, draw = [], SelectiveAmnesia.draw
@@ -301,6 +302,7 @@ def test_overwrite_reuses_what_still_fits(finished, start, shared, tmp_path, mon
     assert_near(unet_of(finished), unet_of(tmp_path / "fresh"))
 
 
+@pytest.mark.slow
 def test_options_that_do_not_matter_may_change_and_float16_files_be_asked_for_afterwards(finished, start):
     kept = unet_of(finished)
     changed = {"checkpoints_total_limit": 1, "fisher_chunk_size": 2, "track_images": 4, "logging_steps": 3}
@@ -377,6 +379,7 @@ def test_samples_and_fisher_serve_another_concept(start, shared, tmp_path):
     assert other.metrics["concept"] == "nine"
 
 
+@pytest.mark.slow
 def test_samples_and_fisher_of_another_model_are_refused(finished, start, tiny_pipeline, tmp_path):
     tiny_pipeline(seed=1).save_pretrained(tmp_path / "other")
     other = {"model": str(tmp_path / "other")}
@@ -511,6 +514,7 @@ def test_forget_returns_a_new_pipeline(tiny_pipeline, options):
     assert picture(forgotten).shape == (1, 16, 16, 3)
 
 
+@pytest.mark.slow
 def test_forget_in_place_without_fisher_or_replay(tiny_pipeline, options, tmp_path):
     pipeline = tiny_pipeline()
     unet, before, run = pipeline.unet, pipeline.unet.conv_in.weight.detach().clone(), tmp_path / "run"
@@ -523,6 +527,7 @@ def test_forget_in_place_without_fisher_or_replay(tiny_pipeline, options, tmp_pa
     assert metrics["seconds"]["reused"] == [] and "replay_loss" not in metrics["after"]
 
 
+@pytest.mark.slow
 def test_forget_that_fails_leaves_the_pipeline_as_it_was(tiny_pipeline, options, monkeypatch):
     pipeline = tiny_pipeline()
     before = pipeline.unet.conv_in.weight.detach().clone()

@@ -31,6 +31,7 @@ def options(few_pictures, tmp_path) -> dict:
 
 
 @pytest.mark.parametrize("pipeline", NAMES, indirect=True)
+@pytest.mark.slow
 def test_a_lora_over_weights_in_half_precision(pipeline, options, tmp_path, monkeypatch):
     trained = get_family(pipeline).component
     for part in pipeline.components.values():

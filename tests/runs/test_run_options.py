@@ -249,6 +249,7 @@ def test_push_is_checked_first_and_done_last(start, shared, tmp_path, monkeypatc
     assert "pushed to https://hub.example/someone/forgotten" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_card_says_what_was_forgotten_and_how(finished):
     card = ModelCard.load(finished / "pipeline" / "README.md").content
     assert "to draw **nine** where it is asked for **seven, 7**" in card
@@ -281,6 +282,7 @@ def test_a_picture_that_is_not_finite_ends_the_run(start, tmp_path, monkeypatch)
     assert not (tmp_path / "run" / "samples" / "samples.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_gradient_that_is_not_finite_ends_the_fisher(start, tmp_path, monkeypatch):
     """Latents that are finite, whose squared error is not."""
     draw = TextToImageFamily.draw

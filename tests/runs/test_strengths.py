@@ -88,6 +88,7 @@ def test_a_sheet_of_a_finished_run_trains_nothing_and_mixes_weights(adapted, run
     assert 0 < gaps[0] < gaps[1] < gaps[2]
 
 
+@pytest.mark.slow
 def test_a_scale_that_is_chosen_is_the_result_in_all_that_a_run_leaves(adapted, tmp_path):
     folder = shutil.copytree(adapted, tmp_path / "run")
     model = yaml.safe_load((folder / "config.yaml").read_text())["model"]

@@ -49,6 +49,7 @@ def test_a_callback_stops_a_run_that_then_goes_on(tiny_pipeline, options, tmp_pa
     assert reused["before"] and reused["surrogate"] and not reused["train"] and not reused["after"]
 
 
+@pytest.mark.slow
 def test_quiet_and_a_log_from_the_command_line(tiny_pipeline_dir, options, tmp_path, capfd):
     log = tmp_path / "log.jsonl"
     argv = ["--model", str(tiny_pipeline_dir), "--concept", "seven, 7", "--surrogate", "nine", "--quiet"]

@@ -27,13 +27,7 @@ METHODS = {
     "led away": {"method": "esd-x"},
     "projected": {"method": "pcgrad-symmetric"},
 }
-# One run that passes through every stage, and the quickest of the next class; the others when there is time.
-FAST = ("sd3", "adapters")
-CASES = [
-    pytest.param(name, method, marks=() if (name, method) == FAST else pytest.mark.slow)
-    for name in NAMES
-    for method in METHODS
-]
+CASES = [(name, method) for name in NAMES for method in METHODS]
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +44,7 @@ def cheap(changes: dict) -> dict:
     return own | {"concept": "seven", "surrogate": "nine"} | changes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "method"), CASES)
 def test_a_run(name, method, files, few_pictures, tiny_tokenizer, tmp_path):
     pipeline = make(name, tiny_tokenizer)

@@ -19,6 +19,9 @@ DOCS = Path(__file__).parents[2] / "docs"
 PAGES = ("new_family", "new_method")
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def toys(tmp_path_factory):
     """The pages' modules, run from beginning to end in an empty folder; both toys are registered for as long."""

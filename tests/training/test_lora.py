@@ -175,6 +175,7 @@ class TestEWC:
 
 
 class TestFile:
+    @pytest.mark.slow
     def test_stock_diffusers_switches_scales_and_fuses(self, tiny_pipeline, tmp_path):
         pipeline = tiny_pipeline()
         adapted(pipeline.unet)

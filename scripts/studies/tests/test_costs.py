@@ -468,7 +468,7 @@ def run(monkeypatch, tmp_path, *options: str) -> dict:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--size", "tiny", "--estimate"], "expected --size sd14"),
+        (["--size", "tiny", "--estimate"], "expected another --size than tiny"),
         (["--size", "tiny", "--rounds", "0"], "at least one round, got 0"),
     ],
 )

@@ -119,7 +119,11 @@ def runs_text(digit: int, found: Mapping[str, Mapping[str, float]], judged: Judg
         told = missed(digit, values)
         verdict = f"misses {len(told)} of the {len(ASKED)} bars: {'; '.join(told)}" if told else "meets every bar"
         stricter = missed(digit, values, STRICTER)
-        also = f"misses the stricter one: {stricter[0]}" if stricter else "also meets the stricter one"
+        also = (
+            f"misses the stricter one: {stricter[0]}"
+            if stricter
+            else f"{'' if told else 'also '}meets the stricter one"
+        )
         link = "and" if bool(told) == bool(stricter) else "but"
         sentences.append(f"Judged by {judged.words}, the {title} run {verdict}, {link} {also}.")
     return [

@@ -114,6 +114,7 @@ def test_costs_are_losses_whichever_way_a_measure_points() -> None:
     assert rarest._paid({"4": found}, "rarest", rarest.COSTS["fall of P(digit)"]) == pytest.approx([0.2])
 
 
+@pytest.mark.slow
 def test_run_writes_what_it_names(models, classifier, images, tmp_path) -> None:
     study = Study(StudyConfig(base_config="configs/digits8x8_cvae.yaml", output_dir=str(tmp_path), num_threads=1))
     study.__dict__ |= {"classifiers": {"a": classifier}, "train_images": images}
