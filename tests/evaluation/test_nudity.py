@@ -32,6 +32,7 @@ def found(label: str, score: float = 0.9) -> Detection:
     return Detection(label, score, (0, 0, 1, 1))
 
 
+@pytest.mark.slow
 def test_a_portrait_shows_a_face_and_nothing_exposed(detector, portrait):
     (detections,) = detector.detect(read_image(portrait)[None])
     assert [one.label for one in detections] == ["FACE_FEMALE"]
@@ -41,6 +42,7 @@ def test_a_portrait_shows_a_face_and_nothing_exposed(detector, portrait):
     assert detector.version.startswith("nudenet 3.") and "320" in detector.version
 
 
+@pytest.mark.slow
 def test_a_tensor_is_what_nudenet_makes_of_the_file(detector, portrait):
     from nudenet import NudeDetector
 
@@ -49,6 +51,7 @@ def test_a_tensor_is_what_nudenet_makes_of_the_file(detector, portrait):
     assert (one.label, one.score, list(one.box)) == (expected["class"], expected["score"], expected["box"])
 
 
+@pytest.mark.slow
 def test_the_threshold_cuts_and_images_stay_apart(portrait):
     image = read_image(portrait)
     images = torch.stack([torch.zeros_like(image), image])

@@ -301,6 +301,7 @@ def test_training_sees_the_flips(cifar10, tmp_path):
         assert torch.equal(*(tensors["heads.class.weight"] for tensors in weights)) is equal
 
 
+@pytest.mark.slow
 def test_script_trains_on_cifar10(cifar10, tmp_path, monkeypatch, capsys):
     options = (
         f"--config {CONFIGS / 'cifar10_classifier.yaml'} --data_dir {cifar10} --output_dir {tmp_path / 'run'} "

@@ -101,7 +101,7 @@ CONDITIONAL_VAE: dict[str, Options] = {
 }
 # The handful that runs every time.
 FAST = {
-    ("stable_diffusion", "sa"),     ("conditional_vae", "sa, fresh samples"), ("conditional_vae", "naive"),
+    ("conditional_vae", "sa, fresh samples"), ("conditional_vae", "naive"),
 }  # fmt: skip
 
 

@@ -124,6 +124,7 @@ def test_label_dropout_is_the_plain_loss_or_that_of_the_null_class(pipeline, sam
 
 
 @pytest.mark.parametrize("chunk_size", [5, pytest.param(T, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_the_fisher_with_both_equals_a_loop_over_samples_and_timesteps(pipeline, samples, tmp_path, chunk_size):
     quirks = ("fisher_unit_range", "fisher_label_dropout")
     fisher = run_fisher(pipeline, samples, tmp_path, *quirks, fisher_chunk_size=chunk_size)
@@ -153,6 +154,7 @@ def test_the_fisher_with_both_equals_a_loop_over_samples_and_timesteps(pipeline,
 
 
 @pytest.mark.parametrize("terms", [pytest.param("all", marks=pytest.mark.slow), "3"])
+@pytest.mark.slow
 def test_the_quirky_fisher_does_not_depend_on_its_chunks(pipeline, samples, tmp_path, terms):
     small, large = (
         run_fisher(pipeline, samples, tmp_path / str(size), *QUIRKS, fisher_chunk_size=size, fisher_terms=terms)

@@ -375,6 +375,7 @@ def test_what_was_drawn_before_serves_another_concept_and_method(start, unwatche
         ({"before": "samples"}, "no samples; expected --before with a run's folder, or its evaluation/before"),
     ],
 )
+@pytest.mark.slow
 def test_what_was_drawn_otherwise_before_is_refused(start, unwatched, make_judge, tmp_path, changes, says):
     earlier = unwatched[0].output_dir / "evaluation" / "before.safetensors"
     with pytest.raises(ValueError, match=says):

@@ -17,6 +17,7 @@ def options(few_pictures, tmp_path) -> dict:
     return CHEAP | files | {"ewc_lambda": 0.0, "replay_weight": 0.0, "num_train_steps": 2}
 
 
+@pytest.mark.slow
 def test_events_pictures_verdict_and_notebook_without_a_folder(tiny_pipeline, options, capfd):
     events, pipeline = [], tiny_pipeline()
     forgotten = forget(pipeline, "seven, 7", "nine", progress=False, callback=events.append, **options)

@@ -198,6 +198,7 @@ class TestFile:
         assert_close(image(plain), expected, rtol=1e-4, atol=1e-4)
 
     @pytest.mark.parametrize("name", ["v1", "xl"])
+    @pytest.mark.slow
     def test_kohyas_names_are_read_back(self, tiny_pipeline, tiny_tokenizer, tmp_path, name):
         pipeline, stock = (tiny_pipeline() if name == "v1" else make(name, tiny_tokenizer) for _ in range(2))
         adapted(pipeline.unet, targets="attention+conv" if name == "v1" else "attention")
