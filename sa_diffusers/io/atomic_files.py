@@ -18,6 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sa_diffusers.core.safetensors_header import sort_metadata
+
 
 class ArtifactError(RuntimeError):
     """An output folder cannot be used as asked. Base class of what can go wrong with its files."""
@@ -222,6 +224,8 @@ def save_tensors(tensors: Mapping[str, Tensor], path: str | Path, **notes: Any) 
     with atomic_path(path) as new:
         header = {name: json.dumps(note) for name, note in notes.items()}
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, new, metadata=header or None)
+        if header:
+            sort_metadata(new)
 
 
 def load_tensors(path: str | Path, *names: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

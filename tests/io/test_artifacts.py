@@ -294,3 +294,13 @@ def test_check_disk_counts_free_bytes(tmp_path, monkeypatch):
     check_disk(tmp_path, 100)
     with pytest.raises(DiskFull):
         check_disk(tmp_path, 101)
+
+
+def test_equal_tensors_and_notes_are_equal_bytes(tmp_path):
+    """The library alone writes notes in a random order, another one at every call."""
+    notes = {name: {"number": number} for number, name in enumerate("findings requests key values words".split())}
+    for name in ("first", "second"):
+        save_tensors({"pictures": torch.arange(3)}, tmp_path / name, **notes)
+    assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
+    tensors, found = load_tensors(tmp_path / "first", "pictures", "key")
+    assert tensors["pictures"].tolist() == [0, 1, 2] and found == notes

@@ -56,7 +56,7 @@ def test_safe_latent_diffusion_keeps_the_weights_and_draws_otherwise(start, tiny
     assert (before.pictures != after.pictures).any()
     card = (tmp_path / "run" / "pipeline" / "README.md").read_text()
     assert "led by Safe Latent Diffusion (strong) away from **seven, 7**" in card and "nine" not in card
-    assert "pipeline_tag: text-to-image" in card and "`StableDiffusionPipeline` loads this folder" in card
+    assert "pipeline_tag: text-to-image" in card and "`StableDiffusionPipeline` also loads this folder" in card
     again = start(tmp_path / "run", method="sld-strong")
     assert "train" in again.metrics["seconds"]["reused"] and isinstance(again.pipeline, SafeGuidancePipeline)
 
