@@ -607,6 +607,7 @@ def test_prompts_that_leave_the_concept_open_are_a_set_of_their_own(options, tmp
     assert rows["all that must stay", "accuracy"]["num_images"] == 9  # neighbours, unrelated, labelled
 
 
+@pytest.mark.slow
 def test_the_page_begins_with_the_result(options, folders, tmp_path):
     found = evaluate_pipelines(PipelineEvaluationConfig(**options | {"num_images": 2}))
     before, after = ({m: rows_of(found, name)[g, m]["value"] for g, m in (

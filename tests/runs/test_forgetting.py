@@ -503,6 +503,7 @@ def test_what_is_shown_as_kept_does_not_name_the_concept(options):
     assert not any(map(inputs.concept.named_in, inputs.sets["retained"].prompts))
 
 
+@pytest.mark.slow
 def test_forget_returns_a_new_pipeline(tiny_pipeline, options):
     pipeline = tiny_pipeline()
     before = {name: value.clone() for name, value in pipeline.unet.state_dict().items()}
@@ -573,6 +574,7 @@ def test_no_room_on_the_disk_is_said_before_work_starts(start, tmp_path, monkeyp
     assert {p.name for p in (tmp_path / "run").iterdir()} <= {".lock", ".stages", "config.yaml"}
 
 
+@pytest.mark.slow
 def test_divergence_leaves_no_pipeline(start, shared, tmp_path):
     from sa_diffusers.training.loop import TrainingDiverged
 
