@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from sklearn.cluster import KMeans
 from torch import Tensor
 
 from sa_diffusers.core.conditions import Condition
@@ -13,8 +12,8 @@ from sa_diffusers.core.seeding import seeded
 from sa_diffusers.data.replay import spread
 from sa_diffusers.families import Family
 from sa_diffusers.io.configuration import Options, option
-from sa_diffusers.methods.base import ALONE, Context, Method, register
-from sa_diffusers.methods.uce import concept_edits, embedded_rows, paired_rows
+from sa_diffusers.methods.base import ALONE, Context, register
+from sa_diffusers.methods.uce import UCEMethod, concept_edits, embedded_rows, paired_rows
 
 
 CENTRES = 3  # of the empty prompt's tokens, kept exactly beside its first
@@ -34,21 +33,14 @@ class SpeedOptions(Options):
     speed_retain_scale: float = option(1.0, "Weight of the change of the matrices themselves.", above=0)
 
 
-class SpeedMethod(Method):
-    """A closed-form edit of the maps that read text: each layer's lies in the null space of retained prompts."""
+class SpeedMethod(UCEMethod):
+    """A closed-form edit of the same maps and rows: each layer's lies in the null space of retained prompts."""
 
     Options = SpeedOptions
-    requires = frozenset(("text_maps",))
-    trains = takes_lora = False
-    favours_nothing = True
     Edit = NullSpaceEdit
-
-    def needs(self, options: Any, concept: Any) -> set[str]:
-        return {"edit"}
 
     def check(self, context: Context) -> None:
         super().check(context)
-        concept_edits(context.concept, [])
         if not self._retained(context):
             raise ValueError("SPEED retains replay prompts, got none without the concept; pass others")
 
@@ -93,6 +85,8 @@ def _last_word(family: Family, prompt: str, part: str) -> Tensor:
 
 def _nothing(rows: Tensor, seed: int) -> Tensor:
     """What is kept exactly of the empty prompt's rows [K, D]: the first, and centres of the others."""
+    from sklearn.cluster import KMeans  # seconds, which --help need not take
+
     first, others = rows[:1], rows[1:].double().cpu()
     if len(others.unique(dim=0)) > CENTRES:
         means = KMeans(CENTRES, n_init=1, random_state=seed % 2**32).fit(others.numpy()).cluster_centers_
