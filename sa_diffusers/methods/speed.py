@@ -46,7 +46,7 @@ class SpeedMethod(UCEMethod):
 
     def edit(self, context: Context) -> dict[str, NullSpaceEdit]:
         options, family = context.options, context.family
-        pairs, retained = concept_edits(context.concept, context.templates), self._retained(context)
+        pairs, retained = concept_edits(context.concepts, context.templates), self._retained(context)
         prompts = ["", *retained, *(prompt for pair in pairs for prompt in pair)]
         family.prepare(list(map(Condition, prompts)))
         edits = [paired_rows(family, *pair) for pair in pairs]
@@ -66,7 +66,7 @@ class SpeedMethod(UCEMethod):
 
     @staticmethod
     def _retained(context: Context) -> list[str]:
-        kept = [prompt for prompt in context.prompts if prompt and not context.concept.named_in(prompt)]
+        kept = [prompt for prompt in context.prompts if prompt and not context.concepts.named_in(prompt)]
         return spread(kept, min(context.options.speed_retain_prompts, len(kept)), context.options.seed)
 
     def remedies(self, options: Any) -> tuple[str, str]:

@@ -11,11 +11,14 @@ from sa_diffusers.report.verdict import others_of
 METRICS = {
     "concept_probability": ("Concept when asked for", ".1%", "Its probability in pictures that ask for it."),
     "concept_probability_unseen": ("Concept, unseen phrasings", ".1%", "The same for words the forgetting never saw."),
+    "concept_probability_by_concept": ("Asked for", ".1%", "The same of each concept, the worst first."),
+    "concept_probability_unseen_by_concept": ("In unseen phrasings", ".1%", "The same of each concept."),
     "concept_preference": (
         "Concept preferred",
         ".1%",
         "Share of the pictures that ask for it which the judge takes for it rather than for what takes its place.",
     ),
+    "concept_preference_by_concept": ("Preferred", ".1%", "The same of each concept, the worst first."),
     "concept_rate_when_unnamed": ("Concept when not named", ".1%", "Share of pictures that show it all the same."),
     "concept_entropy": ("Entropy when asked for (nats)", ".3f", "How undecided the classifier is about them."),
     "retained_accuracy": ("{Others}", ".1%", "Share of pictures of {others} that show what was asked for."),
@@ -92,7 +95,7 @@ def _rows(metrics: Mapping[str, Any], of: Mapping[str, tuple[str, str, str]]) ->
     others = others_of(metrics.get("attribute"))
     for key, (label, spec, explanation) in of.items():
         nested = [values[key] for values, _ in sides if isinstance(values.get(key), Mapping)]
-        parts = dict.fromkeys(part for values in nested for part in values)
+        parts = dict.fromkeys(part for values in reversed(nested) for part in values)  # as after: the worst first
         label, explanation = (
             text.replace("{others}", others).replace("{Others}", others.capitalize()) for text in (label, explanation)
         )

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from sa_diffusers import methods
-from sa_diffusers.core.concepts import Concept, mentions, split_phrasings
+from sa_diffusers.core.concepts import Concepts, mentions, split_phrasings
 from sa_diffusers.data.picture_groups import PictureGroup
 from sa_diffusers.evaluation.judges.preference import ClipPreferenceJudge, PreferenceJudge
 from sa_diffusers.evaluation.judging import ClassifierJudge
@@ -22,15 +22,15 @@ from sa_diffusers.training.strengths import Strength, chosen
 
 @dataclass
 class Inputs:
-    """The concept, the prompts, and what the model is judged by: sets of prompts, and classifiers by their names.
+    """The concepts, the prompts, and what the model is judged by: sets of prompts, and classifiers by their names.
 
     Without a classifier the pictures of the sets are there to be looked at.
     `notes` are what the plan says of them. `pictures` are real ones, of a model that completes these.
     """
 
-    concept: Concept
+    concepts: Concepts
     prompts: list[str]
-    templates: list[str]
+    templates: list[list[str]]  # of each concept
     judges: dict[str, ClassifierJudge]
     sets: dict[str, PromptSet]
     notes: list[str] = field(default_factory=list)
@@ -55,8 +55,8 @@ class RunContext:
         return methods.get(self.options.method)
 
     @property
-    def concept(self) -> Concept:
-        return self.inputs.concept
+    def concepts(self) -> Concepts:
+        return self.inputs.concepts
 
     @property
     def strength(self) -> Strength:
@@ -69,24 +69,30 @@ class RunContext:
         return "after" if self.strength.trained else self.strength.name
 
     @property
-    def surrogate(self) -> str | None:
-        """As others may read it: of a folder its name."""
-        concept = self.concept
-        return base_name(concept.surrogate) if concept.surrogate_kind == "images" else concept.surrogate
+    def surrogates(self) -> list[str | None]:
+        """Of each concept, as others may read it: of a folder its name."""
+        folders = self.concepts.surrogate_kind == "images"
+        return [base_name(one.surrogate) if folders else one.surrogate for one in self.concepts]
 
     @property
-    def favoured_prompt(self) -> str | None:
-        """The surrogate where it is one in words that takes the concept's place."""
-        in_words = self.method.favours and self.concept.surrogate_kind == "prompt"
-        return self.concept.surrogate or None if in_words else None
+    def surrogate(self) -> str | None:
+        """Every one of them, once."""
+        return "; ".join(filter(None, dict.fromkeys(self.surrogates))) if any(self.surrogates) else self.surrogates[0]
+
+    @property
+    def favours_words(self) -> bool:
+        """Whether words take the concepts' places."""
+        in_words = self.method.favours and self.concepts.surrogate_kind == "prompt"
+        return in_words and all(one.surrogate for one in self.concepts)
 
     @property
     def warning(self) -> str | None:
-        """Where the surrogate is something that the model itself has forgotten: pictures of it show something else."""
-        asked = self.concept.surrogate if self.concept.surrogate_kind == "prompt" else ""
-        for record in self.forgotten:
-            if self.method.favours and mentions(asked, split_phrasings(record["concept"])):
-                return f"The surrogate “{asked}” was itself forgotten by this model: {said_of(record)}."
+        """Where a surrogate is something that the model itself has forgotten: pictures of it show something else."""
+        in_words = self.method.favours and self.concepts.surrogate_kind == "prompt"
+        for record in self.forgotten if in_words else ():
+            for asked in self.surrogates:
+                if mentions(asked or "", split_phrasings(record["concept"])):
+                    return f"The surrogate “{asked}” was itself forgotten by this model: {said_of(record)}."
         return None
 
     @property
@@ -94,7 +100,7 @@ class RunContext:
         return self.inputs.prompts
 
     @property
-    def templates(self) -> list[str]:
+    def templates(self) -> list[list[str]]:
         return self.inputs.templates
 
     @property
@@ -103,7 +109,7 @@ class RunContext:
 
     @property
     def needs(self) -> set[str]:
-        return self.method.needs(self.options, self.concept)
+        return self.method.needs(self.options, self.concepts)
 
     @property
     def computed_in(self) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from sa_diffusers import methods
+from sa_diffusers.data.concept_lists import Forget, as_options, written
 from sa_diffusers.data.sampling import largest_batch
 from sa_diffusers.evaluation.forgetting import pairs
 from sa_diffusers.evaluation.judges.clip import Clip
@@ -66,7 +67,7 @@ class Outcome:
 @usual_modes()
 def forget(
     pipeline: DiffusionPipeline,
-    concept: str,
+    concept: str | Sequence[Forget],
     surrogate: str | os.PathLike | None = None,
     *,
     inplace: bool = False,
@@ -75,11 +76,12 @@ def forget(
     output_dir: str | Path | None = None,
     **options: Any,
 ) -> DiffusionPipeline:
-    """Make a pipeline forget a concept.
+    """Make a pipeline forget a concept, or several at once.
 
     Args:
         pipeline: of a class that a family adapts (`sa_diffusers.families`); left as it is unless `inplace`.
-        concept: one or several phrasings of the concept, separated by commas.
+        concept: one or several phrasings of the concept, separated by commas; or several concepts, each with what
+            takes its place: [Forget("seven, 7", "three"), Forget("red", "green")].
         surrogate: what takes its place: a prompt, a folder of images, or "noise". None: looked up, for known concepts.
         inplace, progress: whether to change the given pipeline's weights, not a copy's; to print the plan and bars.
         callback: gets every event, a dict (docs/events.md); the run stops where it raises, or returns False.
@@ -103,7 +105,11 @@ def forget(
     if len(set(precisions.values())) > 1:
         # transformers keeps the precision of the files, diffusers loads float32: pictures could not be drawn.
         raise ValueError(f"expected components of one precision, got {precisions}; load the pipeline with dtype=...")
-    given = options | {"concept": concept, "surrogate": surrogate}
+    given = options | {"concept": concept, "surrogate": written(surrogate)}
+    if not isinstance(concept, str):
+        if beside := [name for name in ("surrogate", "siblings") if given.get(name) is not None]:
+            raise ValueError(f"a list of concepts says all of each; expected no {beside[0]} beside it")
+        given |= as_options(concept)
     config = _config_of(pipeline, str(modules[component].dtype).removeprefix("torch."), given)
     method = methods.get(config.method)
     if inplace and type(method).wrap is not methods.Method.wrap:
@@ -125,8 +131,6 @@ def forget(
 
 def _config_of(pipeline: DiffusionPipeline, dtype: str, options: dict[str, Any]) -> RunOptions:
     """The options of a run on a pipeline, over its kind's. Raises ValueError for another model or dtype."""
-    if isinstance(options["surrogate"], os.PathLike):
-        options["surrogate"] = os.path.join(".", options["surrogate"])  # a folder, where a bare name would be a word
     given = layered(RunOptions, family_defaults(type(pipeline).__name__), options)
     config = config_from_dict(run_options.ForgetConfig, given)
     model = str(pipeline.name_or_path or type(pipeline).__name__)  # a Path where it was loaded by one
@@ -175,7 +179,7 @@ def run_forgetting(config: RunOptions, pipeline: DiffusionPipeline | None = None
         inputs = read_picture_inputs(options, find_resolution)
     else:
         inputs = read_inputs(options, find_labels, find_tokenizer)
-    name = folder_name(inputs.concept.name)
+    name = folder_name(inputs.concepts.name)
     output_dir = Path(options.output_dir or Path("runs") / name)
     hub_id = options.hub_model_id or f"{base_name(options.model)}-without-{name}"
     if options.push_to_hub:
@@ -249,12 +253,12 @@ def _run_stages(context: RunContext) -> Outcome:
 
 
 def _preference(context: RunContext) -> PreferenceJudge | ClipPreferenceJudge:
-    """What judges between the concept and what takes its place where no classifier does."""
-    options, concept, instead = context.options, context.concept, context.favoured_prompt
-    if options.clip and instead:
-        return ClipPreferenceJudge(Clip.load(options.clip), concept, instead)
+    """What judges between a concept and what takes its place where no classifier does."""
+    options, concepts = context.options, context.concepts
+    if options.clip and context.favours_words:
+        return ClipPreferenceJudge(Clip.load(options.clip), concepts)
     at_once = options.eval_batch_size or largest_batch(context.family)
-    return PreferenceJudge(context.family, concept, instead, at_once)
+    return PreferenceJudge(context.family, concepts, context.favours_words, at_once)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from sa_diffusers import methods
 from sa_diffusers.core.concepts import split_phrasings
+from sa_diffusers.data.concept_lists import SEPARATOR
 from sa_diffusers.data.sampling import DrawingOptions
 from sa_diffusers.evaluation.intervals import deciding_count
 from sa_diffusers.io.configuration import Options, option
@@ -41,7 +42,17 @@ class ConceptOptions(Options):
     """What to forget, and what takes its place."""
 
     concept: str = option(
-        "", "Concept to forget: one or several phrasings of it, separated by commas ('seven, 7').", everyday=True
+        "",
+        "Concept to forget: one or several phrasings of it, separated by commas ('seven, 7'). Repeat it, each time "
+        "with its --surrogate, for several at once; in a YAML file they are separated by semicolons.",
+        everyday=True,
+        listed=True,
+    )
+    concepts: str | None = option(
+        None,
+        "File of concepts to forget at once, in the place of --concept: YAML, or a table with a line of names (.csv, "
+        ".jsonl), of concept, surrogate, siblings, kind.",
+        identity=False,
     )
     surrogate: str | None = option(
         None,
@@ -49,6 +60,7 @@ class ConceptOptions(Options):
         "assets/surrogates.yaml.",
         everyday=True,
         blank=True,
+        listed=True,
     )
     plurals: bool = option(
         False, "Also count plurals and possessives of its words ('sevens', 'Van Goghs') as naming the concept."
@@ -57,6 +69,7 @@ class ConceptOptions(Options):
         None,
         "Words, separated by commas, that could stand in the concept's place; prompts with none of them leave it "
         "open. null: looked up in assets/surrogates.yaml.",
+        listed=True,
     )
 
 
@@ -198,8 +211,10 @@ class RunOptions(
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.concept:
-            split_phrasings(self.concept)
+        for phrasings in self.concept.split(SEPARATOR) if self.concept else ():
+            split_phrasings(phrasings)
+        if self.concepts and (self.concept or self.surrogate or self.siblings):
+            raise ValueError("concepts names a file that says what to forget; omit concept, surrogate and siblings")
         if self.replay_prompt_dropout and self.fresh_samples:
             raise ValueError("replay_prompt_dropout: a model that draws fresh samples has no guidance; expected 0")
         if self.save_single_file and not (self.lora_rank or is_single_file(self.model)):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sa_diffusers.core.concepts import Concept
+from sa_diffusers.core.concepts import Concept, Concepts
 from sa_diffusers.core.objectives import Classification
 from sa_diffusers.core.objectives.classification import disturb
 from sa_diffusers.data.digits import ATTRIBUTES, WORDS, colorize
@@ -178,7 +178,7 @@ class TestMeasuring:
         rows = [{"prompt": "a green digit", "ink": "green", "form": "seen"}]
         with pytest.raises(ValueError, match=r"knows ink as one of \['red', 'blue'\], got 'green' of 'a green digit'"):
             examination(
-                ClassifierJudge(classifier, "ink", 0), Concept(("red",), "blue", "prompt"), rows, 1, 1, 0, seed=0
+                ClassifierJudge(classifier, "ink", 0), Concepts([Concept(("red",), "blue")]), rows, 1, 1, 0, seed=0
             )
 
 

@@ -48,17 +48,17 @@ class TrainStage(Stage[History]):
         self.home, self.leaves = folder / kept, (*(f"{kept}{part}" for part in parts), "history.json")
 
     def content(self, context: RunContext) -> dict:
-        method, options, concept = context.method, context.options, context.concept
+        method, options, concepts = context.method, context.options, context.concepts
         names = ["method", "dtype", *(identity_names(method.Options) if method.Options else ())]
-        said = concept.key | {"surrogate_kind": concept.surrogate_kind}
+        said = concepts.key | {"surrogate_kind": concepts.surrogate_kind}
         if method.trains:
             names += [*identity_names(TrainingConfig), *identity_names(MethodOptions)]
             names += ["seed", "fresh_samples", "latents", "replay_negative", "snapshot_steps", "early_stop"]
             if options.early_stop is not None:  # what is looked at then decides when training ends
                 names += ["track_steps", "track_images", "guidance_scale", "num_inference_steps", "sampler"]
                 said |= {"exam": context.artifacts["exam"].fingerprint}
-            said |= {"surrogate": concept.surrogate if concept.surrogate_kind == "prompt" else None}
-            said |= {"siblings": list(concept.siblings), "prompts": context.artifacts["prompts"].fingerprint}
+            said |= {"surrogate": concepts.each("surrogate") if concepts.surrogate_kind == "prompt" else None}
+            said |= {"siblings": concepts.each("siblings"), "prompts": context.artifacts["prompts"].fingerprint}
             said |= context.computed_in
         return said | {name: getattr(options, name) for name in names}
 
@@ -80,7 +80,7 @@ class TrainStage(Stage[History]):
             fuse_lora(family.module)
         if state.is_main_process:
             # Saved before it is judged: whatever happens there, the result is not lost.
-            saved, records = (options.dtype, options.save_variant), [*context.forgotten, record_of(context)]
+            saved, records = (options.dtype, options.save_variant), [*context.forgotten, *records_of(context)]
             save_pipeline(family.pipeline, self.home / "pipeline", family.module, *saved, records)
             if options.save_single_file and is_single_file(options.model):
                 save_single_file(Path(options.model), family.module, self.home / SINGLE_FILE)
@@ -120,17 +120,17 @@ class TrainStage(Stage[History]):
         return options.train_batch_size * (2 if options.replay_weight else 1) * steps, f"samples, {steps} steps"
 
 
-def record_of(context: RunContext) -> dict:
-    """What forgotten.json says of this run."""
+def records_of(context: RunContext) -> list[dict]:
+    """What forgotten.json says of this run, a record a concept."""
     method, options = context.method, context.options
-    return {
-        "concept": ", ".join(context.concept.phrasings),
-        "surrogate": context.surrogate if method.favours else None,
+    common = {
         "method": method.title,
         "model": public_name(options.model),
         "revision": commit_of(options.model, options.revision),
         "before": context.artifacts["model"].fingerprint,
     }
+    pairs = zip(context.concepts, context.surrogates, strict=True)
+    return [{"concept": one.said, "surrogate": instead if method.favours else None} | common for one, instead in pairs]
 
 
 def load_weights(module: nn.Module, pipeline: Path, component: str) -> None:

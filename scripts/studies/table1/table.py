@@ -11,6 +11,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from sa_diffusers.core.concepts import Concepts
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.data.concepts import find_concept
@@ -197,7 +198,8 @@ def _judge(table: Table, family: Family, settings: SamplingSettings) -> tuple[di
     for source, classifier in table.judges.items():
         judge = ClassifierJudge(classifier, *classifier.require_class(concept.phrasings))
         rows = labelled_classes(judge, family.labels)
-        sets = examination(judge, concept, rows, table.images_concept, table.images_per_class, 0, table.seed)
+        counts = table.images_concept, table.images_per_class, 0
+        sets = examination(judge, Concepts([concept]), rows, *counts, table.seed)
         sets["unnamed"] = unnamed
         images = draw_sets(family, sets, settings) if images is None else images  # the same requests for all
         values, _ = measure(judge, sets, images)
