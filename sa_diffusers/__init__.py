@@ -13,7 +13,7 @@ _MODULES = {
     "ClassConditionalPipeline": "pipelines",
     "ConditionalVAE": "models",
     "ConditionalVAEPipeline": "pipelines",
-    "Forget": "data.concept_lists",
+    "Forget": "data.concepts",
     "Fisher": "core.fisher",
     "estimate_fisher": "core.fisher",
     "DiffusionLoss": "core.losses",

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from sa_diffusers import methods
-from sa_diffusers.data.concept_lists import Forget, as_options, written
+from sa_diffusers.data.concepts import Forget, as_options, written
 from sa_diffusers.data.sampling import largest_batch
 from sa_diffusers.evaluation.forgetting import pairs
 from sa_diffusers.evaluation.judges.clip import Clip

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from sa_diffusers import methods
 from sa_diffusers.core.concepts import Concepts
 from sa_diffusers.core.seeding import derive_seed
-from sa_diffusers.data.concept_lists import concepts_of, read_rows, split_rows
+from sa_diffusers.data.concepts import concepts_of, read_rows, split_rows
 from sa_diffusers.data.images import image_paths, load_image
 from sa_diffusers.data.prompts import (
     concept_templates,
@@ -19,7 +19,7 @@ from sa_diffusers.data.prompts import (
     within_limit,
 )
 from sa_diffusers.data.replay import concept_captions, spread
-from sa_diffusers.evaluation.forgetting import examination, labelled_classes
+from sa_diffusers.evaluation.examination import examination, labelled_classes
 from sa_diffusers.evaluation.judging import ClassifierJudge
 from sa_diffusers.evaluation.prompt_sets import Candidate, PromptSet
 from sa_diffusers.io.artifacts import Marker, StageMismatch

@@ -12,7 +12,8 @@ from sa_diffusers.core.concepts import Concept, Concepts
 from sa_diffusers.core.objectives import Classification
 from sa_diffusers.core.objectives.classification import disturb
 from sa_diffusers.data.digits import ATTRIBUTES, WORDS, colorize
-from sa_diffusers.evaluation.forgetting import examination, summarise
+from sa_diffusers.evaluation.examination import examination
+from sa_diffusers.evaluation.forgetting import summarise
 from sa_diffusers.evaluation.intervals import mean_interval, share_interval
 from sa_diffusers.evaluation.judges.classifier import AttributeClassifier, Score, entropies, score_images
 from sa_diffusers.evaluation.judging import ClassifierJudge

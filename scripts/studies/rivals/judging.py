@@ -13,7 +13,7 @@ from sa_diffusers.data.concepts import find_concept
 from sa_diffusers.data.prompts import read_labelled_prompts
 from sa_diffusers.data.sampling import Request, SamplingSettings
 from sa_diffusers.evaluation.drawing import draw_sets
-from sa_diffusers.evaluation.forgetting import examination
+from sa_diffusers.evaluation.examination import examination
 from sa_diffusers.evaluation.images.sets import ImageSet
 from sa_diffusers.evaluation.judges.classifier import ImageClassifier
 from sa_diffusers.evaluation.judging import ClassifierJudge, judge_pictures

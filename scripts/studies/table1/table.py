@@ -18,7 +18,8 @@ from sa_diffusers.data.concepts import find_concept
 from sa_diffusers.data.labelled_images import LabelledImages, load_labelled_images
 from sa_diffusers.data.sampling import Request, SamplingSettings
 from sa_diffusers.evaluation.drawing import draw_sets
-from sa_diffusers.evaluation.forgetting import examination, floors, labelled_classes, measure
+from sa_diffusers.evaluation.examination import examination, labelled_classes
+from sa_diffusers.evaluation.forgetting import floors, measure
 from sa_diffusers.evaluation.images.metrics import MetricSettings, frechet_distance, precision_and_recall
 from sa_diffusers.evaluation.judges.classifier import ImageClassifier
 from sa_diffusers.evaluation.judges.load_classifier import load_classifier

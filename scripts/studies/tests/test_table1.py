@@ -16,7 +16,7 @@ from sa_diffusers.core.concepts import Concepts
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.concepts import find_concept
 from sa_diffusers.data.labelled_images import load_labelled_images
-from sa_diffusers.evaluation.forgetting import examination, labelled_classes
+from sa_diffusers.evaluation.examination import examination, labelled_classes
 from sa_diffusers.evaluation.images.metrics import frechet_distance
 from sa_diffusers.evaluation.judges.digit_classifier import DigitClassifier
 from sa_diffusers.evaluation.judges.load_classifier import load_classifier

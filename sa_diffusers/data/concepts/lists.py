@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from sa_diffusers.core.concepts import Concept, Concepts, fold
-from sa_diffusers.data.concepts import check_surrogate, find_concept, siblings_of
+from sa_diffusers.data.concepts.given import check_surrogate, find_concept, siblings_of
 from sa_diffusers.data.prompts import text_of
 from sa_diffusers.data.tables import load_table
 from sa_diffusers.io.atomic_files import read_text
