@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from sa_diffusers import methods
-from sa_diffusers.data.concepts import Forget, as_options, written
+from sa_diffusers.data.concepts import Forget, as_options
 from sa_diffusers.data.sampling import largest_batch
 from sa_diffusers.evaluation.forgetting import pairs
 from sa_diffusers.evaluation.judges.clip import Clip
@@ -105,11 +105,7 @@ def forget(
     if len(set(precisions.values())) > 1:
         # transformers keeps the precision of the files, diffusers loads float32: pictures could not be drawn.
         raise ValueError(f"expected components of one precision, got {precisions}; load the pipeline with dtype=...")
-    given = options | {"concept": concept, "surrogate": written(surrogate)}
-    if not isinstance(concept, str):
-        if beside := [name for name in ("surrogate", "siblings") if given.get(name) is not None]:
-            raise ValueError(f"a list of concepts says all of each; expected no {beside[0]} beside it")
-        given |= as_options(concept)
+    given = as_options(concept, surrogate, **options)
     config = _config_of(pipeline, str(modules[component].dtype).removeprefix("torch."), given)
     method = methods.get(config.method)
     if inplace and type(method).wrap is not methods.Method.wrap:

@@ -7,7 +7,7 @@ from sa_diffusers.data.concepts.given import (
     find_concept,
     is_folder,
 )
-from sa_diffusers.data.concepts.lists import SEPARATOR, Forget, as_options, concepts_of, read_rows, split_rows, written
+from sa_diffusers.data.concepts.lists import SEPARATOR, Forget, as_options, concepts_of, read_rows, split_rows
 
 
 __all__ = [
@@ -22,5 +22,4 @@ __all__ = [
     "is_folder",
     "read_rows",
     "split_rows",
-    "written",
 ]

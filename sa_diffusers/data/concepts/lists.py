@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -104,7 +105,7 @@ def concepts_of(rows: Rows, plurals: bool = False, favours: bool = True, favours
     for where, row in rows:
         try:
             siblings = row.siblings or (row.kind and (kinds.get(row.kind) or siblings_of(row.kind)))
-            concept = find_concept(row.concept, written(row.surrogate), siblings, plurals)
+            concept = find_concept(row.concept, _written(row.surrogate), siblings, plurals)
             if favours:
                 check_surrogate(concept, favours_nothing)
             found.append((where, concept))
@@ -121,8 +122,18 @@ def concepts_of(rows: Rows, plurals: bool = False, favours: bool = True, favours
     return Concepts(concept for _, concept in found)
 
 
-def as_options(rows: Sequence[Forget]) -> dict[str, str | None]:
-    """Rows as the options concept, surrogate and siblings say them. Raises ValueError as `concepts_of`."""
+def as_options(
+    rows: str | Sequence[Forget], surrogate: str | os.PathLike | None = None, **options: Any
+) -> dict[str, Any]:
+    """Options with what is to be forgotten: one concept and its surrogate, or several as texts with semicolons.
+
+    Raises:
+        ValueError: as `concepts_of`; a surrogate or siblings beside a list.
+    """
+    if isinstance(rows, str):
+        return options | {"concept": rows, "surrogate": _written(surrogate)}
+    if surrogate is not None or options.get("siblings") is not None:
+        raise ValueError("a list of concepts says all of each; expected no surrogate and no siblings beside it")
     listed = [(f"concept {i} ({row.concept})", row) for i, row in enumerate(rows, 1)]
     known = all(row.surrogate is None for row in rows)  # or looked up, each
     found = concepts_of(listed, favours=not known, favours_nothing=True)
@@ -139,10 +150,10 @@ def as_options(rows: Sequence[Forget]) -> dict[str, str | None]:
             if SEPARATOR in text
         ]
     )
-    return {name: texts and f"{SEPARATOR} ".join(texts) for name, texts in columns.items()}
+    return options | {name: texts and f"{SEPARATOR} ".join(texts) for name, texts in columns.items()}
 
 
-def written(surrogate: str | os.PathLike | None) -> str | None:
+def _written(surrogate: str | os.PathLike | None) -> str | None:
     """A surrogate as a text; a path as a folder, where a bare name would be a word."""
     return os.path.join(".", surrogate) if isinstance(surrogate, os.PathLike) else surrogate
 
