@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "forget": "runs.forget",
+    "forget_sequence": "runs.forget",
     "run_forgetting": "runs.forget",
     "ForgetConfig": "runs.options",
     "ClassConditionalPipeline": "pipelines",

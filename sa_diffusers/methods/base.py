@@ -32,6 +32,7 @@ class Context(Protocol):
     options: Any  # every option, flat, without open ones
     family: Family
     concepts: Concepts
+    edited: Concepts  # those of them that a closed-form edit is to forget, the last ones
     prompts: list[str]  # what is kept
     templates: list[list[str]]  # of each concept, prompts with {} in its place
     pictures: Mapping[str, PictureGroup]  # real ones, of models that complete these

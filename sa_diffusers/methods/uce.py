@@ -47,7 +47,7 @@ class UCEMethod(Method):
         kept = [prompt for prompt in context.prompts if not concepts.named_in(prompt)]
         return edit_of_prompts(
             context.family,
-            concept_edits(concepts, context.templates),
+            edits_of(context),
             ["", *spread(kept, min(options.uce_preserve_prompts, len(kept)), options.seed)],
             erase_scale=options.uce_erase_scale,
             preserve_scale=options.uce_preserve_scale,
@@ -99,8 +99,20 @@ def edit_of_prompts(
     return found
 
 
-def concept_edits(concepts: Concepts, templates: Sequence[Sequence[str]]) -> list[tuple[str, str]]:
+def edits_of(context: Context) -> list[tuple[str, str]]:
+    """`concept_edits` of what a run's edit is to forget."""
+    edited = context.edited
+    return concept_edits(edited, context.templates[-len(edited) :], context.concepts)
+
+
+def concept_edits(
+    concepts: Concepts, templates: Sequence[Sequence[str]], beside: Concepts | None = None
+) -> list[tuple[str, str]]:
     """The edits that forget concepts: each phrasing to the surrogate, alone and in each template ("a photo of {}").
+
+    Args:
+        templates: of each concept.
+        beside: all concepts that are replaced in the rest of a template; None: these.
 
     Raises:
         ValueError: a surrogate that is no prompt.
@@ -112,7 +124,7 @@ def concept_edits(concepts: Concepts, templates: Sequence[Sequence[str]]) -> lis
         )
     # Towards nothing is, as in the authors' code, towards the empty prompt: "a photo of" still says something.
     return [
-        (text.replace("{}", phrasing), one.surrogate and filled(text, one, concepts))
+        (text.replace("{}", phrasing), one.surrogate and filled(text, one, beside or concepts))
         for one, own in zip(concepts, templates, strict=True)
         for text in dict.fromkeys(["{}", *own])
         for phrasing in one.phrasings

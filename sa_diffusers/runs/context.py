@@ -1,9 +1,13 @@
 """What a run knows: what every stage of it, its method and its page take."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sa_diffusers import methods
@@ -16,6 +20,8 @@ from sa_diffusers.families import Family
 from sa_diffusers.io.forgotten import said_of
 from sa_diffusers.io.model_names import base_name
 from sa_diffusers.io.stages import Artifact
+from sa_diffusers.models.precision import in_main_memory
+from sa_diffusers.runs.chain import Link, chain_of
 from sa_diffusers.runs.options import RunOptions
 from sa_diffusers.training.strengths import Strength, chosen
 
@@ -25,7 +31,8 @@ class Inputs:
     """The concepts, the prompts, and what the model is judged by: sets of prompts, and classifiers by their names.
 
     Without a classifier the pictures of the sets are there to be looked at.
-    `notes` are what the plan says of them. `pictures` are real ones, of a model that completes these.
+    `notes` are what the plan says of them. `pictures` are real ones, of a model that completes these. `requested` are
+    those of the concepts, the last ones, that no earlier run of a chain has forgotten; None: all.
     """
 
     concepts: Concepts
@@ -35,6 +42,7 @@ class Inputs:
     sets: dict[str, PromptSet]
     notes: list[str] = field(default_factory=list)
     pictures: dict[str, PictureGroup] = field(default_factory=dict)
+    requested: int | None = None
 
 
 @dataclass
@@ -57,6 +65,27 @@ class RunContext:
     @property
     def concepts(self) -> Concepts:
         return self.inputs.concepts
+
+    @property
+    def requested(self) -> Concepts:
+        """Those that no earlier run of the chain has forgotten."""
+        return Concepts(self.concepts[-(self.inputs.requested or len(self.concepts)) :])
+
+    @cached_property
+    def chain(self) -> list[Link]:
+        """The runs that this one goes on from."""
+        return chain_of(self.options.after)
+
+    @property
+    def adapters(self) -> list[Path]:
+        """Those of earlier runs that training goes on from; none where one of these left none."""
+        found = [link.adapter for link in self.chain] if self.options.lora_rank else []
+        return [] if None in found else found
+
+    @property
+    def edited(self) -> Concepts:
+        """Those that a closed-form edit forgets: adapters that are kept hold the others already."""
+        return self.requested if self.adapters else self.concepts
 
     @property
     def strength(self) -> Strength:
@@ -120,3 +149,27 @@ class RunContext:
     def value(self, need: str) -> Any:
         """An artifact's value; None where the run has none of that name."""
         return self.artifacts[need].value if need in self.artifacts else None
+
+
+@contextmanager
+def prepared(family: Family, options: RunOptions) -> Iterator[None]:
+    """The trained module in float32 and as fast as was asked for, and its helpers off the device, for a while.
+
+    Under adapters it stays in the precision that is computed in anyway.
+    """
+    module, parts = family.module, family.pipeline.components
+    helpers = [parts[name] for name in family.helpers if parts.get(name) is not None]
+    try:
+        if module.dtype != torch.float32 and not (options.lora_rank and module.dtype == family.compute_dtype):
+            module.to(torch.float32)
+        if options.channels_last:
+            module.to(memory_format=torch.channels_last)
+        if options.compile_backend:
+            module.compile(backend=options.compile_backend)
+        with in_main_memory(helpers) if options.offload else nullcontext():
+            yield
+    finally:
+        module._compiled_call_impl = None  # torch has no public way back from Module.compile
+        module.to(memory_format=torch.contiguous_format)
+        if options.dtype != "float32":
+            module.to(getattr(torch, options.dtype))  # the precision of the other parts, as in the saved pipeline

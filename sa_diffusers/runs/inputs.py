@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from sa_diffusers import methods
 from sa_diffusers.core.concepts import Concepts
 from sa_diffusers.core.seeding import derive_seed
-from sa_diffusers.data.concepts import concepts_of, read_rows, split_rows
+from sa_diffusers.data.concepts import Rows, concepts_of
 from sa_diffusers.data.images import image_paths, load_image
 from sa_diffusers.data.prompts import (
     concept_templates,
@@ -24,6 +24,7 @@ from sa_diffusers.evaluation.judging import ClassifierJudge
 from sa_diffusers.evaluation.prompt_sets import Candidate, PromptSet
 from sa_diffusers.io.artifacts import Marker, StageMismatch
 from sa_diffusers.io.atomic_files import ArtifactError, remove_leftovers
+from sa_diffusers.runs.chain import chain_of, rows_of
 from sa_diffusers.runs.context import Inputs
 from sa_diffusers.runs.options import RunOptions
 
@@ -32,13 +33,12 @@ LOOKED_AT = 16  # pictures of each kind where no classifier judges
 
 
 def read_concepts(options: RunOptions) -> Concepts:
-    """The concepts, once their surrogates have been looked at, where the method takes such.
+    """The concepts, those of earlier requests first, with surrogates that are looked at where the method takes such.
 
     Raises:
-        ValueError: as `concepts_of` and, of a file, `read_rows`; a folder without usable images.
+        ValueError: as `chain_of`, `concepts_of` and, of a file, `read_rows`; a folder without usable images.
     """
-    given = options.concept, options.surrogate, options.siblings
-    rows = read_rows(options.concepts) if options.concepts else split_rows(*given)
+    rows = [*(row for link in chain_of(options.after) for row in link.rows), *_own_rows(options)]
     method = methods.get(options.method)
     concepts = concepts_of(rows, options.plurals, method.favours, method.favours_nothing)
     if method.favours and concepts.surrogate_kind == "images":
@@ -50,6 +50,10 @@ def read_concepts(options: RunOptions) -> Concepts:
             f"{options.num_surrogate_samples}; pass more"
         )
     return concepts
+
+
+def _own_rows(options: RunOptions) -> Rows:
+    return rows_of(options.concepts, options.concept, options.surrogate, options.siblings)
 
 
 def read_inputs(
@@ -93,7 +97,7 @@ def read_inputs(
         judges, sets = _judges_and_sets(options, concepts, rows, labels)
     else:
         judges, sets = {}, _sets_to_look_at(concepts, prompts, templates, options.seed)
-    return Inputs(concepts, prompts, templates, judges, sets, notes)
+    return Inputs(concepts, prompts, templates, judges, sets, notes, requested=len(_own_rows(options)))
 
 
 def _judges_and_sets(

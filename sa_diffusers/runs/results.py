@@ -50,6 +50,8 @@ def judged(context: RunContext, name: str) -> dict[str, Any]:
     }
     if not context.strength.trained:
         metrics["strength"] = str(context.strength)
+    if context.chain:
+        metrics["chain"] = [link.numbers for link in context.chain]
     judges = list(context.inputs.judges.values())
     metrics["attribute"] = judges[0].attribute if judges else None
     if context.preference is not None:
@@ -183,6 +185,7 @@ def _notes(context: RunContext) -> list[str]:
         f"The pipeline lies beside this page: {kind}.from_pretrained('pipeline', dtype=torch.{dtype}).",
         *([context.warning] if context.warning else []),
         *(f"The model had forgotten before: {said_of(record)}." for record in context.forgotten),
+        *(f"After the request {i}, {_told(link.numbers)}." for i, link in enumerate(context.chain, 1)),
     ]
     if not context.strength.trained:
         notes.append(f"The result is {context.strength}, chosen later; what training ended with is in {TRAINED}/.")
@@ -193,6 +196,12 @@ def _notes(context: RunContext) -> list[str]:
         said = f"No classifier was given: {judge.name} chose between the concept and {judge.instead}"
         notes.insert(0, f"{said}, which says little of a picture that shows neither.")
     return notes
+
+
+def _told(numbers: dict[str, Any]) -> str:
+    """What a run of a chain was found to do."""
+    found = [f"{name.replace('_', ' ')} {value:.1%}" for name, value in numbers.items() if isinstance(value, float)]
+    return ", ".join([numbers["concept"], *found])
 
 
 def _starts_at_edit(context: RunContext) -> bool:

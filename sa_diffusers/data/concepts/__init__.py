@@ -7,12 +7,13 @@ from sa_diffusers.data.concepts.given import (
     find_concept,
     is_folder,
 )
-from sa_diffusers.data.concepts.lists import SEPARATOR, Forget, as_options, concepts_of, read_rows, split_rows
+from sa_diffusers.data.concepts.lists import SEPARATOR, Forget, Rows, as_options, concepts_of, read_rows, split_rows
 
 
 __all__ = [
     "SEPARATOR",
     "Forget",
+    "Rows",
     "as_options",
     "check_surrogate",
     "concepts_of",

@@ -25,7 +25,8 @@ class EditStage(Stage[dict[str, ClosedFormEdit]]):
 
     def content(self, context: RunContext) -> dict:
         editor, concepts = self.editor(context), context.concepts
-        own = {name: getattr(context.options, name) for name in ("seed", *identity_names(editor.Options))}
+        kept = {"edited": context.edited.each("phrasings")} if context.adapters else {}
+        own = kept | {name: getattr(context.options, name) for name in ("seed", *identity_names(editor.Options))}
         return own | concepts.key | {"editor": editor.name, "surrogate": concepts.each("surrogate")}
 
     def compute(self, context: RunContext) -> dict[str, ClosedFormEdit]:
@@ -40,7 +41,7 @@ class EditStage(Stage[dict[str, ClosedFormEdit]]):
         return {part: kind.load(self._path(context, part)) for part in context.family.text_maps()}
 
     def describe(self, context: RunContext) -> str:
-        said = describe_surrogates(context.concepts)
+        said = describe_surrogates(context.edited)
         return f"new keys and values for the concept's words, in closed form: {said}"
 
     @staticmethod

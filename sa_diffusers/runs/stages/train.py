@@ -11,7 +11,7 @@ from torch import nn
 
 from sa_diffusers.core.closed_form import start_from_edit
 from sa_diffusers.core.seeding import derive_seed
-from sa_diffusers.io.atomic_files import write_json
+from sa_diffusers.io.atomic_files import file_hash, write_json
 from sa_diffusers.io.configuration import identity_names
 from sa_diffusers.io.hub import commit_of
 from sa_diffusers.io.loading import add_variant, save_pipeline
@@ -23,10 +23,10 @@ from sa_diffusers.methods.base import Frozen, Weights
 from sa_diffusers.models.precision import autocast_forward, release
 from sa_diffusers.models.single_file import is_single_file, save_single_file
 from sa_diffusers.runs.context import RunContext
-from sa_diffusers.runs.tracking import SNAPSHOTS, tracker
+from sa_diffusers.runs.stages.tracking import SNAPSHOTS, tracker
 from sa_diffusers.runs.work_options import MethodOptions
 from sa_diffusers.training.loop import DROPOUTS, train
-from sa_diffusers.training.lora import WithoutLora, add_lora, fuse_lora, save_lora
+from sa_diffusers.training.lora import WithoutLora, add_lora, fuse_lora, load_adapters, save_lora
 from sa_diffusers.training.options import TrainingConfig
 
 
@@ -60,6 +60,8 @@ class TrainStage(Stage[History]):
             said |= {"surrogate": concepts.each("surrogate") if concepts.surrogate_kind == "prompt" else None}
             said |= {"siblings": concepts.each("siblings"), "prompts": context.artifacts["prompts"].fingerprint}
             said |= context.computed_in
+            if context.adapters:
+                said |= {"after": [file_hash(next(folder.glob("*.safetensors"))) for folder in context.adapters]}
         return said | {name: getattr(options, name) for name in names}
 
     def compute(self, context: RunContext) -> History:
@@ -104,6 +106,7 @@ class TrainStage(Stage[History]):
         batch = f"{options.train_batch_size}" + (f" + {options.train_batch_size}" if options.replay_weight else "")
         said = [f"{options.num_train_steps} steps of {batch}", f"scope {options.train_scope}"]
         said += [f"LoRA of rank {options.lora_rank}"] if options.lora_rank else []
+        said += [f"beside {len(context.adapters)} kept"] if context.adapters else []
         said += [f"from {start_of(context)}"] if "edit" in context.needs else []
         said += [f"lambda {options.ewc_lambda:g}"] if options.ewc_lambda else []
         return ", ".join(said)
@@ -129,7 +132,8 @@ def records_of(context: RunContext) -> list[dict]:
         "revision": commit_of(options.model, options.revision),
         "before": context.artifacts["model"].fingerprint,
     }
-    pairs = zip(context.concepts, context.surrogates, strict=True)
+    own = context.requested
+    pairs = zip(own, context.surrogates[-len(own) :], strict=True)
     return [{"concept": one.said, "surrogate": instead if method.favours else None} | common for one, instead in pairs]
 
 
@@ -187,6 +191,7 @@ def weights_to_train(context: RunContext) -> Weights:
     if options.lora_rank:
         layers = family.adapted_layers(options.train_scope, options.lora_targets)
         alpha = options.lora_alpha or options.lora_rank
+        load_adapters(family, context.adapters)
         return add_lora(family.module, layers, options.lora_rank, alpha, options.seed)
     weights = family.trainable(options.train_scope)
     for weight in weights.values():
