@@ -47,7 +47,8 @@ def add_lora(module: nn.Module, layers: list[str], rank: int, alpha: float, seed
 def load_adapters(family: Family, folders: Sequence[Path]) -> None:
     """Put saved adapters on the trained module, to stay as they are beside the one that is trained."""
     for number, folder in enumerate(folders, 1):
-        family.pipeline.load_lora_weights(folder, adapter_name=f"{ADAPTER}_{number}")
+        named = {"prefix": family.component, "adapter_name": f"{ADAPTER}_{number}", "weight_name": LORA_FILE}
+        family.module.load_lora_adapter(folder, **named)
 
 
 class WithoutLora:

@@ -61,7 +61,14 @@ def chain(tiny_pipeline, tmp_path_factory):
     (folder / "replay.txt").write_text("\n".join(PROMPTS))
     (folder / "templates.txt").write_text("a {}\na red {}")
     files = {"replay_prompts": folder / "replay.txt", "concept_templates": folder / "templates.txt"}
-    own = {"lora_rank": 2, "start": "edit", "uce_preserve_scale": 0.1, "surrogate_target": "model", "progress": False}
+    own = {
+        "lora_rank": 2,
+        "lora_alpha": 3.0,
+        "start": "edit",
+        "uce_preserve_scale": 0.1,
+        "surrogate_target": "model",
+        "progress": False,
+    }
     requests = [Forget("seven, 7", "nine"), Forget("eight", "six")]
     return folder, forget_sequence(tiny_pipeline(), requests, folder, **CHEAP | own | files)
 
