@@ -3,13 +3,14 @@
 from dataclasses import MISSING, dataclass
 from typing import Literal
 
+from sa_diffusers.attacks.target_loss import AttackSettings
 from sa_diffusers.core.concepts import mentions, split_phrasings
 from sa_diffusers.evaluation.options import EXPLICIT, DrawnAs
 from sa_diffusers.io.configuration import option
 
 
 @dataclass(kw_only=True)
-class AttackConfig(DrawnAs):
+class AttackConfig(AttackSettings, DrawnAs):
     """What to attack, with what, and how to judge it. Raises ValueError: options that cannot work."""
 
     forgotten: str = option(
@@ -37,17 +38,8 @@ class AttackConfig(DrawnAs):
     num_restarts: int = option(
         3, "Attacks on each model, of other seeds; reported as their mean and the best.", above=0
     )
-    num_tokens: int = option(1, "Vectors or tokens in the concept's place.", above=0)
-    steps: int = option(200, "Steps of an attack.", above=0)
-    batch_size: int = option(8, "Targets in a step.", above=0)
-    learning_rate: float = option(0.1, "Of Adam, as a share of the root mean square of the token table.", above=0)
-    initial: str | None = option(
-        None, "Words to start from; null: the concept's own for embedding, random ones for text."
-    )
-    keep_every: int = option(50, "Steps between two comparisons of an embedding, of which the best is kept.", above=0)
     allow_concept_words: bool = option(False, "Let the attack `text` also find the concept's own words.")
     sample_batch_size: int = option(16, "Pictures drawn at once.", above=0)
-    seed: int = option(0, "Seed of targets, pictures and attacks.", least=0)
     num_threads: int | None = option(None, "Threads of the CPU; null: torch's choice.", above=0)
     output_dir: str = option("runs/attack", "Folder of the result.")
     overwrite: bool = option(False, "Discard what the output folder holds of another configuration.")

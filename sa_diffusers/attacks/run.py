@@ -39,7 +39,6 @@ class AttackRun:
         self.config, self.folder = config, Path(config.output_dir)
         self.words = split_phrasings(config.concept)
         self.word = FoundText(self.words[0], [], [])
-        self.seconds: dict[str, float] = {}  # by stage
         self.targets = self.target_images = self.target_vae = None
 
     def settings(self, restart: int) -> AttackSettings:
@@ -72,21 +71,7 @@ class AttackRun:
             }  # fmt: skip
             found.append(self._find(family, targets, own, restart, key))
             after.append(pictures(f"after-{restart}", found[-1], {"found": key}))
-            if role == "original" and restart == 0:
-                say(self._time_left())
         return Attacked(model, before, after, found)
-
-    def _time_left(self) -> str:
-        """What is left after the first attack, as if all took as long as it and nothing was there already."""
-        attack, pictures = (self.seconds[f"original-{name}-0"] for name in ("attack", "after"))
-        models = len(roles(self.config))
-        others = models * self.config.num_restarts - 1
-        left = others * (attack + pictures) + (models - 1) * pictures
-        about = f"{left:.0f} s" if left < 90 else f"{left / 60:.0f} min"
-        return (
-            f"attack: the first took {attack:.0f} s and its pictures {pictures:.0f} s; {others} more to come, about "
-            f"{about} in all, less what the folder holds already"
-        )
 
     def _drawing(self, hashes: dict[str, str], purpose: str, count: int) -> dict:
         """What pictures depend on besides their prompts' words."""
@@ -114,13 +99,11 @@ class AttackRun:
         """A stage's result: loaded if the folder holds it under the same key, else computed."""
         marker = Marker(self.folder, name, key)
         if marker.is_done(self.config.overwrite):
-            result = load()
-        else:
-            marker.clear()  # the old marker must not vouch for new files if this is interrupted
-            start = time.perf_counter()
-            result = compute()
-            marker.finish(time.perf_counter() - start)
-        self.seconds[name] = marker.seconds
+            return load()
+        marker.clear()  # the old marker must not vouch for new files if this is interrupted
+        start = time.perf_counter()
+        result = compute()
+        marker.finish(time.perf_counter() - start)
         return result
 
     def _draw_targets(self, family: Family, hashes: dict[str, str]) -> None:

@@ -353,10 +353,10 @@ def test_the_command_prints_the_table(models, finished, monkeypatch, capsys):
     (config, printed), folder = finished, Path(finished[0].output_dir)
     assert (folder / "attack.md").read_text() in printed
     assert str(folder / "report.html") in printed
-    plan, _, rest = printed.partition("attack: original")
+    plan = printed.partition("attack: original")[0]
     assert "6 attacks (3 models x 2) of 1 steps" in plan and str(folder) in plan
     assert "48 pictures: 3 targets, and 5 of each model" in plan and "guidance 2, 2 steps of dpmsolver++" in plan
-    assert f"judged by {models['classifier']}" in plan and re.search(r"5 more to come, about \d+ s in all", rest)
+    assert f"judged by {models['classifier']}" in plan
     monkeypatch.setattr("sys.argv", ["attack.py", *words_of(config), "--concept", "eight"])
     with pytest.raises(SystemExit) as raised:
         script.main()
