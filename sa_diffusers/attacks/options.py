@@ -23,7 +23,8 @@ class AttackConfig(AttackSettings, DrawnAs):
     concept: str = option(MISSING, "The concept; several phrasings separated by commas: 'seven, 7'.")
     control: str | None = option(None, "Pipeline that never learned it, attacked in the same way, as the floor.")
     attack: Literal["embedding", "text"] = option(
-        "embedding", "embedding: new vectors in the token space; text: words that anybody can type."
+        "embedding",
+        "embedding: new vectors in the token space; text: other words, to be typed.",
     )
     classifier: str | None = option(None, "Classifier that knows the concept: folder or hub id; null: pictures only.")
     templates: list[str] = option(
@@ -38,7 +39,6 @@ class AttackConfig(AttackSettings, DrawnAs):
     num_restarts: int = option(
         3, "Attacks on each model, of other seeds; reported as their mean and the best.", above=0
     )
-    allow_concept_words: bool = option(False, "Let the attack `text` also find the concept's own words.")
     sample_batch_size: int = option(16, "Pictures drawn at once.", above=0)
     num_threads: int | None = option(None, "Threads of the CPU; null: torch's choice.", above=0)
     output_dir: str = option("runs/attack", "Folder of the result.")
@@ -52,8 +52,6 @@ class AttackConfig(AttackSettings, DrawnAs):
         wrong = [template for template in self.templates if "{}" not in template]
         if wrong or not self.templates:
             raise ValueError(f"expected templates with {{}} in the concept's place, got {wrong or 'none'}")
-        if self.allow_concept_words and self.attack != "text":
-            raise ValueError("allow_concept_words is for --attack text: an embedding has no words")
 
     @property
     def blurred(self) -> bool:

@@ -13,7 +13,7 @@ from sa_diffusers.attacks import AttackSettings, FoundEmbedding, FoundText, atta
 from sa_diffusers.attacks.found import Found
 from sa_diffusers.attacks.options import AttackConfig
 from sa_diffusers.attacks.results import Attacked, load_judge, summarise, write_results
-from sa_diffusers.attacks.victims import check_victims, complete, first_tokens, load_family, roles
+from sa_diffusers.attacks.victims import check_victims, complete, load_family, roles
 from sa_diffusers.core.concepts import split_phrasings
 from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.evaluation.judging import ClassifierJudge
@@ -66,7 +66,7 @@ class AttackRun:
         for restart in range(self.config.num_restarts):
             key = {
                 "attack": self.config.attack, "settings": asdict(self.settings(restart)), "words": list(self.words),
-                "allow_concept_words": self.config.allow_concept_words, "templates": self.config.templates,
+                "templates": self.config.templates,
                 "targets": hash_tensors({"targets": targets}), "model": hashes,
             }  # fmt: skip
             found.append(self._find(family, targets, own, restart, key))
@@ -126,8 +126,7 @@ class AttackRun:
 
         def compute() -> Found:
             known = family, targets, config.templates, self.words, self.settings(restart)
-            forbidden = () if config.allow_concept_words else self.words
-            found = attack_text(*known, forbidden) if text else attack_embedding(*known)
+            found = attack_text(*known, self.words) if text else attack_embedding(*known)
             found.save(path)
             return found
 
@@ -150,8 +149,8 @@ def run_attack(config: AttackConfig) -> dict:
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     # Each is loaded and let go: a failure of the last one must not come after hours on the first.
-    for line in dict.fromkeys([first_tokens(config, model) for model in models.values()]):
-        say(line)
+    for model in models.values():
+        load_family(config, model)
     with RunLock(config.output_dir):
         remove_leftovers(config.output_dir)
         run = AttackRun(config)

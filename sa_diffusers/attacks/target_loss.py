@@ -28,9 +28,6 @@ class AttackSettings(Options):
     batch_size: int = option(8, "Targets in a step, each with its own noise and timestep.", least=1)
     learning_rate: float = option(0.1, "Of Adam, as a share of the root mean square of the token table.", above=0)
     seed: int = option(0, "Seed of every random number.", least=0)
-    initial: str | None = option(
-        None, "Words to start from; null: the concept's own for an embedding, random ones for text."
-    )
     keep_every: int = option(50, "Steps between two comparisons of an embedding, of which the best is kept.", least=1)
 
     def optimizer(self, vectors: Tensor, scale: float) -> torch.optim.Adam:
@@ -97,7 +94,7 @@ def prepare(
     if not concept_words or not all(word.strip() for word in concept_words):
         raise ValueError(f"expected words for the concept, such as ['seven', '7'], got {list(concept_words)}")
     encoder = TemplateEncoder(family, templates, settings.num_tokens)
-    encoder.check_places(settings.initial or concept_words[0])
+    encoder.check_places(concept_words[0])
     return TargetLoss(family, encoder, latents, settings)
 
 

@@ -1,4 +1,4 @@
-"""The models under attack, checked before anything is drawn: their kind, their pictures' size, the first words."""
+"""The models under attack, checked before anything is drawn: their kind, their pictures' size, their words."""
 
 from dataclasses import replace
 
@@ -47,29 +47,15 @@ def check_victims(config: AttackConfig, image_size: int | None) -> None:
 
 
 def load_family(config: AttackConfig, model: str) -> Family:
-    """Raises ModelLoadError; ValueError for a prompt that the model would cut."""
+    """Raises ModelLoadError; ValueError for a prompt that the model would cut, or a concept that it cannot read."""
     family = get_family(load_pipeline(model, None, None, "float32"), sampler=config.sampler)
-    TemplateEncoder(family, config.templates, config.num_tokens).check_places(split_phrasings(config.concept)[0])
-    return family
-
-
-def first_tokens(config: AttackConfig, model: str) -> str:
-    """Load a model for a look, and say what the attack on it starts from.
-
-    Raises:
-        ModelLoadError, ValueError: as `load_family`; `initial` holds what the tokenizer does not know.
-    """
-    encoder = TemplateEncoder(load_family(config, model), config.templates, config.num_tokens)
-    words = config.initial or (split_phrasings(config.concept)[0] if config.attack == "embedding" else None)
-    if words is None:
-        return "the attack starts from words at random"
-    ids, tokenizer = encoder.tokens(words), encoder.tokenizer
+    encoder = TemplateEncoder(family, config.templates, config.num_tokens)
+    word, tokenizer = split_phrasings(config.concept)[0], encoder.tokenizer
+    ids = encoder.tokens(word)
     if not ids or set(ids) & set(tokenizer.all_special_ids):
         read = " ".join(tokenizer.convert_ids_to_tokens(ids)) or "nothing"
         raise ValueError(
-            f"expected --initial of words that the tokenizer of {model} knows, got {words!r}, read as {read}"
+            f"expected a concept in words that the tokenizer of {model} knows, got {word!r}, read as {read}"
         )
-    encoder.check_places(words)
-    used, pieces = ([encoder.text([token]) for token in part] for part in (encoder.readers[0].start(words), ids))
-    count = f"{len(pieces)} token{'s' * (len(pieces) != 1)}"
-    return f"the attack starts from {' | '.join(used)}, of {words!r} ({count}: {' | '.join(pieces)})"
+    encoder.check_places(word)
+    return family

@@ -19,7 +19,7 @@ from sa_diffusers.attacks import FoundEmbedding, FoundText, draw_found
 from sa_diffusers.attacks import run as attack_stages
 from sa_diffusers.attacks.options import AttackConfig
 from sa_diffusers.attacks.run import run_attack
-from sa_diffusers.attacks.victims import complete, first_tokens, load_family
+from sa_diffusers.attacks.victims import complete, load_family
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.evaluation.intervals import wilson_interval
@@ -220,9 +220,6 @@ def test_an_interrupted_run_goes_on(models, tmp_path, monkeypatch):
     best = entry["restarts"][entry["best"]]
     assert f"| forgotten | {best['text']} | {best['losses'][0]:.4f} → " in table.replace("\\|", "|")
     assert "No classifier: pictures only" in table and "interval" not in table
-    monkeypatch.setattr(attack_stages, "attack_text", lambda *_: FoundText("seven", [_[-1] == ()], [1.0]))
-    run_attack(configure(models, tmp_path / "own", control=None, attack="text", allow_concept_words=True))
-    assert FoundText.load(tmp_path / "own" / "forgotten" / "text-0.json").token_ids == [True]
 
 
 def test_wrong_input_is_refused_before_anything_is_drawn(models, tmp_path, nothing_drawn):
@@ -247,12 +244,8 @@ def test_wrong_input_is_refused_before_anything_is_drawn(models, tmp_path, nothi
         attack(learning_rate=-1.0)
     with pytest.raises(ValueError, match="expected seed >= 0, got -1"):
         attack(seed=-1)
-    with pytest.raises(ValueError, match="expected initial with a value"):
-        attack(initial=" ")
     with pytest.raises(ValueError, match=r"words that the tokenizer of .* knows, got '<\|endoftext\|>'"):
-        attack(initial="<|endoftext|>")
-    with pytest.raises(ValueError, match="allow_concept_words is for --attack text"):
-        attack(allow_concept_words=True)
+        attack(concept="<|endoftext|>", classifier=None)
     classifier = AttributeClassifier({"digit": ["seven"]}, image_size=32, channels=(8,), num_features=8)
     classifier.save_pretrained(tmp_path / "large")
     with pytest.raises(ValueError, match="expected pictures of 32 pixels a side, .* got 16"):
@@ -335,17 +328,6 @@ def test_pictures_are_drawn_as_by_the_run_that_made_the_pipeline(models, tmp_pat
     assert drawing(forgotten=str(tmp_path / "made"), **unsaid) == (3.5, 2, "ddim")
     said = {"guidance_scale": 1.0, "sampler": "pipeline", "num_inference_steps": None}
     assert drawing(forgotten=str(tmp_path / "made"), **said) == (1.0, 2, "pipeline")
-
-
-def test_what_an_attack_starts_from_is_said(models, tmp_path):
-    def start(**changes) -> str:
-        return first_tokens(complete(configure(models, tmp_path, **changes)), models["forgotten"])
-
-    assert start() == "the attack starts from seven, of 'seven' (1 token: seven)"
-    assert start(initial="red seven").startswith("the attack starts from red, of 'red seven' (2 tokens: red | seven)")
-    assert start(initial="red seven", num_tokens=3).startswith("the attack starts from red | seven | red, of")
-    assert start(attack="text") == "the attack starts from words at random"
-    assert "of 'purple' (" in start(attack="text", initial="purple")
 
 
 @pytest.mark.slow
