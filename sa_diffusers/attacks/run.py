@@ -12,11 +12,12 @@ from torch import Tensor
 from sa_diffusers.attacks import AttackSettings, FoundEmbedding, FoundText, attack_embedding, attack_text, draw_found
 from sa_diffusers.attacks.found import Found
 from sa_diffusers.attacks.options import AttackConfig
-from sa_diffusers.attacks.results import Attacked, load_judge, summarise, write_results
-from sa_diffusers.attacks.victims import check_victims, complete, load_family, roles
+from sa_diffusers.attacks.results import Attacked, summarise, write_results
+from sa_diffusers.attacks.victims import complete, load_family, roles, subjects
 from sa_diffusers.core.concepts import split_phrasings
 from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.evaluation.judging import ClassifierJudge
+from sa_diffusers.evaluation.subjects import check_subjects
 from sa_diffusers.families import Family
 from sa_diffusers.io.artifacts import Marker, RunLock, check_foreign, hash_tensors
 from sa_diffusers.io.atomic_files import load_tensors, remove_leftovers, save_tensors
@@ -143,8 +144,9 @@ def run_attack(config: AttackConfig) -> dict:
     """
     check_foreign(Path(config.output_dir), "attack.json")
     config = complete(config)
-    models, judge = roles(config), load_judge(config)
-    check_victims(config, judge.classifier.config.image_size if judge else None)
+    models = roles(config)
+    judge = ClassifierJudge.load(config.classifier, split_phrasings(config.concept)) if config.classifier else None
+    check_subjects(subjects(config), judge and judge.classifier.config.image_size, alike=True, variant=None)
     say(describe_plan(config, judge))
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from sa_diffusers.attacks.options import AttackConfig
 from sa_diffusers.attacks.template_encoder import TemplateEncoder
 from sa_diffusers.core.concepts import split_phrasings
-from sa_diffusers.evaluation.subjects import Subject, check_subjects, open_subjects, pipeline_of
+from sa_diffusers.evaluation.subjects import Subject, open_subjects, pipeline_of
 from sa_diffusers.families import Family, family_class, get_family
 from sa_diffusers.families.base import registry
 from sa_diffusers.io.loading import load_pipeline, read_model_index
@@ -26,10 +26,10 @@ def complete(config: AttackConfig) -> AttackConfig:
             raise ValueError(f"the attack is on prompts of {' or '.join(known)}; {model} ({role}) is a {kind}")
     original, forgotten, *control = models.values()
     config = replace(config, original=original, forgotten=forgotten, control=control[0] if control else None)
-    return replace(config, **vars(_subjects(config)[0].settings))
+    return replace(config, **vars(subjects(config)[0].settings))
 
 
-def _subjects(config: AttackConfig) -> list[Subject]:
+def subjects(config: AttackConfig) -> list[Subject]:
     """The pipelines as those of an evaluation; how they are drawn is the forgotten one's."""
     original, forgotten, *control = roles(config).values()
     return open_subjects([forgotten, original, *control], [], config.drawn_as)
@@ -39,11 +39,6 @@ def roles(config: AttackConfig) -> dict[str, str]:
     """{role: pipeline} of the models to attack; the original comes first."""
     models = {"original": config.original, "forgotten": config.forgotten}
     return models | ({"never learned it": config.control} if config.control else {})
-
-
-def check_victims(config: AttackConfig, image_size: int | None) -> None:
-    """As `check_subjects`; `image_size`: pixels a side that the classifier reads; None: any."""
-    check_subjects(_subjects(config), image_size, alike=True, variant=None)
 
 
 def load_family(config: AttackConfig, model: str) -> Family:

@@ -1,6 +1,6 @@
 """The table of metrics.json: what each number is called, how it is printed, and what it says."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from sa_diffusers.io.configuration import read_yaml
@@ -28,30 +28,20 @@ def _part(values: Mapping[str, Any], key: str, part: str | None) -> Any:
     return value.get(part) if isinstance(value, Mapping) else value
 
 
-def metric_rows(metrics: Mapping[str, Any]) -> list[MetricRow]:
-    """What says something of the change, as table lines: known keys first, then others under their own names.
+def metric_rows(metrics: Mapping[str, Any], table: str = "change") -> list[MetricRow]:
+    """What was measured, as lines of a table.
 
     Args:
         metrics: {"before": {key: value}, "after": {...}} with values that are numbers, None, or dicts of them (a line
             each), and optionally "intervals": {"before": {key: [low, high]}, "after": {...}} and "attribute", the
             classifier's that the concept is a class of.
+        table: "change", what says something of it, with unknown keys last under their own names; "by_class", of each
+            class that should have stayed; or "constant", what forgetting does not change.
     """
-    known = TABLES["change"] | TABLES["by_class"] | TABLES["constant"]
-    own = {key: [key, ".4g", ""] for side in ("before", "after") for key in metrics[side] if key not in known}
-    return _rows(metrics, TABLES["change"] | own)
-
-
-def class_rows(metrics: Mapping[str, Any]) -> list[MetricRow]:
-    """The same for each class that should have stayed."""
-    return _rows(metrics, TABLES["by_class"])
-
-
-def constant_rows(metrics: Mapping[str, Any]) -> list[MetricRow]:
-    """What the numbers are measured by, which forgetting does not change."""
-    return _rows(metrics, TABLES["constant"])
-
-
-def _rows(metrics: Mapping[str, Any], of: Mapping[str, Sequence[str]]) -> list[MetricRow]:
+    of = TABLES[table]
+    if table == "change":
+        known = {key for keys in TABLES.values() for key in keys}
+        of = of | {k: [k, ".4g", ""] for side in ("before", "after") for k in metrics[side] if k not in known}
     intervals, rows = metrics.get("intervals", {}), []
     sides = [(metrics[side], intervals.get(side, {})) for side in ("before", "after")]
     others = others_of(metrics.get("attribute"))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sa_diffusers.report.curves import curves_png
-from sa_diffusers.report.metrics_table import class_rows, constant_rows, metric_rows
+from sa_diffusers.report.metrics_table import metric_rows
 from sa_diffusers.report.page import render, write_page
 from sa_diffusers.report.pictures import before_after, by_group, data_uri, figure, first_of_each
 
@@ -52,8 +52,8 @@ def write_report(
         "report.html.j2",
         verdict=metrics["verdict"],
         rows=metric_rows(metrics),
-        of_classes=class_rows(metrics),
-        constants=constant_rows(metrics),
+        of_classes=metric_rows(metrics, "by_class"),
+        constants=metric_rows(metrics, "constant"),
         with_intervals="intervals" in metrics,
         groups=groups,
         curves=data_uri(curves_png(history)) if history else None,
@@ -88,21 +88,14 @@ def write_strength_page(
         before = next(row.before for row in found if row)
         rows[label] = [before, *(row.after if row else "–" for row in found)]
     shown = zip(*map(first_of_each, pairs.values()), strict=True)
-    figures = [
-        (first["group"], figure(_tiles(first, same, list(pairs)), first["prompt"]))
-        for same in shown
-        for first in same[:1]
-    ]
-    groups = by_group([{"group": group, "figure": one} for group, one in figures])
+    figures = []
+    for first, *rest in shown:  # of one prompt and seed
+        after = {name: pair["after"] for name, pair in zip(pairs, (first, *rest), strict=True)}
+        tiles = first.get("beside", {}) | {"before": first["before"]} | after
+        figures.append({"group": first["group"], "figure": figure(tiles, first["prompt"])})
     verdicts = {name: metrics["verdict"] for name, metrics in judged.items()}
-    strips = {name: [one["figure"] for one in part] for name, part in groups.items()}
+    strips = {name: [one["figure"] for one in part] for name, part in by_group(figures).items()}
     write_page(path, "strength.html.j2", verdicts=verdicts, rows=rows, groups=strips, **said)
-
-
-def _tiles(first: Mapping[str, Any], same: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Any]:
-    """The pictures of one prompt and seed, by their labels."""
-    after = {name: pair["after"] for name, pair in zip(names, same, strict=True)}
-    return first.get("beside", {}) | {"before": first["before"]} | after
 
 
 @dataclass(frozen=True)
