@@ -37,7 +37,7 @@ def claim_folder(config: BaseOptions) -> None:
     """Make the folder this configuration's, by a marker. Raises StageMismatch: it is another's."""
     key = {name: getattr(config, name) for name in identity_names(type(config))}
     claim = Marker(config.output_dir, "base", key, "Pass another --output_dir, or remove this folder first.")
-    if not claim.done:
+    if not claim.done():
         claim.finish(0.0)
 
 
