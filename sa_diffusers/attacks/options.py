@@ -24,7 +24,7 @@ class AttackConfig(AttackSettings, DrawnAs):
     control: str | None = option(None, "Pipeline that never learned it, attacked in the same way, as the floor.")
     attack: Literal["embedding", "text"] = option(
         "embedding",
-        "embedding: new vectors in the token space; text: other words, to be typed.",
+        "embedding: new vectors in the token space; text: words that anybody can type.",
     )
     classifier: str | None = option(None, "Classifier that knows the concept: folder or hub id; null: pictures only.")
     templates: list[str] = option(
