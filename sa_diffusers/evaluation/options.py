@@ -133,9 +133,10 @@ class RunConfig(DrawnAs, ComparedImages):
 
     known = (*DISTRIBUTION, "classifier")
 
-    run: str = option("", "Folder of a run of a model of classes, with `pipeline/` inside, whose images are drawn.")
+    run: str = option("", "Folder of a run, with `pipeline/` inside, whose images are drawn.")
     classifier: str | None = option(None, "Classifier for the metric of this name: folder or hub id.")
-    num_images_per_class: int = option(200, "Images drawn of each class.", least=1)
+    prompts: str | None = option(None, "Prompts for a text-to-image run: a text file, one image a line.")
+    num_images_per_class: int = option(200, "Images drawn of each class of a class-conditional run.", least=1)
     sample_batch_size: int | None = option(
         None, "Images drawn at once; null: as many as fit. Changes no image.", least=1
     )

@@ -229,10 +229,18 @@ def test_the_classifier_alone_needs_no_real_images(run, classifier):
     assert evaluate(config)["classifier"] == result["classifier"]  # the same seeds draw the same images
 
 
-def test_a_text_to_image_run_is_for_evaluate_pipelines(tiny_pipeline, tmp_path):
-    tiny_pipeline().save_pretrained(tmp_path / "pipeline")
-    with pytest.raises(ValueError, match="takes free text: judge it by `evaluate pipelines"):
-        open_run(RunConfig(run=str(tmp_path), metrics="fid", real="digits8x8"))
+def test_a_text_to_image_run(tiny_pipeline, classifier, tmp_path):
+    tiny_pipeline().save_pretrained(tmp_path / "run" / "pipeline")
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump({"num_inference_steps": 1, "guidance_scale": 2.0}))
+    (tmp_path / "prompts.txt").write_text("a red seven\na blue one\na digit\n")
+    real = pictures(tmp_path / "real", noise(5, 16))
+    options = {"run": str(tmp_path / "run"), "real": real, "extractor": classifier, "metrics": "fid"}
+    result = evaluate(RunConfig(**options, prompts=str(tmp_path / "prompts.txt")))
+    assert (result["generated"]["num_images"], result["generated"]["image_size"]) == (3, [16, 16])
+    assert (result["run"]["num_inference_steps"], result["run"]["guidance_scale"]) == (1, 2.0)
+    assert result["frechet_distance"] > 0
+    with pytest.raises(ValueError, match="takes free text: expected --prompts"):
+        evaluate(RunConfig(**options))
 
 
 def test_options_come_from_the_run_its_kind_or_the_command(run, tmp_path):
@@ -254,6 +262,7 @@ def test_a_concept_is_a_class_by_any_of_its_names():
 
 def test_wrong_input_is_refused_before_anything_is_drawn(run, classifier, tmp_path, monkeypatch):
     DigitClassifier({"digit": NAMES}, image_size=28).save_pretrained(tmp_path / "large")
+    (tmp_path / "prompts.txt").write_text("a digit\n")
     monkeypatch.setattr("sa_diffusers.evaluation.drawing.draw_samples", None)  # calling it would raise
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     given = {"run": run, "real": "digits8x8", "extractor": classifier}
@@ -263,6 +272,7 @@ def test_wrong_input_is_refused_before_anything_is_drawn(run, classifier, tmp_pa
             {"metrics": "classifier", "classifier": str(tmp_path / "large")},
             "reads pictures of 28 pixels, the model .* 8",
         ),
+        ({"prompts": str(tmp_path / "prompts.txt")}, "expected no --prompts"),
         ({"num_images_per_class": 1, "num_neighbours": 9}, "'prc' needs 10 images of each set .*, got 9"),
         ({"real": str(tmp_path / "nowhere")}, "expected a folder of images"),
         ({"attribute": "ink"}, "expected an attribute of the classifier"),

@@ -60,7 +60,8 @@ def evaluate(config: FoldersConfig | RunConfig) -> dict:
         generated = ImageFolder(config.generated, config.resolution)
         count = len(generated)
     if extractor is not None:
-        real, left_out = open_real(config, config.resolution, run.forgotten if run else config.concept)
+        classes = run is not None and run.family.labels is not None
+        real, left_out = open_real(config, config.resolution, run.forgotten if classes else config.concept)
         check_counts(config.compared, (len(real), count), config)
 
     result: dict = {}
