@@ -61,9 +61,10 @@ def open_run(config: RunConfig) -> OpenRun:
             no class, or a classifier that cannot read the images.
         ModelLoadError: a pipeline or classifier that cannot be read.
     """
-    if not (Path(config.run) / "pipeline").is_dir():
-        raise ValueError(f"expected the folder of a run, with `pipeline/` inside, got {config.run}; check --run")
-    settings = drawn_as(config.run, config.drawn_as)
+    for name, path in (("run", config.run), ("settings_of", config.settings_of)):
+        if path is not None and not (Path(path) / "pipeline").is_dir():
+            raise ValueError(f"expected the folder of a run, with `pipeline/` inside, got {path}; check --{name}")
+    settings = drawn_as(config.settings_of or config.run, config.drawn_as)
     concept, done = config.concept, Path(config.run) / "metrics.json"  # which is written after all stages
     if concept is None and done.exists():
         concept = read_json(done).get("concept")
@@ -102,7 +103,7 @@ def _class_sets(
         parts[name] = PromptSet.seeded("keeps", asked, partial(derive_seed, config.seed, "evaluate", name))
     own = parts.pop(forgotten) if forgotten else None
     sets = {"retained": sum(parts.values(), PromptSet("keeps", [], []))}
-    if own is not None and judge is not None:
+    if own is not None and (judge is not None or config.save_images is not None):
         sets["forgotten"] = PromptSet("asks", own.requests, own.candidates)
     return sets
 
