@@ -84,11 +84,8 @@ def evaluate(config: FoldersConfig | RunConfig) -> dict:
         how = run.drawn_as
         settings = SamplingSettings(how.guidance_scale, how.num_inference_steps, config.sample_batch_size)
         pictures = draw_sets(run.family, run.sets, settings, config.run)
-        result["run"] = {
-            "forgotten": run.forgotten,
-            **asdict(how),
-            **({"num_images_per_class": config.num_images_per_class} if run.family.labels is not None else {}),
-        }
+        counted = {} if run.family.labels is None else {"num_images_per_class": config.num_images_per_class}
+        result["run"] = {"forgotten": run.forgotten, **asdict(how), **counted}
         generated = next(iter(pictures.values()))
         if run.judge is not None:
             result["classifier"] = {"name": config.classifier} | classifier_readings(run, pictures)
