@@ -115,8 +115,8 @@ def clip_score(clip: Clip, images: Tensor, prompts: Sequence[str]) -> Tensor:
 
 
 def zero_shot(clip: Clip, images: Tensor, names: Sequence[str]) -> Tensor:
-    """Which of some names an image is "a photo of": probabilities [N, K] by the softmax of scaled cosines (Radford et al.
-    2021).
+    """Which of some names an image is "a photo of": probabilities [N, K], the softmax of scaled cosines (Radford et
+    al. 2021).
 
     They say which name fits best, not that any does. CLIP accuracy is the share of images where the largest one is
     that of what was asked for: `zero_shot(...).argmax(1)`.
