@@ -3,14 +3,13 @@
 from dataclasses import MISSING, dataclass
 from typing import Literal
 
-from sa_diffusers.attacks.target_loss import AttackSettings
 from sa_diffusers.core.concepts import mentions, split_phrasings
 from sa_diffusers.evaluation.options import EXPLICIT, DrawnAs
 from sa_diffusers.io.configuration import option
 
 
 @dataclass(kw_only=True)
-class AttackConfig(AttackSettings, DrawnAs):
+class AttackConfig(DrawnAs):
     """What to attack, with what, and how to judge it. Raises ValueError: options that cannot work."""
 
     forgotten: str = option(
@@ -23,8 +22,7 @@ class AttackConfig(AttackSettings, DrawnAs):
     concept: str = option(MISSING, "The concept; several phrasings separated by commas: 'seven, 7'.")
     control: str | None = option(None, "Pipeline that never learned it, attacked in the same way, as the floor.")
     attack: Literal["embedding", "text"] = option(
-        "embedding",
-        "embedding: new vectors in the token space; text: words that anybody can type.",
+        "embedding", "embedding: new vectors in the token space; text: words that anybody can type."
     )
     classifier: str | None = option(None, "Classifier that knows the concept: folder or hub id; null: pictures only.")
     templates: list[str] = option(
@@ -39,7 +37,17 @@ class AttackConfig(AttackSettings, DrawnAs):
     num_restarts: int = option(
         3, "Attacks on each model, of other seeds; reported as their mean and the best.", above=0
     )
+    num_tokens: int = option(1, "Vectors or tokens in the concept's place.", above=0)
+    steps: int = option(200, "Steps of an attack.", above=0)
+    batch_size: int = option(8, "Targets in a step.", above=0)
+    learning_rate: float = option(0.1, "Of Adam, as a share of the root mean square of the token table.", above=0)
+    initial: str | None = option(
+        None, "Words to start from; null: the concept's own for embedding, random ones for text."
+    )
+    keep_every: int = option(50, "Steps between two comparisons of an embedding, of which the best is kept.", above=0)
+    allow_concept_words: bool = option(False, "Let the attack `text` also find the concept's own words.")
     sample_batch_size: int = option(16, "Pictures drawn at once.", above=0)
+    seed: int = option(0, "Seed of targets, pictures and attacks.", least=0)
     num_threads: int | None = option(None, "Threads of the CPU; null: torch's choice.", above=0)
     output_dir: str = option("runs/attack", "Folder of the result.")
     overwrite: bool = option(False, "Discard what the output folder holds of another configuration.")
@@ -52,6 +60,8 @@ class AttackConfig(AttackSettings, DrawnAs):
         wrong = [template for template in self.templates if "{}" not in template]
         if wrong or not self.templates:
             raise ValueError(f"expected templates with {{}} in the concept's place, got {wrong or 'none'}")
+        if self.allow_concept_words and self.attack != "text":
+            raise ValueError("allow_concept_words is for --attack text: an embedding has no words")
 
     @property
     def blurred(self) -> bool:

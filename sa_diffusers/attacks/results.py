@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sa_diffusers.attacks.found import Found, FoundText
 from sa_diffusers.attacks.options import AttackConfig
+from sa_diffusers.core.concepts import split_phrasings
 from sa_diffusers.evaluation.intervals import wilson_interval
 from sa_diffusers.evaluation.judging import ClassifierJudge
 from sa_diffusers.io.atomic_files import write_json, write_text
@@ -34,6 +35,13 @@ class Attacked:
     before: Tensor
     after: list[Tensor]
     found: list[Found]
+
+
+def load_judge(config: AttackConfig) -> ClassifierJudge | None:
+    """That of the options; None: they name none. Raises ValueError if the classifier has no such class."""
+    if config.classifier is None:
+        return None
+    return ClassifierJudge.load(config.classifier, split_phrasings(config.concept))
 
 
 def read(judge: ClassifierJudge, images: Tensor) -> dict[str, float]:

@@ -12,12 +12,11 @@ from torch import Tensor
 from sa_diffusers.attacks import AttackSettings, FoundEmbedding, FoundText, attack_embedding, attack_text, draw_found
 from sa_diffusers.attacks.found import Found
 from sa_diffusers.attacks.options import AttackConfig
-from sa_diffusers.attacks.results import Attacked, summarise, write_results
-from sa_diffusers.attacks.victims import complete, load_family, roles, subjects
+from sa_diffusers.attacks.results import Attacked, load_judge, summarise, write_results
+from sa_diffusers.attacks.victims import check_victims, complete, first_tokens, load_family, roles
 from sa_diffusers.core.concepts import split_phrasings
 from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.evaluation.judging import ClassifierJudge
-from sa_diffusers.evaluation.subjects import check_subjects
 from sa_diffusers.families import Family
 from sa_diffusers.io.artifacts import Marker, RunLock, check_foreign, hash_tensors
 from sa_diffusers.io.atomic_files import load_tensors, remove_leftovers, save_tensors
@@ -40,6 +39,7 @@ class AttackRun:
         self.config, self.folder = config, Path(config.output_dir)
         self.words = split_phrasings(config.concept)
         self.word = FoundText(self.words[0], [], [])
+        self.seconds: dict[str, float] = {}  # by stage
         self.targets = self.target_images = self.target_vae = None
 
     def settings(self, restart: int) -> AttackSettings:
@@ -67,12 +67,26 @@ class AttackRun:
         for restart in range(self.config.num_restarts):
             key = {
                 "attack": self.config.attack, "settings": asdict(self.settings(restart)), "words": list(self.words),
-                "templates": self.config.templates,
+                "allow_concept_words": self.config.allow_concept_words, "templates": self.config.templates,
                 "targets": hash_tensors({"targets": targets}), "model": hashes,
             }  # fmt: skip
             found.append(self._find(family, targets, own, restart, key))
             after.append(pictures(f"after-{restart}", found[-1], {"found": key}))
+            if role == "original" and restart == 0:
+                say(self._time_left())
         return Attacked(model, before, after, found)
+
+    def _time_left(self) -> str:
+        """What is left after the first attack, as if all took as long as it and nothing was there already."""
+        attack, pictures = (self.seconds[f"original-{name}-0"] for name in ("attack", "after"))
+        models = len(roles(self.config))
+        others = models * self.config.num_restarts - 1
+        left = others * (attack + pictures) + (models - 1) * pictures
+        about = f"{left:.0f} s" if left < 90 else f"{left / 60:.0f} min"
+        return (
+            f"attack: the first took {attack:.0f} s and its pictures {pictures:.0f} s; {others} more to come, about "
+            f"{about} in all, less what the folder holds already"
+        )
 
     def _drawing(self, hashes: dict[str, str], purpose: str, count: int) -> dict:
         """What pictures depend on besides their prompts' words."""
@@ -99,12 +113,14 @@ class AttackRun:
     def _stage(self, name: str, key: dict, compute: Callable[[], Result], load: Callable[[], Result]) -> Result:
         """A stage's result: loaded if the folder holds it under the same key, else computed."""
         marker = Marker(self.folder, name, key)
-        if marker.done(self.config.overwrite):
-            return load()
-        marker.clear()  # the old marker must not vouch for new files if this is interrupted
-        start = time.perf_counter()
-        result = compute()
-        marker.finish(time.perf_counter() - start)
+        if marker.is_done(self.config.overwrite):
+            result = load()
+        else:
+            marker.clear()  # the old marker must not vouch for new files if this is interrupted
+            start = time.perf_counter()
+            result = compute()
+            marker.finish(time.perf_counter() - start)
+        self.seconds[name] = marker.seconds
         return result
 
     def _draw_targets(self, family: Family, hashes: dict[str, str]) -> None:
@@ -127,7 +143,8 @@ class AttackRun:
 
         def compute() -> Found:
             known = family, targets, config.templates, self.words, self.settings(restart)
-            found = attack_text(*known, self.words) if text else attack_embedding(*known)
+            forbidden = () if config.allow_concept_words else self.words
+            found = attack_text(*known, forbidden) if text else attack_embedding(*known)
             found.save(path)
             return found
 
@@ -144,15 +161,14 @@ def run_attack(config: AttackConfig) -> dict:
     """
     check_foreign(Path(config.output_dir), "attack.json")
     config = complete(config)
-    models = roles(config)
-    judge = ClassifierJudge.load(config.classifier, split_phrasings(config.concept)) if config.classifier else None
-    check_subjects(subjects(config), judge and judge.classifier.config.image_size, alike=True, variant=None)
+    models, judge = roles(config), load_judge(config)
+    check_victims(config, judge.classifier.config.image_size if judge else None)
     say(describe_plan(config, judge))
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     # Each is loaded and let go: a failure of the last one must not come after hours on the first.
-    for model in models.values():
-        load_family(config, model)
+    for line in dict.fromkeys([first_tokens(config, model) for model in models.values()]):
+        say(line)
     with RunLock(config.output_dir):
         remove_leftovers(config.output_dir)
         run = AttackRun(config)

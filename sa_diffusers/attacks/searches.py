@@ -34,8 +34,9 @@ def attack_embedding(
     Args:
         latents: targets [N, C, h, w], pictures of the concept by a model that knows it, in this model's latent space.
         templates: prompts with {} in the concept's place.
-        concept_words: such as ("seven", "7"); the first is started from. If it has fewer tokens than K they are
-            repeated, those beyond K are left out.
+        concept_words: such as ("seven", "7").
+        settings: `initial` are the words to start from, by default the first of `concept_words`. The tokens of fewer
+            than K are repeated, those beyond K are left out.
 
     Raises:
         TypeError: no text-to-image model.
@@ -43,7 +44,7 @@ def attack_embedding(
         FloatingPointError: a loss that is not finite.
     """
     loss = prepare(family, latents, templates, concept_words, settings)
-    vectors = loss.encoder.start(concept_words[0]).float().requires_grad_()
+    vectors = loss.encoder.start(settings.initial or concept_words[0]).float().requires_grad_()
     optimizer = settings.optimizer(vectors, loss.encoder.scale)
     losses: list[float] = []
     with frozen_model(family):
@@ -162,7 +163,8 @@ def attack_text(
     Args:
         family, latents, templates: see `attack_embedding`.
         concept_words: also tried as they are, where they come to K tokens and are not forbidden.
-        settings: K whole words at random are started from, so that other seeds start elsewhere.
+        settings: `initial` are the words to start from; None: K whole words at random, so that other seeds start
+            elsewhere.
         forbidden: see `Vocabulary`.
 
     Raises:
@@ -171,7 +173,7 @@ def attack_text(
     loss = prepare(family, latents, templates, concept_words, settings)
     encoder, vocabulary = loss.encoder, Vocabulary(loss.encoder, forbidden)
     table = vocabulary.table.float()
-    vectors = table[vocabulary.draw(settings)]
+    vectors = table[vocabulary.draw(settings)] if settings.initial is None else encoder.start(settings.initial).float()
     optimizer = settings.optimizer(vectors, encoder.scale)
     search = Search(loss, vocabulary)
     losses: list[float] = []

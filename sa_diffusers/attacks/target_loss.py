@@ -23,12 +23,13 @@ NUM_FIXED = 64  # (latent, template, noise, timestep) on which all candidates of
 class AttackSettings(Options):
     """How an attack searches. Raises ValueError for a number out of range."""
 
-    num_tokens: int = option(1, "Vectors or tokens in the concept's place.", least=1)
-    steps: int = option(200, "Steps of an attack.", least=1)
-    batch_size: int = option(8, "Targets in a step, each with its own noise and timestep.", least=1)
+    num_tokens: int = option(1, "K, the vectors or tokens that take the concept's place.", least=1)
+    steps: int = option(200, "Steps of Adam.", least=1)
+    batch_size: int = option(8, "Targets a step, each with its own noise and timestep.", least=1)
     learning_rate: float = option(0.1, "Of Adam, as a share of the root mean square of the token table.", above=0)
-    seed: int = option(0, "Seed of every random number.", least=0)
-    keep_every: int = option(50, "Steps between two comparisons of an embedding, of which the best is kept.", least=1)
+    seed: int = option(0, "Seed of every random number.")
+    initial: str | None = option(None, "Words to start from; None: what the attack says.")
+    keep_every: int = option(50, "Steps between two records, of which the best is kept.", least=1)
 
     def optimizer(self, vectors: Tensor, scale: float) -> torch.optim.Adam:
         """Adam for vectors [K, D]; models differ in the scale of their token tables, and Adam moves by its rate."""
@@ -94,7 +95,7 @@ def prepare(
     if not concept_words or not all(word.strip() for word in concept_words):
         raise ValueError(f"expected words for the concept, such as ['seven', '7'], got {list(concept_words)}")
     encoder = TemplateEncoder(family, templates, settings.num_tokens)
-    encoder.check_places(concept_words[0])
+    encoder.check_places(settings.initial or concept_words[0])
     return TargetLoss(family, encoder, latents, settings)
 
 

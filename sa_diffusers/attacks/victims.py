@@ -1,11 +1,11 @@
-"""The models under attack, checked before anything is drawn: their kind, their pictures' size, their words."""
+"""The models under attack, checked before anything is drawn: their kind, their pictures' size, the first words."""
 
 from dataclasses import replace
 
 from sa_diffusers.attacks.options import AttackConfig
 from sa_diffusers.attacks.template_encoder import TemplateEncoder
 from sa_diffusers.core.concepts import split_phrasings
-from sa_diffusers.evaluation.subjects import Subject, open_subjects, pipeline_of
+from sa_diffusers.evaluation.subjects import Subject, check_subjects, open_subjects, pipeline_of
 from sa_diffusers.families import Family, family_class, get_family
 from sa_diffusers.families.base import registry
 from sa_diffusers.io.loading import load_pipeline, read_model_index
@@ -26,10 +26,10 @@ def complete(config: AttackConfig) -> AttackConfig:
             raise ValueError(f"the attack is on prompts of {' or '.join(known)}; {model} ({role}) is a {kind}")
     original, forgotten, *control = models.values()
     config = replace(config, original=original, forgotten=forgotten, control=control[0] if control else None)
-    return replace(config, **vars(subjects(config)[0].settings))
+    return replace(config, **vars(_subjects(config)[0].settings))
 
 
-def subjects(config: AttackConfig) -> list[Subject]:
+def _subjects(config: AttackConfig) -> list[Subject]:
     """The pipelines as those of an evaluation; how they are drawn is the forgotten one's."""
     original, forgotten, *control = roles(config).values()
     return open_subjects([forgotten, original, *control], [], config.drawn_as)
@@ -41,16 +41,35 @@ def roles(config: AttackConfig) -> dict[str, str]:
     return models | ({"never learned it": config.control} if config.control else {})
 
 
+def check_victims(config: AttackConfig, image_size: int | None) -> None:
+    """As `check_subjects`; `image_size`: pixels a side that the classifier reads; None: any."""
+    check_subjects(_subjects(config), image_size, alike=True, variant=None)
+
+
 def load_family(config: AttackConfig, model: str) -> Family:
-    """Raises ModelLoadError; ValueError for a prompt that the model would cut, or a concept that it cannot read."""
+    """Raises ModelLoadError; ValueError for a prompt that the model would cut."""
     family = get_family(load_pipeline(model, None, None, "float32"), sampler=config.sampler)
-    encoder = TemplateEncoder(family, config.templates, config.num_tokens)
-    word, tokenizer = split_phrasings(config.concept)[0], encoder.tokenizer
-    ids = encoder.tokens(word)
+    TemplateEncoder(family, config.templates, config.num_tokens).check_places(split_phrasings(config.concept)[0])
+    return family
+
+
+def first_tokens(config: AttackConfig, model: str) -> str:
+    """Load a model for a look, and say what the attack on it starts from.
+
+    Raises:
+        ModelLoadError, ValueError: as `load_family`; `initial` holds what the tokenizer does not know.
+    """
+    encoder = TemplateEncoder(load_family(config, model), config.templates, config.num_tokens)
+    words = config.initial or (split_phrasings(config.concept)[0] if config.attack == "embedding" else None)
+    if words is None:
+        return "the attack starts from words at random"
+    ids, tokenizer = encoder.tokens(words), encoder.tokenizer
     if not ids or set(ids) & set(tokenizer.all_special_ids):
         read = " ".join(tokenizer.convert_ids_to_tokens(ids)) or "nothing"
         raise ValueError(
-            f"expected a concept in words that the tokenizer of {model} knows, got {word!r}, read as {read}"
+            f"expected --initial of words that the tokenizer of {model} knows, got {words!r}, read as {read}"
         )
-    encoder.check_places(word)
-    return family
+    encoder.check_places(words)
+    used, pieces = ([encoder.text([token]) for token in part] for part in (encoder.readers[0].start(words), ids))
+    count = f"{len(pieces)} token{'s' * (len(pieces) != 1)}"
+    return f"the attack starts from {' | '.join(used)}, of {words!r} ({count}: {' | '.join(pieces)})"

@@ -66,6 +66,7 @@ class MetricSettings(Options):
                               "stl10, digits8x8.")  # fmt: skip
     data_dir: str | None = option(None, "Local folder or hub id of that data set; null: its usual hub id.")
     split: SplitName = option("train", "Split of that data set.")
+    num_real_images: int | None = option(None, "Use so many real images at most, at random; null: all.", least=1)
     extractor: str = option("inception", "Network of fid, kid, is and prc: inception, a classifier's folder, or a "
                             "vision model of transformers (folder or hub id).")  # fmt: skip
     attribute: str | None = option(None, "Attribute of the extractor for `is`, where it is a classifier of several.")
@@ -133,12 +134,17 @@ class RunConfig(DrawnAs, ComparedImages):
 
     known = (*DISTRIBUTION, "classifier")
 
-    run: str = option("", "Folder of a run of a model of classes, with `pipeline/` inside, whose images are drawn.")
+    run: str = option("", "Folder of a run, with `pipeline/` inside, whose images are drawn.")
     classifier: str | None = option(None, "Classifier for the metric of this name: folder or hub id.")
-    num_images_per_class: int = option(200, "Images drawn of each class.", least=1)
+    prompts: str | None = option(None, "Prompts for a text-to-image run: a text file, one image a line.")
+    num_images_per_class: int = option(200, "Images drawn of each class of a class-conditional run.", least=1)
+    settings_of: str | None = option(None, "Folder of another run whose guidance, steps and sampler are taken where "
+                                     "they are not given, so that the numbers of both compare: of a base run, the "
+                                     "run that forgot on it. null: the run's own.")  # fmt: skip
     sample_batch_size: int | None = option(
         None, "Images drawn at once; null: as many as fit. Changes no image.", least=1
     )
+    save_images: str | None = option(None, "New folder for the drawn images; null: off.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -19,7 +19,7 @@ from sa_diffusers.attacks import FoundEmbedding, FoundText, draw_found
 from sa_diffusers.attacks import run as attack_stages
 from sa_diffusers.attacks.options import AttackConfig
 from sa_diffusers.attacks.run import run_attack
-from sa_diffusers.attacks.victims import complete, load_family
+from sa_diffusers.attacks.victims import complete, first_tokens, load_family
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.evaluation.intervals import wilson_interval
@@ -220,6 +220,9 @@ def test_an_interrupted_run_goes_on(models, tmp_path, monkeypatch):
     best = entry["restarts"][entry["best"]]
     assert f"| forgotten | {best['text']} | {best['losses'][0]:.4f} → " in table.replace("\\|", "|")
     assert "No classifier: pictures only" in table and "interval" not in table
+    monkeypatch.setattr(attack_stages, "attack_text", lambda *_: FoundText("seven", [_[-1] == ()], [1.0]))
+    run_attack(configure(models, tmp_path / "own", control=None, attack="text", allow_concept_words=True))
+    assert FoundText.load(tmp_path / "own" / "forgotten" / "text-0.json").token_ids == [True]
 
 
 def test_wrong_input_is_refused_before_anything_is_drawn(models, tmp_path, nothing_drawn):
@@ -244,8 +247,12 @@ def test_wrong_input_is_refused_before_anything_is_drawn(models, tmp_path, nothi
         attack(learning_rate=-1.0)
     with pytest.raises(ValueError, match="expected seed >= 0, got -1"):
         attack(seed=-1)
+    with pytest.raises(ValueError, match="expected initial with a value"):
+        attack(initial=" ")
     with pytest.raises(ValueError, match=r"words that the tokenizer of .* knows, got '<\|endoftext\|>'"):
-        attack(concept="<|endoftext|>", classifier=None)
+        attack(initial="<|endoftext|>")
+    with pytest.raises(ValueError, match="allow_concept_words is for --attack text"):
+        attack(allow_concept_words=True)
     classifier = AttributeClassifier({"digit": ["seven"]}, image_size=32, channels=(8,), num_features=8)
     classifier.save_pretrained(tmp_path / "large")
     with pytest.raises(ValueError, match="expected pictures of 32 pixels a side, .* got 16"):
@@ -330,15 +337,26 @@ def test_pictures_are_drawn_as_by_the_run_that_made_the_pipeline(models, tmp_pat
     assert drawing(forgotten=str(tmp_path / "made"), **said) == (1.0, 2, "pipeline")
 
 
+def test_what_an_attack_starts_from_is_said(models, tmp_path):
+    def start(**changes) -> str:
+        return first_tokens(complete(configure(models, tmp_path, **changes)), models["forgotten"])
+
+    assert start() == "the attack starts from seven, of 'seven' (1 token: seven)"
+    assert start(initial="red seven").startswith("the attack starts from red, of 'red seven' (2 tokens: red | seven)")
+    assert start(initial="red seven", num_tokens=3).startswith("the attack starts from red | seven | red, of")
+    assert start(attack="text") == "the attack starts from words at random"
+    assert "of 'purple' (" in start(attack="text", initial="purple")
+
+
 @pytest.mark.slow
 def test_the_command_prints_the_table(models, finished, monkeypatch, capsys):
     (config, printed), folder = finished, Path(finished[0].output_dir)
     assert (folder / "attack.md").read_text() in printed
     assert str(folder / "report.html") in printed
-    plan = printed.partition("attack: original")[0]
+    plan, _, rest = printed.partition("attack: original")
     assert "6 attacks (3 models x 2) of 1 steps" in plan and str(folder) in plan
     assert "48 pictures: 3 targets, and 5 of each model" in plan and "guidance 2, 2 steps of dpmsolver++" in plan
-    assert f"judged by {models['classifier']}" in plan
+    assert f"judged by {models['classifier']}" in plan and re.search(r"5 more to come, about \d+ s in all", rest)
     monkeypatch.setattr("sys.argv", ["attack.py", *words_of(config), "--concept", "eight"])
     with pytest.raises(SystemExit) as raised:
         script.main()

@@ -162,6 +162,17 @@ def test_it_computes_in_the_precision_of_the_family(tiny_pipeline, latents):
     assert rounded.losses == pytest.approx(exact.losses, rel=0.02)
 
 
+def test_the_start_may_be_another_word(family, latents):
+    loss = TargetLoss(family, TemplateEncoder(family, TEMPLATES, 1), latents, SETTINGS)
+    expected = [loss.fixed(rows_of(family, word)) for word in ("nine", "seven")]
+    for attack in (attack_embedding, attack_text):
+        # Two words for the concept, which one token cannot be: the text attack does not try them.
+        settings = replace(SETTINGS, steps=1, keep_every=1, initial="nine")
+        found = attack(family, latents, TEMPLATES, ["green seven"], settings)
+        assert found.losses[0] == pytest.approx(expected[0])
+        assert found.losses[0] != pytest.approx(expected[1])
+
+
 @pytest.mark.parametrize("num_tokens", [1, 3])
 def test_a_found_text_is_what_its_tokens_say(family, latents, num_tokens):
     tokenizer = family.pipeline.tokenizer
@@ -245,7 +256,7 @@ def test_forbidden_words_never_come(family, latents):
     assert [free.text([i]) for i in free.tokens.tolist() if "se" in free.text([i])]
     s, e = (family.pipeline.tokenizer.convert_tokens_to_ids(token) for token in ("s", "e</w>"))
     assert {s, e} <= set(bound.tokens.tolist()) and not bound.readable([s, e])
-    settings = replace(SETTINGS, steps=3)
+    settings = replace(SETTINGS, initial="seven", steps=3)  # it starts from the word itself
     assert "se" not in attack_text(family, latents, TEMPLATES, WORDS, settings, ["se", "7"]).text
     letters = [chr(code) for code in range(33, 0x180)]
     with pytest.raises(ValueError, match="no token of the tokenizer is a word without"):

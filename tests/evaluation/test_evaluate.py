@@ -19,7 +19,7 @@ from sa_diffusers.data.labelled_images import load_labelled_images
 from sa_diffusers.evaluation.images.comparison import evaluate
 from sa_diffusers.evaluation.images.metrics import frechet_distance, manifold_metrics
 from sa_diffusers.evaluation.images.run_images import forgotten_label, open_run
-from sa_diffusers.evaluation.images.sets import ImageFolder
+from sa_diffusers.evaluation.images.sets import ImageFolder, RandomSubset, save_images
 from sa_diffusers.evaluation.judges.digit_classifier import DigitClassifier
 from sa_diffusers.evaluation.options import DrawnAs, FoldersConfig, RunConfig
 from sa_diffusers.families import get_family
@@ -110,6 +110,27 @@ def test_a_turned_photograph_has_the_size_that_it_is_shown_in(tmp_path):
     assert folder.image_size == (6, 8) == tuple(folder.images([0]).shape[2:])
 
 
+def test_a_random_subset(tmp_path):
+    folder = ImageFolder(pictures(tmp_path / "images", noise(9)))
+    subset, whole = RandomSubset(folder, 4, seed=0), folder.images(range(9))
+    chosen = [next(i for i in range(9) if whole[i].equal(image)) for image in subset.images(range(4))]
+    assert len(set(chosen)) == len(subset) == 4
+    assert subset.images([2, 0]).equal(whole[[chosen[2], chosen[0]]])
+    assert not RandomSubset(folder, 4, seed=1).images(range(4)).equal(subset.images(range(4)))
+    with pytest.raises(ValueError, match="expected to choose 1 to 9 images"):
+        RandomSubset(folder, 10, seed=0)
+
+
+def test_saved_images_are_read_back(tmp_path):
+    pixels = noise(5)
+    source = ImageFolder(pictures(tmp_path / "images", pixels))
+    save_images({"all": source, "some": RandomSubset(source, 2, 0)}, tmp_path / "new", batch_size=2)
+    assert ImageFolder(tmp_path / "new" / "all").images(range(5)).equal(pixels.float() / 127.5 - 1)
+    assert len(ImageFolder(tmp_path / "new" / "some")) == 2
+    with pytest.raises(ValueError, match="expected a new or empty folder"):
+        save_images({"all": source}, tmp_path / "new")
+
+
 def test_two_folders(tmp_path, classifier, monkeypatch, capsys):
     real, generated = noise(30), noise(24, highest=200)
     judge = DigitClassifier.from_pretrained(classifier).eval()
@@ -163,7 +184,7 @@ def test_the_kid_of_whole_folders_has_no_spread(tmp_path, classifier, monkeypatc
 def test_a_run_that_forgot_a_class(run, classifier, pipeline, tmp_path, monkeypatch, capsys):
     arguments = (
         "run", run, "--real", "digits8x8", "--split", "test", "--extractor", classifier, "--classifier", classifier,
-        "--metrics", "fid,prc,classifier", "--num_images_per_class", "6",
+        "--metrics", "fid,prc,classifier", "--num_images_per_class", "6", "--save_images", str(tmp_path / "saved"),
     )  # fmt: skip
     shown = run_script(monkeypatch, capsys, *arguments)
     result = json.loads((tmp_path / "run" / "evaluate.json").read_text())
@@ -207,15 +228,22 @@ def test_a_run_that_forgot_a_class(run, classifier, pipeline, tmp_path, monkeypa
     assert "without '3'" in shown and "concept_entropy" in shown
     assert "drawn with: guidance_scale 1.0, num_inference_steps 1, sampler dpmsolver++\n" in shown
 
+    saved = ImageFolder(tmp_path / "saved" / "forgotten").images(range(6))
+    assert_close(saved, drawn["3"], rtol=0, atol=0.5 / 127.5 + 1e-6)
+    assert len(ImageFolder(tmp_path / "saved" / "retained")) == 54
+    with pytest.raises(SystemExit):
+        run_script(monkeypatch, capsys, *arguments)  # the folder of images holds something now
+    assert "expected a new or empty folder" in capsys.readouterr().err
+
 
 def test_a_base_run_without_a_class_that_another_run_forgot(run, classifier, tmp_path):
     (tmp_path / "run" / "metrics.json").unlink()
     options = {"run": run, "real": "digits8x8", "split": "test", "num_images_per_class": 2, "classifier": classifier}
-    options |= {"extractor": classifier, "metrics": "fid,classifier"}
+    options |= {"extractor": classifier, "metrics": "fid,classifier", "num_real_images": 40}
     whole, part = evaluate(RunConfig(**options)), evaluate(RunConfig(**options, concept="3"))
     assert [result["generated"]["num_images"] for result in (whole, part)] == [20, 18]
     assert [result["real"]["left_out"] for result in (whole, part)] == [None, "3"]
-    assert whole["real"]["num_images"] > part["real"]["num_images"]
+    assert [result["real"]["num_images"] for result in (whole, part)] == [40, 40]
     assert whole["classifier"]["concept_probability"] is None
     assert 0 < part["classifier"]["concept_probability"] < 1
     with pytest.raises(ValueError, match="one of the classes 0, 1, .*, got 'dog'"):
@@ -229,10 +257,19 @@ def test_the_classifier_alone_needs_no_real_images(run, classifier):
     assert evaluate(config)["classifier"] == result["classifier"]  # the same seeds draw the same images
 
 
-def test_a_text_to_image_run_is_for_evaluate_pipelines(tiny_pipeline, tmp_path):
-    tiny_pipeline().save_pretrained(tmp_path / "pipeline")
-    with pytest.raises(ValueError, match="takes free text: judge it by `evaluate pipelines"):
-        open_run(RunConfig(run=str(tmp_path), metrics="fid", real="digits8x8"))
+def test_a_text_to_image_run(tiny_pipeline, classifier, tmp_path):
+    tiny_pipeline().save_pretrained(tmp_path / "run" / "pipeline")
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump({"num_inference_steps": 1, "guidance_scale": 2.0}))
+    (tmp_path / "prompts.txt").write_text("a red seven\na blue one\na digit\n")
+    real = pictures(tmp_path / "real", noise(5, 16))
+    options = {"run": str(tmp_path / "run"), "real": real, "extractor": classifier, "metrics": "fid"}
+    options["save_images"] = str(tmp_path / "saved")
+    result = evaluate(RunConfig(**options, prompts=str(tmp_path / "prompts.txt")))
+    assert (result["generated"]["num_images"], result["generated"]["image_size"]) == (3, [16, 16])
+    assert (result["run"]["num_inference_steps"], result["run"]["guidance_scale"]) == (1, 2.0)
+    assert result["frechet_distance"] > 0 and len(ImageFolder(tmp_path / "saved" / "drawn")) == 3
+    with pytest.raises(ValueError, match="takes free text: expected --prompts"):
+        evaluate(RunConfig(**options | {"save_images": None}))
 
 
 def test_options_come_from_the_run_its_kind_or_the_command(run, tmp_path):
@@ -247,6 +284,55 @@ def test_options_come_from_the_run_its_kind_or_the_command(run, tmp_path):
     assert opened().forgotten is None  # not forgotten yet
 
 
+def test_settings_come_from_another_run_where_they_are_not_given(run, pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path / "base" / "pipeline")
+    values = {"num_inference_steps": 7, "guidance_scale": 2.5, "sampler": "ddim"}
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(values))
+
+    def opened(of: str, **options):
+        common = {"metrics": "fid", "real": "digits8x8", "num_images_per_class": 1}
+        return open_run(RunConfig(run=str(tmp_path / of), **common, **options))
+
+    base, forgot = opened("base"), opened("run")
+    found = opened("base", settings_of=run)
+    assert base.drawn_as == DrawnAs(1.0, 1, "dpmsolver++")
+    assert found.drawn_as == forgot.drawn_as == DrawnAs(2.5, 7, "ddim")
+    assert found.forgotten is None  # the base run forgot nothing
+    assert opened("base", settings_of=run, guidance_scale=4.0).drawn_as == DrawnAs(4.0, 7, "ddim")
+    # the other way round: the settings of a base run are those of its kind, whatever the run says itself
+    found = opened("run", settings_of=str(tmp_path / "base"))
+    assert (found.drawn_as, found.forgotten) == (base.drawn_as, "3")
+
+
+@pytest.mark.slow
+def test_a_base_run_is_drawn_as_the_run_that_forgot_on_it(tiny_pipeline, classifier, tmp_path, monkeypatch, capsys):
+    """Equal weights and equal settings give equal images, which the base run's own settings do not."""
+    for name in ("base", "forgot"):
+        tiny_pipeline().save_pretrained(tmp_path / name / "pipeline")
+    config = {"num_inference_steps": 2, "guidance_scale": 3.0, "sampler": "ddim"}
+    (tmp_path / "forgot" / "config.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "prompts.txt").write_text("a red seven\na blue one\n")
+    real = pictures(tmp_path / "real", noise(5, 16))
+
+    def evaluate_run(name: str, *options: str) -> str:
+        return run_script(
+            monkeypatch, capsys, "run", "--run", str(tmp_path / name), "--real", real, "--extractor", classifier,
+            "--metrics", "fid", "--prompts", str(tmp_path / "prompts.txt"), *options,
+        )  # fmt: skip
+
+    drawn_with = "drawn with: guidance_scale 3.0, num_inference_steps 2, sampler ddim"
+    other = str(tmp_path / "forgot")
+    assert f"{drawn_with}\n" in evaluate_run("forgot")
+    assert f"{drawn_with}; of {other} what was not given\n" in evaluate_run("base", "--settings_of", other)
+    base, forgot = (json.loads((tmp_path / name / "evaluate.json").read_text()) for name in ("base", "forgot"))
+    assert base["frechet_distance"] == forgot["frechet_distance"]
+    assert base["run"] == forgot["run"] and base["options"]["settings_of"] == other
+    shown = evaluate_run("base", "--num_inference_steps", "1")
+    assert "drawn with: guidance_scale 7.5, num_inference_steps 1, sampler dpmsolver++\n" in shown
+    other_settings = json.loads((tmp_path / "base" / "evaluate.json").read_text())
+    assert other_settings["frechet_distance"] != forgot["frechet_distance"]
+
+
 def test_a_concept_is_a_class_by_any_of_its_names():
     assert forgotten_label(["six", "seven"], "7, seven") == "seven"
     assert forgotten_label(["six", "seven"], None) is None
@@ -254,6 +340,7 @@ def test_a_concept_is_a_class_by_any_of_its_names():
 
 def test_wrong_input_is_refused_before_anything_is_drawn(run, classifier, tmp_path, monkeypatch):
     DigitClassifier({"digit": NAMES}, image_size=28).save_pretrained(tmp_path / "large")
+    (tmp_path / "prompts.txt").write_text("a digit\n")
     monkeypatch.setattr("sa_diffusers.evaluation.drawing.draw_samples", None)  # calling it would raise
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     given = {"run": run, "real": "digits8x8", "extractor": classifier}
@@ -263,8 +350,11 @@ def test_wrong_input_is_refused_before_anything_is_drawn(run, classifier, tmp_pa
             {"metrics": "classifier", "classifier": str(tmp_path / "large")},
             "reads pictures of 28 pixels, the model .* 8",
         ),
+        ({"prompts": str(tmp_path / "prompts.txt")}, "expected no --prompts"),
         ({"num_images_per_class": 1, "num_neighbours": 9}, "'prc' needs 10 images of each set .*, got 9"),
         ({"real": str(tmp_path / "nowhere")}, "expected a folder of images"),
+        ({"save_images": run}, "expected a new or empty folder"),
+        ({"settings_of": str(tmp_path)}, "expected the folder of a run, .* check --settings_of"),
         ({"attribute": "ink"}, "expected an attribute of the classifier"),
     ]:
         with pytest.raises((ValueError, RuntimeError), match=message):

@@ -11,7 +11,14 @@ from sa_diffusers.evaluation.drawing import draw_sets
 from sa_diffusers.evaluation.images.extractors import load_extractor
 from sa_diffusers.evaluation.images.metrics import check_counts, check_metrics, compute_features, image_metrics
 from sa_diffusers.evaluation.images.run_images import READINGS, classifier_readings, forgotten_label, open_run
-from sa_diffusers.evaluation.images.sets import ImageFolder, ImageSet, LabelledImageSet
+from sa_diffusers.evaluation.images.sets import (
+    ImageFolder,
+    ImageSet,
+    LabelledImageSet,
+    RandomSubset,
+    check_empty,
+    save_images,
+)
 from sa_diffusers.evaluation.options import FoldersConfig, MetricSettings, RunConfig
 from sa_diffusers.report.tables import aligned
 
@@ -34,12 +41,18 @@ def open_real(config: MetricSettings, resolution: int | None, concept: str | Non
     Raises:
         ValueError: as `ImageFolder` and `load_labelled_images`; or the data set has no class of the concept's name.
     """
-    if config.real not in get_args(DatasetName):
-        return ImageFolder(config.real, resolution), None
-    data = load_labelled_images(config.real, config.data_dir, config.split)
-    left_out = forgotten_label(data.names, concept)
-    kept = data.without([left_out] if left_out else [])
-    return LabelledImageSet(f"{config.real} {config.split}", kept), left_out
+    left_out = None
+    if config.real in get_args(DatasetName):
+        data = load_labelled_images(config.real, config.data_dir, config.split)
+        left_out = forgotten_label(data.names, concept)
+        images: ImageSet = LabelledImageSet(
+            f"{config.real} {config.split}", data.without([left_out] if left_out else [])
+        )
+    else:
+        images = ImageFolder(config.real, resolution)
+    if config.num_real_images is not None and config.num_real_images < len(images):
+        images = RandomSubset(images, config.num_real_images, config.seed)
+    return images, left_out
 
 
 def evaluate(config: FoldersConfig | RunConfig) -> dict:
@@ -54,13 +67,16 @@ def evaluate(config: FoldersConfig | RunConfig) -> dict:
         check_metrics(config.compared, extractor)
     run = None
     if isinstance(config, RunConfig):
+        if config.save_images is not None:
+            check_empty(config.save_images)
         run = open_run(config)
         count = len(next(iter(run.sets.values())))
     else:
         generated = ImageFolder(config.generated, config.resolution)
         count = len(generated)
     if extractor is not None:
-        real, left_out = open_real(config, config.resolution, run.forgotten if run else config.concept)
+        classes = run is not None and run.family.labels is not None
+        real, left_out = open_real(config, config.resolution, run.forgotten if classes else config.concept)
         check_counts(config.compared, (len(real), count), config)
 
     result: dict = {}
@@ -68,14 +84,13 @@ def evaluate(config: FoldersConfig | RunConfig) -> dict:
         how = run.drawn_as
         settings = SamplingSettings(how.guidance_scale, how.num_inference_steps, config.sample_batch_size)
         pictures = draw_sets(run.family, run.sets, settings, config.run)
-        result["run"] = {
-            "forgotten": run.forgotten,
-            **asdict(how),
-            "num_images_per_class": config.num_images_per_class,
-        }
+        counted = {} if run.family.labels is None else {"num_images_per_class": config.num_images_per_class}
+        result["run"] = {"forgotten": run.forgotten, **asdict(how), **counted}
         generated = next(iter(pictures.values()))
         if run.judge is not None:
             result["classifier"] = {"name": config.classifier} | classifier_readings(run, pictures)
+        if config.save_images is not None:
+            save_images(pictures, config.save_images)
     if extractor is not None:
         sets = {"real": real, "generated": generated}
         features = {kind: compute_features(extractor, part, config.feature_batch_size) for kind, part in sets.items()}
@@ -105,7 +120,8 @@ def table(result: dict) -> str:
         lines.append(f"features: {result['extractor']['num_features']} of {result['extractor']['name']}")
     if run:
         used = ", ".join(f"{name} {run[name]}" for name in ("guidance_scale", "num_inference_steps", "sampler"))
-        lines.append(f"drawn with: {used}")
+        other = result["options"]["settings_of"]
+        lines.append(f"drawn with: {used}" + (f"; of {other} what was not given" if other else ""))
     return "\n".join([*lines, "", aligned(list(_rows(result)))])
 
 

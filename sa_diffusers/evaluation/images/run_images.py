@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sa_diffusers.core.concepts import split_phrasings
 from sa_diffusers.core.seeding import derive_seed
+from sa_diffusers.data.prompts import read_prompts
 from sa_diffusers.evaluation.forgetting import MEANS, labelled_classes, summarise
 from sa_diffusers.evaluation.images.sets import ImageSet
 from sa_diffusers.evaluation.judging import ClassifierJudge, judge_pictures
@@ -35,13 +36,13 @@ def forgotten_label(labels: Sequence[str], concept: str | None) -> str | None:
 
 @dataclass(frozen=True)
 class OpenRun:
-    """A run of a model of classes whose images can be drawn.
+    """A run whose images can be drawn.
 
     Attributes:
         drawn_as: how.
-        forgotten: the forgotten class; None: none.
-        sets: what is drawn: "retained", which are compared with real images; where there is a forgotten class that is
-            to be looked at, "forgotten".
+        forgotten: the forgotten class; None: none, or a model of free text.
+        sets: what is drawn: "retained" or, of free text, "drawn", which are compared with real images; where there is
+            a forgotten class that is to be looked at, "forgotten".
         judge: reads them; None: no classifier was asked for.
     """
 
@@ -56,27 +57,36 @@ def open_run(config: RunConfig) -> OpenRun:
     """Load a run's pipeline, and check that its images can be judged as asked.
 
     Raises:
-        ValueError: no run in a folder, a model of something else than classes, a concept that is no class, or a
-            classifier that cannot read the images.
+        ValueError: no run in a folder, prompts for a model of classes or none for one of free text, a concept that is
+            no class, or a classifier that cannot read the images.
         ModelLoadError: a pipeline or classifier that cannot be read.
     """
-    if not (Path(config.run) / "pipeline").is_dir():
-        raise ValueError(f"expected the folder of a run, with `pipeline/` inside, got {config.run}; check --run")
-    settings = drawn_as(config.run, config.drawn_as)
+    for name, path in (("run", config.run), ("settings_of", config.settings_of)):
+        if path is not None and not (Path(path) / "pipeline").is_dir():
+            raise ValueError(f"expected the folder of a run, with `pipeline/` inside, got {path}; check --{name}")
+    settings = drawn_as(config.settings_of or config.run, config.drawn_as)
     concept, done = config.concept, Path(config.run) / "metrics.json"  # which is written after all stages
     if concept is None and done.exists():
         concept = read_json(done).get("concept")
+    prompts = read_prompts(config.prompts) if config.prompts else []
     family = get_family(load_pipeline(f"{config.run}/pipeline", None, None, "float32"), sampler=settings.sampler)
     family.module.eval()
     if family.can("completion"):
         raise ValueError(f"{config.run} completes pictures, and draws none to compare: its report.html judges it")
     if family.labels is None:
-        raise ValueError(f"{config.run} takes free text: judge it by `evaluate pipelines {config.run}`")
-    forgotten = forgotten_label(family.labels, concept)
-    judge = None if config.classifier is None else ClassifierJudge.load(
-        config.classifier, [forgotten or family.labels[0]]
-    )  # fmt: skip
-    sets = _class_sets(config, family, forgotten, judge)
+        if not prompts or config.classifier is not None:
+            raise ValueError(f"{config.run} takes free text: expected --prompts, and not the metric classifier")
+        seeds = [derive_seed(config.seed, "evaluate", prompt, index) for index, prompt in enumerate(prompts)]
+        drawn = PromptSet.seeded("keeps", list(map(Candidate, prompts)), seeds.__getitem__)
+        sets, judge, forgotten = {"drawn": drawn}, None, None
+    else:
+        if prompts:
+            raise ValueError(f"expected no --prompts: {config.run} draws its classes {', '.join(family.labels)}")
+        forgotten = forgotten_label(family.labels, concept)
+        judge = None if config.classifier is None else ClassifierJudge.load(
+            config.classifier, [forgotten or family.labels[0]]
+        )  # fmt: skip
+        sets = _class_sets(config, family, forgotten, judge)
     return OpenRun(family, settings, forgotten, sets, judge)
 
 
@@ -93,7 +103,7 @@ def _class_sets(
         parts[name] = PromptSet.seeded("keeps", asked, partial(derive_seed, config.seed, "evaluate", name))
     own = parts.pop(forgotten) if forgotten else None
     sets = {"retained": sum(parts.values(), PromptSet("keeps", [], []))}
-    if own is not None and judge is not None:
+    if own is not None and (judge is not None or config.save_images is not None):
         sets["forgotten"] = PromptSet("asks", own.requests, own.candidates)
     return sets
 

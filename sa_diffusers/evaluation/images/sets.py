@@ -1,14 +1,18 @@
 """Sets of images that are read only when they are needed: a folder, a labelled data set, samples of a model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from sa_diffusers.core.seeding import seeded
 from sa_diffusers.data.images import image_paths, image_size, read_image
 from sa_diffusers.data.labelled_images import LabelledImages
 from sa_diffusers.families import Family
+from sa_diffusers.io.atomic_files import atomic_path
+from sa_diffusers.io.processes import progress_bar
+from sa_diffusers.report.pictures import to_pil, to_uint8
 
 
 class ImageSet:
@@ -79,6 +83,47 @@ class DrawnImages(ImageSet):
         return images
 
 
+class RandomSubset(ImageSet):
+    """`count` images of another set, chosen at random without replacement; equal arguments choose the same.
+
+    Raises:
+        ValueError: `count` is not from 1 to the number of images.
+    """
+
+    def __init__(self, image_set: ImageSet, count: int, seed: int):
+        if not 1 <= count <= len(image_set):
+            raise ValueError(f"expected to choose 1 to {len(image_set)} images of {image_set.name}, got {count}")
+        super().__init__(image_set.name, image_set.image_size, count)
+        self._image_set = image_set
+        order = torch.randperm(len(image_set), generator=seeded(seed, "random subset"))
+        self._indices = order[:count].sort().values.tolist()
+
+    def images(self, indices: Sequence[int]) -> Tensor:
+        return self._image_set.images([self._indices[index] for index in indices])
+
+
 def index_batches(image_set: ImageSet, batch_size: int) -> list[range]:
     """The indices of all images, in their order, in batches."""
     return [range(start, min(start + batch_size, len(image_set))) for start in range(0, len(image_set), batch_size)]
+
+
+def save_images(image_sets: Mapping[str, ImageSet], folder: str | Path, batch_size: int = 64) -> None:
+    """Write every set as PNG files to `<folder>/<its key>/`, all or nothing.
+
+    Raises:
+        ValueError: the folder holds something already.
+    """
+    check_empty(folder)
+    with atomic_path(folder) as temporary:
+        for name, image_set in image_sets.items():
+            (temporary / name).mkdir(parents=True)
+            for indices in progress_bar(index_batches(image_set, batch_size), f"save {name}", "batches"):
+                for index, image in zip(indices, to_uint8(image_set.images(indices)), strict=True):
+                    to_pil(image).save(temporary / name / f"{index:06d}.png")
+
+
+def check_empty(folder: str | Path) -> None:
+    """Raise ValueError where a folder to be written holds something already, or is a file."""
+    path = Path(folder)
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise ValueError(f"expected a new or empty folder for images, got {path}, which holds something; pass another")
