@@ -201,7 +201,7 @@ def test_training_lowers_the_loss(classifier):
 
 def test_disturbance_is_drawn_for_half_of_the_images():
     images = torch.zeros(400, 3, 8, 8)
-    drawn = Classification(max_noise=0.25).draw({"sample": images}, torch.Generator().manual_seed(0))
+    drawn = Classification().draw({"sample": images}, torch.Generator().manual_seed(0))
     strength = drawn["noise"].flatten(1).std(1)
     assert 0.4 < (strength > 0).float().mean() < 0.6
     assert strength.max() < 0.3

@@ -62,7 +62,7 @@ def test_it_judges_by_the_model_as_it_was(tiny_pipeline, concepts):
 
 
 def test_clip_chooses_between_the_two_names(tiny_tokenizer, tmp_path, concepts):
-    clip = Clip.load(str(save_tiny_clip(tmp_path, tiny_tokenizer)), device="cpu")
+    clip = Clip.load(str(save_tiny_clip(tmp_path, tiny_tokenizer)))
     judge, images = ClipPreferenceJudge(clip, concepts), torch.rand(6, 3, 16, 16) * 2 - 1
     fits = zero_shot(clip, images, ["seven", "nine"])
     found = judge(images, asking(["seven"] * 6), None)[PREFERENCE]
