@@ -227,10 +227,14 @@ class RunOptions(
 
     @classmethod
     def consistent(cls, layers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """The layers without what their method settles where a later one is chosen, or what that settles before it."""
+        """The layers without what their method settles where a later one is chosen, or what that settles before it.
+
+        And without concepts where a later one names others: by themselves, or in a list.
+        """
+        layers = [_still_named(layer, layers[position + 1 :]) for position, layer in enumerate(layers)]
         chosen = [position for position, layer in enumerate(layers) if layer.get("method")]
         if not chosen:
-            return list(layers)
+            return layers
         last, found, current = layers[chosen[-1]]["method"], [], None
         for position, layer in enumerate(layers):
             current = layer.get("method") or current
@@ -247,6 +251,13 @@ class RunOptions(
             if getattr(self, field.name) is None and "otherwise" in field.metadata:
                 setattr(resolved, field.name, given.get(field.name, field.metadata["otherwise"]))
         return resolved
+
+
+def _still_named(layer: Mapping[str, Any], later: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    replaced = {"concepts"} if any(one.get("concept") for one in later) else set()
+    if any(one.get("concepts") for one in later):
+        replaced |= {"concept", "surrogate", "siblings"}
+    return {name: value for name, value in layer.items() if name not in replaced}
 
 
 @lru_cache

@@ -123,6 +123,17 @@ def test_a_command_line_repeats_a_concept_with_its_surrogate(capsys):
         split_rows("seven; red", "three")
 
 
+def test_the_later_of_a_list_and_of_concepts_holds(tmp_path):
+    for name in ("one.csv", "two.csv"):
+        (tmp_path / name).write_text("concept,surrogate\nseven,three\n")
+    (tmp_path / "run.yaml").write_text(f"concepts: {tmp_path / 'one.csv'}\n")
+    second = str(tmp_path / "two.csv")
+    over_concept = parse_config(ForgetConfig, ["--config", "bundled/digits", "--concepts", second])
+    assert (over_concept.concepts, over_concept.concept, over_concept.surrogate) == (second, "", None)
+    over_list = parse_config(ForgetConfig, ["--config", str(tmp_path / "run.yaml"), "--concept", "red"])
+    assert (over_list.concepts, over_list.concept) == (None, "red")
+
+
 def test_python_lists_say_the_same_as_options(tmp_path):
     rows = [Forget("seven, 7", "three"), Forget("red"), Forget("sept", tmp_path, kind="digit")]
     options = as_options(rows[:2])
