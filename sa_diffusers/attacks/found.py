@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sa_diffusers.attacks.template_encoder import PLACE, TemplateEncoder
 from sa_diffusers.families import Family
+from sa_diffusers.families.text_to_image.template_encoder import PLACE, TemplateEncoder
 from sa_diffusers.io.atomic_files import explain_read_errors, load_tensors, read_json, save_tensors, write_json
 from sa_diffusers.io.processes import progress_bar
 

@@ -8,10 +8,10 @@ from statistics import fmean
 import torch
 from torch import Generator, Tensor
 
-from sa_diffusers.attacks.template_encoder import TemplateEncoder
 from sa_diffusers.core.batches import Batch, map_tensors
 from sa_diffusers.core.seeding import seeded
 from sa_diffusers.families import Family
+from sa_diffusers.families.text_to_image.template_encoder import TemplateEncoder
 from sa_diffusers.io.configuration import Options, option
 from sa_diffusers.models.precision import autocast_forward, kept_state
 

@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 from sa_diffusers.attacks.options import AttackConfig
-from sa_diffusers.attacks.template_encoder import TemplateEncoder
 from sa_diffusers.core.concepts import split_phrasings
 from sa_diffusers.evaluation.subjects import Subject, check_subjects, open_subjects, pipeline_of
 from sa_diffusers.families import Family, family_class, get_family
 from sa_diffusers.families.base import registry
+from sa_diffusers.families.text_to_image.template_encoder import TemplateEncoder
 from sa_diffusers.io.loading import load_pipeline, read_model_index
 
 

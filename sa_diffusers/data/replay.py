@@ -43,14 +43,16 @@ def leaves_open(prompt: str, concept: Concept) -> bool:
 
 
 def needs_negative(prompt: str, concept: Concept, mode: str) -> bool:
-    """Whether a replay prompt is drawn anew with the concept as negative prompt."""
+    """Whether a replay prompt is drawn anew with the concept as negative prompt; or taught apart ("mixture")."""
     if concept.named_in(prompt):
         return False
-    return mode == "all" or (mode == "open" and leaves_open(prompt, concept))
+    return mode == "all" or (mode in ("open", "mixture") and leaves_open(prompt, concept))
 
 
 def negative_requests(samples: SampleSet, concept: Concept, mode: str, seed: int) -> list[Request]:
     """The requests that take the place of samples which may show the concept, as many as there are of them."""
+    if mode == "mixture":
+        return []
     named = Condition(", ".join(concept.phrasings))
     return [
         Request(Condition(prompt), derive_seed(seed, "negative", i), negative=named)

@@ -62,6 +62,7 @@ class SelectiveAmnesiaWithESDMethod(SelectiveAmnesiaMethod):
 
     Options = ESDOptions
     requires = frozenset(("denoising", "guidance"))
+    takes_terms = False
 
     def needs(self, options: Any, concept: Concept) -> set[str]:
         return super().needs(options, concept) | {"frozen"}

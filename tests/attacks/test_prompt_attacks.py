@@ -10,10 +10,10 @@ from torch.testing import assert_close
 from sa_diffusers.attacks import AttackSettings, FoundEmbedding, FoundText, attack_embedding, attack_text, draw_found
 from sa_diffusers.attacks.searches import Search, Vocabulary
 from sa_diffusers.attacks.target_loss import TargetLoss, frozen_model
-from sa_diffusers.attacks.template_encoder import TemplateEncoder
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import seeded
 from sa_diffusers.families import get_family
+from sa_diffusers.families.text_to_image.template_encoder import TemplateEncoder
 from sa_diffusers.io.artifacts import hash_tensors
 from sa_diffusers.models import ConditionalVAE
 from sa_diffusers.pipelines import ConditionalVAEPipeline
