@@ -1,14 +1,12 @@
-"""Robust training in runs: what it needs and leaves, that processes and accumulation make no difference, and refusals."""
+"""Robust training in runs: what it needs and leaves, that accumulation makes no difference, and refusals."""
 
 import json
 
 import pytest
 import torch
-from cheap_runs import CHEAP
 from torch.testing import assert_close
 
 from sa_diffusers.data.sample_set import SampleSet
-from sa_diffusers.runs.options import ForgetConfig
 
 
 ROBUST = {
