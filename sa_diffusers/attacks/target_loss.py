@@ -30,6 +30,8 @@ class AttackSettings(Options):
     seed: int = option(0, "Seed of every random number.")
     initial: str | None = option(None, "Words to start from; None: what the attack says.")
     keep_every: int = option(50, "Steps between two records, of which the best is kept.", least=1)
+    relearn_pictures: int = option(16, "Targets that are trained on, where the attack trains.", least=1)
+    relearn_rate: float = option(1e-3, "Of Adam, there.", above=0)
 
     def optimizer(self, vectors: Tensor, scale: float) -> torch.optim.Adam:
         """Adam for vectors [K, D]; models differ in the scale of their token tables, and Adam moves by its rate."""

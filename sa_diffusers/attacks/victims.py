@@ -60,7 +60,7 @@ def first_tokens(config: AttackConfig, model: str) -> str:
         ModelLoadError, ValueError: as `load_family`; `initial` holds what the tokenizer does not know.
     """
     encoder = TemplateEncoder(load_family(config, model), config.templates, config.num_tokens)
-    words = config.initial or (split_phrasings(config.concept)[0] if config.attack == "embedding" else None)
+    words = config.initial or (split_phrasings(config.concept)[0] if config.attack != "text" else None)
     if words is None:
         return "the attack starts from words at random"
     ids, tokenizer = encoder.tokens(words), encoder.tokenizer
