@@ -31,6 +31,7 @@ from sa_diffusers.methods.sources import (
     fitting,
     mixes,
     open_rows,
+    others_of,
 )
 
 
@@ -157,9 +158,8 @@ def _check_shares(options: Any) -> None:
     counts += [("a quarter of train_batch_size", open_rows(options), shares)] if mixes(options) else []
     for name, count, parts in counts:
         if count % parts:
-            raise ValueError(
-                f"expected {name} to divide by {parts} (groups, or processes x accumulation), got {count}"
-            )
+            what = "groups" if name == "robust_samples" else "processes x accumulation steps"
+            raise ValueError(f"expected {name} in equal parts for {parts} {what}, got {count}; choose a multiple")
 
 
 def _check_terms(context: Context) -> None:
@@ -173,9 +173,7 @@ def _check_terms(context: Context) -> None:
         return
     require(family, "robust_weight", "token_embedding", "denoising")
     if concept.surrogate_kind != "prompt":
-        raise ValueError(
-            f"robust_weight needs a surrogate in words, got {concept.surrogate_kind}; pass one, or omit it"
-        )
+        raise ValueError(f"robust_weight needs a surrogate in words, got {concept.surrogate_kind}; pass such a one")
     captions = [template.replace("{}", concept.name) for template in context.templates]
     if not fitting(family, concept, captions, options):
         raise ValueError(
@@ -192,8 +190,7 @@ def further_terms(context: Context) -> list[Term]:
         rate = ADVERSARY_RATE * encoder.scale
         terms.append(Adversary(family.loss, encoder, options.robust_weight, options.robust_steps, rate))
     if mixes(options):
-        known = len(context.concept.siblings)
-        asked = 1 + min(options.open_siblings, known or options.open_siblings)
+        known, asked = len(context.concept.siblings), 1 + min(options.open_siblings, len(others_of(context)))
         unearned = 1 / asked - (1 / (known + 1) if known else 0)
         terms.append(MixtureTarget(family.loss, options.open_weight, options.open_strength, unearned))
     return terms

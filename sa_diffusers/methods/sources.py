@@ -131,12 +131,17 @@ class AdversarySource:
     """The concept's own pictures, in groups with what `Adversary` starts at and takes besides.
 
     Its starts are the concept's name and noise (half), siblings where there are any, and tokens at random.
+
+    Raises:
+        ValueError: no caption has room for the vectors.
     """
 
     def __init__(self, context: Context):
         self.context, samples = context, context.value("concept_samples")
-        captions = texts(samples.conditions)
-        self.samples = samples.take(fitting(context.family, context.concept, captions, context.options))
+        chosen = fitting(context.family, context.concept, texts(samples.conditions), context.options)
+        if not chosen:
+            raise ValueError("robust_tokens: no picture's caption has room for them; pass fewer")
+        self.samples = samples.take(chosen)
         self.encoder = adversary_encoder(context)
         captions = texts(self.samples.conditions)
         self.instead = [context.concept.replaced_in(caption, context.concept.surrogate) for caption in captions]
@@ -168,17 +173,27 @@ class AdversarySource:
         return self.encoder.random(generator).float().cpu()
 
 
+def others_of(context: Context) -> list[str]:
+    """What the concept's share is estimated among: its siblings, or where none are known prompts without it."""
+    kept = [prompt for prompt in context.prompts if not context.concept.named_in(prompt)]
+    return list(context.concept.siblings) or spread(kept, OTHERS, context.options.seed)
+
+
 class OpenSource:
-    """Samples under prompts that leave the concept open, each also asked for with the concept, and with others: its
-    siblings, or where none are known other prompts."""
+    """Samples under prompts that leave the concept open, each also asked for with the concept, and with others.
+
+    Raises:
+        ValueError: there are no such samples.
+    """
 
     def __init__(self, context: Context):
-        self.context, options, concept = context, context.options, context.concept
-        samples = context.value("samples")
-        prompts = texts(samples.conditions)
-        self.samples = samples.take([i for i, prompt in enumerate(prompts) if leaves_open(prompt, concept)])
-        kept = [prompt for prompt in context.prompts if not concept.named_in(prompt)]
-        self.others = list(concept.siblings) or spread(kept, OTHERS, options.seed)
+        self.context, concept, samples = context, context.concept, context.value("samples")
+        chosen = [i for i, prompt in enumerate(texts(samples.conditions)) if leaves_open(prompt, concept)]
+        if not chosen:
+            raise ValueError(
+                "replay_negative mixture: no sample's prompt leaves the concept open; pass other --samples"
+            )
+        self.samples, self.others = samples.take(chosen), others_of(context)
         asked = {asked_with(p, word) for p in texts(self.samples.conditions) for word in (concept.name, *self.others)}
         context.family.prepare([*self.samples.conditions, *map(Condition, sorted(asked))])
 

@@ -24,7 +24,7 @@ class MixtureTarget:
 
         taught:  e(p) + strength s (e_others - e(p, concept)),   e_others = sum_k>0 w_k e(p, word_k) / (1 - w_0),
 
-    where s is w_0 less `unearned`; exact removal is strength 1.
+    s = max(0, w_0 - unearned) / (1 - unearned). Of an exact mixture strength 1 leaves e_others.
 
     A batch holds samples under p, and in "asked" the conditions [B, W] of "p, word", of the concept first.
 
@@ -85,7 +85,7 @@ def mixture_weights(predicted: Tensor, words: Tensor, ridge: float = RIDGE) -> T
     penalised = gram / scale[:, None, None] + ridge * torch.eye(count, dtype=gram.dtype)
     # On the simplex this is w^T P w, whose minimum is that of w^T P w + (sum w - 1)^2 over w >= 0, up to its length.
     rows = torch.cat([torch.linalg.cholesky(penalised).transpose(1, 2), gram.new_ones(len(gram), 1, count)], 1)
-    right = torch.zeros(count + 1)
+    right = gram.new_zeros(count + 1)
     right[-1] = 1
     found = torch.stack([torch.from_numpy(nnls(matrix.numpy(), right.numpy())[0]) for matrix in rows])
     return found / found.sum(1, keepdim=True)
