@@ -46,7 +46,7 @@ def make_study(study: RobustStudy) -> str:
             for name, numbers in _measure(study, spec, seed).items():
                 rows.setdefault(name, []).append(numbers)
         results[spec.name] = rows
-        texts.append(f"**{spec.options['concept']} → {spec.options['surrogate']}**\n\n{_table(rows)}")
+        texts.append(f"**{spec.options['concept']} → {spec.options['surrogate']}**\n\n{table(rows)}")
         write_json({"seeds": list(study.seeds), "concepts": results}, study.folder / "robust.json")
     text = "\n\n".join(texts) + "\n"
     write_text(text, study.folder / "robust.md")
@@ -83,7 +83,8 @@ def _attacked(judge: Judge, targets: Tensor, options: dict, point: Point, path: 
     return Attack(judge, targets, **options).run(point.pipeline_dir, path).mean().item()
 
 
-def _table(rows: dict[str, list[dict[str, float]]]) -> str:
+def table(rows: dict[str, list[dict[str, float]]]) -> str:
+    """Markdown: a row a recipe, {row: one {name: number} a seed}, each number the mean of the seeds that have it."""
     names = list(dict.fromkeys(name for numbers in rows.values() for one in numbers for name in one))
     cells = []
     for row, numbers in rows.items():
