@@ -176,7 +176,7 @@ class AdversarySource:
 def others_of(context: Context) -> list[str]:
     """What the concept's share is estimated among: its siblings, or where none are known prompts without it."""
     kept = [prompt for prompt in context.prompts if not context.concept.named_in(prompt)]
-    return list(context.concept.siblings) or spread(kept, OTHERS, context.options.seed)
+    return list(context.concept.siblings) or spread(kept, min(OTHERS, len(kept)), context.options.seed)
 
 
 class OpenSource:
