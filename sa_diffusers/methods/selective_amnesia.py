@@ -190,8 +190,10 @@ def further_terms(context: Context) -> list[Term]:
         rate = ADVERSARY_RATE * encoder.scale
         terms.append(Adversary(family.loss, encoder, options.robust_weight, options.robust_steps, rate))
     if mixes(options):
-        known, asked = len(context.concept.siblings), 1 + min(options.open_siblings, len(others_of(context)))
-        unearned = 1 / asked - (1 / (known + 1) if known else 0)
+        # Siblings have as many wordings as the concept: "one, 1" beside "seven, 7".
+        known, asked = len(context.concept.siblings) / len(context.concept.phrasings), len(others_of(context))
+        equal = 1 / (1 + min(options.open_siblings, asked))
+        unearned = max(0.0, equal - (1 / (known + 1) if known else 0))
         terms.append(MixtureTarget(family.loss, options.open_weight, options.open_strength, unearned))
     return terms
 
