@@ -67,6 +67,8 @@ class AttackConfig(DrawnAs):
         wrong = [template for template in self.templates if "{}" not in template]
         if wrong or not self.templates:
             raise ValueError(f"expected templates with {{}} in the concept's place, got {wrong or 'none'}")
+        if self.all and self.attack != "embedding":
+            raise ValueError(f"all makes every attack, got attack {self.attack} besides; omit one of them")
         if self.allow_concept_words and self.attack != "text":
             raise ValueError("allow_concept_words is for --attack text: an embedding has no words")
 

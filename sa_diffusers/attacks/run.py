@@ -177,7 +177,8 @@ def run_attack(config: AttackConfig) -> dict:
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     # Each is loaded and let go: a failure of the last one must not come after hours on the first.
-    attacks = {label: replace(config, **changes) for label, changes in (ALL if config.all else {"": {}}).items()}
+    chosen = ALL if config.all else {"": {}}
+    attacks = {label: replace(config, all=False, **changes) for label, changes in chosen.items()}
     for line in dict.fromkeys([first_tokens(one, model) for one in attacks.values() for model in models.values()]):
         say(line)
     with RunLock(config.output_dir):

@@ -253,6 +253,8 @@ def test_wrong_input_is_refused_before_anything_is_drawn(models, tmp_path, nothi
         attack(initial="<|endoftext|>")
     with pytest.raises(ValueError, match="allow_concept_words is for --attack text"):
         attack(allow_concept_words=True)
+    with pytest.raises(ValueError, match="all makes every attack, got attack text besides"):
+        attack(attack="text", all=True)
     classifier = AttributeClassifier({"digit": ["seven"]}, image_size=32, channels=(8,), num_features=8)
     classifier.save_pretrained(tmp_path / "large")
     with pytest.raises(ValueError, match="expected pictures of 32 pixels a side, .* got 16"):
