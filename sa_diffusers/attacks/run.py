@@ -122,7 +122,7 @@ class AttackRun:
     def _stage(self, name: str, key: dict, compute: Callable[[], Result], load: Callable[[], Result]) -> Result:
         """A stage's result: loaded if the folder holds it under the same key, else computed."""
         marker = Marker(self.folder, name, key)
-        if marker.is_done(self.config.overwrite):
+        if marker.done(self.config.overwrite):
             result = load()
         else:
             marker.clear()  # the old marker must not vouch for new files if this is interrupted

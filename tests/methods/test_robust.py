@@ -55,7 +55,7 @@ def test_it_resumes_with_nothing_but_the_step(whole, run_cheaply, tmp_path):
     slots = ROBUST | {"robust_slots": True, "robust_tokens": 3, "checkpointing_steps": 2}
     at_once = weights(run_cheaply(tmp_path / "run", **slots))
     assert not torch.equal(at_once["conv_out.weight"], weights(whole)["conv_out.weight"])
-    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step_000004")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step_0000004")
     (tmp_path / "run" / ".stages" / "train.json").unlink()
     resumed = run_cheaply(tmp_path / "run", **slots)
     assert "train" not in resumed.metrics["seconds"]["reused"]
