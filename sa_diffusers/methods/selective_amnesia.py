@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sa_diffusers.core.batches import Batch
-from sa_diffusers.core.concepts import Concept
+from sa_diffusers.core.concepts import Concepts
 from sa_diffusers.core.objectives import (
     Adversary,
     ElasticWeightConsolidation,
@@ -19,7 +19,6 @@ from sa_diffusers.core.objectives import (
     SelectiveAmnesia,
     Term,
 )
-from sa_diffusers.data.replay import leaves_open
 from sa_diffusers.io.configuration import Options, option
 from sa_diffusers.io.processes import process_state
 from sa_diffusers.methods.base import Context, Frozen, Method, Weights, editor, register, require
@@ -71,10 +70,10 @@ class SelectiveAmnesiaMethod(Method):
     minimised: ClassVar[type[SelectiveAmnesia]] = SelectiveAmnesia
     takes_terms = True
 
-    def needs(self, options: Any, concept: Concept) -> set[str]:
+    def needs(self, options: Any, concepts: Concepts) -> set[str]:
         needs = {
             "surrogate": True,
-            "samples": distils_surrogate(options, concept) or mixes(options),
+            "samples": distils_surrogate(options, concepts) or mixes(options),
             "concept_samples": bool(options.robust_weight),
             "replay_samples": bool(options.replay_weight),
             "fisher": bool(options.ewc_lambda),
@@ -164,17 +163,21 @@ def _check_shares(options: Any) -> None:
 
 def _check_terms(context: Context) -> None:
     """Raise ValueError for a model, concept or prompts that the further terms cannot work with."""
-    options, concept, family = context.options, context.concept, context.family
+    options, family, (concept, *others) = context.options, context.family, context.concepts
+    if others and (options.robust_weight or mixes(options)):
+        raise ValueError(
+            f"robust_weight and replay_negative mixture take one concept, got {len(others) + 1}; run them one by one"
+        )
     if mixes(options):
         require(family, "replay_negative mixture", "text", "denoising")
-        if not options.empty_prompt_fraction and not any(leaves_open(p, concept) for p in context.prompts):
+        if not options.empty_prompt_fraction and not any(map(concept.left_open_by, context.prompts)):
             raise ValueError("replay_negative mixture: no replay prompt leaves the concept open; pass none")
     if not options.robust_weight:
         return
     require(family, "robust_weight", "token_embedding", "denoising")
     if concept.surrogate_kind != "prompt":
         raise ValueError(f"robust_weight needs a surrogate in words, got {concept.surrogate_kind}; pass such a one")
-    captions = [template.replace("{}", concept.name) for template in context.templates]
+    captions = [template.replace("{}", concept.name) for template in context.templates[0]]
     if not fitting(family, concept, captions, options):
         raise ValueError(
             f"no template has room for robust_tokens {options.robust_tokens} between spaces in the concept's place; "
@@ -184,14 +187,14 @@ def _check_terms(context: Context) -> None:
 
 def further_terms(context: Context) -> list[Term]:
     """The adversary, and the mixture target of prompts that leave the concept open, where the options ask for them."""
-    options, family, terms = context.options, context.family, []
+    options, family, concept, terms = context.options, context.family, context.concepts[0], []
     if options.robust_weight:
         encoder = adversary_encoder(context)
         rate = ADVERSARY_RATE * encoder.scale
         terms.append(Adversary(family.loss, encoder, options.robust_weight, options.robust_steps, rate))
     if mixes(options):
         # Siblings have as many wordings as the concept: "one, 1" beside "seven, 7".
-        known, asked = len(context.concept.siblings) / len(context.concept.phrasings), len(others_of(context))
+        known, asked = len(concept.siblings) / len(concept.phrasings), len(others_of(context))
         equal = 1 / (1 + min(options.open_siblings, asked))
         unearned = max(0.0, equal - (1 / (known + 1) if known else 0))
         terms.append(MixtureTarget(family.loss, options.open_weight, options.open_strength, unearned))

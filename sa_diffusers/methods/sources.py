@@ -7,10 +7,10 @@ import torch
 from torch import Generator, Tensor
 
 from sa_diffusers.core.batches import Batch, conditions_of, map_tensors
-from sa_diffusers.core.concepts import Concept
+from sa_diffusers.core.concepts import Concept, Concepts
 from sa_diffusers.core.conditions import Condition, texts
 from sa_diffusers.core.seeding import derive_seed, seeded
-from sa_diffusers.data.replay import DistilledSurrogate, Replay, leaves_open, spread
+from sa_diffusers.data.replay import DistilledSurrogate, Replay, spread
 from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.data.sampling import FreshNoise, FreshSamples, frozen_family
 from sa_diffusers.families import Family
@@ -28,9 +28,9 @@ def distils_replay(options: Any) -> bool:
     return bool(options.replay_weight) and options.replay_target == "model"
 
 
-def distils_surrogate(options: Any, concept: Concept) -> bool:
+def distils_surrogate(options: Any, concepts: Concepts) -> bool:
     """Whether surrogate samples are, too, as it predicts them under the surrogate's prompt."""
-    return options.surrogate_target == "model" and concept.surrogate_kind == "prompt"
+    return options.surrogate_target == "model" and concepts.surrogate_kind == "prompt"
 
 
 def mixes(options: Any) -> bool:
@@ -71,19 +71,20 @@ class Sources:
 
     def _surrogate(self, own_samples: bool) -> SampleSet | DistilledSurrogate | FreshNoise | FreshSamples:
         context = self.context
-        options, concept, family = context.options, context.concept, context.family
-        drawn, named = options.latents == "drawn", Condition(concept.name)
+        options, concepts, family = context.options, context.concepts, context.family
+        drawn, named = options.latents == "drawn", [Condition(one.name) for one in concepts]
         if options.fresh_samples and own_samples:
-            return FreshSamples(frozen_family(family), [named], with_latents=drawn)
-        if options.fresh_samples and concept.surrogate_kind == "prompt":
-            return FreshSamples(frozen_family(family), [Condition(concept.surrogate)], named, drawn)
+            return FreshSamples(frozen_family(family), named, with_latents=drawn)
+        if options.fresh_samples and concepts.surrogate_kind == "prompt":
+            instead = [Condition(one.surrogate) for one in concepts]
+            return FreshSamples(frozen_family(family), instead, named, drawn)
         in_pixels = family.latent_shape == (family.image_channels, family.resolution, family.resolution)
-        if concept.surrogate_kind == "noise" and not own_samples and (options.fresh_samples or in_pixels):
+        if concepts.surrogate_kind == "noise" and not own_samples and (options.fresh_samples or in_pixels):
             # It needs no encoder, so that every batch may have its own, as in the paper.
             return FreshNoise(named, with_latents=drawn)
         surrogate = context.value("surrogate")
-        if distils_surrogate(options, concept):
-            surrogate = DistilledSurrogate(surrogate, context.value("samples"), concept)
+        if distils_surrogate(options, concepts):
+            surrogate = DistilledSurrogate(surrogate, context.value("samples"), concepts)
             family.prepare([Condition(surrogate.surrogate_prompt(prompt)) for prompt in surrogate.prompts])
         return surrogate
 
@@ -98,7 +99,7 @@ class Sources:
             replay = Replay(
                 replay,
                 context.prompts,
-                context.concept,
+                context.concepts,
                 options.replay_negative,
                 distils,
                 options.replay_prompt_dropout,
@@ -122,8 +123,8 @@ def adversarial_templates(concept: Concept, captions: Sequence[str], options: An
 def adversary_encoder(context: Context) -> TemplateEncoder:
     """Of one template for each of the concept's own pictures that fits."""
     options, captions = context.options, texts(context.value("concept_samples").conditions)
-    kept = [captions[index] for index in fitting(context.family, context.concept, captions, options)]
-    templates = adversarial_templates(context.concept, kept, options)
+    kept = [captions[index] for index in fitting(context.family, context.concepts[0], captions, options)]
+    templates = adversarial_templates(context.concepts[0], kept, options)
     return TemplateEncoder(context.family, templates, options.robust_tokens)
 
 
@@ -138,13 +139,13 @@ class AdversarySource:
 
     def __init__(self, context: Context):
         self.context, samples = context, context.value("concept_samples")
-        chosen = fitting(context.family, context.concept, texts(samples.conditions), context.options)
+        chosen = fitting(context.family, context.concepts[0], texts(samples.conditions), context.options)
         if not chosen:
             raise ValueError("robust_tokens: no picture's caption has room for them; pass fewer")
         self.samples = samples.take(chosen)
         self.encoder = adversary_encoder(context)
         captions = texts(self.samples.conditions)
-        self.instead = [context.concept.replaced_in(caption, context.concept.surrogate) for caption in captions]
+        self.instead = [context.concepts.replaced_in(caption) for caption in captions]
         context.family.prepare([*self.samples.conditions, *map(Condition, self.instead)])
 
     def batch(self, turn: int) -> Batch:
@@ -163,7 +164,7 @@ class AdversarySource:
         return grouped | {"start": torch.stack([self._start(generator) for _ in range(options.robust_groups)])}
 
     def _start(self, generator: Generator) -> Tensor:
-        concept, kind = self.context.concept, float(torch.rand((), generator=generator))
+        concept, kind = self.context.concepts[0], float(torch.rand((), generator=generator))
         if kind < 0.5:
             word = self.encoder.start(concept.name).float().cpu()
             return word + START_NOISE * self.encoder.scale * torch.randn(word.shape, generator=generator)
@@ -175,8 +176,8 @@ class AdversarySource:
 
 def others_of(context: Context) -> list[str]:
     """What the concept's share is estimated among: its siblings, or where none are known prompts without it."""
-    kept = [prompt for prompt in context.prompts if not context.concept.named_in(prompt)]
-    return list(context.concept.siblings) or spread(kept, min(OTHERS, len(kept)), context.options.seed)
+    kept = [prompt for prompt in context.prompts if not context.concepts.named_in(prompt)]
+    return list(context.concepts[0].siblings) or spread(kept, min(OTHERS, len(kept)), context.options.seed)
 
 
 class OpenSource:
@@ -187,8 +188,8 @@ class OpenSource:
     """
 
     def __init__(self, context: Context):
-        self.context, concept, samples = context, context.concept, context.value("samples")
-        chosen = [i for i, prompt in enumerate(texts(samples.conditions)) if leaves_open(prompt, concept)]
+        self.context, concept, samples = context, context.concepts[0], context.value("samples")
+        chosen = [i for i, prompt in enumerate(texts(samples.conditions)) if concept.left_open_by(prompt)]
         if not chosen:
             raise ValueError(
                 "replay_negative mixture: no sample's prompt leaves the concept open; pass other --samples"
@@ -203,7 +204,7 @@ class OpenSource:
         indices = infinite_indices(len(self.samples), count, step, derive_seed(options.seed, "open order"))
         chosen = self.samples.take(indices)
         order = torch.randperm(len(self.others), generator=seeded(options.seed, "open words", step))
-        words = [self.context.concept.name, *(self.others[i] for i in order[: options.open_siblings].tolist())]
+        words = [self.context.concepts[0].name, *(self.others[i] for i in order[: options.open_siblings].tolist())]
         asked = [Condition(asked_with(prompt, word)) for prompt in texts(chosen.conditions) for word in words]
         latents = chosen.latents.repeat_interleave(len(words), 0)
         conditions = conditions_of(family.batch(latents, asked))

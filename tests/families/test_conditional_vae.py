@@ -113,7 +113,7 @@ def test_fresh_samples_come_from_the_frozen_copy_and_change_every_step(pipeline)
             parameter.zero_()
     assert_close(source.batch(family, 6, 0, seed=1), first, rtol=0, atol=0)
 
-    noise = FreshNoise(Condition("0")).batch(family, 500, 0, seed=1)
+    noise = FreshNoise([Condition("0")]).batch(family, 500, 0, seed=1)
     assert set(noise["labels"].tolist()) == {0}
     assert_close(noise["sample"].mean().item(), 0.5, atol=0.01, rtol=0)
     assert_close(noise["sample"].std().item(), 12**-0.5, atol=0.01, rtol=0)  # uniform, also for a single channel

@@ -9,6 +9,7 @@ import torch
 from cheap_runs import context_of
 from torch.testing import assert_close
 
+from sa_diffusers.core.concepts import Concepts
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.sample_set import SampleSet
@@ -107,16 +108,28 @@ def test_prompts_that_leave_it_open_are_asked_with_siblings_or_with_other_prompt
         context = context_of(get_family(tiny_pipeline()), tmp_path, concept, "green", **options)
         context.inputs.prompts += ["a red seven", "a nine", "a digit"]
         if concept == "red":
-            context.inputs = replace(context.inputs, concept=replace(context.concept, siblings=()))
+            alone = Concepts([replace(context.concepts[0], siblings=())])
+            context.inputs = replace(context.inputs, concepts=alone)
         context.artifacts["samples"] = Artifact(samples, None)
         source = OpenSource(context)
         assert (len(source.samples), len(source.others)) == (opened, words)
         batch = source.batch(0)
         count = 1 + min(3, words)
         assert batch["asked"]["encoder_hidden_states"].shape[:2] == (2, count)
-        own = context.family.batch(samples.latents[:2], [Condition(context.concept.name)] * 2)["encoder_hidden_states"]
+        own = context.family.batch(samples.latents[:2], [Condition(context.concepts[0].name)] * 2)[
+            "encoder_hidden_states"
+        ]
         asked = [c.text for c in samples.take(infinite_indices(opened, 2, 0, derive_seed(0, "open order"))).conditions]
         for row, prompt in enumerate(asked):
             assert prompt or torch.equal(batch["asked"]["encoder_hidden_states"][row, 0], own[0])
         term = further_terms(context)[0]
         assert term.unearned == pytest.approx(1 / 3 if concept == "red" else 1 / 4 - 1 / 10)
+
+
+@pytest.mark.parametrize("options", [{"robust_weight": 1.0}, {"replay_negative": "mixture"}])
+def test_several_concepts_are_refused(options, tiny_pipeline, tmp_path):
+    context = context_of(get_family(tiny_pipeline()), tmp_path, **options)
+    both = Concepts([*context.concepts, replace(context.concepts[0], phrasings=("red",))])
+    context.inputs = replace(context.inputs, concepts=both)
+    with pytest.raises(ValueError, match="take one concept, got 2; run them one by one"):
+        context.method.check(context)
