@@ -121,7 +121,9 @@ def test_prompts_that_leave_it_open_are_asked_with_siblings_or_with_other_prompt
         ]
         asked = [c.text for c in samples.take(infinite_indices(opened, 2, 0, derive_seed(0, "open order"))).conditions]
         for row, prompt in enumerate(asked):
-            assert prompt or torch.equal(batch["asked"]["encoder_hidden_states"][row, 0], own[0])
+            assert prompt or torch.equal(
+                batch["asked"]["encoder_hidden_states"][row, 0], named["encoder_hidden_states"][0]
+            )
         term = further_terms(context)[0]
         assert term.unearned == pytest.approx(1 / 3 if concept == "red" else 1 / 4 - 1 / 10)
 
