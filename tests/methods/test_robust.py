@@ -116,9 +116,7 @@ def test_prompts_that_leave_it_open_are_asked_with_siblings_or_with_other_prompt
         batch = source.batch(0)
         count = 1 + min(3, words)
         assert batch["asked"]["encoder_hidden_states"].shape[:2] == (2, count)
-        own = context.family.batch(samples.latents[:2], [Condition(context.concepts[0].name)] * 2)[
-            "encoder_hidden_states"
-        ]
+        named = context.family.batch(samples.latents[:1], [Condition(context.concepts[0].name)])
         asked = [c.text for c in samples.take(infinite_indices(opened, 2, 0, derive_seed(0, "open order"))).conditions]
         for row, prompt in enumerate(asked):
             assert prompt or torch.equal(
