@@ -129,6 +129,7 @@ def test_python_lists_say_the_same_as_options(tmp_path):
     assert options["concept"] == "seven, 7; red" and options["surrogate"] == "three; green"
     assert concepts_of(split_rows(**options)) == TWO
     assert as_options([rows[1]])["surrogate"] is None  # looked up, as where it is alone
+    assert ForgetConfig(**as_options([Forget("a teapot", "a cup")])).siblings is None
     with pytest.raises(ValueError, match="concept 3 .*expected surrogates of one kind, got images"):
         as_options(rows)
     with pytest.raises(ValueError, match="concept 2 .*a list has ';' between concepts"):

@@ -228,7 +228,7 @@ def test_a_study_repeats_a_run_only_for_other_classifiers_and_refuses_other_opti
 
 
 def test_what_is_no_class_is_refused_with_what_to_do(start, tmp_path):
-    with pytest.raises(ValueError, match="one class at a time"):
+    with pytest.raises(ValueError, match="A class has one name: repeat --concept"):
         start("two", concept="0, 1")
     with pytest.raises(ValueError, match="None was given, and this is the usual one: pass --surrogate noise"):
         start("usual", concept="2", surrogate=None)

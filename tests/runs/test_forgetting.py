@@ -490,7 +490,7 @@ def test_unusable_surrogate_folders_are_refused_before_anything_is_loaded(tmp_pa
 
 def test_read_inputs(options):
     config = config_from_dict(ForgetConfig, options | {"concept": "digit", "surrogate": "very " * 60 + "long prompt"})
-    assert len(read_inputs(config).concept.surrogate) > 300
+    assert len(read_inputs(config).concepts[0].surrogate) > 300
     everything = options | {"concept": "a", "surrogate": "nothing"}
     with pytest.raises(ValueError, match="every prompt of .* mentions 'a'.*pass other --replay_prompts"):
         read_inputs(config_from_dict(ForgetConfig, everything))

@@ -140,7 +140,7 @@ def as_options(
     columns = {
         "concept": [one.said for one in found],
         "surrogate": None if known else [one.surrogate for one in found],
-        "siblings": [", ".join(one.siblings) for one in found],
+        "siblings": [", ".join(one.siblings) for one in found] if any(one.siblings for one in found) else None,
     }
     _refuse(
         [
