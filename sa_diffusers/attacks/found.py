@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sa_diffusers.attacks.template_encoder import PLACE, TemplateEncoder
+from sa_diffusers.attacks.relearning import FoundAdapter
 from sa_diffusers.families import Family
+from sa_diffusers.families.text_to_image.template_encoder import PLACE, TemplateEncoder
 from sa_diffusers.io.atomic_files import explain_read_errors, load_tensors, read_json, save_tensors, write_json
 from sa_diffusers.io.processes import progress_bar
 
@@ -54,7 +55,7 @@ class FoundText:
             return cls(**read_json(path))
 
 
-Found = FoundEmbedding | FoundText
+Found = FoundEmbedding | FoundText | FoundAdapter
 
 
 @torch.no_grad()
@@ -72,6 +73,10 @@ def draw_found(
     Raises:
         ValueError: a template without {}; with vectors, one that is too long, or vectors of another model's width.
     """
+    if isinstance(found, FoundAdapter):
+        with found.applied(family):
+            word = FoundText(found.text, [], [])
+            return draw_found(family, word, templates, seeds, guidance_scale, num_inference_steps, batch_size)
     without = [template for template in templates if PLACE not in template]
     if without or not templates or not seeds:
         raise ValueError(f"expected seeds, and templates with {{}} where the concept goes, got {without or 'none'}")

@@ -21,8 +21,13 @@ class AttackConfig(DrawnAs):
     )
     concept: str = option(MISSING, "The concept; several phrasings separated by commas: 'seven, 7'.")
     control: str | None = option(None, "Pipeline that never learned it, attacked in the same way, as the floor.")
-    attack: Literal["embedding", "text"] = option(
-        "embedding", "embedding: new vectors in the token space; text: words that anybody can type."
+    attack: Literal["embedding", "text", "relearn"] = option(
+        "embedding",
+        "embedding: new vectors in the token space; text: words that anybody can type; relearn: training on a few "
+        "pictures of it.",
+    )
+    all: bool = option(
+        False, "Attack by one vector, four vectors, two words, and 25, 50 and 100 steps of training, in one table."
     )
     classifier: str | None = option(None, "Classifier that knows the concept: folder or hub id; null: pictures only.")
     templates: list[str] = option(
@@ -44,6 +49,8 @@ class AttackConfig(DrawnAs):
     initial: str | None = option(
         None, "Words to start from; null: the concept's own for embedding, random ones for text."
     )
+    relearn_pictures: int = option(16, "Targets that relearn trains on.", above=0)
+    relearn_rate: float = option(1e-3, "Its learning rate.", above=0)
     keep_every: int = option(50, "Steps between two comparisons of an embedding, of which the best is kept.", above=0)
     allow_concept_words: bool = option(False, "Let the attack `text` also find the concept's own words.")
     sample_batch_size: int = option(16, "Pictures drawn at once.", above=0)
@@ -60,6 +67,8 @@ class AttackConfig(DrawnAs):
         wrong = [template for template in self.templates if "{}" not in template]
         if wrong or not self.templates:
             raise ValueError(f"expected templates with {{}} in the concept's place, got {wrong or 'none'}")
+        if self.all and self.attack != "embedding":
+            raise ValueError(f"all makes every attack, got attack {self.attack} besides; omit one of them")
         if self.allow_concept_words and self.attack != "text":
             raise ValueError("allow_concept_words is for --attack text: an embedding has no words")
 

@@ -98,7 +98,12 @@ def _with_intervals(reading: Mapping[str, float], count: int) -> dict[str, Any]:
 
 
 def table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and cells as text, a row a model: numbers where there is a classifier, words where some were found."""
+    """Header and cells as text, a row a model: numbers where there is a classifier, words where some were found; of
+    several attacks a row each, without words."""
+    if "attacks" in result:
+        tables = {label: table(one | {"attack": ""}) for label, one in result["attacks"].items()}
+        header = next(iter(tables.values()))[0]
+        return ["attack", *header], [[label, *row] for label, (_, rows) in tables.items() for row in rows]
     judged, words = _judged(result), ["found words, best restart"] if result["attack"] == "text" else []
     header = ["model", *(MEASURED if judged else ()), *words, "loss, start → best"]
     rows = []
@@ -124,6 +129,8 @@ def _cell(part: Mapping[str, Any], name: str) -> str:
 
 def notes(result: Mapping[str, Any]) -> list[str]:
     """What must be known to read the table, a sentence or two each."""
+    if "attacks" in result:
+        return notes(next(iter(result["attacks"].values())))
     targets, judged, restarts = result["targets"], _judged(result), result["settings"]["num_restarts"]
     read = f"; P {_cell(targets, 'probability')} in them" if judged else ""
     interval = ", [95 % interval by Wilson for so many]" if judged else ""
@@ -144,26 +151,36 @@ def notes(result: Mapping[str, Any]) -> list[str]:
 
 def markdown(result: Mapping[str, Any]) -> str:
     """The table with its notes."""
-    title, said = f"# Attack ({result['attack']}) on “{result['concept']}”", [f"- {note}" for note in notes(result)]
+    title, said = f"# {_title(result)}", [f"- {note}" for note in notes(result)]
     return "\n\n".join([title, markdown_table(*table(result)), "\n".join(said)]) + "\n"
 
 
+def _title(result: Mapping[str, Any]) -> str:
+    return f"Attack ({result.get('attack', 'all')}) on “{result['concept']}”"
+
+
 def write_results(
-    config: AttackConfig, result: Mapping[str, Any], attacked: Mapping[str, Attacked], targets: Tensor
+    config: AttackConfig, result: Mapping[str, Any], attacked: Mapping[str, Mapping[str, Attacked]], targets: Tensor
 ) -> None:
-    """attack.json, attack.md and report.html, whose pictures are no more than mosaics where they are blurred."""
+    """attack.json, attack.md and report.html, whose pictures are no more than mosaics where they are blurred.
+
+    Args:
+        attacked: by the attack's label, "" where there is one alone, and by role.
+    """
     folder = Path(config.output_dir)
     write_json(result, folder / "attack.json")
     write_text(markdown(result), folder / "attack.md")
     pictures: dict[str, dict[str, Tensor]] = {"targets": {"": targets}}
-    for role, one in attacked.items():
-        best = result["models"][role]["best"]
-        pictures[role] = {"before": one.before, "after, best restart": one.after[best]}
+    results = result.get("attacks", {"": result})
+    for label, roles in attacked.items():
+        for role, one in roles.items():
+            best, name = results[label]["models"][role]["best"], f"after{f', {label}' * bool(label)}, best restart"
+            pictures.setdefault(role, {"before": one.before})[name] = one.after[best]
     header, rows = table(result)
     write_page(
         folder / "report.html",
         "attack.html.j2",
-        title=f"Attack ({config.attack}) on “{config.concept}”",
+        title=_title(result),
         columns=header,
         rows=rows,
         notes=notes(result),
@@ -177,7 +194,7 @@ def write_results(
             }
             for role, parts in pictures.items()
         },
-        models={role: public_values(entry["model"]) for role, entry in result["models"].items()},
+        models={role: public_values(one.model) for role, one in next(iter(attacked.values())).items()},
         blurred=config.blurred,
         settings={key: public_values(value) for key, value in asdict(config).items() if value is not None},
     )

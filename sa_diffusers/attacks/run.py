@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from sa_diffusers.attacks import AttackSettings, FoundEmbedding, FoundText, attack_embedding, attack_text, draw_found
 from sa_diffusers.attacks.found import Found
 from sa_diffusers.attacks.options import AttackConfig
+from sa_diffusers.attacks.relearning import FoundAdapter, relearn
 from sa_diffusers.attacks.results import Attacked, load_judge, summarise, write_results
 from sa_diffusers.attacks.victims import check_victims, complete, first_tokens, load_family, roles
 from sa_diffusers.core.concepts import split_phrasings
@@ -26,6 +27,12 @@ from sa_diffusers.report.pictures import to_uint8
 
 
 Result = TypeVar("Result")
+# What --all makes: options of each attack by its label.
+ALL = {
+    "one vector": {"attack": "embedding", "num_tokens": 1}, "four vectors": {"attack": "embedding", "num_tokens": 4},
+    "two words": {"attack": "text", "num_tokens": 2},
+    **{f"relearned {steps} steps": {"attack": "relearn", "steps": steps, "num_tokens": 1} for steps in (25, 50, 100)},
+}  # fmt: skip
 
 
 class AttackRun:
@@ -33,10 +40,12 @@ class AttackRun:
 
     Args:
         config: as `complete` returns it.
+        label: of the attack, where several share the folder, its targets, and the pictures before.
     """
 
-    def __init__(self, config: AttackConfig):
+    def __init__(self, config: AttackConfig, label: str = ""):
         self.config, self.folder = config, Path(config.output_dir)
+        self.label = f"{label.replace(' ', '-')}-" if label else ""
         self.words = split_phrasings(config.concept)
         self.word = FoundText(self.words[0], [], [])
         self.seconds: dict[str, float] = {}  # by stage
@@ -71,14 +80,14 @@ class AttackRun:
                 "targets": hash_tensors({"targets": targets}), "model": hashes,
             }  # fmt: skip
             found.append(self._find(family, targets, own, restart, key))
-            after.append(pictures(f"after-{restart}", found[-1], {"found": key}))
+            after.append(pictures(f"after-{self.label}{restart}", found[-1], {"found": key}))
             if role == "original" and restart == 0:
                 say(self._time_left())
         return Attacked(model, before, after, found)
 
     def _time_left(self) -> str:
         """What is left after the first attack, as if all took as long as it and nothing was there already."""
-        attack, pictures = (self.seconds[f"original-{name}-0"] for name in ("attack", "after"))
+        attack, pictures = (self.seconds[f"original-{name}-{self.label}0"] for name in ("attack", "after"))
         models = len(roles(self.config))
         others = models * self.config.num_restarts - 1
         left = others * (attack + pictures) + (models - 1) * pictures
@@ -113,7 +122,7 @@ class AttackRun:
     def _stage(self, name: str, key: dict, compute: Callable[[], Result], load: Callable[[], Result]) -> Result:
         """A stage's result: loaded if the folder holds it under the same key, else computed."""
         marker = Marker(self.folder, name, key)
-        if marker.is_done(self.config.overwrite):
+        if marker.done(self.config.overwrite):
             result = load()
         else:
             marker.clear()  # the old marker must not vouch for new files if this is interrupted
@@ -138,18 +147,19 @@ class AttackRun:
         return torch.cat([family.encode(part, seeded("attack targets", i)) for i, part in enumerate(parts)])
 
     def _find(self, family: Family, targets: Tensor, own: str, restart: int, key: dict) -> Found:
-        config, text = self.config, self.config.attack == "text"
-        path = self.folder / own / (f"text-{restart}.json" if text else f"embedding-{restart}.safetensors")
+        config, attack = self.config, self.config.attack
+        text, kind = attack == "text", {"text": FoundText, "relearn": FoundAdapter}.get(attack, FoundEmbedding)
+        path = self.folder / own / f"{attack}-{self.label}{restart}.{'json' if text else 'safetensors'}"
 
         def compute() -> Found:
             known = family, targets, config.templates, self.words, self.settings(restart)
             forbidden = () if config.allow_concept_words else self.words
-            found = attack_text(*known, forbidden) if text else attack_embedding(*known)
+            search = relearn if attack == "relearn" else attack_embedding
+            found = attack_text(*known, forbidden) if text else search(*known)
             found.save(path)
             return found
 
-        load = (FoundText if text else FoundEmbedding).load
-        return self._stage(f"{own}-attack-{restart}", key, compute, lambda: load(path))
+        return self._stage(f"{own}-attack-{self.label}{restart}", key, compute, lambda: kind.load(path))
 
 
 def run_attack(config: AttackConfig) -> dict:
@@ -167,18 +177,21 @@ def run_attack(config: AttackConfig) -> dict:
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     # Each is loaded and let go: a failure of the last one must not come after hours on the first.
-    for line in dict.fromkeys([first_tokens(config, model) for model in models.values()]):
+    chosen = ALL if config.all else {"": {}}
+    attacks = {label: replace(config, all=False, **changes) for label, changes in chosen.items()}
+    for line in dict.fromkeys([first_tokens(one, model) for one in attacks.values() for model in models.values()]):
         say(line)
     with RunLock(config.output_dir):
         remove_leftovers(config.output_dir)
-        run = AttackRun(config)
-        attacked = {}
-        for role, model in models.items():
-            say(f"attack: {role} ({model})")
-            attacked[role] = run.attack(role, model)
-        targets = to_uint8(run.target_images)
-        result = summarise(config, attacked, targets, judge)
-        write_results(config, result, attacked, targets)
+        results, attacked = {}, {}
+        for label, one in attacks.items():
+            run, attacked[label] = AttackRun(one, label), {}
+            for role, model in models.items():
+                say(f"attack{f' ({label})' * bool(label)}: {role} ({model})")
+                attacked[label][role] = run.attack(role, model)
+            results[label] = summarise(one, attacked[label], to_uint8(run.target_images), judge)
+        result = {"concept": config.concept, "attacks": results} if config.all else results[""]
+        write_results(config, result, attacked, to_uint8(run.target_images))
     return result
 
 
@@ -187,11 +200,14 @@ def describe_plan(config: AttackConfig, judge: ClassifierJudge | None) -> str:
     models = roles(config)
     count = len(models) * config.num_restarts
     pictures = config.num_targets + config.num_images * (len(models) + count)
-    lines = [f"bring {config.concept!r} back by --attack {config.attack}"]
+    kinds = len(ALL) if config.all else 1
+    count *= kinds
+    pictures += len(models) * config.num_restarts * config.num_images * (kinds - 1)
+    lines = [f"bring {config.concept!r} back by {', '.join(ALL) if config.all else f'--attack {config.attack}'}"]
     lines += [f"  {role}: {model}" for role, model in models.items()]
     lines += [
-        f"{count:,} attacks ({len(models)} models x {config.num_restarts}) of {config.steps:,} steps, "
-        f"{config.batch_size} targets each",
+        f"{count:,} attacks ({len(models)} models x {config.num_restarts}{f' x {kinds}' * config.all}) of "
+        f"{'up to ' * config.all}{config.steps:,} steps, {config.batch_size} targets each",
         f"{pictures:,} pictures: {config.num_targets:,} targets, and {config.num_images:,} of each model before and "
         "after each attack",
         f"  guidance {config.guidance_scale:g}, {config.num_inference_steps} steps of {config.sampler}",

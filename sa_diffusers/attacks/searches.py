@@ -15,10 +15,10 @@ from torch import Generator, Tensor
 
 from sa_diffusers.attacks.found import FoundEmbedding, FoundText
 from sa_diffusers.attacks.target_loss import AttackSettings, TargetLoss, frozen_model, prepare
-from sa_diffusers.attacks.template_encoder import TemplateEncoder
 from sa_diffusers.core.concepts import fold
 from sa_diffusers.core.seeding import seeded
 from sa_diffusers.families import Family
+from sa_diffusers.families.text_to_image.template_encoder import TemplateEncoder
 from sa_diffusers.io.processes import progress_bar
 
 

@@ -8,10 +8,10 @@ from statistics import fmean
 import torch
 from torch import Generator, Tensor
 
-from sa_diffusers.attacks.template_encoder import TemplateEncoder
 from sa_diffusers.core.batches import Batch, map_tensors
 from sa_diffusers.core.seeding import seeded
 from sa_diffusers.families import Family
+from sa_diffusers.families.text_to_image.template_encoder import TemplateEncoder
 from sa_diffusers.io.configuration import Options, option
 from sa_diffusers.models.precision import autocast_forward, kept_state
 
@@ -30,6 +30,8 @@ class AttackSettings(Options):
     seed: int = option(0, "Seed of every random number.")
     initial: str | None = option(None, "Words to start from; None: what the attack says.")
     keep_every: int = option(50, "Steps between two records, of which the best is kept.", least=1)
+    relearn_pictures: int = option(16, "Targets that are trained on, where the attack trains.", least=1)
+    relearn_rate: float = option(1e-3, "Of Adam, there.", above=0)
 
     def optimizer(self, vectors: Tensor, scale: float) -> torch.optim.Adam:
         """Adam for vectors [K, D]; models differ in the scale of their token tables, and Adam moves by its rate."""

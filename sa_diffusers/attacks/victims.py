@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 from sa_diffusers.attacks.options import AttackConfig
-from sa_diffusers.attacks.template_encoder import TemplateEncoder
 from sa_diffusers.core.concepts import split_phrasings
 from sa_diffusers.evaluation.subjects import Subject, check_subjects, open_subjects, pipeline_of
 from sa_diffusers.families import Family, family_class, get_family
 from sa_diffusers.families.base import registry
+from sa_diffusers.families.text_to_image.template_encoder import TemplateEncoder
 from sa_diffusers.io.loading import load_pipeline, read_model_index
 
 
@@ -60,7 +60,7 @@ def first_tokens(config: AttackConfig, model: str) -> str:
         ModelLoadError, ValueError: as `load_family`; `initial` holds what the tokenizer does not know.
     """
     encoder = TemplateEncoder(load_family(config, model), config.templates, config.num_tokens)
-    words = config.initial or (split_phrasings(config.concept)[0] if config.attack == "embedding" else None)
+    words = config.initial or (split_phrasings(config.concept)[0] if config.attack != "text" else None)
     if words is None:
         return "the attack starts from words at random"
     ids, tokenizer = encoder.tokens(words), encoder.tokenizer

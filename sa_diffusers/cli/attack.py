@@ -7,6 +7,7 @@ By words that anybody can type, beside a model that never learned the concept:
     sa-diffusers attack runs/digits-seven --original bundled/digits/pipeline --concept "seven, 7" \
         --classifier bundled/digits/classifier --attack text --num_tokens 3 --control runs/digits_without_seven \
         --output_dir runs/attack_text
+By all attacks, training on pictures of the concept among them: --all
 That model is trained like the original, without the concept:
     sa-diffusers train-base --config configs/digits_base.yaml --data_dir ylecun/mnist \
         --exclude_classes seven --output_dir runs/digits_without_seven

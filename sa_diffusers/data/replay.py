@@ -33,7 +33,7 @@ def sample_requests(prompts: Sequence[str], count: int, empty_fraction: float, s
 
 
 def needs_negative(prompt: str, concepts: Concepts, mode: str) -> bool:
-    """Whether a replay prompt is drawn anew so that none of the concepts shows.
+    """Whether a replay prompt is drawn anew so that none of the concepts shows, or taught apart ("mixture").
 
     Samples of a prompt that leaves one open show it at its base rate and would teach it back.
     """
@@ -53,7 +53,9 @@ def negative_requests(samples: SampleSet, concepts: Concepts, mode: str, seed: i
     The negative prompt is one concept, the next with every request. It keeps away no more than one: where a prompt
     leaves several of a kind open, it is drawn with a sibling behind it that stays.
     """
-    requests = []
+    requests: list[Request] = []
+    if mode == "mixture":
+        return requests
     for i, prompt in enumerate(texts(samples.conditions)):
         if needs_negative(prompt, concepts, mode):
             named = Condition(concepts[len(requests) % len(concepts)].said)

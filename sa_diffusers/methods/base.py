@@ -20,7 +20,7 @@ from sa_diffusers.training.lora import WithoutLora
 
 Weights = dict[str, nn.Parameter] | dict[str, LowRankChange]  # what is trained, by the weight's name
 Frozen = nn.Module | WithoutLora  # the model before forgetting, to be called like it
-NEEDS = ("samples", "replay_samples", "surrogate", "fisher", "frozen", "edit")
+NEEDS = ("samples", "replay_samples", "surrogate", "concept_samples", "fisher", "frozen", "edit")
 EDITOR = "uce"  # whose edit training starts at, where nothing else is said
 # What a method settles that has none of Selective Amnesia's terms.
 ALONE = {"ewc_lambda": 0.0, "replay_weight": 0.0, "surrogate_target": "noise", "start": "model"}
@@ -38,7 +38,7 @@ class Context(Protocol):
     pictures: Mapping[str, PictureGroup]  # real ones, of models that complete these
 
     def value(self, need: str) -> Any:
-        """What a stage has made ("samples", "replay_samples", "surrogate": sample sets; "fisher"; "edit"), or None."""
+        """What a stage has made, a sample set of its name, the "fisher" or the "edit"; or None."""
         ...
 
 
@@ -55,6 +55,7 @@ class Method:
         favours: whether surrogates take the concepts' places; else it leads away, towards nothing in particular.
         favours_nothing: whether the surrogate may be "", which is nothing in particular.
         own_samples: whether what it needs as "surrogate" are the model's samples of the concept itself.
+        takes_terms: whether it takes an adversary, and a mixture target where the concept is left open.
         Edit: of what class its edits are.
     """
 
@@ -66,6 +67,7 @@ class Method:
     favours: ClassVar[bool] = True
     favours_nothing: ClassVar[bool] = False
     own_samples: ClassVar[bool] = False
+    takes_terms: ClassVar[bool] = False
     Edit: ClassVar[type[ClosedFormEdit]] = ClosedFormEdit
 
     def __init__(self, name: str, title: str, summary: str, **fixes: Any):
@@ -84,6 +86,8 @@ class Method:
         """Raise ValueError for options that it cannot work with; before anything is loaded."""
         if options.lora_rank is not None and not self.takes_lora:
             raise ValueError(f"lora_rank: adapters are not trained by {self.name}; pass --lora_rank null")
+        if not self.takes_terms and (options.robust_weight or self.trains and options.replay_negative == "mixture"):
+            raise ValueError(f"{self.name} takes no robust_weight and no replay_negative mixture; omit them")
         late = [step for step in options.snapshot_steps if not 1 <= step <= options.num_train_steps]
         if late or (options.snapshot_steps and not self.trains):
             raise ValueError(

@@ -63,6 +63,7 @@ class SelectiveAmnesiaWithESDMethod(SelectiveAmnesiaMethod):
 
     Options = ESDOptions
     requires = frozenset(("denoising", "guidance"))
+    takes_terms = False
 
     def needs(self, options: Any, concepts: Concepts) -> set[str]:
         return super().needs(options, concepts) | {"frozen"}

@@ -15,7 +15,8 @@ from sa_diffusers.methods.selective_amnesia import SelectiveAmnesiaMethod
 class ProjectionMethod(SelectiveAmnesiaMethod):
     """The two gradients are made orthogonal, always or where they conflict, together or in turn."""
 
-    shardable = takes_lora = False
+    Options = None
+    shardable = takes_lora = takes_terms = False
 
     def __init__(self, conflict_only: bool, mode: str):
         name, title = ("pcgrad", "PCGrad") if conflict_only else ("projection", "gradient projection")

@@ -1,6 +1,7 @@
 """Selective Amnesia (Heng & Soh, NeurIPS 2023), without some of its terms, and the naive objective before it."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -9,31 +10,77 @@ from torch import nn
 from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.concepts import Concepts
 from sa_diffusers.core.objectives import (
+    Adversary,
     ElasticWeightConsolidation,
     LowRankEWC,
+    MixtureTarget,
     NaiveForgetting,
     Objective,
     SelectiveAmnesia,
+    Term,
 )
+from sa_diffusers.io.configuration import Options, option
+from sa_diffusers.io.processes import process_state
 from sa_diffusers.methods.base import Context, Frozen, Method, Weights, editor, register, require
-from sa_diffusers.methods.sources import Sources, distils_replay, distils_surrogate
+from sa_diffusers.methods.sources import (
+    Sources,
+    adversary_encoder,
+    distils_replay,
+    distils_surrogate,
+    fitting,
+    mixes,
+    open_rows,
+    others_of,
+)
 
 
 BACKWARD = 2.0  # a backward pass costs about two forward passes
+ADVERSARY_RATE = 0.5  # of its Adam, as a share of the root mean square of the token table
+
+
+@dataclass
+class RobustOptions(Options):
+    """Against what brings it back."""
+
+    robust_weight: float = option(
+        0.0,
+        "Weight of the surrogate under embeddings that an adversary finds against the weights of now; 0: off.",
+        least=0,
+        everyday=True,
+    )
+    robust_every: int = option(3, "Steps of training from one search to the next.", above=0)
+    robust_steps: int = option(10, "Steps of a search; 1: a signed one.", above=0)
+    robust_tokens: int = option(1, "Vectors that it finds.", above=0)
+    robust_slots: bool = option(False, "They stand after the concept's name, not in its place.")
+    robust_samples: int = option(8, "Pictures of the concept in a search.", above=0)
+    robust_groups: int = option(
+        1, "Groups of these with vectors of their own, which processes and accumulation steps share.", above=0
+    )
+    open_weight: float = option(
+        4.0, "With replay_negative mixture, weight of the prompts that leave it open.", above=0
+    )
+    open_strength: float = option(2.0, "How much of the concept's share they lose; 1: all of it by estimate.", above=0)
+    open_siblings: int = option(4, "Siblings, at random, that its share is estimated among in a step.", above=0)
 
 
 class SelectiveAmnesiaMethod(Method):
     """Fit the surrogate under the concept's prompts, replay everything else, hold the weights that matter by EWC."""
 
+    Options = RobustOptions
     minimised: ClassVar[type[SelectiveAmnesia]] = SelectiveAmnesia
+    takes_terms = True
 
     def needs(self, options: Any, concepts: Concepts) -> set[str]:
         needs = {
             "surrogate": True,
-            "samples": distils_surrogate(options, concepts),
+            "samples": distils_surrogate(options, concepts) or mixes(options),
+            "concept_samples": bool(options.robust_weight),
             "replay_samples": bool(options.replay_weight),
             "fisher": bool(options.ewc_lambda),
-            "frozen": distils_replay(options) or options.surrogate_target == "model",
+            "frozen": distils_replay(options)
+            or options.surrogate_target == "model"
+            or bool(options.robust_weight)
+            or mixes(options),
             "edit": options.start == "edit",
         }
         return {name for name, needed in needs.items() if needed}
@@ -41,11 +88,14 @@ class SelectiveAmnesiaMethod(Method):
     def check_options(self, options: Any) -> None:
         super().check_options(options)
         editor(options.edit)
-        if options.replay_weight and options.replay_negative != "none" and options.negative_guidance_scale <= 1:
+        redrawn = options.replay_negative in ("open", "all")
+        if options.replay_weight and redrawn and options.negative_guidance_scale <= 1:
             raise ValueError(
                 f"a negative prompt works through guidance: expected negative_guidance_scale > 1, got "
                 f"{options.negative_guidance_scale}; or pass --replay_negative none"
             )
+        if self.takes_terms:
+            _check_shares(options)
 
     def check(self, context: Context) -> None:
         super().check(context)
@@ -62,15 +112,21 @@ class SelectiveAmnesiaMethod(Method):
                     "another"
                 )
             editor(options.edit).check(context)
+        _check_terms(context)
 
     def training_passes(self, options: Any) -> float:
         rows = 1 + (options.replay_weight > 0)
         frozen = distils_replay(options) + (options.surrogate_target == "model")
-        return rows * (1 + BACKWARD + options.gradient_checkpointing) + frozen
+        step = 1 + BACKWARD + options.gradient_checkpointing
+        searched = options.robust_samples / options.robust_every if options.robust_weight else 0
+        mixed = open_rows(options) if mixes(options) else 0
+        further = searched * (2 * options.robust_steps + 2 + step) + mixed * (options.open_siblings + 2 + step)
+        return rows * step + frozen + further / options.train_batch_size
 
     def objective(self, context: Context, weights: Weights, frozen: Frozen | None) -> Objective:
         ewc = make_ewc(context, weights, frozen)
-        return self.minimised(context.family.loss, ewc, context.options.replay_weight, frozen)
+        terms = {"terms": further_terms(context)} if self.takes_terms else {}
+        return self.minimised(context.family.loss, ewc, context.options.replay_weight, frozen, **terms)
 
     def batches(self, context: Context) -> Callable[[int], Batch]:
         return Sources(context, self.own_samples)
@@ -79,8 +135,9 @@ class SelectiveAmnesiaMethod(Method):
 class NaiveMethod(SelectiveAmnesiaMethod):
     """Make the concept's own samples unlikely."""
 
+    Options = None
     minimised = NaiveForgetting
-    takes_lora = favours = False
+    takes_lora = favours = takes_terms = False
     own_samples = True
 
     def check_options(self, options: Any) -> None:
@@ -90,6 +147,58 @@ class NaiveMethod(SelectiveAmnesiaMethod):
                 f"{self.name}: with the latents that they were drawn with, a model's own samples have no gradient; "
                 "pass latents 'encoder'"
             )
+
+
+def _check_shares(options: Any) -> None:
+    """Raise ValueError where processes and accumulation steps cannot share the further terms in equal parts."""
+    shares = process_state().num_processes * options.gradient_accumulation_steps
+    counts = [("robust_samples", options.robust_samples, options.robust_groups)] if options.robust_weight else []
+    counts += [("robust_groups", options.robust_groups, shares)] if options.robust_weight else []
+    counts += [("a quarter of train_batch_size", open_rows(options), shares)] if mixes(options) else []
+    for name, count, parts in counts:
+        if count % parts:
+            what = "groups" if name == "robust_samples" else "processes x accumulation steps"
+            raise ValueError(f"expected {name} in equal parts for {parts} {what}, got {count}; choose a multiple")
+
+
+def _check_terms(context: Context) -> None:
+    """Raise ValueError for a model, concept or prompts that the further terms cannot work with."""
+    options, family, (concept, *others) = context.options, context.family, context.concepts
+    if others and (options.robust_weight or mixes(options)):
+        raise ValueError(
+            f"robust_weight and replay_negative mixture take one concept, got {len(others) + 1}; run them one by one"
+        )
+    if mixes(options):
+        require(family, "replay_negative mixture", "text", "denoising")
+        if not options.empty_prompt_fraction and not any(map(concept.left_open_by, context.prompts)):
+            raise ValueError("replay_negative mixture: no replay prompt leaves the concept open; pass none")
+    if not options.robust_weight:
+        return
+    require(family, "robust_weight", "token_embedding", "denoising")
+    if concept.surrogate_kind != "prompt":
+        raise ValueError(f"robust_weight needs a surrogate in words, got {concept.surrogate_kind}; pass such a one")
+    captions = [template.replace("{}", concept.name) for template in context.templates[0]]
+    if not fitting(family, concept, captions, options):
+        raise ValueError(
+            f"no template has room for robust_tokens {options.robust_tokens} between spaces in the concept's place; "
+            "pass fewer, or other --concept_templates"
+        )
+
+
+def further_terms(context: Context) -> list[Term]:
+    """The adversary, and the mixture target of prompts that leave the concept open, where the options ask for them."""
+    options, family, concept, terms = context.options, context.family, context.concepts[0], []
+    if options.robust_weight:
+        encoder = adversary_encoder(context)
+        rate = ADVERSARY_RATE * encoder.scale
+        terms.append(Adversary(family.loss, encoder, options.robust_weight, options.robust_steps, rate))
+    if mixes(options):
+        # Siblings have as many wordings as the concept: "one, 1" beside "seven, 7".
+        known, asked = len(concept.siblings) / len(concept.phrasings), len(others_of(context))
+        equal = 1 / (1 + min(options.open_siblings, asked))
+        unearned = max(0.0, equal - (1 / (known + 1) if known else 0))
+        terms.append(MixtureTarget(family.loss, options.open_weight, options.open_strength, unearned))
+    return terms
 
 
 def make_ewc(

@@ -1,15 +1,26 @@
 """What training draws its batches from: sample sets, or sources that draw anew under their prompts every step."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from sa_diffusers.core.batches import Batch
-from sa_diffusers.core.concepts import Concepts
+import torch
+from torch import Generator, Tensor
+
+from sa_diffusers.core.batches import Batch, conditions_of, map_tensors
+from sa_diffusers.core.concepts import Concept, Concepts
 from sa_diffusers.core.conditions import Condition, texts
-from sa_diffusers.core.seeding import derive_seed
-from sa_diffusers.data.replay import DistilledSurrogate, Replay
+from sa_diffusers.core.seeding import derive_seed, seeded
+from sa_diffusers.data.replay import DistilledSurrogate, Replay, spread
 from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.data.sampling import FreshNoise, FreshSamples, frozen_family
+from sa_diffusers.families import Family
+from sa_diffusers.families.text_to_image.template_encoder import PLACE, TemplateEncoder, fits
 from sa_diffusers.methods.base import Context
+from sa_diffusers.training.loop import infinite_indices
+
+
+START_NOISE = 0.5  # of an adversary's start, as a share of the root mean square of the token table
+OTHERS = 16  # prompts that stand in for siblings
 
 
 def distils_replay(options: Any) -> bool:
@@ -22,8 +33,18 @@ def distils_surrogate(options: Any, concepts: Concepts) -> bool:
     return options.surrogate_target == "model" and concepts.surrogate_kind == "prompt"
 
 
+def mixes(options: Any) -> bool:
+    """Whether prompts that leave the concept open are taught what is predicted without its share."""
+    return bool(options.replay_weight) and options.replay_negative == "mixture"
+
+
+def open_rows(options: Any) -> int:
+    """How many of these an optimiser step takes."""
+    return max(1, options.train_batch_size // 4)
+
+
 class Sources:
-    """The batches of Selective Amnesia: {"surrogate"} and, where there is replay, {"replayed"}.
+    """The batches of Selective Amnesia: {"surrogate"} and, where there are such, {"replayed", "adversary", "open"}.
 
     Args:
         own_samples: the samples under the concept's prompt are the model's own of the concept.
@@ -33,6 +54,8 @@ class Sources:
         self.context, options = context, context.options
         self.surrogate = self._surrogate(own_samples)
         self.replay = self._replay() if options.replay_weight else None
+        self.adversary = AdversarySource(context) if options.robust_weight else None
+        self.open = OpenSource(context) if mixes(options) else None
 
     def __call__(self, step: int) -> dict[str, Batch]:
         options, family = self.context.options, self.context.family
@@ -40,6 +63,10 @@ class Sources:
         parts = {"surrogate": self.surrogate.batch(family, options.train_batch_size, step, seeds["surrogate"])}
         if self.replay is not None:
             parts["replayed"] = self.replay.batch(family, options.train_batch_size, step, seeds["replay"])
+        if self.adversary is not None and step % options.robust_every == 0:
+            parts["adversary"] = self.adversary.batch(step // options.robust_every)
+        if self.open is not None:
+            parts["open"] = self.open.batch(step)
         return parts
 
     def _surrogate(self, own_samples: bool) -> SampleSet | DistilledSurrogate | FreshNoise | FreshSamples:
@@ -79,3 +106,112 @@ class Sources:
             )
             family.prepare(list(map(Condition, replay.prompts)) if distils else [])
         return replay
+
+
+def fitting(family: Family, concept: Concept, captions: Sequence[str], options: Any) -> list[int]:
+    """Indices of the captions of the concept that have room for an adversary's vectors."""
+    templates = adversarial_templates(concept, captions, options)
+    return [i for i, t in enumerate(templates) if fits(family, t, options.robust_tokens, concept.name)]
+
+
+def adversarial_templates(concept: Concept, captions: Sequence[str], options: Any) -> list[str]:
+    """The captions with {} in the concept's place, or after its name."""
+    place = f"{concept.name} {PLACE}" if options.robust_slots else PLACE
+    return [concept.replaced_in(caption, place) for caption in captions]
+
+
+def adversary_encoder(context: Context) -> TemplateEncoder:
+    """Of one template for each of the concept's own pictures that fits."""
+    options, captions = context.options, texts(context.value("concept_samples").conditions)
+    kept = [captions[index] for index in fitting(context.family, context.concepts[0], captions, options)]
+    templates = adversarial_templates(context.concepts[0], kept, options)
+    return TemplateEncoder(context.family, templates, options.robust_tokens)
+
+
+class AdversarySource:
+    """The concept's own pictures, in groups with what `Adversary` starts at and takes besides.
+
+    Its starts are the concept's name and noise (half), siblings where there are any, and tokens at random.
+
+    Raises:
+        ValueError: no caption has room for the vectors.
+    """
+
+    def __init__(self, context: Context):
+        self.context, samples = context, context.value("concept_samples")
+        chosen = fitting(context.family, context.concepts[0], texts(samples.conditions), context.options)
+        if not chosen:
+            raise ValueError("robust_tokens: no picture's caption has room for them; pass fewer")
+        self.samples = samples.take(chosen)
+        self.encoder = adversary_encoder(context)
+        captions = texts(self.samples.conditions)
+        self.instead = [context.concepts.replaced_in(caption) for caption in captions]
+        context.family.prepare([*self.samples.conditions, *map(Condition, self.instead)])
+
+    def batch(self, turn: int) -> Batch:
+        """The batch of a search."""
+        options, family = self.context.options, self.context.family
+        seed = derive_seed(options.seed, "adversary order")
+        indices = infinite_indices(len(self.samples), options.robust_samples, turn, seed)
+        chosen = self.samples.take(indices)
+        own = family.batch(chosen.latents, chosen.conditions)
+        instead = family.batch(chosen.latents, [Condition(self.instead[index]) for index in indices])
+        rows = {"sample": own["sample"], "asked": conditions_of(own), "frozen": conditions_of(instead)}
+        grouped = map_tensors(
+            rows | {"rows": torch.tensor(indices)}, lambda t: t.unflatten(0, (options.robust_groups, -1))
+        )
+        generator = seeded(options.seed, "adversary start", turn)
+        return grouped | {"start": torch.stack([self._start(generator) for _ in range(options.robust_groups)])}
+
+    def _start(self, generator: Generator) -> Tensor:
+        concept, kind = self.context.concepts[0], float(torch.rand((), generator=generator))
+        if kind < 0.5:
+            word = self.encoder.start(concept.name).float().cpu()
+            return word + START_NOISE * self.encoder.scale * torch.randn(word.shape, generator=generator)
+        if kind < 0.75 and concept.siblings:
+            chosen = int(torch.randint(len(concept.siblings), (), generator=generator))
+            return self.encoder.start(concept.siblings[chosen]).float().cpu()
+        return self.encoder.random(generator).float().cpu()
+
+
+def others_of(context: Context) -> list[str]:
+    """What the concept's share is estimated among: its siblings, or where none are known prompts without it."""
+    kept = [prompt for prompt in context.prompts if not context.concepts.named_in(prompt)]
+    return list(context.concepts[0].siblings) or spread(kept, min(OTHERS, len(kept)), context.options.seed)
+
+
+class OpenSource:
+    """Samples under prompts that leave the concept open, each also asked for with the concept, and with others.
+
+    Raises:
+        ValueError: there are no such samples.
+    """
+
+    def __init__(self, context: Context):
+        self.context, concept, samples = context, context.concepts[0], context.value("samples")
+        chosen = [i for i, prompt in enumerate(texts(samples.conditions)) if concept.left_open_by(prompt)]
+        if not chosen:
+            raise ValueError(
+                "replay_negative mixture: no sample's prompt leaves the concept open; pass other --samples"
+            )
+        self.samples, self.others = samples.take(chosen), others_of(context)
+        asked = {asked_with(p, word) for p in texts(self.samples.conditions) for word in (concept.name, *self.others)}
+        context.family.prepare([*self.samples.conditions, *map(Condition, sorted(asked))])
+
+    def batch(self, step: int) -> Batch:
+        """The batch of an optimiser step."""
+        options, family, count = self.context.options, self.context.family, open_rows(self.context.options)
+        indices = infinite_indices(len(self.samples), count, step, derive_seed(options.seed, "open order"))
+        chosen = self.samples.take(indices)
+        order = torch.randperm(len(self.others), generator=seeded(options.seed, "open words", step))
+        words = [self.context.concepts[0].name, *(self.others[i] for i in order[: options.open_siblings].tolist())]
+        asked = [Condition(asked_with(prompt, word)) for prompt in texts(chosen.conditions) for word in words]
+        latents = chosen.latents.repeat_interleave(len(words), 0)
+        conditions = conditions_of(family.batch(latents, asked))
+        data = family.batch(chosen.latents, chosen.conditions)
+        return data | {"asked": map_tensors(conditions, lambda t: t.unflatten(0, (count, -1)))}
+
+
+def asked_with(prompt: str, word: str) -> str:
+    """What asks for a word as well."""
+    return f"{prompt}, {word}" if prompt.strip() else word

@@ -7,10 +7,13 @@ from typing import Any
 
 # title of a panel: {key in the history: label of its line}
 PANELS = {
-    "Loss": {"surrogate_loss": "surrogate", "replay_loss": "replay samples"},
+    "Loss": {
+        "surrogate_loss": "surrogate", "replay_loss": "replay samples", "adversary_loss": "surrogate, as found",
+        "open_loss": "left open",
+    },
     "EWC": {"ewc_penalty": "EWC"},
     "Forgetting": {"concept_probability": "concept probability", "retained_accuracy": "retained accuracy"},
-}
+}  # fmt: skip
 
 
 def curves_png(history: Sequence[Mapping[str, Any]]) -> bytes:

@@ -168,7 +168,7 @@ def run_forgetting(config: RunOptions, pipeline: DiffusionPipeline | None = None
     """
     options, state = taken_over(config.resolved()), process_state()
     method = methods.get(options.method)
-    check_launch(options, shardable=method.shardable and options.lora_rank is None)
+    check_launch(options, shardable=method.shardable and options.lora_rank is None and not options.robust_weight)
     if options.num_threads is not None:
         torch.set_num_threads(options.num_threads)
 

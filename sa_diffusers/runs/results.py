@@ -159,7 +159,7 @@ def _settings(context: RunContext) -> dict[str, Any]:
         names += identity_names(context.method.Options)
     else:
         names += ["replay_weight", *(["replay_target", "replay_negative"] if options.replay_weight else [])]
-        names += ["surrogate_target"]
+        names += ["surrogate_target", *(["robust_weight", "robust_every"] if options.robust_weight else [])]
     names += ["train_batch_size", "learning_rate", "lr_scheduler", "ema_decay", "seed"]
     said = {name: getattr(options, name) for name in names}
     said |= {f"forgotten before ({i})": said_of(record) for i, record in enumerate(context.forgotten, 1)}

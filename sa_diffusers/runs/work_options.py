@@ -77,10 +77,11 @@ class SampleOptions(Options):
     sample_batch_size: int = option(
         8, "Pictures drawn at once by each process; a fixed grid, part of the run's identity.", above=0
     )
-    replay_negative: Literal["open", "all", "none"] = option(
+    replay_negative: Literal["open", "all", "none", "mixture"] = option(
         "open",
         "Which replay prompts are drawn with the concept as negative prompt: those that leave it open (the empty "
-        "prompt, and where siblings are known those that name none); all; or none, which leaves it where unnamed.",
+        "prompt, and where siblings are known those that name none); all; or none, which leaves it where unnamed. "
+        "mixture: those that leave it open are taught what is predicted without its share, see open_strength.",
     )
     negative_guidance_scale: float = option(
         1.5,

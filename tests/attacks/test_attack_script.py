@@ -253,6 +253,8 @@ def test_wrong_input_is_refused_before_anything_is_drawn(models, tmp_path, nothi
         attack(initial="<|endoftext|>")
     with pytest.raises(ValueError, match="allow_concept_words is for --attack text"):
         attack(allow_concept_words=True)
+    with pytest.raises(ValueError, match="all makes every attack, got attack text besides"):
+        attack(attack="text", all=True)
     classifier = AttributeClassifier({"digit": ["seven"]}, image_size=32, channels=(8,), num_features=8)
     classifier.save_pretrained(tmp_path / "large")
     with pytest.raises(ValueError, match="expected pictures of 32 pixels a side, .* got 16"):
@@ -362,3 +364,26 @@ def test_the_command_prints_the_table(models, finished, monkeypatch, capsys):
         script.main()
     assert raised.value.code == 1
     assert "error: the classifier has no class named 'eight'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_all_attacks_share_targets_and_stand_in_one_table(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(attack_stages, "ALL", {
+        "two words": {"attack": "text", "num_tokens": 2},
+        "relearned 1 steps": {"attack": "relearn"},
+    })  # fmt: skip
+    config = configure(models, tmp_path / "all", all=True, num_restarts=1)
+    run_attack(config)
+    result = read_json(tmp_path / "all" / "attack.json")
+    assert [list(one["models"]) for one in result["attacks"].values()] == [
+        ["original", "forgotten", "never learned it"]
+    ] * 2
+    rows = [line.split(" | ")[:2] for line in (tmp_path / "all" / "attack.md").read_text().splitlines() if "%" in line]
+    assert ["| two words", "original"] in rows and ["| relearned 1 steps", "forgotten"] in rows
+    run_attack(configure(models, tmp_path / "alone", attack="relearn", num_restarts=1))
+    alone = read_json(tmp_path / "alone" / "attack.json")
+    for role, entry in alone["models"].items():
+        assert entry["after_mean"] == result["attacks"]["relearned 1 steps"]["models"][role]["after_mean"]
+    page = (tmp_path / "all" / "report.html").read_text()
+    assert "after, two words, best restart" in page
+    assert page.count("data:image/png") == 3 + 3 * 3 * 5  # targets; before and after each attack

@@ -8,12 +8,13 @@ import torch
 from torch.testing import assert_close
 
 from sa_diffusers.attacks import AttackSettings, FoundEmbedding, FoundText, attack_embedding, attack_text, draw_found
+from sa_diffusers.attacks.relearning import FoundAdapter, relearn
 from sa_diffusers.attacks.searches import Search, Vocabulary
 from sa_diffusers.attacks.target_loss import TargetLoss, frozen_model
-from sa_diffusers.attacks.template_encoder import TemplateEncoder
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import seeded
 from sa_diffusers.families import get_family
+from sa_diffusers.families.text_to_image.template_encoder import TemplateEncoder
 from sa_diffusers.io.artifacts import hash_tensors
 from sa_diffusers.models import ConditionalVAE
 from sa_diffusers.pipelines import ConditionalVAEPipeline
@@ -327,3 +328,23 @@ def test_wrong_input_is_refused(family, latents, tiny_pipeline):
     other = get_family(ConditionalVAEPipeline(ConditionalVAE(image_size=8)))
     with pytest.raises(TypeError, match="expected a text-to-image model.* got a ConditionalVAEFamily"):
         attack(family=other)
+
+
+def test_relearning_lowers_the_loss_of_the_concepts_word_and_leaves_the_model_as_it_was(family, latents, tmp_path):
+    settings = replace(SETTINGS, steps=12, relearn_pictures=3, relearn_rate=3e-2)
+    before = state(family)
+    found = relearn(family, latents, ["a {}"], ["seven"], settings)
+    assert str(state(family)) == str(before) and not hasattr(family.module, "peft_config")
+    assert found.losses[1] < found.losses[0]
+    loss = TargetLoss(family, TemplateEncoder(family, ["a {}"], 1), latents, settings)
+    assert found.losses[0] == pytest.approx(loss.fixed(rows_of(family, "seven")))
+    found.save(tmp_path / "found.safetensors")
+    loaded = FoundAdapter.load(tmp_path / "found.safetensors")
+    assert_close(loaded.tensors, found.tensors, rtol=0, atol=0)
+    with loaded.applied(family):
+        assert found.losses[1] == pytest.approx(loss.fixed(rows_of(family, "seven")))
+    drawn = draw_found(family, loaded, ["a {}"], [1, 2], 2.0, 2)
+    plain = draw_found(family, FoundText("seven", [], []), ["a {}"], [1, 2], 2.0, 2)
+    assert str(state(family)) == str(before) and not torch.equal(drawn, plain)
+    fewer = relearn(family, latents[:3], ["a {}"], ["seven"], settings)  # the others were never trained on
+    assert_close(fewer.tensors, found.tensors, rtol=0, atol=0)

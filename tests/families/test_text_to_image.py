@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from sa_diffusers.attacks import AttackSettings, attack_embedding, attack_text, draw_found
-from sa_diffusers.attacks.template_encoder import TemplateEncoder
 from sa_diffusers.core.batches import map_tensors, take
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.fisher import estimate_fisher, stratified_terms
@@ -20,6 +19,7 @@ from sa_diffusers.core.seeding import seeded
 from sa_diffusers.families import get_family
 from sa_diffusers.families.plain_parts import unfused
 from sa_diffusers.families.samplers import make_scheduler
+from sa_diffusers.families.text_to_image.template_encoder import TemplateEncoder
 from sa_diffusers.io.loading import check_model, load_pipeline
 from sa_diffusers.methods.uce import edit_of_prompts
 from sa_diffusers.training.lora import add_lora, fuse_lora, save_lora

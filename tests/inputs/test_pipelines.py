@@ -25,11 +25,11 @@ from torch import nn
 from torch.testing import assert_close
 
 from sa_diffusers.attacks.searches import Vocabulary
-from sa_diffusers.attacks.template_encoder import TemplateEncoder
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.data.sampling import FreshNoise
 from sa_diffusers.families import get_family
 from sa_diffusers.families.plain_parts import unwrapped
+from sa_diffusers.families.text_to_image.template_encoder import TemplateEncoder
 from sa_diffusers.io.bundled import resolve
 from sa_diffusers.io.loading import check_model
 from sa_diffusers.runs.forget import forget

@@ -21,6 +21,7 @@ from sa_diffusers.runs.options import ForgetConfig
 FILES = {
     "samples": "samples/samples.safetensors",
     "surrogate": "surrogate/surrogate.safetensors",
+    "concept_samples": "surrogate/concept_samples.safetensors",
     "fisher": "fisher.safetensors",
     "edit": "edit.safetensors",
 }

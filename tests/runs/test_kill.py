@@ -150,7 +150,7 @@ def assert_same(folder: Path, whole: Path) -> None:
 MOMENTS = [
     ("samples", "samples/.samples_parts/*.safetensors", 7),
     ("replay_samples", "samples/.without_concept_parts/*.safetensors", 1),
-    ("surrogate", "surrogate/.parts/*.safetensors", 3),
+    ("surrogate", "surrogate/.surrogate_parts/*.safetensors", 3),
     ("fisher", ".fisher_parts/*.safetensors", 1),
     ("before", ".stages/fisher.json", 1),
     ("train", "checkpoints/step_*.partial", 1),

@@ -1,6 +1,7 @@
 """Selective Amnesia (Heng & Soh, NeurIPS 2023), and the naive objective that it replaces."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Generator, Tensor, nn
@@ -11,15 +12,38 @@ from sa_diffusers.core.objectives.base import Objective
 from sa_diffusers.core.objectives.ewc import ElasticWeightConsolidation
 
 
-LOSSES = {"surrogate": "surrogate_loss", "replayed": "replay_loss"}  # of each part of a batch, in the log
+# Of each part of a batch, in the log.
+LOSSES = {
+    "surrogate": "surrogate_loss", "replayed": "replay_loss", "adversary": "adversary_loss", "open": "open_loss",
+}  # fmt: skip
+
+
+class Term(Protocol):
+    """A further term, for a diffusion loss: it makes of a part of the batch one like the other two.
+
+    Attributes:
+        part: its name there and in LOSSES.
+    """
+
+    part: str
+    weight: float
+
+    def draw(self, batch: Batch, generator: Generator) -> Batch:
+        """The part with all its randomness."""
+        ...
+
+    def __call__(self, model: nn.Module, frozen: Callable, batch: Batch) -> Batch:
+        """A part as of `SelectiveAmnesia`, drawn; with "target" where it has one of its own."""
+        ...
 
 
 class SelectiveAmnesia(Objective):
     """loss(surrogate | concept) + replay_weight * loss(replay) + EWC: minus the paper's Eq. 4, but without its 1/2.
 
     A batch is {"surrogate": Batch, "replayed": Batch}: surrogate data under the concept's condition, and the model's
-    own samples of everything else under their own conditions. Both go through the model in one forward pass. Timesteps
-    are drawn uniformly and independently for the two, as in the authors' Stable Diffusion code.
+    own samples of everything else under their own conditions. All go through the model in one forward pass. Timesteps
+    are drawn uniformly and independently for the two, as in the authors' Stable Diffusion code. A batch may hold parts
+    of further terms, each with its weight.
 
     Args:
         loss: the model's negative ELBO.
@@ -31,6 +55,7 @@ class SelectiveAmnesia(Objective):
             where the sample stands under the concept's). That is distillation, no longer the paper's term; only for
             an exact model, unguided samples and their own conditions would the gradient's expectation stay
             (Rao-Blackwell).
+        terms: further ones, which need `frozen`.
     """
 
     surrogate_sign = 1  # of the first term
@@ -41,14 +66,16 @@ class SelectiveAmnesia(Objective):
         ewc: ElasticWeightConsolidation | None,
         replay_weight: float = 1.0,
         frozen: nn.Module | None = None,
+        terms: Sequence[Term] = (),
     ):
         if replay_weight < 0:
             raise ValueError(f"expected replay_weight >= 0, got {replay_weight}")
         self.loss, self.ewc, self.replay_weight, self.frozen = loss, ewc, replay_weight, frozen
+        self.terms = {term.part: term for term in terms}
 
     def draw(self, batch: Batch, generator: Generator) -> Batch:
         parts = {}
-        for name in LOSSES if self.replay_weight else ("surrogate",):
+        for name in ("surrogate", "replayed") if self.replay_weight else ("surrogate",):
             data = dict(batch[name])
             size = len(data["sample"])
             distilled, frozen = data.pop("distilled", torch.zeros(size, dtype=torch.bool)), data.pop("frozen", None)
@@ -59,18 +86,21 @@ class SelectiveAmnesia(Objective):
                 "terms": self.loss.sample_terms(size, generator),
                 "noise": self.loss.sample_noise(data, generator),
             }
-        return parts
+        return parts | {n: term.draw(batch[n], generator) for n, term in self.terms.items() if n in batch}
 
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         means = self.mean_losses(model, batch)
         total = self.surrogate_sign * means["surrogate_loss"]
         if self.replay_weight:
             total = total + self.replay_weight * means["replay_loss"]
+        for term in self.terms.values():
+            total = total + term.weight * means.get(LOSSES[term.part], 0)
         return total, {name: mean.detach() for name, mean in means.items()}
 
     def mean_losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """The mean loss of each part of a drawn batch, "surrogate_loss" and "replay_loss", from one forward pass."""
-        parts = list(batch.values())
+        made = {name: self.terms[name](model, self.frozen, batch[name]) for name in self.terms if name in batch}
+        parts = list({**batch, **made}.values())
         data = cat([part["data"] for part in parts])
         terms = torch.cat([part["terms"] for part in parts])
         noise = torch.cat([part["noise"] for part in parts])
@@ -86,6 +116,8 @@ class SelectiveAmnesia(Objective):
         if marked.any():
             chosen = take(cat([part["frozen"] for part in parts]), marked) | {"sample": data["sample"][marked]}
             target[marked] = self.loss.predict(self.frozen, chosen, terms[marked], noise[marked])
+        for part, rows in zip(parts, target.split([len(part["terms"]) for part in parts]), strict=True):
+            rows.copy_(part.get("target", rows))
         return target
 
     def attach(self, parameters: Mapping[str, Tensor]) -> None:

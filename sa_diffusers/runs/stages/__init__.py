@@ -13,10 +13,14 @@ from sa_diffusers.runs.stages.train import TRAINED, TrainStage
 from sa_diffusers.training.strengths import offered
 
 
+ATTACKED = 0.25  # pictures of the concept for an adversary, as a share of those of the surrogate
+
+
 def stages_of(context: RunContext) -> list[Stage]:
     """The stages that the method needs, in their order, and those that these take."""
     samples = PicturesStage() if context.method.completes else SamplesStage()
-    making = (EditStage(), samples, ReplayStage(), SurrogateStage(), FisherStage())
+    attacked = SurrogateStage("concept_samples", ATTACKED)
+    making = (EditStage(), samples, ReplayStage(), SurrogateStage(), attacked, FisherStage())
     needs = set(context.needs)
     for stage in reversed(making):
         estimated = stage.name in needs and not (stage.name == FisherStage.name and context.options.fisher)

@@ -63,5 +63,7 @@ class ReplayStage(Stage[SampleSet]):
     @staticmethod
     def _count(context: RunContext) -> int:
         samples, mode = context.value(SamplesStage.name), context.options.replay_negative
+        if mode == "mixture":
+            return 0
         asked = [r.condition for r in SamplesStage.requests(context)] if samples is None else samples.conditions
         return sum(needs_negative(prompt, context.concepts, mode) for prompt in texts(asked))

@@ -18,11 +18,18 @@ from sa_diffusers.runs.stages.samples import DRAWING, drawing_passes, drawing_se
 
 
 class SurrogateStage(Stage[SampleSet]):
-    """Pictures of the surrogate, or, where the method unlearns these, of the concept itself."""
+    """Pictures of the surrogate; of the concept itself where the method unlearns these, or an adversary is after them.
 
-    name = counts_as = "surrogate"
+    Args:
+        name: "surrogate", or "concept_samples": the adversary's.
+        share: how many, of `num_surrogate_samples`.
+    """
+
+    counts_as = "surrogate"
     inputs, fields = ("model", "templates"), ("num_surrogate_samples", "guidance_scale", *DRAWING)
-    leaves = ("surrogate/surrogate.safetensors",)
+
+    def __init__(self, name: str = "surrogate", share: float = 1.0):
+        self.name, self.share, self.leaves = name, share, (f"surrogate/{name}.safetensors",)
 
     def content(self, context: RunContext) -> dict:
         concepts = context.concepts
@@ -34,7 +41,7 @@ class SurrogateStage(Stage[SampleSet]):
 
     def compute(self, context: RunContext) -> SampleSet:
         options, family, concepts = context.options, context.family, context.concepts
-        count, seed, folder = options.num_surrogate_samples, options.seed, context.folder / "surrogate"
+        count, seed, folder = self._count(context), options.seed, context.folder / "surrogate"
         asked = concept_captions(context.templates, concepts, count, seed)
         captions, kind = [caption for caption, *_ in asked], self._kind(context)
         if kind == "noise":
@@ -48,30 +55,33 @@ class SurrogateStage(Stage[SampleSet]):
             settings = drawing_settings(context, options.guidance_scale)
             drawn = draw_samples(family, requests, settings, self.workspace(context), "surrogate")
             samples = SampleSet(drawn.latents, list(map(Condition, captions)))
-        save_with_sheet(family, samples, folder, "surrogate")
+        save_with_sheet(family, samples, folder, self.name)
         remove_parts(self.workspace(context))
         return replace(samples, shares=len(concepts))
 
     def load(self, context: RunContext) -> SampleSet:
-        samples = SampleSet.load(context.folder / "surrogate" / "surrogate.safetensors")
+        samples = SampleSet.load(context.folder / "surrogate" / f"{self.name}.safetensors")
         return replace(samples, shares=len(context.concepts))
 
     def workspace(self, context: RunContext) -> Path:
-        return context.folder / "surrogate" / ".parts"
+        return context.folder / "surrogate" / f".{self.name}_parts"
 
     def describe(self, context: RunContext) -> str:
-        own = context.method.own_samples
+        own = self._kind(context) == "concept"
         shown = f"the concept, {context.concepts.name!r}" if own else describe_surrogates(context.concepts)
-        return f"{context.options.num_surrogate_samples} pictures: {shown}"
+        return f"{self._count(context)} pictures: {shown}"
 
     def passes(self, context: RunContext) -> float:
         drawn = self._kind(context) in ("prompt", "concept")
-        count = context.options.num_surrogate_samples if drawn else 0
+        count = self._count(context) if drawn else 0
         return drawing_passes(context, count, context.options.guidance_scale)
 
     def amount(self, context: RunContext) -> tuple[int, str]:
-        return context.options.num_surrogate_samples, "images"
+        return self._count(context), "images"
 
-    @staticmethod
-    def _kind(context: RunContext) -> str:
-        return "concept" if context.method.own_samples else context.concepts.surrogate_kind
+    def _count(self, context: RunContext) -> int:
+        return max(1, round(self.share * context.options.num_surrogate_samples))
+
+    def _kind(self, context: RunContext) -> str:
+        own = context.method.own_samples or self.name != "surrogate"
+        return "concept" if own else context.concepts.surrogate_kind

@@ -39,7 +39,7 @@ class TrainStage(Stage[History]):
     """The history of training, empty where there was none; the model has forgotten then, and is saved."""
 
     name = counts_as = "train"
-    inputs = ("model", "samples", "replay_samples", "surrogate", "fisher", "edit", "pictures")
+    inputs = ("model", "samples", "replay_samples", "surrogate", "concept_samples", "fisher", "edit", "pictures")
     shown = True
 
     def __init__(self, folder: Path):
@@ -166,7 +166,11 @@ def forget_by_training(context: RunContext) -> History:
     # Training's own forward passes autocast by accelerate, those of a frozen copy do not.
     copied = isinstance(frozen, nn.Module)
     try:
-        with autocast_forward(frozen, family.compute_dtype) if copied else nullcontext():
+        searching = "concept_samples" in context.needs  # through the text encoders, every few steps
+        with (
+            autocast_forward(frozen, family.compute_dtype) if copied else nullcontext(),
+            family.encoders_at_hand() if searching else nullcontext(),
+        ):
             return train(
                 family.module,
                 objective,

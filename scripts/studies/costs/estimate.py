@@ -88,7 +88,7 @@ def job_of(config: ForgetConfig, name: str, num_terms: int = 1000) -> Job:
     """The run of a configuration, without its evaluation; where no siblings are known, the empty prompt's samples are
     drawn anew without the concept."""
     config = config.resolved()
-    redrawn = {"none": 0.0, "open": config.empty_prompt_fraction, "all": 1.0}[config.replay_negative]
+    redrawn = {"open": config.empty_prompt_fraction, "all": 1.0}.get(config.replay_negative, 0.0)
     terms = num_terms if config.terms is None else 2 * config.terms
     return Job(
         name,

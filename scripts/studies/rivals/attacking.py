@@ -1,11 +1,11 @@
-"""How easily the concept comes back: a white-box search for its embedding, the same for every pipeline."""
+"""How easily the concept comes back: a white-box search, the same for every pipeline."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from torch import Tensor
 
-from sa_diffusers.attacks import AttackSettings, attack_embedding, draw_found
+from sa_diffusers.attacks import AttackSettings, attack_embedding, attack_text, draw_found
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.concepts import find_concept
@@ -25,18 +25,25 @@ class Attack:
         targets: latents [N, C, h, w] of the concept, by the pipeline before forgetting.
         steps: of Adam.
         num_images: drawn with what was found.
+        num_tokens: vectors, or words that can be typed.
+        typed: search for such words, none of them the concept's.
+        search: number of the search; of others the start (of words) and every draw differ.
     """
 
     judge: Judge
     targets: Tensor
     steps: int = 200
     num_images: int = 60
+    num_tokens: int = 1
+    typed: bool = False
+    search: int = 0
 
     def run(self, pipeline_dir: str, path: Path) -> Tensor:
         """Probability of the concept [num_images] in pictures drawn with what was found; kept in `path`."""
         pipeline = load_pipeline(pipeline_dir, None, None, "float32")
         spec, config, seed = self.judge.spec, self.judge.config, self.judge.seed
-        settings = AttackSettings(steps=self.steps, seed=seed)
+        own = derive_seed(seed, "search", self.search) if self.search else seed
+        settings = AttackSettings(steps=self.steps, seed=own, num_tokens=self.num_tokens)
         identity = {
             "model": pipeline_hashes(pipeline),
             "guided": {k: v for k, v in pipeline.config.items() if k.startswith("safety_")},
@@ -45,18 +52,20 @@ class Attack:
             "concept": [config.concept, self.judge.judge.attribute, self.judge.judge.index],
             "classifier": model_hash(self.judge.classifier),
             "drawing": [config.guidance_scale, config.num_inference_steps, config.sampler],
-        }
+        } | ({"typed": True} if self.typed else {})
 
         def search() -> Kept:
             family = get_family(pipeline, sampler=config.sampler)
             words = find_concept(config.concept, config.surrogate).phrasings
-            found = attack_embedding(family, self.targets, spec.attack_templates, words, settings)
+            known = family, self.targets, spec.attack_templates, words, settings
+            found = attack_text(*known, words) if self.typed else attack_embedding(*known)
             seeds = [derive_seed(seed, "attacked", index) for index in range(self.num_images)]
             sampling = (config.guidance_scale, config.num_inference_steps)
             images = family.decode(draw_found(family, found, spec.attack_templates, seeds, *sampling))
             probability = self.judge.classifier.probabilities(images)[self.judge.judge.attribute]
-            values = {"probability": probability[:, self.judge.judge.index], "vectors": found.vectors}
-            return values, {"losses": found.losses}
+            values = {"probability": probability[:, self.judge.judge.index]}
+            values |= {} if self.typed else {"vectors": found.vectors}
+            return values, {"losses": found.losses} | ({"text": found.text} if self.typed else {})
 
         return kept(path, "attack", identity, search)[0]["probability"]
 

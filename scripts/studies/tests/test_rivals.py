@@ -94,7 +94,7 @@ class TestSpec:
     def test_some_rows_are_ours_and_those_asked_for(self):
         spec = read_spec(Path("configs/paper/digits/seven.yaml"))
         assert list(only_rows(spec, ["uce"]).rows) == [spec.ours, "uce"]
-        with pytest.raises(ValueError, match="seven has no row uec; it has sa-edit, sa-lora"):
+        with pytest.raises(ValueError, match="seven has no row uec; it has sa-edit, sa-robust"):
             only_rows(spec, ["uec"])
 
 

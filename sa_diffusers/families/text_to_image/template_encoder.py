@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from sa_diffusers.core.batches import Batch
-from sa_diffusers.families import Family
+from sa_diffusers.families.base import Family
 
 
 WORD_END = "</w>"  # CLIP's mark
@@ -138,6 +138,11 @@ class TemplateEncoder:
         """Vectors [K, D] of some words: the tokens of fewer are repeated, those beyond K are left out."""
         return torch.cat([reader.table[reader.start(words)] for reader in self.readers], dim=1).to(self.device)
 
+    def random(self, generator: torch.Generator) -> Tensor:
+        """Vectors [K, D] of tokens at random."""
+        rows = [(r.table, torch.randint(len(r.table), (r.places,), generator=generator)) for r in self.readers]
+        return torch.cat([table[chosen.to(table.device)] for table, chosen in rows], dim=1).to(self.device)
+
     def reads_as(self, text: str, token_ids: Sequence[int]) -> bool:
         """Whether every template, filled with the text, is read as these tokens in the place of {}."""
         filled, values = [template.replace(PLACE, text) for template in self.templates], torch.tensor([*token_ids])
@@ -158,3 +163,12 @@ class TemplateEncoder:
             for reader, part in zip(self.readers, vectors.split(self.widths, dim=1), strict=True):
                 reader.filled(part, list(rows), hooks)
             return self.family.encode_prompts(["a"] * len(rows))  # what it says is replaced
+
+
+def fits(family: Family, template: str, num_vectors: int, word: str) -> bool:
+    """Whether the text encoders read all of a template with so many vectors, and a word in it as one of its own."""
+    try:
+        TemplateEncoder(family, [template], num_vectors).check_places(word)
+    except ValueError:
+        return False
+    return True

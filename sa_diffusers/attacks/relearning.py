@@ -1,0 +1,107 @@
+"""Bring a concept back by further training: adapters on a few pictures of it, under its own name."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sa_diffusers.attacks.target_loss import AttackSettings, frozen_model, prepare
+from sa_diffusers.core.batches import Batch
+from sa_diffusers.core.conditions import Condition
+from sa_diffusers.core.objectives import Likelihood
+from sa_diffusers.core.seeding import derive_seed, seeded
+from sa_diffusers.families import Family
+from sa_diffusers.families.text_to_image.template_encoder import PLACE
+from sa_diffusers.io.atomic_files import explain_read_errors, load_tensors, save_tensors
+from sa_diffusers.models.precision import kept_state
+from sa_diffusers.training.loop import infinite_indices, train
+from sa_diffusers.training.lora import add_lora
+from sa_diffusers.training.options import TrainingConfig
+
+
+RANK = 4
+
+
+@dataclass(frozen=True, eq=False)
+class FoundAdapter:
+    """What `relearn` trained: changes "NAME.up" [out, r] and "NAME.down" [r, in] of weights, and the concept's word.
+
+    Its `losses` are of that word, before and after.
+    """
+
+    tensors: dict[str, Tensor]
+    text: str
+    losses: list[float]
+
+    def save(self, path: str | Path) -> None:
+        save_tensors(self.tensors, path, text=self.text, losses=self.losses)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "FoundAdapter":
+        tensors, notes = load_tensors(path)
+        with explain_read_errors(path):
+            return cls(tensors, notes["text"], notes["losses"])
+
+    @contextmanager
+    def applied(self, family: Family) -> Iterator[None]:
+        """Within the block the model has the changes; afterwards its weights are what they were."""
+        weights = {name: family.module.get_parameter(name) for name in {n.rpartition(".")[0] for n in self.tensors}}
+        before = {name: weight.detach().clone() for name, weight in weights.items()}
+        try:
+            with torch.no_grad():
+                for name, weight in weights.items():
+                    up, down = (self.tensors[f"{name}.{part}"].to(weight) for part in ("up", "down"))
+                    weight += (up @ down).view_as(weight)
+            yield
+        finally:
+            with torch.no_grad():
+                for name, weight in weights.items():
+                    weight.copy_(before[name])
+
+
+def relearn(
+    family: Family, latents: Tensor, templates: Sequence[str], concept_words: Sequence[str], settings: AttackSettings
+) -> FoundAdapter:
+    """Train adapters of all attention on the first `relearn_pictures` targets, by the model's own loss.
+
+    Args:
+        family, latents, templates, concept_words: see `attack_embedding`.
+        settings: `steps` and `batch_size` of it, at `relearn_rate`; what is said of vectors does not count.
+
+    Raises:
+        TypeError, ValueError: as `attack_embedding`. TrainingDiverged: a loss that is not finite.
+    """
+    loss = prepare(family, latents, templates, concept_words, settings)
+    pictures, seed = latents[: settings.relearn_pictures], settings.seed
+    prompts = [template.replace(PLACE, word) for template in templates for word in concept_words]
+    family.prepare(list(map(Condition, prompts)))
+
+    def batch(step: int) -> Batch:
+        chosen = infinite_indices(len(pictures), settings.batch_size, step, seed)
+        asked = torch.randint(len(prompts), (settings.batch_size,), generator=seeded(seed, "relearn", step)).tolist()
+        return family.batch(pictures[chosen], [Condition(prompts[index]) for index in asked])
+
+    vectors = loss.encoder.start(concept_words[0])
+    with frozen_model(family):
+        losses = [loss.fixed(vectors)]
+    config = TrainingConfig(
+        num_train_steps=settings.steps, train_batch_size=settings.batch_size, learning_rate=settings.relearn_rate,
+        checkpointing_steps=None,
+    )  # fmt: skip
+    with kept_state([family.module]):
+        changes = add_lora(family.module, family.adapted_layers("full", "attention"), RANK, RANK, seed)
+        try:
+            seed = derive_seed(settings.seed, "relearn order")
+            train(family.module, Likelihood(family.loss), batch, config, seed=seed, description="relearn")
+            matrices = {name: change.matrices() for name, change in changes.items()}
+            found = {f"{name}.up": up.detach().cpu().clone() for name, (up, _) in matrices.items()}
+            found |= {f"{name}.down": down.detach().cpu().clone() for name, (_, down) in matrices.items()}
+        finally:
+            family.module.unload_lora()
+    adapter = FoundAdapter(found, concept_words[0], losses)
+    with adapter.applied(family), frozen_model(family):
+        losses.append(loss.fixed(vectors))
+    return adapter

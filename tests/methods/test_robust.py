@@ -1,0 +1,135 @@
+"""Robust training in runs: what it needs and leaves, that accumulation makes no difference, and refusals."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from cheap_runs import context_of
+from torch.testing import assert_close
+
+from sa_diffusers.core.concepts import Concepts
+from sa_diffusers.core.conditions import Condition
+from sa_diffusers.core.seeding import derive_seed
+from sa_diffusers.data.sample_set import SampleSet
+from sa_diffusers.families import get_family
+from sa_diffusers.io.stages import Artifact
+from sa_diffusers.methods.selective_amnesia import further_terms
+from sa_diffusers.methods.sources import OpenSource
+from sa_diffusers.runs.options import ForgetConfig
+from sa_diffusers.training.loop import infinite_indices
+
+
+ROBUST = {
+    "robust_weight": 2.0, "robust_every": 2, "robust_steps": 2, "robust_samples": 4, "robust_groups": 2,
+    "replay_negative": "mixture", "train_batch_size": 8, "num_surrogate_samples": 12, "learning_rate": 1e-3,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(run_cheaply, tmp_path_factory):
+    return run_cheaply(tmp_path_factory.mktemp("robust") / "run", **ROBUST)
+
+
+def weights(outcome) -> dict[str, torch.Tensor]:
+    return dict(outcome.pipeline.unet.state_dict())
+
+
+def test_a_robust_run_leaves_its_pictures_and_both_terms(whole):
+    history = json.loads((whole.output_dir / "history.json").read_text())
+    assert ["adversary_loss" in row for row in history] == [True, False, True, False]
+    assert all(row["open_loss"] > 0 for row in history)
+    own = SampleSet.load(whole.output_dir / "surrogate" / "concept_samples.safetensors")
+    assert len(own) == 3 and all("seven" in c.text or "7" in c.text for c in own.conditions)
+    assert not (whole.output_dir / "samples" / "without_concept.safetensors").exists()
+
+
+def test_accumulation_makes_no_difference(whole, run_cheaply, tmp_path):
+    parts = run_cheaply(tmp_path / "run", **ROBUST, gradient_accumulation_steps=2)
+    assert_close(weights(parts), weights(whole), rtol=1e-4, atol=2e-6)
+
+
+@pytest.mark.slow
+def test_it_resumes_with_nothing_but_the_step(whole, run_cheaply, tmp_path):
+    """Here with slots after the concept's name."""
+    slots = ROBUST | {"robust_slots": True, "robust_tokens": 3, "checkpointing_steps": 2}
+    at_once = weights(run_cheaply(tmp_path / "run", **slots))
+    assert not torch.equal(at_once["conv_out.weight"], weights(whole)["conv_out.weight"])
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step_0000004")
+    (tmp_path / "run" / ".stages" / "train.json").unlink()
+    resumed = run_cheaply(tmp_path / "run", **slots)
+    assert "train" not in resumed.metrics["seconds"]["reused"]
+    assert_close(weights(resumed), at_once, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        (
+            {"robust_weight": 1.0, "robust_samples": 6, "robust_groups": 4},
+            "robust_samples in equal parts for 4 groups",
+        ),
+        ({"robust_weight": 1.0, "gradient_accumulation_steps": 2}, "robust_groups in equal parts for 2 processes x"),
+        (
+            {"replay_negative": "mixture", "train_batch_size": 4, "gradient_accumulation_steps": 2},
+            "a quarter of train_batch_size in equal parts for 2 processes x accumulation steps, got 1",
+        ),
+        ({"method": "naive", "robust_weight": 1.0}, "naive takes no robust_weight and no replay_negative mixture"),
+        ({"method": "sa+esd", "replay_negative": "mixture"}, r"sa\+esd takes no robust_weight"),
+        ({"method": "pcgrad-symmetric", "robust_weight": 1.0}, "pcgrad-symmetric takes no robust_weight"),
+        ({"method": "uce", "robust_weight": 1.0}, "uce takes no robust_weight"),
+        ({"robust_weight": -1.0}, "robust_weight"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(options, error):
+    with pytest.raises(ValueError, match=error):
+        ForgetConfig(concept="seven", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"robust_weight": 1.0, "surrogate": "noise"}, "robust_weight needs a surrogate in words, got noise"),
+        ({"robust_weight": 1.0, "robust_tokens": 11}, "no template has room for robust_tokens 11"),
+        ({"replay_negative": "mixture", "empty_prompt_fraction": 0.0}, "no replay prompt leaves the concept open"),
+    ],
+)
+def test_concepts_and_prompts_that_cannot_work_are_refused(options, error, tiny_pipeline, tmp_path):
+    context = context_of(get_family(tiny_pipeline()), tmp_path, **options)
+    with pytest.raises(ValueError, match=error):
+        context.method.check(context)
+
+
+def test_prompts_that_leave_it_open_are_asked_with_siblings_or_with_other_prompts(tiny_pipeline, tmp_path):
+    samples = SampleSet(torch.zeros(4, 4, 8, 8), list(map(Condition, ["", "a red", "a red seven", "a nine"])))
+    options = {"replay_negative": "mixture", "open_siblings": 3, "train_batch_size": 8}
+    for concept, opened, words in (("seven, 7", 2, 18), ("red", 1, 2)):
+        context = context_of(get_family(tiny_pipeline()), tmp_path, concept, "green", **options)
+        context.inputs.prompts += ["a red seven", "a nine", "a digit"]
+        if concept == "red":
+            alone = Concepts([replace(context.concepts[0], siblings=())])
+            context.inputs = replace(context.inputs, concepts=alone)
+        context.artifacts["samples"] = Artifact(samples, None)
+        source = OpenSource(context)
+        assert (len(source.samples), len(source.others)) == (opened, words)
+        batch = source.batch(0)
+        count = 1 + min(3, words)
+        assert batch["asked"]["encoder_hidden_states"].shape[:2] == (2, count)
+        named = context.family.batch(samples.latents[:1], [Condition(context.concepts[0].name)])
+        asked = [c.text for c in samples.take(infinite_indices(opened, 2, 0, derive_seed(0, "open order"))).conditions]
+        for row, prompt in enumerate(asked):
+            assert prompt or torch.equal(
+                batch["asked"]["encoder_hidden_states"][row, 0], named["encoder_hidden_states"][0]
+            )
+        term = further_terms(context)[0]
+        assert term.unearned == pytest.approx(1 / 3 if concept == "red" else 1 / 4 - 1 / 10)
+
+
+@pytest.mark.parametrize("options", [{"robust_weight": 1.0}, {"replay_negative": "mixture"}])
+def test_several_concepts_are_refused(options, tiny_pipeline, tmp_path):
+    context = context_of(get_family(tiny_pipeline()), tmp_path, **options)
+    both = Concepts([*context.concepts, replace(context.concepts[0], phrasings=("red",))])
+    context.inputs = replace(context.inputs, concepts=both)
+    with pytest.raises(ValueError, match="take one concept, got 2; run them one by one"):
+        context.method.check(context)
