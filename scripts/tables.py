@@ -93,6 +93,7 @@ def large() -> str:
         for cells, peak in zip(rows.values(), peaks + [row["peak"] for row in one["stages"]], strict=True):
             cells.append(f"{peak:.1f} GB")
     rows["needed of a card"] = [f"{one['needed']:.1f} of {one['limit']} GB" for one in found.values()]
+    rows["the same, linear layers in 4 bits"] = [f"{one['needed in 4 bits']:.1f} GB" for one in found.values()]
     return markdown_table(["1 + 1 samples", *found], [[name, *cells] for name, cells in rows.items()])
 
 

@@ -108,8 +108,9 @@ class RunContext:
     @property
     def computed_in(self) -> dict[str, str]:
         """The part of a key that names the precision of forward passes, where that is not the weights' own."""
-        dtype = self.family.compute_dtype
-        return {} if dtype is None else {"compute_dtype": str(dtype).removeprefix("torch.")}
+        dtype, bits = self.family.compute_dtype, self.options.quantize_base
+        said = {} if dtype is None else {"compute_dtype": str(dtype).removeprefix("torch.")}
+        return said if bits is None else said | {"bits": str(bits)}
 
     def value(self, need: str) -> Any:
         """An artifact's value; None where the run has none of that name."""
