@@ -52,8 +52,10 @@ def estimate_large(size: str) -> tuple[dict[str, Any], str]:
 
 
 def _spared(denoiser: nn.Module) -> float:
-    """Bytes that 4 bits a weight of the linear layers, and a float32 for every 64, spare beside bf16; one of the layers
-    at a time is in bf16 to be computed with."""
+    """Bytes that 4 bits a weight of the linear layers, and a float32 for every 64, spare beside bf16.
+
+    One of the layers at a time is in bf16, to be computed with.
+    """
     counts = [layer.weight.numel() for layer in denoiser.modules() if type(layer) is nn.Linear]
     return sum(counts) * (2 - 4 / 8 - 4 / 64) - 2 * max(counts)
 
