@@ -6,7 +6,7 @@
     python scripts/benchmark.py --size flux --estimate
     python scripts/benchmark.py --only fisher
     python scripts/benchmark.py --only fisher --model runs/digits8x8_base/pipeline --samples 60 --terms 2
-    python scripts/benchmark.py --only fisher --model bundled/digits_flow/pipeline --terms 5 --exact_terms 200
+    python scripts/benchmark.py --only fisher --model bundled/digits_flow/pipeline --terms 10 --exact_terms 200
     OMP_NUM_THREADS=1 taskset -c 0 python scripts/benchmark.py --only fisher_linear
 
 --size: seconds and peak memory of sampling, Fisher and a training step in each way, taking turns in one process, and

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sa_diffusers.report.metrics_table import metric_rows
-from sa_diffusers.report.tables import duration, markdown_table
+from sa_diffusers.report.tables import duration, markdown_table, table_of
 from sa_diffusers.report.tables import measured as measured_by
 
 
@@ -31,9 +31,33 @@ def read(name: str) -> Any:
 
 def quickstart() -> str:
     """The run of configs/digits.yaml: what it measured and how long it took."""
-    found = read("quickstart")
-    rows = [[row.label, row.before, row.after] for row in metric_rows(found) if row.before != row.after]
+    return before_and_after("quickstart")
+
+
+def before_and_after(name: str) -> str:
+    rows = [[row.label, row.before, row.after] for row in metric_rows(read(name)) if row.before != row.after]
     return markdown_table(["measure", "before", "after"], rows)
+
+
+def flow() -> str:
+    """The run of configs/digits_flow.yaml."""
+    return before_and_after("flow")
+
+
+def flow_base() -> str:
+    """What the bundled flow draws beside the bars of a base model."""
+    return table_of(read("flow_base")["bars"])
+
+
+def flow_paths() -> str:
+    """Which way a digit enters the bundled flow."""
+    rows = [row | {"interval": "{:.2f} to {:.2f}".format(*row["interval"])} for row in read("flow_paths")["rows"]]
+    return table_of(rows)
+
+
+def flow_fisher() -> str:
+    """The cheap Fisher of the bundled flow beside two larger draws."""
+    return table_of(read("flow_fisher"))
 
 
 def quickstart_seconds() -> str:
@@ -121,7 +145,10 @@ def preference() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     table.__name__: table
-    for table in (quickstart, quickstart_seconds, measured, whole_runs, counted, memory, large, ewc, preference)
+    for table in (
+        quickstart, quickstart_seconds, measured, whole_runs, counted, memory, large, ewc, preference, flow, flow_base,
+        flow_paths, flow_fisher,
+    )  # fmt: skip
 }
 
 
