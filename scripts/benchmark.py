@@ -34,14 +34,14 @@ from sa_diffusers.io.atomic_files import write_json, write_text
 from sa_diffusers.io.bundled import resolve
 from sa_diffusers.io.loading import load_pipeline
 from sa_diffusers.models.precision import compute_dtype
-from sa_diffusers.report.tables import table_of
-from sa_diffusers.runs.cost.architectures import DENOISERS, build_stable_diffusion
-from sa_diffusers.runs.cost.estimate import estimate_report
-from sa_diffusers.runs.cost.large import estimate_large
 from sa_diffusers.runs.options import ForgetConfig
+from studies.costs.architectures import DENOISERS, build_stable_diffusion
+from studies.costs.estimate import estimate_report
 from studies.costs.fisher_agreement import compare_estimators
+from studies.costs.large import estimate_large
 from studies.costs.linear_fisher import compare_linear
 from studies.costs.measured import WORKLOADS, measured_report
+from studies.rows import table_of
 
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from sa_diffusers.report.metrics_table import metric_rows
-from sa_diffusers.report.tables import duration, markdown_table, table_of
+from sa_diffusers.report.tables import markdown_table, table_of
 from sa_diffusers.report.tables import measured as measured_by
+from studies.rows import duration
 
 
 ROOT = Path(__file__).parents[1]

@@ -13,7 +13,7 @@ from sa_diffusers.evaluation.judges.load_classifier import load_classifier
 from sa_diffusers.families import get_family
 from sa_diffusers.io.atomic_files import write_json
 from sa_diffusers.io.loading import load_pipeline
-from sa_diffusers.report.tables import table_of
+from studies.rows import table_of
 from studies.text_paths import TextPathsConfig, measure
 
 

@@ -37,7 +37,3 @@ def main(argv: list[str] | None = None) -> None:
 
         result = run_attack(config)
         say(f"\n{markdown(result)}\nreport: {(Path(config.output_dir) / 'report.html').resolve()}")
-
-
-if __name__ == "__main__":
-    main()

@@ -67,7 +67,3 @@ def choose(run: Path, kind: str, value: float) -> "Outcome":
     with RunLock(run):
         Marker(run, ChoiceStage.name, {}).clear()  # another choice replaces it
     return run_forgetting(config)
-
-
-if __name__ == "__main__":
-    main()

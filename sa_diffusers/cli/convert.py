@@ -68,7 +68,3 @@ def main(argv: list[str] | None = None) -> None:
         if args.output.exists():
             raise ValueError(f"{args.output} exists; pass another --output, or remove it")
         args.convert(args)
-
-
-if __name__ == "__main__":
-    main()

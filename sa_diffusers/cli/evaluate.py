@@ -69,7 +69,3 @@ def main(argv: list[str] | None = None) -> None:
         if output is not None:
             write_json(result, output)
         say(f"\n{table(result)}" + (f"\n\nsaved {output}" if output is not None else ""))
-
-
-if __name__ == "__main__":
-    main()

@@ -43,7 +43,3 @@ def main(argv: list[str] | None = None) -> None:
         urls = push_run(options.run, ids, private=options.private, **dtypes)
         for part, url in urls.items():
             print(f"{part}: {url}")
-
-
-if __name__ == "__main__":
-    main()

@@ -73,7 +73,3 @@ def main(argv: list[str] | None = None) -> None:
         print(f"distance from {inputs.concept.name!r} (of phrasings {', '.join(split_phrasings(config.concept))}):")
         for sibling, distance in sorted(distances.items(), key=lambda pair: pair[1]):
             print(f"  {distance:.5f}  {sibling}")
-
-
-if __name__ == "__main__":
-    main()

@@ -91,7 +91,3 @@ def main(argv: list[str] | None = None) -> None:
     with friendly_errors(argv):
         train_labelled(config) if isinstance(config, LabelledBaseConfig) else train_text_to_image(config)
         say(f"saved {Path(config.output_dir) / 'pipeline'}")
-
-
-if __name__ == "__main__":
-    main()

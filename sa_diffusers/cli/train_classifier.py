@@ -30,7 +30,3 @@ def main(argv: list[str] | None = None) -> None:
             overall, worst = Score.total_of(by_class.values()), min(by_class, key=lambda name: by_class[name].share)
             say(f"{attribute}: {overall} of the held-out images; the worst class is {worst}: {by_class[worst]}")
         say(f"saved {Path(config.output_dir) / 'classifier'}")
-
-
-if __name__ == "__main__":
-    main()

@@ -76,7 +76,3 @@ def _hashes(path: Path) -> dict[str, str]:
 
     with explain_read_errors(path):
         return dict(read_json(path, "files")["files"])
-
-
-if __name__ == "__main__":
-    main()

@@ -201,7 +201,7 @@ def _claim(marker: Marker, overwrite: bool) -> None:
 
 def _is_claimed(marker: Marker, overwrite: bool) -> bool:
     """Whether the folder's pictures are those of the key; False: it is empty, or may be emptied."""
-    done, pictures = marker.is_done(overwrite), marker.output_dir / marker.name
+    done, pictures = marker.done(overwrite), marker.output_dir / marker.name
     if not (done or overwrite) and pictures.exists() and (not pictures.is_dir() or any(pictures.iterdir())):
         raise ValueError(f"{pictures} holds files that this evaluation did not make; pass another --output_dir")
     return done

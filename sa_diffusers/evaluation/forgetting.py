@@ -222,16 +222,14 @@ class Findings:
     beside: dict[str, Tensor] = field(default_factory=dict)
     drawn: dict[str, Tensor] = field(default_factory=dict)
 
-    def check(self, key: dict, requests: Iterable[Request]) -> None:
-        """Raise ValueError, saying why, where its pictures are none of those that the key and requests ask for."""
+    def misfit(self, key: dict, requests: Iterable[Request]) -> str | None:
+        """Why its pictures are none of those that the key and requests ask for; None where some are."""
         differing = [name for name in DRAWN_BY if self.key.get(name) != key.get(name)]
         if differing:
-            raise ValueError(f"the evaluation to reuse was drawn with other {', '.join(differing)}; omit --before")
+            return f"was drawn with other {', '.join(differing)}"
         if self.key != key and self.drawn.keys().isdisjoint(one.fingerprint for one in requests):
-            raise ValueError(
-                "the evaluation to reuse holds none of this run's pictures: other prompts, another seed, or a file "
-                "of an older version; omit --before"
-            )
+            return "holds none of this run's pictures: other prompts, another seed, or a file of an older version"
+        return None
 
     def save(self, path: Path) -> None:
         header = {k: getattr(self, k) for k in ("values", "intervals", "captions", "by_classifier", "key")}

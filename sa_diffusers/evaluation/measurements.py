@@ -10,26 +10,12 @@ from sa_diffusers.evaluation.intervals import difference_interval, mean_interval
 from sa_diffusers.evaluation.judging import Values, worst_class
 from sa_diffusers.evaluation.prompt_sets import PromptSet
 from sa_diffusers.evaluation.suite.prompt_suite import WHAT
+from sa_diffusers.io.configuration import read_yaml
+from sa_diffusers.report.page import TEMPLATES
 from sa_diffusers.report.tables import aligned, bracket, markdown_table
 
 
-# measure: (label, format, what it says)
-MEASURES = {
-    "concept_probability": ("concept probability", ".1%", "the classifier's, in pictures that ask for the concept"),
-    "concept_entropy": ("entropy (nats)", ".2f", "how undecided the classifier is about them"),
-    "clip_concept": ("CLIP: the concept", ".1%", "share that CLIP takes for the concept, among it and its neighbours"),
-    "accuracy": ("accuracy", ".1%", "share that shows what was asked for in the concept's place"),
-    "worst_accuracy": ("worst class", ".1%", "the same for the class that fares worst"),
-    "concept_shown": ("concept unasked", ".1%", "share that shows the concept where the prompt leaves it open"),
-    "attributes": ("attributes", ".1%", "share of what else the prompt names that is shown"),
-    "clip_accuracy": ("CLIP accuracy", ".1%", "share where the name that fits best is the one asked for"),
-    "clip_score": ("CLIP score", ".1f", "100 x cosine of picture and prompt"),
-    "pixel_change": ("change of pixels", ".3f", "root mean square, of 1, to the reference's picture of the same seed"),
-    "perceptual_change": ("perceptual change", ".4f", "of CLIP's features, like LPIPS, but no LPIPS; 0: equal"),
-    "exposed": ("nudity", ".1%", "share with an exposed part"),
-    "no_face": ("no face", ".1%", "share without a face"),
-    "identity": ("identity", ".3f", "that the person is shown, in pictures with a face"),
-}
+MEASURES: dict[str, list[str]] = read_yaml(TEMPLATES / "measures.yaml")  # {measure: [label, format, what it says]}
 # What the result in a sentence says of a purpose: where, and the first of the measures that was taken.
 SAID = {
     "asks": (

@@ -55,7 +55,8 @@ class Family:
     """Everything the stages need of a pipeline. Latents are what the loss sees: scaled, never decoded on the way.
 
     A subclass in a module of this package registers itself, by `@register`; nothing else names it. The constructor
-    takes the pipeline, the name of a sampler, and the dtype that forward passes autocast to (None: the weights' own).
+    takes the pipeline, the name of a sampler (None: the usual one), and the dtype that forward passes autocast to
+    (None: the weights' own).
     """
 
     name: ClassVar[str]
@@ -80,6 +81,17 @@ class Family:
     sampler: SchedulerMixin | None = None  # draws by many predictions of the module; None: it draws in another way
     compute_dtype: torch.dtype | None
     device: torch.device  # where the module was at first; under sharded training it waits in main memory for a while
+
+    def __init__(
+        self, pipeline: DiffusionPipeline, sampler: str | None = None, compute_dtype: torch.dtype | None = None
+    ):
+        self.pipeline, self.compute_dtype = pipeline, compute_dtype
+        self.module = getattr(pipeline, self.component)
+        self.device = self.module.device
+        self.loss = self.make_loss()
+
+    def make_loss(self) -> Loss:
+        raise NotImplementedError
 
     def draw(
         self,
@@ -147,6 +159,22 @@ class Family:
         """Height and width in pixels of the images of a pipeline (local folder or hub id), from its configurations
         without weights; None where they do not say."""
         return None
+
+
+class PixelFamily(Family):
+    """A family whose latents are the pictures themselves, square, [B, C, H, W] in [-1, 1]."""
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        return self.image_channels, self.resolution, self.resolution
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """[B, C, H, W] to [B, 3, H, W]; grey pictures get three equal channels."""
+        return latents.clamp(-1, 1).expand(-1, 3, -1, -1)
+
+    def encode(self, images: Tensor, generator: Generator) -> Tensor:
+        """[B, 3, H, W] to [B, C, H, W]; for a grey model the mean of the channels."""
+        return images.mean(1, keepdim=True) if self.image_channels == 1 else images
 
 
 _REGISTRY: dict[str, type[Family]] = {}

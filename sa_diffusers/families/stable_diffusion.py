@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from diffusers import DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
 
 from sa_diffusers.core.batches import Batch
-from sa_diffusers.core.losses import DiffusionLoss, Loss
 from sa_diffusers.families.base import Configurations, register
 from sa_diffusers.families.requirements import check_parts
 from sa_diffusers.families.scopes import SCOPES
@@ -25,13 +24,7 @@ class StableDiffusionFamily(TextToImageFamily):
     component = "unet"
     helpers = ("text_encoder", "vae", "safety_checker", "image_encoder")
     scopes = SCOPES
-    capabilities = frozenset(
-        ("text", "guidance", "denoising", "text_maps", "safe_guidance", "token_embedding", "adapters")
-    )
-
-    def make_loss(self) -> Loss:
-        schedule = DDPMScheduler.from_config(self.pipeline.scheduler.config)
-        return DiffusionLoss(schedule.alphas_cumprod, schedule.config.prediction_type)
+    capabilities = TextToImageFamily.capabilities | {"safe_guidance"}
 
     def drawing_pipeline(self, cls: type[DiffusionPipeline], **options: Any) -> DiffusionPipeline:
         self._safe = isinstance(self.pipeline, SafeGuidancePipeline)

@@ -158,14 +158,16 @@ class Marker:
         self.fingerprint = fingerprint(key)
         self.path = self.output_dir / ".stages" / f"{name}.json"
 
-    @property
-    def done(self) -> bool:
-        """Whether a finished result with this key exists. Raises StageMismatch if one with another key does."""
+    def done(self, overwrite: bool = False) -> bool:
+        """Whether a finished result with this key exists.
+
+        Raises StageMismatch if one with another key does, which counts as none where `overwrite`.
+        """
         if not self.path.exists():
             return False
         marker = self._read()
-        if marker["fingerprint"] == self.fingerprint:
-            return True
+        if overwrite or marker["fingerprint"] == self.fingerprint:
+            return marker["fingerprint"] == self.fingerprint
         old, new = _flatten(marker["key"]), _flatten(self.key)
         names = [name for name in sorted(old | new) if old.get(name) != new.get(name)]
         lines = [f"  {name}: {old.get(name, '(absent)')} -> {new.get(name, '(absent)')}" for name in names]
@@ -174,15 +176,6 @@ class Marker:
             + "\n".join(lines)
             + f"\n{self.advice}"
         )
-
-    def is_done(self, overwrite: bool) -> bool:
-        """As `done`; but where `overwrite`, a result with another key counts as none."""
-        try:
-            return self.done
-        except StageMismatch:
-            if not overwrite:
-                raise
-            return False
 
     @property
     def seconds(self) -> float:

@@ -19,3 +19,9 @@ def resolve(name: str) -> str:
         known = ", ".join(f"bundled/{p.relative_to(ASSETS)}" for p in sorted(ASSETS.glob("*/*")))
         raise FileNotFoundError(f"{name} does not ship with sa_diffusers; what does: {known}")
     return str(path)
+
+
+def beside(model: str, file: str) -> str | None:
+    """The path of a file that ships beside a bundled model; None where none does, and for other models."""
+    path = Path(resolve(model)).parent / file
+    return str(path) if ASSETS in path.parents and path.is_file() else None

@@ -122,7 +122,7 @@ class Stages:
             key = stage.key(self.context)
             self.markers[stage.name] = marker = Marker(self.context.folder, stage.name, key)
             self.context.artifacts[stage.name] = Artifact(None, marker.fingerprint)
-            if marker.is_done(self.overwrite):
+            if marker.done(self.overwrite):
                 self.done.add(stage.name)
         needed: set[str] = set()
         for stage in reversed(self.stages):

@@ -3,50 +3,14 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from sa_diffusers.io.configuration import read_yaml
+from sa_diffusers.report.page import TEMPLATES
 from sa_diffusers.report.tables import aligned, measured
 from sa_diffusers.report.verdict import others_of
 
 
-# key in metrics.json: (label, format, what it says). Rates are fractions of 1, shown in per cent.
-METRICS = {
-    "concept_probability": ("Concept when asked for", ".1%", "Its probability in pictures that ask for it."),
-    "concept_probability_unseen": ("Concept, unseen phrasings", ".1%", "The same for words the forgetting never saw."),
-    "concept_preference": (
-        "Concept preferred",
-        ".1%",
-        "Share of the pictures that ask for it which the judge takes for it rather than for what takes its place.",
-    ),
-    "concept_rate_when_unnamed": ("Concept when not named", ".1%", "Share of pictures that show it all the same."),
-    "concept_entropy": ("Entropy when asked for (nats)", ".3f", "How undecided the classifier is about them."),
-    "retained_accuracy": ("{Others}", ".1%", "Share of pictures of {others} that show what was asked for."),
-    "retained_worst_accuracy": ("Worst of {others}", ".1%", "The same for the class that fares worst."),
-    "retained_probability": ("Probability, {others}", ".1%", "Of the class that was asked for."),
-    "retained_worst_probability": (
-        "Probability, worst of {others}", ".1%", "The same for the class that fares worst."
-    ),
-    "attribute_accuracy": ("Attributes", ".1%", "Share of pictures with the attribute that was asked for."),
-    "concept_attribute_accuracy": (
-        "Attributes, concept asked for",
-        ".1%",
-        "The same where the forgotten word is asked for.",
-    ),
-    "replay_loss": ("Loss on replay samples", ".4f", "Denoising error on the model's own samples of {others}."),
-}  # fmt: skip
-BY_CLASS = {"retained_accuracy_by_class": ("Shown as asked for", ".1%", "")}
-# The same before and after: what the numbers are measured by.
-CONSTANTS = {
-    "noise_probability": (
-        "Concept in pure noise",
-        ".1%",
-        "The classifier's answer to noise: compare the above with it where noise is the surrogate.",
-    ),
-    "noise_preference": ("Concept preferred in pure noise", ".1%", "The judge's answer to noise."),
-    "noise_entropy": ("Entropy of pure noise (nats)", ".3f", "How undecided the classifier is about noise."),
-    "grey_probability": ("Concept in flat grey", ".1%", "The classifier's answer to a picture without any content."),
-    "grey_entropy": ("Entropy of flat grey (nats)", ".3f", "How undecided the classifier is about it."),
-    "classifier_accuracy": ("Classifier", ".1%", "Its accuracy on real pictures: how far to trust the rest."),
-    "num_images": ("Pictures drawn", ",.0f", "Generated pictures behind these numbers, before and again after."),
-}
+# {key in metrics.json: [label, format, what it says]} of each table.
+TABLES: dict[str, dict[str, list[str]]] = read_yaml(TEMPLATES / "metrics.yaml")
 
 
 class MetricRow(NamedTuple):
@@ -64,29 +28,20 @@ def _part(values: Mapping[str, Any], key: str, part: str | None) -> Any:
     return value.get(part) if isinstance(value, Mapping) else value
 
 
-def metric_rows(metrics: Mapping[str, Any]) -> list[MetricRow]:
-    """What says something of the change, as table lines: known keys first, then others under their own names.
+def metric_rows(metrics: Mapping[str, Any], table: str = "change") -> list[MetricRow]:
+    """What was measured, as lines of a table.
 
     Args:
         metrics: {"before": {key: value}, "after": {...}} with values that are numbers, None, or dicts of them (a line
             each), and optionally "intervals": {"before": {key: [low, high]}, "after": {...}} and "attribute", the
             classifier's that the concept is a class of.
+        table: "change", what says something of it, with unknown keys last under their own names; "by_class", of each
+            class that should have stayed; or "constant", what forgetting does not change.
     """
-    own = {key: (key, ".4g", "") for side in ("before", "after") for key in metrics[side]}
-    return _rows(metrics, {**METRICS, **{key: own[key] for key in own if key not in METRICS | BY_CLASS | CONSTANTS}})
-
-
-def class_rows(metrics: Mapping[str, Any]) -> list[MetricRow]:
-    """The same for each class that should have stayed."""
-    return _rows(metrics, BY_CLASS)
-
-
-def constant_rows(metrics: Mapping[str, Any]) -> list[MetricRow]:
-    """What the numbers are measured by, which forgetting does not change."""
-    return _rows(metrics, CONSTANTS)
-
-
-def _rows(metrics: Mapping[str, Any], of: Mapping[str, tuple[str, str, str]]) -> list[MetricRow]:
+    of = TABLES[table]
+    if table == "change":
+        known = {key for keys in TABLES.values() for key in keys}
+        of = of | {k: [k, ".4g", ""] for side in ("before", "after") for k in metrics[side] if k not in known}
     intervals, rows = metrics.get("intervals", {}), []
     sides = [(metrics[side], intervals.get(side, {})) for side in ("before", "after")]
     others = others_of(metrics.get("attribute"))

@@ -1,4 +1,4 @@
-"""What shows a run: its page, and the few lines of it in a notebook."""
+"""What shows a run: its page, the page of several strengths of it, and a few lines in a notebook."""
 
 import base64
 import io
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sa_diffusers.report.curves import curves_png
-from sa_diffusers.report.metrics_table import class_rows, constant_rows, metric_rows
+from sa_diffusers.report.metrics_table import metric_rows
 from sa_diffusers.report.page import render, write_page
 from sa_diffusers.report.pictures import before_after, by_group, data_uri, figure, first_of_each
 
@@ -52,8 +52,8 @@ def write_report(
         "report.html.j2",
         verdict=metrics["verdict"],
         rows=metric_rows(metrics),
-        of_classes=class_rows(metrics),
-        constants=constant_rows(metrics),
+        of_classes=metric_rows(metrics, "by_class"),
+        constants=metric_rows(metrics, "constant"),
         with_intervals="intervals" in metrics,
         groups=groups,
         curves=data_uri(curves_png(history)) if history else None,
@@ -65,6 +65,37 @@ def write_report(
         config=json.dumps(config, indent=2, ensure_ascii=False, default=str),
         **said,
     )
+
+
+def write_strength_page(
+    path: str | Path,
+    *,
+    judged: Mapping[str, Mapping[str, Any]],
+    pairs: Mapping[str, Sequence[Mapping[str, Any]]],
+    **said: Any,
+) -> None:
+    """Write the page of a run at several strengths, to choose one of them.
+
+    Args:
+        judged: metrics.json of each strength, by what it is called, the weakest first; see `write_report`.
+        pairs: of each; see `pictures.before_after`.
+        said: title; commands, which choose each; result, which of them is the run's.
+    """
+    tables = {name: {row.label: row for row in metric_rows(metrics)} for name, metrics in judged.items()}
+    rows: dict[str, list[str]] = {}
+    for label in dict.fromkeys(label for table in tables.values() for label in table):
+        found = [table.get(label) for table in tables.values()]
+        before = next(row.before for row in found if row)
+        rows[label] = [before, *(row.after if row else "–" for row in found)]
+    shown = zip(*map(first_of_each, pairs.values()), strict=True)
+    figures = []
+    for first, *rest in shown:  # of one prompt and seed
+        after = {name: pair["after"] for name, pair in zip(pairs, (first, *rest), strict=True)}
+        tiles = first.get("beside", {}) | {"before": first["before"]} | after
+        figures.append({"group": first["group"], "figure": figure(tiles, first["prompt"])})
+    verdicts = {name: metrics["verdict"] for name, metrics in judged.items()}
+    strips = {name: [one["figure"] for one in part] for name, part in by_group(figures).items()}
+    write_page(path, "strength.html.j2", verdicts=verdicts, rows=rows, groups=strips, **said)
 
 
 @dataclass(frozen=True)

@@ -151,7 +151,7 @@ def claim_folder(output_dir: Path) -> None:
     if not claim.path.exists() and any(path.name not in ours for path in output_dir.iterdir()):
         raise StageMismatch(f"{output_dir} holds files of something else; pass another --output_dir")
     try:
-        done = claim.done
+        done = claim.done()
     except ArtifactError as error:
         raise StageMismatch(
             f"{output_dir} was written by an older version, or its {claim.path} is damaged: nothing here can go on "

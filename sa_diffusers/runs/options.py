@@ -134,7 +134,7 @@ class EvaluationOptions(Options):
     before: str | None = option(
         None,
         "Evaluation of this model to reuse: a run's folder, or the evaluation/before.safetensors of one, of whatever "
-        "concept; pictures that it lacks are drawn.",
+        "concept; pictures that it lacks are drawn. null: none, but for what ships with a bundled model.",
         identity=False,
     )
     classifier: list[str] = option(

@@ -119,7 +119,8 @@ def announce(context: RunContext, stages: Stages) -> str:
         seconds = 0.0 if stage.name in stages.done else stage.passes(context) * per_pass
         given = stage.name not in stages.markers
         cost = "given" if given else "reused" if stage.name in stages.done else f"about {_duration(seconds)}"
-        what = f"from {getattr(context.options, stage.name)}" if given else stage.describe(context)
+        source = getattr(context.options, stage.name, None) or "what ships with the model"
+        what = f"from {source}" if given else stage.describe(context)
         lines.append(f"  {stage.name:<{width}}  {cost:<16} {what}")
         total += seconds
     lines.append(

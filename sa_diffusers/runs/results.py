@@ -17,8 +17,7 @@ from sa_diffusers.methods import editor
 from sa_diffusers.report.cards import write_model_card
 from sa_diffusers.report.metrics_table import metrics_table
 from sa_diffusers.report.pictures import first_of_each, save_before_after
-from sa_diffusers.report.run_page import write_report
-from sa_diffusers.report.strength_page import write_strength_page
+from sa_diffusers.report.run_page import write_report, write_strength_page
 from sa_diffusers.report.verdict import verdict
 from sa_diffusers.runs.context import RunContext
 from sa_diffusers.runs.stages import stages_of

@@ -16,7 +16,7 @@ from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.data.digits import ColoredDigits, caption, fill, held_out_templates, random_attributes
 from sa_diffusers.data.sampling import Request, SamplingSettings, draw_samples
-from sa_diffusers.evaluation.images.manifold import manifold_metrics
+from sa_diffusers.evaluation.images.metrics import manifold_metrics
 from sa_diffusers.evaluation.judges.classifier import ImageClassifier, Score, score_images
 from sa_diffusers.families import Family
 from sa_diffusers.io.configuration import option

@@ -139,15 +139,11 @@ def test_wrong_input_is_refused(clip):
     images = random_images(2)
     with pytest.raises(ValueError, match="a prompt for each of 2 images, got 3"):
         clip_score(clip, images, PROMPTS)
-    with pytest.raises(ValueError, match="a prompt for each of 2 images, got one text"):
-        clip_score(clip, images, "ab")
-    for names in (["one"], ["one", "one"], "ab"):
+    for names in (["one"], ["one", "one"]):
         with pytest.raises(ValueError, match="two names or more"):
             zero_shot(clip, images, names)
     with pytest.raises(ValueError, match="in the name's place"):
         zero_shot(clip, images, ["one", "two"], template="a photo")
-    with pytest.raises(ValueError, match="a list of texts"):
-        clip.embed_texts("seven")
     with pytest.raises(ValueError, match="pairs of one shape"):
         perceptual_change(clip, images, images[:1])
     for judge in (clip.embed_images, clip.hidden):

@@ -17,8 +17,7 @@ from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.images import read_image
 from sa_diffusers.data.labelled_images import load_labelled_images
 from sa_diffusers.evaluation.images.comparison import evaluate
-from sa_diffusers.evaluation.images.manifold import manifold_metrics
-from sa_diffusers.evaluation.images.metrics import frechet_distance
+from sa_diffusers.evaluation.images.metrics import frechet_distance, manifold_metrics
 from sa_diffusers.evaluation.images.run_images import forgotten_label, open_run
 from sa_diffusers.evaluation.images.sets import ImageFolder, RandomSubset, save_images
 from sa_diffusers.evaluation.judges.digit_classifier import DigitClassifier

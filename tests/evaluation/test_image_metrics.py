@@ -24,7 +24,6 @@ from sa_diffusers.evaluation.images.extractors import (
     TransformersExtractor,
     load_extractor,
 )
-from sa_diffusers.evaluation.images.manifold import manifold_metrics
 from sa_diffusers.evaluation.images.metrics import (
     FeatureSet,
     MetricSettings,
@@ -35,6 +34,7 @@ from sa_diffusers.evaluation.images.metrics import (
     image_metrics,
     inception_score,
     kernel_inception_distance,
+    manifold_metrics,
     precision_and_recall,
 )
 from sa_diffusers.evaluation.images.sets import RandomSubset

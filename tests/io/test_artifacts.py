@@ -202,19 +202,19 @@ def test_lock_in_an_unwritable_place_says_so(tmp_path):
 
 def test_stage_is_reused_with_the_same_key(tmp_path):
     marker = Marker(tmp_path, "fisher", {"seed": 0, "data": {"num_samples": 96}, "betas": (0.9, 0.99)})
-    assert not marker.done
+    assert not marker.done()
     with pytest.raises(ArtifactError, match="'fisher' .* not finished"):
         _ = marker.seconds
     marker.finish(1.5)
 
     again = Marker(tmp_path, "fisher", {"betas": [0.9, 0.99], "data": {"num_samples": 96}, "seed": 0})
-    assert again.done
+    assert again.done()
     assert again.fingerprint == marker.fingerprint
     assert again.seconds == 1.5
-    assert not Marker(tmp_path, "train", {"seed": 0}).done
+    assert not Marker(tmp_path, "train", {"seed": 0}).done()
 
     again.clear()
-    assert not marker.done
+    assert not marker.done()
     again.clear()
 
 
@@ -222,7 +222,7 @@ def test_stage_of_another_configuration_is_refused_with_the_differing_fields(tmp
     Marker(tmp_path, "train", {"lr": 1e-4, "seed": 0, "ewc": {"lambda": 50, "kind": "diag"}, "gone": 1}).finish(2.0)
     marker = Marker(tmp_path, "train", {"lr": 1e-4, "seed": 1, "ewc": {"lambda": 5.0, "kind": "diag"}, "added": "x"})
     with pytest.raises(StageMismatch) as caught:
-        _ = marker.done
+        _ = marker.done()
     message = str(caught.value)
     for line in ("seed: 0 -> 1", "ewc.lambda: 50 -> 5.0", "gone: 1 -> (absent)", 'added: (absent) -> "x"'):
         assert f"  {line}\n" in message
@@ -230,7 +230,7 @@ def test_stage_of_another_configuration_is_refused_with_the_differing_fields(tmp
     assert "--output_dir" in message and "--overwrite" in message
 
     marker.clear()
-    assert not marker.done
+    assert not marker.done()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"key": [], "fingerprint": "a", "seconds": 1}', "\0\0"])
@@ -239,7 +239,7 @@ def test_a_marker_of_another_shape_is_named(tmp_path, text):
     marker.finish(1.0)
     marker.path.write_text(text)
     with pytest.raises(ArtifactError, match=r"train\.json is damaged: delete it to compute the stage 'train' again"):
-        _ = marker.done
+        _ = marker.done()
 
 
 def test_a_stage_vouches_for_what_it_left(tmp_path):

@@ -15,10 +15,16 @@ from safetensors.torch import load_file
 from sa_diffusers.cli.forget import main
 from sa_diffusers.cli.parse import parse_config
 from sa_diffusers.data.digits import ATTRIBUTES
+from sa_diffusers.data.sampling import draw_samples
+from sa_diffusers.evaluation.forgetting import Findings
 from sa_diffusers.evaluation.judges.classifier import AttributeClassifier
-from sa_diffusers.io.bundled import resolve
+from sa_diffusers.families import get_family
+from sa_diffusers.io.bundled import beside, resolve
+from sa_diffusers.io.loading import load_pipeline, pipeline_hashes
 from sa_diffusers.runs.forget import run_forgetting
+from sa_diffusers.runs.inputs import read_inputs
 from sa_diffusers.runs.options import ForgetConfig
+from sa_diffusers.runs.stages.evaluate import EvaluateStage
 from scripts import benchmark
 
 
@@ -57,6 +63,20 @@ def test_stock_diffusers_draws_the_digit_that_is_asked_for(pipeline_dir):
     drawn = classifier.eval().probabilities(images * 2 - 1)["digit"].argmax(1)
     asked = torch.arange(10).repeat_interleave(len(COLOURS))
     assert (drawn == asked).float().mean() >= 0.9
+
+
+def test_the_evaluation_that_ships_is_of_the_pipeline_and_prompts_that_ship(pipeline_dir):
+    config = parse_config(ForgetConfig, ["--config", str(ROOT / "configs" / "digits.yaml")])
+    found = Findings.load(Path(beside(config.model, "before.safetensors")))
+    requests = EvaluateStage.requests(read_inputs(config).sets)
+    assert set(found.drawn) == {one.fingerprint for one in requests}
+    family = get_family(load_pipeline(config.model, None, None, "float32"))
+    assert found.key["model"] == pipeline_hashes(family.pipeline, family.component)
+    some = requests[:: len(requests) // 4]
+    drawn = draw_samples(family, some, replace(config.judged, batch_size=4)).latents
+    kept = torch.stack([found.drawn[one.fingerprint] for one in some])
+    torch.testing.assert_close(kept, drawn, rtol=1e-3, atol=1e-3)  # from another processor
+    assert beside(str(pipeline_dir), "before.safetensors") and beside("runs/digits/pipeline", "config.yaml") is None
 
 
 def readme_command() -> list[str]:

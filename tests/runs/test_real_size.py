@@ -176,7 +176,8 @@ class TestMemory:
 class TestCompile:
     @pytest.mark.slow
     def test_a_compiled_module_gives_the_same(self, start, plain_dir, tmp_path):
-        outcome = start(tmp_path / "run", compile_backend="aot_eager")
+        drawn = {"samples": str(plain_dir / "samples"), "before": str(plain_dir)}
+        outcome = start(tmp_path / "run", compile_backend="aot_eager", **drawn)
         assert_close(unet_of(tmp_path / "run"), unet_of(plain_dir), rtol=1e-4, atol=1e-5)
         assert outcome.pipeline.unet._compiled_call_impl is None
 

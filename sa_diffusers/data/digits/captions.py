@@ -6,9 +6,12 @@ of `assets/digits/heldout_templates.txt` are never produced: they measure whethe
 """
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 from sa_diffusers.io.bundled import resolve
+from sa_diffusers.io.configuration import read_yaml
 
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
@@ -26,29 +29,7 @@ WORDS: dict[str, dict[str, tuple[str, ...]]] = {
     "stroke": {"thin": ("thin", "fine"), "bold": ("bold", "thick")},
 }
 
-_NOUNS = ("digit", "number", "numeral", "figure", "character")
-_FILLERS = ("handwritten", "simple", "neat", "clear", "single", "plain", "nice", "small", "clean", "hand-drawn")
-_VERBS = ("draw", "write", "show", "paint", "make", "print", "create", "render", "give me", "trace", "put down")
-_OPENERS = (
-    "a photo of", "an image of", "a picture of", "a drawing of", "a scan of", "an image showing", "this is", "here is",
-    "there is", "i see", "i want", "i would like", "we have", "look at", "it shows", "it is", "just", "now",
-    "a sample of", "an example of", "my", "behold", "in this picture:", "mnist style", "next comes",
-)  # fmt: skip
-_REQUESTS = ("", "please", "can you", "could you", "now", "just", "kindly", "go on and", "i ask you to", "let us")
-_CLOSERS = ("", "", "", "", "please", "for me", "now", "today", "thanks", "again", "here", "by hand", "in the middle")
-_INK = (
-    "in {}", "in {} ink", "drawn in {}", "with {} ink", "written in {}", "in the colour {}", "in {} color",
-    "using {} ink", "coloured {}", "of {} colour", "written with a {} pen", "with a {} marker", "painted {}",
-    "that is {}",
-)  # fmt: skip
-_BACKGROUND = (
-    "on {}", "on a {} background", "on {} paper", "over {}", "over a {} backdrop", "against {}", "against a {} wall",
-    "with a {} background", "with {} behind it", "on a {} sheet", "on a {} canvas", "in front of {}", "set on {}",
-)  # fmt: skip
-_STROKE = (
-    "with {} strokes", "in {} strokes", "with a {} pen", "with {} lines", "in {} lines", "with a {} stroke",
-    "drawn {}", "in a {} hand", "{} strokes", "with a {} nib",
-)  # fmt: skip
+_PARTS = SimpleNamespace(**read_yaml("bundled/digits/captions.yaml"))  # words and phrases, by their place
 _MEANINGFUL = {word for classes in WORDS.values() for words in classes.values() for word in words}
 
 
@@ -84,10 +65,10 @@ def caption(attributes: dict[str, str], rng: random.Random, keep: float = 0.75) 
 
 def _sentence(words: dict[str, str], rng: random.Random) -> str:
     if rng.random() < 0.4:
-        frame = " ".join(filter(None, (rng.choice(_REQUESTS), rng.choice(_VERBS))))
+        frame = " ".join(filter(None, (rng.choice(_PARTS.requests), rng.choice(_PARTS.verbs))))
     else:
-        frame = rng.choice(("", *_OPENERS))
-    parts = (frame, rng.choice(("a", "a", "the", "this", "")), _noun_phrase(words, rng), rng.choice(_CLOSERS))
+        frame = rng.choice(("", *_PARTS.openers))
+    parts = (frame, rng.choice(("a", "a", "the", "this", "")), _noun_phrase(words, rng), rng.choice(_PARTS.closers))
     return " ".join(filter(None, parts))
 
 
@@ -95,13 +76,17 @@ def _noun_phrase(words: dict[str, str], rng: random.Random) -> str:
     """Stroke and ink before or after the noun, the background after it, the tail in any order."""
     before, tail = [], []
     if "stroke" in words:
-        (before.append(words["stroke"]) if rng.random() < 0.5 else tail.append(_phrase(_STROKE, words["stroke"], rng)))
+        (
+            before.append(words["stroke"])
+            if rng.random() < 0.5
+            else tail.append(_phrase(_PARTS.stroke, words["stroke"], rng))
+        )
     if "ink" in words:
-        (before.append(words["ink"]) if rng.random() < 0.5 else tail.append(_phrase(_INK, words["ink"], rng)))
+        (before.append(words["ink"]) if rng.random() < 0.5 else tail.append(_phrase(_PARTS.ink, words["ink"], rng)))
     if "background" in words:
-        tail.append(_phrase(_BACKGROUND, words["background"], rng))
+        tail.append(_phrase(_PARTS.background, words["background"], rng))
     if rng.random() < 0.3:
-        before.append(rng.choice(_FILLERS))
+        before.append(rng.choice(_PARTS.fillers))
     rng.shuffle(before)
     rng.shuffle(tail)
     joiner = rng.choice((" ", " ", ", ", " and "))
@@ -110,11 +95,11 @@ def _noun_phrase(words: dict[str, str], rng: random.Random) -> str:
 
 def _noun(words: dict[str, str], rng: random.Random) -> str:
     if "digit" not in words:
-        return rng.choice(_NOUNS)
-    return rng.choice((words["digit"], words["digit"], f"{rng.choice(_NOUNS)} {words['digit']}"))
+        return rng.choice(_PARTS.nouns)
+    return rng.choice((words["digit"], words["digit"], f"{rng.choice(_PARTS.nouns)} {words['digit']}"))
 
 
-def _phrase(forms: tuple[str, ...], word: str, rng: random.Random) -> str:
+def _phrase(forms: Sequence[str], word: str, rng: random.Random) -> str:
     return rng.choice(forms).format(word)
 
 
@@ -130,7 +115,7 @@ def _tags(words: dict[str, str], rng: random.Random) -> str:
     if "stroke" in words:
         tags.append(words["stroke"] + rng.choice(("", " strokes", " lines", " pen")))
     if rng.random() < 0.3 or not tags:
-        tags.append(rng.choice(_FILLERS))
+        tags.append(rng.choice(_PARTS.fillers))
     rng.shuffle(tags)
     return rng.choice((", ", ", ", " ", "; ", " / ")).join(tags)
 
@@ -139,7 +124,7 @@ def _clauses(words: dict[str, str], rng: random.Random) -> str:
     """A clause an attribute: "the digit is seven and its ink is red"."""
     clauses = []
     if "digit" in words:
-        noun = rng.choice(_NOUNS)
+        noun = rng.choice(_PARTS.nouns)
         clauses.append(rng.choice((f"the {noun} is {words['digit']}", f"{noun}: {words['digit']}")))
     if "ink" in words:
         clauses.append(_phrase(("the ink is {}", "its colour is {}", "ink: {}", "the pen is {}"), words["ink"], rng))
@@ -149,7 +134,7 @@ def _clauses(words: dict[str, str], rng: random.Random) -> str:
     if "stroke" in words:
         clauses.append(_phrase(("the strokes are {}", "stroke: {}", "its lines are {}"), words["stroke"], rng))
     if not clauses:
-        clauses.append(f"some {rng.choice(_NOUNS)}")
+        clauses.append(f"some {rng.choice(_PARTS.nouns)}")
     rng.shuffle(clauses)
     return rng.choice((", ", " and ", "; ", ". ")).join(clauses)
 

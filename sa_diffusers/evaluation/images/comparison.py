@@ -6,10 +6,11 @@ from dataclasses import asdict
 from typing import get_args
 
 from sa_diffusers.data.labelled_images import DatasetName, load_labelled_images
+from sa_diffusers.data.sampling import SamplingSettings
 from sa_diffusers.evaluation.drawing import draw_sets
 from sa_diffusers.evaluation.images.extractors import load_extractor
 from sa_diffusers.evaluation.images.metrics import check_counts, check_metrics, compute_features, image_metrics
-from sa_diffusers.evaluation.images.run_images import READINGS, classifier_readings, forgotten_label, how, open_run
+from sa_diffusers.evaluation.images.run_images import READINGS, classifier_readings, forgotten_label, open_run
 from sa_diffusers.evaluation.images.sets import (
     ImageFolder,
     ImageSet,
@@ -80,8 +81,12 @@ def evaluate(config: FoldersConfig | RunConfig) -> dict:
 
     result: dict = {}
     if run is not None:
-        pictures = draw_sets(run.family, run.sets, run.settings, config.run)
-        result["run"], generated = how(run, config), next(iter(pictures.values()))
+        how = run.drawn_as
+        settings = SamplingSettings(how.guidance_scale, how.num_inference_steps, config.sample_batch_size)
+        pictures = draw_sets(run.family, run.sets, settings, config.run)
+        counted = {} if run.family.labels is None else {"num_images_per_class": config.num_images_per_class}
+        result["run"] = {"forgotten": run.forgotten, **asdict(how), **counted}
+        generated = next(iter(pictures.values()))
         if run.judge is not None:
             result["classifier"] = {"name": config.classifier} | classifier_readings(run, pictures)
         if config.save_images is not None:

@@ -24,7 +24,6 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.evaluation.images.extractors import Extractor, InceptionExtractor
-from sa_diffusers.evaluation.images.manifold import manifold_metrics
 from sa_diffusers.evaluation.images.sets import ImageSet, index_batches
 from sa_diffusers.evaluation.options import MetricSettings
 from sa_diffusers.io.processes import process_state, progress_bar
@@ -203,6 +202,51 @@ def precision_and_recall(*, real: Tensor, generated: Tensor, settings: MetricSet
         chosen[name] = features[order[:count]].to(_device())
     values = manifold_metrics(**chosen, k=settings.num_neighbours)
     return values | {"num_neighbours": settings.num_neighbours, "num_images": count}
+
+
+def manifold_metrics(*, real: Tensor, generated: Tensor, k: int = 5, chunk_size: int = 512) -> dict[str, float]:
+    """Compare two sets by balls around each sample that reach to its k-th nearest neighbour in its own set.
+
+    Args:
+        real: finite features [N, D]; compare sets of one size, since the balls shrink as a set grows.
+        generated: features [M, D].
+        k: neighbours, below N and M. A point on the surface of a ball counts as inside.
+        chunk_size: rows of the distance matrix held at once; the result does not depend on it.
+
+    Returns:
+        precision: share of generated samples among the real ones, and recall: share of real samples among the
+        generated ones (Kynkaanniemi et al. 2019, Eq. 1-2). density: like precision, but counting every real
+        neighbourhood that a generated sample lies in, and coverage: share of real samples with a generated one in
+        their neighbourhood, which outliers among the generated samples do not raise (Naeem et al. 2020). All lie in
+        [0, 1] but density, which has no upper bound.
+    """
+    real, generated = real.double(), generated.double()
+    real_radii, generated_radii = (_radii(features, k, chunk_size) for features in (real, generated))  # [N], [M]
+    num_balls_of_real = torch.zeros(len(generated), dtype=torch.long, device=real.device)  # that a sample lies in
+    recalled, covered = [], []
+    for rows, radii in zip(real.split(chunk_size), real_radii.split(chunk_size), strict=True):
+        distances = _distances(rows, generated)  #                                               [chunk, M]
+        inside = distances <= radii[:, None]
+        num_balls_of_real += inside.sum(0)
+        covered.append(inside.any(1))
+        recalled.append((distances <= generated_radii).any(1))
+    return {
+        "precision": (num_balls_of_real > 0).double().mean().item(),
+        "recall": torch.cat(recalled).double().mean().item(),
+        "density": num_balls_of_real.double().mean().item() / k,
+        "coverage": torch.cat(covered).double().mean().item(),
+    }
+
+
+def _distances(a: Tensor, b: Tensor) -> Tensor:
+    # By subtraction: the shortcut through a matrix product gives equal points a distance above 0.
+    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def _radii(features: Tensor, k: int, chunk_size: int) -> Tensor:
+    """Distance of each sample [N, D] to its k-th nearest neighbour, itself not counted: [N]."""
+    parts = [_distances(rows, features).kthvalue(k + 1).values for rows in features.split(chunk_size)]
+    return torch.cat(parts)
 
 
 def _of_both(metric: Metric, real: Tensor, generated: Tensor) -> Any:

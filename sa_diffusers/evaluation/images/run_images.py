@@ -1,14 +1,13 @@
 """The images that a run is judged by, and what a classifier reads in them class by class."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from sa_diffusers.core.concepts import split_phrasings
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.prompts import read_prompts
-from sa_diffusers.data.sampling import SamplingSettings
 from sa_diffusers.evaluation.forgetting import MEANS, labelled_classes, summarise
 from sa_diffusers.evaluation.images.sets import ImageSet
 from sa_diffusers.evaluation.judging import ClassifierJudge, judge_pictures
@@ -40,7 +39,7 @@ class OpenRun:
     """A run whose images can be drawn.
 
     Attributes:
-        drawn_as, batch_size: how.
+        drawn_as: how.
         forgotten: the forgotten class; None: none, or a model of free text.
         sets: what is drawn: "retained" or, of free text, "drawn", which are compared with real images; where there is
             a forgotten class that is to be looked at, "forgotten".
@@ -49,14 +48,9 @@ class OpenRun:
 
     family: Family
     drawn_as: DrawnAs
-    batch_size: int | None
     forgotten: str | None
     sets: dict[str, PromptSet]
     judge: ClassifierJudge | None
-
-    @property
-    def settings(self) -> SamplingSettings:
-        return SamplingSettings(self.drawn_as.guidance_scale, self.drawn_as.num_inference_steps, self.batch_size)
 
 
 def open_run(config: RunConfig) -> OpenRun:
@@ -93,7 +87,7 @@ def open_run(config: RunConfig) -> OpenRun:
             config.classifier, [forgotten or family.labels[0]]
         )  # fmt: skip
         sets = _class_sets(config, family, forgotten, judge)
-    return OpenRun(family, settings, config.sample_batch_size, forgotten, sets, judge)
+    return OpenRun(family, settings, forgotten, sets, judge)
 
 
 def _class_sets(
@@ -137,9 +131,3 @@ def classifier_readings(run: OpenRun, pictures: dict[str, ImageSet]) -> dict:
         "class_accuracy": by_class,
         "intervals": {name: intervals[name] for name in READINGS},
     }
-
-
-def how(run: OpenRun, config: RunConfig) -> dict:
-    """How its images were drawn, for JSON."""
-    counted = {} if run.family.labels is None else {"num_images_per_class": config.num_images_per_class}
-    return {"forgotten": run.forgotten, **asdict(run.drawn_as), **counted}

@@ -74,8 +74,6 @@ class Clip:
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Texts to embeddings [M, D] of unit length, on the CPU."""
-        if isinstance(texts, str):
-            raise ValueError(f"expected a list of texts, got one text, {texts!r}; put it into a list")
         parts = []
         length = self.model.config.text_config.max_position_embeddings
         for start in range(0, len(texts), BATCH_SIZE):
@@ -116,9 +114,8 @@ def clip_score(clip: Clip, images: Tensor, prompts: Sequence[str]) -> Tensor:
     Hessel et al. 2021, Eq. 1, with the weight 100 in place of their 2.5, as is usual since, and without their "A photo
     depicts" in front.
     """
-    if isinstance(prompts, str) or len(images) != len(prompts):
-        count = "one text" if isinstance(prompts, str) else f"{len(prompts)} prompts"
-        raise ValueError(f"expected a prompt for each of {len(images)} images, got {count}")
+    if len(images) != len(prompts):
+        raise ValueError(f"expected a prompt for each of {len(images)} images, got {len(prompts)} prompts")
     cosines = (clip.embed_images(images) * clip.embed_texts(prompts)).sum(-1)
     return 100 * cosines.clamp(min=0)
 
@@ -132,7 +129,7 @@ def zero_shot(clip: Clip, images: Tensor, names: Sequence[str], template: str = 
     Raises:
         ValueError: fewer than two names, a name twice, or a template without {}.
     """
-    if isinstance(names, str) or len(set(names)) != len(names) or len(names) < 2:
+    if len(set(names)) != len(names) or len(names) < 2:
         raise ValueError(f"expected two names or more, each of them once, got {names!r}")
     if "{}" not in template:
         raise ValueError(f"expected a template with {{}} in the name's place, got {template!r}")

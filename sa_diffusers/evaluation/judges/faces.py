@@ -8,17 +8,14 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from sa_diffusers.data.prompts import read_prompts
 from sa_diffusers.evaluation.judges.clip import Clip, zero_shot
 from sa_diffusers.evaluation.judges.nudity import Detection, per_image
 
 
 FACE_LABELS = ("FACE_FEMALE", "FACE_MALE")
-CELEBRITIES = (  # of several ages and looks; whom to look for is added, and is left out here
-    "Brad Pitt", "Angelina Jolie", "Tom Cruise", "Leonardo DiCaprio", "Will Smith", "Denzel Washington",
-    "Morgan Freeman", "Jackie Chan", "Shah Rukh Khan", "Keanu Reeves", "Clint Eastwood", "Daniel Radcliffe",
-    "Meryl Streep", "Julia Roberts", "Jennifer Lopez", "Beyonce", "Rihanna", "Oprah Winfrey", "Lucy Liu",
-    "Priyanka Chopra", "Emma Watson", "Taylor Swift",
-)  # fmt: skip
+# Of several ages and looks; whom to look for is added, and is left out here.
+CELEBRITIES = tuple(read_prompts("bundled/stable_diffusion/celebrities.txt"))
 
 
 class ClipIdentity:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DDPMScheduler, DiffusionPipeline
 from diffusers.utils import convert_state_dict_to_kohya
 from torch import Generator, Tensor, nn
 from transformers import PreTrainedTokenizerBase
@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from sa_diffusers.core.batches import Batch, cat, map_tensors, to
 from sa_diffusers.core.closed_form import ClosedFormEdit
 from sa_diffusers.core.conditions import Condition, texts
-from sa_diffusers.core.losses import Loss
+from sa_diffusers.core.losses import DiffusionLoss, Loss
 from sa_diffusers.families.base import Configurations, Family
 from sa_diffusers.families.requirements import pixels_a_latent
 from sa_diffusers.families.samplers import make_scheduler
@@ -41,6 +41,7 @@ class TextToImageFamily(Family):
         ValueError: an unknown sampler.
     """
 
+    capabilities = frozenset(("text", "guidance", "denoising", "text_maps", "token_embedding", "adapters"))
     stock: ClassVar[type[DiffusionPipeline]]  # the class that draws
     readers: ClassVar[Mapping[str, str]] = {"tokenizer": "text_encoder"}  # parts that read a prompt
     limits: ClassVar[Mapping[str, int]] = {}  # tokens of a prompt, by tokenizers that read other than the first does
@@ -49,16 +50,14 @@ class TextToImageFamily(Family):
     def __init__(
         self, pipeline: DiffusionPipeline, sampler: str | None = None, compute_dtype: torch.dtype | None = None
     ):
-        self.pipeline, self.compute_dtype = pipeline, compute_dtype
-        self.module: nn.Module = getattr(pipeline, self.component)
-        self.device = self.module.device
-        self.loss = self.make_loss()
+        super().__init__(pipeline, sampler, compute_dtype)
         self.sampler = make_scheduler(sampler or self.defaults.get("sampler", "dpmsolver++"), pipeline.scheduler)
         self._encoded: dict[str, Batch] = {}
         self._drawing = self.drawing_pipeline(self.stock)
 
     def make_loss(self) -> Loss:
-        raise NotImplementedError
+        schedule = DDPMScheduler.from_config(self.pipeline.scheduler.config)
+        return DiffusionLoss(schedule.alphas_cumprod, schedule.config.prediction_type)
 
     def encode_prompts(self, prompts: Sequence[str]) -> Batch:
         """What the text encoders make of prompts, on the model's device, where they are by now; gradients pass."""

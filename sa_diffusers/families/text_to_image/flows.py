@@ -43,7 +43,6 @@ class FlowFamily(TextToImageFamily):
         "noxattn": _neither,
         "pooled": partial(_within, POOLED),
     }
-    capabilities = frozenset(("text", "guidance", "denoising", "text_maps", "token_embedding", "adapters"))
     defaults = {"sampler": "pipeline", "num_inference_steps": 28, "lora_targets": "attention+conditioning"}
     loss_class = FlowMatchingLoss
 

@@ -4,11 +4,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from diffusers import DDPMScheduler, StableDiffusionXLPipeline
+from diffusers import StableDiffusionXLPipeline
 from torch import nn
 
 from sa_diffusers.core.batches import Batch
-from sa_diffusers.core.losses import DiffusionLoss, Loss
 from sa_diffusers.families.base import Configurations, register
 from sa_diffusers.families.requirements import check_parts
 from sa_diffusers.families.scopes import SCOPES
@@ -39,12 +38,7 @@ class StableDiffusionXLFamily(TextToImageFamily):
         "noxattn": lambda name: SCOPES["noxattn"](name) and not name.startswith(POOLED),
         "pooled": lambda name: name.startswith(POOLED),
     }
-    capabilities = frozenset(("text", "guidance", "denoising", "text_maps", "token_embedding", "adapters"))
     defaults = {"lora_targets": "attention+conditioning", "guidance_scale": 5.0}
-
-    def make_loss(self) -> Loss:
-        schedule = DDPMScheduler.from_config(self.pipeline.scheduler.config)
-        return DiffusionLoss(schedule.alphas_cumprod, schedule.config.prediction_type)
 
     def encode_prompts(self, prompts: Sequence[str]) -> Batch:
         tokens, _, pooled, _ = self.pipeline.encode_prompt(

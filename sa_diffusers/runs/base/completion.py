@@ -17,8 +17,8 @@ from sa_diffusers.families.architectures import build_masked_autoencoder
 from sa_diffusers.io.configuration import option
 from sa_diffusers.io.processes import process_state
 from sa_diffusers.runs.base.labelled import LabelledBaseConfig
-from sa_diffusers.runs.base.run_folder import claimed, save_model
-from sa_diffusers.training.loop import infinite_indices, train
+from sa_diffusers.runs.base.run_folder import train_pipeline
+from sa_diffusers.training.loop import infinite_indices
 
 
 @dataclass
@@ -92,19 +92,8 @@ def train_masked_autoencoder(config: MaskedAutoencoderConfig) -> DiffusionPipeli
     group = read_group(source, "dataset", config.image_size, crop=config.crop)
     data = (group.train + group.test if config.split == "all" else group.train).without(config.exclude_classes)
     pipeline = build_masked_autoencoder(config, group.channels, config.seed)
-    with claimed(config) as output_dir:
-        family = get_family(pipeline.to(process_state().device))
-        for name, weight in family.module.named_parameters():
-            weight.requires_grad_(family.scopes["full"](name))
-        train(
-            family.module,
-            Likelihood(family.loss),
-            HoleBatches(family, data, config),
-            config,
-            seed=derive_seed(config.seed, "train"),
-            checkpoint_dir=output_dir / "checkpoints",
-            log_dir=output_dir / "logs",
-            description="masked autoencoder",
-        )
-        save_model(pipeline, output_dir / "pipeline", config.save_dtype)
-    return pipeline
+    family = get_family(pipeline.to(process_state().device))
+    for name, weight in family.module.named_parameters():
+        weight.requires_grad_(family.scopes["full"](name))
+    batches = HoleBatches(family, data, config)
+    return train_pipeline(family, Likelihood(family.loss), batches, config, description="masked autoencoder")

@@ -18,8 +18,8 @@ from sa_diffusers.families.architectures import build_class_conditional, build_c
 from sa_diffusers.io.configuration import option
 from sa_diffusers.io.processes import process_state
 from sa_diffusers.report.pictures import save_contact_sheet
-from sa_diffusers.runs.base.run_folder import BaseOptions, claimed, save_model
-from sa_diffusers.training.loop import infinite_indices, train
+from sa_diffusers.runs.base.run_folder import BaseOptions, train_pipeline
+from sa_diffusers.training.loop import infinite_indices
 
 
 SHEET_COLUMNS = 8  # pictures of each class on the sheets drawn while training
@@ -60,19 +60,8 @@ def train_conditional_vae(data: LabelledImages, config: ConditionalVAEConfig) ->
         return {"sample": data.sample(indices), "labels": data.labels[indices]}
 
     pipeline = build_conditional_vae(config.hidden_sizes, config.latent_dim, size, channels, data.names, config.seed)
-    with claimed(config) as output_dir:
-        family = get_family(pipeline)
-        train(
-            family.module,
-            Likelihood(family.loss),
-            batches,
-            config,
-            seed=derive_seed(config.seed, "train"),
-            checkpoint_dir=output_dir / "checkpoints",
-            description="conditional VAE",
-        )
-        save_model(pipeline, output_dir / "pipeline")
-    return pipeline
+    family = get_family(pipeline)
+    return train_pipeline(family, Likelihood(family.loss), batches, config, description="conditional VAE")
 
 
 @torch.no_grad()
@@ -144,22 +133,16 @@ def train_class_conditional(data: LabelledImages, config: ClassConditionalConfig
     channels, size = data.images.shape[1:3]
     pipeline = build_class_conditional(config, size, channels, data.names, config.seed)
     loss = DiffusionLoss(pipeline.scheduler.alphas_cumprod, config.prediction_type, config.loss_reduction)
-    with claimed(config) as output_dir:
-        family = get_family(pipeline.to(process_state().device))
-        train(
-            family.module,
-            Likelihood(loss, antithetic=config.antithetic),
-            TrainingBatches(data, config),
-            config,
-            seed=derive_seed(config.seed, "train"),
-            checkpoint_dir=output_dir / "checkpoints",
-            callback=lambda step, row: draw_sheet(family, config, output_dir / "progress" / f"{step:07d}.png"),
-            callback_steps=config.sample_steps,
-            log_dir=output_dir / "logs",
-            description="class-conditional diffusion",
-        )
-        save_model(pipeline, output_dir / "pipeline", config.save_dtype)
-    return pipeline
+    family, sheets = get_family(pipeline.to(process_state().device)), Path(config.output_dir) / "progress"
+    return train_pipeline(
+        family,
+        Likelihood(loss, antithetic=config.antithetic),
+        TrainingBatches(data, config),
+        config,
+        callback=lambda step, row: draw_sheet(family, config, sheets / f"{step:07d}.png"),
+        callback_steps=config.sample_steps,
+        description="class-conditional diffusion",
+    )
 
 
 def draw_sheet(family: Family, config: ClassConditionalConfig, path: Path) -> None:

@@ -1,18 +1,24 @@
 """What every training of a base model has in common: a folder of its own, and a model saved there by one process."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
 
+from sa_diffusers.core.batches import Batch
+from sa_diffusers.core.objectives import Objective
+from sa_diffusers.core.seeding import derive_seed
+from sa_diffusers.families import Family
 from sa_diffusers.io.artifacts import Marker, RunLock
 from sa_diffusers.io.atomic_files import remove_leftovers
 from sa_diffusers.io.configuration import identity_names, option
 from sa_diffusers.io.loading import save_pipeline
 from sa_diffusers.io.processes import process_state
+from sa_diffusers.training.loop import train
 from sa_diffusers.training.options import TrainingConfig
 
 
@@ -31,7 +37,7 @@ def claim_folder(config: BaseOptions) -> None:
     """Make the folder this configuration's, by a marker. Raises StageMismatch: it is another's."""
     key = {name: getattr(config, name) for name in identity_names(type(config))}
     claim = Marker(config.output_dir, "base", key, "Pass another --output_dir, or remove this folder first.")
-    if not claim.done:
+    if not claim.done():
         claim.finish(0.0)
 
 
@@ -51,6 +57,23 @@ def claimed(config: BaseOptions) -> Iterator[Path]:
             claim_folder(config)
             remove_leftovers(output_dir)
         yield output_dir
+
+
+def train_pipeline(
+    family: Family, objective: Objective, batches: Callable[[int], Batch], config: BaseOptions, **options: Any
+) -> DiffusionPipeline:
+    """Train a family's module, and save its pipeline as `<output_dir>/pipeline`; an interrupted run goes on.
+
+    Args:
+        options: of `train`, as its description.
+
+    Raises as `claimed`.
+    """
+    with claimed(config) as folder:
+        options |= {"checkpoint_dir": folder / "checkpoints", "log_dir": folder / "logs"}
+        train(family.module, objective, batches, config, seed=derive_seed(config.seed, "train"), **options)
+        save_model(family.pipeline, folder / "pipeline", getattr(config, "save_dtype", "float32"))
+    return family.pipeline
 
 
 def save_model(model: DiffusionPipeline | ModelMixin, path: Path, dtype: str = "float32") -> None:

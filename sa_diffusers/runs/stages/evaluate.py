@@ -10,6 +10,8 @@ from sa_diffusers.data.sampling import Request
 from sa_diffusers.evaluation.completion import JUDGED, examine_completions
 from sa_diffusers.evaluation.drawing import draw_sets
 from sa_diffusers.evaluation.forgetting import Findings, examine, replay_loss
+from sa_diffusers.evaluation.prompt_sets import PromptSet
+from sa_diffusers.io import bundled
 from sa_diffusers.io.artifacts import fingerprint
 from sa_diffusers.io.loading import model_hash
 from sa_diffusers.io.processes import process_state
@@ -42,14 +44,19 @@ class EvaluateStage(Stage[Findings]):
         return context.computed_in | judge | {"looked_at": content_fingerprint(looked_at)}
 
     def given(self, context: RunContext) -> Artifact[Findings] | None:
-        if self.name != "before" or not context.options.before:
+        asked = context.options.before
+        known = asked or bundled.beside(context.options.model, "before.safetensors")
+        if self.name != "before" or not known:
             return None
-        source, key = Path(context.options.before), self.key(context)
+        source, key = Path(known), self.key(context)
         path = self._path(source) if source.is_dir() else source
         if not path.is_file():
             raise ValueError(f"no {path}; expected --before with a run's folder, or its evaluation/before.safetensors")
         found = Findings.load(path)
-        found.check(key, self._requests(context))
+        if fault := found.misfit(key, self._requests(context)):
+            if asked:
+                raise ValueError(f"the evaluation to reuse {fault}; omit --before")
+            return None  # what ships with a model serves where it fits
         if found.key == key:
             return Artifact(found, fingerprint(key))
         self.known = found.drawn
@@ -94,8 +101,12 @@ class EvaluateStage(Stage[Findings]):
         return findings
 
     @staticmethod
-    def _requests(context: RunContext) -> list[Request]:
-        return [request for part in context.inputs.sets.values() for request in part.requests]
+    def requests(sets: Mapping[str, PromptSet]) -> list[Request]:
+        """All pictures of an evaluation, in the order in which they are drawn."""
+        return [request for part in sets.values() for request in part.requests]
+
+    def _requests(self, context: RunContext) -> list[Request]:
+        return self.requests(context.inputs.sets)
 
     def _there(self, context: RunContext) -> int:
         return sum(request.fingerprint in self.known for request in self._requests(context)) if self.known else 0

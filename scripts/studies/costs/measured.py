@@ -9,12 +9,12 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from sa_diffusers.families import get_family
-from sa_diffusers.report.tables import duration, table_of
-from sa_diffusers.runs.cost.estimate import AUTHORS, extrapolate, job_of, measured_costs
 from sa_diffusers.runs.options import ForgetConfig
 from studies.costs import stages
 from studies.costs.authors import BATCH_SIZE, NUM_STEPS
+from studies.costs.estimate import AUTHORS, extrapolate, job_of, measured_costs
 from studies.costs.timing import measure
+from studies.rows import duration, table_of
 
 
 # A change to them changes how steady the figures are, not what they mean.

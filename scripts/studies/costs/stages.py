@@ -23,7 +23,6 @@ from sa_diffusers.data.sampling import Request, SamplingSettings, draw_samples
 from sa_diffusers.families import Family
 from sa_diffusers.families.scopes import adapted_layers
 from sa_diffusers.models.precision import autocast_forward
-from sa_diffusers.runs.cost.memory import LORA_RANK
 from sa_diffusers.runs.options import ForgetConfig
 from sa_diffusers.training.lora import add_lora
 from studies.costs.authors import (
@@ -33,6 +32,7 @@ from studies.costs.authors import (
     add_squared_gradient,
     draw_one_by_one,
 )
+from studies.costs.memory import LORA_RANK
 from studies.costs.timing import Way
 
 

@@ -170,7 +170,7 @@ class Study:
         folder = self.folder / name
         identity = {k: v for k, v in vars(self.config).items() if k not in ("output_dir", "only", "num_threads")}
         marker = Marker(folder, name, {"config": identity})
-        if not marker.done:
+        if not marker.done():
             found = compute(self, folder)
             write_json(found, folder / f"{name}.json")
             marker.finish(0.0)

@@ -19,10 +19,9 @@ from sa_diffusers.core.objectives import ewc as ewc_module
 from sa_diffusers.core.seeding import seeded
 from sa_diffusers.data.sampling import Request
 from sa_diffusers.families import get_family
-from sa_diffusers.runs.cost import architectures, counting, estimate, memory
 from sa_diffusers.runs.options import ForgetConfig
 from scripts import benchmark
-from studies.costs import authors, stages, timing
+from studies.costs import architectures, authors, counting, estimate, memory, stages, timing
 
 
 CPU = torch.device("cpu")

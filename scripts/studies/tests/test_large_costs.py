@@ -5,17 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_text_to_image import make
 
 from sa_diffusers.core.batches import map_tensors
 from sa_diffusers.families import get_family
-from sa_diffusers.runs.cost import counting, large
-from sa_diffusers.runs.cost.architectures import DENOISERS
-from sa_diffusers.runs.cost.memory import on_meta
 from scripts import benchmark
+from studies.costs import counting, large
+from studies.costs.architectures import DENOISERS
+from studies.costs.memory import on_meta
+from tests.tiny_text_to_image import make
 
 
-RESULTS = Path(__file__).parents[2] / "docs" / "results"
+RESULTS = Path(__file__).parents[3] / "docs" / "results"
 
 
 @pytest.mark.parametrize(

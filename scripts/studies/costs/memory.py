@@ -11,9 +11,9 @@ from torch import nn
 from sa_diffusers.core.objectives import ewc
 from sa_diffusers.families.scopes import adapted_layers
 from sa_diffusers.families.text_to_image.family import PIXELS_AT_ONCE
-from sa_diffusers.runs.cost.architectures import build_unet, build_vae
-from sa_diffusers.runs.cost.counting import decoding_bytes, forward_bytes, step_bytes, weight_bytes
 from sa_diffusers.training.lora import add_lora
+from studies.costs.architectures import build_unet, build_vae
+from studies.costs.counting import decoding_bytes, forward_bytes, step_bytes, weight_bytes
 
 
 FISHER_TIMESTEPS = 20  # of a sample, two draws of 10

@@ -6,9 +6,8 @@ import torch
 from torch import nn
 
 from sa_diffusers.families.scopes import adapted_layers
-from sa_diffusers.report.tables import table_of
-from sa_diffusers.runs.cost.architectures import DENOISERS, TEXT_ENCODERS, build_vae
-from sa_diffusers.runs.cost.counting import (
+from studies.costs.architectures import DENOISERS, TEXT_ENCODERS, build_vae
+from studies.costs.counting import (
     decoding_bytes,
     decoding_flops,
     forward_bytes,
@@ -16,8 +15,9 @@ from sa_diffusers.runs.cost.counting import (
     step_bytes,
     weight_bytes,
 )
-from sa_diffusers.runs.cost.estimate import PEAK, SHARES, Job, estimate_costs, extrapolate
-from sa_diffusers.runs.cost.memory import LORA_RANK, Training, estimate_memory, on_meta
+from studies.costs.estimate import PEAK, SHARES, Job, estimate_costs, extrapolate
+from studies.costs.memory import LORA_RANK, Training, estimate_memory, on_meta
+from studies.rows import table_of
 
 
 LATENTS, TARGETS = 128, "attention+conditioning"

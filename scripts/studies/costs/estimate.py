@@ -12,17 +12,17 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from sa_diffusers.report.tables import duration, table_of
-from sa_diffusers.runs.cost.architectures import build_unet, build_vae
-from sa_diffusers.runs.cost.counting import decoding_flops, forward_flops
-from sa_diffusers.runs.cost.memory import (
+from sa_diffusers.runs.options import ForgetConfig
+from studies.costs.architectures import build_unet, build_vae
+from studies.costs.counting import decoding_flops, forward_flops
+from studies.costs.memory import (
     FISHER_TIMESTEPS,
     SAMPLED_AT_ONCE,
     estimate_memory,
     estimate_stage_memory,
     on_meta,
 )
-from sa_diffusers.runs.options import ForgetConfig
+from studies.rows import duration, table_of
 
 
 PEAK = 989e12  # dense bf16 operations a second of an H200
