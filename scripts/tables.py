@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from sa_diffusers.report.metrics_table import metric_rows
-from sa_diffusers.report.tables import markdown_table, table_of
+from sa_diffusers.report.tables import markdown_table
 from sa_diffusers.report.tables import measured as measured_by
-from studies.rows import duration
+from studies.rows import duration, table_of
 
 
 ROOT = Path(__file__).parents[1]
