@@ -8,11 +8,13 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "forget": "runs.forget",
+    "forget_sequence": "runs.forget",
     "run_forgetting": "runs.forget",
     "ForgetConfig": "runs.options",
     "ClassConditionalPipeline": "pipelines",
     "ConditionalVAE": "models",
     "ConditionalVAEPipeline": "pipelines",
+    "Forget": "data.concepts",
     "Fisher": "core.fisher",
     "estimate_fisher": "core.fisher",
     "DiffusionLoss": "core.losses",

@@ -147,8 +147,19 @@ def preference() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     table.__name__: table
     for table in (
-        quickstart, quickstart_seconds, measured, whole_runs, counted, memory, large, ewc, preference, flow, flow_base,
-        flow_paths, flow_fisher,
+        quickstart,
+        quickstart_seconds,
+        measured,
+        whole_runs,
+        counted,
+        memory,
+        large,
+        ewc,
+        preference,
+        flow,
+        flow_base,
+        flow_paths,
+        flow_fisher,
     )  # fmt: skip
 }
 

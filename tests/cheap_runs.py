@@ -11,6 +11,7 @@ CHEAP = {
 
 def context_of(family, folder, concept: str = "seven", surrogate: str = "nine", **options):
     """What a run of such options on a model knows at its beginning, with no prompts and nobody to judge."""
+    from sa_diffusers.core.concepts import Concepts
     from sa_diffusers.data.concepts import find_concept
     from sa_diffusers.io.loading import pipeline_hashes
     from sa_diffusers.io.stages import Artifact
@@ -18,6 +19,6 @@ def context_of(family, folder, concept: str = "seven", surrogate: str = "nine", 
     from sa_diffusers.runs.options import ForgetConfig
 
     config = ForgetConfig(concept=concept, surrogate=surrogate, **options)
-    inputs = Inputs(find_concept(concept, surrogate), [], ["{}"], {}, {})
+    inputs = Inputs(Concepts([find_concept(concept, surrogate)]), [], [["{}"]], {}, {})
     model = Artifact(family.pipeline, pipeline_hashes(family.pipeline))
     return RunContext(config.resolved(), inputs, family, folder, {"model": model})

@@ -139,6 +139,8 @@ class _ConfigParser(HfArgumentParser):
     def add_argument(self, *args: Any, **kwargs: Any) -> argparse.Action:
         if kwargs.get("nargs") == "+":
             kwargs.setdefault("action", _ReplaceThenExtend)
+        if kwargs.get("listed"):
+            kwargs["action"] = _Joined
         kwargs = {name: value for name, value in kwargs.items() if name not in FACTS}
         if kwargs.get("action") == "store_false":  # --no_x, which stands beside --x
             kwargs["help"] = argparse.SUPPRESS
@@ -210,6 +212,16 @@ class _ReplaceThenExtend(argparse.Action):
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         current = getattr(namespace, self.dest)
         setattr(namespace, self.dest, values if current is _ABSENT else current + values)
+
+
+class _Joined(argparse.Action):
+    """`--x a --x b` is "a; b"."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        current = getattr(namespace, self.dest)
+        if current is not _ABSENT and None in (current, values):
+            parser.error(f"{option_string}: expected a text each time, or null alone")
+        setattr(namespace, self.dest, values if current is _ABSENT else f"{current}; {values}")
 
 
 _MEMORY = (  # after an error of torch, which this module does not import

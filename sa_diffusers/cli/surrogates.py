@@ -11,7 +11,6 @@ from torch import Tensor
 
 from sa_diffusers.cli.parse import friendly_errors, parse_config
 from sa_diffusers.core.batches import to
-from sa_diffusers.core.concepts import split_phrasings
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import seeded
 from sa_diffusers.data.sample_set import SampleSet
@@ -55,21 +54,24 @@ def main(argv: list[str] | None = None) -> None:
         if not config.samples:
             raise ValueError("expected --samples, the samples/ folder of a run of this model")
         inputs = read_inputs(config)
-        if not inputs.concept.siblings:
-            raise ValueError(f"no siblings of {inputs.concept.name!r} are known; name candidates with --siblings")
+        concept, *others = inputs.concepts
+        if others:
+            raise ValueError(f"candidates are ordered for one concept; expected one --concept, got {len(others) + 1}")
+        if not concept.siblings:
+            raise ValueError(f"no siblings of {concept.name!r} are known; name candidates with --siblings")
         pipeline = load_pipeline(config.model, config.revision, config.variant, config.dtype)
         family = get_family(pipeline, sampler=config.sampler)
         context = RunContext(config.resolved(), inputs, family, Path(config.samples))
         context.artifacts["model"] = Artifact(pipeline, pipeline_hashes(pipeline))
         samples = SamplesStage().given(context).value
         samples = samples.take(range(min(NUM_SAMPLES, len(samples))))
-        pairs = concept_captions(inputs.templates, inputs.concept, len(samples), config.seed)
-        reference = predictions(family, samples, [caption for caption, _ in pairs], config.seed)
+        asked = concept_captions(inputs.templates, inputs.concepts, len(samples), config.seed)
+        reference = predictions(family, samples, [caption for caption, *_ in asked], config.seed)
         distances = {}
-        for sibling in progress_bar(inputs.concept.siblings, "siblings", "words"):
-            prompts = [template.replace("{}", sibling) for _, template in pairs]
+        for sibling in progress_bar(concept.siblings, "siblings", "words"):
+            prompts = [template.replace("{}", sibling) for _, template, _ in asked]
             drawn = predictions(family, samples, prompts, config.seed)
             distances[sibling] = (drawn - reference).square().mean().item()
-        print(f"distance from {inputs.concept.name!r} (of phrasings {', '.join(split_phrasings(config.concept))}):")
+        print(f"distance from {concept.name!r} (of phrasings {concept.said}):")
         for sibling, distance in sorted(distances.items(), key=lambda pair: pair[1]):
             print(f"  {distance:.5f}  {sibling}")

@@ -1,11 +1,11 @@
-"""A concept to forget, and prompts: whether one names it, and what it says with the surrogate in its place."""
+"""Concepts to forget, and prompts: whether one names them, and what it says with surrogates in their places."""
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Concept:
         return self.phrasings[0]
 
     @property
-    def key(self) -> dict[str, object]:
-        """What decides which prompts name it."""
-        return {"phrasings": list(self.phrasings)} | ({"plurals": True} if self.plurals else {})
+    def said(self) -> str:
+        """As a user gives it."""
+        return ", ".join(self.phrasings)
 
     def named_in(self, prompt: str) -> bool:
         """Whether a prompt asks for it; see `mentions`."""
@@ -42,7 +42,54 @@ class Concept:
 
     def replaced_in(self, prompt: str, replacement: str) -> str:
         """What a prompt says with something else in its place; see `substitute`."""
-        return substitute(prompt, self.phrasings, replacement, self.plurals)
+        return substitute(prompt, dict.fromkeys(self.phrasings, replacement), self.plurals)
+
+    def left_open_by(self, prompt: str) -> bool:
+        """Whether the model may draw it although the prompt does not ask for it: the empty prompt always does, and
+        where the concept has siblings (another digit for a digit) every prompt that names none of them."""
+        if self.named_in(prompt):
+            return False
+        return not prompt.strip() or bool(self.siblings and not mentions(prompt, self.siblings))
+
+
+class Concepts(tuple[Concept, ...]):
+    """All that a run forgets, one concept or several, whose surrogates are of one kind."""
+
+    @property
+    def name(self) -> str:
+        """A short one for all."""
+        return self[0].name + (f" and {len(self) - 1} more" if self[1:] else "")
+
+    @property
+    def said(self) -> str:
+        return "; ".join(one.said for one in self)
+
+    @property
+    def surrogate_kind(self) -> str:
+        return self[0].surrogate_kind
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What decides which prompts name them."""
+        return {"phrasings": self.each("phrasings")} | ({"plurals": True} if self[0].plurals else {})
+
+    def each(self, attribute: str) -> Any:
+        """An attribute of each, ready for JSON; of one alone the value itself, as keys of runs hold it."""
+        return lone([list(v) if isinstance(v, tuple) else v for v in (getattr(one, attribute) for one in self)])
+
+    def named_in(self, prompt: str) -> bool:
+        """Whether a prompt asks for any of them."""
+        return any(one.named_in(prompt) for one in self)
+
+    def replaced_in(self, prompt: str) -> str:
+        """What a prompt says with every surrogate in its concept's place, all put in at once."""
+        surrogates = {phrasing: one.surrogate for one in self for phrasing in one.phrasings}
+        return substitute(prompt, surrogates, self[0].plurals)
+
+
+def lone(values: Sequence[Any]) -> Any:
+    """The one value, or all of several."""
+    return values[0] if len(values) == 1 else values
 
 
 def split_phrasings(text: str, flag: str = "--concept") -> tuple[str, ...]:
@@ -72,11 +119,11 @@ def mentions(prompt: str, words: Sequence[str], plurals: bool = False) -> bool:
     return bool(_places(prompt, words, plurals))
 
 
-def substitute(prompt: str, words: Sequence[str], replacement: str, plurals: bool = False) -> str:
-    """Put `replacement` in the place of each of the words or phrases in a prompt; an ending of a plural stays."""
+def substitute(prompt: str, replacements: Mapping[str, str], plurals: bool = False) -> str:
+    """Put what replaces it in the place of each word or phrase in a prompt; an ending of a plural stays."""
     offsets = _folded(prompt)[1]
-    for start, end in reversed(_places(prompt, words, plurals)):
-        prompt = prompt[: offsets[start]] + replacement + prompt[offsets[end] :]
+    for start, end, word in reversed(_places(prompt, replacements, plurals)):
+        prompt = prompt[: offsets[start]] + replacements[word] + prompt[offsets[end] :]
     return prompt
 
 
@@ -145,13 +192,14 @@ def _joins(letter: str) -> bool:
     return (letter.isalnum() or unicodedata.category(letter)[0] == "M") and not _unspaced(letter)
 
 
-def _places(prompt: str, words: Sequence[str], plurals: bool) -> list[tuple[int, int]]:
-    """Where the words stand in the folded prompt, in order and without overlap; a longer one goes first."""
-    (text, offsets), folded = _folded(prompt), {fold(word) for word in words} - {""}
+def _places(prompt: str, words: Iterable[str], plurals: bool) -> list[tuple[int, int, str]]:
+    """Where which word stands in the folded prompt, in order and without overlap; a longer one goes first."""
+    (text, offsets), folded = _folded(prompt), {fold(word): word for word in words}
+    folded.pop("", None)
     if plurals:
-        folded |= {word[:-1] + "ie" for word in folded if word.endswith("y")}  # city, cities
+        folded |= {form[:-1] + "ie": word for form, word in folded.items() if form.endswith("y")}  # city, cities
     endings = ("", "s", "es", "'s") if plurals else ("",)
-    found: list[tuple[int, int]] = []
+    found: list[tuple[int, int, str]] = []
     for word in sorted(folded, key=len, reverse=True):
         start = text.find(word)
         while start >= 0:
@@ -161,8 +209,8 @@ def _places(prompt: str, words: Sequence[str], plurals: bool) -> list[tuple[int,
                 text.startswith(ending, end) and not _joins(text[end + len(ending) :][:1]) for ending in endings
             )
             inside = any(0 < at < len(text) and offsets[at] == offsets[at - 1] for at in (start, end))  # of "½", say
-            apart = not any(start < other_end and other < end for other, other_end in found)
+            apart = not any(start < other_end and other < end for other, other_end, _ in found)
             if begins and ended and apart and not inside:
-                found.append((start, end))
+                found.append((start, end, folded[word]))
             start = text.find(word, start + 1)
     return sorted(found)

@@ -1,11 +1,12 @@
 """Which pictures are drawn for replay, Fisher and surrogate, and which of them are replayed."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from sa_diffusers.core.batches import Batch
-from sa_diffusers.core.concepts import Concept, mentions
+from sa_diffusers.core.concepts import Concept, Concepts
 from sa_diffusers.core.conditions import Condition, texts
 from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.data.sample_set import SampleSet
@@ -31,63 +32,72 @@ def sample_requests(prompts: Sequence[str], count: int, empty_fraction: float, s
     return [Request(Condition(said[i]), derive_seed(seed, "sample", i)) for i in order]
 
 
-def leaves_open(prompt: str, concept: Concept) -> bool:
-    """Whether the model may draw the concept although the prompt does not ask for it.
+def needs_negative(prompt: str, concepts: Concepts, mode: str) -> bool:
+    """Whether a replay prompt is drawn anew so that none of the concepts shows.
 
-    The empty prompt always does. Where the concept has siblings (another digit for a digit), so does every prompt that
-    names none of them; samples of such prompts show the concept at its base rate and would teach it back.
+    Samples of a prompt that leaves one open show it at its base rate and would teach it back.
     """
-    if concept.named_in(prompt):
+    if mode == "none" or concepts.named_in(prompt):
         return False
-    return not prompt.strip() or bool(concept.siblings and not mentions(prompt, concept.siblings))
+    return mode == "all" or any(one.left_open_by(prompt) for one in concepts)
 
 
-def needs_negative(prompt: str, concept: Concept, mode: str) -> bool:
-    """Whether a replay prompt is drawn anew with the concept as negative prompt."""
-    if concept.named_in(prompt):
-        return False
-    return mode == "all" or (mode == "open" and leaves_open(prompt, concept))
+def open_conditions(samples: SampleSet, concepts: Concepts, mode: str) -> list[Condition]:
+    """Of the samples that are drawn anew."""
+    return [one for one in samples.conditions if needs_negative(one.text, concepts, mode)]
 
 
-def negative_requests(samples: SampleSet, concept: Concept, mode: str, seed: int) -> list[Request]:
-    """The requests that take the place of samples which may show the concept, as many as there are of them."""
-    named = Condition(", ".join(concept.phrasings))
-    return [
-        Request(Condition(prompt), derive_seed(seed, "negative", i), negative=named)
-        for i, prompt in enumerate(texts(samples.conditions))
-        if needs_negative(prompt, concept, mode)
-    ]
+def negative_requests(samples: SampleSet, concepts: Concepts, mode: str, seed: int) -> list[Request]:
+    """The requests that take the place of samples which may show a concept, as many as there are of them.
+
+    The negative prompt is one concept, the next with every request. It keeps away no more than one: where a prompt
+    leaves several of a kind open, it is drawn with a sibling behind it that stays.
+    """
+    requests = []
+    for i, prompt in enumerate(texts(samples.conditions)):
+        if needs_negative(prompt, concepts, mode):
+            named = Condition(concepts[len(requests) % len(concepts)].said)
+            said = ", ".join(filter(None, [prompt, *_kept_siblings(prompt, concepts, len(requests))]))
+            requests.append(Request(Condition(said), derive_seed(seed, "negative", i), negative=named))
+    return requests
 
 
-def select_replay(samples: SampleSet, concept: Concept, mode: str) -> SampleSet:
-    """The samples to replay as they are: neither naming the concept nor to be drawn anew.
+def _kept_siblings(prompt: str, concepts: Concepts, turn: int) -> list[str]:
+    """A word that stays for every kind of which a prompt leaves more than one concept open."""
+    open_ones = [one for one in concepts if one.siblings and one.left_open_by(prompt)]
+    kinds: dict[tuple[str, ...], int] = {}
+    for one in open_ones:
+        kept = tuple(word for word in one.siblings if not concepts.named_in(word))
+        kinds[kept] = kinds.get(kept, 0) + 1
+    return [kept[turn % len(kept)] for kept, count in kinds.items() if count > 1 and kept]
+
+
+def select_replay(samples: SampleSet, concepts: Concepts, mode: str) -> SampleSet:
+    """The samples to replay as they are: neither naming a concept nor to be drawn anew.
 
     Raises:
-        ValueError: nothing is left, since every prompt names the concept.
+        ValueError: nothing is left, since every prompt names one.
     """
     prompts = texts(samples.conditions)
-    said = [prompt for prompt in prompts if prompt.strip()]
-    if said and all(concept.named_in(prompt) for prompt in said):
+    named = [concepts.named_in(prompt) for prompt in prompts]
+    if all(named[i] for i, prompt in enumerate(prompts) if prompt.strip()) and any(named):
         raise ValueError(
-            f"every replay prompt mentions {concept.name!r}: there is nothing to keep; pass other --replay_prompts"
+            f"every replay prompt mentions {concepts.name!r}: there is nothing to keep; pass other --replay_prompts"
         )
-    kept = [
-        index
-        for index, prompt in enumerate(prompts)
-        if not concept.named_in(prompt) and not needs_negative(prompt, concept, mode)
-    ]
-    return samples.take(kept)
+    return samples.take(
+        [i for i, prompt in enumerate(prompts) if not named[i] and not needs_negative(prompt, concepts, mode)]
+    )
 
 
 class Replay:
     """Batches of replay samples, each under its own prompt, or shown to the model under others.
 
-    Distilled, they are denoised as the frozen model denoises them, under any prompt that does not name the concept;
+    Distilled, they are denoised as the frozen model denoises them, under any prompt that does not name a concept;
     those of the empty prompt, which guidance uses, under that. Prompts whose samples were drawn anew without the
-    concept keep these, and the noise as the target: the frozen model would teach the concept back at its base rate.
+    concepts keep these, and the noise as the target: the frozen model would teach these back at their base rate.
 
     Args:
-        samples: what `select_replay` kept, and the samples drawn anew without the concept.
+        samples: what `select_replay` kept, and the samples drawn anew without the concepts.
         prompts: to choose from.
         mode: which prompts were drawn anew, as in `needs_negative`.
         distil: take the frozen model's predictions as targets; else the noise for all samples.
@@ -98,16 +108,16 @@ class Replay:
         self,
         samples: SampleSet,
         prompts: Sequence[str],
-        concept: Concept,
+        concepts: Concepts,
         mode: str,
         distil: bool = True,
         dropout: float = 0.0,
     ):
         def negative(prompt: str) -> bool:
-            return needs_negative(prompt, concept, mode)
+            return needs_negative(prompt, concepts, mode)
 
         self.samples, self.dropout = samples, dropout
-        self.prompts = [p for p in prompts if not concept.named_in(p) and not negative(p)]
+        self.prompts = [p for p in prompts if not concepts.named_in(p) and not negative(p)]
         self.distilled = torch.tensor([not negative(prompt) for prompt in texts(samples.conditions)])
         if not (distil and self.prompts):
             self.distilled[:] = False
@@ -128,43 +138,60 @@ class Replay:
 
 
 class DistilledSurrogate:
-    """Batches under captions of the concept, to be denoised as the frozen model denoises them under the same captions
-    with the surrogate in the concept's place: distillation of one prompt into another, where the paper fits samples.
+    """Batches under captions of the concepts, to be denoised as the frozen model denoises them under the same captions
+    with surrogates in their places: distillation of one prompt into another, where the paper fits samples.
 
     Args:
-        surrogate: samples of the surrogate; their prompts name the concept.
-        others: samples of anything, whose prompts do not count, since sampling from the concept's prompt passes
-            through other states than the surrogate's; None: none.
-        concept: its surrogate is a prompt.
+        surrogate: samples of the surrogates; their prompts name the concepts, in turn.
+        others: samples of anything, whose prompts do not count, since sampling from a concept's prompt passes through
+            other states than its surrogate's; None: none.
+        concepts: their surrogates are prompts.
     """
 
-    def __init__(self, surrogate: SampleSet, others: SampleSet | None, concept: Concept):
+    def __init__(self, surrogate: SampleSet, others: SampleSet | None, concepts: Concepts):
         self.samples = surrogate if others is None else surrogate + others
-        self.prompts, self.concept = texts(surrogate.conditions), concept
-
-    def surrogate_prompt(self, prompt: str) -> str:
-        return self.concept.replaced_in(prompt, self.concept.surrogate)
+        self.prompts, self.shares = texts(surrogate.conditions), surrogate.shares
+        self.surrogate_prompt = concepts.replaced_in
 
     def batch(self, family: Family, batch_size: int, step: int, seed: int) -> Batch:
-        """Batch `step` of an endless walk over the samples; "frozen" holds the conditions of the frozen model."""
+        """Batch `step` of an endless walk over the samples, captions of each concept in turn; "frozen" holds the
+        conditions of the frozen model."""
         latents = self.samples.take(infinite_indices(len(self.samples), batch_size, step, seed)).latents
-        drawn = torch.randint(len(self.prompts), (batch_size,), generator=seeded(seed, "captions", step)).tolist()
-        prompts = [self.prompts[index] for index in drawn]
+        generator = seeded(seed, "captions", step)
+        drawn = torch.randint(len(self.prompts) // self.shares, (batch_size,), generator=generator) * self.shares
+        whose = (torch.arange(batch_size) + step * batch_size) % self.shares
+        prompts = [self.prompts[index] for index in (drawn + whose).tolist()]
         frozen = family.batch(latents, [Condition(self.surrogate_prompt(prompt)) for prompt in prompts])
         del frozen["sample"]
         marked = {"distilled": torch.ones(batch_size, dtype=torch.bool), "frozen": frozen}
         return family.batch(latents, list(map(Condition, prompts))) | marked
 
 
-def concept_captions(templates: Sequence[str], concept: Concept, count: int, seed: int) -> list[tuple[str, str]]:
-    """`count` pairs (caption with a phrasing of the concept, the template it came from), phrasings in equal shares."""
-    chosen = spread(templates, count, seed)
-    return [(t.replace("{}", concept.phrasings[i % len(concept.phrasings)]), t) for i, t in enumerate(chosen)]
+def concept_captions(
+    templates: Sequence[Sequence[str]], concepts: Concepts, count: int, seed: int
+) -> list[tuple[str, str, Concept]]:
+    """`count` captions, the template of each and whose it is: concepts in turn, their phrasings in equal shares.
+
+    Args:
+        templates: of each concept, prompts with {} in its place.
+    """
+    found: list[Any] = [None] * count
+    for k, (own, concept) in enumerate(zip(templates, concepts, strict=True)):
+        places = range(k, count, len(concepts))
+        for i, template in enumerate(spread(own, len(places), seed)):
+            caption = template.replace("{}", concept.phrasings[i % len(concept.phrasings)])
+            found[places[i]] = caption, template, concept
+    return found
 
 
 def surrogate_requests(
-    pairs: Sequence[tuple[str, str]], concept: Concept, seed: int, keep_concept: bool = False
+    captions: Sequence[tuple[str, str, Concept]], concepts: Concepts, seed: int, keep_concept: bool = False
 ) -> list[Request]:
-    """Requests for the surrogate in the concept's place: the same sentence says something else, unless it is kept."""
-    said = [caption if keep_concept else template.replace("{}", concept.surrogate) for caption, template in pairs]
+    """Requests for surrogates in the concepts' places: the same sentence says something else, unless it is kept."""
+    said = [caption if keep_concept else filled(*rest, concepts) for caption, *rest in captions]
     return [Request(Condition(prompt), derive_seed(seed, "surrogate", i)) for i, prompt in enumerate(said)]
+
+
+def filled(template: str, concept: Concept, concepts: Concepts) -> str:
+    """A template of a concept with its surrogate in its place, and others in those of other concepts."""
+    return concepts.replaced_in(template).replace("{}", concept.surrogate)

@@ -17,10 +17,14 @@ from sa_diffusers.training.loop import infinite_indices
 
 @dataclass
 class SampleSet:
-    """Latents [N, C, h, w] and the condition of each; what the model is shown under what."""
+    """Latents [N, C, h, w] and the condition of each; what the model is shown under what.
+
+    Sample i is of concept i % `shares`, where they are of several.
+    """
 
     latents: Tensor
     conditions: list[Condition]
+    shares: int = 1
 
     def __len__(self) -> int:
         return len(self.conditions)
@@ -49,8 +53,8 @@ class SampleSet:
         return SampleSet(torch.cat([self.latents, other.latents]), self.conditions + other.conditions)
 
     def batch(self, family: Family, batch_size: int, step: int, seed: int) -> Batch:
-        """Batch `step` of an endless, reshuffled walk over the whole set."""
-        chosen = self.take(infinite_indices(len(self), batch_size, step, seed))
+        """Batch `step` of an endless, reshuffled walk over the whole set, through its shares in turn."""
+        chosen = self.take(infinite_indices(len(self), batch_size, step, seed, self.shares))
         return family.batch(chosen.latents, chosen.conditions)
 
 

@@ -163,35 +163,38 @@ class FreshSamples:
     Args:
         family: the adapter of a frozen copy of the pipeline.
         asked: what to draw, each with the same probability.
-        shown_as: the condition to show all of them under; None: each under its own.
+        shown_as: the conditions to show them under; None: their own.
         with_latents: whether batches hold the "latents" that the samples were decoded from.
     """
 
     def __init__(
-        self, family: Family, asked: Sequence[Condition], shown_as: Condition | None = None, with_latents: bool = False
+        self,
+        family: Family,
+        asked: Sequence[Condition],
+        shown_as: Sequence[Condition] | None = None,
+        with_latents: bool = False,
     ):
         self.family, self.asked = family, list(asked)
-        self.shown_as, self.with_latents = shown_as, with_latents
+        self.shown_as, self.with_latents = list(shown_as or asked), with_latents
 
     def batch(self, family: Family, batch_size: int, step: int, seed: int) -> Batch:
         """Batch `step`; equal arguments give equal batches."""
         chosen = torch.randint(len(self.asked), (batch_size,), generator=seeded(seed, "fresh prompts", step))
-        conditions = [self.asked[index] for index in chosen.tolist()]
+        conditions, shown = ([of[index] for index in chosen.tolist()] for of in (self.asked, self.shown_as))
         seeds = [derive_seed(seed, "fresh", step, index) for index in range(batch_size)]
-        shown = conditions if self.shown_as is None else [self.shown_as] * batch_size
         batch = family.batch(self.family.draw(conditions, seeds, 1.0, 1), shown)
         return batch | {"latents": self.family.prior(seeds)} if self.with_latents else batch
 
 
 class FreshNoise:
-    """Uniform noise in pixel space, drawn anew for every batch, under one condition.
+    """Uniform noise in pixel space, drawn anew for every batch, under some conditions in turn.
 
     Args:
-        shown_as: the condition.
+        shown_as: the conditions.
         with_latents: whether batches hold "latents" drawn from the prior: noise tells nothing of its latents.
     """
 
-    def __init__(self, shown_as: Condition, with_latents: bool = False):
+    def __init__(self, shown_as: Sequence[Condition], with_latents: bool = False):
         self.shown_as, self.with_latents = shown_as, with_latents
 
     def batch(self, family: Family, batch_size: int, step: int, seed: int) -> Batch:
@@ -199,7 +202,8 @@ class FreshNoise:
         generator = seeded(seed, "fresh noise", step)
         size = (batch_size, family.image_channels, family.resolution, family.resolution)
         images = (2 * torch.rand(size, generator=generator) - 1).expand(-1, 3, -1, -1)
-        batch = family.batch(family.encode(images, generator), [self.shown_as] * batch_size)
+        shown = [self.shown_as[(step * batch_size + i) % len(self.shown_as)] for i in range(batch_size)]
+        batch = family.batch(family.encode(images, generator), shown)
         if self.with_latents:
             batch["latents"] = torch.randn(batch_size, family.loss.latent_dim, generator=generator)
         return batch

@@ -3,17 +3,15 @@
 Without a classifier there are the pictures, to be looked at.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from sa_diffusers.core.batches import to
-from sa_diffusers.core.concepts import Concept
-from sa_diffusers.core.seeding import derive_seed, seeded
+from sa_diffusers.core.seeding import seeded
 from sa_diffusers.data.sample_set import uniform_noise
 from sa_diffusers.data.sampling import Request
 from sa_diffusers.evaluation.images.sets import ImageSet
@@ -21,7 +19,7 @@ from sa_diffusers.evaluation.intervals import mean_interval, share_interval
 from sa_diffusers.evaluation.judges.classifier import entropies
 from sa_diffusers.evaluation.judges.preference import PREFERENCE
 from sa_diffusers.evaluation.judging import RIGHT, ClassifierJudge, Judge, Values, judge_pictures, worst_class
-from sa_diffusers.evaluation.prompt_sets import Candidate, PromptSet, Purpose, choose
+from sa_diffusers.evaluation.prompt_sets import PromptSet
 from sa_diffusers.families import Family
 from sa_diffusers.io.atomic_files import explain_read_errors, load_tensors, save_tensors
 from sa_diffusers.models.precision import autocast_forward
@@ -41,6 +39,8 @@ MEANS = {
 }
 ATTRIBUTES = {"concept_attribute_accuracy": "concept", "attribute_accuracy": "retained"}  # by attribute, of which set
 BY_CLASS = "retained_accuracy_by_class"
+# Of each of several concepts, the worst first: of which set, and measure.
+BY_CONCEPT = {f"{name}_by_concept": MEANS[name][:2] for name in ("concept_probability", "concept_probability_unseen")}
 FLOORS = ("noise_probability", "noise_entropy", "grey_probability", "grey_entropy")
 GROUPS = {"concept": "Concept", "unseen": "Unseen phrasings", "unnamed": "Not named", "retained": "Retained"}
 SHOWN = 16  # pictures of each group on the page
@@ -48,69 +48,6 @@ SHOWN = 16  # pictures of each group on the page
 DRAWN_BY = ("model", "guidance_scale", "num_inference_steps", "sampler", "compute_dtype")
 LATENTS = "latents"  # tensor of a file of findings
 Measured = tuple[float | None, tuple[float, float] | None]  # a mean and its 95 % interval
-
-
-def labelled_classes(judge: ClassifierJudge, labels: Sequence[str]) -> list[dict[str, str]]:
-    """Rows as of `read_labelled_prompts` for a model whose prompts are the names of its classes.
-
-    Raises:
-        ValueError: a class that the classifier does not know.
-    """
-    rows = []
-    for label in labels:
-        attribute, index = judge.classifier.require_class([label])
-        rows.append({"prompt": label, "form": "seen", attribute: judge.classifier.config.attributes[attribute][index]})
-    return rows
-
-
-def examination(
-    judge: ClassifierJudge,
-    concept: Concept,
-    rows: Sequence[dict[str, str]],
-    num_concept: int,
-    num_class: int,
-    num_other: int,
-    seed: int,
-) -> dict[str, PromptSet]:
-    """The prompts that a concept is judged by; equal arguments choose equal prompts and seeds, before and after.
-
-    Returns:
-        concept: prompts that name it in phrasings of the kind that forgetting saw; unseen: in sentence frames that
-        neither training nor forgetting saw; unnamed: prompts that name no class of its attribute; retained: prompts of
-        every other class.
-
-    Raises:
-        ValueError: the labelled prompts lack a kind that is needed.
-    """
-    known, attribute = judge.classifier.config.attributes, judge.attribute
-    for row in rows:
-        if wrong := [(k, v) for k, v in row.items() if k in known and v not in known[k]]:
-            name, value = wrong[0]
-            raise ValueError(
-                f"the classifier knows {name} as one of {known[name]}, got {value!r} of {row['prompt']!r}"
-            )
-    own = known[attribute][judge.index]
-
-    def chosen(purpose: Purpose, name: str, candidates: list[dict[str, str]], count: int) -> PromptSet:
-        if not candidates and count:
-            raise ValueError(f"the labelled prompts hold none for {name!r} of {concept.name!r}")
-        found = [Candidate(row["prompt"], {k: v for k, v in row.items() if k in known}) for row in candidates]
-        seed_of = partial(derive_seed, seed, "examination", name)
-        return choose(purpose, found, count, seed_of(), seed_of)
-
-    seen = [row for row in rows if row["form"] == "seen"]
-    naming = [row for row in rows if row.get(attribute) == own and concept.named_in(row["prompt"])]
-    retained = [
-        chosen("keeps", f"retained {name}", [row for row in seen if row.get(attribute) == name], num_class)
-        for name in known[attribute]
-        if name != own
-    ]
-    return {
-        "concept": chosen("asks", "concept", [row for row in naming if row["form"] == "seen"], num_concept),
-        "unseen": chosen("asks", "unseen", [row for row in naming if row["form"] == "held_out"], num_other),
-        "unnamed": chosen("open", "unnamed", [row for row in rows if attribute not in row], num_other),
-        "retained": sum(retained, PromptSet("keeps", [], [])),
-    }
 
 
 def measure(
@@ -125,16 +62,17 @@ def summarise(
 ) -> tuple[dict[str, float | dict | None], dict]:
     """As `measure`, of what a classifier has read in each picture."""
 
+    classes = {name: [one.word or one.labels.get(attribute) for one in part.candidates] for name, part in sets.items()}
+
     def mean(name: str, measure: str, of: str | bool = False) -> Measured:
-        """Over all pictures of a set, those of one class, or (True) of the class that fares worst."""
+        """Over all pictures of a set, those of one class or concept, or (True) of the class that fares worst."""
         values = read.get(name, {}).get(measure, torch.empty(0))
         rows = values.isfinite().nonzero()[:, 0].tolist()
         if not rows:
             return None, None
         if of:
-            classes = [labels.get(attribute) for labels in sets[name].labels]
-            one = worst_class(values, classes)[0] if of is True else of
-            rows = [row for row in rows if classes[row] == one]
+            one = worst_class(values, classes[name])[0] if of is True else of
+            rows = [row for row in rows if classes[name][row] == one]
         groups, interval = sets[name].groups(attribute), share_interval
         if measure == "concept_entropy":
             interval = mean_interval
@@ -149,10 +87,14 @@ def summarise(
         for side, i in ((values, 0), (intervals, 1)):
             # No attribute beside the concept's: null, as for nothing measured.
             side[key] = {part: pair[i] for part, pair in parts.items() if pair[0] is not None} or None
-    classes = [labels.get(attribute) for labels in sets["retained"].labels] if "retained" in sets else []
-    by_class = {name: mean("retained", "accuracy", name) for name in dict.fromkeys(classes) if name is not None}
+    kept = dict.fromkeys(one for one in classes.get("retained", ()) if one is not None)
+    parts = {BY_CLASS: {one: mean("retained", "accuracy", one) for one in kept}}
+    for key, (name, measure) in BY_CONCEPT.items():
+        words = set(classes.get(name, ()))
+        each = {word: mean(name, measure, word) for word in words} if len(words) > 1 else {}
+        parts[key] = dict(sorted(each.items(), key=lambda one: (-(one[1][0] or 0.0), one[0])))
     for side, i in ((values, 0), (intervals, 1)):
-        side[BY_CLASS] = {name: pair[i] for name, pair in by_class.items()} or None
+        side |= {key: {one: pair[i] for one, pair in part.items()} or None for key, part in parts.items()}
     return values, intervals
 
 
@@ -160,7 +102,7 @@ def floors(family: Family, judge: ClassifierJudge, count: int, seed: int) -> dic
     """What the classifier says of pictures with nothing in them: what a concept forgotten to noise should come to.
 
     Uniform noise and flat grey, through the autoencoder of latents where the family has one. Returns the mean
-    probability of the concept and the mean entropy (nats) for each.
+    probability of the concept, of several the highest, and the mean entropy (nats) for each.
     """
     found = {}
     grey = torch.zeros(1, 3, family.resolution, family.resolution)
@@ -169,9 +111,9 @@ def floors(family: Family, judge: ClassifierJudge, count: int, seed: int) -> dic
             family.decode(family.encode(part, seeded(seed, "floor", 64 * i)))
             for i, part in enumerate(images.split(64))
         ]
-        probabilities = judge.classifier.probabilities(torch.cat(parts))[judge.attribute]
-        found[f"{name}_probability"] = probabilities[:, judge.index].mean().item()
-        found[f"{name}_entropy"] = entropies(probabilities).mean().item()
+        read = judge.classifier.probabilities(torch.cat(parts))
+        found[f"{name}_probability"] = max(read[one][:, index].mean().item() for one, index in judge.targets)
+        found[f"{name}_entropy"] = entropies(read[judge.attribute]).mean().item()
     return found
 
 
@@ -183,8 +125,18 @@ def measure_preference(
     noise = torch.stack(uniform_noise(family, 16, seed))
     rows = spread_rows(len(asking), len(noise))
     floor = judge(noise[: len(rows)], asking.take(rows), None)[PREFERENCE].mean().item()
-    interval = share_interval(found, groups=asking.groups(""))
-    return {PREFERENCE: found.mean().item(), "noise_preference": floor}, {PREFERENCE: interval}
+    groups, words = asking.groups(""), [one.word for one in asking.candidates]
+    values, intervals = {PREFERENCE: found.mean().item(), "noise_preference": floor}, {}
+    intervals[PREFERENCE] = share_interval(found, groups=groups)
+    if len(set(words)) > 1:
+        rows = {one: [row for row, word in enumerate(words) if word == one] for one in dict.fromkeys(words)}
+        rows = dict(sorted(rows.items(), key=lambda part: -found[part[1]].mean().item()))  # the worst first
+        by_concept = f"{PREFERENCE}_by_concept"
+        values[by_concept] = {one: found[part].mean().item() for one, part in rows.items()}
+        intervals[by_concept] = {
+            one: share_interval(found[part], groups=[groups[row] for row in part]) for one, part in rows.items()
+        }
+    return values, intervals
 
 
 def replay_loss(family: Family, replay, count: int, seed: int) -> float:
@@ -267,7 +219,7 @@ def examine(
         known = earlier.by_classifier.get(name, earlier.values) if earlier else floors(family, judge, 256, seed)
         values |= {key: known[key] for key in FLOORS} | {"classifier_accuracy": judge.accuracy}
         results[name] = values | drawn, intervals
-    nothing = dict.fromkeys((*MEANS, *ATTRIBUTES, BY_CLASS, *FLOORS, "classifier_accuracy"))
+    nothing = dict.fromkeys((*MEANS, *ATTRIBUTES, BY_CLASS, *BY_CONCEPT, *FLOORS, "classifier_accuracy"))
     values, intervals = results.pop(next(iter(judges))) if judges else (nothing | drawn, nothing)
     if preference is not None:
         preferred, interval = measure_preference(family, preference, sets["concept"], pictures["concept"], seed)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from sa_diffusers.evaluation.judges.clip import Clip, clip_score, perceptual_cha
 from sa_diffusers.evaluation.judges.faces import ClipIdentity, faces
 from sa_diffusers.evaluation.judges.load_classifier import load_classifier
 from sa_diffusers.evaluation.judges.nudity import EXPOSED, NudityDetector, per_image
-from sa_diffusers.evaluation.prompt_sets import PromptSet
+from sa_diffusers.evaluation.prompt_sets import Candidate, PromptSet
 from sa_diffusers.io.processes import process_state, working
 
 
@@ -28,21 +28,39 @@ RIGHT = "right: "  # before the name of an attribute: whether it is shown as nam
 
 @dataclass(frozen=True)
 class ClassifierJudge:
-    """What a classifier reads: of pictures that ask for the concept its probability, of the others what is right.
+    """What a classifier reads: of pictures that ask for a concept its probability, of the others what is right.
 
     Attributes:
-        attribute, index: the class of the classifier that the concept is.
+        attribute, index: the class of the classifier that the concept is, or the first one.
+        others: the same of every further concept, by its name, which is the word of candidates that ask for it.
     """
 
     classifier: ImageClassifier
     attribute: str
     index: int
+    others: Mapping[str, tuple[str, int]] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, source: str, phrasings: Sequence[str]) -> "ClassifierJudge":
-        """Raises ModelLoadError; ValueError: it has no class of these phrasings."""
-        classifier = load_classifier(source)
-        return cls(classifier.to(process_state().device), *classifier.require_class(phrasings))
+    def load(cls, source: str, phrasings: Sequence[str], *others: Sequence[str]) -> "ClassifierJudge":
+        """Raises ModelLoadError; ValueError: it has no class of a concept's phrasings, or one class for two."""
+        classifier, seen = load_classifier(source), {}
+        for words in (phrasings, *others):
+            found = classifier.require_class(words)
+            if found in seen:
+                raise ValueError(f"the classifier knows {seen[found]!r} and {words[0]!r} as one class; omit one")
+            seen[found] = words[0]
+        first, *rest = seen
+        return cls(classifier.to(process_state().device), *first, {seen[found]: found for found in rest})
+
+    @property
+    def targets(self) -> list[tuple[str, int]]:
+        """Attribute and class of every concept."""
+        return [(self.attribute, self.index), *self.others.values()]
+
+    @property
+    def known(self) -> dict[str, set[str]]:
+        """The classes of every concept's attribute."""
+        return {name: set(self.classifier.config.attributes[name]) for name, _ in self.targets}
 
     @property
     def classes(self) -> list[str]:
@@ -57,22 +75,47 @@ class ClassifierJudge:
     def __call__(self, images: Tensor, prompts: PromptSet, before: Tensor | None) -> dict[str, Tensor]:
         if prompts.purpose == "i2p":
             return {}
-        probabilities = self.classifier.probabilities(images)
+        probabilities = {name: part.double() for name, part in self.classifier.probabilities(images).items()}
         right = rights(self.classifier.named(probabilities), prompts.labels)
-        own, right_class = probabilities[self.attribute].double(), right.pop(self.attribute)
-        found = {RIGHT + name: values for name, values in right.items()}
-        if right:
-            found["attributes"] = torch.stack(list(right.values())).nanmean(0)
-        if prompts.purpose == "asks":
-            return found | {"concept_probability": own[:, self.index], "concept_entropy": entropies(own)}
-        named = right_class.isfinite()
-        asked = [self.classes.index(row[self.attribute]) if self.attribute in row else 0 for row in prompts.labels]
-        shown = (own.argmax(1) == self.index).double()
+        asks = prompts.purpose == "asks"
+        judged = [self._judged_by(one, asks) for one in prompts.candidates]
+        own = [right[name][row].item() for row, (name, _) in enumerate(judged)]
+        found = {RIGHT + name: self._beside(name, right[name], judged, prompts) for name in right}
+        found = {name: values for name, values in found.items() if values is not None}
+        if found:
+            found["attributes"] = torch.stack(list(found.values())).nanmean(0)
+        probability = torch.stack([probabilities[name][row, index] for row, (name, index) in enumerate(judged)])
+        if asks:
+            entropy = {name: entropies(part) for name, part in probabilities.items()}
+            of_asked = torch.stack([entropy[name][row] for row, (name, _) in enumerate(judged)])
+            return found | {"concept_probability": probability, "concept_entropy": of_asked}
+        accuracy = torch.tensor(own, dtype=torch.float64)
+        best = {name: part.argmax(1).tolist() for name, part in probabilities.items()}
+        shown = [
+            [best[name][row] == index for name, index in self.targets if name not in labels]
+            for row, labels in enumerate(prompts.labels)
+        ]
         return found | {
-            "accuracy": right_class,
-            "probability": own.gather(1, torch.tensor(asked)[:, None])[:, 0].where(named, torch.nan),
-            "concept_shown": shown.where(~named, torch.nan),
+            "accuracy": accuracy,
+            "probability": probability.where(accuracy.isfinite(), torch.nan),
+            "concept_shown": torch.tensor([float(any(r)) if r else torch.nan for r in shown], dtype=torch.float64),
         }
+
+    def _judged_by(self, one: Candidate, asks: bool) -> tuple[str, int]:
+        """The attribute and class that a picture is read for: the concept's, or what is to stay."""
+        if asks:
+            return self.others.get(one.word, (self.attribute, self.index))
+        names = [name for name, _ in self.targets if one.labels.get(name) is not None]
+        name = next((name for name in names if one.labels[name] == one.word), (*names, self.attribute)[0])
+        return name, self.classifier.config.attributes[name].index(one.labels[name]) if names else 0
+
+    def _beside(self, name: str, right: Tensor, judged: list[tuple[str, int]], prompts: PromptSet) -> Tensor | None:
+        """Whether an attribute is right where it is not what is judged, nor forgotten; None where that is nowhere."""
+        known = self.classifier.config.attributes[name]
+        forgotten = {known[index] for attribute, index in self.targets if attribute == name}
+        rows = zip(judged, prompts.labels, strict=True)
+        out = [own == name or labels.get(name) in forgotten for (own, _), labels in rows]
+        return None if all(own == name for own, _ in judged) else right.masked_fill(torch.tensor(out), torch.nan)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
     FlowMatchEulerDiscreteScheduler,
-    SchedulerMixin,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -66,7 +65,8 @@ def build_text_to_image(
         return _stable_diffusion_3(architecture, vae, text_encoder, tokenizer, seed)
     torch.manual_seed(derive_seed(seed, "unet"))
     unet, scheduler = UNet2DConditionModel(**architecture["unet"]), DDIMScheduler(**architecture["scheduler"])
-    return stable_diffusion(unet, vae, text_encoder, tokenizer, scheduler)
+    parts = vae, text_encoder, tokenizer, unet, scheduler
+    return StableDiffusionPipeline(*parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
 
 
 def _stable_diffusion_3(
@@ -111,26 +111,6 @@ def _stable_diffusion_3(
     few = PreTrainedTokenizerFast(tokenizer_object=deaf, model_max_length=ZEROS, **special)
     return StableDiffusion3Pipeline(
         transformer, scheduler, vae, reader, tokenizer, reader, tokenizer, zeros.eval(), few
-    )
-
-
-def stable_diffusion(
-    unet: UNet2DConditionModel,
-    vae: AutoencoderKL,
-    text_encoder: CLIPTextModel,
-    tokenizer: CLIPTokenizer,
-    scheduler: SchedulerMixin,
-) -> StableDiffusionPipeline:
-    """A pipeline of these parts, without a safety checker."""
-    return StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
     )
 
 

@@ -19,7 +19,7 @@ from sa_diffusers.io.model_names import base_name
 
 ConfigT = TypeVar("ConfigT")
 BOUNDS = ("above", "least", "below")
-FACTS = frozenset((*BOUNDS, "identity", "otherwise", "everyday", "blank"))  # of a field, beside its help
+FACTS = frozenset((*BOUNDS, "identity", "otherwise", "everyday", "blank", "listed"))  # of a field, beside its help
 
 
 def option(default: Any, help: str, **facts: Any) -> Any:
@@ -27,7 +27,8 @@ def option(default: Any, help: str, **facts: Any) -> Any:
 
     Args:
         facts: above, least, below: a number, or each of several, must be above, at least, or below this, where it is
-            not None. blank: True where an empty text means something. identity: False where the option says how a run
+            not None. blank: True where an empty text means something. listed: True where a command line may repeat it,
+            which is one text with "; " between. identity: False where the option says how a run
             is watched, shared or fitted into memory, and changes no result. otherwise: what None stands for, where a
             method has no value of its own. everyday: True for the few that --help shows when it is not asked for more.
     """

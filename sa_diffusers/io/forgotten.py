@@ -22,11 +22,11 @@ def write_forgotten(folder: Path, records: Sequence[Mapping[str, Any]]) -> None:
 
     Args:
         records: concept, surrogate, method and model by name; "before" and "after", the hashes of every component.
-            The last is of this run, and gets the versions of what has made it.
+            Those of this run have no versions yet, and get those of what has made it.
     """
     versions = {"sa_diffusers": __version__} | {name: version(name) for name in LIBRARIES}
     hashes = {str(p.relative_to(folder)): file_hash(p) for p in sorted(folder.rglob("*")) if p.is_file()}
-    forgotten = [*records[:-1], {**records[-1], "versions": versions}]
+    forgotten = [record | {"versions": record.get("versions", versions)} for record in records]
     write_json({"forgotten": forgotten, "files": hashes}, folder / FORGOTTEN)
 
 

@@ -141,7 +141,7 @@ def save_pipeline(
     Args:
         variant: "fp16" writes every part a second time, in float16, as `*.fp16.safetensors` beside the files in
             `dtype`, for `from_pretrained(path, variant="fp16", dtype=torch.float16)`; another one is a ValueError.
-        forgotten: what the pipeline has forgotten, as `write_forgotten` takes it; the last without hashes after.
+        forgotten: what the pipeline has forgotten, as `write_forgotten` takes it; of this run without hashes after.
     """
     if variant not in (None, "fp16"):
         raise ValueError(f"expected the variant fp16 or none, got {variant!r}")
@@ -157,7 +157,7 @@ def save_pipeline(
             if forgotten:
                 name = next(name for name, part in pipeline.components.items() if part is module)
                 after = {**forgotten[-1]["before"], name: model_hash(module)}
-                write_forgotten(temporary, [*forgotten[:-1], {**forgotten[-1], "after": after}])
+                write_forgotten(temporary, [record | {"after": record.get("after", after)} for record in forgotten])
     finally:
         if dtype != "float32":
             module.to(kept)

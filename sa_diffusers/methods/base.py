@@ -11,7 +11,7 @@ from torch import nn
 
 from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.closed_form import ClosedFormEdit
-from sa_diffusers.core.concepts import Concept
+from sa_diffusers.core.concepts import Concepts
 from sa_diffusers.core.objectives import LowRankChange, Objective
 from sa_diffusers.data.picture_groups import PictureGroup
 from sa_diffusers.families import CAPABILITIES, Family
@@ -31,9 +31,10 @@ class Context(Protocol):
 
     options: Any  # every option, flat, without open ones
     family: Family
-    concept: Concept
+    concepts: Concepts
+    edited: Concepts  # those of them that a closed-form edit is to forget, the last ones
     prompts: list[str]  # what is kept
-    templates: list[str]  # prompts with {} in the concept's place
+    templates: list[list[str]]  # of each concept, prompts with {} in its place
     pictures: Mapping[str, PictureGroup]  # real ones, of models that complete these
 
     def value(self, need: str) -> Any:
@@ -51,7 +52,7 @@ class Method:
         fixes: options that it settles, with its values of them; a user's other value is refused.
         trains: whether it minimises an objective; else it edits or wraps.
         shardable, takes_lora: whether it can train weights in parts (see `Objective.attach`), or adapters.
-        favours: whether the surrogate takes the concept's place; else it leads away, towards nothing in particular.
+        favours: whether surrogates take the concepts' places; else it leads away, towards nothing in particular.
         favours_nothing: whether the surrogate may be "", which is nothing in particular.
         own_samples: whether what it needs as "surrogate" are the model's samples of the concept itself.
         Edit: of what class its edits are.
@@ -75,8 +76,8 @@ class Method:
         """Whether it makes a model forget pictures that it completes, not words or classes."""
         return "completion" in self.requires
 
-    def needs(self, options: Any, concept: Concept) -> set[str]:
-        """What of NEEDS it takes, given every option and the concept."""
+    def needs(self, options: Any, concepts: Concepts) -> set[str]:
+        """What of NEEDS it takes, given every option and the concepts."""
         return set()
 
     def check_options(self, options: Any) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sa_diffusers.core.concepts import Concept
+from sa_diffusers.core.concepts import Concepts
 from sa_diffusers.core.objectives import Objective, OutputForgetting, RandomEncoder
 from sa_diffusers.methods.base import Context, Frozen, Weights, register
 from sa_diffusers.methods.encoder import FIXED, EncoderMethod
@@ -15,7 +15,7 @@ class OutputMethod(EncoderMethod):
         super().__init__(name, title, summary, **FIXED, ewc_lambda=0.0, train_scope="full")
         self.targets = targets
 
-    def needs(self, options: Any, concept: Concept) -> set[str]:
+    def needs(self, options: Any, concepts: Concepts) -> set[str]:
         return {"frozen"}
 
     def check(self, context: Context) -> None:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from sa_diffusers.core.batches import Batch
-from sa_diffusers.core.concepts import Concept
+from sa_diffusers.core.concepts import Concepts
 from sa_diffusers.core.conditions import MASKS, Condition
 from sa_diffusers.core.objectives import EncoderForgetting, Objective
 from sa_diffusers.core.seeding import derive_seed, seeded
@@ -58,7 +58,7 @@ class EncoderMethod(Method):
     requires = frozenset(("completion",))
     shardable = takes_lora = False
 
-    def needs(self, options: Any, concept: Concept) -> set[str]:
+    def needs(self, options: Any, concepts: Concepts) -> set[str]:
         return {"frozen"} | ({"fisher"} if options.ewc_lambda else set())
 
     def check_options(self, options: Any) -> None:
@@ -111,9 +111,9 @@ class PictureBatches:
                 order = derive_seed(options.seed, f"{name} order")
                 rows = infinite_indices(len(self.images[name]), size, step, order)
                 parts[name] = family.batch(self.images[name][rows], [condition] * size)
-        forget, kind = parts["forget"], self.context.concept.surrogate_kind
+        forget, kind = parts["forget"], self.context.concepts[0].surrogate_kind
         replaced = stand_ins(
-            "pictures" if kind == "images" else self.context.concept.surrogate,
+            "pictures" if kind == "images" else self.context.concepts[0].surrogate,
             options.noise,
             forget["sample"],
             family.holes([condition] * size),

@@ -1,5 +1,6 @@
 """Erased Stable Diffusion (Gandikota et al., ICCV 2023), by itself and as a third term of Selective Amnesia."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 
 from sa_diffusers.core.batches import Batch
-from sa_diffusers.core.concepts import Concept
+from sa_diffusers.core.concepts import Concepts
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.objectives import ESD, Objective, SelectiveAmnesiaWithESD
 from sa_diffusers.core.seeding import seeded
@@ -40,7 +41,7 @@ class ESDMethod(Method):
     requires = frozenset(("denoising", "guidance", "text"))
     favours = False
 
-    def needs(self, options: Any, concept: Concept) -> set[str]:
+    def needs(self, options: Any, concepts: Concepts) -> set[str]:
         return {"frozen"}
 
     def check(self, context: Context) -> None:
@@ -63,8 +64,8 @@ class SelectiveAmnesiaWithESDMethod(SelectiveAmnesiaMethod):
     Options = ESDOptions
     requires = frozenset(("denoising", "guidance"))
 
-    def needs(self, options: Any, concept: Concept) -> set[str]:
-        return super().needs(options, concept) | {"frozen"}
+    def needs(self, options: Any, concepts: Concepts) -> set[str]:
+        return super().needs(options, concepts) | {"frozen"}
 
     def check(self, context: Context) -> None:
         super().check(context)
@@ -108,9 +109,10 @@ def _esd_passes(options: Any) -> float:
 
 
 def esd_batch(context: Context, step: int) -> Batch:
-    """Phrasings of the concept and the empty prompt, with latents of which only the shape counts."""
-    options, family, phrasings = context.options, context.family, context.concept.phrasings
-    size = options.train_batch_size
+    """Phrasings of the concepts and the empty prompt, with latents of which only the shape counts."""
+    options, family, each = context.options, context.family, [one.phrasings for one in context.concepts]
+    size, turns = options.train_batch_size, range(math.lcm(*map(len, each)))
+    phrasings = [own[turn % len(own)] for own in each for turn in turns]  # as many of every concept
     latents = torch.zeros(size, *family.latent_shape)
     chosen = torch.randint(len(phrasings), (size,), generator=seeded(options.seed, "esd prompts", step))
     named = [Condition(phrasings[index]) for index in chosen.tolist()]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sa_diffusers.core.batches import Batch
-from sa_diffusers.core.concepts import Concept
+from sa_diffusers.core.concepts import Concepts
 from sa_diffusers.core.objectives import (
     ElasticWeightConsolidation,
     LowRankEWC,
@@ -27,10 +27,10 @@ class SelectiveAmnesiaMethod(Method):
 
     minimised: ClassVar[type[SelectiveAmnesia]] = SelectiveAmnesia
 
-    def needs(self, options: Any, concept: Concept) -> set[str]:
+    def needs(self, options: Any, concepts: Concepts) -> set[str]:
         needs = {
             "surrogate": True,
-            "samples": distils_surrogate(options, concept),
+            "samples": distils_surrogate(options, concepts),
             "replay_samples": bool(options.replay_weight),
             "fisher": bool(options.ewc_lambda),
             "frozen": distils_replay(options) or options.surrogate_target == "model",

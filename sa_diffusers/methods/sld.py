@@ -37,8 +37,8 @@ class SLDMethod(Method):
         return other if at == last else stronger, weaker if at else other
 
     def wrap(self, context: Context) -> Family:
-        concept = ", ".join(context.concept.phrasings)
-        return context.family.safely_guided(concept, self.level, context.options.sampler)
+        words = ", ".join(one.said for one in context.concepts)
+        return context.family.safely_guided(words, self.level, context.options.sampler)
 
 
 register(*map(SLDMethod, LEVELS))

@@ -3,7 +3,7 @@
 from typing import Any
 
 from sa_diffusers.core.batches import Batch
-from sa_diffusers.core.concepts import Concept
+from sa_diffusers.core.concepts import Concepts
 from sa_diffusers.core.conditions import Condition, texts
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.replay import DistilledSurrogate, Replay
@@ -17,9 +17,9 @@ def distils_replay(options: Any) -> bool:
     return bool(options.replay_weight) and options.replay_target == "model"
 
 
-def distils_surrogate(options: Any, concept: Concept) -> bool:
+def distils_surrogate(options: Any, concepts: Concepts) -> bool:
     """Whether surrogate samples are, too, as it predicts them under the surrogate's prompt."""
-    return options.surrogate_target == "model" and concept.surrogate_kind == "prompt"
+    return options.surrogate_target == "model" and concepts.surrogate_kind == "prompt"
 
 
 class Sources:
@@ -44,19 +44,20 @@ class Sources:
 
     def _surrogate(self, own_samples: bool) -> SampleSet | DistilledSurrogate | FreshNoise | FreshSamples:
         context = self.context
-        options, concept, family = context.options, context.concept, context.family
-        drawn, named = options.latents == "drawn", Condition(concept.name)
+        options, concepts, family = context.options, context.concepts, context.family
+        drawn, named = options.latents == "drawn", [Condition(one.name) for one in concepts]
         if options.fresh_samples and own_samples:
-            return FreshSamples(frozen_family(family), [named], with_latents=drawn)
-        if options.fresh_samples and concept.surrogate_kind == "prompt":
-            return FreshSamples(frozen_family(family), [Condition(concept.surrogate)], named, drawn)
+            return FreshSamples(frozen_family(family), named, with_latents=drawn)
+        if options.fresh_samples and concepts.surrogate_kind == "prompt":
+            instead = [Condition(one.surrogate) for one in concepts]
+            return FreshSamples(frozen_family(family), instead, named, drawn)
         in_pixels = family.latent_shape == (family.image_channels, family.resolution, family.resolution)
-        if concept.surrogate_kind == "noise" and not own_samples and (options.fresh_samples or in_pixels):
+        if concepts.surrogate_kind == "noise" and not own_samples and (options.fresh_samples or in_pixels):
             # It needs no encoder, so that every batch may have its own, as in the paper.
             return FreshNoise(named, with_latents=drawn)
         surrogate = context.value("surrogate")
-        if distils_surrogate(options, concept):
-            surrogate = DistilledSurrogate(surrogate, context.value("samples"), concept)
+        if distils_surrogate(options, concepts):
+            surrogate = DistilledSurrogate(surrogate, context.value("samples"), concepts)
             family.prepare([Condition(surrogate.surrogate_prompt(prompt)) for prompt in surrogate.prompts])
         return surrogate
 
@@ -71,7 +72,7 @@ class Sources:
             replay = Replay(
                 replay,
                 context.prompts,
-                context.concept,
+                context.concepts,
                 options.replay_negative,
                 distils,
                 options.replay_prompt_dropout,

@@ -13,7 +13,7 @@ from sa_diffusers.data.replay import spread
 from sa_diffusers.families import Family
 from sa_diffusers.io.configuration import Options, option
 from sa_diffusers.methods.base import ALONE, Context, register
-from sa_diffusers.methods.uce import UCEMethod, concept_edits, embedded_rows, paired_rows
+from sa_diffusers.methods.uce import UCEMethod, edits_of, embedded_rows, paired_rows
 
 
 CENTRES = 3  # of the empty prompt's tokens, kept exactly beside its first
@@ -46,7 +46,7 @@ class SpeedMethod(UCEMethod):
 
     def edit(self, context: Context) -> dict[str, NullSpaceEdit]:
         options, family = context.options, context.family
-        pairs, retained = concept_edits(context.concept, context.templates), self._retained(context)
+        pairs, retained = edits_of(context), self._retained(context)
         prompts = ["", *retained, *(prompt for pair in pairs for prompt in pair)]
         family.prepare(list(map(Condition, prompts)))
         edits = [paired_rows(family, *pair) for pair in pairs]
@@ -66,7 +66,7 @@ class SpeedMethod(UCEMethod):
 
     @staticmethod
     def _retained(context: Context) -> list[str]:
-        kept = [prompt for prompt in context.prompts if prompt and not context.concept.named_in(prompt)]
+        kept = [prompt for prompt in context.prompts if prompt and not context.concepts.named_in(prompt)]
         return spread(kept, min(context.options.speed_retain_prompts, len(kept)), context.options.seed)
 
     def remedies(self, options: Any) -> tuple[str, str]:

@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from sa_diffusers.core.closed_form import ClosedFormEdit, Edit, closed_form_edit
-from sa_diffusers.core.concepts import Concept
+from sa_diffusers.core.concepts import Concepts
 from sa_diffusers.core.conditions import Condition
-from sa_diffusers.data.replay import spread
+from sa_diffusers.data.replay import filled, spread
 from sa_diffusers.families import Family
 from sa_diffusers.io.configuration import Options, option
 from sa_diffusers.methods.base import ALONE, Context, Method, register, require
@@ -35,19 +35,19 @@ class UCEMethod(Method):
     trains = takes_lora = False
     favours_nothing = True
 
-    def needs(self, options: Any, concept: Concept) -> set[str]:
+    def needs(self, options: Any, concepts: Concepts) -> set[str]:
         return {"edit"}
 
     def check(self, context: Context) -> None:
         super().check(context)
-        concept_edits(context.concept, [])
+        concept_edits(context.concepts, [[] for _ in context.concepts])
 
     def edit(self, context: Context) -> dict[str, ClosedFormEdit]:
-        options, concept = context.options, context.concept
-        kept = [prompt for prompt in context.prompts if not concept.named_in(prompt)]
+        options, concepts = context.options, context.concepts
+        kept = [prompt for prompt in context.prompts if not concepts.named_in(prompt)]
         return edit_of_prompts(
             context.family,
-            concept_edits(concept, context.templates),
+            edits_of(context),
             ["", *spread(kept, min(options.uce_preserve_prompts, len(kept)), options.seed)],
             erase_scale=options.uce_erase_scale,
             preserve_scale=options.uce_preserve_scale,
@@ -99,21 +99,36 @@ def edit_of_prompts(
     return found
 
 
-def concept_edits(concept: Concept, templates: Sequence[str]) -> list[tuple[str, str]]:
-    """The edits that forget a concept: each phrasing to the surrogate, alone and in each template ("a photo of {}").
+def edits_of(context: Context) -> list[tuple[str, str]]:
+    """`concept_edits` of what a run's edit is to forget."""
+    edited = context.edited
+    return concept_edits(edited, context.templates[-len(edited) :], context.concepts)
+
+
+def concept_edits(
+    concepts: Concepts, templates: Sequence[Sequence[str]], beside: Concepts | None = None
+) -> list[tuple[str, str]]:
+    """The edits that forget concepts: each phrasing to the surrogate, alone and in each template ("a photo of {}").
+
+    Args:
+        templates: of each concept.
+        beside: all concepts that are replaced in the rest of a template; None: these.
 
     Raises:
         ValueError: a surrogate that is no prompt.
     """
-    if concept.surrogate_kind != "prompt":
+    if concepts.surrogate_kind != "prompt":
         raise ValueError(
             f"a closed-form edit (method uce, start edit) puts one text in the place of another: expected a prompt as "
-            f"surrogate, got {concept.surrogate!r}"
+            f"surrogate, got {concepts[0].surrogate!r}"
         )
-    texts, target = dict.fromkeys(["{}", *templates]), concept.surrogate
-    pairs = [(t.replace("{}", p), t.replace("{}", target)) for t in texts for p in concept.phrasings]
     # Towards nothing is, as in the authors' code, towards the empty prompt: "a photo of" still says something.
-    return pairs if target else [(text, "") for text, _ in pairs]
+    return [
+        (text.replace("{}", phrasing), one.surrogate and filled(text, one, beside or concepts))
+        for one, own in zip(concepts, templates, strict=True)
+        for text in dict.fromkeys(["{}", *own])
+        for phrasing in one.phrasings
+    ]
 
 
 def embedded_rows(family: Family, prompt: str) -> dict[str, Tensor]:

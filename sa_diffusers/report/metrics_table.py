@@ -47,7 +47,7 @@ def metric_rows(metrics: Mapping[str, Any], table: str = "change") -> list[Metri
     others = others_of(metrics.get("attribute"))
     for key, (label, spec, explanation) in of.items():
         nested = [values[key] for values, _ in sides if isinstance(values.get(key), Mapping)]
-        parts = dict.fromkeys(part for values in nested for part in values)
+        parts = dict.fromkeys(part for values in reversed(nested) for part in values)  # as after: the worst first
         label, explanation = (
             text.replace("{others}", others).replace("{Others}", others.capitalize()) for text in (label, explanation)
         )

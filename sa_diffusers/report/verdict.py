@@ -1,6 +1,6 @@
 """What the numbers of a run come to, in one line: by their intervals, and never more than these say."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sa_diffusers.report.tables import measured
@@ -27,7 +27,8 @@ def verdict(metrics: Mapping[str, Any], remedies: Advice) -> tuple[str, str]:
     """The verdict, and what to try next ("" where nothing is to be tried).
 
     A concept is forgotten where the upper ends of all its intervals are at most `SHOWN`, or so much above what the
-    judge says of pure noise where it was led there; not forgotten where any lower end is above that.
+    judge says of pure noise where it was led there; not forgotten where any lower end is above that. Of several the
+    one that is left most decides, and is named.
 
     Args:
         metrics: metrics.json of a run; "judged_by" where no classifier judged, but something that chose between the
@@ -39,7 +40,11 @@ def verdict(metrics: Mapping[str, Any], remedies: Advice) -> tuple[str, str]:
         return completion_verdict(metrics, remedies)
     judge = metrics.get("judged_by")
     keys = {"asked for": PREFERRED} if judge else ASKED
-    asked = [(after[key], *intervals[key], what) for what, key in keys.items() if intervals.get(key)]
+    asked = [
+        (value, *bounds, what, name)
+        for what, key in keys.items()
+        for name, value, bounds in _each_concept(after, intervals, key)
+    ]
     if not asked:
         return (
             "Not judged: no classifier has read the pictures.",
@@ -57,12 +62,13 @@ def verdict(metrics: Mapping[str, Any], remedies: Advice) -> tuple[str, str]:
         outcome = "Forgotten"
     elif lowest[1] > limit:
         outcome, shown = "Not forgotten", lowest
-    value, low, high, what = shown
+    value, low, high, what, name = shown
+    it = f"“{name}”" if name else "it"
     if judge:
         those = f"{measured(value, (low, high))} of the pictures that ask for it"
-        said = f"{outcome}: {who} prefers it to {judge['instead']} in {those}."
+        said = f"{outcome}: {who} prefers {it} to {judge['instead']} in {those}."
     else:
-        said = f"{outcome}: {what}, it shows with {measured(value, (low, high))}."
+        said = f"{outcome}: {what}, {it} shows with {measured(value, (low, high))}."
     lost, clearly = damage(metrics)
     if high > limit and value > limit:
         advice = f"Too weak: try {remedies[0]}."
@@ -72,6 +78,17 @@ def verdict(metrics: Mapping[str, Any], remedies: Advice) -> tuple[str, str]:
     else:
         advice = f"Too strong: try {remedies[1]}." if clearly else ""
     return f"{said} {lost}".strip(), advice
+
+
+def _each_concept(
+    after: Mapping[str, Any], intervals: Mapping[str, Any], key: str
+) -> Iterator[tuple[str, float, tuple[float, float]]]:
+    """Name, value and interval of every concept; of one alone, which is not named, ""."""
+    several = f"{key}_by_concept"
+    if intervals.get(several):
+        yield from ((name, after[several][name], bounds) for name, bounds in intervals[several].items())
+    elif intervals.get(key):
+        yield "", after[key], intervals[key]
 
 
 def completion_verdict(metrics: Mapping[str, Any], remedies: Advice) -> tuple[str, str]:

@@ -31,7 +31,7 @@ def check_run(context: RunContext) -> None:
         raise ValueError("float16 is not for training on a CPU; pass --mixed_precision bf16, or no")
     if options.compile_backend and options.compile_backend not in (known := torch.compiler.list_backends(())):
         raise ValueError(f"expected compile_backend of {', '.join(known)}; got {options.compile_backend!r}")
-    if options.clip and not context.favoured_prompt:
+    if options.clip and not context.favours_words:
         raise ValueError("clip judges between the concept and a surrogate in words, and there is none; omit it")
     context.method.check(context)
     if context.method.trains:

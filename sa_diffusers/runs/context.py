@@ -1,13 +1,17 @@
 """What a run knows: what every stage of it, its method and its page take."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sa_diffusers import methods
-from sa_diffusers.core.concepts import Concept, mentions, split_phrasings
+from sa_diffusers.core.concepts import Concepts, mentions, split_phrasings
 from sa_diffusers.data.picture_groups import PictureGroup
 from sa_diffusers.evaluation.judges.preference import ClipPreferenceJudge, PreferenceJudge
 from sa_diffusers.evaluation.judging import ClassifierJudge
@@ -16,25 +20,29 @@ from sa_diffusers.families import Family
 from sa_diffusers.io.forgotten import said_of
 from sa_diffusers.io.model_names import base_name
 from sa_diffusers.io.stages import Artifact
+from sa_diffusers.models.precision import in_main_memory
+from sa_diffusers.runs.chain import Link, chain_of
 from sa_diffusers.runs.options import RunOptions
 from sa_diffusers.training.strengths import Strength, chosen
 
 
 @dataclass
 class Inputs:
-    """The concept, the prompts, and what the model is judged by: sets of prompts, and classifiers by their names.
+    """The concepts, the prompts, and what the model is judged by: sets of prompts, and classifiers by their names.
 
     Without a classifier the pictures of the sets are there to be looked at.
-    `notes` are what the plan says of them. `pictures` are real ones, of a model that completes these.
+    `notes` are what the plan says of them. `pictures` are real ones, of a model that completes these. `requested` are
+    those of the concepts, the last ones, that no earlier run of a chain has forgotten; None: all.
     """
 
-    concept: Concept
+    concepts: Concepts
     prompts: list[str]
-    templates: list[str]
+    templates: list[list[str]]  # of each concept
     judges: dict[str, ClassifierJudge]
     sets: dict[str, PromptSet]
     notes: list[str] = field(default_factory=list)
     pictures: dict[str, PictureGroup] = field(default_factory=dict)
+    requested: int | None = None
 
 
 @dataclass
@@ -55,8 +63,29 @@ class RunContext:
         return methods.get(self.options.method)
 
     @property
-    def concept(self) -> Concept:
-        return self.inputs.concept
+    def concepts(self) -> Concepts:
+        return self.inputs.concepts
+
+    @property
+    def requested(self) -> Concepts:
+        """Those that no earlier run of the chain has forgotten."""
+        return Concepts(self.concepts[-(self.inputs.requested or len(self.concepts)) :])
+
+    @cached_property
+    def chain(self) -> list[Link]:
+        """The runs that this one goes on from."""
+        return chain_of(self.options.after)
+
+    @property
+    def adapters(self) -> list[Path]:
+        """Those of earlier runs that training goes on from; none where one of these left none."""
+        found = [link.adapter for link in self.chain] if self.options.lora_rank else []
+        return [] if None in found else found
+
+    @property
+    def edited(self) -> Concepts:
+        """Those that a closed-form edit forgets: adapters that are kept hold the others already."""
+        return self.requested if self.adapters else self.concepts
 
     @property
     def strength(self) -> Strength:
@@ -69,24 +98,30 @@ class RunContext:
         return "after" if self.strength.trained else self.strength.name
 
     @property
-    def surrogate(self) -> str | None:
-        """As others may read it: of a folder its name."""
-        concept = self.concept
-        return base_name(concept.surrogate) if concept.surrogate_kind == "images" else concept.surrogate
+    def surrogates(self) -> list[str | None]:
+        """Of each concept, as others may read it: of a folder its name."""
+        folders = self.concepts.surrogate_kind == "images"
+        return [base_name(one.surrogate) if folders else one.surrogate for one in self.concepts]
 
     @property
-    def favoured_prompt(self) -> str | None:
-        """The surrogate where it is one in words that takes the concept's place."""
-        in_words = self.method.favours and self.concept.surrogate_kind == "prompt"
-        return self.concept.surrogate or None if in_words else None
+    def surrogate(self) -> str | None:
+        """Every one of them, once."""
+        return "; ".join(filter(None, dict.fromkeys(self.surrogates))) if any(self.surrogates) else self.surrogates[0]
+
+    @property
+    def favours_words(self) -> bool:
+        """Whether words take the concepts' places."""
+        in_words = self.method.favours and self.concepts.surrogate_kind == "prompt"
+        return in_words and all(one.surrogate for one in self.concepts)
 
     @property
     def warning(self) -> str | None:
-        """Where the surrogate is something that the model itself has forgotten: pictures of it show something else."""
-        asked = self.concept.surrogate if self.concept.surrogate_kind == "prompt" else ""
-        for record in self.forgotten:
-            if self.method.favours and mentions(asked, split_phrasings(record["concept"])):
-                return f"The surrogate “{asked}” was itself forgotten by this model: {said_of(record)}."
+        """Where a surrogate is something that the model itself has forgotten: pictures of it show something else."""
+        in_words = self.method.favours and self.concepts.surrogate_kind == "prompt"
+        for record in self.forgotten if in_words else ():
+            for asked in self.surrogates:
+                if mentions(asked or "", split_phrasings(record["concept"])):
+                    return f"The surrogate “{asked}” was itself forgotten by this model: {said_of(record)}."
         return None
 
     @property
@@ -94,7 +129,7 @@ class RunContext:
         return self.inputs.prompts
 
     @property
-    def templates(self) -> list[str]:
+    def templates(self) -> list[list[str]]:
         return self.inputs.templates
 
     @property
@@ -103,7 +138,7 @@ class RunContext:
 
     @property
     def needs(self) -> set[str]:
-        return self.method.needs(self.options, self.concept)
+        return self.method.needs(self.options, self.concepts)
 
     @property
     def computed_in(self) -> dict[str, str]:
@@ -115,3 +150,28 @@ class RunContext:
     def value(self, need: str) -> Any:
         """An artifact's value; None where the run has none of that name."""
         return self.artifacts[need].value if need in self.artifacts else None
+
+
+@contextmanager
+def prepared(family: Family, options: RunOptions) -> Iterator[None]:
+    """The trained module in float32 and as fast as was asked for, and its helpers off the device, for a while.
+
+    Under adapters it stays in the precision that is computed in anyway.
+    """
+    module, parts = family.module, family.pipeline.components
+    helpers = [parts[name] for name in family.helpers if parts.get(name) is not None]
+    try:
+        as_it_is = options.quantize_base or module.dtype == family.compute_dtype
+        if module.dtype != torch.float32 and not (options.lora_rank and as_it_is):
+            module.to(torch.float32)
+        if options.channels_last:
+            module.to(memory_format=torch.channels_last)
+        if options.compile_backend:
+            module.compile(backend=options.compile_backend)
+        with in_main_memory(helpers) if options.offload else nullcontext():
+            yield
+    finally:
+        module._compiled_call_impl = None  # torch has no public way back from Module.compile
+        module.to(memory_format=torch.contiguous_format)
+        if options.dtype != "float32":
+            module.to(getattr(torch, options.dtype))  # the precision of the other parts, as in the saved pipeline

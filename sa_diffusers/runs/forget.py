@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +14,12 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from sa_diffusers import methods
+from sa_diffusers.data.concepts import Forget, as_options
 from sa_diffusers.data.sampling import largest_batch
 from sa_diffusers.evaluation.forgetting import pairs
 from sa_diffusers.evaluation.judges.clip import Clip
 from sa_diffusers.evaluation.judges.preference import ClipPreferenceJudge, PreferenceJudge
-from sa_diffusers.families import Family, checked_family, family_defaults, find_family, get_family
+from sa_diffusers.families import checked_family, family_defaults, find_family, get_family
 from sa_diffusers.families.plain_parts import check_plain, take_over, unwrapped
 from sa_diffusers.io.artifacts import RunLock
 from sa_diffusers.io.atomic_files import DiskFull, atomic_path
@@ -37,13 +38,14 @@ from sa_diffusers.io.loading import (
 from sa_diffusers.io.model_names import base_name, folder_name
 from sa_diffusers.io.processes import Listener, process_state, reporting, say, tell
 from sa_diffusers.io.stages import Artifact, Stages, content_fingerprint
-from sa_diffusers.models.precision import compute_dtype, in_main_memory, kept_state, on_device, usual_modes
+from sa_diffusers.models.precision import compute_dtype, kept_state, on_device, usual_modes
 from sa_diffusers.models.quantization import quantized
 from sa_diffusers.models.single_file import configurations
 from sa_diffusers.report.run_page import NotebookView
 from sa_diffusers.runs import options as run_options
+from sa_diffusers.runs.chain import chain_of, taken_over
 from sa_diffusers.runs.checks import check_run
-from sa_diffusers.runs.context import Inputs, RunContext
+from sa_diffusers.runs.context import Inputs, RunContext, prepared
 from sa_diffusers.runs.inputs import claim_folder, read_inputs
 from sa_diffusers.runs.options import RunOptions
 from sa_diffusers.runs.pictures import read_picture_inputs
@@ -67,7 +69,7 @@ class Outcome:
 @usual_modes()
 def forget(
     pipeline: DiffusionPipeline,
-    concept: str,
+    concept: str | Sequence[Forget],
     surrogate: str | os.PathLike | None = None,
     *,
     inplace: bool = False,
@@ -76,11 +78,12 @@ def forget(
     output_dir: str | Path | None = None,
     **options: Any,
 ) -> DiffusionPipeline:
-    """Make a pipeline forget a concept.
+    """Make a pipeline forget a concept, or several at once.
 
     Args:
         pipeline: of a class that a family adapts (`sa_diffusers.families`); left as it is unless `inplace`.
-        concept: one or several phrasings of the concept, separated by commas.
+        concept: one or several phrasings of the concept, separated by commas; or several concepts, each with what
+            takes its place: [Forget("seven, 7", "three"), Forget("red", "green")].
         surrogate: what takes its place: a prompt, a folder of images, or "noise". None: looked up, for known concepts.
         inplace, progress: whether to change the given pipeline's weights, not a copy's; to print the plan and bars.
         callback: gets every event, a dict (docs/events.md); the run stops where it raises, or returns False.
@@ -104,7 +107,7 @@ def forget(
     if len(set(precisions.values())) > 1:
         # transformers keeps the precision of the files, diffusers loads float32: pictures could not be drawn.
         raise ValueError(f"expected components of one precision, got {precisions}; load the pipeline with dtype=...")
-    given = options | {"concept": concept, "surrogate": surrogate}
+    given = as_options(concept, surrogate, **options)
     config = _config_of(pipeline, str(modules[component].dtype).removeprefix("torch."), given)
     method = methods.get(config.method)
     if inplace and type(method).wrap is not methods.Method.wrap:
@@ -124,10 +127,29 @@ def forget(
     return forgotten
 
 
+def forget_sequence(
+    pipeline: DiffusionPipeline, requests: Sequence[Forget | Sequence[Forget]], output_dir: str | Path, **options: Any
+) -> DiffusionPipeline:
+    """Make a pipeline forget one request after another, each with memory of those before it; see the option `after`.
+
+    Args:
+        requests: one concept or several each.
+        output_dir: run i, from 1 on, is in the folder i of it, and is not computed again.
+        options: as of `forget`, for every request.
+
+    Returns:
+        What the last request leaves. Raises as `forget`.
+    """
+    forgotten, after = pipeline, None
+    for number, request in enumerate(requests, 1):
+        rows, folder = [request] if isinstance(request, Forget) else request, Path(output_dir) / str(number)
+        forgotten = forget(pipeline, rows, output_dir=folder, after=after, **options)
+        after = str(folder)
+    return forgotten
+
+
 def _config_of(pipeline: DiffusionPipeline, dtype: str, options: dict[str, Any]) -> RunOptions:
     """The options of a run on a pipeline, over its kind's. Raises ValueError for another model or dtype."""
-    if isinstance(options["surrogate"], os.PathLike):
-        options["surrogate"] = os.path.join(".", options["surrogate"])  # a folder, where a bare name would be a word
     given = layered(RunOptions, family_defaults(type(pipeline).__name__), options)
     config = config_from_dict(run_options.ForgetConfig, given)
     model = str(pipeline.name_or_path or type(pipeline).__name__)  # a Path where it was loaded by one
@@ -145,7 +167,7 @@ def run_forgetting(config: RunOptions, pipeline: DiffusionPipeline | None = None
     Args:
         pipeline: changed in place; None loads `config.model`.
     """
-    options, state = config.resolved(), process_state()
+    options, state = taken_over(config.resolved()), process_state()
     method = methods.get(options.method)
     check_launch(options, shardable=method.shardable and options.lora_rank is None)
     if options.num_threads is not None:
@@ -176,7 +198,7 @@ def run_forgetting(config: RunOptions, pipeline: DiffusionPipeline | None = None
         inputs = read_picture_inputs(options, find_resolution)
     else:
         inputs = read_inputs(options, find_labels, find_tokenizer)
-    name = folder_name(inputs.concept.name)
+    name = folder_name(inputs.concepts.name)
     output_dir = Path(options.output_dir or Path("runs") / name)
     hub_id = options.hub_model_id or f"{base_name(options.model)}-without-{name}"
     if options.push_to_hub:
@@ -193,7 +215,8 @@ def run_forgetting(config: RunOptions, pipeline: DiffusionPipeline | None = None
 
 
 def _run(options: RunOptions, pipeline: DiffusionPipeline | None, inputs: Inputs, output_dir: Path) -> Outcome:
-    earlier = getattr(pipeline, "forgotten", None) or read_forgotten(options.model, options.revision)
+    earlier = chain_of(options.after)[-1].forgotten if options.after else None
+    earlier = earlier or getattr(pipeline, "forgotten", None) or read_forgotten(options.model, options.revision)
     bits, source = options.quantize_base, (options.model, options.revision, options.variant, options.dtype)
     pipeline = pipeline or load_pipeline(*source, trained_waits=bits is not None)
     parts = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
@@ -209,7 +232,7 @@ def _run(options: RunOptions, pipeline: DiffusionPipeline | None, inputs: Inputs
         check_run(context)
         if not inputs.judges and not inputs.pictures:
             context.preference = _preference(context)
-        with _prepared(family, options):
+        with prepared(family, options):
             context.artifacts |= {
                 "model": Artifact(pipeline, pipeline_hashes(pipeline, family.component)),
                 "prompts": Artifact(inputs.prompts, content_fingerprint(inputs.prompts)),
@@ -253,12 +276,12 @@ def _run_stages(context: RunContext) -> Outcome:
 
 
 def _preference(context: RunContext) -> PreferenceJudge | ClipPreferenceJudge:
-    """What judges between the concept and what takes its place where no classifier does."""
-    options, concept, instead = context.options, context.concept, context.favoured_prompt
-    if options.clip and instead:
-        return ClipPreferenceJudge(Clip.load(options.clip), concept, instead)
+    """What judges between a concept and what takes its place where no classifier does."""
+    options, concepts = context.options, context.concepts
+    if options.clip and context.favours_words:
+        return ClipPreferenceJudge(Clip.load(options.clip), concepts)
     at_once = options.eval_batch_size or largest_batch(context.family)
-    return PreferenceJudge(context.family, concept, instead, at_once)
+    return PreferenceJudge(context.family, concepts, context.favours_words, at_once)
 
 
 @contextmanager
@@ -270,28 +293,3 @@ def _room_to_look(context: RunContext, stages: Stages) -> Iterator[None]:
         if stages.left or not all_written(context):
             raise
         say(f"nothing is written again: {error}")
-
-
-@contextmanager
-def _prepared(family: Family, options: RunOptions) -> Iterator[None]:
-    """The trained module in float32 and as fast as was asked for, and its helpers off the device, for a while.
-
-    Under adapters it stays in the precision that is computed in anyway.
-    """
-    module, parts = family.module, family.pipeline.components
-    helpers = [parts[name] for name in family.helpers if parts.get(name) is not None]
-    try:
-        as_it_is = options.quantize_base or module.dtype == family.compute_dtype
-        if module.dtype != torch.float32 and not (options.lora_rank and as_it_is):
-            module.to(torch.float32)
-        if options.channels_last:
-            module.to(memory_format=torch.channels_last)
-        if options.compile_backend:
-            module.compile(backend=options.compile_backend)
-        with in_main_memory(helpers) if options.offload else nullcontext():
-            yield
-    finally:
-        module._compiled_call_impl = None  # torch has no public way back from Module.compile
-        module.to(memory_format=torch.contiguous_format)
-        if options.dtype != "float32":
-            module.to(getattr(torch, options.dtype))  # the precision of the other parts, as in the saved pipeline

@@ -7,9 +7,9 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from sa_diffusers import methods
-from sa_diffusers.core.concepts import Concept
+from sa_diffusers.core.concepts import Concepts
 from sa_diffusers.core.seeding import derive_seed
-from sa_diffusers.data.concepts import check_surrogate, find_concept
+from sa_diffusers.data.concepts import Rows, concepts_of
 from sa_diffusers.data.images import image_paths, load_image
 from sa_diffusers.data.prompts import (
     concept_templates,
@@ -19,11 +19,12 @@ from sa_diffusers.data.prompts import (
     within_limit,
 )
 from sa_diffusers.data.replay import concept_captions, spread
-from sa_diffusers.evaluation.forgetting import examination, labelled_classes
+from sa_diffusers.evaluation.examination import examination, labelled_classes
 from sa_diffusers.evaluation.judging import ClassifierJudge
 from sa_diffusers.evaluation.prompt_sets import Candidate, PromptSet
 from sa_diffusers.io.artifacts import Marker, StageMismatch
 from sa_diffusers.io.atomic_files import ArtifactError, remove_leftovers
+from sa_diffusers.runs.chain import chain_of, rows_of
 from sa_diffusers.runs.context import Inputs
 from sa_diffusers.runs.options import RunOptions
 
@@ -31,21 +32,28 @@ from sa_diffusers.runs.options import RunOptions
 LOOKED_AT = 16  # pictures of each kind where no classifier judges
 
 
-def read_concept(options: RunOptions) -> Concept:
-    """The concept, once its surrogate has been looked at, where the method takes one.
+def read_concepts(options: RunOptions) -> Concepts:
+    """The concepts, those of earlier requests first, with surrogates that are looked at where the method takes such.
 
     Raises:
-        ValueError: a concept without surrogate, or a folder without usable images.
+        ValueError: as `chain_of`, `concepts_of` and, of a file, `read_rows`; a folder without usable images.
     """
-    concept = find_concept(options.concept, options.surrogate, options.siblings, options.plurals)
+    rows = [*(row for link in chain_of(options.after) for row in link.rows), *_own_rows(options)]
     method = methods.get(options.method)
-    if not method.favours:
-        return concept
-    check_surrogate(concept, method.favours_nothing)
-    if concept.surrogate_kind == "images":
-        for path in image_paths(concept.surrogate):
+    concepts = concepts_of(rows, options.plurals, method.favours, method.favours_nothing)
+    if method.favours and concepts.surrogate_kind == "images":
+        for path in (path for one in concepts for path in image_paths(one.surrogate)):
             load_image(path, 64)
-    return concept
+    if "surrogate" in method.needs(options, concepts) and options.num_surrogate_samples < len(concepts):
+        raise ValueError(
+            f"expected a surrogate sample for each of {len(concepts)} concepts, got num_surrogate_samples "
+            f"{options.num_surrogate_samples}; pass more"
+        )
+    return concepts
+
+
+def _own_rows(options: RunOptions) -> Rows:
+    return rows_of(options.concepts, options.concept, options.surrogate, options.siblings)
 
 
 def read_inputs(
@@ -61,10 +69,10 @@ def read_inputs(
         find_tokenizer: gives that of a model of free text, which reads so many tokens; None: no limit is known.
 
     Raises:
-        ValueError: as `read_concept`; prompts that all name the concept; a class that the model does not have; ...
+        ValueError: as `read_concepts`; prompts that all name the concept; a class that the model does not have; ...
         ModelLoadError: a classifier that cannot be loaded.
     """
-    concept, given = read_concept(options), options.replay_prompts
+    concepts, given = read_concepts(options), options.replay_prompts
     listed = None if given == "labels" else read_prompts(given, options.prompt_column)
     fallback = read_templates(options.concept_templates)
     rows = read_labelled_prompts(options.eval_prompts) if options.eval_prompts else None
@@ -73,66 +81,72 @@ def read_inputs(
     if prompts is None:
         raise ValueError("replay_prompts: labels is for models with classes, and this one takes free text")
     if labels is not None:
-        _check_labels(options, concept, prompts, labels)
-    if all(concept.named_in(prompt) for prompt in prompts):
+        _check_labels(options, concepts, prompts, labels)
+    if all(concepts.named_in(prompt) for prompt in prompts):
         raise ValueError(
-            f"every prompt of {options.replay_prompts} mentions {concept.name!r}: there is nothing to keep; pass "
+            f"every prompt of {options.replay_prompts} mentions {concepts.name!r}: there is nothing to keep; pass "
             "other --replay_prompts"
         )
-    every = ["{}"] if labels else concept_templates(concept, prompts, fallback)
-    templates = every if labels else within_limit(every, concept, find_tokenizer())
-    cut = f"{len(every) - len(templates)} of {len(every)} templates left out: the text encoder does not read so far"
-    notes = [cut] if len(templates) < len(every) else []
+    templates, notes, tokenizer = [["{}"] for _ in concepts], [], None if labels else find_tokenizer()
+    for i, concept in enumerate(() if labels else concepts):
+        every = concept_templates(concept, prompts, fallback)
+        templates[i] = within_limit(every, concept, tokenizer)
+        if cut := len(every) - len(templates[i]):
+            notes.append(f"{cut} of {len(every)} templates left out: the text encoder does not read so far")
     if options.classifier:
-        judges, sets = _judges_and_sets(options, concept, rows, labels)
+        judges, sets = _judges_and_sets(options, concepts, rows, labels)
     else:
-        judges, sets = {}, _sets_to_look_at(concept, prompts, templates, options.seed)
-    return Inputs(concept, prompts, templates, judges, sets, notes)
+        judges, sets = {}, _sets_to_look_at(concepts, prompts, templates, options.seed)
+    return Inputs(concepts, prompts, templates, judges, sets, notes, requested=len(_own_rows(options)))
 
 
 def _judges_and_sets(
-    options: RunOptions, concept: Concept, rows: list[dict[str, str]] | None, labels: list[str] | None
+    options: RunOptions, concepts: Concepts, rows: list[dict[str, str]] | None, labels: list[str] | None
 ) -> tuple[dict[str, ClassifierJudge], dict[str, PromptSet]]:
     if rows is None and labels is None:
         raise ValueError("a classifier needs labelled prompts for pictures that it can judge; pass --eval_prompts")
-    judges = {name: ClassifierJudge.load(name, concept.phrasings) for name in options.classifier}
+    judges = {name: ClassifierJudge.load(name, *(one.phrasings for one in concepts)) for name in options.classifier}
     first, *others = judges.values()
-    if any((one.attribute, set(one.classes)) != (first.attribute, set(first.classes)) for one in others):
+    if any(one.known != first.known for one in others):
         raise ValueError("the classifiers of a run name the concept's classes differently; pass ones that agree")
     counts = [options.eval_images_concept, options.eval_images_class]
     if labels is not None:  # every prompt has been seen, and names a class
         rows, counts = labelled_classes(first, labels), [*counts, 0]
     else:
         counts.append(options.eval_images_other)
-    return judges, examination(first, concept, rows, *counts, seed=options.seed)
+    return judges, examination(first, concepts, rows, *counts, seed=options.seed)
 
 
-def _sets_to_look_at(concept: Concept, prompts: list[str], templates: list[str], seed: int) -> dict[str, PromptSet]:
-    asking = [caption for caption, _ in concept_captions(templates, concept, LOOKED_AT * 3, seed)]  # they are judged
-    without = [prompt for prompt in prompts if not concept.named_in(prompt)]
-    others = [prompt for prompt in spread(without, LOOKED_AT * 2, seed) if prompt][:LOOKED_AT]
+def _sets_to_look_at(
+    concepts: Concepts, prompts: list[str], templates: list[list[str]], seed: int
+) -> dict[str, PromptSet]:
+    captions = concept_captions(templates, concepts, LOOKED_AT * 3 * len(concepts), seed)  # they are judged
+    asking = [Candidate(caption, word=one.name) for caption, _, one in captions]
+    without = [prompt for prompt in prompts if not concepts.named_in(prompt)]
+    others = [Candidate(prompt) for prompt in spread(without, LOOKED_AT * 2, seed) if prompt][:LOOKED_AT]
     drawn = {"concept": ("asks", "look", asking), "retained": ("keeps", "look at others", others)}
     return {
-        name: PromptSet.seeded(purpose, list(map(Candidate, texts)), partial(derive_seed, seed, what))
-        for name, (purpose, what, texts) in drawn.items()
+        name: PromptSet.seeded(purpose, candidates, partial(derive_seed, seed, what))
+        for name, (purpose, what, candidates) in drawn.items()
     }
 
 
-def _check_labels(options: RunOptions, concept: Concept, prompts: list[str], labels: list[str]) -> None:
+def _check_labels(options: RunOptions, concepts: Concepts, prompts: list[str], labels: list[str]) -> None:
     """Raise ValueError where something that stands for a class of the model is none."""
-    free = concept.surrogate_kind != "prompt" or not methods.get(options.method).favours
-    said = [("concept", [options.concept]), ("surrogate", [] if free else [concept.surrogate])]
+    free = concepts.surrogate_kind != "prompt" or not methods.get(options.method).favours
+    said = [("concept", [one.said for one in concepts])]
+    said.append(("surrogate", [] if free else [one.surrogate for one in concepts]))
     for what, names in [*said, ("replay prompt", prompts)]:
         unknown = [name for name in names if name not in labels]
         if unknown:
             advice = ""
-            if what == "surrogate" and options.surrogate is None:
+            if what == "surrogate" and not (options.surrogate or options.concepts):
                 advice = ". None was given, and this is the usual one: pass --surrogate noise, or one of its classes"
-            elif what == "concept" and "," in options.concept:
-                advice = ". Such a model forgets one class at a time: run again on the result for the next"
+            elif what == "concept" and "," in unknown[0]:
+                advice = ". A class has one name: repeat --concept for several, each with its --surrogate"
             known = ", ".join(labels)
             raise ValueError(f"the model has no class for the {what} {unknown[0]!r}; it has {known}{advice}")
-    if options.latents == "drawn" and concept.surrogate_kind == "images":
+    if options.latents == "drawn" and concepts.surrogate_kind == "images":
         raise ValueError("a folder of images has no latents of its own: expected latents 'encoder', got 'drawn'")
 
 

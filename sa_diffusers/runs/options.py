@@ -11,11 +11,12 @@ from typing import Any, Literal
 
 from sa_diffusers import methods
 from sa_diffusers.core.concepts import split_phrasings
+from sa_diffusers.data.concepts import SEPARATOR
 from sa_diffusers.data.sampling import DrawingOptions
 from sa_diffusers.evaluation.intervals import deciding_count
 from sa_diffusers.io.configuration import Options, option
 from sa_diffusers.models.single_file import is_single_file
-from sa_diffusers.runs.work_options import FisherOptions, MethodOptions, SampleOptions, SpeedOptions
+from sa_diffusers.runs.work_options import ConceptOptions, FisherOptions, MethodOptions, SampleOptions, SpeedOptions
 from sa_diffusers.training.options import TrainingConfig
 from sa_diffusers.training.strengths import StrengthOptions, chosen
 
@@ -34,30 +35,6 @@ class ModelOptions(Options):
     variant: str | None = option(None, "Variant of the weight files, such as fp16.", identity=False)
     dtype: Literal["float32", "float16", "bfloat16"] = option(
         "float32", "Precision of frozen parts and of the saved pipeline; what is trained is float32 meanwhile."
-    )
-
-
-@dataclass
-class ConceptOptions(Options):
-    """What to forget, and what takes its place."""
-
-    concept: str = option(
-        "", "Concept to forget: one or several phrasings of it, separated by commas ('seven, 7').", everyday=True
-    )
-    surrogate: str | None = option(
-        None,
-        "What takes its place: a prompt, a folder of images (./pictures), or noise; null: looked up in "
-        "assets/surrogates.yaml.",
-        everyday=True,
-        blank=True,
-    )
-    plurals: bool = option(
-        False, "Also count plurals and possessives of its words ('sevens', 'Van Goghs') as naming the concept."
-    )
-    siblings: str | None = option(
-        None,
-        "Words, separated by commas, that could stand in the concept's place; prompts with none of them leave it "
-        "open. null: looked up in assets/surrogates.yaml.",
     )
 
 
@@ -199,8 +176,10 @@ class RunOptions(
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.concept:
-            split_phrasings(self.concept)
+        for phrasings in self.concept.split(SEPARATOR) if self.concept else ():
+            split_phrasings(phrasings)
+        if self.concepts and (self.concept or self.surrogate or self.siblings):
+            raise ValueError("concepts names a file that says what to forget; omit concept, surrogate and siblings")
         if self.replay_prompt_dropout and self.fresh_samples:
             raise ValueError("replay_prompt_dropout: a model that draws fresh samples has no guidance; expected 0")
         if self.save_single_file and not (self.lora_rank or is_single_file(self.model)):
@@ -233,6 +212,10 @@ class RunOptions(
         chosen(self)
         if (self.strength_sheet or self.strength) and type(method).wrap is not methods.Method.wrap:
             raise ValueError(f"{method.name} changes no weights, which could be more or less; omit strength_sheet")
+        if self.after and (self.strength_sheet or self.strength):
+            raise ValueError(
+                "the strength of a chain is that of several runs; omit after, or strength_sheet and strength"
+            )
         if (self.strength_sheet or self.strength) and self.early_stop is not None and self.snapshot_steps:
             raise ValueError("early_stop may end training before one of the snapshots that are judged; omit either")
 
@@ -243,7 +226,7 @@ class RunOptions(
             (find_spec("bitsandbytes") is None, 'needs bitsandbytes: pip install -c constraints.txt -e ".[8bit]"'),
             (self.lora_rank is None, "such weights cannot be trained; pass a lora_rank"),
             (self.fisher_layers == "all", "has no room for the Fisher of all weights; pass fisher_layers trained"),
-            (self.start == "edit", f"start: edit is of {kept}; omit one of them"),
+            (self.start == "edit" or self.after, f"an edit, and a run to go on after, are of {kept}; omit it"),
             (self.strength_sheet or self.strength or self.snapshot_steps, f"other strengths are of {kept}; omit them"),
         ):
             if wrong:

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from sa_diffusers.data.concepts import find_concept
+from sa_diffusers.core.concepts import Concepts
+from sa_diffusers.data.concepts import SEPARATOR, find_concept
 from sa_diffusers.data.picture_groups import PictureGroup, check_apart, read_group
 from sa_diffusers.evaluation.completion import JUDGED
 from sa_diffusers.evaluation.judging import ClassifierJudge
@@ -16,6 +17,10 @@ def check_pictures(options: RunOptions) -> None:
     """Raise ValueError where pictures, or a surrogate for them, are missing; before anything is loaded."""
     if options.forget_images is None:
         raise ValueError("expected pictures to forget, got none; pass --forget_images, as a folder or mnist:2,5")
+    if options.concepts or options.after or SEPARATOR in options.concept:
+        raise ValueError(
+            "pictures are forgotten one group a run; expected one --concept, which names it, and no --after"
+        )
     if options.retain_images is None and not options.ewc_lambda:
         raise ValueError("nothing would hold the rest; pass --retain_images, or --ewc_lambda")
     if options.ewc_lambda and not (options.fisher or options.fisher_images or options.retain_images):
@@ -52,4 +57,4 @@ def read_picture_inputs(options: RunOptions, find_resolution: Callable[[], int])
             for known in groups[name].classes if name in groups else ():
                 judge = ClassifierJudge.load(source, [known])
                 judges.setdefault(source, judge)
-    return Inputs(concept, [], ["{}"], judges, {}, pictures=groups)
+    return Inputs(Concepts([concept]), [], [["{}"]], judges, {}, pictures=groups)

@@ -41,7 +41,7 @@ def judged(context: RunContext, name: str) -> dict[str, Any]:
     """What one judgement says, by its name, beside that of before."""
     before, after = context.value("before"), context.value(name)
     metrics = {
-        "concept": ", ".join(context.concept.phrasings),
+        "concept": context.concepts.said,
         "surrogate": context.surrogate,
         "before": before.values,
         "after": after.values,
@@ -49,6 +49,8 @@ def judged(context: RunContext, name: str) -> dict[str, Any]:
     }
     if not context.strength.trained:
         metrics["strength"] = str(context.strength)
+    if context.chain:
+        metrics["chain"] = [link.numbers for link in context.chain]
     judges = list(context.inputs.judges.values())
     metrics["attribute"] = judges[0].attribute if judges else None
     if context.preference is not None:
@@ -83,10 +85,10 @@ def write_results(context: RunContext, metrics: dict[str, Any]) -> None:
     save_before_after(some, folder / "before_after.png")
     write_report(
         folder / "report.html",
-        title=f"Forgetting {context.concept.name}",
+        title=f"Forgetting {context.concepts.name}",
         summary=summary(context, metrics),
         record=_record(context),
-        commands=_commands(context),
+        commands=_commands(context, metrics),
         prompts=_prompts(context),
         metrics=metrics,
         pairs=shown,
@@ -123,7 +125,7 @@ def _write_sheet(context: RunContext) -> None:
     run = shlex.quote(public_values(str(context.folder)))
     write_strength_page(
         context.folder / "strength.html",
-        title=f"Forgetting {context.concept.name}: how strong",
+        title=f"Forgetting {context.concepts.name}: how strong",
         judged={said: judged(context, name) for said, name in judgements.items()},
         pairs={said: pairs(context.value("before"), context.value(name)) for said, name in judgements.items()},
         commands={said: f"sa-diffusers choose {run} --{said}" for said in judgements},
@@ -182,6 +184,7 @@ def _notes(context: RunContext) -> list[str]:
         f"The pipeline lies beside this page: {kind}.from_pretrained('pipeline', dtype=torch.{dtype}).",
         *([context.warning] if context.warning else []),
         *(f"The model had forgotten before: {said_of(record)}." for record in context.forgotten),
+        *(f"After the request {i}, {_told(link.numbers)}." for i, link in enumerate(context.chain, 1)),
     ]
     if not context.strength.trained:
         notes.append(f"The result is {context.strength}, chosen later; what training ended with is in {TRAINED}/.")
@@ -192,6 +195,12 @@ def _notes(context: RunContext) -> list[str]:
         said = f"No classifier was given: {judge.name} chose between the concept and {judge.instead}"
         notes.insert(0, f"{said}, which says little of a picture that shows neither.")
     return notes
+
+
+def _told(numbers: dict[str, Any]) -> str:
+    """What a run of a chain was found to do."""
+    found = [f"{name.replace('_', ' ')} {value:.1%}" for name, value in numbers.items() if isinstance(value, float)]
+    return ", ".join([numbers["concept"], *found])
 
 
 def _starts_at_edit(context: RunContext) -> bool:
@@ -213,7 +222,7 @@ def summary(context: RunContext, metrics: dict[str, Any]) -> str:
     surrogate, losses = _drawn_instead(context), [metrics[side].get("replay_loss") for side in ("before", "after")]
     favoured = f" in favour of “{surrogate}”" if surrogate else ""
     chosen = "" if context.strength.trained else f", at {context.strength}"
-    lead = f"Asked to forget “{context.concept.name}”{favoured} by {_method(context)}{chosen}."
+    lead = f"Asked to forget “{context.concepts.name}”{favoured} by {_method(context)}{chosen}."
     if "forget" in metrics["after"]:
         shares = [
             f"{name} {metrics['after'][name]['masked_mse'] / metrics['before'][name]['masked_mse'] - 1:+.0%}"
@@ -246,8 +255,8 @@ def _record(context: RunContext) -> dict[str, str]:
     }
 
 
-def _commands(context: RunContext) -> dict[str, str]:
-    """What repeats the run, and what looks closer."""
+def _commands(context: RunContext, metrics: dict[str, Any]) -> dict[str, str]:
+    """What repeats the run, and what looks closer, of several concepts at the one that is left most."""
     options, folder = context.options, context.folder
     run, model = (shlex.quote(public_values(str(path))) for path in (folder, options.model))
     repeat = f"sa-diffusers forget --config {run}/config.yaml --output_dir {run}-again"
@@ -255,7 +264,8 @@ def _commands(context: RunContext) -> dict[str, str]:
         return {"Repeat it": repeat}
     if not context.family.can("text"):
         return {"Repeat it": repeat, "Compare it with REAL, a folder": f"sa-diffusers evaluate run {run} --real REAL"}
-    words = shlex.quote(", ".join(context.concept.phrasings))
+    worst = next(iter(metrics["after"].get("concept_probability_by_concept") or ()), context.concepts[0].name)
+    words = shlex.quote(next(one.said for one in context.concepts if one.name == worst))
     by = "" if context.inputs.judges else " --metrics clip,change"
     return {
         "Repeat it": repeat,

@@ -9,6 +9,48 @@ from sa_diffusers.runs.paper_quirks import QUIRKS
 
 
 @dataclass
+class ConceptOptions(Options):
+    """What to forget, and what takes its place."""
+
+    concept: str = option(
+        "",
+        "Concept to forget: one or several phrasings of it, separated by commas ('seven, 7'). Repeat it, each time "
+        "with its --surrogate, for several at once; in a YAML file they are separated by semicolons.",
+        everyday=True,
+        listed=True,
+    )
+    concepts: str | None = option(
+        None,
+        "File of concepts to forget at once, in the place of --concept: YAML, or a table with a line of names (.csv, "
+        ".jsonl), of concept, surrogate, siblings, kind.",
+        identity=False,
+    )
+    surrogate: str | None = option(
+        None,
+        "What takes its place: a prompt, a folder of images (./pictures), or noise; null: looked up in "
+        "assets/surrogates.yaml.",
+        everyday=True,
+        blank=True,
+        listed=True,
+    )
+    after: str | None = option(
+        None,
+        "Folder of a run of the same model to go on from: what it and those before it forgot stays forgotten, and "
+        "their samples and Fisher serve again. Adapters are kept, one a request; without, all are forgotten anew.",
+        identity=False,
+    )
+    plurals: bool = option(
+        False, "Also count plurals and possessives of its words ('sevens', 'Van Goghs') as naming the concept."
+    )
+    siblings: str | None = option(
+        None,
+        "Words, separated by commas, that could stand in the concept's place; prompts with none of them leave it "
+        "open. null: looked up in assets/surrogates.yaml.",
+        listed=True,
+    )
+
+
+@dataclass
 class SampleOptions(Options):
     """The model's own pictures, and those of the surrogate."""
 

@@ -213,16 +213,21 @@ class _Loop:
         )
 
 
-def infinite_indices(num_samples: int, batch_size: int, step: int, seed: int) -> list[int]:
-    """The indices of batch `step` of an endless walk over a data set, reshuffled each epoch: no sample is left out."""
+def infinite_indices(num_samples: int, batch_size: int, step: int, seed: int, shares: int = 1) -> list[int]:
+    """The indices of batch `step` of an endless walk over a data set, reshuffled each epoch: no sample is left out.
+
+    Args:
+        shares: sample i belongs to share i % shares; the walk takes one of each in turn, and as many of each.
+    """
     indices: list[int] = []
-    position = step * batch_size
+    position, length = step * batch_size, num_samples // shares * shares
     while len(indices) < batch_size:
-        epoch, offset = divmod(position + len(indices), num_samples)
-        indices += _epoch_order(num_samples, epoch, seed)[offset : offset + batch_size - len(indices)].tolist()
+        epoch, offset = divmod(position + len(indices), length)
+        indices += _epoch_order(length, epoch, seed, shares)[offset : offset + batch_size - len(indices)].tolist()
     return indices
 
 
 @lru_cache(maxsize=8)  # a permutation of a large set takes longer than a step of a small model
-def _epoch_order(num_samples: int, epoch: int, seed: int) -> Tensor:
-    return torch.randperm(num_samples, generator=seeded(seed, "epoch", epoch))
+def _epoch_order(length: int, epoch: int, seed: int, shares: int) -> Tensor:
+    order = torch.randperm(length // shares, generator=seeded(seed, "epoch", epoch))
+    return (order[:, None] * shares + torch.arange(shares)).flatten()

@@ -1,5 +1,6 @@
 """Forget in a LoRA of the UNet: add it, read its weight changes, save it as diffusers does, fuse it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,11 @@ def add_lora(module: nn.Module, layers: list[str], rank: int, alpha: float, seed
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "lora"))  # peft draws A from the global generator
         module.add_adapter(config, ADAPTER)
+    module.set_adapters(list(module.peft_config))  # beside it those of `load_adapters`, which stay as they are
     module.requires_grad_(False)
     changes = {}
     for name, layer in module.named_modules():
-        if isinstance(layer, LoraLayer):
+        if isinstance(layer, LoraLayer) and ADAPTER in layer.lora_A:
             down, up = (part[ADAPTER] for part in (layer.lora_A, layer.lora_B))
             for matrix in (down, up):  # in at least float32 over weights of any precision: steps are small
                 matrix.to(torch.promote_types(matrix.weight.dtype, torch.float32)).requires_grad_(True)
@@ -42,11 +44,19 @@ def add_lora(module: nn.Module, layers: list[str], rank: int, alpha: float, seed
     return changes
 
 
+def load_adapters(family: Family, folders: Sequence[Path]) -> None:
+    """Put saved adapters on the trained module, to stay as they are beside the one that is trained."""
+    for number, folder in enumerate(folders, 1):
+        named = {"prefix": family.component, "adapter_name": f"{ADAPTER}_{number}", "weight_name": LORA_FILE}
+        family.module.load_lora_adapter(folder, **named)
+
+
 class WithoutLora:
-    """The module as it is without its adapter, to be called like it; shares the weights and takes no memory."""
+    """The module as it is without its adapters, to be called like it; shares the weights and takes no memory."""
 
     def __init__(self, module: nn.Module):
         self.module = module
+        self.kept = [p for name, p in module.named_parameters() if ".lora_" in name and not p.requires_grad]
 
     def __call__(self, *arguments: Any, **conditions: Any) -> Any:
         self.module.disable_adapters()
@@ -54,6 +64,8 @@ class WithoutLora:
             return self.module(*arguments, **conditions)
         finally:
             self.module.enable_adapters()
+            for part in self.kept:  # which peft has made trainable again
+                part.requires_grad_(False)
 
 
 def save_lora(family: Family, folder: Path, dtype: str, kohya: Path | None = None) -> None:
@@ -75,6 +87,6 @@ def save_lora(family: Family, folder: Path, dtype: str, kohya: Path | None = Non
 
 
 def fuse_lora(module: nn.Module) -> None:
-    """Add the change to the weights and take the adapter away: the module is again what it was, but for its values."""
-    module.fuse_lora(adapter_names=[ADAPTER])
+    """Add the changes to the weights and take adapters away: the module is again what it was, but for its values."""
+    module.fuse_lora(adapter_names=list(module.peft_config))
     module.unload_lora()

@@ -9,11 +9,12 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
+from sa_diffusers.core.concepts import Concepts
 from sa_diffusers.data.concepts import find_concept
 from sa_diffusers.data.prompts import read_labelled_prompts
 from sa_diffusers.data.sampling import SamplingSettings
 from sa_diffusers.evaluation.drawing import draw_sets
-from sa_diffusers.evaluation.forgetting import examination
+from sa_diffusers.evaluation.examination import examination
 from sa_diffusers.evaluation.intervals import difference_interval, share_interval
 from sa_diffusers.evaluation.judges.preference import PREFERENCE, PreferenceJudge
 from sa_diffusers.evaluation.judging import ClassifierJudge, judge_pictures
@@ -115,11 +116,11 @@ def judge_scales(config: ForgetConfig, forgotten: Path, num_images: int) -> dict
     family, bundled = get_family(pipeline, sampler=config.sampler), read_values(ForgetConfig, "bundled/digits")
     concept = find_concept(config.concept, config.surrogate)
     judge = ClassifierJudge.load(bundled["classifier"][0], concept.phrasings)
-    words = concept.surrogate if concept.surrogate_kind == "prompt" else None
-    instead = PreferenceJudge(family, concept, words, config.eval_batch_size)
+    in_words = concept.surrogate_kind == "prompt"
+    instead = PreferenceJudge(family, Concepts([concept]), in_words, config.eval_batch_size)
     instead.freeze()
     rows = read_labelled_prompts(bundled["eval_prompts"])
-    asking = examination(judge, concept, rows, num_images, 0, 0, config.seed)["concept"]
+    asking = examination(judge, Concepts([concept]), rows, num_images, 0, 0, config.seed)["concept"]
     settings = SamplingSettings(config.guidance_scale, config.num_inference_steps, config.eval_batch_size)
     found = {}
     for scale in SCALES:

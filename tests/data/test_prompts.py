@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 import torch
 
-from sa_diffusers.core.concepts import Concept, mentions, split_phrasings, substitute
+from sa_diffusers.core.concepts import Concept, Concepts, mentions, split_phrasings, substitute
 from sa_diffusers.core.conditions import Condition, texts
 from sa_diffusers.data.concepts import check_surrogate, find_concept
 from sa_diffusers.data.prompts import concept_templates, read_prompts, read_templates
@@ -13,7 +13,6 @@ from sa_diffusers.data.replay import (
     DistilledSurrogate,
     Replay,
     concept_captions,
-    leaves_open,
     needs_negative,
     negative_requests,
     sample_requests,
@@ -26,6 +25,7 @@ from sa_diffusers.data.sample_set import SampleSet
 
 SEVEN = Concept(("seven", "7"), "nine", ("six", "8"))
 PITT = Concept(("Brad Pitt",), "a middle aged man")
+ALONE = Concepts([SEVEN])
 
 
 def sample_set(latents: torch.Tensor, prompts: list[str]) -> SampleSet:
@@ -67,12 +67,12 @@ def test_mentions_phrases_and_takes_them_literally():
     ],
 )
 def test_substitute(prompt, expected):
-    assert substitute(prompt, ("seven", "7"), "nine") == expected
+    assert substitute(prompt, dict.fromkeys(("seven", "7"), "nine")) == expected
 
 
 def test_substitute_prefers_the_longer_phrase_and_takes_the_replacement_literally():
-    assert substitute("brad pitt and brad", ("brad", "brad pitt"), "{}") == "{} and {}"
-    assert substitute("a seven", ("seven",), r"\1 \g<0>") == r"a \1 \g<0>"
+    assert substitute("brad pitt and brad", dict.fromkeys(("brad", "brad pitt"), "{}")) == "{} and {}"
+    assert substitute("a seven", dict.fromkeys(("seven",), r"\1 \g<0>")) == r"a \1 \g<0>"
 
 
 def test_split_phrasings():
@@ -180,8 +180,8 @@ def test_sample_requests_draw_the_whole_list_and_a_share_of_empty_prompts():
     ],
 )
 def test_prompts_that_leave_the_concept_open(prompt, of_seven, of_pitt):
-    assert leaves_open(prompt, SEVEN) is of_seven
-    assert leaves_open(prompt, PITT) is of_pitt
+    assert SEVEN.left_open_by(prompt) is of_seven
+    assert PITT.left_open_by(prompt) is of_pitt
 
 
 @pytest.mark.parametrize(
@@ -190,12 +190,12 @@ def test_prompts_that_leave_the_concept_open(prompt, of_seven, of_pitt):
 )
 def test_which_prompts_are_drawn_with_the_concept_as_negative(mode, expected):
     prompts = ["", "a digit", "a six", "a seven"]
-    assert [p for p in prompts if needs_negative(p, SEVEN, mode)] == expected
+    assert [p for p in prompts if needs_negative(p, ALONE, mode)] == expected
     samples = sample_set(torch.arange(4.0), prompts)
-    requests = negative_requests(samples, SEVEN, mode, seed=0)
+    requests = negative_requests(samples, ALONE, mode, seed=0)
     assert [request.condition.text for request in requests] == expected
     assert {request.negative for request in requests} <= {Condition("seven, 7")}
-    kept = select_replay(samples, SEVEN, mode)
+    kept = select_replay(samples, ALONE, mode)
     assert sorted(texts(kept.conditions) + expected) == ["", "a digit", "a six"]
     assert kept.latents.tolist() == [float(prompts.index(p)) for p in texts(kept.conditions)]
 
@@ -208,22 +208,22 @@ def test_a_label_says_nothing_of_the_concept():
         lambda s, c, _: Replay(s, [], c, "none"),
     ):
         with pytest.raises(ValueError, match="expected conditions of text alone, got .*label=7"):
-            select(samples, SEVEN, "open")
+            select(samples, ALONE, "open")
 
 
 def test_nothing_to_keep():
     with pytest.raises(ValueError, match="every replay prompt mentions 'seven'"):
-        select_replay(sample_set(torch.zeros(3), ["a seven", "", "a 7"]), SEVEN, "open")
+        select_replay(sample_set(torch.zeros(3), ["a seven", "", "a 7"]), ALONE, "open")
 
 
 def test_captions_use_every_phrasing_and_the_surrogate_the_same_sentences():
     templates = [f"a {{}} of kind k{i}" for i in range(10)]
-    pairs = concept_captions(templates, SEVEN, 30, seed=0)
-    assert sum("seven" in caption for caption, _ in pairs) == 15
-    assert all(substitute(caption, SEVEN.phrasings, "{}") == template for caption, template in pairs)
-    assert Counter(template for _, template in pairs) == dict.fromkeys(templates, 3)
-    requests = surrogate_requests(pairs, SEVEN, seed=0)
-    assert [r.condition.text for r in requests] == [template.replace("{}", "nine") for _, template in pairs]
+    pairs = concept_captions([templates], ALONE, 30, seed=0)
+    assert sum("seven" in caption for caption, *_ in pairs) == 15
+    assert all(substitute(caption, dict.fromkeys(SEVEN.phrasings, "{}")) == template for caption, template, _ in pairs)
+    assert Counter(template for _, template, _ in pairs) == dict.fromkeys(templates, 3)
+    requests = surrogate_requests(pairs, ALONE, seed=0)
+    assert [r.condition.text for r in requests] == [template.replace("{}", "nine") for _, template, _ in pairs]
     assert len({r.seed for r in requests}) == 30
 
 
@@ -235,9 +235,9 @@ class TextFamily:
 def test_distilled_replay_shows_samples_under_other_prompts_but_open_ones_under_their_own():
     samples = sample_set(torch.arange(4.0), ["a six", "", "a red digit", "an 8"])
     prompts = ["a six", "an 8", "one six", "a seven", "a red digit", ""]
-    replay = Replay(samples, prompts, SEVEN, "open")
+    replay = Replay(samples, prompts, ALONE, "open")
     assert replay.prompts == ["a six", "an 8", "one six"]  # neither the concept nor what leaves it open
-    assert not Replay(samples, prompts, SEVEN, "all").distilled.any()  # all were drawn away from the concept
+    assert not Replay(samples, prompts, ALONE, "all").distilled.any()  # all were drawn away from the concept
     shown = set()
     for step in range(30):
         batch = replay.batch(TextFamily(), 4, step, seed=0)
@@ -252,7 +252,7 @@ def test_distilled_replay_shows_samples_under_other_prompts_but_open_ones_under_
 
 def test_without_negatives_all_replay_is_distilled_and_the_empty_prompt_kept():
     samples = sample_set(torch.arange(3.0), ["a six", "", "a red digit"])
-    replay = Replay(samples, ["a six", "a seven", "a red digit"], SEVEN, "none")
+    replay = Replay(samples, ["a six", "a seven", "a red digit"], ALONE, "none")
     assert replay.prompts == ["a six", "a red digit"] and replay.distilled.all()
     shown = set()
     for step in range(20):
@@ -264,7 +264,7 @@ def test_without_negatives_all_replay_is_distilled_and_the_empty_prompt_kept():
 def test_a_distilled_surrogate_reads_as_the_surrogate_on_any_picture():
     surrogate = sample_set(torch.arange(4.0).view(4, 1), ["a seven", "draw 7", "a red seven", "7 on white"])
     others = sample_set(torch.arange(10.0, 13.0).view(3, 1), ["a two", "a seven", ""])
-    source = DistilledSurrogate(surrogate, others, SEVEN)
+    source = DistilledSurrogate(surrogate, others, ALONE)
     seen, captions = set(), set()
     for step in range(40):
         batch = source.batch(TextFamily(), 4, step, seed=0)
@@ -275,4 +275,4 @@ def test_a_distilled_surrogate_reads_as_the_surrogate_on_any_picture():
             assert prompt in source.prompts and frozen == source.surrogate_prompt(prompt)
     assert seen == {0, 1, 2, 3, 10, 11, 12} and captions == set(texts(surrogate.conditions))
     assert source.surrogate_prompt("a red seven") == f"a red {SEVEN.surrogate}"
-    assert set(int(x) for x in DistilledSurrogate(surrogate, None, SEVEN).samples.latents) == {0, 1, 2, 3}
+    assert set(int(x) for x in DistilledSurrogate(surrogate, None, ALONE).samples.latents) == {0, 1, 2, 3}

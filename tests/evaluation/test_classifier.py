@@ -8,11 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from sa_diffusers.core.concepts import Concept
+from sa_diffusers.core.concepts import Concept, Concepts
 from sa_diffusers.core.objectives import Classification
 from sa_diffusers.core.objectives.classification import disturb
 from sa_diffusers.data.digits import ATTRIBUTES, WORDS, colorize
-from sa_diffusers.evaluation.forgetting import examination, summarise
+from sa_diffusers.evaluation.examination import examination
+from sa_diffusers.evaluation.forgetting import summarise
 from sa_diffusers.evaluation.intervals import mean_interval, share_interval
 from sa_diffusers.evaluation.judges.classifier import AttributeClassifier, Score, entropies, score_images
 from sa_diffusers.evaluation.judging import ClassifierJudge
@@ -178,7 +179,7 @@ class TestMeasuring:
         rows = [{"prompt": "a green digit", "ink": "green", "form": "seen"}]
         with pytest.raises(ValueError, match=r"knows ink as one of \['red', 'blue'\], got 'green' of 'a green digit'"):
             examination(
-                ClassifierJudge(classifier, "ink", 0), Concept(("red",), "blue", "prompt"), rows, 1, 1, 0, seed=0
+                ClassifierJudge(classifier, "ink", 0), Concepts([Concept(("red",), "blue")]), rows, 1, 1, 0, seed=0
             )
 
 
@@ -200,7 +201,7 @@ def test_training_lowers_the_loss(classifier):
 
 def test_disturbance_is_drawn_for_half_of_the_images():
     images = torch.zeros(400, 3, 8, 8)
-    drawn = Classification(max_noise=0.25).draw({"sample": images}, torch.Generator().manual_seed(0))
+    drawn = Classification().draw({"sample": images}, torch.Generator().manual_seed(0))
     strength = drawn["noise"].flatten(1).std(1)
     assert 0.4 < (strength > 0).float().mean() < 0.6
     assert strength.max() < 0.3

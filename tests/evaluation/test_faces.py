@@ -13,7 +13,7 @@ from sa_diffusers.evaluation.judges.nudity import Detection
 
 @pytest.fixture(scope="module")
 def clip(tiny_tokenizer, tmp_path_factory) -> Clip:
-    return Clip.load(str(save_tiny_clip(tmp_path_factory.mktemp("clip"), tiny_tokenizer)), device="cpu")
+    return Clip.load(str(save_tiny_clip(tmp_path_factory.mktemp("clip"), tiny_tokenizer)))
 
 
 def test_faces_are_the_two_labels_of_faces():

@@ -405,7 +405,7 @@ def test_bodies_and_faces():
 
 
 def test_clip_names_what_was_asked_for(tiny_tokenizer, tmp_path):
-    clip = Clip.load(str(save_tiny_clip(tmp_path / "clip", tiny_tokenizer)), device="cpu")
+    clip = Clip.load(str(save_tiny_clip(tmp_path / "clip", tiny_tokenizer)))
     images = torch.rand(4, 3, 16, 16) * 2 - 1
     judge = ClipJudge(clip, Concept(("seven", "7"), "noise", ("nine", "two")))
     texts = clip.embed_texts([f"a photo of {name}" for name in ("seven", "nine", "two")])

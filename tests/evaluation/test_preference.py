@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_clip import save_tiny_clip
 
-from sa_diffusers.core.concepts import Concept
+from sa_diffusers.core.concepts import Concepts
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import seeded
 from sa_diffusers.data.concepts import find_concept
@@ -16,8 +16,8 @@ from sa_diffusers.families import get_family
 
 
 @pytest.fixture(scope="module")
-def concept() -> Concept:
-    return find_concept("seven, 7", "nine")
+def concepts() -> Concepts:
+    return Concepts([find_concept("seven, 7", "nine")])
 
 
 def asking(prompts: list[str], purpose: str = "asks") -> PromptSet:
@@ -27,9 +27,9 @@ def asking(prompts: list[str], purpose: str = "asks") -> PromptSet:
 
 
 @pytest.mark.parametrize("surrogate", ["nine", None])
-def test_gaps_are_those_of_a_loop(tiny_pipeline, concept, surrogate):
+def test_gaps_are_those_of_a_loop(tiny_pipeline, concepts, surrogate):
     family = get_family(tiny_pipeline())
-    judge = PreferenceJudge(family, concept, surrogate, batch_size=2)
+    judge = PreferenceJudge(family, concepts, surrogate is not None, batch_size=2)
     prompts = ["a red seven", "a 7 on black", "seven"]
     images = torch.rand(3, 3, 16, 16) * 2 - 1
     found = [judge._gaps(images[i : i + 2], prompts[i : i + 2], [10 + i, 11 + i][: 3 - i]) for i in (0, 2)]
@@ -48,9 +48,9 @@ def test_gaps_are_those_of_a_loop(tiny_pipeline, concept, surrogate):
         assert abs(total) > 1e-4 and gap.item() == pytest.approx(total, abs=1e-5)
 
 
-def test_it_judges_by_the_model_as_it_was(tiny_pipeline, concept):
+def test_it_judges_by_the_model_as_it_was(tiny_pipeline, concepts):
     pipeline = tiny_pipeline()
-    judge = PreferenceJudge(get_family(pipeline), concept, "nine", batch_size=4)
+    judge = PreferenceJudge(get_family(pipeline), concepts, True, batch_size=4)
     images, prompts = torch.rand(4, 3, 16, 16) * 2 - 1, asking(["seven", "a red seven", "7", "a 7"])
     before = judge(images, prompts, None)[PREFERENCE]
     judge.freeze()
@@ -61,9 +61,9 @@ def test_it_judges_by_the_model_as_it_was(tiny_pipeline, concept):
     assert judge(images, asking(["a nine"] * 4, "keeps"), None) == {}
 
 
-def test_clip_chooses_between_the_two_names(tiny_tokenizer, tmp_path, concept):
-    clip = Clip.load(str(save_tiny_clip(tmp_path, tiny_tokenizer)), device="cpu")
-    judge, images = ClipPreferenceJudge(clip, concept, "nine"), torch.rand(6, 3, 16, 16) * 2 - 1
+def test_clip_chooses_between_the_two_names(tiny_tokenizer, tmp_path, concepts):
+    clip = Clip.load(str(save_tiny_clip(tmp_path, tiny_tokenizer)))
+    judge, images = ClipPreferenceJudge(clip, concepts), torch.rand(6, 3, 16, 16) * 2 - 1
     fits = zero_shot(clip, images, ["seven", "nine"])
     found = judge(images, asking(["seven"] * 6), None)[PREFERENCE]
     assert found.tolist() == [float(first > second) for first, second in fits.tolist()]

@@ -113,7 +113,7 @@ def test_fresh_samples_come_from_the_frozen_copy_and_change_every_step(pipeline)
             parameter.zero_()
     assert_close(source.batch(family, 6, 0, seed=1), first, rtol=0, atol=0)
 
-    noise = FreshNoise(Condition("0")).batch(family, 500, 0, seed=1)
+    noise = FreshNoise([Condition("0")]).batch(family, 500, 0, seed=1)
     assert set(noise["labels"].tolist()) == {0}
     assert_close(noise["sample"].mean().item(), 0.5, atol=0.01, rtol=0)
     assert_close(noise["sample"].std().item(), 12**-0.5, atol=0.01, rtol=0)  # uniform, also for a single channel
@@ -228,7 +228,7 @@ def test_a_study_repeats_a_run_only_for_other_classifiers_and_refuses_other_opti
 
 
 def test_what_is_no_class_is_refused_with_what_to_do(start, tmp_path):
-    with pytest.raises(ValueError, match="one class at a time"):
+    with pytest.raises(ValueError, match="A class has one name: repeat --concept"):
         start("two", concept="0, 1")
     with pytest.raises(ValueError, match="None was given, and this is the usual one: pass --surrogate noise"):
         start("usual", concept="2", surrogate=None)

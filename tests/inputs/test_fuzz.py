@@ -112,7 +112,7 @@ def test_lists_of_concepts(concept, surrogate, prompt, plurals):
 @many
 @given(words, st.lists(words, max_size=3), st.booleans())
 def test_what_names_the_concept_is_replaced(prompt, phrases, plurals):
-    replaced = substitute(prompt, phrases, "\N{BULLET}", plurals)
+    replaced = substitute(prompt, dict.fromkeys(phrases, "\N{BULLET}"), plurals)
     assert (replaced != prompt) == mentions(prompt, phrases, plurals) or "\N{BULLET}" in prompt
     if phrases and all(map(fold, phrases)):
         concept = Concept(tuple(phrases), "x")

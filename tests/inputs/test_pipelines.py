@@ -408,7 +408,7 @@ def test_tiny_autoencoder_with_noise_as_surrogate(tiny_pipeline):
     ).eval()  # fmt: skip
     family, images = get_family(pipeline), torch.rand(2, 3, 16, 16) * 2 - 1
     assert_close(family.encode(images, torch.Generator()), pipeline.vae.encode(images).latents.detach())
-    noise = FreshNoise(Condition("seven")).batch(family, 2, step=0, seed=0)
+    noise = FreshNoise([Condition("seven")]).batch(family, 2, step=0, seed=0)
     assert noise["sample"].shape == (2, *family.latent_shape) and noise["sample"].isfinite().all()
 
 

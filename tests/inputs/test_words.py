@@ -4,11 +4,11 @@ import unicodedata
 
 import pytest
 
-from sa_diffusers.core.concepts import fold, mentions, split_phrasings, substitute
-from sa_diffusers.data.concepts import check_surrogate, describe_surrogate, find_concept
+from sa_diffusers.core.concepts import Concepts, fold, mentions, split_phrasings, substitute
+from sa_diffusers.data.concepts import check_surrogate, describe_surrogate, describe_surrogates, find_concept
 from sa_diffusers.io.model_names import folder_name
 from sa_diffusers.methods.uce import concept_edits
-from sa_diffusers.runs.inputs import read_concept
+from sa_diffusers.runs.inputs import read_concepts
 from sa_diffusers.runs.options import ForgetConfig
 
 
@@ -55,7 +55,7 @@ def decomposed(text: str) -> str:
 )
 def test_a_concept_is_recognised_however_it_is_written(prompt, concept):
     assert mentions(prompt, [concept])
-    replaced = substitute(prompt, [concept], "{}")
+    replaced = substitute(prompt, dict.fromkeys([concept], "{}"))
     assert replaced.count("{}") == 1 and not mentions(replaced, [concept])
 
 
@@ -74,7 +74,7 @@ def test_a_concept_is_recognised_however_it_is_written(prompt, concept):
 )
 def test_what_only_looks_like_it_is_no_concept(prompt, concept):
     assert not mentions(prompt, [concept])
-    assert substitute(prompt, [concept], "{}") == prompt
+    assert substitute(prompt, dict.fromkeys([concept], "{}")) == prompt
 
 
 @pytest.mark.parametrize(
@@ -91,13 +91,14 @@ def test_plurals_are_an_option(prompt, concept, template):
     found = find_concept(concept, "x", plurals=True)
     assert found.named_in(prompt) == (template != prompt)
     assert found.replaced_in(prompt, "{}") == template
-    assert found.key == {"phrasings": [concept], "plurals": True} and "plurals" not in find_concept(concept, "x").key
+    assert Concepts([found]).key == {"phrasings": [concept], "plurals": True}
+    assert "plurals" not in Concepts([find_concept(concept, "x")]).key
 
 
 def test_substitution_keeps_the_rest_of_the_text_as_it_is():
     text = "Ａ  “fine”\u00a0painting—by Vincent\u00a0van\u2011Gogh, ½ price…"
-    assert substitute(text, ["van gogh"], "X") == "Ａ  “fine”\u00a0painting—by Vincent\u00a0X, ½ price…"
-    assert substitute("梵高和猫", ["猫", "梵高"], "X") == "X和X"
+    assert substitute(text, dict.fromkeys(["van gogh"], "X")) == "Ａ  “fine”\u00a0painting—by Vincent\u00a0X, ½ price…"
+    assert substitute("梵高和猫", dict.fromkeys(["猫", "梵高"], "X")) == "X和X"
 
 
 def test_phrasings_are_parted_by_commas_of_any_script():
@@ -171,23 +172,23 @@ UNUSED = ("esd-x", "esd-u", "esd-x-strict", "sld-weak", "sld-max", "naive")
 
 @pytest.mark.parametrize("method", UNUSED)
 def test_a_surrogate_that_is_not_used_is_not_asked_for(method):
-    assert read_concept(ForgetConfig(method=method, concept="Van Gogh").resolved()).surrogate is None
+    assert read_concepts(ForgetConfig(method=method, concept="Van Gogh").resolved())[0].surrogate is None
     given = ForgetConfig(method=method, concept="Van Gogh", surrogate="a Van Gogh").resolved()
-    assert read_concept(given).surrogate == "a Van Gogh"  # and not judged
+    assert read_concepts(given)[0].surrogate == "a Van Gogh"  # and not judged
 
 
 @pytest.mark.parametrize("method", ["sa", "sa+esd", "ewc", "replay", "finetune", "uce"])
 def test_one_that_is_used_is_asked_for(method):
     with pytest.raises(ValueError, match="no surrogate is known for 'Van Gogh'.*--surrogate"):
-        read_concept(ForgetConfig(method=method, concept="Van Gogh").resolved())
+        read_concepts(ForgetConfig(method=method, concept="Van Gogh").resolved())
 
 
 def test_a_closed_form_edit_may_lead_towards_nothing():
-    found = read_concept(ForgetConfig(method="uce", concept="Van Gogh", surrogate="").resolved())
-    assert describe_surrogate(found) == "nothing in particular"
-    assert concept_edits(found, ["a photo of {}"]) == [("Van Gogh", ""), ("a photo of Van Gogh", "")]
+    found = read_concepts(ForgetConfig(method="uce", concept="Van Gogh", surrogate="").resolved())
+    assert describe_surrogates(found) == "nothing in particular"
+    assert concept_edits(found, [["a photo of {}"]]) == [("Van Gogh", ""), ("a photo of Van Gogh", "")]
     with pytest.raises(ValueError, match="got an empty one"):
-        read_concept(ForgetConfig(method="sa", concept="Van Gogh", surrogate="").resolved())
+        read_concepts(ForgetConfig(method="sa", concept="Van Gogh", surrogate="").resolved())
 
 
 def test_known_concepts_are_known_however_they_are_written():
@@ -267,4 +268,4 @@ def test_a_number_in_quotes_is_a_number_as_in_yaml(tmp_path):
 )
 def test_letters_that_stand_for_several_and_marks_that_nobody_reads(prompt, word, expected):
     assert mentions(prompt, [word]) == (expected is not None)
-    assert substitute(prompt, [word], "X").replace("\ufe0f", "") == (expected or prompt)
+    assert substitute(prompt, dict.fromkeys([word], "X")).replace("\ufe0f", "") == (expected or prompt)

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from sa_diffusers import methods
 from sa_diffusers.cli.parse import parse_config
-from sa_diffusers.core.concepts import Concept
+from sa_diffusers.core.concepts import Concept, Concepts
 from sa_diffusers.families import family_class
 from sa_diffusers.families.base import select_parameters
 from sa_diffusers.families.scopes import SCOPES
@@ -52,7 +52,7 @@ def test_needs_options_files_and_resuming(name, run_cheaply, tiny_pipeline, tmp_
     assert {option: options[option] for option in settled} == settled
 
     # Its needs are the files that appear, and those that these need.
-    needs = method.needs(ForgetConfig(**options), Concept(("seven", "7"), "nine"))
+    needs = method.needs(ForgetConfig(**options), Concepts([Concept(("seven", "7"), "nine")]))
     assert needs <= set(methods.base.NEEDS)
     needs |= {"samples"} if needs & {"replay_samples", "fisher"} else set()
     for need, file in FILES.items():

@@ -10,7 +10,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from sa_diffusers.core.closed_form import ClosedFormEdit, closed_form_edit
-from sa_diffusers.core.concepts import Concept
+from sa_diffusers.core.concepts import Concept, Concepts
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.evaluation.judges.load_classifier import load_classifier
 from sa_diffusers.families import get_family
@@ -168,10 +168,10 @@ def test_prompts_are_paired_from_their_last_word_on(family, target):
 def test_the_edits_of_a_concept():
     concept = Concept(("seven", "7"), "two")
     expected = [("seven", "two"), ("7", "two"), ("a red seven", "a red two"), ("a red 7", "a red two")]
-    assert concept_edits(concept, ["a red {}", "{}"]) == expected
+    assert concept_edits(Concepts([concept]), [["a red {}", "{}"]]) == expected
     for surrogate, kind in (("noise", "noise"), (".", "images")):
         with pytest.raises(ValueError, match="expected a prompt as surrogate"):
-            concept_edits(Concept(("seven",), surrogate, surrogate_kind=kind), ["a {}"])
+            concept_edits(Concepts([Concept(("seven",), surrogate, surrogate_kind=kind)]), [["a {}"]])
 
 
 @pytest.mark.slow
@@ -190,7 +190,7 @@ def test_the_bundled_pipeline_draws_the_surrogate_for_the_concept():
     assert read(["seven"] * 8).count("seven") >= 15
     templates = ["a photo of {}", "draw a {} on white", "the digit {}, please"]
     preserve = ["", *others, "three", *(t.replace("{}", word) for t in templates for word in [*others, "three"])]
-    edit_prompts(family, concept_edits(Concept(("seven", "7"), "three"), templates), preserve)
+    edit_prompts(family, concept_edits(Concepts([Concept(("seven", "7"), "three")]), [templates]), preserve)
     drawn = read(["seven"] * 8)
     assert drawn.count("seven") <= 1 and drawn.count("three") >= 12, drawn
     kept = [word == asked for word, asked in zip(read(others), [o for o in others for _ in range(2)], strict=True)]

@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 from sa_diffusers import forget
 from sa_diffusers.cli.parse import parse_config
+from sa_diffusers.core.concepts import Concepts
 from sa_diffusers.core.conditions import Condition, texts
 from sa_diffusers.core.losses import DiffusionLoss
 from sa_diffusers.core.objectives import Likelihood
@@ -382,8 +383,8 @@ def test_forget_in_python_leaves_the_given_pipeline_alone(pipeline):
 @pytest.mark.parametrize("distil", [True, False])
 def test_the_null_class_is_shown_at_its_rate_and_never_with_the_frozen_target(pipeline, distil):
     samples = SampleSet(torch.rand(10, 1, 8, 8), [Condition("1"), Condition("2")] * 5)
-    concept, family, rows = find_concept("0", "noise"), get_family(pipeline), []
-    replay = Replay(samples, NAMES, concept, "open", distil, dropout=0.3)
+    concepts, family, rows = Concepts([find_concept("0", "noise")]), get_family(pipeline), []
+    replay = Replay(samples, NAMES, concepts, "open", distil, dropout=0.3)
     for step in range(100):
         batch = replay.batch(family, 10, step, seed=1)
         assert_close(batch, replay.batch(family, 10, step, seed=1), rtol=0, atol=0)
@@ -397,7 +398,7 @@ def test_the_null_class_is_shown_at_its_rate_and_never_with_the_frozen_target(pi
     rest = [row for row in rows if row[0] != NULL]
     assert {label for label, _, _ in rest} == {1, 2} and {distilled for _, _, distilled in rest} == {distil}
     assert any(label != own for label, own, _ in rest) == distil  # the frozen model answers under any other prompt
-    plain = Replay(samples, NAMES, concept, "open", distil)
+    plain = Replay(samples, NAMES, concepts, "open", distil)
     assert all((plain.batch(family, 10, step, seed=1)["class_labels"] != NULL).all() for step in range(5))
 
 
@@ -450,7 +451,7 @@ def test_options_of_guidance_are_allowed_only_where_there_is_a_null_class(pipeli
     family = get_family(pipeline)
     given = {"empty_prompt_fraction": 0.1, "replay_prompt_dropout": 0.2, "num_inference_steps": 2}
     options = ForgetConfig(concept="0", surrogate="noise", **given)
-    inputs = Inputs(find_concept("0", "noise", None), [], [], {}, {})
+    inputs = Inputs(Concepts([find_concept("0", "noise", None)]), [], [], {}, {})
     context = RunContext(options.resolved(), inputs, family, tmp_path)
     assert check_run(context) is None
     family.capabilities = family.capabilities - {"guidance"}

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import sa_diffusers.runs.forget
 import sa_diffusers.runs.stages.fisher
 import sa_diffusers.runs.stages.train
-from sa_diffusers.core.concepts import mentions
+from sa_diffusers.core.concepts import Concepts, mentions
 from sa_diffusers.core.conditions import Condition, texts
 from sa_diffusers.core.fisher import Fisher, FisherMismatch
 from sa_diffusers.core.objectives import ElasticWeightConsolidation, SelectiveAmnesia
@@ -165,7 +165,7 @@ def test_the_samples_are_what_the_method_asks_for(finished):
 def test_open_prompts_are_drawn_with_the_concept_as_negative_prompt(finished, tiny_pipeline_dir):
     drawn = SampleSet.load(finished / "samples" / "without_concept.safetensors")
     samples = SampleSet.load(finished / "samples" / "samples.safetensors")
-    requests = negative_requests(samples, find_concept("seven, 7", None), "open", seed=0)
+    requests = negative_requests(samples, Concepts([find_concept("seven, 7", None)]), "open", seed=0)
     assert {request.negative for request in requests} == {Condition("seven, 7")}
     family = get_family(load_pipeline(str(tiny_pipeline_dir), None, None, "float32"))
     again = draw_samples(family, requests, SamplingSettings(1.5, 2, 4))
@@ -189,7 +189,7 @@ def test_what_training_sees(start, finished, tiny_pipeline_dir, monkeypatch):
     concept = find_concept("seven, 7", None)
     for name, allowed in (
         ("surrogate", surrogate),
-        ("replayed", select_replay(samples, concept, "open") + drawn_anew),
+        ("replayed", select_replay(samples, Concepts([concept]), "open") + drawn_anew),
     ):
         expected = family.batch(allowed.latents, allowed.conditions)
         used = set()
@@ -490,7 +490,7 @@ def test_unusable_surrogate_folders_are_refused_before_anything_is_loaded(tmp_pa
 
 def test_read_inputs(options):
     config = config_from_dict(ForgetConfig, options | {"concept": "digit", "surrogate": "very " * 60 + "long prompt"})
-    assert len(read_inputs(config).concept.surrogate) > 300
+    assert len(read_inputs(config).concepts[0].surrogate) > 300
     everything = options | {"concept": "a", "surrogate": "nothing"}
     with pytest.raises(ValueError, match="every prompt of .* mentions 'a'.*pass other --replay_prompts"):
         read_inputs(config_from_dict(ForgetConfig, everything))
@@ -499,8 +499,8 @@ def test_read_inputs(options):
 def test_what_is_shown_as_kept_does_not_name_the_concept(options):
     config = config_from_dict(ForgetConfig, options | {"concept": "seven, 7", "surrogate": "nine"})
     inputs = read_inputs(config)
-    assert any(map(inputs.concept.named_in, inputs.prompts)) and len(inputs.sets["retained"])
-    assert not any(map(inputs.concept.named_in, inputs.sets["retained"].prompts))
+    assert any(map(inputs.concepts.named_in, inputs.prompts)) and len(inputs.sets["retained"])
+    assert not any(map(inputs.concepts.named_in, inputs.sets["retained"].prompts))
 
 
 @pytest.mark.slow

@@ -8,6 +8,10 @@ from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.objectives.base import Objective
 
 
+MAX_NOISE = 0.25  # standard deviation of the pixel noise, for images in [-1, 1]
+MAX_WARP = 0.1  # change of each of the six entries of the affine map, where a half of the image's width is 1
+
+
 class Classification(Objective):
     """The sum over attributes of the cross-entropy; a batch is {"sample": images, "labels": {attribute: [B]}}.
 
@@ -15,15 +19,15 @@ class Classification(Objective):
     random strength; a random affine map stands for the variety of handwriting.
 
     Args:
-        max_noise: largest standard deviation of the pixel noise, for images in [-1, 1].
-        max_blur: largest share in [0, 1] that a 3x3 binomial blur takes in the image.
-        max_warp: largest change of each of the six entries of the affine map, where a half of the image's width is 1.
+        disturb: False: the images as they are, without the cost of warping them by nothing.
     """
 
-    def __init__(self, max_noise: float = 0.25, max_blur: float = 1.0, max_warp: float = 0.1):
-        self.max_noise, self.max_blur, self.max_warp = max_noise, max_blur, max_warp
+    def __init__(self, disturb: bool = True):
+        self.disturb = disturb
 
     def draw(self, batch: Batch, generator: Generator) -> Batch:
+        if not self.disturb:
+            return batch
         images = batch["sample"]
         num = len(images)
 
@@ -31,17 +35,18 @@ class Classification(Objective):
             return torch.rand(*shape, generator=generator)
 
         disturbed = (uniform(num) < 0.5).float()
-        strength = self.max_noise * uniform(num) * disturbed
+        strength = MAX_NOISE * uniform(num) * disturbed
         return {
             **batch,
-            "affine": torch.eye(2, 3) + self.max_warp * (2 * uniform(num, 2, 3) - 1),
-            "blur": self.max_blur * uniform(num) * disturbed,
+            "affine": torch.eye(2, 3) + MAX_WARP * (2 * uniform(num, 2, 3) - 1),
+            "blur": uniform(num) * disturbed,
             "noise": strength.view(-1, 1, 1, 1) * torch.randn(images.shape, generator=generator),
         }
 
     def images(self, batch: Batch) -> Tensor:
         """What the classifier is shown of a drawn batch."""
-        return disturb(batch["sample"], batch["affine"], batch["blur"], batch["noise"])
+        parts = (batch[name] for name in ("sample", "affine", "blur", "noise"))
+        return disturb(*parts) if self.disturb else batch["sample"]
 
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         logits = model(self.images(batch))

@@ -41,16 +41,13 @@ class Likelihood(Objective):
 
 
 class AutoencoderLikelihood(Objective):
-    """Reconstruction error + KL of a latent autoencoder (Rombach et al. 2022, App. G, without its adversarial term).
+    """Error, L1 + 2 L2, and KL of a latent autoencoder (Rombach et al. 2022, App. G, without its adversarial term).
 
     The model maps (images, noise) to (reconstruction, mean KL per latent value).
     """
 
-    def __init__(
-        self, latent_shape: tuple[int, int, int], kl_weight: float, l1_weight: float = 1.0, l2_weight: float = 2.0
-    ):
-        self.latent_shape = latent_shape
-        self.kl_weight, self.l1_weight, self.l2_weight = kl_weight, l1_weight, l2_weight
+    def __init__(self, latent_shape: tuple[int, int, int], kl_weight: float):
+        self.latent_shape, self.kl_weight = latent_shape, kl_weight
 
     def draw(self, batch: Batch, generator: Generator) -> Batch:
         return {**batch, "noise": torch.randn(len(batch["sample"]), *self.latent_shape, generator=generator)}
@@ -58,8 +55,7 @@ class AutoencoderLikelihood(Objective):
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         reconstruction, kl = model(batch["sample"], batch["noise"])
         l1, l2 = F.l1_loss(reconstruction, batch["sample"]), F.mse_loss(reconstruction, batch["sample"])
-        loss = self.l1_weight * l1 + self.l2_weight * l2 + self.kl_weight * kl
-        return loss, {"l1": l1.detach(), "kl": kl.detach()}
+        return l1 + 2 * l2 + self.kl_weight * kl, {"l1": l1.detach(), "kl": kl.detach()}
 
 
 class CaptionMatching(Objective):

@@ -67,11 +67,11 @@ def load_strokes(data_dir: str, split: str, cache_dir: Path, seed: int = 0) -> t
     return coverage, data.labels
 
 
-def colorize(coverage: Tensor, ink: str, background: str, rng: random.Random, jitter: float = 0.04) -> Tensor:
-    """Ink over background, colours shifted by up to `jitter` a channel: [32, 32] uint8 -> [3, 32, 32] in [-1, 1]."""
+def colorize(coverage: Tensor, ink: str, background: str, rng: random.Random) -> Tensor:
+    """Ink over background, colours shifted by up to 0.04 a channel: [32, 32] uint8 -> [3, 32, 32] in [-1, 1]."""
 
     def colour(rgb: tuple[float, float, float]) -> Tensor:
-        return torch.tensor([min(1.0, max(0.0, c + rng.uniform(-jitter, jitter))) for c in rgb]).view(3, 1, 1)
+        return torch.tensor([min(1.0, max(0.0, c + rng.uniform(-0.04, 0.04))) for c in rgb]).view(3, 1, 1)
 
     alpha = coverage.float() / 255
     return (colour(BACKGROUND_RGB[background]) * (1 - alpha) + colour(INK_RGB[ink]) * alpha) * 2 - 1

@@ -8,7 +8,8 @@ from pathlib import Path
 from sa_diffusers.core.concepts import split_phrasings
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.prompts import read_prompts
-from sa_diffusers.evaluation.forgetting import MEANS, labelled_classes, summarise
+from sa_diffusers.evaluation.examination import labelled_classes
+from sa_diffusers.evaluation.forgetting import MEANS, summarise
 from sa_diffusers.evaluation.images.sets import ImageSet
 from sa_diffusers.evaluation.judging import ClassifierJudge, judge_pictures
 from sa_diffusers.evaluation.options import DrawnAs, RunConfig

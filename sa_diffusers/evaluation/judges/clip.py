@@ -27,28 +27,23 @@ class Clip:
     the model reads (77 tokens in all published ones) are cut, as Stable Diffusion cuts its prompts.
     """
 
-    def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizer, processor: BaseImageProcessor, name: str = "CLIP"):
+    def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizer, processor: BaseImageProcessor, name: str):
         self.model, self.tokenizer, self.processor, self.name = model.float().eval(), tokenizer, processor, name
 
     @classmethod
-    def load(cls, source: str, revision: str | None = None, device: torch.device | str | None = None) -> "Clip":
-        """From a local folder or the hub.
-
-        Args:
-            device: None: the device of this process.
+    def load(cls, source: str) -> "Clip":
+        """From a local folder or the hub, onto this process's device.
 
         Raises:
             ModelLoadError: nothing that can be loaded, another kind of model, or one without all of its parts.
         """
         with explain_load_errors(source):
-            kind = AutoConfig.from_pretrained(source, revision=revision).model_type
+            kind = AutoConfig.from_pretrained(source).model_type
             if kind != "clip":
                 raise ModelLoadError(f"expected a CLIP model in '{source}', got one of the type {kind}; pass another")
-            model, found = CLIPModel.from_pretrained(
-                source, revision=revision, dtype=torch.float32, output_loading_info=True
-            )
-            tokenizer = CLIPTokenizer.from_pretrained(source, revision=revision)
-            processor = CLIPImageProcessorPil.from_pretrained(source, revision=revision)  # needs no torchvision
+            model, found = CLIPModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+            tokenizer = CLIPTokenizer.from_pretrained(source)
+            processor = CLIPImageProcessorPil.from_pretrained(source)  # needs no torchvision
         if found["missing_keys"]:  # transformers draws them at random
             missing = sorted(found["missing_keys"])[0]
             raise ModelLoadError(f"'{source}' lacks weights of CLIP, such as {missing}; download or save it again")
@@ -57,8 +52,7 @@ class Clip:
                 f"'{source}' has a tokenizer of {len(tokenizer)} tokens for a model of "
                 f"{model.config.text_config.vocab_size}; copy the tokenizer's files beside the weights"
             )
-        name = source if revision is None else f"{source} ({revision})"
-        return cls(model.to(device or process_state().device), tokenizer, processor, name)
+        return cls(model.to(process_state().device), tokenizer, processor, source)
 
     @torch.no_grad()
     def embed_images(self, images: Tensor) -> Tensor:
@@ -120,20 +114,19 @@ def clip_score(clip: Clip, images: Tensor, prompts: Sequence[str]) -> Tensor:
     return 100 * cosines.clamp(min=0)
 
 
-def zero_shot(clip: Clip, images: Tensor, names: Sequence[str], template: str = "a photo of {}") -> Tensor:
-    """Which of some names fits an image: probabilities [N, K] by the softmax of scaled cosines (Radford et al. 2021).
+def zero_shot(clip: Clip, images: Tensor, names: Sequence[str]) -> Tensor:
+    """Which of some names an image is "a photo of": probabilities [N, K], the softmax of scaled cosines (Radford et
+    al. 2021).
 
     They say which name fits best, not that any does. CLIP accuracy is the share of images where the largest one is
     that of what was asked for: `zero_shot(...).argmax(1)`.
 
     Raises:
-        ValueError: fewer than two names, a name twice, or a template without {}.
+        ValueError: fewer than two names, or a name twice.
     """
     if len(set(names)) != len(names) or len(names) < 2:
         raise ValueError(f"expected two names or more, each of them once, got {names!r}")
-    if "{}" not in template:
-        raise ValueError(f"expected a template with {{}} in the name's place, got {template!r}")
-    texts = clip.embed_texts([template.replace("{}", name) for name in names])
+    texts = clip.embed_texts([f"a photo of {name}" for name in names])
     return (clip.logit_scale * clip.embed_images(images) @ texts.T).softmax(-1)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sa_diffusers.core.batches import take, to
-from sa_diffusers.core.concepts import Concept
+from sa_diffusers.core.concepts import Concepts
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import seeded
 from sa_diffusers.data.sampling import frozen_family
@@ -28,25 +28,26 @@ PREFERENCE = "concept_preference"
 
 @dataclass
 class PreferenceJudge:
-    """Whether the model takes each picture that asks for the concept for it, and not for what takes its place.
+    """Whether the model takes each picture that asks for a concept for it, and not for what takes its place.
 
     Attributes:
         family: of the model as it was; see `freeze`.
-        surrogate: in words; None: the empty prompt or null class, and of a model that has none any other class.
+        favoured: whether surrogates in words take their places; else it is the empty prompt or null class, and of a
+            model that has none any other class.
         batch_size: pictures denoised at once.
     """
 
     family: Family
-    concept: Concept
-    surrogate: str | None
+    concepts: Concepts
+    favoured: bool
     batch_size: int
     name = "the original model itself"
 
     @property
     def instead(self) -> str:
         """What the concept is compared with, in words."""
-        if self.surrogate:
-            return f"“{self.surrogate}”"
+        if self.favoured:
+            return _surrogates(self.concepts)
         return "the empty prompt" if self.family.can("guidance") else "every other class"
 
     @property
@@ -56,7 +57,7 @@ class PreferenceJudge:
     @property
     def passes(self) -> float:
         """Forward passes that a picture takes."""
-        return self._draws * (1 + len(self.alternatives(self.concept.name)))
+        return self._draws * (1 + len(self.alternatives(self.concepts[0].name)))
 
     @property
     def _draws(self) -> int:
@@ -69,8 +70,8 @@ class PreferenceJudge:
 
     def alternatives(self, prompt: str) -> list[str]:
         """What a picture of a prompt could have been asked for by instead."""
-        if self.surrogate:
-            return [self.concept.replaced_in(prompt, self.surrogate)]
+        if self.favoured:
+            return [self.concepts.replaced_in(prompt)]
         return [""] if self.family.can("guidance") else [name for name in self.family.labels if name != prompt]
 
     def __call__(self, images: Tensor, prompts: PromptSet, before: Tensor | None) -> dict[str, Tensor]:
@@ -115,8 +116,7 @@ class ClipPreferenceJudge:
     """The same by CLIP: which of two names fits a picture better."""
 
     clip: Clip
-    concept: Concept
-    surrogate: str
+    concepts: Concepts
     passes = 0.0
 
     @property
@@ -132,10 +132,18 @@ class ClipPreferenceJudge:
 
     @property
     def instead(self) -> str:
-        return f"“{self.surrogate}”"
+        return _surrogates(self.concepts)
 
     def __call__(self, images: Tensor, prompts: PromptSet, before: Tensor | None) -> dict[str, Tensor]:
         if prompts.purpose != "asks":
             return {}
-        fits = zero_shot(self.clip, images, [self.concept.name, self.surrogate])
-        return {PREFERENCE: (fits[:, 0] > fits[:, 1]).double()}
+        pairs = {one.name: (one.name, one.surrogate) for one in self.concepts}
+        names = list(dict.fromkeys(name for pair in pairs.values() for name in pair))
+        asked = [pairs[one.word or self.concepts[0].name] for one in prompts.candidates]
+        columns = torch.tensor([[names.index(name) for name in pair] for pair in asked])
+        own, other = zero_shot(self.clip, images, names).cpu().gather(1, columns).T
+        return {PREFERENCE: (own > other).double()}
+
+
+def _surrogates(concepts: Concepts) -> str:
+    return f"“{concepts[0].surrogate}”" if len(concepts) == 1 else "what takes its place"

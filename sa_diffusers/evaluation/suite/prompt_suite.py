@@ -11,7 +11,7 @@ import yaml
 from sa_diffusers.core.concepts import Concept, mentions
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.prompts import ENOUGH, read_templates, template_of
-from sa_diffusers.data.replay import leaves_open, spread
+from sa_diffusers.data.replay import spread
 from sa_diffusers.data.sampling import Request
 from sa_diffusers.evaluation.judges.classifier import ImageClassifier
 from sa_diffusers.evaluation.options import ASKING
@@ -155,7 +155,7 @@ class _Maker:
         }
 
     def _is_open(self, prompt: str) -> bool:
-        return not self.sources.real_vocabulary and leaves_open(prompt, self.concept)
+        return not self.sources.real_vocabulary and self.concept.left_open_by(prompt)
 
     def _class_of(self, word: str) -> Labels:
         """{attribute: class} of a word, {} where the classifier does not know it."""

@@ -220,16 +220,6 @@ def flip_half(images: Tensor, generator: Generator) -> Tensor:
     return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images)
 
 
-class Undisturbed(Classification):
-    """Cross-entropy on the images as they are, without the cost of warping them by nothing."""
-
-    def draw(self, batch: Batch, generator: Generator) -> Batch:
-        return batch
-
-    def images(self, batch: Batch) -> Tensor:
-        return batch["sample"]
-
-
 def make_classifier(examples: Examples, words: dict | None, config: ClassifierConfig) -> ImageClassifier:
     """An untrained classifier for images of this size.
 
@@ -269,7 +259,7 @@ def train_classifier(examples: Examples, words: dict | None, config: ClassifierC
     with claimed(config) as output_dir:
         train(
             classifier,
-            Classification() if config.disturb else Undisturbed(),
+            Classification(config.disturb),
             lambda step: training_batch(examples, config, step),
             config,
             seed=derive_seed(config.seed, "classifier"),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from sa_diffusers import methods
 from sa_diffusers.core.closed_form import ClosedFormEdit
-from sa_diffusers.data.concepts import describe_surrogate
+from sa_diffusers.data.concepts import describe_surrogates
 from sa_diffusers.io.atomic_files import atomic_path
 from sa_diffusers.io.configuration import identity_names
 from sa_diffusers.io.processes import process_state
@@ -24,9 +24,10 @@ class EditStage(Stage[dict[str, ClosedFormEdit]]):
         return methods.editor(context.options.edit) if context.method.trains else context.method
 
     def content(self, context: RunContext) -> dict:
-        editor, concept = self.editor(context), context.concept
-        own = {name: getattr(context.options, name) for name in ("seed", *identity_names(editor.Options))}
-        return own | concept.key | {"editor": editor.name, "surrogate": concept.surrogate}
+        editor, concepts = self.editor(context), context.concepts
+        kept = {"edited": context.edited.each("phrasings")} if context.adapters else {}
+        own = kept | {name: getattr(context.options, name) for name in ("seed", *identity_names(editor.Options))}
+        return own | concepts.key | {"editor": editor.name, "surrogate": concepts.each("surrogate")}
 
     def compute(self, context: RunContext) -> dict[str, ClosedFormEdit]:
         edits = self.editor(context).edit(context)
@@ -40,7 +41,8 @@ class EditStage(Stage[dict[str, ClosedFormEdit]]):
         return {part: kind.load(self._path(context, part)) for part in context.family.text_maps()}
 
     def describe(self, context: RunContext) -> str:
-        return f"new keys and values for the concept's words, in closed form: {describe_surrogate(context.concept)}"
+        said = describe_surrogates(context.edited)
+        return f"new keys and values for the concept's words, in closed form: {said}"
 
     @staticmethod
     def _path(context: RunContext, part: str) -> Path:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from sa_diffusers.core.conditions import texts
-from sa_diffusers.data.replay import needs_negative, negative_requests, select_replay
+from sa_diffusers.data.replay import needs_negative, negative_requests, open_conditions, select_replay
 from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.io.stages import Stage
 from sa_diffusers.runs.context import RunContext
@@ -25,22 +25,22 @@ class ReplayStage(Stage[SampleSet]):
     leaves = ("samples/without_concept.safetensors",)
 
     def content(self, context: RunContext) -> dict:
-        concept = context.concept
-        return context.computed_in | concept.key | {"siblings": list(concept.siblings)}
+        return context.computed_in | context.concepts.key | {"siblings": context.concepts.each("siblings")}
 
     def compute(self, context: RunContext) -> SampleSet:
         options, kept = context.options, self._kept(context)
         requests = negative_requests(
-            context.value(SamplesStage.name), context.concept, options.replay_negative, options.seed
+            context.value(SamplesStage.name), context.concepts, options.replay_negative, options.seed
         )
         if not requests:
             return kept
         settings = drawing_settings(context, options.negative_guidance_scale)
-        return kept + draw_and_save(context, requests, settings, "without_concept", "sample without the concept")
+        drawn = draw_and_save(context, requests, settings, "without_concept", "sample without the concept")
+        return kept + self._as_asked(context, drawn)
 
     def load(self, context: RunContext) -> SampleSet:
         drawn, kept = context.folder / "samples" / "without_concept.safetensors", self._kept(context)
-        return kept + SampleSet.load(drawn) if self._count(context) else kept
+        return kept + self._as_asked(context, SampleSet.load(drawn)) if self._count(context) else kept
 
     def workspace(self, context: RunContext) -> Path:
         return parts_dir(context, "without_concept")
@@ -52,10 +52,16 @@ class ReplayStage(Stage[SampleSet]):
         return drawing_passes(context, self._count(context), context.options.negative_guidance_scale)
 
     def _kept(self, context: RunContext) -> SampleSet:
-        return select_replay(context.value(SamplesStage.name), context.concept, context.options.replay_negative)
+        return select_replay(context.value(SamplesStage.name), context.concepts, context.options.replay_negative)
+
+    @staticmethod
+    def _as_asked(context: RunContext, drawn: SampleSet) -> SampleSet:
+        """Samples drawn anew under the prompts that leave the concepts open, whatever these were drawn with."""
+        samples, mode = context.value(SamplesStage.name), context.options.replay_negative
+        return SampleSet(drawn.latents, open_conditions(samples, context.concepts, mode))
 
     @staticmethod
     def _count(context: RunContext) -> int:
         samples, mode = context.value(SamplesStage.name), context.options.replay_negative
         asked = [r.condition for r in SamplesStage.requests(context)] if samples is None else samples.conditions
-        return sum(needs_negative(prompt, context.concept, mode) for prompt in texts(asked))
+        return sum(needs_negative(prompt, context.concepts, mode) for prompt in texts(asked))

@@ -20,8 +20,8 @@ from sa_diffusers.io.stages import Stage
 from sa_diffusers.models.single_file import is_single_file, save_single_file
 from sa_diffusers.runs.context import RunContext
 from sa_diffusers.runs.stages.evaluate import EvaluateStage
-from sa_diffusers.runs.stages.train import FOR_OTHERS, SINGLE_FILE, TRAINED, TrainStage, load_weights, record_of
-from sa_diffusers.runs.tracking import snapshot_dir
+from sa_diffusers.runs.stages.tracking import snapshot_dir
+from sa_diffusers.runs.stages.train import FOR_OTHERS, SINGLE_FILE, TRAINED, TrainStage, load_weights, records_of
 from sa_diffusers.training.lora import LORA_FILE
 from sa_diffusers.training.strengths import Strength
 
@@ -59,7 +59,8 @@ class ChoiceStage(Stage[None]):
         if not (folder / TRAINED).exists():
             _keep_trained(folder)
         said = {} if strength.trained else {"strength": str(strength)}
-        saved = (options.dtype, options.save_variant, [*context.forgotten, record_of(context) | said])
+        records = [*context.forgotten, *(one | said for one in records_of(context))]
+        saved = (options.dtype, options.save_variant, records)
         save_pipeline(family.pipeline, folder / "pipeline", family.module, *saved)
         for name in FOR_OTHERS:
             (folder / name).unlink(missing_ok=True)  # training's, which are kept

@@ -1,10 +1,13 @@
 """Pictures of the surrogate under captions of the concept, from a prompt, a folder of images, or noise."""
 
 import hashlib
+from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 
+from sa_diffusers.core.concepts import lone
 from sa_diffusers.core.conditions import Condition
-from sa_diffusers.data.concepts import describe_surrogate
+from sa_diffusers.data.concepts import describe_surrogates
 from sa_diffusers.data.images import image_paths, load_image
 from sa_diffusers.data.replay import concept_captions, surrogate_requests
 from sa_diffusers.data.sample_set import SampleSet, surrogate_from_images, uniform_noise
@@ -22,42 +25,43 @@ class SurrogateStage(Stage[SampleSet]):
     leaves = ("surrogate/surrogate.safetensors",)
 
     def content(self, context: RunContext) -> dict:
-        concept = context.concept
-        said = context.computed_in | concept.key | {"kind": self._kind(context)}
+        concepts = context.concepts
+        said = context.computed_in | concepts.key | {"kind": self._kind(context)}
         if self._kind(context) == "images":
-            paths = image_paths(concept.surrogate)
-            return said | {"images": [hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in paths]}
-        return said | ({"surrogate": concept.surrogate} if self._kind(context) == "prompt" else {})
+            folders = [[path.read_bytes() for path in image_paths(one.surrogate)] for one in concepts]
+            return said | {"images": lone([[hashlib.sha256(b).hexdigest()[:16] for b in part] for part in folders])}
+        return said | ({"surrogate": concepts.each("surrogate")} if self._kind(context) == "prompt" else {})
 
     def compute(self, context: RunContext) -> SampleSet:
-        options, family, concept = context.options, context.family, context.concept
+        options, family, concepts = context.options, context.family, context.concepts
         count, seed, folder = options.num_surrogate_samples, options.seed, context.folder / "surrogate"
-        pairs = concept_captions(context.templates, concept, count, seed)
-        captions, kind = [caption for caption, _ in pairs], self._kind(context)
+        asked = concept_captions(context.templates, concepts, count, seed)
+        captions, kind = [caption for caption, *_ in asked], self._kind(context)
         if kind == "noise":
             samples = surrogate_from_images(family, uniform_noise(family, count, seed), captions, seed)
         elif kind == "images":
-            paths = image_paths(concept.surrogate)
-            images = [load_image(paths[i % len(paths)], family.resolution) for i in range(count)]
+            paths = {one: cycle(image_paths(one.surrogate)) for one in concepts}
+            images = [load_image(next(paths[one]), family.resolution) for *_, one in asked]
             samples = surrogate_from_images(family, images, captions, seed)
         else:
-            requests = surrogate_requests(pairs, concept, seed, keep_concept=kind == "concept")
+            requests = surrogate_requests(asked, concepts, seed, keep_concept=kind == "concept")
             settings = drawing_settings(context, options.guidance_scale)
             drawn = draw_samples(family, requests, settings, self.workspace(context), "surrogate")
             samples = SampleSet(drawn.latents, list(map(Condition, captions)))
         save_with_sheet(family, samples, folder, "surrogate")
         remove_parts(self.workspace(context))
-        return samples
+        return replace(samples, shares=len(concepts))
 
     def load(self, context: RunContext) -> SampleSet:
-        return SampleSet.load(context.folder / "surrogate" / "surrogate.safetensors")
+        samples = SampleSet.load(context.folder / "surrogate" / "surrogate.safetensors")
+        return replace(samples, shares=len(context.concepts))
 
     def workspace(self, context: RunContext) -> Path:
         return context.folder / "surrogate" / ".parts"
 
     def describe(self, context: RunContext) -> str:
         own = context.method.own_samples
-        shown = f"the concept, {context.concept.name!r}" if own else describe_surrogate(context.concept)
+        shown = f"the concept, {context.concepts.name!r}" if own else describe_surrogates(context.concepts)
         return f"{context.options.num_surrogate_samples} pictures: {shown}"
 
     def passes(self, context: RunContext) -> float:
@@ -70,4 +74,4 @@ class SurrogateStage(Stage[SampleSet]):
 
     @staticmethod
     def _kind(context: RunContext) -> str:
-        return "concept" if context.method.own_samples else context.concept.surrogate_kind
+        return "concept" if context.method.own_samples else context.concepts.surrogate_kind

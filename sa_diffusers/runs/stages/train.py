@@ -11,7 +11,7 @@ from torch import nn
 
 from sa_diffusers.core.closed_form import start_from_edit
 from sa_diffusers.core.seeding import derive_seed
-from sa_diffusers.io.atomic_files import write_json
+from sa_diffusers.io.atomic_files import file_hash, write_json
 from sa_diffusers.io.configuration import identity_names
 from sa_diffusers.io.hub import commit_of
 from sa_diffusers.io.loading import add_variant, save_pipeline
@@ -24,10 +24,10 @@ from sa_diffusers.models.precision import autocast_forward, release
 from sa_diffusers.models.quantization import unquantized
 from sa_diffusers.models.single_file import is_single_file, save_single_file
 from sa_diffusers.runs.context import RunContext
-from sa_diffusers.runs.tracking import SNAPSHOTS, tracker
+from sa_diffusers.runs.stages.tracking import SNAPSHOTS, tracker
 from sa_diffusers.runs.work_options import MethodOptions
 from sa_diffusers.training.loop import DROPOUTS, train
-from sa_diffusers.training.lora import WithoutLora, add_lora, fuse_lora, save_lora
+from sa_diffusers.training.lora import WithoutLora, add_lora, fuse_lora, load_adapters, save_lora
 from sa_diffusers.training.options import TrainingConfig
 
 
@@ -49,18 +49,20 @@ class TrainStage(Stage[History]):
         self.home, self.leaves = folder / kept, (*(f"{kept}{part}" for part in parts), "history.json")
 
     def content(self, context: RunContext) -> dict:
-        method, options, concept = context.method, context.options, context.concept
+        method, options, concepts = context.method, context.options, context.concepts
         names = ["method", "dtype", *(identity_names(method.Options) if method.Options else ())]
-        said = concept.key | {"surrogate_kind": concept.surrogate_kind}
+        said = concepts.key | {"surrogate_kind": concepts.surrogate_kind}
         if method.trains:
             names += [*identity_names(TrainingConfig), *identity_names(MethodOptions)]
             names += ["seed", "fresh_samples", "latents", "replay_negative", "snapshot_steps", "early_stop"]
             if options.early_stop is not None:  # what is looked at then decides when training ends
                 names += ["track_steps", "track_images", "guidance_scale", "num_inference_steps", "sampler"]
                 said |= {"exam": context.artifacts["exam"].fingerprint}
-            said |= {"surrogate": concept.surrogate if concept.surrogate_kind == "prompt" else None}
-            said |= {"siblings": list(concept.siblings), "prompts": context.artifacts["prompts"].fingerprint}
+            said |= {"surrogate": concepts.each("surrogate") if concepts.surrogate_kind == "prompt" else None}
+            said |= {"siblings": concepts.each("siblings"), "prompts": context.artifacts["prompts"].fingerprint}
             said |= context.computed_in
+            if context.adapters:
+                said |= {"after": [file_hash(next(folder.glob("*.safetensors"))) for folder in context.adapters]}
         return said | {name: getattr(options, name) for name in names}
 
     def compute(self, context: RunContext) -> History:
@@ -82,7 +84,7 @@ class TrainStage(Stage[History]):
                 fuse_lora(family.module)
             if state.is_main_process:
                 # Saved before it is judged: whatever happens there, the result is not lost.
-                saved, records = (options.dtype, options.save_variant), [*context.forgotten, record_of(context)]
+                saved, records = (options.dtype, options.save_variant), [*context.forgotten, *records_of(context)]
                 save_pipeline(family.pipeline, self.home / "pipeline", family.module, *saved, records)
                 if options.save_single_file and is_single_file(options.model):
                     save_single_file(Path(options.model), family.module, self.home / SINGLE_FILE)
@@ -107,6 +109,7 @@ class TrainStage(Stage[History]):
         batch = f"{options.train_batch_size}" + (f" + {options.train_batch_size}" if options.replay_weight else "")
         said = [f"{options.num_train_steps} steps of {batch}", f"scope {options.train_scope}"]
         said += [f"LoRA of rank {options.lora_rank}"] if options.lora_rank else []
+        said += [f"beside {len(context.adapters)} kept"] if context.adapters else []
         said += [f"from {start_of(context)}"] if "edit" in context.needs else []
         said += [f"lambda {options.ewc_lambda:g}"] if options.ewc_lambda else []
         return ", ".join(said)
@@ -123,17 +126,18 @@ class TrainStage(Stage[History]):
         return options.train_batch_size * (2 if options.replay_weight else 1) * steps, f"samples, {steps} steps"
 
 
-def record_of(context: RunContext) -> dict:
-    """What forgotten.json says of this run."""
+def records_of(context: RunContext) -> list[dict]:
+    """What forgotten.json says of this run, a record a concept."""
     method, options = context.method, context.options
-    return {
-        "concept": ", ".join(context.concept.phrasings),
-        "surrogate": context.surrogate if method.favours else None,
+    common = {
         "method": method.title,
         "model": public_name(options.model),
         "revision": commit_of(options.model, options.revision),
         "before": context.artifacts["model"].fingerprint,
     }
+    own = context.requested
+    pairs = zip(own, context.surrogates[-len(own) :], strict=True)
+    return [{"concept": one.said, "surrogate": instead if method.favours else None} | common for one, instead in pairs]
 
 
 def load_weights(module: nn.Module, pipeline: Path, component: str) -> None:
@@ -190,6 +194,7 @@ def weights_to_train(context: RunContext) -> Weights:
     if options.lora_rank:
         layers = family.adapted_layers(options.train_scope, options.lora_targets)
         alpha = options.lora_alpha or options.lora_rank
+        load_adapters(family, context.adapters)
         return add_lora(family.module, layers, options.lora_rank, alpha, options.seed)
     weights = family.trainable(options.train_scope)
     for weight in weights.values():

@@ -9,13 +9,13 @@ from diffusers import (
     DiffusionPipeline,
     FluxTransformer2DModel,
     SD3Transformer2DModel,
+    StableDiffusionPipeline,
     UNet2DConditionModel,
 )
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from sa_diffusers.data.prompts import read_prompts
-from sa_diffusers.families.architectures import stable_diffusion
 from sa_diffusers.models import tokenizer as text
 
 
@@ -92,6 +92,9 @@ def build_stable_diffusion(device: torch.device | str = "cpu", seed: int = 0) ->
         set_alpha_to_one=False,
         steps_offset=1,
     )
-    pipeline = stable_diffusion(denoiser.eval(), vae.eval(), text_encoder.eval(), tokenizer, scheduler)
+    parts = vae.eval(), text_encoder.eval(), tokenizer, denoiser.eval(), scheduler
+    pipeline = StableDiffusionPipeline(
+        *parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

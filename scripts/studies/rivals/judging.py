@@ -6,13 +6,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sa_diffusers.core.concepts import Concepts
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.concepts import find_concept
 from sa_diffusers.data.prompts import read_labelled_prompts
 from sa_diffusers.data.sampling import Request, SamplingSettings
 from sa_diffusers.evaluation.drawing import draw_sets
-from sa_diffusers.evaluation.forgetting import examination
+from sa_diffusers.evaluation.examination import examination
 from sa_diffusers.evaluation.images.sets import ImageSet
 from sa_diffusers.evaluation.judges.classifier import ImageClassifier
 from sa_diffusers.evaluation.judging import ClassifierJudge, judge_pictures
@@ -67,10 +68,10 @@ class Judge:
         self.judge = ClassifierJudge(self.classifier, *self.classifier.require_class(concept.phrasings))
         rows, counts = read_labelled_prompts(self.config.eval_prompts), self.counts
         per_class, other = -(-counts.retained // (len(self.judge.classes) - 1)), max(counts.unseen, counts.unnamed)
-        exam = examination(self.judge, concept, rows, counts.concept, 0, other, self.seed)
+        exam = examination(self.judge, Concepts([concept]), rows, counts.concept, 0, other, self.seed)
         # What is to be kept is judged in phrasings that were not replayed either: all seen ones may have been.
         held_out = [row | {"form": "seen"} for row in rows if row["form"] == "held_out"]
-        kept = examination(self.judge, concept, held_out, 0, per_class, 0, self.seed)["retained"]
+        kept = examination(self.judge, Concepts([concept]), held_out, 0, per_class, 0, self.seed)["retained"]
         if unknown := [name for name in self.spec.neighbours if name not in self.judge.classes]:
             known = ", ".join(self.judge.classes)
             raise ValueError(f"{self.spec.name}: expected neighbours of {known}, got {unknown[0]!r}")

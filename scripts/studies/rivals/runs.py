@@ -15,7 +15,7 @@ from sa_diffusers.io.bundled import resolve
 from sa_diffusers.io.loading import read_model_index
 from sa_diffusers.runs.forget import run_forgetting
 from sa_diffusers.runs.options import ForgetConfig
-from sa_diffusers.runs.tracking import SNAPSHOTS
+from sa_diffusers.runs.stages.tracking import SNAPSHOTS
 from sa_diffusers.training.lora import LORA_FILE
 from studies.rivals.spec import ConceptSpec, Row
 

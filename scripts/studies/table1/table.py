@@ -11,13 +11,15 @@ import torch
 import yaml
 from torch import Tensor
 
+from sa_diffusers.core.concepts import Concepts
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.data.concepts import find_concept
 from sa_diffusers.data.labelled_images import LabelledImages, load_labelled_images
 from sa_diffusers.data.sampling import Request, SamplingSettings
 from sa_diffusers.evaluation.drawing import draw_sets
-from sa_diffusers.evaluation.forgetting import examination, floors, labelled_classes, measure
+from sa_diffusers.evaluation.examination import examination, labelled_classes
+from sa_diffusers.evaluation.forgetting import floors, measure
 from sa_diffusers.evaluation.images.metrics import MetricSettings, frechet_distance, precision_and_recall
 from sa_diffusers.evaluation.judges.classifier import ImageClassifier
 from sa_diffusers.evaluation.judges.load_classifier import load_classifier
@@ -197,7 +199,8 @@ def _judge(table: Table, family: Family, settings: SamplingSettings) -> tuple[di
     for source, classifier in table.judges.items():
         judge = ClassifierJudge(classifier, *classifier.require_class(concept.phrasings))
         rows = labelled_classes(judge, family.labels)
-        sets = examination(judge, concept, rows, table.images_concept, table.images_per_class, 0, table.seed)
+        counts = table.images_concept, table.images_per_class, 0
+        sets = examination(judge, Concepts([concept]), rows, *counts, table.seed)
         sets["unnamed"] = unnamed
         images = draw_sets(family, sets, settings) if images is None else images  # the same requests for all
         values, _ = measure(judge, sets, images)

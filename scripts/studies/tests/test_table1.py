@@ -12,10 +12,11 @@ from PIL import Image
 from safetensors import safe_open
 from torch.testing import assert_close
 
+from sa_diffusers.core.concepts import Concepts
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.concepts import find_concept
 from sa_diffusers.data.labelled_images import load_labelled_images
-from sa_diffusers.evaluation.forgetting import examination, labelled_classes
+from sa_diffusers.evaluation.examination import examination, labelled_classes
 from sa_diffusers.evaluation.images.metrics import frechet_distance
 from sa_diffusers.evaluation.judges.digit_classifier import DigitClassifier
 from sa_diffusers.evaluation.judges.load_classifier import load_classifier
@@ -167,7 +168,7 @@ def test_the_numbers_are_those_of_the_pictures_of_a_slow_loop(made):
     )
     concept = find_concept("0", "noise")
     own = ClassifierJudge(judge, *judge.require_class(["0"]))
-    exam = examination(own, concept, labelled_classes(own, family.labels), 6, 2, 0, table.seed)
+    exam = examination(own, Concepts([concept]), labelled_classes(own, family.labels), 6, 2, 0, table.seed)
     guidance = family_defaults("ClassConditionalPipeline")["guidance_scale"]
     images = torch.cat(
         [

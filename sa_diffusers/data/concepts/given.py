@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from sa_diffusers.core.concepts import Concept, fold, mentions, split_phrasings
+from sa_diffusers.core.concepts import Concept, Concepts, fold, mentions, split_phrasings
 from sa_diffusers.io.bundled import resolve
 
 
@@ -32,6 +32,14 @@ def find_concept(
     kind = "noise" if fold(written) == "noise" else "images" if path else "prompt"
     others = tuple(word for word in others if not mentions(word, phrasings, plurals))
     return Concept(phrasings, surrogate, others, kind, plurals)
+
+
+def siblings_of(kind: str) -> str | None:
+    """What can stand in the place of a concept of a kind; None where the kind has none. Raises ValueError: unknown."""
+    kinds = {entry["kind"] for entry in _bundled()["concepts"].values()}
+    if kind not in kinds:
+        raise ValueError(f"nothing is known of the kind {kind!r}; give its siblings, or one of {', '.join(kinds)}")
+    return _bundled()["siblings"].get(kind)
 
 
 @cache
@@ -64,6 +72,12 @@ def check_surrogate(concept: Concept, may_be_empty: bool = False) -> None:
     named = [p for p in concept.phrasings if mentions(surrogate, [p], concept.plurals)]
     if named:
         raise ValueError(f"the surrogate {surrogate!r} names the concept ({named[0]!r}): nothing would be forgotten")
+
+
+def describe_surrogates(concepts: Concepts) -> str:
+    """What takes the place of the first, and of how many more something does."""
+    more = f", and of {len(concepts) - 1} more concepts" if concepts[1:] else ""
+    return describe_surrogate(concepts[0]) + more
 
 
 def describe_surrogate(concept: Concept) -> str:

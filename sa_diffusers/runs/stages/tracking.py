@@ -32,7 +32,9 @@ def tracker(context: RunContext) -> Callable[[int, dict], bool] | None:
     config, family, inputs, output_dir = context.options, context.family, context.inputs, context.folder
     if config.callback_steps is None:
         return None
-    counts = {"concept": config.tracked_of_concept, "retained": max(1, config.track_images // 2)}
+    several = len(context.concepts)  # each is looked at, and stops the run by itself
+    asking = max(several, config.tracked_of_concept * (several if config.early_stop else 1))
+    counts = {"concept": asking, "retained": max(1, config.track_images // 2)}
     sets = {name: _tracked(inputs.sets[name], count) for name, count in counts.items()}
 
     def track(step: int, row: dict) -> bool:
@@ -47,9 +49,11 @@ def tracker(context: RunContext) -> Callable[[int, dict], bool] | None:
         sheet = torch.cat([part.images(range(len(part))) for part in pictures.values() if len(part)])
         save_contact_sheet(sheet[:64], output_dir / "progress" / f"step_{step:06d}.png")
         # Of these prompts: what it is in others, the evaluation says.
-        return config.early_stop is not None and (
-            wilson_interval(row["concept_probability"], len(sets["concept"]))[1] <= config.early_stop
-        )
+        if config.early_stop is None:
+            return False
+        shown = values[f"{TRACKED[0]}_by_concept"] or {"": values[TRACKED[0]]}
+        highest = max(wilson_interval(value, len(sets["concept"]) // len(shown))[1] for value in shown.values())
+        return highest <= config.early_stop
 
     return track
 

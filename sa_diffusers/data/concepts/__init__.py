@@ -1,0 +1,26 @@
+"""Concepts as a user gives them: one, completed by what ships, and lists of them."""
+
+from sa_diffusers.data.concepts.given import (
+    check_surrogate,
+    describe_surrogate,
+    describe_surrogates,
+    find_concept,
+    is_folder,
+)
+from sa_diffusers.data.concepts.lists import SEPARATOR, Forget, Rows, as_options, concepts_of, read_rows, split_rows
+
+
+__all__ = [
+    "SEPARATOR",
+    "Forget",
+    "Rows",
+    "as_options",
+    "check_surrogate",
+    "concepts_of",
+    "describe_surrogate",
+    "describe_surrogates",
+    "find_concept",
+    "is_folder",
+    "read_rows",
+    "split_rows",
+]

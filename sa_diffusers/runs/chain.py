@@ -1,0 +1,94 @@
+"""One request after another: what a run that goes on from another takes over of it, and of those before that."""
+
+import copy
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from sa_diffusers.data.concepts import Rows, read_rows, split_rows
+from sa_diffusers.io.atomic_files import read_json
+from sa_diffusers.io.forgotten import read_forgotten
+from sa_diffusers.io.loading import read_run_options
+from sa_diffusers.io.model_names import base_name
+from sa_diffusers.runs.options import RunOptions
+from sa_diffusers.training.lora import LORA_FILE
+
+
+TOLD = ("concept_probability", "retained_accuracy", "retained_worst_accuracy", "concept_rate_when_unnamed")
+
+
+@dataclass(frozen=True)
+class Link:
+    """A finished run that others go on from, by its folder.
+
+    Raises:
+        ValueError: no finished run.
+    """
+
+    folder: Path
+
+    @cached_property
+    def options(self) -> dict[str, Any]:
+        values = read_run_options(self.folder)
+        if not values or not (self.folder / "metrics.json").exists():
+            raise ValueError(f"expected --after with the folder of a finished run, got {self.folder}")
+        return values
+
+    @property
+    def rows(self) -> Rows:
+        given = (self.options.get(name) for name in ("concepts", "concept", "surrogate", "siblings"))
+        return [(f"{where or 'the concept'} of {self.folder}", row) for where, row in rows_of(*given)]
+
+    @property
+    def adapter(self) -> Path | None:
+        """The folder of the adapter that it trained."""
+        return self.folder / "lora" if (self.folder / "lora" / LORA_FILE).exists() else None
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """What the chain is told by: what it forgot, and what its result was found to do."""
+        metrics = read_json(self.folder / "metrics.json", "after")
+        told = {name: metrics["after"].get(name) for name in (*TOLD, f"{TOLD[0]}_by_concept")}
+        return {"concept": metrics["concept"]} | told
+
+    @property
+    def forgotten(self) -> list[dict[str, Any]]:
+        return read_forgotten(str(self.folder / "pipeline"))
+
+    def shared(self, option: str, name: str, holds: str = "") -> str | None:
+        """What it made, or was given, of what serves every request; None where it needed none."""
+        return str(self.folder / name) if (self.folder / name / holds).exists() else self.options.get(option)
+
+
+def chain_of(after: str | None) -> list[Link]:
+    """The runs that one goes on from, the first one first. Raises ValueError: a chain of runs that are not there."""
+    links: list[Link] = []
+    while after:
+        links.insert(0, Link(Path(after).expanduser()))
+        after = links[0].options.get("after")
+    return links
+
+
+def rows_of(file: str | None, *given: str | None) -> Rows:
+    return read_rows(file) if file else split_rows(*given)
+
+
+def taken_over(options: RunOptions) -> RunOptions:
+    """The options with samples and Fisher of the chain's last run, where they name none.
+
+    Raises:
+        ValueError: no finished run, or one of another model.
+    """
+    if not options.after:
+        return options
+    last = chain_of(options.after)[-1]
+    if base_name(last.options["model"]) != base_name(options.model):
+        raise ValueError(
+            f"a chain keeps its first model, which all of its requests change: expected model "
+            f"{last.options['model']}, got {options.model}"
+        )
+    given = copy.copy(options)
+    given.samples = options.samples or last.shared("samples", "samples", "samples.safetensors")
+    given.fisher = options.fisher or last.shared("fisher", "fisher.safetensors")
+    return given

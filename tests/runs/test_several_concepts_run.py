@@ -1,0 +1,145 @@
+"""Runs that forget several concepts at once: what they draw, leave and say, by every way to name them."""
+
+import json
+
+import pytest
+import torch
+from cheap_runs import CHEAP, PROMPTS
+from torch.testing import assert_close
+
+from sa_diffusers import Forget, forget, forget_sequence
+from sa_diffusers.core.concepts import mentions
+from sa_diffusers.core.conditions import texts
+from sa_diffusers.data.sample_set import SampleSet
+from sa_diffusers.families import get_family
+from sa_diffusers.io.forgotten import read_forgotten
+from sa_diffusers.models import ConditionalVAE
+from sa_diffusers.pipelines import ConditionalVAEPipeline
+from sa_diffusers.training.lora import ADAPTER, WithoutLora, add_lora, load_adapters
+
+
+pytestmark = pytest.mark.usefixtures("few_pictures")
+PAIRS = {"concept": "seven, 7; eight", "surrogate": "nine; six"}
+
+
+@pytest.fixture(scope="module")
+def outcome(run_cheaply, tmp_path_factory):
+    return run_cheaply(tmp_path_factory.mktemp("several") / "run", **PAIRS, start="edit", uce_preserve_scale=0.1)
+
+
+def test_all_are_asked_for_and_none_is_replayed(outcome):
+    surrogate = texts(SampleSet.load(outcome.output_dir / "surrogate" / "surrogate.safetensors").conditions)
+    assert [mentions(text, ["eight"]) for text in surrogate] == [False, True] * 2
+    assert [mentions(text, ["seven", "7"]) for text in surrogate] == [True, False] * 2
+    anew = texts(SampleSet.load(outcome.output_dir / "samples" / "without_concept.safetensors").conditions)
+    assert anew and all(mentions(text, ["nine", "six", "three", "zero", "one", "two"]) for text in anew)
+
+
+def test_each_stands_in_the_record_and_the_numbers(outcome):
+    records = read_forgotten(str(outcome.output_dir / "pipeline"))
+    assert [(r["concept"], r["surrogate"]) for r in records] == [("seven, 7", "nine"), ("eight", "six")]
+    assert records[0]["after"] == records[1]["after"] != records[0]["before"] and records[0]["versions"]
+    metrics = json.loads((outcome.output_dir / "metrics.json").read_text())
+    assert (metrics["concept"], metrics["surrogate"]) == ("seven, 7; eight", "nine; six")
+    by_concept = metrics["after"]["concept_preference_by_concept"]
+    assert by_concept.keys() == {"seven", "eight"} and list(by_concept.values()) == sorted(by_concept.values())[::-1]
+    card = (outcome.output_dir / "pipeline" / "README.md").read_text()
+    assert "without “seven, 7; eight”" in card and "Preferred: eight" in card
+
+
+def test_a_file_that_says_the_same_is_the_same_run(outcome, run_cheaply, tmp_path):
+    (tmp_path / "list.csv").write_text('concept,surrogate\n"seven, 7",nine\neight,six\n')
+    given = {"concept": "", "concepts": str(tmp_path / "list.csv"), "start": "edit", "uce_preserve_scale": 0.1}
+    again = run_cheaply(outcome.output_dir, **given | {"surrogate": None})
+    assert set(again.metrics["seconds"]["reused"]) >= {"edit", "samples", "surrogate", "fisher", "train", "after"}
+
+
+@pytest.fixture(scope="module")
+def chain(tiny_pipeline, tmp_path_factory):
+    """Two requests, one after the other, in folders of adapters; and the pipeline that they leave."""
+    folder = tmp_path_factory.mktemp("chain")
+    (folder / "replay.txt").write_text("\n".join(PROMPTS))
+    (folder / "templates.txt").write_text("a {}\na red {}")
+    files = {"replay_prompts": folder / "replay.txt", "concept_templates": folder / "templates.txt"}
+    own = {
+        "lora_rank": 2,
+        "lora_alpha": 3.0,
+        "start": "edit",
+        "uce_preserve_scale": 0.1,
+        "surrogate_target": "model",
+        "progress": False,
+    }
+    requests = [Forget("seven, 7", "nine"), Forget("eight", "six")]
+    return folder, forget_sequence(tiny_pipeline(), requests, folder, **CHEAP | own | files)
+
+
+def test_a_chain_keeps_its_adapters_and_its_artifacts(chain, tiny_pipeline):
+    folder, forgotten = chain
+    pipeline = tiny_pipeline()
+    base = {name: weight.clone() for name, weight in pipeline.unet.state_dict().items()}
+    for name in ("1", "2"):
+        pipeline.load_lora_weights(folder / name / "lora", adapter_name=f"request-{name}")
+    pipeline.set_adapters(["request-1", "request-2"])
+    pipeline.fuse_lora(adapter_names=["request-1", "request-2"])
+    pipeline.unload_lora_weights()
+    saved = type(pipeline).from_pretrained(folder / "2" / "pipeline").unet.state_dict()
+    assert_close(saved, pipeline.unet.state_dict(), rtol=1e-5, atol=1e-6)
+    assert_close(saved, forgotten.unet.state_dict(), rtol=0, atol=0)
+    assert any(not torch.equal(saved[name], base[name]) for name in base)
+    assert not (folder / "2" / "samples" / "samples.safetensors").exists()
+    assert not (folder / "2" / "fisher.safetensors").exists()
+
+
+def test_a_chain_is_told(chain):
+    folder, forgotten = chain
+    assert [record["concept"] for record in forgotten.forgotten] == ["seven, 7", "eight"]
+    assert forgotten.metrics["chain"][0]["concept"] == "seven, 7"
+    assert forgotten.metrics["after"]["concept_preference_by_concept"].keys() == {"seven", "eight"}
+    surrogate = texts(SampleSet.load(folder / "2" / "surrogate" / "surrogate.safetensors").conditions)
+    assert [mentions(text, ["eight"]) for text in surrogate] == [False, True] * 2  # memory of the first
+
+
+def test_the_teacher_of_a_chain_is_the_original(chain, tiny_pipeline):
+    pipeline, inputs = tiny_pipeline(), (torch.randn(2, 4, 8, 8), torch.tensor([3, 7]), torch.randn(2, 12, 8))
+    family, expected = get_family(pipeline), pipeline.unet(*inputs).sample
+    layers = family.adapted_layers("full", "attention")
+    load_adapters(family, [chain[0] / "1" / "lora"])
+    changes = add_lora(pipeline.unet, layers, 2, 2.0, seed=0)
+    assert len(changes) == len(layers)
+    assert_close(WithoutLora(pipeline.unet)(*inputs).sample, expected, rtol=0, atol=0)
+    # The first request is on, and the new adapter changes nothing yet.
+    assert not torch.allclose(pipeline.unet(*inputs).sample, expected)
+    trained = [name for name, weight in pipeline.unet.named_parameters() if weight.requires_grad]
+    assert len(trained) == 2 * len(layers) and all(f".{ADAPTER}." in name for name in trained)
+
+
+@pytest.mark.parametrize(
+    ("request_of", "says"),
+    [
+        (Forget("7", "two"), r"a duplicate of the concept of .*1"),
+        (Forget("two", "seven"), "the surrogate 'seven' is itself forgotten, by the concept of .*1"),
+    ],
+)
+def test_what_a_chain_has_forgotten_is_refused(chain, tiny_pipeline, request_of, says):
+    with pytest.raises(ValueError, match=says):
+        forget(tiny_pipeline(), [request_of], after=chain[0] / "1")
+    with pytest.raises(ValueError, match="expected --after with the folder of a finished run"):
+        forget(tiny_pipeline(), [Forget("two", "one")], after=chain[0])
+    other = tiny_pipeline()
+    other.register_to_config(_name_or_path="another/model")
+    with pytest.raises(ValueError, match="a chain keeps its first model"):
+        forget(other, [Forget("two", "one")], after=chain[0] / "1")
+
+
+@pytest.mark.parametrize("surrogate", ["noise", "2"])
+def test_several_classes_are_shown_in_turn(surrogate, tmp_path):
+    torch.manual_seed(0)
+    pipeline = ConditionalVAEPipeline(ConditionalVAE(image_size=8, num_classes=3, hidden_sizes=(8,), latent_dim=2))
+    pairs = [Forget("0", surrogate), Forget("1", surrogate)]
+    few = {"num_train_steps": 2, "train_batch_size": 4, "fisher_samples": 4, "num_samples": 8, "lr_warmup_steps": 0}
+    forgotten = forget(pipeline, pairs, output_dir=tmp_path, progress=False, checkpointing_steps=None, **few)
+    assert [record["concept"] for record in forgotten.forgotten] == ["0", "1"]
+    with pytest.raises(ValueError, match="a list of concepts says all of each; expected no surrogate"):
+        forget(pipeline, pairs, "noise")
+    with pytest.raises(ValueError, match="concept 1 .*is itself forgotten, by concept 2"):
+        forget(pipeline, [Forget("0", "1"), Forget("1", "2")])
