@@ -73,7 +73,7 @@ EXTRAS_REQUIRE = {
     # An extra because the wheel carries an AGPL-3.0 licence file, whatever its metadata says.
     "nudity": NUDITY,
     "deepspeed": ["deepspeed>=0.19.8"],  # older ones step by gradients that are not finite
-    "8bit": ["bitsandbytes>=0.50"],  # --optimizer adamw_8bit
+    "8bit": ["bitsandbytes>=0.50"],  # --optimizer adamw_8bit, --quantize_base
     "tensorboard": ["tensorboard"],
     "wandb": ["wandb"],
 }

@@ -6,6 +6,7 @@
     python scripts/benchmark.py --size flux --estimate
     python scripts/benchmark.py --only fisher
     python scripts/benchmark.py --only fisher --model runs/digits8x8_base/pipeline --samples 60 --terms 2
+    python scripts/benchmark.py --only fisher --model bundled/digits_flow/pipeline --terms 10 --exact_terms 200
     OMP_NUM_THREADS=1 taskset -c 0 python scripts/benchmark.py --only fisher_linear
 
 --size: seconds and peak memory of sampling, Fisher and a training step in each way, taking turns in one process, and
@@ -85,7 +86,14 @@ def run_only(args: argparse.Namespace) -> list[dict]:
         return compare_linear(args.one_by_one_samples, args.linear_samples, args.seed)
     family = get_family(load_pipeline(resolve(args.model), None, None, "float32"))
     return compare_estimators(
-        family, args.prompts, args.exact_samples, args.samples, args.terms, args.seed, args.draws
+        family,
+        args.prompts,
+        args.exact_samples,
+        args.samples,
+        args.terms,
+        args.seed,
+        args.draws,
+        args.exact_terms,
     )
 
 
@@ -111,6 +119,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--model", "bundled/digits/pipeline", "of --only fisher")
     add("--prompts", "bundled/digits/replay_prompts.txt", "of --only fisher")
     add("--exact_samples", 24, "samples of each exact half", type=int)
+    add("--exact_terms", None, "of two draws in place of all timesteps, for the exact halves", type=int)
     add("--samples", 96, "samples of the cheap estimator", type=int)
     add("--draws", 1, "times that it is estimated, from other samples each time", type=int)
     add("--terms", [2, 5, 10], "K", type=lambda text: [int(k) for k in text.split(",")])

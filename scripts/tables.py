@@ -18,7 +18,7 @@ from typing import Any
 from sa_diffusers.report.metrics_table import metric_rows
 from sa_diffusers.report.tables import markdown_table
 from sa_diffusers.report.tables import measured as measured_by
-from studies.rows import duration
+from studies.rows import duration, table_of
 
 
 ROOT = Path(__file__).parents[1]
@@ -32,9 +32,33 @@ def read(name: str) -> Any:
 
 def quickstart() -> str:
     """The run of configs/digits.yaml: what it measured and how long it took."""
-    found = read("quickstart")
-    rows = [[row.label, row.before, row.after] for row in metric_rows(found) if row.before != row.after]
+    return before_and_after("quickstart")
+
+
+def before_and_after(name: str) -> str:
+    rows = [[row.label, row.before, row.after] for row in metric_rows(read(name)) if row.before != row.after]
     return markdown_table(["measure", "before", "after"], rows)
+
+
+def flow() -> str:
+    """The run of configs/digits_flow.yaml."""
+    return before_and_after("flow")
+
+
+def flow_base() -> str:
+    """What the bundled flow draws beside the bars of a base model."""
+    return table_of(read("flow_base")["bars"])
+
+
+def flow_paths() -> str:
+    """Which way a digit enters the bundled flow."""
+    rows = [row | {"interval": "{:.2f} to {:.2f}".format(*row["interval"])} for row in read("flow_paths")["rows"]]
+    return table_of(rows)
+
+
+def flow_fisher() -> str:
+    """The cheap Fisher of the bundled flow beside two larger draws."""
+    return table_of(read("flow_fisher"))
 
 
 def quickstart_seconds() -> str:
@@ -94,6 +118,7 @@ def large() -> str:
         for cells, peak in zip(rows.values(), peaks + [row["peak"] for row in one["stages"]], strict=True):
             cells.append(f"{peak:.1f} GB")
     rows["needed of a card"] = [f"{one['needed']:.1f} of {one['limit']} GB" for one in found.values()]
+    rows["the same, linear layers in 4 bits"] = [f"{one['needed in 4 bits']:.1f} GB" for one in found.values()]
     return markdown_table(["1 + 1 samples", *found], [[name, *cells] for name, cells in rows.items()])
 
 
@@ -121,7 +146,21 @@ def preference() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     table.__name__: table
-    for table in (quickstart, quickstart_seconds, measured, whole_runs, counted, memory, large, ewc, preference)
+    for table in (
+        quickstart,
+        quickstart_seconds,
+        measured,
+        whole_runs,
+        counted,
+        memory,
+        large,
+        ewc,
+        preference,
+        flow,
+        flow_base,
+        flow_paths,
+        flow_fisher,
+    )  # fmt: skip
 }
 
 

@@ -28,6 +28,7 @@ from sa_diffusers.io.hub import ModelLoadError, explain_load_errors, read_part
 from sa_diffusers.io.model_names import is_on_hub
 from sa_diffusers.io.processes import process_state
 from sa_diffusers.io.restricted_pickle import pointer
+from sa_diffusers.models.quantization import original_state
 from sa_diffusers.models.single_file import (
     SUFFIXES,
     check_single_file,
@@ -76,26 +77,32 @@ def read_run_options(run: Path) -> dict[str, Any]:
     return read_back(path) if path.is_file() else {}
 
 
-def load_pipeline(model: str, revision: str | None, variant: str | None, dtype: str) -> DiffusionPipeline:
+def load_pipeline(
+    model: str, revision: str | None, variant: str | None, dtype: str, trained_waits: bool = False
+) -> DiffusionPipeline:
     """Load every component of a pipeline onto this process's device, its safety checker included.
 
     Args:
         model: hub id, local folder or file, or bundled/<name>; what else it is raises ModelLoadError.
         dtype: "float32", "float16" or "bfloat16".
+        trained_waits: leave the part that is trained in main memory, where the device has no room for it as it is.
     """
     source = resolve(model)
     index = read_model_index(model, revision)
     if is_single_file(source):
         pipeline = load_single_file(*_single_file(source, index), getattr(torch, dtype))
-        return pipeline.to(process_state().device)
-    cls = own_pipeline_classes().get(index["_class_name"], DiffusionPipeline)
-    # diffusers asks for parts that a pipeline was saved without, such as the T5 of Stable Diffusion 3.
-    absent = {name: None for name, entry in index.items() if entry in ([None, None], (None, None))}
-    with explain_load_errors(source):
-        pipeline = cls.from_pretrained(
-            source, revision=revision, variant=variant, dtype=getattr(torch, dtype), low_cpu_mem_usage=False, **absent
-        )
-    return pipeline.to(process_state().device)
+    else:
+        cls = own_pipeline_classes().get(index["_class_name"], DiffusionPipeline)
+        # diffusers asks for parts that a pipeline was saved without, such as the T5 of Stable Diffusion 3.
+        absent = {name: None for name, entry in index.items() if entry in ([None, None], (None, None))}
+        half = {"dtype": getattr(torch, dtype), "low_cpu_mem_usage": False}
+        with explain_load_errors(source):
+            pipeline = cls.from_pretrained(source, revision=revision, variant=variant, **half, **absent)
+    waits = find_family(type(pipeline)).component if trained_waits else None
+    for name, part in pipeline.components.items():
+        if isinstance(part, nn.Module) and name != waits:
+            part.to(process_state().device)
+    return pipeline
 
 
 def copy_pipeline(pipeline: DiffusionPipeline, trained: str) -> DiffusionPipeline:
@@ -108,7 +115,7 @@ def copy_pipeline(pipeline: DiffusionPipeline, trained: str) -> DiffusionPipelin
 
 def model_hash(module: nn.Module) -> str:
     """Hash of a module's weights; 16 hex digits."""
-    return hash_tensors(module.state_dict())
+    return hash_tensors(original_state(module))
 
 
 def pipeline_hashes(pipeline: DiffusionPipeline, trained: str | None = None) -> dict[str, str]:
@@ -117,7 +124,7 @@ def pipeline_hashes(pipeline: DiffusionPipeline, trained: str | None = None) -> 
     That of the trained one is the same whether it is trained itself, in float32, or lies under a LoRA in half of that.
     """
     modules = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
-    kept = {name: part.state_dict() for name, part in sorted(modules.items()) if name != "safety_checker"}
+    kept = {name: original_state(part) for name, part in sorted(modules.items()) if name != "safety_checker"}
     return {name: hash_tensors(tensors, half_as_float32=name == trained) for name, tensors in kept.items()}
 
 

@@ -2,10 +2,11 @@
 
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +31,24 @@ class RunStopped(RuntimeError):
 
 
 class Terminal:
-    """A bar while something is worked at, a line when it ends, and what is said."""
+    """A bar while something is worked at, or a line now and then where no terminal shows bars; a line at its end.
 
-    bar: tqdm | None = None
+    Args:
+        interval: seconds between such lines.
+    """
+
+    def __init__(self, interval: float = 60):
+        self.interval, self.bar = interval, None
+        self.what, self.shown, self.loss = "", 0.0, ""
 
     def __call__(self, event: Event) -> None:
         kind = event["event"]
         if kind == "progress":
-            if self.bar is None or self.bar.desc != f"{event['what']}: ":
-                self._close()
-                options = {"desc": event["what"], "unit": f" {event['unit']}", "mininterval": 1, "leave": False}
-                self.bar = tqdm(total=event["of"], initial=event["from"], **options)
-            self.bar.update(event["done"] - self.bar.n)
-        elif kind == "losses" and self.bar is not None:
-            self.bar.set_postfix({"loss": f"{event['loss']:.4g}"})
+            self._show(event)
+        elif kind == "losses":
+            self.loss = f"loss={event['loss']:.4g}"
+            if self.bar is not None:
+                self.bar.set_postfix_str(self.loss)
         elif kind in ("ended", "message", "error"):
             self._close()
             if kind == "message":
@@ -53,10 +58,29 @@ class Terminal:
                 took = "reused" if event["reused"] else f"{event['seconds']:.1f} s"
                 print(f"  {event['stage']}: {took}{amount}", flush=True)
 
+    def _show(self, event: Event) -> None:
+        what, unit, now = event["what"], event["unit"], time.monotonic()
+        if what != self.what:
+            if self.what:
+                self._close()
+            self.what, self.shown = what, now
+        if sys.stderr.isatty():
+            if self.bar is None:
+                options = {"desc": what, "unit": f" {unit}", "mininterval": 1, "leave": False}
+                self.bar = tqdm(total=event["of"], initial=event["from"], **options)
+            self.bar.update(event["done"] - self.bar.n)
+        elif now - self.shown >= self.interval and event["done"] < event["of"]:
+            left = timedelta(seconds=round(event["seconds_left"]))
+            done = f"{event['done']:,} of {event['of']:,} {unit}".rstrip()
+            print(
+                f"  {what}: {', '.join(filter(None, (done, self.loss, f'{left} left')))}", file=sys.stderr, flush=True
+            )
+            self.shown = now
+
     def _close(self) -> None:
         if self.bar is not None:
             self.bar.close()
-        self.bar = None
+        self.bar, self.what, self.loss = None, "", ""
 
 
 class Reporter:
@@ -174,6 +198,7 @@ def reporting(
     global _reporter
     before, libraries = _reporter, (diffusers_logging, transformers_logging)
     shown = [library for library in libraries if library.is_progress_bar_enabled()]
+    barless = quiet or not sys.stderr.isatty()  # to a file a bar is a line at every change
     with ExitStack() as stack:
         listeners: list[Listener] = [] if quiet else [one for one in before.listeners if isinstance(one, Terminal)]
         if log_json is not None:
@@ -185,7 +210,7 @@ def reporting(
         listeners += [callback] if callback is not None else []
         _reporter = Reporter(*listeners)
         try:
-            for library in shown if quiet else ():
+            for library in shown if barless else ():
                 library.disable_progress_bar()
             yield
         except BaseException as error:

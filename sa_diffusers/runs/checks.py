@@ -2,7 +2,6 @@
 
 import torch
 
-from sa_diffusers.families.plain_parts import check_plain
 from sa_diffusers.families.samplers import check_sampler
 from sa_diffusers.methods import require
 from sa_diffusers.runs.context import RunContext
@@ -11,7 +10,6 @@ from sa_diffusers.runs.context import RunContext
 def check_run(context: RunContext) -> None:
     """Raise ValueError for options, or a method, that make no sense with this kind of model."""
     options, family, kind = context.options, context.family, type(context.family.module).__name__
-    check_plain(family.pipeline.components, family.component)
     terms, count = options.terms, family.loss.num_terms
     if "fisher" in context.needs and not options.fisher and 1 < count < (terms or 0):
         raise ValueError(f"expected fisher_terms from 1 to the model's {count} timesteps, or all; got {terms}")

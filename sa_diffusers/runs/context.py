@@ -143,8 +143,9 @@ class RunContext:
     @property
     def computed_in(self) -> dict[str, str]:
         """The part of a key that names the precision of forward passes, where that is not the weights' own."""
-        dtype = self.family.compute_dtype
-        return {} if dtype is None else {"compute_dtype": str(dtype).removeprefix("torch.")}
+        dtype, bits = self.family.compute_dtype, self.options.quantize_base
+        said = {} if dtype is None else {"compute_dtype": str(dtype).removeprefix("torch.")}
+        return said if bits is None else said | {"bits": str(bits)}
 
     def value(self, need: str) -> Any:
         """An artifact's value; None where the run has none of that name."""
@@ -160,7 +161,8 @@ def prepared(family: Family, options: RunOptions) -> Iterator[None]:
     module, parts = family.module, family.pipeline.components
     helpers = [parts[name] for name in family.helpers if parts.get(name) is not None]
     try:
-        if module.dtype != torch.float32 and not (options.lora_rank and module.dtype == family.compute_dtype):
+        as_it_is = options.quantize_base or module.dtype == family.compute_dtype
+        if module.dtype != torch.float32 and not (options.lora_rank and as_it_is):
             module.to(torch.float32)
         if options.channels_last:
             module.to(memory_format=torch.channels_last)

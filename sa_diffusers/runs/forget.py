@@ -39,6 +39,7 @@ from sa_diffusers.io.model_names import base_name, folder_name
 from sa_diffusers.io.processes import Listener, process_state, reporting, say, tell
 from sa_diffusers.io.stages import Artifact, Stages, content_fingerprint
 from sa_diffusers.models.precision import compute_dtype, kept_state, on_device, usual_modes
+from sa_diffusers.models.quantization import quantized
 from sa_diffusers.models.single_file import configurations
 from sa_diffusers.report.run_page import NotebookView
 from sa_diffusers.runs import options as run_options
@@ -216,11 +217,14 @@ def run_forgetting(config: RunOptions, pipeline: DiffusionPipeline | None = None
 def _run(options: RunOptions, pipeline: DiffusionPipeline | None, inputs: Inputs, output_dir: Path) -> Outcome:
     earlier = chain_of(options.after)[-1].forgotten if options.after else None
     earlier = earlier or getattr(pipeline, "forgotten", None) or read_forgotten(options.model, options.revision)
-    pipeline = pipeline or load_pipeline(options.model, options.revision, options.variant, options.dtype)
+    bits, source = options.quantize_base, (options.model, options.revision, options.variant, options.dtype)
+    pipeline = pipeline or load_pipeline(*source, trained_waits=bits is not None)
     parts = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
-    trained = getattr(pipeline, checked_family(pipeline).component)
+    component = checked_family(pipeline).component
+    check_plain(pipeline.components, component)
+    trained = getattr(pipeline, component)
     # A caller's pipeline may lie anywhere, and accelerate trains where it chooses.
-    with kept_state(parts), on_device(trained, process_state().device):
+    with kept_state(parts), quantized(trained, bits), on_device(trained, process_state().device):
         family = get_family(pipeline, sampler=options.sampler, compute_dtype=compute_dtype(options.mixed_precision))
         for judge in inputs.judges.values():
             judge.classifier.require_size(family.resolution)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any, Literal
 
 from sa_diffusers import methods
@@ -195,6 +196,8 @@ class RunOptions(
                 f"early_stop {self.early_stop:g} looks at {self.tracked_of_concept} pictures of the concept, of which "
                 f"there are {self.eval_images_concept}; raise --eval_images_concept, or --early_stop"
             )
+        if self.quantize_base is not None:
+            self._check_quantized()
         method = methods.get(self.method)
         if self.forget_images and not method.completes:
             fitting = " or ".join(name for name, one in methods.registry().items() if one.completes)
@@ -215,6 +218,19 @@ class RunOptions(
             )
         if (self.strength_sheet or self.strength) and self.early_stop is not None and self.snapshot_steps:
             raise ValueError("early_stop may end training before one of the snapshots that are judged; omit either")
+
+    def _check_quantized(self) -> None:
+        kept = "the whole weights, which wait in main memory"
+        for wrong, fault in (
+            (self.quantize_base not in (8, 4), f"expected 8 or 4 bits, got {self.quantize_base}"),
+            (find_spec("bitsandbytes") is None, 'needs bitsandbytes: pip install -c constraints.txt -e ".[8bit]"'),
+            (self.lora_rank is None, "such weights cannot be trained; pass a lora_rank"),
+            (self.fisher_layers == "all", "has no room for the Fisher of all weights; pass fisher_layers trained"),
+            (self.start == "edit" or self.after, f"an edit, and a run to go on after, are of {kept}; omit it"),
+            (self.strength_sheet or self.strength or self.snapshot_steps, f"other strengths are of {kept}; omit them"),
+        ):
+            if wrong:
+                raise ValueError(f"quantize_base: {fault}")
 
     @classmethod
     def topics(cls) -> dict[str, tuple[str, list[str]]]:

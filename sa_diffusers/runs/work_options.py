@@ -225,3 +225,8 @@ class SpeedOptions(Options):
     offload: bool = option(
         True, "On a GPU, keep text encoder and VAE in main memory while nothing is encoded or decoded.", identity=False
     )
+    quantize_base: int | None = option(
+        None,
+        "Keep the linear layers under a LoRA in so many bits, 8 or 4 (needs the extra 8bit), until the change is "
+        "added to the whole ones; null: off.",
+    )

@@ -22,7 +22,6 @@ from studies.text_paths import TextPathsConfig, measure
 
 FOLDER = ASSETS / "digits_flow" / "pipeline"
 COLOURS = (("red", "white"), ("green", "black"), ("blue", "white"), ("yellow", "black"))  # ink, background
-bundled = pytest.mark.skipif(not FOLDER.exists(), reason="not trained yet: configs/digits_flow_base.yaml")
 
 
 @pytest.mark.slow
@@ -47,7 +46,6 @@ def test_its_architecture_is_small_and_loads_plainly(tmp_path):
     torch.testing.assert_close(ours, stock.images, rtol=1e-4, atol=1e-4)
 
 
-@bundled
 def test_it_is_small_and_in_half_precision():
     files = [path for path in FOLDER.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 8e6
@@ -55,7 +53,6 @@ def test_it_is_small_and_in_half_precision():
     assert {tensor.dtype for tensor in weights if tensor.is_floating_point()} == {torch.float16}
 
 
-@bundled
 def test_stock_diffusers_draws_the_digit_that_is_asked_for():
     pipeline = StableDiffusion3Pipeline.from_pretrained(FOLDER, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
@@ -68,16 +65,14 @@ def test_stock_diffusers_draws_the_digit_that_is_asked_for():
     assert (drawn == torch.arange(10).repeat_interleave(len(COLOURS))).float().mean() >= 0.9
 
 
-@bundled
 @pytest.mark.slow
 def test_tokens_and_the_pooled_vector_each_carry_the_digit():
     family = get_family(load_pipeline("bundled/digits_flow/pipeline", None, None, "float32"))
     classifier = load_classifier(resolve("bundled/digits/classifier"))
-    shown = {row["digit in"]: row["shown"] for row in measure(family, classifier, TextPathsConfig(images_class=10))}
-    assert shown["both"] >= 0.9 and shown["tokens alone"] >= 0.6 and shown["pooled alone"] >= 0.6
+    shown = {row["digit in"]: row["shown"] for row in measure(family, classifier, TextPathsConfig(images_class=3))}
+    assert shown["both"] >= 0.9 and shown["tokens alone"] >= 0.7 and shown["pooled alone"] >= 0.4
 
 
-@bundled
 @pytest.mark.slow
 def test_its_configuration_forgets_and_holds_the_rest(tmp_path):
     fewer = ["--eval_images_concept", "100", "--eval_images_class", "30", "--eval_images_other", "100"]

@@ -1,10 +1,12 @@
 """What is told of a run while it works: to the terminal, a file of JSON lines and a callback."""
 
+import io
 import json
+from contextlib import redirect_stderr
 
 import pytest
 
-from sa_diffusers.io.processes import RunStopped, progress_bar, reporter, reporting, say, tell, working
+from sa_diffusers.io.processes import RunStopped, Terminal, progress_bar, reporter, reporting, say, tell, working
 
 
 def test_work_tells_its_end_once_and_what_is_within_adds_nothing():
@@ -64,3 +66,29 @@ def test_a_callback_stops_the_work():
             say("goes on")
             tell("losses", step=0, loss=1.0)
     assert reporter().listeners  # as before the block
+
+
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("stream", "interval", "starts"), [(Screen(), 60, 1), (io.StringIO(), 60, 0)])
+def test_one_bar_on_a_terminal_and_none_to_a_file(stream, interval, starts):
+    terminal = Terminal(interval)
+    with redirect_stderr(stream):
+        for done in (255, 260, 265):
+            terminal({"event": "losses", "loss": 0.5})
+            terminal({"event": "progress", "what": "train", "from": 250, "done": done, "of": 300, "unit": "steps"})
+        terminal({"event": "error"})
+    assert stream.getvalue().count("250/300") == starts
+
+
+def test_a_line_now_and_then_where_no_terminal_shows_a_bar():
+    terminal, stream = Terminal(interval=0), io.StringIO()
+    with redirect_stderr(stream):
+        for done, seconds in ((1000, 3725.2), (2500, 0.0)):
+            terminal({"event": "losses", "loss": 0.5})
+            work = {"what": "train", "from": 0, "done": done, "of": 2500, "unit": "steps", "seconds_left": seconds}
+            terminal({"event": "progress", **work})
+    assert stream.getvalue() == "  train: 1,000 of 2,500 steps, loss=0.5, 1:02:05 left\n"

@@ -5,6 +5,7 @@ import torch
 from tiny_text_to_image import make
 
 from sa_diffusers.families import get_family
+from studies.rivals.attacking import tell_by
 from studies.text_paths import CELLS, DIGITS, mixed, prompts_of
 
 
@@ -21,6 +22,18 @@ def test_tokens_of_one_prompt_and_the_pooled_vector_of_another(name, tiny_tokeni
         for pooled in ("a red seven", "a blue three", "a red seven")
     ]
     assert drawn[0].equal(drawn[2]) and not torch.allclose(drawn[0], drawn[1])
+
+
+@pytest.mark.parametrize("name", ["xl", "sd3"])
+@pytest.mark.parametrize(("part", "other"), [("tokens", "pooled"), ("pooled", "tokens")])
+def test_one_part_of_an_embedding_tells_of_a_text(name, part, other, tiny_tokenizer):
+    family = get_family(make(name, tiny_tokenizer))
+    whole, empty = (family.text_parts(family.embed([text])) for text in ("a red seven", ""))
+    tell_by(family, part)
+    found = family.text_parts(family.encode_prompts(["a red seven", "a red seven"]))
+    for row in (slice(0, 1), slice(1, 2)):
+        torch.testing.assert_close(found[part][row], whole[part])
+        assert found[other][row].equal(empty[other]) and not empty[other].equal(whole[other])
 
 
 def test_a_model_of_tokens_alone_is_refused(tiny_pipeline):

@@ -5,7 +5,7 @@ Its sums over a sample set are shared by processes, saved now and then, and resu
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -27,6 +27,7 @@ from sa_diffusers.io.processes import process_state, say, working
 from sa_diffusers.io.stages import Artifact, Stage
 from sa_diffusers.models.memory import free_memory
 from sa_diffusers.models.precision import autocast_forward
+from sa_diffusers.models.quantization import gradients_of
 from sa_diffusers.runs.context import RunContext
 from sa_diffusers.runs.options import RunOptions
 from sa_diffusers.runs.paper_quirks import FisherLabelDropout, quirky_fisher_batch
@@ -165,18 +166,15 @@ def estimate_sums(
     Args:
         names: of the weights; None: all.
     """
-    parameters = {name: p for name, p in family.module.named_parameters() if names is None or name in names}
     state = process_state()
     own_path = parts_dir / f"{state.process_index}_of_{state.num_processes}.safetensors"
-    device = sums_device(family, options, parameters)
-    sums = _load_sums(own_path, device) if own_path.exists() else FisherSums.zeros(parameters, device)
     mine = [index for index in range(state.process_index, count, state.num_processes)]
-    left = [index for index in mine if index not in sums.unbiased]
     block = max(1, -(-len(mine) // FISHER_SAVES))
-    with (
-        _differentiable(family, options.gradient_checkpointing, parameters),
-        working("fisher", len(mine), "samples", len(mine) - len(left)) as advance,
-    ):
+    with _differentiable(family, options.gradient_checkpointing, names) as parameters, ExitStack() as shown:
+        device = sums_device(family, options, parameters)
+        sums = _load_sums(own_path, device) if own_path.exists() else FisherSums.zeros(parameters, device)
+        left = [index for index in mine if index not in sums.unbiased]
+        advance = shown.enter_context(working("fisher", len(mine), "samples", len(mine) - len(left)))
         for start in range(0, max(len(left), 1), block):  # once at least: a process without samples adds zeros
             _add(family, options, samples, left[start : start + block], sums, advance, parameters)
             _save_sums(sums, own_path)
@@ -189,16 +187,20 @@ def estimate_sums(
 
 
 @contextmanager
-def _differentiable(family: Family, checkpointing: bool, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+def _differentiable(
+    family: Family, checkpointing: bool, names: Sequence[str] | None
+) -> Iterator[dict[str, nn.Parameter]]:
     """The module as the estimator needs it, for a while: these weights' gradients, activations recomputed if asked."""
     family.module.eval().requires_grad_(False)
-    for parameter in parameters.values():
-        parameter.requires_grad_(True)
     if checkpointing:
         family.module.enable_gradient_checkpointing()
+    dtype = family.compute_dtype or family.module.dtype
     try:
-        with autocast_forward(family.module, family.compute_dtype):
-            yield
+        with (
+            gradients_of(family.module, names, dtype) as parameters,
+            autocast_forward(family.module, family.compute_dtype),
+        ):
+            yield parameters
     finally:
         if checkpointing:
             family.module.disable_gradient_checkpointing()

@@ -21,6 +21,7 @@ from sa_diffusers.io.stages import Stage
 from sa_diffusers.methods import editor
 from sa_diffusers.methods.base import Frozen, Weights
 from sa_diffusers.models.precision import autocast_forward, release
+from sa_diffusers.models.quantization import unquantized
 from sa_diffusers.models.single_file import is_single_file, save_single_file
 from sa_diffusers.runs.context import RunContext
 from sa_diffusers.runs.stages.tracking import SNAPSHOTS, tracker
@@ -78,20 +79,22 @@ class TrainStage(Stage[History]):
             if options.lora_rank:
                 kohya = self.home / LORA_FILE if options.save_single_file else None
                 save_lora(family, self.home / "lora", options.dtype, kohya)
-        if options.lora_rank:
-            fuse_lora(family.module)
-        if state.is_main_process:
-            # Saved before it is judged: whatever happens there, the result is not lost.
-            saved, records = (options.dtype, options.save_variant), [*context.forgotten, *records_of(context)]
-            save_pipeline(family.pipeline, self.home / "pipeline", family.module, *saved, records)
-            if options.save_single_file and is_single_file(options.model):
-                save_single_file(Path(options.model), family.module, self.home / SINGLE_FILE)
-            write_json(history, folder / "history.json")
+        with unquantized(family.module, options.quantize_base):
+            if options.lora_rank:
+                fuse_lora(family.module)
+            if state.is_main_process:
+                # Saved before it is judged: whatever happens there, the result is not lost.
+                saved, records = (options.dtype, options.save_variant), [*context.forgotten, *records_of(context)]
+                save_pipeline(family.pipeline, self.home / "pipeline", family.module, *saved, records)
+                if options.save_single_file and is_single_file(options.model):
+                    save_single_file(Path(options.model), family.module, self.home / SINGLE_FILE)
+                write_json(history, folder / "history.json")
         return history
 
     def load(self, context: RunContext) -> History:
         family, pipeline = context.family, self.home / "pipeline"
-        load_weights(family.module, pipeline, family.component)
+        with unquantized(family.module, context.options.quantize_base):
+            load_weights(family.module, pipeline, family.component)
         if context.options.save_variant and process_state().is_main_process:
             add_variant(family.pipeline, pipeline, context.options.save_variant)
         return json.loads((context.folder / "history.json").read_text())

@@ -32,7 +32,14 @@ def flatten(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def compare_estimators(
-    family: Family, prompts: str, exact_samples: int, num_samples: int, terms: Sequence[int], seed: int, draws: int = 1
+    family: Family,
+    prompts: str,
+    exact_samples: int,
+    num_samples: int,
+    terms: Sequence[int],
+    seed: int,
+    draws: int = 1,
+    exact_terms: int | None = None,
 ) -> list[dict]:
     """A row an estimator: evaluations, seconds, agreement with the exact Fisher of other samples.
 
@@ -42,6 +49,7 @@ def compare_estimators(
         num_samples: of the cheap estimator.
         terms: K, timesteps in each of its two draws.
         draws: times that it is estimated, each from samples of its own.
+        exact_terms: in each of two draws of what stands for the exact Fisher, on a long grid; None: all of them.
     """
     count = 2 * exact_samples + draws * num_samples
     if family.labels:  # a class-conditional model: its classes are all that it can be asked for
@@ -64,12 +72,13 @@ def compare_estimators(
         )
         return sums, time.perf_counter() - start
 
-    halves = [estimate(start, exact_samples, None) for start in (0, exact_samples)]
+    halves = [estimate(start, exact_samples, exact_terms) for start in (0, exact_samples)]
     first_half, second_half = (flatten(sums.finish({}).tensors) for sums, _ in halves)
     exact = (first_half + second_half) / 2
     seconds = sum(elapsed for _, elapsed in halves) / 2
-    evaluations = exact_samples * family.loss.num_terms
-    rows = [{"estimator": "exact, half against half", "evaluations": evaluations, "seconds": seconds}]
+    evaluations = exact_samples * (2 * exact_terms if exact_terms else family.loss.num_terms)
+    name = f"2 draws of {exact_terms}" if exact_terms else "exact"
+    rows = [{"estimator": f"{name}, half against half", "evaluations": evaluations, "seconds": seconds}]
     rows[0] |= compare(first_half, second_half)
     for number, draw in product(terms, range(draws)):
         sums, seconds = estimate(2 * exact_samples + draw * num_samples, num_samples, number)

@@ -39,14 +39,25 @@ def estimate_large(size: str) -> tuple[dict[str, Any], str]:
     stages, times = _stages(size), _times(size)
     needed = max(rows[-1]["peak, Fisher in main memory"], *(row["peak"] for row in stages))
     report = {"size": size, "limit": limit, "needed": needed, "memory": rows, "stages": stages, "times": times}
+    report["needed in 4 bits"] = needed - _spared(on_meta(build)) / 1e9
     text = (
         f"A LoRA of rank {LORA_RANK} on {TARGETS} at 1024 pixels, steps of 1 + 1 samples, with gradient checkpointing "
         f"and bf16 autocast, in GB (10^9 bytes): counted on meta tensors, not measured. The run needs {needed:.1f} of "
-        f"{limit}, with the weights in bf16 and EWC's Fisher in main memory.\n\n{table_of(rows)}\nOther stages, "
+        f"{limit}, with the weights in bf16 and EWC's Fisher in main memory; with linear layers in 4 bits "
+        f"{report['needed in 4 bits']:.1f}.\n\n{table_of(rows)}\nOther stages, "
         "weights in bf16; the Fisher is of the adapted layers alone, a noise level at a time.\n\n"
         f"{table_of(stages)}\nSeconds on an H200 for {JOB.name}.\n\n{table_of(times)}"
     )
     return report, text
+
+
+def _spared(denoiser: nn.Module) -> float:
+    """Bytes that 4 bits a weight of the linear layers, and a float32 for every 64, spare beside bf16.
+
+    One of the layers at a time is in bf16, to be computed with.
+    """
+    counts = [layer.weight.numel() for layer in denoiser.modules() if type(layer) is nn.Linear]
+    return sum(counts) * (2 - 4 / 8 - 4 / 64) - 2 * max(counts)
 
 
 def _stages(size: str) -> list[dict[str, Any]]:

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import UNet2DConditionModel
 from torch import nn
 
+from sa_diffusers.families import find_family
 from sa_diffusers.io.artifacts import Marker
 from sa_diffusers.io.bundled import resolve
+from sa_diffusers.io.loading import read_model_index
 from sa_diffusers.runs.forget import run_forgetting
 from sa_diffusers.runs.options import ForgetConfig
 from sa_diffusers.runs.stages.tracking import SNAPSHOTS
@@ -96,10 +98,12 @@ def stage_seconds(config: ForgetConfig, own: Mapping[str, float], reference: Pat
 
 
 def _changed(model: str, pipeline_dir: Path) -> int:
-    """Number of values in the UNet's tensors that differ from the original's."""
-    before, after = (_load_unet(folder).state_dict() for folder in (resolve(model), pipeline_dir))
+    """Number of values in the trained part's tensors that differ from the original's."""
+    before, after = (_load_trained(folder).state_dict() for folder in (resolve(model), str(pipeline_dir)))
     return sum(tensor.numel() for name, tensor in after.items() if not torch.equal(tensor, before[name]))
 
 
-def _load_unet(folder: str | Path) -> nn.Module:
-    return UNet2DConditionModel.from_pretrained(folder, subfolder="unet", dtype=torch.float32)
+def _load_trained(folder: str) -> nn.Module:
+    index = read_model_index(folder)
+    name = find_family(index["_class_name"]).component
+    return getattr(diffusers, index[name][1]).from_pretrained(folder, subfolder=name, dtype=torch.float32)

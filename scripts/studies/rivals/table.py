@@ -11,7 +11,7 @@ from sa_diffusers.evaluation.judges.classifier import ImageClassifier
 from sa_diffusers.io.atomic_files import atomic_path, write_json
 from sa_diffusers.io.loading import read_model_index
 from sa_diffusers.report.tables import markdown_table
-from studies.rivals.attacking import Attack, draw_targets
+from studies.rivals.attacking import Attack, draw_targets, parts_of
 from studies.rivals.figures import PANELS, draw_curves, draw_samples
 from studies.rivals.judging import Counts, Judge
 from studies.rivals.matching import ERASED, Kept, Measured, Pooled, compare, curve, describe, matched
@@ -25,6 +25,8 @@ COLUMNS = {  # measure: (title, whether it stands with its interval)
     "unseen": ("unseen words", True),
     "long": ("long prompts", False),
     "attacked": ("attacked", False),
+    "attacked_tokens": ("by tokens", False),
+    "attacked_pooled": ("by the pooled vector", False),
     "unnamed": ("not named", False),
     "concept_entropy": ("entropy", False),
     "retained": ("others", True),
@@ -104,7 +106,8 @@ def _how(table: MethodTable) -> str:
     return (
         f"Seeds {seeds}. Pictures of each pipeline and seed: {counts}; half of the prompts chose strength and worst "
         "class, and are not reported in unseen words, worst other and change. `attacked`: the concept's probability "
-        "after a white-box search for its token embedding.\n"
+        "after a white-box search for its token embedding, and where the tokens or the pooled vector alone tell of "
+        "it.\n"
     )
 
 
@@ -133,10 +136,13 @@ def measure_concept(table: MethodTable, spec: ConceptSpec) -> Finished:
                 ]
             )
         attack = Attack(judge, draw_targets(judge, start.pipeline_dir), table.attack_steps)
+        parts = parts_of(judge)
         for name, measured in sweeps.items():
             found = matched(measured[-1])
-            path = folder / "attacks" / f"{name}-{found.point.strength}.safetensors"
-            found.values["attacked"] = attack.run(found.point.pipeline_dir, path)
+            for part in (None, *parts):
+                path = folder / "attacks" / f"{name}-{found.point.strength}{f'-{part}' if part else ''}.safetensors"
+                attacked = attack.run(found.point.pipeline_dir, path, part)
+                found.values[f"attacked_{part}" if part else "attacked"] = attacked
     return Finished(spec, sweeps)
 
 
@@ -156,13 +162,14 @@ def summarise(finished: Finished) -> dict[str, Any]:
 def markdown(spec: ConceptSpec, rows: dict[str, dict[str, Any]]) -> str:
     """A concept's table, one line a method at equal erasure, and below it who keeps more than ours."""
     title = f"{spec.options['concept']} → {spec.options['surrogate']} ({spec.kind})"
+    columns = {measure: one for measure, one in COLUMNS.items() if any(measure in row for row in rows.values())}
     cells = []
     for name, row in rows.items():
         strength = ", ".join(dict.fromkeys(str(value) for value in row["strength"]))
-        own = [_cell(row.get(measure), shown and name != ORIGINAL) for measure, (_, shown) in COLUMNS.items()]
+        own = [_cell(row.get(measure), shown and name != ORIGINAL) for measure, (_, shown) in columns.items()]
         missed = "" if row["reached"] or name == ORIGINAL else " †"
         cells.append([name, strength + missed, *own, f"{row['seconds']:.0f}", f"{row['megabytes']:.2f}"])
-    titles = ["method", "strength", *(title for title, _ in COLUMNS.values()), "seconds", "MB"]
+    titles = ["method", "strength", *(title for title, _ in columns.values()), "seconds", "MB"]
     lines = [f"### {title}\n", markdown_table(titles, cells)]
     lines.append(f"\n† P(concept) in unseen phrasings stays above {ERASED} in at least one seed at every strength.\n")
     better, tried = [], 0

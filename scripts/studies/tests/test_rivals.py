@@ -22,7 +22,8 @@ from studies.rivals.spec import only_rows, read_spec
 from studies.rivals.table import MethodTable, check_extra
 
 
-CONCEPTS = ["seven", "red", "bold"]
+CONCEPTS = ["digits/seven", "digits/red", "digits/bold"]
+FLOW = ["digits_flow/seven", "digits_flow/red"]
 CLASSES = torch.tensor([0, 0, 1, 1, 1, 2])
 GROUPS = {name: [(0, f"{name} {i}") for i in range(6)] for name in ("concept", "unnamed", "long", "retained")}
 KEPT = Kept(CLASSES, CLASSES == 1, GROUPS | {"unseen": [(0, "u"), (0, "v")]})
@@ -58,18 +59,19 @@ def test_a_method_takes_the_seconds_of_all_it_needs(options, expected, tmp_path)
 
 
 class TestSpec:
-    @pytest.mark.parametrize("name", CONCEPTS)
+    @pytest.mark.parametrize("name", CONCEPTS + FLOW)
     def test_every_file_can_be_run(self, name):
-        spec = read_spec(Path(f"configs/paper/digits/{name}.yaml"))
+        spec = read_spec(Path(f"configs/paper/{name}.yaml"))
         for row in spec.rows.values():
             runs = list(spec.configs(row, Path("out"), seed=3))
             assert len(runs) == (1 if row.trains else len(row.sweep[1]))
             assert len({config.output_dir for _, config in runs}) == len(runs)
             assert all(config.seed == 3 and not config.classifier for _, config in runs)
 
-    def test_files_hold_the_same_methods(self):
-        rows = [list(read_spec(Path(f"configs/paper/digits/{name}.yaml")).rows) for name in CONCEPTS]
-        assert rows[0] == rows[1] == rows[2]
+    @pytest.mark.parametrize("names", [CONCEPTS, FLOW])
+    def test_files_hold_the_same_methods(self, names):
+        first, *others = [list(read_spec(Path(f"configs/paper/{name}.yaml")).rows) for name in names]
+        assert all(rows == first for rows in others)
 
     @pytest.mark.parametrize(
         ("changes", "message"),

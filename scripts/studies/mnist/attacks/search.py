@@ -6,8 +6,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from sa_diffusers.io.processes import progress_bar
 from studies.mnist.attacks.attempt import Attempt, Decoder, Reader, one_hot
 
 
@@ -65,7 +65,7 @@ def optimise_input(
     optimizer = torch.optim.Adam([tensor.requires_grad_() for tensor in moving], lr=learning_rate)
     records = []
     with torch.enable_grad():  # whatever the caller's setting is
-        for step in tqdm(range(steps + 1), desc=description, mininterval=1):
+        for step in progress_bar(range(steps + 1), description, "steps"):
             condition = weights.softmax(1) if condition_mode == "simplex" else weights
             images = decode(latents, condition)
             log_probability = classify(images).log_softmax(1)[:, target]
