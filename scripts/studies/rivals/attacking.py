@@ -50,15 +50,19 @@ class Attack:
         spec, config, seed = self.judge.spec, self.judge.config, self.judge.seed
         own = derive_seed(seed, "search", self.search) if self.search else seed
         settings = AttackSettings(steps=self.steps, seed=own, num_tokens=self.num_tokens)
-        identity = {
-            "model": pipeline_hashes(pipeline),
-            "guided": {k: v for k, v in pipeline.config.items() if k.startswith("safety_")},
-            "targets": hash_tensors({"targets": self.targets}),
-            "settings": asdict(settings) | {"num_images": self.num_images, "templates": spec.attack_templates},
-            "concept": [config.concept, self.judge.judge.attribute, self.judge.judge.index],
-            "classifier": model_hash(self.judge.classifier),
-            "drawing": [config.guidance_scale, config.num_inference_steps, config.sampler],
-        } | ({"typed": True} if self.typed else {}) | ({} if part is None else {"part": part})
+        identity = (
+            {
+                "model": pipeline_hashes(pipeline),
+                "guided": {k: v for k, v in pipeline.config.items() if k.startswith("safety_")},
+                "targets": hash_tensors({"targets": self.targets}),
+                "settings": asdict(settings) | {"num_images": self.num_images, "templates": spec.attack_templates},
+                "concept": [config.concept, self.judge.judge.attribute, self.judge.judge.index],
+                "classifier": model_hash(self.judge.classifier),
+                "drawing": [config.guidance_scale, config.num_inference_steps, config.sampler],
+            }
+            | ({"typed": True} if self.typed else {})
+            | ({} if part is None else {"part": part})
+        )
 
         def search() -> Kept:
             family = get_family(pipeline, sampler=config.sampler)
