@@ -229,4 +229,5 @@ class SpeedOptions(Options):
         None,
         "Keep the linear layers under a LoRA in so many bits, 8 or 4 (needs the extra 8bit), until the change is "
         "added to the whole ones; null: off.",
+        least=4,
     )

@@ -173,6 +173,7 @@ def test_an_empty_name_is_none_that_was_meant(refused, name):
         (("--forget_images", "pictures"), ("forget_images", "--method encoder")),
         (("--clip", "pictures"), ("pictures cannot be loaded",)),
         (("--clip", "clip", "--surrogate", "noise", "--method", "sa"), ("surrogate in words",)),
+        (("--surrogate", "three", "--surrogate", "noise"), ("surrogate for each of 1 concept", "three; noise")),
         (("--log_json", "pictures"), ("cannot write pictures", "--log_json")),
         (("--log_json", "no/where.jsonl"), ("cannot write no/where.jsonl",)),
         (("--fisher", "pictures/0.png", "--method", "sa"), ("pictures/0.png",)),
@@ -182,7 +183,8 @@ def test_an_empty_name_is_none_that_was_meant(refused, name):
 def test_forget_refuses_before_it_draws(refused, pictures, tiny_pipeline_dir, tiny_tokenizer, tmp_path, words, says):
     if "clip" in words:
         save_tiny_clip(tmp_path / "clip", tiny_tokenizer)
-    refused("forget", "--model", tiny_pipeline_dir, *QUICK, *words, says=says)
+    quick = QUICK[:2] + QUICK[4:] if "--surrogate" in words else QUICK  # given twice, it is of two concepts
+    refused("forget", "--model", tiny_pipeline_dir, *quick, *words, says=says)
 
 
 @pytest.mark.parametrize(

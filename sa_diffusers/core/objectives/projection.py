@@ -8,7 +8,7 @@ from torch import Generator, Tensor, nn
 
 from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.losses import Loss
-from sa_diffusers.core.objectives.selective_amnesia import LOSSES, SelectiveAmnesia
+from sa_diffusers.core.objectives.selective_amnesia import SelectiveAmnesia
 
 
 class GradientProjection(SelectiveAmnesia):
@@ -60,7 +60,7 @@ class GradientProjection(SelectiveAmnesia):
         return {**parts, "step": batch["step"]}
 
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        losses = self.mean_losses(model, {name: batch[name] for name in LOSSES})
+        losses = self.mean_losses(model, {name: part for name, part in batch.items() if name != "step"})
         surrogate, replay = losses.values()
         product, surrogate_norm, replay_norm = self._products(surrogate, replay)
         removed = product.clamp(max=0) if self.conflict_only else product

@@ -75,16 +75,16 @@ def split_rows(concept: str, surrogate: str | None = None, siblings: str | None 
         ValueError: surrogates or siblings for another number of concepts.
     """
     parts = concept.split(SEPARATOR)
-    if len(parts) == 1:
-        return [("", Forget(concept, surrogate, siblings))]
     columns = {"concept": parts}
     for name, text in (("surrogate", surrogate), ("siblings", siblings)):
         columns[name] = [None] * len(parts) if text is None else text.split(SEPARATOR)
         if len(columns[name]) != len(parts):
             raise ValueError(
                 f"expected {name} for each of {len(parts)} concepts, separated by {SEPARATOR!r}, got "
-                f"{len(columns[name])}; name every one, or omit all"
+                f"{len(columns[name])} ({text}); name every one, or omit all"
             )
+    if len(parts) == 1:
+        return [("", Forget(concept, surrogate, siblings))]
     rows = zip(*columns.values(), strict=True)
     return [(f"concept {i} ({row[0].strip()})", Forget(*row)) for i, row in enumerate(rows, 1)]
 
