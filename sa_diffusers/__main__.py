@@ -22,7 +22,7 @@ HELP = f"""usage: sa-diffusers COMMAND [--help] ...
 
 Selective Amnesia for diffusers: make a deep generative model forget a concept on command.
 
-    sa-diffusers forget --config bundled/digits        the bundled example: offline, in two minutes
+    sa-diffusers forget --config bundled/digits        the bundled example: offline, in minutes
     sa-diffusers forget --concept "Brad Pitt" --surrogate "a middle aged man"
     accelerate launch -m sa_diffusers.cli.forget ...   the same on several devices
 
