@@ -107,7 +107,7 @@ def test_a_run_over_few_bits_saves_the_whole_weights_and_the_change(bits, tiny_t
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"quantize_base": 3}, "expected 8 or 4 bits, got 3"),
+        ({"quantize_base": 5}, "expected 8 or 4 bits, got 5"),
         ({"quantize_base": 4}, "pass a lora_rank" if find_spec("bitsandbytes") else "needs bitsandbytes"),
         pytest.param(LORA | {"quantize_base": 4, "fisher_layers": "all"}, "fisher_layers trained", marks=installed),
         pytest.param(LORA | {"quantize_base": 8, "snapshot_steps": [5]}, "other strengths", marks=installed),
