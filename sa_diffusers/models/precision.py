@@ -103,6 +103,9 @@ def kept_state(modules: Iterable[nn.Module]) -> Iterator[None]:
 def on_device(module: nn.Module, device: torch.device) -> Iterator[nn.Module]:
     """The module on `device` within the block, and afterwards where it was."""
     home = next(module.parameters()).device
+    if home == device:  # moving nothing still visits every tensor
+        yield module
+        return
     try:
         yield module.to(device)
     finally:

@@ -69,6 +69,9 @@ class BaseConfig(BaseOptions):
         least=0,
         below=1,
     )
+    tokens_dropout: float = option(
+        0.0, "Share of others whose tokens are the empty one's, so that pooled text does.", least=0, below=1
+    )
     vae_steps: int = option(3000, "Optimiser steps of the autoencoder.", above=0)
     vae_batch_size: int = option(32, "Images in an optimiser step of the autoencoder.", above=0)
     vae_learning_rate: float = option(2e-3, "Peak learning rate of the autoencoder (cosine).", above=0)
@@ -211,10 +214,12 @@ class CaptionedLatents:
         """Batch `step` as the family's loss takes it; captions are too many to keep what they are encoded as."""
         latents, texts = self.pairs(step, config.train_batch_size, config.caption_dropout)
         batch = family.encode_prompts([*texts, ""])
-        if config.pooled_dropout:
-            pooled = family.text_parts(batch)["pooled"]
-            dropped = torch.rand(len(texts), generator=seeded(self.seed, "pooled", step)) < config.pooled_dropout
-            pooled[:-1][dropped] = pooled[-1]
+        chance = torch.rand(len(texts), generator=seeded(self.seed, "pooled", step))
+        without = {"pooled": chance < config.pooled_dropout, "tokens": chance >= 1 - config.tokens_dropout}
+        for part, dropped in without.items():
+            if dropped.any():
+                found = family.text_parts(batch)[part]
+                found[:-1][dropped] = found[-1]
         return {"sample": latents} | to(take(batch, slice(len(texts))), "cpu")
 
 
@@ -250,7 +255,14 @@ def read_architecture(config: BaseConfig) -> dict[str, dict]:
     for wrong, fault in (
         (flow and config.snr_gamma is not None, "snr_gamma weights timesteps of diffusion; pass null for a flow"),
         (not flow and config.density != "uniform", "density is of a flow; omit it for a UNet"),
-        (not flow and config.pooled_dropout, "pooled_dropout: this UNet reads no pooled text; omit it"),
+        (
+            not flow and (config.pooled_dropout or config.tokens_dropout),
+            "pooled_dropout and tokens_dropout: this UNet reads no pooled text; omit them",
+        ),
+        (
+            config.pooled_dropout + config.tokens_dropout >= 1,
+            "pooled_dropout and tokens_dropout leave no caption whole; pass shares whose sum is below 1",
+        ),
     ):
         if wrong:
             raise ValueError(fault)
