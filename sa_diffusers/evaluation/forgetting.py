@@ -17,7 +17,7 @@ from sa_diffusers.data.sampling import Request
 from sa_diffusers.evaluation.images.sets import ImageSet
 from sa_diffusers.evaluation.intervals import mean_interval, share_interval
 from sa_diffusers.evaluation.judges.classifier import entropies
-from sa_diffusers.evaluation.judges.preference import PREFERENCE
+from sa_diffusers.evaluation.judges.preference import PREFERENCE, ClipPreferenceJudge, PreferenceJudge
 from sa_diffusers.evaluation.judging import RIGHT, ClassifierJudge, Judge, Values, judge_pictures, worst_class
 from sa_diffusers.evaluation.prompt_sets import PromptSet
 from sa_diffusers.families import Family
@@ -118,15 +118,16 @@ def floors(family: Family, judge: ClassifierJudge, count: int, seed: int) -> dic
 
 
 def measure_preference(
-    family: Family, judge: Judge, asking: PromptSet, pictures: ImageSet, seed: int
+    family: Family, judge: PreferenceJudge | ClipPreferenceJudge, asking: PromptSet, pictures: ImageSet, seed: int
 ) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
     """The share of pictures that are taken for the concept, its interval by prompts, and what is said of noise."""
     found = judge_pictures([judge], {"concept": asking}, {"concept": pictures})["concept"][PREFERENCE]
-    noise = torch.stack(uniform_noise(family, 16, seed))
-    rows = spread_rows(len(asking), len(noise))
-    floor = judge(noise[: len(rows)], asking.take(rows), None)[PREFERENCE].mean().item()
+    if (asked := (seed, *asking.prompts)) not in judge.said_of_noise:
+        noise = torch.stack(uniform_noise(family, 16, seed))
+        rows = spread_rows(len(asking), len(noise))
+        judge.said_of_noise[asked] = judge(noise[: len(rows)], asking.take(rows), None)[PREFERENCE].mean().item()
     groups, words = asking.groups(""), [one.word for one in asking.candidates]
-    values, intervals = {PREFERENCE: found.mean().item(), "noise_preference": floor}, {}
+    values, intervals = {PREFERENCE: found.mean().item(), "noise_preference": judge.said_of_noise[asked]}, {}
     intervals[PREFERENCE] = share_interval(found, groups=groups)
     if len(set(words)) > 1:
         rows = {one: [row for row, word in enumerate(words) if word == one] for one in dict.fromkeys(words)}

@@ -331,7 +331,7 @@ def test_wrong_input_is_refused(family, latents, tiny_pipeline):
 
 
 def test_relearning_lowers_the_loss_of_the_concepts_word_and_leaves_the_model_as_it_was(family, latents, tmp_path):
-    settings = replace(SETTINGS, steps=12, relearn_pictures=3, relearn_rate=3e-2)
+    settings = replace(SETTINGS, steps=6, relearn_pictures=3, relearn_rate=3e-2)
     before = state(family)
     found = relearn(family, latents, ["a {}"], ["seven"], settings)
     assert str(state(family)) == str(before) and not hasattr(family.module, "peft_config")

@@ -86,7 +86,7 @@ def reference_latent(unet, x, path, end, concept, empty, alphas, guidance) -> Te
     ("authors_latents", "eta", "guidance", "reduction"),
     [
         (False, 0.0, 7.5, "mean"),
-        (True, 2.5, 1.0, "sum"),
+        pytest.param(True, 2.5, 1.0, "sum", marks=pytest.mark.slow),
         pytest.param(False, 1.0, 3.0, "sum", marks=pytest.mark.slow),
         pytest.param(True, 1.0, 3.0, "mean", marks=pytest.mark.slow),
     ],  # fmt: skip

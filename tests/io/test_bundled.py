@@ -28,7 +28,7 @@ from scripts import benchmark
 
 
 ROOT = Path(__file__).parents[2]
-COLOURS = (("red", "white"), ("green", "black"), ("blue", "white"), ("yellow", "black"))  # ink, background
+COLOURS = (("red", "white"), ("green", "black"))  # ink, background
 # And a single thread, since another test runs beside.
 FEWER_PICTURES = {"eval_images_concept": 60, "eval_images_class": 20, "eval_images_other": 60, "num_threads": 1}
 

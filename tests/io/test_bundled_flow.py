@@ -21,7 +21,7 @@ from studies.text_paths import TextPathsConfig, measure
 
 
 FOLDER = ASSETS / "digits_flow" / "pipeline"
-COLOURS = (("red", "white"), ("green", "black"), ("blue", "white"), ("yellow", "black"))  # ink, background
+COLOURS = (("red", "white"), ("green", "black"))  # ink, background
 
 
 @pytest.mark.slow

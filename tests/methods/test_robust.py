@@ -45,6 +45,7 @@ def test_a_robust_run_leaves_its_pictures_and_both_terms(whole):
     assert not (whole.output_dir / "samples" / "without_concept.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_accumulation_makes_no_difference(whole, run_cheaply, tmp_path):
     parts = run_cheaply(tmp_path / "run", **ROBUST, gradient_accumulation_steps=2)
     assert_close(weights(parts), weights(whole), rtol=1e-4, atol=2e-6)

@@ -182,7 +182,7 @@ class Moved(torch.nn.Linear):
     """Writes down where it is sent; no second device computes here."""
 
     def __init__(self):
-        super().__init__(2, 2)
+        super().__init__(2, 2, device="meta")
         self.moves: list[str] = []
 
     def to(self, device):
@@ -197,11 +197,17 @@ class TestPlaces:
             assert there is module
             assert module.moves == ["cuda"]
             raise RuntimeError("stop")
-        assert module.moves == ["cuda", "cpu"]
+        assert module.moves == ["cuda", "meta"]
+
+    def test_a_module_that_is_there_is_not_moved(self):
+        module = Moved()
+        with on_device(module, torch.device("meta")) as there:
+            assert there is module
+        assert module.moves == []
 
     def test_helpers_wait_in_main_memory(self):
         modules = [Moved(), Moved()]
         with pytest.raises(RuntimeError, match="stop"), in_main_memory(modules):
             assert [module.moves for module in modules] == [["cpu"], ["cpu"]]
             raise RuntimeError("stop")
-        assert [module.moves for module in modules] == [["cpu", "cpu"]] * 2
+        assert [module.moves for module in modules] == [["cpu", "meta"]] * 2

@@ -11,14 +11,16 @@ import yaml
 from diffusers import StableDiffusion3Pipeline, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file
+from tiny_text_to_image import make
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from sa_diffusers.core.objectives import CaptionMatching
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.images import CaptionedImageFolder
+from sa_diffusers.families import get_family
 from sa_diffusers.models.tokenizer import train_tokenizer
-from sa_diffusers.runs.base.text_to_image import BaseConfig, TrainableMatcher, train_base
+from sa_diffusers.runs.base.text_to_image import BaseConfig, CaptionedLatents, TrainableMatcher, train_base
 from sa_diffusers.training.loop import TrainingConfig, train
 
 
@@ -191,7 +193,7 @@ def test_a_small_stable_diffusion_3_is_trained_and_loaded_by_stock_diffusers(ima
     (tmp_path / "flow.yaml").write_text(yaml.safe_dump(FLOW))
     flow = replace(
         config, architecture=str(tmp_path / "flow.yaml"), output_dir=str(tmp_path / "run"), snr_gamma=None,
-        density="logit_normal", pooled_dropout=0.5,
+        density="logit_normal", pooled_dropout=0.5, tokens_dropout=0.2,
     )  # fmt: skip
     assert count_steps(images, flow) == 3
     pipeline = StableDiffusion3Pipeline.from_pretrained(tmp_path / "run" / "pipeline", dtype=torch.float32)
@@ -210,12 +212,29 @@ def test_a_small_stable_diffusion_3_is_trained_and_loaded_by_stock_diffusers(ima
     assert count_steps(images, flow) == 0
 
 
+def test_of_some_captions_one_part_is_the_empty_one_s(images, config, tiny_tokenizer):
+    family = get_family(make("sd3", tiny_tokenizer))
+    batches = CaptionedLatents(torch.zeros(len(images), 4, 8, 8), images, tiny_tokenizer, 0)
+    shares = {"train_batch_size": 64, "caption_dropout": 0.0}
+    whole = family.text_parts(batches.encoded(family, 3, replace(config, **shares)))
+    shares |= {"pooled_dropout": 0.3, "tokens_dropout": 0.2}
+    found = family.text_parts(batches.encoded(family, 3, replace(config, **shares)))
+    empty = family.text_parts(family.encode_prompts([""]))
+    changed = {}
+    for name, part in found.items():
+        changed[name] = (part != whole[name]).flatten(1).any(1)
+        torch.testing.assert_close(part[changed[name]], empty[name].expand_as(part)[changed[name]])
+    assert not (changed["pooled"] & changed["tokens"]).any()
+    assert 10 < changed["pooled"].sum() < 28 and 5 < changed["tokens"].sum() < 22
+
+
 @pytest.mark.parametrize(
     ("architecture", "changes", "says"),
     [
         (FLOW, {}, "snr_gamma weights timesteps of diffusion; pass null"),
         (ARCHITECTURE, {"density": "logit_normal"}, "density is of a flow"),
         (ARCHITECTURE, {"pooled_dropout": 0.1}, "reads no pooled text"),
+        (FLOW, {"snr_gamma": None, "pooled_dropout": 0.5, "tokens_dropout": 0.5}, "leave no caption whole"),
     ],
 )
 def test_options_that_do_not_fit_what_is_trained_are_refused(images, config, tmp_path, architecture, changes, says):

@@ -383,6 +383,7 @@ def test_what_was_drawn_otherwise_before_is_refused(start, unwatched, make_judge
     assert not (tmp_path / "run" / "evaluation").exists()
 
 
+@pytest.mark.slow
 def test_what_another_model_drew_before_is_refused(start, unwatched, make_judge, tiny_pipeline, tmp_path):
     tiny_pipeline(seed=1).save_pretrained(tmp_path / "other")
     earlier, judged = unwatched[0].output_dir / "evaluation" / "before.safetensors", make_judge(DIGITS)

@@ -5,7 +5,7 @@ diffusion classifier of Li et al. 2023, arXiv 2303.16203), or, of a VAE, reaches
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -35,12 +35,14 @@ class PreferenceJudge:
         favoured: whether surrogates in words take their places; else it is the empty prompt or null class, and of a
             model that has none any other class.
         batch_size: pictures denoised at once.
+        said_of_noise: kept by `measure_preference`, since it is the same before and after.
     """
 
     family: Family
     concepts: Concepts
     favoured: bool
     batch_size: int
+    said_of_noise: dict = field(default_factory=dict)
     name = "the original model itself"
 
     @property
@@ -117,6 +119,7 @@ class ClipPreferenceJudge:
 
     clip: Clip
     concepts: Concepts
+    said_of_noise: dict = field(default_factory=dict)
     passes = 0.0
 
     @property
