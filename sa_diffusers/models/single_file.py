@@ -1,8 +1,13 @@
 """A pipeline in one file of weights under their original names, read and written back by diffusers' converters."""
 
+import inspect
+import json
 import pickle
+import shutil
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import diffusers
@@ -22,10 +27,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sa_diffusers.io.atomic_files import atomic_path
+from sa_diffusers.io.atomic_files import atomic_path, write_json
+from sa_diffusers.io.bundled import resolve
+from sa_diffusers.io.configuration import read_yaml
 from sa_diffusers.io.hub import ModelLoadError
 
 
+SHIPPED = "bundled/single_file"
 SUFFIXES = (".safetensors", ".ckpt")
 TRAINED = ("model.diffusion_model.", "joint_blocks.", "double_blocks.")  # what names of a model that draws begin with
 AVERAGE = "model_ema."  # of the weights before: what is written back must not keep it
@@ -37,7 +45,7 @@ def is_single_file(model: str) -> bool:
 
 def configurations(model: str) -> str:
     """Where a pipeline's configurations are: of a single file the folder of its name beside it, the one that it lies
-    in, or what the hub has for its kind; of all else the model itself.
+    in, what ships for its kind, or what the hub has; of all else the model itself.
 
     Raises:
         ModelLoadError: they are nowhere, or the file holds something else.
@@ -56,6 +64,8 @@ def configurations(model: str) -> str:
             "adapter pass the pipeline that diffusers saves with it fused"
         )
     repo = fetch_diffusers_config(shapes)["pretrained_model_name_or_path"]
+    if (folder := shipped(repo)) is not None:
+        return folder.name
     wanted = ["*.json", "*.txt", "*.model"]
     try:
         return snapshot_download(repo, allow_patterns=wanted)
@@ -66,6 +76,39 @@ def configurations(model: str) -> str:
             f"model_index.json beside the file, as {path.with_suffix('').name}/, or run `hf download {repo} "
             f"{patterns}` where there is a network"
         ) from error
+
+
+@cache
+def shipped(repo: str) -> TemporaryDirectory | None:
+    """A folder like the hub's of one of the models whose configurations ship, without weights; None: it is no such.
+
+    It is made once a process, and removed at its end.
+    """
+    given = read_yaml(f"{SHIPPED}/models.yaml")["models"].get(repo)
+    if given is None:
+        return None
+    folder = TemporaryDirectory(prefix="sa_diffusers_")
+    index = dict(given["index"])
+    for name, part in given.items():
+        home = Path(folder.name, name)
+        if name == "index":
+            continue
+        if name.startswith("tokenizer"):
+            shutil.copytree(resolve(f"{SHIPPED}/{part[0]}"), home)
+            config = home / "tokenizer_config.json"
+            said = json.loads(config.read_text(encoding="utf-8")) | {"pad_token": part[1]}
+            index[name] = "transformers", said["tokenizer_class"]
+        elif name.startswith("text_encoder"):
+            index[name], said, config = ("transformers", part[0]), part[1], home / "config.json"
+        else:
+            index[name] = "diffusers", part["_class_name"]
+            options = inspect.signature(getattr(diffusers, part["_class_name"])).parameters
+            # diffusers' converters read a configuration as it was saved, with every default.
+            said = {n: option.default for n, option in options.items() if option.default is not option.empty} | part
+            config = home / ("scheduler_config.json" if name == "scheduler" else "config.json")
+        write_json(said, config)
+    write_json(index, Path(folder.name, "model_index.json"))
+    return folder
 
 
 def read_shapes(path: Path) -> dict[str, Tensor]:
@@ -86,7 +129,7 @@ def read_shapes(path: Path) -> dict[str, Tensor]:
 
 
 def check_single_file(path: Path, folder: Path, index: Mapping[str, Any], optional: Iterable[str]) -> list[str]:
-    """The names of the parts that come from the folder of its configurations, since the file lacks them.
+    """The names of the parts that come from a folder, since the file lacks them.
 
     Args:
         index: of the pipeline.
@@ -103,11 +146,11 @@ def check_single_file(path: Path, folder: Path, index: Mapping[str, Any], option
             _check_trained(path, shapes, module)
         elif not _holds(kind, shapes):
             lacking.append(name)
-    absent = [name for name in lacking if not any((folder / name).glob("*.safetensors")) and name not in optional]
+    absent = [name for name in lacking if _weights(path, folder, name) is None and name not in optional]
     if absent:
         raise ModelLoadError(
-            f"{path} has no weights for {' and '.join(absent)}; put them beside its configurations, as "
-            f"{folder / absent[0]}"
+            f"{path} has no weights for {' and '.join(absent)}; put the model's own folder of them beside it, as "
+            f"{path.with_suffix('') / absent[0]}"
         )
     return lacking
 
@@ -118,8 +161,8 @@ def load_single_file(
     """The pipeline of a file, with what it lacks from the folder of its configurations. Raises as the check."""
     parts: dict[str, Any] = {n: None for n, entry in index.items() if entry in ([None, None], (None, None))}
     for name in check_single_file(path, folder, index, optional):
-        if any((folder / name).glob("*.safetensors")):
-            parts[name] = _modules(index)[name].from_pretrained(folder, subfolder=name, dtype=dtype)
+        if home := _weights(path, folder, name):
+            parts[name] = _modules(index)[name].from_pretrained(home, dtype=dtype)
         else:
             parts |= {name: None, name.replace("text_encoder", "tokenizer"): None}
     cls = getattr(diffusers, index["_class_name"])
@@ -164,6 +207,12 @@ def _modules(index: Mapping[str, Any]) -> dict[str, type[nn.Module]]:
     entries = {name: entry for name, entry in index.items() if isinstance(entry, list | tuple) and entry[0] in homes}
     kinds = {name: getattr(homes[library], kind) for name, (library, kind) in entries.items()}
     return {name: kind for name, kind in kinds.items() if issubclass(kind, nn.Module) and name != "image_encoder"}
+
+
+def _weights(path: Path, folder: Path, name: str) -> Path | None:
+    """The folder of a part that a file lacks: in that of its name beside it, or of its configurations."""
+    homes = (path.with_suffix("") / name, folder / name)
+    return next((home for home in homes if any(home.glob("*.safetensors"))), None)
 
 
 def _holds(kind: type[nn.Module], shapes: Mapping[str, Tensor]) -> bool:

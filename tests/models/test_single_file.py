@@ -1,10 +1,14 @@
 """A pipeline in one file of weights: read as the folder it came from is, refused in a line, and written back."""
 
+import inspect
+import json
 import shutil
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
+import transformers
 from diffusers import DiffusionPipeline, FluxTransformer2DModel
 from families.test_authors_files import official_name
 from safetensors.torch import load_file, save_file
@@ -14,7 +18,7 @@ from torch.testing import assert_close
 from sa_diffusers.families import get_family
 from sa_diffusers.io.hub import ModelLoadError
 from sa_diffusers.io.loading import check_model, load_pipeline
-from sa_diffusers.models.single_file import configurations, rows_of, save_single_file
+from sa_diffusers.models.single_file import configurations, rows_of, save_single_file, shipped
 
 
 Tensors = dict[str, torch.Tensor]
@@ -171,6 +175,55 @@ def test_the_folder_that_a_file_lies_in_configures_it_and_another_model_is_told(
     (tmp_path / "model" / "vae" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(ModelLoadError, match="no weights for vae"):
         check_model(str(weights))
+
+
+def test_alone_it_is_read_by_the_configurations_that_ship(tiny_pipeline, tmp_path):
+    """Which are those of real models, that a small one is not."""
+    alone = str(shutil.copy(in_one_file(tiny_pipeline(), tmp_path / "given" / "v1.safetensors"), tmp_path))
+    assert json.loads(Path(configurations(alone), "model_index.json").read_text())["requires_safety_checker"] is False
+    with pytest.raises(ModelLoadError, match=r"is no UNet2DConditionModel .* expected \(\d*320"):
+        check_model(alone)
+
+
+COUNTS = {  # weights of the part that draws
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": 859_520_964,
+    "stabilityai/stable-diffusion-2-1": 865_910_724,
+    "stabilityai/stable-diffusion-xl-base-1.0": 2_567_463_684,
+    "stabilityai/stable-diffusion-3-medium-diffusers": 2_028_328_000,
+    "stabilityai/stable-diffusion-3.5-medium": 2_243_171_520,
+    "stabilityai/stable-diffusion-3.5-large": 8_056_627_520,
+    "black-forest-labs/FLUX.1-dev": 11_901_408_320,
+    "black-forest-labs/FLUX.1-schnell": 11_891_178_560,
+}
+IDS = {"CLIPTokenizer": [49406, 320, 1125, 539, 550, 18376, 49407], "T5Tokenizer": [3, 9, 1202, 13, 46, 30059, 1]}
+
+
+@pytest.mark.parametrize(
+    "repo", [pytest.param(repo, marks=[pytest.mark.slow] * ("v1" not in repo)) for repo in COUNTS]
+)
+def test_the_configurations_that_ship_are_those_of_the_hub(repo):
+    """What is known of the models: how many weights draw, and how a text is tokenized."""
+    folder = Path(shipped(repo).name)
+    index = json.loads((folder / "model_index.json").read_text())
+    part = "unet" if "unet" in index else "transformer"
+    cls = getattr(diffusers, index[part][1])
+    with torch.device("meta"):
+        denoiser = cls.from_config(cls.load_config(folder, subfolder=part))
+    assert sum(weight.numel() for weight in denoiser.parameters()) == COUNTS[repo]
+    assert set(inspect.signature(getattr(diffusers, index["_class_name"])).parameters) >= index.keys() - {
+        "_class_name"
+    }
+    for name, entry in index.items():
+        if name.startswith("tokenizer"):
+            tokenizer = getattr(transformers, entry[1]).from_pretrained(folder / name)
+            assert tokenizer("a photo of an astronaut").input_ids == IDS[entry[1]]
+        elif name.startswith("text_encoder"):
+            config = getattr(transformers, entry[1]).config_class.from_pretrained(folder / name)
+            assert config.vocab_size in (49408, 32128)
+
+
+def test_of_all_else_nothing_ships():
+    assert shipped("stabilityai/stable-diffusion-xl-refiner-1.0") is None
 
 
 @pytest.mark.slow

@@ -1,41 +1,29 @@
 """Stable Diffusion 1.4 in its real size, with random weights: nothing is fetched, and meta tensors will do."""
 
 from collections.abc import Callable
+from functools import partial
 
+import diffusers
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    DiffusionPipeline,
-    FluxTransformer2DModel,
-    SD3Transformer2DModel,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-)
+from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from sa_diffusers.data.prompts import read_prompts
+from sa_diffusers.io.configuration import read_yaml
 from sa_diffusers.models import tokenizer as text
 
 
-# Parts of the large families as they are on the hub; what is not said is the default of diffusers' class.
-UNET_XL = {
-    "sample_size": 128, "block_out_channels": (320, 640, 1280), "cross_attention_dim": 2048,
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": (1, 2, 10), "attention_head_dim": (5, 10, 20), "use_linear_projection": True,
-    "addition_embed_type": "text_time", "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816,
-}  # fmt: skip
-MEDIUM_3 = {
-    "sample_size": 128, "num_layers": 24, "num_attention_heads": 24, "attention_head_dim": 64,
-    "joint_attention_dim": 4096, "caption_projection_dim": 1536, "pooled_projection_dim": 2048,
-    "pos_embed_max_size": 192,
-}  # fmt: skip
+def build_denoiser(repo: str, name: str) -> nn.Module:
+    """A part of a model whose configurations ship, with random weights."""
+    part = dict(read_yaml("bundled/single_file/models.yaml")["models"][repo][name])
+    return getattr(diffusers, part.pop("_class_name"))(**part)
+
+
 DENOISERS: dict[str, Callable[[], nn.Module]] = {
-    "sdxl": lambda: UNet2DConditionModel(**UNET_XL),  # 2,567,463,684 weights
-    "sd3": lambda: SD3Transformer2DModel(**MEDIUM_3),  # of the medium one, 2,028,328,000
-    "flux": lambda: FluxTransformer2DModel(guidance_embeds=True),  # of dev, 11,901,408,320
+    "sdxl": partial(build_denoiser, "stabilityai/stable-diffusion-xl-base-1.0", "unet"),  # 2,567,463,684 weights
+    "sd3": partial(build_denoiser, "stabilityai/stable-diffusion-3-medium-diffusers", "transformer"),  # 2,028,328,000
+    "flux": partial(build_denoiser, "black-forest-labs/FLUX.1-dev", "transformer"),  # 11,901,408,320
 }
 # Of each text encoder: CLIP ViT-L, OpenCLIP ViT-bigG, T5 XXL's encoder.
 CLIP_L, CLIP_G, T5_XXL = 123_060_480, 694_659_840, 4_762_310_656
