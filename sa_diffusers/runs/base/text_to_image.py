@@ -64,13 +64,10 @@ class BaseConfig(BaseOptions):
     )
     density: Literal["uniform", "logit_normal"] = option("uniform", "Of noise levels in the training of a flow.")
     pooled_dropout: float = option(
-        0.0,
-        "Share of captions whose pooled text is the empty one's, so that tokens tell of them too.",
-        least=0,
-        below=1,
+        0.0, "Share of captions whose pooled text is the empty one's: tokens tell of them.", least=0, below=1
     )
     tokens_dropout: float = option(
-        0.0, "Share of others whose tokens are the empty one's, so that pooled text does.", least=0, below=1
+        0.0, "Share of others whose tokens are the empty one's: pooled text tells of them.", least=0, below=1
     )
     vae_steps: int = option(3000, "Optimiser steps of the autoencoder.", above=0)
     vae_batch_size: int = option(32, "Images in an optimiser step of the autoencoder.", above=0)
@@ -216,10 +213,8 @@ class CaptionedLatents:
         batch = family.encode_prompts([*texts, ""])
         chance = torch.rand(len(texts), generator=seeded(self.seed, "pooled", step))
         without = {"pooled": chance < config.pooled_dropout, "tokens": chance >= 1 - config.tokens_dropout}
-        for part, dropped in without.items():
-            if dropped.any():
-                found = family.text_parts(batch)[part]
-                found[:-1][dropped] = found[-1]
+        for name, part in family.text_parts(batch).items():
+            part[:-1][without[name]] = part[-1]
         return {"sample": latents} | to(take(batch, slice(len(texts))), "cpu")
 
 
@@ -255,14 +250,8 @@ def read_architecture(config: BaseConfig) -> dict[str, dict]:
     for wrong, fault in (
         (flow and config.snr_gamma is not None, "snr_gamma weights timesteps of diffusion; pass null for a flow"),
         (not flow and config.density != "uniform", "density is of a flow; omit it for a UNet"),
-        (
-            not flow and (config.pooled_dropout or config.tokens_dropout),
-            "pooled_dropout and tokens_dropout: this UNet reads no pooled text; omit them",
-        ),
-        (
-            config.pooled_dropout + config.tokens_dropout >= 1,
-            "pooled_dropout and tokens_dropout leave no caption whole; pass shares whose sum is below 1",
-        ),
+        (not flow and config.pooled_dropout, "pooled_dropout: this UNet reads no pooled text; omit it"),
+        (not flow and config.tokens_dropout, "tokens_dropout: this UNet reads no pooled text; omit it"),
     ):
         if wrong:
             raise ValueError(fault)
