@@ -6,13 +6,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from sa_diffusers.core.concepts import split_phrasings
 from sa_diffusers.data.concepts import Rows, read_rows, split_rows
 from sa_diffusers.io.atomic_files import read_json
 from sa_diffusers.io.forgotten import read_forgotten
 from sa_diffusers.io.loading import read_run_options
 from sa_diffusers.io.model_names import base_name
 from sa_diffusers.runs.options import RunOptions
-from sa_diffusers.training.lora import LORA_FILE
+from sa_diffusers.training.lora import LORA_FILE, lora_file
 
 
 TOLD = ("concept_probability", "retained_accuracy", "retained_worst_accuracy", "concept_rate_when_unnamed")
@@ -41,9 +42,12 @@ class Link:
         return [(f"{where or 'the concept'} of {self.folder}", row) for where, row in rows_of(*given)]
 
     @property
-    def adapter(self) -> Path | None:
-        """The folder of the adapter that it trained."""
-        return self.folder / "lora" if (self.folder / "lora" / LORA_FILE).exists() else None
+    def adapters(self) -> dict[Path, list[str]]:
+        """The files of the adapters that it left, and of which concepts each is."""
+        folder, names = self.folder / "lora", [split_phrasings(row.concept)[0] for _, row in self.rows]
+        each = {folder / lora_file(name): [name] for name in names}
+        found = {folder / LORA_FILE: names} if (folder / LORA_FILE).exists() else each
+        return found if all(file.exists() for file in found) else {}
 
     @property
     def numbers(self) -> dict[str, Any]:
@@ -59,6 +63,36 @@ class Link:
     def shared(self, option: str, name: str, holds: str = "") -> str | None:
         """What it made, or was given, of what serves every request; None where it needed none."""
         return str(self.folder / name) if (self.folder / name / holds).exists() else self.options.get(option)
+
+
+@dataclass(frozen=True)
+class Merge:
+    """What a run does that trains nothing, but makes a pipeline of adapters that are there.
+
+    Attributes:
+        run: the last of the chain that they are of.
+        files: the adapters, each with the names of its concepts.
+        density: see `fuse_ties`; None: their changes are added.
+        taken_back: what the pipeline knows again, judged against the run; None: judged against the original.
+        command: what repeats it.
+    """
+
+    run: Link
+    files: dict[Path, list[str]]
+    density: float | None
+    taken_back: str | None
+    command: str
+
+    @property
+    def names(self) -> list[str]:
+        """Of all that stays forgotten."""
+        return [name for names in self.files.values() for name in names]
+
+    @property
+    def said(self) -> str:
+        back = f", without that of {self.taken_back}, which it knows again" if self.taken_back else ""
+        how = "the sum" if self.density is None else f"by TIES at density {self.density:g}"
+        return f"Made of adapters of {base_name(str(self.run.folder))}, {how}{back}; nothing was trained."
 
 
 def chain_of(after: str | None) -> list[Link]:

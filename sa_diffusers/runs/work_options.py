@@ -96,7 +96,33 @@ class SampleOptions(Options):
 
 
 @dataclass
-class MethodOptions(Options):
+class SeveralOptions(Options):
+    """How several concepts, or requests one after another, keep beside each other."""
+
+    adapters: Literal["one", "each"] = option(
+        "one",
+        "With lora_rank: one adapter for all concepts, or each its own, trained by itself on the same samples and "
+        "Fisher, a file each in lora/: any of them can be switched on, taken back and merged.",
+        identity=False,
+    )
+    chain_memory: bool = option(
+        True,
+        "After another run, train the surrogates of what that forgot as well; false: of new concepts alone.",
+        identity=False,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.adapters == "each":
+            for name in ("strength_sheet", "strength", "snapshot_steps", "save_single_file", "quantize_base"):
+                if getattr(self, name, None):
+                    raise ValueError(f"adapters each has no one adapter for {name}; omit either")
+            if not self.lora_rank:
+                raise ValueError("adapters each trains adapters; expected a lora_rank, such as 4, got none")
+
+
+@dataclass
+class MethodOptions(SeveralOptions):
     """How it forgets: what is trained, towards what, and from where."""
 
     method: str = option(methods.DEFAULT, "Method; --help methods lists them, --help sa explains one.", everyday=True)

@@ -15,7 +15,7 @@ from sa_diffusers.families import get_family
 from sa_diffusers.io.forgotten import read_forgotten
 from sa_diffusers.models import ConditionalVAE
 from sa_diffusers.pipelines import ConditionalVAEPipeline
-from sa_diffusers.training.lora import ADAPTER, WithoutLora, add_lora, load_adapters
+from sa_diffusers.training.lora import ADAPTER, LORA_FILE, WithoutLora, add_lora, load_adapters
 
 
 pytestmark = pytest.mark.usefixtures("few_pictures")
@@ -103,7 +103,7 @@ def test_the_teacher_of_a_chain_is_the_original(chain, tiny_pipeline):
     pipeline, inputs = tiny_pipeline(), (torch.randn(2, 4, 8, 8), torch.tensor([3, 7]), torch.randn(2, 12, 8))
     family, expected = get_family(pipeline), pipeline.unet(*inputs).sample
     layers = family.adapted_layers("full", "attention")
-    load_adapters(family, [chain[0] / "1" / "lora"])
+    load_adapters(family, [chain[0] / "1" / "lora" / LORA_FILE])
     changes = add_lora(pipeline.unet, layers, 2, 2.0, seed=0)
     assert len(changes) == len(layers)
     assert_close(WithoutLora(pipeline.unet)(*inputs).sample, expected, rtol=0, atol=0)
