@@ -8,6 +8,7 @@ from typing import Any
 
 from sa_diffusers.core.concepts import split_phrasings
 from sa_diffusers.data.concepts import Rows, read_rows, split_rows
+from sa_diffusers.data.sharing import FISHER_FILE
 from sa_diffusers.io.atomic_files import read_json
 from sa_diffusers.io.forgotten import read_forgotten
 from sa_diffusers.io.loading import read_run_options
@@ -109,7 +110,7 @@ def rows_of(file: str | None, *given: str | None) -> Rows:
 
 
 def taken_over(options: RunOptions) -> RunOptions:
-    """The options with samples and Fisher of the chain's last run, where they name none.
+    """The options with samples of the chain's last run and the Fisher of its first, where they name none.
 
     Raises:
         ValueError: no finished run, or one of another model.
@@ -124,5 +125,9 @@ def taken_over(options: RunOptions) -> RunOptions:
         )
     given = copy.copy(options)
     given.samples = options.samples or last.shared("samples", "samples", "samples.safetensors")
-    given.fisher = options.fisher or last.shared("fisher", "fisher.safetensors")
+    if options.chain_fisher == "none":
+        given.ewc_lambda = 0.0
+    elif options.chain_fisher == "first":
+        there = (link.shared("fisher", FISHER_FILE) for link in chain_of(options.after))
+        given.fisher = options.fisher or next(filter(None, there), None)
     return given

@@ -218,6 +218,15 @@ class FisherOptions(Options):
     fisher_device: Literal["auto", "device", "cpu"] = option(
         "auto", "Where the Fisher is summed: with the weights, or (auto: for want of room) on the CPU.", identity=False
     )
+    chain_fisher: Literal["first", "carried", "none"] = option(
+        "first",
+        "EWC's Fisher after another run. first: the chain's first one. carried: that of what the last run left, on "
+        "samples of what stays, and a share of the one before; none: no EWC.",
+        identity=False,
+    )
+    chain_decay: float = option(
+        0.5, "Weight of the Fisher before in one that is carried, which is a mean.", above=0, identity=False
+    )
     paper_quirks: list[str] = option(
         [],
         "What the authors' code for class-conditional diffusion does differently from the paper: stretched_samples, "
@@ -228,6 +237,8 @@ class FisherOptions(Options):
         super().__post_init__()
         if self.fisher_terms != "all" and not (self.fisher_terms.isdigit() and int(self.fisher_terms) > 0):
             raise ValueError(f"expected fisher_terms to be a positive number or all, got {self.fisher_terms!r}")
+        if self.chain_fisher != "first" and self.fisher:
+            raise ValueError(f"chain_fisher {self.chain_fisher} takes no other Fisher; omit fisher, or chain_fisher")
         unknown = [quirk for quirk in self.paper_quirks if quirk not in QUIRKS]
         if unknown:
             raise ValueError(f"expected paper_quirks to be of {', '.join(QUIRKS)}; got {unknown[0]!r}")

@@ -2,6 +2,7 @@
 
 from sa_diffusers.io.stages import Stage
 from sa_diffusers.runs.context import RunContext
+from sa_diffusers.runs.stages.carried import CarriedFisherStage
 from sa_diffusers.runs.stages.edit import EditStage
 from sa_diffusers.runs.stages.evaluate import EvaluateStage
 from sa_diffusers.runs.stages.fisher import FisherStage
@@ -24,7 +25,9 @@ def stages_of(context: RunContext) -> list[Stage]:
         return [before("before", ("model", "exam")), MergeStage(), EvaluateStage("after", (MergeStage.name, "exam"))]
     samples = PicturesStage() if context.method.completes else SamplesStage()
     attacked = SurrogateStage("concept_samples", ATTACKED)
-    making = (EditStage(), samples, ReplayStage(), SurrogateStage(), attacked, FisherStage())
+    carried = context.chain and context.options.chain_fisher == "carried"
+    fisher = CarriedFisherStage() if carried else FisherStage()
+    making = (EditStage(), samples, ReplayStage(), SurrogateStage(), attacked, fisher)
     needs = set(context.needs)
     if context.options.adapters == "each":  # each starts at its own edit, which it makes itself
         needs.discard(EditStage.name)
