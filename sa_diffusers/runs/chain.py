@@ -1,6 +1,7 @@
 """One request after another: what a run that goes on from another takes over of it, and of those before that."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +12,7 @@ from sa_diffusers.data.concepts import Rows, read_rows, split_rows
 from sa_diffusers.data.sharing import FISHER_FILE
 from sa_diffusers.io.atomic_files import read_json
 from sa_diffusers.io.forgotten import read_forgotten
+from sa_diffusers.io.hub import fetch_folder
 from sa_diffusers.io.loading import read_run_options
 from sa_diffusers.io.model_names import base_name
 from sa_diffusers.runs.options import RunOptions
@@ -18,6 +20,9 @@ from sa_diffusers.training.lora import LORA_FILE, lora_file
 
 
 TOLD = ("concept_probability", "retained_accuracy", "retained_worst_accuracy", "concept_rate_when_unnamed")
+
+# What others go on from, of a run's folder on the hub.
+SHARED = ("config.yaml", "metrics.json", "pipeline/*", "lora/*", "samples/samples.*", FISHER_FILE)
 
 
 @dataclass(frozen=True)
@@ -100,13 +105,20 @@ def chain_of(after: str | None) -> list[Link]:
     """The runs that one goes on from, the first one first. Raises ValueError: a chain of runs that are not there."""
     links: list[Link] = []
     while after:
-        links.insert(0, Link(Path(after).expanduser()))
+        links.insert(0, Link(fetch_folder(after, SHARED)))
         after = links[0].options.get("after")
     return links
 
 
 def rows_of(file: str | None, *given: str | None) -> Rows:
     return read_rows(file) if file else split_rows(*given)
+
+
+def shared_by(links: Sequence[Link]) -> dict[str, str | None]:
+    """What serves a chain's next request as well: samples of the last run, Fisher of the first that has one."""
+    fishers = (link.shared("fisher", FISHER_FILE) for link in links)
+    samples = links[-1].shared("samples", "samples", "samples.safetensors")
+    return {"samples": samples, "fisher": next(filter(None, fishers), None)}
 
 
 def taken_over(options: RunOptions) -> RunOptions:
@@ -117,17 +129,17 @@ def taken_over(options: RunOptions) -> RunOptions:
     """
     if not options.after:
         return options
-    last = chain_of(options.after)[-1]
+    links = chain_of(options.after)
+    last, shared = links[-1], shared_by(links)
     if base_name(last.options["model"]) != base_name(options.model):
         raise ValueError(
             f"a chain keeps its first model, which all of its requests change: expected model "
             f"{last.options['model']}, got {options.model}"
         )
     given = copy.copy(options)
-    given.samples = options.samples or last.shared("samples", "samples", "samples.safetensors")
+    given.samples = options.samples or shared["samples"]
     if options.chain_fisher == "none":
         given.ewc_lambda = 0.0
     elif options.chain_fisher == "first":
-        there = (link.shared("fisher", FISHER_FILE) for link in chain_of(options.after))
-        given.fisher = options.fisher or next(filter(None, there), None)
+        given.fisher = options.fisher or shared["fisher"]
     return given

@@ -35,8 +35,9 @@ class ConceptOptions(Options):
     )
     after: str | None = option(
         None,
-        "Folder of a run of the same model to go on from: what it and those before it forgot stays forgotten, and "
-        "their samples and Fisher serve again. Adapters are kept, one a request; without, all are forgotten anew.",
+        "Folder of a run of the same model to go on from, or a hub id: what it and those before it forgot stays "
+        "forgotten, and their samples and Fisher serve again. Adapters are kept, one a request; without, all are "
+        "forgotten anew.",
         identity=False,
     )
     plurals: bool = option(

@@ -11,6 +11,8 @@ from sa_diffusers import unforget
 from sa_diffusers.__main__ import main
 from sa_diffusers.io.forgotten import read_forgotten
 from sa_diffusers.runs.adapters.chains import merge
+from sa_diffusers.runs.chain import chain_of, taken_over
+from sa_diffusers.runs.options import ForgetConfig
 
 
 pytestmark = pytest.mark.usefixtures("few_pictures")
@@ -75,7 +77,11 @@ def test_a_concept_is_taken_back(each, tiny_pipeline, tmp_path):
     metrics = json.loads((tmp_path / "back" / "metrics.json").read_text())
     assert (metrics["concept"], metrics["taken_back"]) == ("eight", "seven")
     # What is left can be gone on from, or taken back in turn, but for the last of it.
-    assert (tmp_path / "back" / "lora" / "eight.safetensors").exists()
+    (link,) = chain_of(str(tmp_path / "back"))
+    assert list(link.adapters.values()) == [["eight"]]
+    given = {"concept": "seven", "surrogate": "nine", "after": str(link.folder), "model": link.options["model"]}
+    goes_on = taken_over(ForgetConfig(**given).resolved())
+    assert (goes_on.samples, goes_on.fisher) == (str(each / "samples"), str(each / "fisher.safetensors"))
     with pytest.raises(ValueError, match="'eight' is all that .* has forgotten: use its original"):
         unforget(tmp_path / "back", "eight", tmp_path / "none")
     assert not (tmp_path / "none").exists()

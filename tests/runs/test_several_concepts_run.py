@@ -2,11 +2,13 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from cheap_runs import CHEAP, PROMPTS, context_of
 from diffusers import StableDiffusionPipeline
+from fake_hub import cache_repository
 from torch.testing import assert_close
 
 from sa_diffusers import Forget, forget, forget_sequence
@@ -196,6 +198,12 @@ def test_what_a_run_of_a_chain_takes_over(chain):
         "carried": (None, 50.0),
         "none": (None, 0.0),
     }
+    files = {str(p.relative_to(chain[0] / "1")): p.read_bytes() for p in (chain[0] / "1").rglob("*") if p.is_file()}
+    cache_repository("me/first-request", files)
+    found = taken_over(ForgetConfig(**given | {"after": "me/first-request"}).resolved())
+    assert Path(found.fisher).read_bytes() == files["fisher.safetensors"]
+    (link,) = chain_of("me/first-request")
+    assert [row.concept for _, row in link.rows] == ["seven, 7"] and all(file.is_file() for file in link.adapters)
     with pytest.raises(ValueError, match="chain_fisher none takes no other Fisher"):
         ForgetConfig(**given, fisher=fisher, chain_fisher="none")
 

@@ -13,14 +13,14 @@ from sa_diffusers.families import checked_family
 from sa_diffusers.io.configuration import config_from_dict
 from sa_diffusers.io.loading import copy_pipeline
 from sa_diffusers.runs import options as run_options
-from sa_diffusers.runs.chain import Link, Merge, chain_of
+from sa_diffusers.runs.chain import Link, Merge, chain_of, shared_by
 from sa_diffusers.runs.forget import Outcome, forget, run_forgetting
 
 
 # Options of a run that are none of what is made of its adapters.
 OWN = {
     **dict.fromkeys(("concepts", "after", "strength", "before", "early_stop")),
-    "strength_sheet": False, "push_to_hub": False, "overwrite": False, "snapshot_steps": [],
+    "strength_sheet": False, "chain_fisher": "first", "push_to_hub": False, "overwrite": False, "snapshot_steps": [],
 }  # fmt: skip
 
 
@@ -141,7 +141,7 @@ def _merge(
         )
     rows = [row for link in links for _, row in link.rows if split_phrasings(row.concept)[0] in kept]
     each = "each" if how["density"] is None and all(len(names) == 1 for names in files.values()) else "one"
-    own = OWN | {"output_dir": str(output_dir), "adapters": each}
+    own = OWN | shared_by(links) | {"output_dir": str(output_dir), "adapters": each}
     if values["classifier"] and how["taken_back"] is None:
         own["before"] = str(run.folder)  # of the original, which drew most of the pictures
     config = config_from_dict(run_options.ForgetConfig, values | as_options(rows) | own)
