@@ -1,5 +1,6 @@
 """Forget in a LoRA of the UNet: add it, read its weight changes, save it as diffusers does, fuse it."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,9 @@ def load_adapters(family: Family, files: Sequence[Path]) -> None:
     """Put saved adapters on the trained module, to stay as they are beside the one that is trained."""
     for number, file in enumerate(files, 1):
         named = {"prefix": family.component, "adapter_name": f"{ADAPTER}_{number}", "weight_name": file.name}
-        family.module.load_lora_adapter(file.parent, **named)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # of the second, as it should be
+            family.module.load_lora_adapter(file.parent, **named)
 
 
 class WithoutLora:

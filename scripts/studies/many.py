@@ -207,13 +207,11 @@ class Study:
 
 def run_study(config: ManyConfig) -> dict[str, dict[str, Judged]]:
     """{row: {seed: judgements}} of all rows that there are, in study.json and, as tables, study.md."""
-    path, settings = (
-        Path(config.output_dir) / "study.json",
-        fingerprint([config.images, config.requests, config.quick]),
-    )
+    path = Path(config.output_dir) / "study.json"
+    settings = {"images": config.images, "requests": config.requests, "quick": config.quick}
     there = json.loads(path.read_text()) if path.exists() else {"settings": settings, "rows": {}}
     if there["settings"] != settings:
-        raise ValueError(f"{path} was made with other images, requests or quick; pass another --output_dir")
+        raise ValueError(f"{path} was made with {there['settings']}, got {settings}; pass another --output_dir")
     found, names = there["rows"], [name for name, _ in Study(config, 0).rows()]
     if config.rows and not any(text in name for name in names for text in config.rows):
         raise ValueError(f"expected rows of {'; '.join(names)}; got {config.rows}")
