@@ -120,8 +120,8 @@ class Study:
         folder = Path(home) / f"seed_{self.seed}" / f"{requests[-1].concept.split(',')[0]}-{fingerprint(values)}"
         config.output_dir = str(folder)
         first = [DIGITS["seven"]]
-        if (list(requests), changes) != (first, RECIPE) and not {"after", "model", *FEW} & changes.keys():
-            shared = self.run(first, RECIPE)[0]  # of the same model and seed
+        if (list(requests), changes) != (first, RECIPE) and not {"after", "model", "method", *FEW} & changes.keys():
+            shared = self.run(first, RECIPE)[0]  # of the same model and seed; who has a method of its own needs none
             config.samples, config.fisher = str(shared / "samples"), str(shared / "fisher.safetensors")
         seconds = run_forgetting(config).metrics["seconds"]
         return folder, seconds["surrogate"] + seconds["train"]
