@@ -8,7 +8,7 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "forget": "runs.forget",
-    "forget_sequence": "runs.forget",
+    "forget_sequence": "runs.adapters.chains",
     "run_forgetting": "runs.forget",
     "ForgetConfig": "runs.options",
     "ClassConditionalPipeline": "pipelines",
@@ -27,6 +27,7 @@ _MODULES = {
     "load_samples": "data.sharing",
     "push_fisher": "data.sharing",
     "train": "training.loop",
+    "unforget": "runs.adapters.chains",
 }
 __all__ = ["__version__", *_MODULES]
 

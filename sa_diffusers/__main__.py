@@ -10,6 +10,8 @@ COMMANDS = {  # word: (module of sa_diffusers.cli, what it does)
     "forget": ("forget", "make a pipeline forget a concept"),
     "evaluate": ("evaluate", "judge pipelines, a run, or folders of images"),
     "attack": ("attack", "try to bring a forgotten concept back"),
+    "unforget": ("adapters.unforget", "take a concept back that a run has forgotten"),
+    "merge": ("adapters.merge", "make a pipeline of some of a run's adapters"),
     "push": ("push", "push what a run left to the hub"),
     "choose": ("choose", "make another strength of a run its result"),
     "verify": ("verify", "check that what a run left, or the hub has, is whole"),

@@ -31,12 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(DEBUG, action="store_true", help="Show the traceback of an error.")
     given = parser.parse_args(argv)
     with friendly_errors(argv):
-        from sa_diffusers.io.processes import say
-        from sa_diffusers.runs.results import table
-
-        outcome = choose(given.run, *(("step", given.step) if given.scale is None else ("scale", given.scale)))
-        say(f"\n{table(outcome.metrics)}\n\npipeline: {outcome.output_dir / 'pipeline'}")
-        say(f"report:   {(outcome.output_dir / 'report.html').resolve()}")
+        choose(given.run, *(("step", given.step) if given.scale is None else ("scale", given.scale))).say()
 
 
 def choose(run: Path, kind: str, value: float) -> "Outcome":

@@ -21,16 +21,12 @@ def main(argv: list[str] | None = None) -> None:
         from sa_diffusers.families import family_defaults
         from sa_diffusers.io.hub import ModelLoadError
         from sa_diffusers.io.loading import read_model_index
-        from sa_diffusers.io.processes import say
         from sa_diffusers.runs.forget import run_forgetting
-        from sa_diffusers.runs.results import table
 
         with suppress(ModelLoadError):  # of which the run tells, once it has looked at words and files
             own = family_defaults(read_model_index(config.model, config.revision)["_class_name"])
             config = parse_config(ForgetConfig, argv, description=__doc__, defaults=own)
-        outcome = run_forgetting(config)
-        say(f"\n{table(outcome.metrics)}\n\npipeline: {outcome.output_dir / 'pipeline'}")
-        say(f"report:   {(outcome.output_dir / 'report.html').resolve()}")
+        run_forgetting(config).say()
 
 
 if __name__ == "__main__":

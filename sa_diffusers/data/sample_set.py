@@ -1,7 +1,7 @@
 """Sample sets, latents with their conditions, and the batches that training draws from them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -31,6 +31,11 @@ class SampleSet:
 
     def take(self, indices: Sequence[int]) -> "SampleSet":
         return SampleSet(self.latents[list(indices)], [self.conditions[index] for index in indices])
+
+    def of_shares(self, kept: Sequence[int]) -> "SampleSet":
+        """Those of some of the concepts."""
+        rows = [row for row in range(len(self)) if row % self.shares in kept]
+        return replace(self.take(rows), shares=len(kept))
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically; its header holds the texts, labels and masks."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import HfApi, ModelCard, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import HfApi, ModelCard, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -118,6 +118,14 @@ def fetch(repo_id: str, files: Sequence[str], revision: str | None = None, repo_
     with explain_load_errors(repo_id, repo_type):
         paths = [hf_hub_download(repo_id, name, revision=revision, repo_type=repo_type) for name in files]
     return Path(paths[0]).parent
+
+
+def fetch_folder(source: str, patterns: Sequence[str]) -> Path:
+    """A local folder as it is; of a hub id the downloaded files of these patterns. Raises ModelLoadError."""
+    if not is_on_hub(source):
+        return Path(source).expanduser()
+    with explain_load_errors(source):
+        return Path(snapshot_download(source, allow_patterns=list(patterns)))
 
 
 def read_part(model: str, part: str, revision: str | None = None) -> dict[str, Any]:

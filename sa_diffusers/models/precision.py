@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 from accelerate.utils import convert_outputs_to_fp32
-from torch import nn
+from torch import Tensor, nn
 
 
 KEPT = "_sa_diffusers_autocast"
@@ -97,6 +97,21 @@ def kept_state(modules: Iterable[nn.Module]) -> Iterator[None]:
                 parameter.requires_grad_(required)
         for part, trains in training:
             part.training = trains
+
+
+def weights_in_main_memory(module: nn.Module) -> dict[str, Tensor]:
+    """A copy of them."""
+    return {name: value.detach().to("cpu", copy=True) for name, value in module.state_dict().items()}
+
+
+@contextmanager
+def kept_weights(module: nn.Module) -> Iterator[None]:
+    """After the block the module's weights are what they were before."""
+    kept = weights_in_main_memory(module)
+    try:
+        yield
+    finally:
+        module.load_state_dict(kept)
 
 
 @contextmanager

@@ -38,7 +38,7 @@ def write_model_card(
         dtype: precision to load it in; without one transformers and diffusers choose differently.
         pipeline_class: the class that loads it: one of this package, or (or None) a stock one of diffusers.
         variant: "fp16" where the folder also holds float16 files of this name (`loading.save_pipeline`).
-        lora: the folder holds pytorch_lora_weights.safetensors in place of a pipeline.
+        lora: the folder holds pytorch_lora_weights.safetensors, or an adapter a concept, in place of a pipeline.
         said: concept; surrogate (None: none that was chosen); method in words; settings by name, with their units;
             images: paths in the folder.
     """
@@ -59,6 +59,7 @@ def write_model_card(
         dtype=dtype,
         variant=variant,
         lora=lora,
+        adapters=sorted(p.stem for p in path.parent.glob("*.safetensors") if p.stem != "pytorch_lora_weights"),
         rows=[(row.label, row.before, row.after) for row in metric_rows(metrics)] if metrics else [],
         license=license,
         **said,

@@ -1,21 +1,28 @@
 """One request after another: what a run that goes on from another takes over of it, and of those before that."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from sa_diffusers.core.concepts import split_phrasings
 from sa_diffusers.data.concepts import Rows, read_rows, split_rows
+from sa_diffusers.data.sharing import FISHER_FILE
 from sa_diffusers.io.atomic_files import read_json
 from sa_diffusers.io.forgotten import read_forgotten
+from sa_diffusers.io.hub import fetch_folder
 from sa_diffusers.io.loading import read_run_options
 from sa_diffusers.io.model_names import base_name
 from sa_diffusers.runs.options import RunOptions
-from sa_diffusers.training.lora import LORA_FILE
+from sa_diffusers.training.lora import LORA_FILE, lora_file
 
 
 TOLD = ("concept_probability", "retained_accuracy", "retained_worst_accuracy", "concept_rate_when_unnamed")
+
+# What others go on from, of a run's folder on the hub.
+SHARED = ("config.yaml", "metrics.json", "pipeline/*", "lora/*", "samples/samples.*", FISHER_FILE)
 
 
 @dataclass(frozen=True)
@@ -41,9 +48,12 @@ class Link:
         return [(f"{where or 'the concept'} of {self.folder}", row) for where, row in rows_of(*given)]
 
     @property
-    def adapter(self) -> Path | None:
-        """The folder of the adapter that it trained."""
-        return self.folder / "lora" if (self.folder / "lora" / LORA_FILE).exists() else None
+    def adapters(self) -> dict[Path, list[str]]:
+        """The files of the adapters that it left, and of which concepts each is."""
+        folder, names = self.folder / "lora", [split_phrasings(row.concept)[0] for _, row in self.rows]
+        each = {folder / lora_file(name): [name] for name in names}
+        found = {folder / LORA_FILE: names} if (folder / LORA_FILE).exists() else each
+        return found if all(file.exists() for file in found) else {}
 
     @property
     def numbers(self) -> dict[str, Any]:
@@ -61,11 +71,41 @@ class Link:
         return str(self.folder / name) if (self.folder / name / holds).exists() else self.options.get(option)
 
 
+@dataclass(frozen=True)
+class Merge:
+    """What a run does that trains nothing, but makes a pipeline of adapters that are there.
+
+    Attributes:
+        run: the last of the chain that they are of.
+        files: the adapters, each with the names of its concepts.
+        density: see `fuse_ties`; None: their changes are added.
+        taken_back: what the pipeline knows again, judged against the run; None: judged against the original.
+        command: what repeats it.
+    """
+
+    run: Link
+    files: dict[Path, list[str]]
+    density: float | None
+    taken_back: str | None
+    command: str
+
+    @property
+    def names(self) -> list[str]:
+        """Of all that stays forgotten."""
+        return [name for names in self.files.values() for name in names]
+
+    @property
+    def said(self) -> str:
+        back = f", without that of {self.taken_back}, which it knows again" if self.taken_back else ""
+        how = "the sum" if self.density is None else f"by TIES at density {self.density:g}"
+        return f"Made of adapters of {base_name(str(self.run.folder))}, {how}{back}; nothing was trained."
+
+
 def chain_of(after: str | None) -> list[Link]:
     """The runs that one goes on from, the first one first. Raises ValueError: a chain of runs that are not there."""
     links: list[Link] = []
     while after:
-        links.insert(0, Link(Path(after).expanduser()))
+        links.insert(0, Link(fetch_folder(after, SHARED)))
         after = links[0].options.get("after")
     return links
 
@@ -74,21 +114,32 @@ def rows_of(file: str | None, *given: str | None) -> Rows:
     return read_rows(file) if file else split_rows(*given)
 
 
+def shared_by(links: Sequence[Link]) -> dict[str, str | None]:
+    """What serves a chain's next request as well: samples of the last run, Fisher of the first that has one."""
+    fishers = (link.shared("fisher", FISHER_FILE) for link in links)
+    samples = links[-1].shared("samples", "samples", "samples.safetensors")
+    return {"samples": samples, "fisher": next(filter(None, fishers), None)}
+
+
 def taken_over(options: RunOptions) -> RunOptions:
-    """The options with samples and Fisher of the chain's last run, where they name none.
+    """The options with samples of the chain's last run and the Fisher of its first, where they name none.
 
     Raises:
         ValueError: no finished run, or one of another model.
     """
     if not options.after:
         return options
-    last = chain_of(options.after)[-1]
+    links = chain_of(options.after)
+    last, shared = links[-1], shared_by(links)
     if base_name(last.options["model"]) != base_name(options.model):
         raise ValueError(
             f"a chain keeps its first model, which all of its requests change: expected model "
             f"{last.options['model']}, got {options.model}"
         )
     given = copy.copy(options)
-    given.samples = options.samples or last.shared("samples", "samples", "samples.safetensors")
-    given.fisher = options.fisher or last.shared("fisher", "fisher.safetensors")
+    given.samples = options.samples or shared["samples"]
+    if options.chain_fisher == "none":
+        given.ewc_lambda = 0.0
+    elif options.chain_fisher == "first":
+        given.fisher = options.fisher or shared["fisher"]
     return given

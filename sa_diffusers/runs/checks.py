@@ -39,3 +39,5 @@ def check_run(context: RunContext) -> None:
     if options.lora_rank:
         require(family, "lora_rank", "adapters")
         family.adapted_layers(options.train_scope, options.lora_targets)
+    if options.adapters == "each" and context.chain and not context.adapters:
+        raise ValueError(f"adapters each: not every run of the chain of {options.after} left adapters; omit either")

@@ -1,8 +1,8 @@
 """What a run knows: what every stage of it, its method and its page take."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from sa_diffusers.io.forgotten import said_of
 from sa_diffusers.io.model_names import base_name
 from sa_diffusers.io.stages import Artifact
 from sa_diffusers.models.precision import in_main_memory
-from sa_diffusers.runs.chain import Link, chain_of
+from sa_diffusers.runs.chain import Link, Merge, chain_of
 from sa_diffusers.runs.options import RunOptions
 from sa_diffusers.training.strengths import Strength, chosen
 
@@ -57,6 +57,7 @@ class RunContext:
     forgotten: list[dict[str, Any]] = field(default_factory=list)  # by the model, before this run
     preference: PreferenceJudge | ClipPreferenceJudge | None = None  # what judges where no classifier does
     original: dict[str, Tensor] | None = None  # weights of what is trained, where other strengths are mixed with them
+    merge: Merge | None = None  # what is done in the place of training
 
     @property
     def method(self) -> methods.Method:
@@ -78,9 +79,21 @@ class RunContext:
 
     @property
     def adapters(self) -> list[Path]:
-        """Those of earlier runs that training goes on from; none where one of these left none."""
-        found = [link.adapter for link in self.chain] if self.options.lora_rank else []
-        return [] if None in found else found
+        """Files of those of earlier runs that training goes on from; none where one of these left none."""
+        found = [link.adapters for link in self.chain] if self.options.lora_rank else []
+        return [file for files in found for file in files] if all(found) else []
+
+    def of(self, rows: Sequence[int], folder: Path) -> "RunContext":
+        """The run as it would be of some of its concepts alone, in a folder of its own, with what it has drawn."""
+        concepts, earlier = Concepts(self.concepts[row] for row in rows), len(self.concepts) - len(self.requested)
+        names, sets = {one.name for one in concepts}, dict(self.inputs.sets)
+        asking = sets["concept"]
+        sets["concept"] = asking.take([i for i, one in enumerate(asking.candidates) if one.word in names])
+        own = {"concepts": concepts, "templates": [self.templates[row] for row in rows], "sets": sets}
+        inputs = replace(self.inputs, **own, requested=sum(row >= earlier for row in rows))
+        shown = {name: self.value(name) for name in ("surrogate", "concept_samples") if self.value(name) is not None}
+        shown = {name: Artifact(samples.of_shares(rows), None) for name, samples in shown.items()}
+        return replace(self, inputs=inputs, folder=folder, artifacts=self.artifacts | shown)
 
     @property
     def edited(self) -> Concepts:

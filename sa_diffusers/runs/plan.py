@@ -84,7 +84,7 @@ def disk_bytes(context: RunContext, left: Collection[str]) -> int:
     needed = {"samples": config.num_samples * latent, "replay_samples": config.num_samples * latent}
     needed["before"] = sum(map(len, context.inputs.sets.values())) * latent
     needed |= dict.fromkeys(("surrogate", "concept_samples"), config.num_surrogate_samples * latent)
-    needed |= {"fisher": 2 * module, "train": pipeline}
+    needed |= {"fisher": 2 * module, "train": pipeline, "merge": pipeline}
     needed["choice"] = 2 * pipeline  # and what training left
     if context.method.trains:
         stepped = _stepped(context)[0]

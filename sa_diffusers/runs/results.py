@@ -49,6 +49,8 @@ def judged(context: RunContext, name: str) -> dict[str, Any]:
     }
     if not context.strength.trained:
         metrics["strength"] = str(context.strength)
+    if context.merge:
+        metrics["taken_back"] = context.merge.taken_back
     if context.chain:
         metrics["chain"] = [link.numbers for link in context.chain]
     judges = list(context.inputs.judges.values())
@@ -141,7 +143,7 @@ def all_written(context: RunContext) -> bool:
 
 def _shared(context: RunContext) -> tuple[str, ...]:
     """The folders that can be pushed."""
-    return ("pipeline", "lora") if context.options.lora_rank else ("pipeline",)
+    return tuple(name for name in ("pipeline", "lora") if (context.folder / name).exists())
 
 
 def _wholly_reused(context: RunContext, metrics: dict[str, Any]) -> list[str]:
@@ -183,13 +185,14 @@ def _notes(context: RunContext) -> list[str]:
     notes = [
         f"The pipeline lies beside this page: {kind}.from_pretrained('pipeline', dtype=torch.{dtype}).",
         *([context.warning] if context.warning else []),
+        *([context.merge.said] if context.merge else []),
         *(f"The model had forgotten before: {said_of(record)}." for record in context.forgotten),
         *(f"After the request {i}, {_told(link.numbers)}." for i, link in enumerate(context.chain, 1)),
     ]
     if not context.strength.trained:
         notes.append(f"The result is {context.strength}, chosen later; what training ended with is in {TRAINED}/.")
     if context.options.lora_rank:
-        notes.append("The adapter alone lies in lora/; the pipeline has it fused in.")
+        notes.append("What was trained alone lies in lora/, to be loaded as an adapter; the pipeline has it fused in.")
     if context.preference is not None:
         judge = context.preference
         said = f"No classifier was given: {judge.name} chose between the concept and {judge.instead}"
@@ -259,7 +262,8 @@ def _commands(context: RunContext, metrics: dict[str, Any]) -> dict[str, str]:
     """What repeats the run, and what looks closer, of several concepts at the one that is left most."""
     options, folder = context.options, context.folder
     run, model = (shlex.quote(public_values(str(path))) for path in (folder, options.model))
-    repeat = f"sa-diffusers forget --config {run}/config.yaml --output_dir {run}-again"
+    again = f"sa-diffusers forget --config {run}/config.yaml"
+    repeat = f"{context.merge.command if context.merge else again} --output_dir {run}-again"
     if context.pictures:
         return {"Repeat it": repeat}
     if not context.family.can("text"):

@@ -35,8 +35,9 @@ class ConceptOptions(Options):
     )
     after: str | None = option(
         None,
-        "Folder of a run of the same model to go on from: what it and those before it forgot stays forgotten, and "
-        "their samples and Fisher serve again. Adapters are kept, one a request; without, all are forgotten anew.",
+        "Folder of a run of the same model to go on from, or a hub id: what it and those before it forgot stays "
+        "forgotten, and their samples and Fisher serve again. Adapters are kept, one a request; without, all are "
+        "forgotten anew.",
         identity=False,
     )
     plurals: bool = option(
@@ -96,7 +97,33 @@ class SampleOptions(Options):
 
 
 @dataclass
-class MethodOptions(Options):
+class SeveralOptions(Options):
+    """How several concepts, or requests one after another, keep beside each other."""
+
+    adapters: Literal["one", "each"] = option(
+        "one",
+        "With lora_rank: one adapter for all concepts, or each its own, trained by itself on the same samples and "
+        "Fisher, a file each in lora/: any of them can be switched on, taken back and merged.",
+        identity=False,
+    )
+    chain_memory: bool = option(
+        True,
+        "After another run, train the surrogates of what that forgot as well; false: of new concepts alone.",
+        identity=False,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.adapters == "each":
+            for name in ("strength_sheet", "strength", "snapshot_steps", "save_single_file", "quantize_base"):
+                if getattr(self, name, None):
+                    raise ValueError(f"adapters each has no one adapter for {name}; omit either")
+            if not self.lora_rank:
+                raise ValueError("adapters each trains adapters; expected a lora_rank, such as 4, got none")
+
+
+@dataclass
+class MethodOptions(SeveralOptions):
     """How it forgets: what is trained, towards what, and from where."""
 
     method: str = option(methods.DEFAULT, "Method; --help methods lists them, --help sa explains one.", everyday=True)
@@ -192,6 +219,15 @@ class FisherOptions(Options):
     fisher_device: Literal["auto", "device", "cpu"] = option(
         "auto", "Where the Fisher is summed: with the weights, or (auto: for want of room) on the CPU.", identity=False
     )
+    chain_fisher: Literal["first", "carried", "none"] = option(
+        "first",
+        "EWC's Fisher after another run. first: the chain's first one. carried: that of what the last run left, on "
+        "samples of what stays, and a share of the one before; none: no EWC.",
+        identity=False,
+    )
+    chain_decay: float = option(
+        0.5, "Weight of the Fisher before in one that is carried, which is a mean.", above=0, identity=False
+    )
     paper_quirks: list[str] = option(
         [],
         "What the authors' code for class-conditional diffusion does differently from the paper: stretched_samples, "
@@ -202,6 +238,8 @@ class FisherOptions(Options):
         super().__post_init__()
         if self.fisher_terms != "all" and not (self.fisher_terms.isdigit() and int(self.fisher_terms) > 0):
             raise ValueError(f"expected fisher_terms to be a positive number or all, got {self.fisher_terms!r}")
+        if self.chain_fisher != "first" and self.fisher:
+            raise ValueError(f"chain_fisher {self.chain_fisher} takes no other Fisher; omit fisher, or chain_fisher")
         unknown = [quirk for quirk in self.paper_quirks if quirk not in QUIRKS]
         if unknown:
             raise ValueError(f"expected paper_quirks to be of {', '.join(QUIRKS)}; got {unknown[0]!r}")

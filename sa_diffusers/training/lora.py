@@ -1,5 +1,6 @@
 """Forget in a LoRA of the UNet: add it, read its weight changes, save it as diffusers does, fuse it."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from peft.utils.merge_utils import ties
 from safetensors.torch import save_file
 from torch import nn
 
@@ -15,10 +17,16 @@ from sa_diffusers.core.safetensors_header import sort_metadata
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.families import Family
 from sa_diffusers.io.atomic_files import atomic_path
+from sa_diffusers.io.model_names import folder_name
 
 
 ADAPTER = "forget"  # the adapter's name in memory; in a file it has none
 LORA_FILE = "pytorch_lora_weights.safetensors"  # diffusers' own default
+
+
+def lora_file(concept: str) -> str:
+    """The name of the file of an adapter that is of one concept among several."""
+    return f"{folder_name(concept)}.safetensors"
 
 
 def add_lora(module: nn.Module, layers: list[str], rank: int, alpha: float, seed: int) -> dict[str, LowRankChange]:
@@ -44,11 +52,13 @@ def add_lora(module: nn.Module, layers: list[str], rank: int, alpha: float, seed
     return changes
 
 
-def load_adapters(family: Family, folders: Sequence[Path]) -> None:
+def load_adapters(family: Family, files: Sequence[Path]) -> None:
     """Put saved adapters on the trained module, to stay as they are beside the one that is trained."""
-    for number, folder in enumerate(folders, 1):
-        named = {"prefix": family.component, "adapter_name": f"{ADAPTER}_{number}", "weight_name": LORA_FILE}
-        family.module.load_lora_adapter(folder, **named)
+    for number, file in enumerate(files, 1):
+        named = {"prefix": family.component, "adapter_name": f"{ADAPTER}_{number}", "weight_name": file.name}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # of the second, as it should be
+            family.module.load_lora_adapter(file.parent, **named)
 
 
 class WithoutLora:
@@ -84,6 +94,21 @@ def save_lora(family: Family, folder: Path, dtype: str, kohya: Path | None = Non
     if kohya:
         with atomic_path(kohya) as temporary:
             save_file(family.kohya_lora(tensors, about["lora_alpha"]), temporary)
+
+
+@torch.no_grad()
+def fuse_ties(module: nn.Module, density: float) -> None:
+    """As `fuse_lora`, with what TIES (arXiv 2306.01708) makes of the adapters' changes, in the place of their sum.
+
+    Args:
+        density: share of each change that is kept, the largest of it, in (0, 1].
+    """
+    for layer in module.modules():
+        if isinstance(layer, LoraLayer):
+            changes = [layer.get_delta_weight(name) for name in layer.lora_A]
+            weight = layer.get_base_layer().weight
+            weight += ties(changes, torch.ones(len(changes), device=weight.device), density)
+    module.unload_lora()
 
 
 def fuse_lora(module: nn.Module) -> None:

@@ -1,21 +1,34 @@
 """Runs that forget several concepts at once: what they draw, leave and say, by every way to name them."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from cheap_runs import CHEAP, PROMPTS
+from cheap_runs import CHEAP, PROMPTS, context_of
+from diffusers import StableDiffusionPipeline
+from fake_hub import cache_repository
 from torch.testing import assert_close
 
 from sa_diffusers import Forget, forget, forget_sequence
-from sa_diffusers.core.concepts import mentions
-from sa_diffusers.core.conditions import texts
+from sa_diffusers.core.concepts import Concepts, mentions
+from sa_diffusers.core.conditions import Condition, texts
+from sa_diffusers.data.concepts import find_concept
 from sa_diffusers.data.sample_set import SampleSet
+from sa_diffusers.data.sharing import load_fisher
+from sa_diffusers.evaluation.prompt_sets import Candidate, PromptSet
 from sa_diffusers.families import get_family
+from sa_diffusers.io.configuration import config_from_dict
 from sa_diffusers.io.forgotten import read_forgotten
+from sa_diffusers.io.loading import read_run_options
+from sa_diffusers.io.stages import Artifact
 from sa_diffusers.models import ConditionalVAE
 from sa_diffusers.pipelines import ConditionalVAEPipeline
-from sa_diffusers.training.lora import ADAPTER, WithoutLora, add_lora, load_adapters
+from sa_diffusers.runs.chain import chain_of, taken_over
+from sa_diffusers.runs.options import ForgetConfig
+from sa_diffusers.runs.stages.fisher import estimate_sums
+from sa_diffusers.training.lora import ADAPTER, LORA_FILE, WithoutLora, add_lora, fuse_lora, load_adapters
 
 
 pytestmark = pytest.mark.usefixtures("few_pictures")
@@ -103,7 +116,7 @@ def test_the_teacher_of_a_chain_is_the_original(chain, tiny_pipeline):
     pipeline, inputs = tiny_pipeline(), (torch.randn(2, 4, 8, 8), torch.tensor([3, 7]), torch.randn(2, 12, 8))
     family, expected = get_family(pipeline), pipeline.unet(*inputs).sample
     layers = family.adapted_layers("full", "attention")
-    load_adapters(family, [chain[0] / "1" / "lora"])
+    load_adapters(family, [chain[0] / "1" / "lora" / LORA_FILE])
     changes = add_lora(pipeline.unet, layers, 2, 2.0, seed=0)
     assert len(changes) == len(layers)
     assert_close(WithoutLora(pipeline.unet)(*inputs).sample, expected, rtol=0, atol=0)
@@ -143,3 +156,72 @@ def test_several_classes_are_shown_in_turn(surrogate, tmp_path):
         forget(pipeline, pairs, "noise")
     with pytest.raises(ValueError, match="concept 1 .*is itself forgotten, by concept 2"):
         forget(pipeline, [Forget("0", "1"), Forget("1", "2")])
+
+
+def test_the_fisher_of_a_chain_is_carried_on(chain, tiny_pipeline, tmp_path):
+    folder, own = chain[0], {"chain_fisher": "carried", "chain_decay": 0.25, "adapters": "each", "progress": False}
+    again = read_run_options(folder / "2") | own | {"concept": [Forget("eight", "six")], "output_dir": tmp_path}
+    dropped = ("surrogate", "siblings", "fisher", "model", "dtype")
+    forget(tiny_pipeline(), **{name: value for name, value in again.items() if name not in dropped})
+    first, carried = load_fisher(folder / "1"), load_fisher(tmp_path)
+    assert carried.metadata["weight"] == 1.25
+    # It is of the model that the first run left, and no other run's.
+    assert carried.metadata["model_hash"] == read_forgotten(str(folder / "1" / "pipeline"))[-1]["after"]["unet"]
+    family = get_family(StableDiffusionPipeline.from_pretrained(folder / "1" / "pipeline"))
+    samples = SampleSet.load(folder / "1" / "samples" / "samples.safetensors")
+    kept = samples.take([i for i, one in enumerate(samples.conditions) if not mentions(one.text, ["seven", "7"])])
+    options = config_from_dict(ForgetConfig, read_run_options(tmp_path) | {"fisher": None})
+    own = estimate_sums(family, options, kept, 2, tmp_path / "parts").finish({}).tensors
+    for name, tensor in carried.tensors.items():
+        expected = (own[name].double() + 0.25 * first.tensors[name].double()) / 1.25
+        assert_close(tensor, expected.float(), rtol=1e-5, atol=1e-12)
+    # An adapter of its own stands beside the chain's.
+    assert [[file.name for file in link.adapters] for link in chain_of(str(tmp_path))] == [
+        [LORA_FILE],
+        ["eight.safetensors"],
+    ]
+    pipeline = tiny_pipeline()
+    load_adapters(get_family(pipeline), [file for link in chain_of(str(tmp_path)) for file in link.adapters])
+    fuse_lora(pipeline.unet)
+    saved = type(pipeline).from_pretrained(tmp_path / "pipeline").unet.state_dict()
+    assert_close(saved, pipeline.unet.state_dict(), rtol=1e-5, atol=1e-6)
+
+
+def test_what_a_run_of_a_chain_takes_over(chain):
+    given = {"concept": "eight", "surrogate": "six", "after": str(chain[0] / "1"), "model": "StableDiffusionPipeline"}
+    found = {
+        how: taken_over(ForgetConfig(**given, chain_fisher=how).resolved()) for how in ("first", "carried", "none")
+    }
+    fisher = str(chain[0] / "1" / "fisher.safetensors")
+    assert {how: (one.fisher, one.ewc_lambda) for how, one in found.items()} == {
+        "first": (fisher, 50.0),
+        "carried": (None, 50.0),
+        "none": (None, 0.0),
+    }
+    files = {str(p.relative_to(chain[0] / "1")): p.read_bytes() for p in (chain[0] / "1").rglob("*") if p.is_file()}
+    cache_repository("me/first-request", files)
+    found = taken_over(ForgetConfig(**given | {"after": "me/first-request"}).resolved())
+    assert Path(found.fisher).read_bytes() == files["fisher.safetensors"]
+    (link,) = chain_of("me/first-request")
+    assert [row.concept for _, row in link.rows] == ["seven, 7"] and all(file.is_file() for file in link.adapters)
+    with pytest.raises(ValueError, match="chain_fisher none takes no other Fisher"):
+        ForgetConfig(**given, fisher=fisher, chain_fisher="none")
+
+
+def test_a_run_of_some_of_its_concepts_shows_theirs_alone(tiny_pipeline, tmp_path):
+    context = context_of(get_family(tiny_pipeline()), tmp_path)
+    every = Concepts([*context.concepts, find_concept("eight", "six"), find_concept("two", "one")])
+    captions = [Condition(f"a {one.name}") for one in every] * 3
+    candidates = [Candidate(f"a {one.name}", word=one.name) for one in every]
+    sets = {"concept": PromptSet.seeded("asks", candidates, lambda i: i), "retained": PromptSet("keeps", [], [])}
+    context.inputs = replace(
+        context.inputs, concepts=every, templates=[["a {}"], ["b {}"], ["c {}"]], sets=sets, requested=2
+    )
+    context.artifacts["surrogate"] = Artifact(SampleSet(torch.arange(9.0), captions, shares=3), "all")
+    part = context.of([0, 2], tmp_path / "part")
+    assert ([one.name for one in part.concepts], part.templates) == (["seven", "two"], [["a {}"], ["c {}"]])
+    assert [one.name for one in part.requested] == ["two"] and part.folder == tmp_path / "part"
+    shown = part.value("surrogate")
+    assert shown.latents.tolist() == [0, 2, 3, 5, 6, 8] and shown.shares == 2
+    assert part.inputs.sets["concept"].prompts == ["a seven", "a two"]
+    assert len(context.inputs.sets["concept"]) == 3 and len(context.value("surrogate")) == 9

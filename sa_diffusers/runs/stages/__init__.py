@@ -2,9 +2,11 @@
 
 from sa_diffusers.io.stages import Stage
 from sa_diffusers.runs.context import RunContext
+from sa_diffusers.runs.stages.carried import CarriedFisherStage
 from sa_diffusers.runs.stages.edit import EditStage
 from sa_diffusers.runs.stages.evaluate import EvaluateStage
 from sa_diffusers.runs.stages.fisher import FisherStage
+from sa_diffusers.runs.stages.merge import ChainEndStage, MergeStage
 from sa_diffusers.runs.stages.replay import ReplayStage
 from sa_diffusers.runs.stages.samples import PicturesStage, SamplesStage
 from sa_diffusers.runs.stages.strengths import ChoiceStage, StrengthStage
@@ -18,10 +20,17 @@ ATTACKED = 0.25  # pictures of the concept for an adversary, as a share of those
 
 def stages_of(context: RunContext) -> list[Stage]:
     """The stages that the method needs, in their order, and those that these take."""
+    if context.merge:
+        before = ChainEndStage if context.merge.taken_back else EvaluateStage
+        return [before("before", ("model", "exam")), MergeStage(), EvaluateStage("after", (MergeStage.name, "exam"))]
     samples = PicturesStage() if context.method.completes else SamplesStage()
     attacked = SurrogateStage("concept_samples", ATTACKED)
-    making = (EditStage(), samples, ReplayStage(), SurrogateStage(), attacked, FisherStage())
+    carried = context.chain and context.options.chain_fisher == "carried"
+    fisher = CarriedFisherStage() if carried else FisherStage()
+    making = (EditStage(), samples, ReplayStage(), SurrogateStage(), attacked, fisher)
     needs = set(context.needs)
+    if context.options.adapters == "each":  # each starts at its own edit, which it makes itself
+        needs.discard(EditStage.name)
     for stage in reversed(making):
         estimated = stage.name in needs and not (stage.name == FisherStage.name and context.options.fisher)
         needs.update(stage.inputs if estimated else ())

@@ -1,14 +1,11 @@
 """The run at other strengths: what each is found to do, and the one that is chosen, saved as the result."""
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
 
 from sa_diffusers.core.safetensors_header import sort_metadata
 from sa_diffusers.evaluation.forgetting import Findings
@@ -17,6 +14,7 @@ from sa_diffusers.io.atomic_files import ArtifactError, atomic_path
 from sa_diffusers.io.loading import add_variant, save_pipeline
 from sa_diffusers.io.processes import process_state
 from sa_diffusers.io.stages import Stage
+from sa_diffusers.models.precision import kept_weights
 from sa_diffusers.models.single_file import is_single_file, save_single_file
 from sa_diffusers.runs.context import RunContext
 from sa_diffusers.runs.stages.evaluate import EvaluateStage
@@ -37,7 +35,8 @@ class StrengthStage(EvaluateStage):
         return super().content(context) | {"strength": str(self.strength)}
 
     def compute(self, context: RunContext) -> Findings:
-        with _at(context, self.strength):
+        with kept_weights(context.family.module):
+            _set(context, self.strength)
             return super().compute(context)
 
 
@@ -77,22 +76,6 @@ class ChoiceStage(Stage[None]):
 
     def describe(self, context: RunContext) -> str:
         return f"{context.strength} becomes the result"
-
-
-def weights_in_main_memory(module: nn.Module) -> dict[str, Tensor]:
-    """A copy of them."""
-    return {name: value.detach().to("cpu", copy=True) for name, value in module.state_dict().items()}
-
-
-@contextmanager
-def _at(context: RunContext, strength: Strength) -> Iterator[None]:
-    """The model at a strength, for a while."""
-    trained = weights_in_main_memory(context.family.module)
-    try:
-        _set(context, strength)
-        yield
-    finally:
-        context.family.module.load_state_dict(trained)
 
 
 @torch.no_grad()

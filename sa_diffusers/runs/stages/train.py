@@ -11,23 +11,25 @@ from torch import nn
 
 from sa_diffusers.core.closed_form import start_from_edit
 from sa_diffusers.core.seeding import derive_seed
-from sa_diffusers.io.atomic_files import file_hash, write_json
+from sa_diffusers.io.atomic_files import atomic_path, file_hash, write_json
 from sa_diffusers.io.configuration import identity_names
 from sa_diffusers.io.hub import commit_of
 from sa_diffusers.io.loading import add_variant, save_pipeline
-from sa_diffusers.io.model_names import public_name
+from sa_diffusers.io.model_names import folder_name, public_name
 from sa_diffusers.io.processes import process_state
-from sa_diffusers.io.stages import Stage
+from sa_diffusers.io.stages import Artifact, Stage
 from sa_diffusers.methods import editor
 from sa_diffusers.methods.base import Frozen, Weights
 from sa_diffusers.models.precision import autocast_forward, release
 from sa_diffusers.models.quantization import unquantized
 from sa_diffusers.models.single_file import is_single_file, save_single_file
 from sa_diffusers.runs.context import RunContext
+from sa_diffusers.runs.stages.edit import EditStage
 from sa_diffusers.runs.stages.tracking import SNAPSHOTS, tracker
 from sa_diffusers.runs.work_options import MethodOptions
 from sa_diffusers.training.loop import DROPOUTS, train
-from sa_diffusers.training.lora import WithoutLora, add_lora, fuse_lora, load_adapters, save_lora
+from sa_diffusers.training.lora import LORA_FILE as ADAPTER_FILE
+from sa_diffusers.training.lora import WithoutLora, add_lora, fuse_lora, load_adapters, lora_file, save_lora
 from sa_diffusers.training.options import TrainingConfig
 
 
@@ -62,19 +64,23 @@ class TrainStage(Stage[History]):
             said |= {"siblings": concepts.each("siblings"), "prompts": context.artifacts["prompts"].fingerprint}
             said |= context.computed_in
             if context.adapters:
-                said |= {"after": [file_hash(next(folder.glob("*.safetensors"))) for folder in context.adapters]}
+                said |= {"after": [file_hash(file) for file in context.adapters]}
+            if context.chain and not options.chain_memory:
+                said |= {"chain_memory": False}
+            if options.adapters == "each":
+                said |= {"adapters": "each"} | ({"edit": EditStage().key(context)} if "edit" in context.needs else {})
         return said | {name: getattr(options, name) for name in names}
 
     def compute(self, context: RunContext) -> History:
         options, family, folder, state = context.options, context.family, context.folder, process_state()
-        history: History = []
+        each, history = options.adapters == "each", []
         if context.method.trains:
             if not any((folder / "checkpoints").glob("step_*")):
                 shutil.rmtree(folder / SNAPSHOTS, ignore_errors=True)  # of what --overwrite replaces
-            history = forget_by_training(context)
+            history = forget_each(context, self.home / "lora") if each else forget_by_training(remembering(context))
         elif "edit" in context.needs:
             family.edit(context.value("edit"))
-        if state.is_main_process:
+        if state.is_main_process and not each:
             shutil.rmtree(self.home / "lora", ignore_errors=True)  # of what --overwrite replaces
             if options.lora_rank:
                 kohya = self.home / LORA_FILE if options.save_single_file else None
@@ -109,6 +115,7 @@ class TrainStage(Stage[History]):
         batch = f"{options.train_batch_size}" + (f" + {options.train_batch_size}" if options.replay_weight else "")
         said = [f"{options.num_train_steps} steps of {batch}", f"scope {options.train_scope}"]
         said += [f"LoRA of rank {options.lora_rank}"] if options.lora_rank else []
+        said += [f"{len(context.requested)} times, each by itself"] if options.adapters == "each" else []
         said += [f"beside {len(context.adapters)} kept"] if context.adapters else []
         said += [f"from {start_of(context)}"] if "edit" in context.needs else []
         said += [f"lambda {options.ewc_lambda:g}"] if options.ewc_lambda else []
@@ -118,7 +125,8 @@ class TrainStage(Stage[History]):
         options = context.options
         if not context.method.trains:
             return 0.0
-        return options.num_train_steps * options.train_batch_size * context.method.training_passes(options)
+        times = len(context.requested) if options.adapters == "each" else 1
+        return times * options.num_train_steps * options.train_batch_size * context.method.training_passes(options)
 
     def amount(self, context: RunContext) -> tuple[int, str]:
         history, options = context.value(self.name), context.options
@@ -189,6 +197,47 @@ def forget_by_training(context: RunContext) -> History:
     finally:
         if copied:
             release(frozen)
+
+
+def remembering(context: RunContext) -> RunContext:
+    """The run with what training shows of it: without memory of earlier requests, of its own concepts alone."""
+    earlier = len(context.concepts) - len(context.requested)
+    return (
+        context if context.options.chain_memory else context.of(range(earlier, len(context.concepts)), context.folder)
+    )
+
+
+def forget_each(context: RunContext, folder: Path) -> History:
+    """Train an adapter a concept, none beside another of this run, all of them on the module at the end.
+
+    Args:
+        folder: gets a file of each.
+    """
+    family, state, history = context.family, process_state(), []
+    earlier, parts = len(context.concepts) - len(context.requested), {}
+    for row in range(earlier, len(context.concepts)):
+        name = context.concepts[row].name
+        remembered = range(earlier) if context.options.chain_memory else ()
+        part = context.of([*remembered, row], context.folder / "checkpoints" / folder_name(name))
+        parts[lora_file(name)], done = part.folder / "lora" / ADAPTER_FILE, part.folder / "history.json"
+        if not done.exists():
+            if "edit" in context.needs:
+                part.artifacts["edit"] = Artifact(EditStage.editor(part).edit(part), None)
+            found = forget_by_training(part)
+            if state.is_main_process:
+                save_lora(family, part.folder / "lora", context.options.dtype)
+                write_json(found, done)
+            family.module.unload_lora()
+            state.wait_for_everyone()
+        steps = history[-1]["step"] if history else 0
+        history += [line | {"step": steps + line["step"]} for line in json.loads(done.read_text())]
+    if state.is_main_process:
+        with atomic_path(folder) as new:
+            new.mkdir()
+            for name, file in parts.items():
+                shutil.copyfile(file, new / name)
+    load_adapters(family, [*context.adapters, *parts.values()])
+    return history
 
 
 def weights_to_train(context: RunContext) -> Weights:

@@ -1,0 +1,1 @@
+"""Commands that make pipelines of adapters."""

@@ -1,0 +1,1 @@
+"""What is done with adapters after they were trained."""

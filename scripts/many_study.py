@@ -1,0 +1,25 @@
+"""Many concepts on the bundled pipeline: several at once, one after another with memory, and their adapters composed.
+
+    python scripts/many_study.py --output_dir runs/many --seeds 0 1 2
+    python scripts/many_study.py --output_dir runs/many --rows "in turn"
+    python scripts/many_study.py --output_dir runs/many-quick --quick --rows "at once, 1: uce"
+
+Leaves study.json with every number, and study.md with tables. Every run and every judged row is kept: to resume, run
+the same command again. All of it takes a day on two cores.
+"""
+
+from pathlib import Path
+
+from sa_diffusers.cli.parse import friendly_errors, parse_config
+from studies.many import ManyConfig, run_study, tables
+
+
+def main() -> None:
+    config = parse_config(ManyConfig, description=__doc__)
+    with friendly_errors():
+        print(tables(run_study(config)))
+        print(f"saved {Path(config.output_dir) / 'study.json'}")
+
+
+if __name__ == "__main__":
+    main()

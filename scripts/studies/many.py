@@ -1,0 +1,259 @@
+"""Several concepts at once, one after another, and adapters composed: the runs, how all are judged, and the tables.
+
+Whatever made a pipeline, it is judged by the same prompts and seeds: those of all concepts forgotten by then.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from sa_diffusers.data.concepts import Forget, as_options
+from sa_diffusers.evaluation.drawing import draw_sets
+from sa_diffusers.evaluation.forgetting import measure
+from sa_diffusers.families import get_family
+from sa_diffusers.io.artifacts import fingerprint
+from sa_diffusers.io.atomic_files import write_json, write_text
+from sa_diffusers.io.bundled import resolve
+from sa_diffusers.io.configuration import Options, config_from_dict, layered, option, read_values
+from sa_diffusers.io.loading import load_pipeline
+from sa_diffusers.report.tables import markdown_table
+from sa_diffusers.runs.adapters.chains import merge
+from sa_diffusers.runs.forget import run_forgetting
+from sa_diffusers.runs.inputs import read_inputs
+from sa_diffusers.runs.options import ForgetConfig
+
+
+DIGITS = {
+    name: Forget(f"{name}, {figure}", surrogate)
+    for name, figure, surrogate in (
+        ("seven", 7, "three"), ("eight", 8, "five"), ("six", 6, "zero"),
+        ("one", 1, "two"), ("nine", 9, "three"), ("four", 4, "five"),
+    )
+}  # fmt: skip
+KEPT = ("zero", "two", "three", "five")
+ORDERS = {"": tuple(DIGITS), ", other order": ("four", "one", "seven", "nine", "six", "eight")}
+INKS = [DIGITS["seven"], DIGITS["eight"], Forget("red", "green"), Forget("blue", "cyan")]
+# Methods, by what they change of configs/digits_many.yaml.
+BARE: dict[str, Any] = {"lora_rank": None, "ema_decay": None}
+RECIPE: dict[str, Any] = {}
+UCE, SPEED = BARE | {"method": "uce"}, BARE | {"method": "speed"}
+AT_ONCE = {
+    "recipe": RECIPE,
+    "model": {"start": "model", "surrogate_target": "noise", "ewc_lambda": 0.5},
+    "model, no EWC": {"start": "model", "surrogate_target": "noise", "ewc_lambda": 0.0},
+    "uce": UCE,
+    "uce, scale 1": UCE | {"uce_erase_scale": 1.0},
+    "speed": SPEED,
+    "speed, threshold 1e-4": SPEED | {"speed_threshold": 1e-4},
+}
+SHORT: dict[str, Any] = {"num_train_steps": 80}  # of a request in turn
+FEW: dict[str, Any] = {"num_samples": 40, "fisher_samples": 40}
+# With memory: what they change of the recipe.
+CHAINS = {
+    "fisher first": {},
+    "fisher carried": {"chain_fisher": "carried"},
+    "fisher carried, decay 1": {"chain_fisher": "carried", "chain_decay": 1.0},
+    "fisher none": {"chain_fisher": "none"},
+    **{f"fisher first, lambda {weight:g}": {"ewc_lambda": weight} for weight in (5e-3, 0.05, 0.5)},
+    "fisher carried, lambda 0.05": {"chain_fisher": "carried", "ewc_lambda": 0.05},
+    "fisher first, no memory": {"chain_memory": False},
+    "fisher carried, no memory": {"chain_fisher": "carried", "chain_memory": False},
+    "fisher none, no memory": {"chain_fisher": "none", "chain_memory": False},
+    "fisher first, few samples": FEW,
+    "fisher none, few samples": FEW | {"chain_fisher": "none"},
+    "fisher first, no replay": {"replay_weight": 0.0},
+    "fisher none, no replay": {"replay_weight": 0.0, "chain_fisher": "none"},
+    "from the model": {"start": "model"},
+}
+# Each from the last result, which is all that it knows.
+REPEATED = {
+    "plain": SHORT | {"method": "finetune"},
+    "recipe anew": SHORT,
+    "uce repeated": UCE,
+    "speed repeated": SPEED,
+}
+QUICK = {
+    "num_samples": 40, "num_surrogate_samples": 24, "num_inference_steps": 4, "fisher_samples": 4, "fisher_terms": "2",
+    "num_train_steps": 4, "lr_warmup_steps": 1,
+}  # fmt: skip
+
+
+@dataclass
+class ManyConfig(Options):
+    """Everything `scripts/many_study.py` can be told."""
+
+    output_dir: str = option("runs/many_study", "Folder of the runs, study.json and study.md.")
+    rows: list[str] = option([], "Rows to make, those that contain one of these texts; none: all.")
+    seeds: list[int] = option([0], "Seeds of each row.", least=0)
+    images: float = option(1.0, "Pictures, as a share of 40 a concept and kept class, 80 unseen and open.", above=0)
+    requests: int = option(6, "Requests in turn.", above=0)
+    quick: bool = option(False, "Hardly anything of everything, to see that it works.")
+
+
+UNNAMED = ("output_dir", "num_threads", "samples", "fisher")  # which decide nothing
+Judged = list[dict[str, Any]]  # what each pipeline of a row was found to do
+
+
+@dataclass(frozen=True)
+class Study:
+    """One seed of the study."""
+
+    config: ManyConfig
+    seed: int
+
+    def options(self, requests: Sequence[Forget], changes: Mapping[str, Any]) -> ForgetConfig:
+        """Of a run; evaluated by one picture of each kind, since it is judged here."""
+        few = dict.fromkeys(("eval_images_concept", "eval_images_class", "eval_images_other"), 1)
+        common = read_values(ForgetConfig, "bundled/digits_many") | as_options(list(requests)) | few
+        common |= {"seed": self.seed, "track_steps": None, "checkpointing_steps": None}
+        small = {name: value for name, value in QUICK.items() if self.config.quick}
+        return config_from_dict(ForgetConfig, layered(ForgetConfig, common, changes, small))
+
+    def run(self, requests: Sequence[Forget], changes: Mapping[str, Any]) -> tuple[Path, float]:
+        """The folder of a run, whose name says all that decides it, and the seconds that it took for what is new."""
+        config, home = self.options(requests, changes), str(Path(self.config.output_dir))
+        values = {name: str(value).replace(home, "") for name, value in vars(config).items() if name not in UNNAMED}
+        folder = Path(home) / f"seed_{self.seed}" / f"{requests[-1].concept.split(',')[0]}-{fingerprint(values)}"
+        config.output_dir = str(folder)
+        first = [DIGITS["seven"]]
+        if (list(requests), changes) != (first, RECIPE) and not {"after", "model", "method", *FEW} & changes.keys():
+            shared = self.run(first, RECIPE)[0]  # of the same model and seed; who has a method of its own needs none
+            config.samples, config.fisher = str(shared / "samples"), str(shared / "fisher.safetensors")
+        seconds = run_forgetting(config).metrics["seconds"]
+        return folder, seconds["surrogate"] + seconds["train"]
+
+    def judge(self, pipeline: Path | str, forgotten: Sequence[Forget], **said: Any) -> dict[str, Any]:
+        """What a pipeline does, by the examination of what has been forgotten, and of the digits that always stay."""
+        share = 0.1 if self.config.quick else self.config.images
+        counts = {"eval_images_concept": 40, "eval_images_class": 40, "eval_images_other": 80}
+        config = self.options(forgotten, {n: max(1, round(share * count)) for n, count in counts.items()})
+        inputs = read_inputs(config)
+        judge = next(iter(inputs.judges.values()))
+        family = get_family(load_pipeline(str(pipeline), None, None, "float32"), sampler=config.sampler)
+        values, _ = measure(judge, inputs.sets, draw_sets(family, inputs.sets, config.judged))
+        seen, unseen = (
+            values[f"{name}_by_concept"] or {forgotten[0].concept.split(",")[0]: values[name]}
+            for name in ("concept_probability", "concept_probability_unseen")
+        )
+        kept = {name: values["retained_accuracy_by_class"].get(name) for name in KEPT}
+        share = fmean(value for value in kept.values() if value is not None)
+        worst = max(seen.values())
+        return said | {
+            "seen": seen,
+            "unseen": unseen,
+            "kept": share,
+            "kept worst": min(value for value in kept.values() if value is not None),
+            "attributes": values["attribute_accuracy"],
+            "open": values["concept_rate_when_unnamed"],
+            "H_o": 2 * (1 - worst) * share / max(1 - worst + share, 1e-9),
+        }
+
+    def original(self, forgotten: Sequence[Forget]) -> Judged:
+        return [self.judge(resolve("bundled/digits/pipeline"), forgotten, seconds=0.0)]
+
+    def at_once(self, requests: Sequence[Forget], changes: Mapping[str, Any]) -> Judged:
+        folder, seconds = self.run(requests, changes)
+        return [self.judge(folder / "pipeline", requests, seconds=seconds)]
+
+    def in_turn(self, order: Sequence[str], changes: Mapping[str, Any], memory: bool) -> Judged:
+        """Judged after every request: with memory of those before, or each from the last result."""
+        found, last, first, wanted = [], None, None, [DIGITS[name] for name in order[: self.config.requests]]
+        for number, request in enumerate(wanted, 1):
+            own = {} if last is None else {"after": str(last)} if memory else {"model": str(last / "pipeline")}
+            # A first request has nothing to carry on: it is the same run for all that differ in that alone.
+            usual = {n: value for n, value in changes.items() if last or not n.startswith("chain_")}
+            last, seconds = self.run([request], usual | own)
+            first = first or last
+            said = {"seconds": seconds, "request": request.concept}
+            found.append(self.judge(last / "pipeline", wanted[:number], **said))
+        return found
+
+    def composed(self) -> Judged:
+        """Each of six adapters alone, every pair, all by their sum, and all by TIES."""
+        digits = list(DIGITS)[: self.config.requests]
+        run, seconds = self.run([DIGITS[name] for name in digits], SHORT | {"adapters": "each"})
+        sizes = sorted({1, min(2, len(digits)), len(digits)})
+        wanted = [(names, None) for size in sizes for names in combinations(digits, size)]
+        found = []
+        for names, density in [*wanted, *((tuple(digits), density) for density in (0.2, 0.5, 1.0))]:
+            said = " ".join(names) + ("" if density is None else f", TIES {density:g}")
+            folder = run.with_name(f"{run.name}-{said.replace(' ', '_').replace(',', '')}")
+            merge(run, folder, names, density)
+            chosen = [DIGITS[name] for name in names]
+            found.append(self.judge(folder / "pipeline", chosen, adapters=said, seconds=seconds / len(digits)))
+        return found
+
+    def rows(self) -> Iterator[tuple[str, Any]]:
+        """Name of each row, and what makes it."""
+        digits = list(DIGITS.values())
+        for count in (1, 3, 6):
+            yield f"at once, {count}: original", lambda n=count: self.original(digits[:n])
+            for name, changes in AT_ONCE.items():
+                yield f"at once, {count}: {name}", lambda n=count, c=changes: self.at_once(digits[:n], c)
+        yield "at once, digits and inks: original", lambda: self.original(INKS)
+        for name, changes in AT_ONCE.items():
+            yield f"at once, digits and inks: {name}", lambda c=changes: self.at_once(INKS, c)
+        for order, names in ORDERS.items():
+            for name, changes in CHAINS.items():
+                yield f"in turn{order}: {name}", lambda o=names, c=SHORT | changes: self.in_turn(o, c, True)
+            for name, changes in REPEATED.items():
+                yield f"in turn{order}: {name}", lambda o=names, c=changes: self.in_turn(o, c, False)
+        yield "composed", self.composed
+
+
+def run_study(config: ManyConfig) -> dict[str, dict[str, Judged]]:
+    """{row: {seed: judgements}} of all rows that there are, in study.json and, as tables, study.md."""
+    path = Path(config.output_dir) / "study.json"
+    settings = {"images": config.images, "requests": config.requests, "quick": config.quick}
+    there = json.loads(path.read_text()) if path.exists() else {"settings": settings, "rows": {}}
+    if there["settings"] != settings:
+        raise ValueError(f"{path} was made with {there['settings']}, got {settings}; pass another --output_dir")
+    found, names = there["rows"], [name for name, _ in Study(config, 0).rows()]
+    if config.rows and not any(text in name for name in names for text in config.rows):
+        raise ValueError(f"expected rows of {'; '.join(names)}; got {config.rows}")
+    for seed in config.seeds:
+        for name, make in Study(config, seed).rows():
+            asked = not config.rows or any(text in name for text in config.rows)
+            if asked and str(seed) not in found.get(name, {}):
+                found.setdefault(name, {})[str(seed)] = make()
+                write_json(there, path)
+                write_text(tables(found), path.with_name("study.md"))
+    return found
+
+
+def tables(found: Mapping[str, Mapping[str, Judged]]) -> str:
+    """Markdown: of every row the end, then after each request, and each composition; means over the seeds."""
+    ends = {name: [runs[-1] for runs in seeds.values()] for name, seeds in found.items() if name != "composed"}
+    parts = [_table("row", ends)] if ends else []
+    turns = {name: seeds for name, seeds in found.items() if name.startswith("in turn")}
+    for name, seeds in turns.items():
+        steps = zip(*seeds.values(), strict=False)
+        parts.append(f"**{name}**\n\n" + _table("after", {one[0]["request"]: one for one in steps}))
+    if "composed" in found:
+        steps = zip(*found["composed"].values(), strict=True)
+        parts.append("**composed**\n\n" + _table("adapters", {one[0]["adapters"]: one for one in steps}))
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(first: str, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """A line each, with means over its judgements; of the concepts the worst, by its mean, which is named."""
+    lines = []
+    for name, judged in rows.items():
+        cells = [_worst(judged, "seen"), _worst(judged, "unseen")]
+        cells += [f"{fmean(one[key] for one in judged):.3f}" for key in ("kept", "kept worst")]
+        parts = judged[0]["attributes"] or {}
+        cells.append(" / ".join(f"{fmean(one['attributes'][part] for one in judged):.2f}" for part in parts) or "–")
+        cells += [f"{fmean(one[key] for one in judged):.3f}" for key in ("open", "H_o")]
+        lines.append([name, len(judged), *cells, f"{fmean(one['seconds'] for one in judged):.0f}"])
+    columns = ("seeds", "worst seen", "worst unseen", "kept", "kept worst", "attributes", "open", "H_o", "seconds")
+    return markdown_table((first, *columns), lines)
+
+
+def _worst(judged: Sequence[Mapping[str, Any]], key: str) -> str:
+    means = {name: fmean(one[key][name] for one in judged) for name in judged[0][key]}
+    name = max(means, key=means.__getitem__)
+    return f"{means[name]:.3f} ({name})"
