@@ -253,6 +253,11 @@ def test_wrong_input_is_refused_before_anything_is_drawn(models, tmp_path, nothi
         attack(initial="<|endoftext|>")
     with pytest.raises(ValueError, match="allow_concept_words is for --attack text"):
         attack(allow_concept_words=True)
+    for wrong in ({"strength": 0.5}, {"precision": "int8", "attack": "merged"}, {"unnamed": True, "attack": "text"}):
+        with pytest.raises(ValueError, match=r"is for --attack (image_to_image|quantized).* got .*; omit it"):
+            attack(**wrong)
+    with pytest.raises(ValueError, match="expected strength <= 1, got 1.5"):
+        attack(attack="image_to_image", strength=1.5)
     with pytest.raises(ValueError, match="all makes every attack, got attack text besides"):
         attack(attack="text", all=True)
     classifier = AttributeClassifier({"digit": ["seven"]}, image_size=32, channels=(8,), num_features=8)
@@ -370,20 +375,37 @@ def test_the_command_prints_the_table(models, finished, monkeypatch, capsys):
 def test_all_attacks_share_targets_and_stand_in_one_table(models, tmp_path, monkeypatch):
     monkeypatch.setattr(attack_stages, "ALL", {
         "two words": {"attack": "text", "num_tokens": 2},
-        "relearned 1 steps": {"attack": "relearn"},
+        "relearned 1 steps": {"attack": "relearn"}, "in int4": {"attack": "quantized", "precision": "int4"},
+        "merged": {"attack": "merged"}, "inversion": {"attack": "inversion"},
+        "inpainting": {"attack": "inpainting"},
+        "image to image, unnamed": {"attack": "image_to_image", "unnamed": True},
     })  # fmt: skip
+    monkeypatch.setattr("sa_diffusers.attacks.pictures.INVERSION_STEPS", 2)
     config = configure(models, tmp_path / "all", all=True, num_restarts=1)
     run_attack(config)
     result = read_json(tmp_path / "all" / "attack.json")
     assert [list(one["models"]) for one in result["attacks"].values()] == [
         ["original", "forgotten", "never learned it"]
-    ] * 2
-    rows = [line.split(" | ")[:2] for line in (tmp_path / "all" / "attack.md").read_text().splitlines() if "%" in line]
-    assert ["| two words", "original"] in rows and ["| relearned 1 steps", "forgotten"] in rows
+    ] * 7
+    lines = (tmp_path / "all" / "attack.md").read_text().splitlines()
+    assert "| P after | original | forgotten | never learned it |" in lines
+    rows = {line.split(" | ")[0]: line.split(" | ")[1:] for line in lines if "%" in line}
+    asked = result["attacks"]["merged"]["models"]
+    assert [cell.split("%")[0] for cell in rows["| asked by name"]] == [
+        f"{100 * one['before']['probability']:.1f}" for one in asked.values()
+    ]
+    changes = {
+        role: abs(one["before"]["probability"] - one["after_mean"]["probability"]) for role, one in asked.items()
+    }
+    assert changes["original"] < 1e-6 < 1e-4 < changes["forgotten"]  # the original is merged with itself
+    inverted = result["attacks"]["inversion"]["models"]["forgotten"]
+    assert inverted["after_mean"]["share"] * 3 == pytest.approx(round(inverted["after_mean"]["share"] * 3))
+    assert len(load_file(tmp_path / "all" / "forgotten" / "after-inversion-0.safetensors")["tensor"]) == 3  # targets
     run_attack(configure(models, tmp_path / "alone", attack="relearn", num_restarts=1))
     alone = read_json(tmp_path / "alone" / "attack.json")
     for role, entry in alone["models"].items():
         assert entry["after_mean"] == result["attacks"]["relearned 1 steps"]["models"][role]["after_mean"]
     page = (tmp_path / "all" / "report.html").read_text()
     assert "after, two words, best restart" in page
-    assert page.count("data:image/png") == 3 + 3 * 3 * 5  # targets; before and after each attack
+    shown = 3 + 3 * (4 + 6 * 4 + 3)  # of each attack four; of the targets, and of what they lead to, all three
+    assert page.count("data:image/png") == shown
