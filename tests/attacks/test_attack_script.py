@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from sa_diffusers.attacks import FoundEmbedding, FoundText, draw_found
 from sa_diffusers.attacks import run as attack_stages
 from sa_diffusers.attacks.options import AttackConfig
 from sa_diffusers.attacks.run import run_attack
-from sa_diffusers.attacks.victims import complete, first_tokens, load_family
+from sa_diffusers.attacks.victims import DoesNotFit, complete, first_tokens, load_family
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.evaluation.intervals import wilson_interval
@@ -291,6 +292,24 @@ def test_a_folder_of_something_else_is_left_alone(models, tmp_path, nothing_draw
     with pytest.raises(ValueError, match="holds .*report.html, .* pass another --output_dir"):
         run_attack(configure(models, tmp_path))
     assert (tmp_path / "report.html").read_text() == "of a run" and not (tmp_path / ".lock").exists()
+
+
+def test_of_all_attacks_those_are_left_out_that_do_not_fit_a_model(models, tmp_path, tiny_pipeline):
+    config = complete(configure(models, tmp_path))
+    family = load_family(config, models["forgotten"])
+    assert first_tokens(replace(config, attack="inversion"), models["forgotten"], family)
+    guided = family.safely_guided("seven", "medium", "ddim")  # what forgets is how it draws
+    for attack in ("inversion", "image_to_image", "inpainting"):
+        with pytest.raises(DoesNotFit, match=f"forgets in how it draws, and --attack {attack} draws in its own way"):
+            first_tokens(replace(config, attack=attack), models["forgotten"], guided)
+    other = tiny_pipeline()
+    other.unet = type(other.unet)(**{**other.unet.config, "block_out_channels": (8, 8)})
+    other.save_pretrained(tmp_path / "other")
+    attacks = {"merged": replace(config, attack="merged"), "in int8": replace(config, attack="quantized")}
+    said = attack_stages._look(attacks, {"original": models["original"], "other": str(tmp_path / "other")})
+    assert list(attacks) == ["in int8"] and re.search("without merged: .* differs .* unet's block_out_ch", said[-1])
+    with pytest.raises(DoesNotFit, match="merged: .*other differs from the original"):
+        attack_stages._look({"": replace(config, attack="merged")}, {"other": str(tmp_path / "other")})
 
 
 SMALL = {"control": None, "classifier": None, "num_restarts": 1, "steps": 1, "num_images": 2, "num_targets": 2}
