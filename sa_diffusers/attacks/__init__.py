@@ -1,6 +1,6 @@
-"""Attacks that bring a forgotten concept back through the conditions of a text-to-image model.
+"""Attacks that bring a forgotten concept back from a text-to-image model.
 
-By vectors in its token space, or by words that anybody can type.
+By vectors in its token space, words that anybody can type, training, changed weights, or a picture of the concept.
 """
 
 from sa_diffusers.attacks.found import FoundEmbedding, FoundText, draw_found

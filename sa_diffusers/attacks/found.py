@@ -7,7 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sa_diffusers.attacks.pictures import FoundPictures
 from sa_diffusers.attacks.relearning import FoundAdapter
+from sa_diffusers.attacks.weights import FoundWeights
 from sa_diffusers.families import Family
 from sa_diffusers.families.text_to_image.template_encoder import PLACE, TemplateEncoder
 from sa_diffusers.io.atomic_files import explain_read_errors, load_tensors, read_json, save_tensors, write_json
@@ -55,7 +57,7 @@ class FoundText:
             return cls(**read_json(path))
 
 
-Found = FoundEmbedding | FoundText | FoundAdapter
+Found = FoundEmbedding | FoundText | FoundAdapter | FoundWeights | FoundPictures
 
 
 @torch.no_grad()
@@ -68,18 +70,21 @@ def draw_found(
     num_inference_steps: int,
     batch_size: int = 32,
 ) -> Tensor:
-    """Draw templates with what was found in the place of {}: latents [N, C, h, w], one a seed, templates in turn.
+    """Draw templates with what was found in the place of {}: latents [N, C, h, w], one a seed, templates in turn; see
+    `FoundPictures.draw`.
 
     Raises:
         ValueError: a template without {}; with vectors, one that is too long, or vectors of another model's width.
     """
-    if isinstance(found, FoundAdapter):
+    settings = guidance_scale, num_inference_steps, batch_size
+    if isinstance(found, FoundAdapter | FoundWeights):
         with found.applied(family):
-            word = FoundText(found.text, [], [])
-            return draw_found(family, word, templates, seeds, guidance_scale, num_inference_steps, batch_size)
+            return draw_found(family, FoundText(found.text, [], []), templates, seeds, *settings)
     without = [template for template in templates if PLACE not in template]
     if without or not templates or not seeds:
         raise ValueError(f"expected seeds, and templates with {{}} where the concept goes, got {without or 'none'}")
+    if isinstance(found, FoundPictures):
+        return found.draw(family, templates, seeds, *settings)
     encoder = None if isinstance(found, FoundText) else TemplateEncoder(family, templates, len(found.vectors))
     if encoder is not None and sum(encoder.widths) != found.vectors.shape[1]:
         raise ValueError(f"expected vectors [K, {sum(encoder.widths)}], got {list(found.vectors.shape)}")

@@ -8,6 +8,15 @@ from sa_diffusers.evaluation.options import EXPLICIT, DrawnAs
 from sa_diffusers.io.configuration import option
 
 
+SEARCHES = ("embedding", "text", "relearn")  # these have restarts: others search nothing
+FROM_PICTURES = ("inversion", "image_to_image", "inpainting")
+# Options of a few attacks alone.
+OWN = {
+    "allow_concept_words": ("text",), "precision": ("quantized",), "merged_share": ("merged",),
+    "strength": ("image_to_image",), "unnamed": ("image_to_image", "inpainting"),
+}  # fmt: skip
+
+
 @dataclass(kw_only=True)
 class AttackConfig(DrawnAs):
     """What to attack, with what, and how to judge it. Raises ValueError: options that cannot work."""
@@ -21,14 +30,16 @@ class AttackConfig(DrawnAs):
     )
     concept: str = option(MISSING, "The concept; several phrasings separated by commas: 'seven, 7'.")
     control: str | None = option(None, "Pipeline that never learned it, attacked in the same way, as the floor.")
-    attack: Literal["embedding", "text", "relearn"] = option(
+    attack: Literal[
+        "embedding", "text", "relearn", "quantized", "merged", "inversion", "image_to_image", "inpainting"
+    ] = option(
         "embedding",
         "embedding: new vectors in the token space; text: words that anybody can type; relearn: training on a few "
-        "pictures of it.",
+        "pictures of it; quantized: weights in few bits; merged: weights mixed with the original's; inversion: the "
+        "noise that a picture of it leads back to, without any text; image_to_image: a noised picture of it, drawn "
+        "on; inpainting: half of a picture of it, hidden.",
     )
-    all: bool = option(
-        False, "Attack by one vector, four vectors, two words, and 25, 50 and 100 steps of training, in one table."
-    )
+    all: bool = option(False, "All of these, some at several strengths, in one table.")
     classifier: str | None = option(None, "Classifier that knows the concept: folder or hub id; null: pictures only.")
     templates: list[str] = option(
         ["{}", "a {}", "a picture of {}", "a drawing of {}"],
@@ -51,6 +62,12 @@ class AttackConfig(DrawnAs):
     )
     relearn_pictures: int = option(16, "Targets that relearn trains on.", above=0)
     relearn_rate: float = option(1e-3, "Its learning rate.", above=0)
+    precision: Literal["fp8", "int8", "int4"] = option("fp8", "Of weights that are quantized.")
+    merged_share: float = option(0.5, "Of the original in every weight of a merged model, up to 1.", above=0)
+    strength: float = option(0.7, "Share of the noise, up to 1, that image_to_image begins at.", above=0)
+    unnamed: bool = option(
+        False, "Have image_to_image and inpainting draw by the empty prompt, not the concept's name."
+    )
     keep_every: int = option(50, "Steps between two comparisons of an embedding, of which the best is kept.", above=0)
     allow_concept_words: bool = option(False, "Let the attack `text` also find the concept's own words.")
     sample_batch_size: int = option(16, "Pictures drawn at once.", above=0)
@@ -69,8 +86,17 @@ class AttackConfig(DrawnAs):
             raise ValueError(f"expected templates with {{}} in the concept's place, got {wrong or 'none'}")
         if self.all and self.attack != "embedding":
             raise ValueError(f"all makes every attack, got attack {self.attack} besides; omit one of them")
-        if self.allow_concept_words and self.attack != "text":
-            raise ValueError("allow_concept_words is for --attack text: an embedding has no words")
+        for name, attacks in OWN.items():
+            if getattr(self, name) != getattr(AttackConfig, name) and self.attack not in attacks:
+                raise ValueError(f"{name} is for --attack {' or '.join(attacks)}, got {self.attack}; omit it")
+        for name in ("merged_share", "strength"):
+            if getattr(self, name) > 1:
+                raise ValueError(f"expected {name} <= 1, got {getattr(self, name)}")
+
+    @property
+    def restarts(self) -> int:
+        """Attacks on each model: what searches nothing is made once."""
+        return self.num_restarts if self.attack in SEARCHES else 1
 
     @property
     def blurred(self) -> bool:

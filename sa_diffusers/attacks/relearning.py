@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sa_diffusers.attacks.target_loss import AttackSettings, frozen_model, prepare
+from sa_diffusers.attacks.target_loss import AttackSettings, prepare
+from sa_diffusers.attacks.weights import changed_weights, loss_of
 from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.objectives import Likelihood
@@ -48,18 +49,14 @@ class FoundAdapter:
     @contextmanager
     def applied(self, family: Family) -> Iterator[None]:
         """Within the block the model has the changes; afterwards its weights are what they were."""
-        weights = {name: family.module.get_parameter(name) for name in {n.rpartition(".")[0] for n in self.tensors}}
-        before = {name: weight.detach().clone() for name, weight in weights.items()}
-        try:
-            with torch.no_grad():
-                for name, weight in weights.items():
-                    up, down = (self.tensors[f"{name}.{part}"].to(weight) for part in ("up", "down"))
-                    weight += (up @ down).view_as(weight)
+
+        def change(name: str, weight: Tensor) -> Tensor:
+            up, down = (self.tensors[f"{name}.{part}"].to(weight) for part in ("up", "down"))
+            return weight + (up @ down).view_as(weight)
+
+        names = {name.rpartition(".")[0] for name in self.tensors}
+        with changed_weights(family.module, names, change):
             yield
-        finally:
-            with torch.no_grad():
-                for name, weight in weights.items():
-                    weight.copy_(before[name])
 
 
 def relearn(
@@ -84,9 +81,7 @@ def relearn(
         asked = torch.randint(len(prompts), (settings.batch_size,), generator=seeded(seed, "relearn", step)).tolist()
         return family.batch(pictures[chosen], [Condition(prompts[index]) for index in asked])
 
-    vectors = loss.encoder.start(concept_words[0])
-    with frozen_model(family):
-        losses = [loss.fixed(vectors)]
+    losses = [loss_of(loss, concept_words[0])]
     config = TrainingConfig(
         num_train_steps=settings.steps, train_batch_size=settings.batch_size, learning_rate=settings.relearn_rate,
         checkpointing_steps=None,
@@ -102,6 +97,6 @@ def relearn(
         finally:
             family.module.unload_lora()
     adapter = FoundAdapter(found, concept_words[0], losses)
-    with adapter.applied(family), frozen_model(family):
-        losses.append(loss.fixed(vectors))
+    with adapter.applied(family):
+        losses.append(loss_of(loss, concept_words[0]))
     return adapter

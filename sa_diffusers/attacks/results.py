@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from sa_diffusers.attacks.found import Found, FoundText
-from sa_diffusers.attacks.options import AttackConfig
+from sa_diffusers.attacks.options import FROM_PICTURES, AttackConfig
 from sa_diffusers.core.concepts import split_phrasings
 from sa_diffusers.evaluation.intervals import wilson_interval
 from sa_diffusers.evaluation.judging import ClassifierJudge
@@ -20,7 +21,7 @@ from sa_diffusers.report.pictures import figure, to_pil
 from sa_diffusers.report.tables import markdown_table, measured
 
 
-SHOWN = 12  # pictures of each row of the page
+SHOWN, SHOWN_OF_ALL = 12, 4  # pictures of each row of the page, of one attack or of many
 MEASURED = (
     "before: P", "after: P, mean of restarts", "after: P, best restart", "before: share read as it",
     "after: share read as it, mean", "after: share read as it, best",
@@ -58,10 +59,10 @@ def summarise(
 ) -> dict[str, Any]:
     """All numbers, ready for JSON. Without a judge the probabilities and shares are missing.
 
-    Intervals are Wilson's at 95 %, for the number of pictures of one restart: those of the others have the same seeds,
-    and so tell no more of seeds. They are of these templates, for which the attack searched. How much restarts
-    differ is to be seen in their own numbers. The best restart was chosen by the numbers that it is reported with
-    (without a judge: by its loss), and so flatters the attack.
+    Intervals are Wilson's at 95 %, for the number of pictures of one restart (of an inversion at most one a target):
+    those of the others have the same seeds, and so tell no more of seeds. They are of these templates, for which the
+    attack searched. How much restarts differ is to be seen in their own numbers. The best restart was chosen by the
+    numbers that it is reported with (without a judge: by its loss), and so flatters the attack.
     """
     count = config.num_images
     seen = _with_intervals(read(judge, targets), len(targets)) if judge else {}
@@ -80,17 +81,17 @@ def summarise(
         if judge:
             readings = [read(judge, images) for images in one.after]
             for restart, reading in zip(restarts, readings, strict=True):
-                restart.update(_with_intervals(reading, count))
+                restart.update(_with_intervals(reading, len(one.after[0])))
             mean = {name: fmean(reading[name] for reading in readings) for name in readings[0]}
             entry["before"] = _with_intervals(read(judge, one.before), count)
-            entry["after_mean"] = _with_intervals(mean, count)
+            entry["after_mean"] = _with_intervals(mean, len(one.after[0]))
         entry["best"] = max(range(len(restarts)), key=lambda i: _rank(restarts[i]))
         result["models"][role] = entry
     return result
 
 
 def _rank(restart: Mapping[str, Any]) -> float:
-    return restart["probability"] if "probability" in restart else -min(restart["losses"])
+    return restart["probability"] if "probability" in restart else -min(restart["losses"], default=0.0)
 
 
 def _with_intervals(reading: Mapping[str, float], count: int) -> dict[str, Any]:
@@ -98,12 +99,10 @@ def _with_intervals(reading: Mapping[str, float], count: int) -> dict[str, Any]:
 
 
 def table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and cells as text, a row a model: numbers where there is a classifier, words where some were found; of
-    several attacks a row each, without words."""
+    """Header and cells as text, a row a model: numbers where there is a classifier, words where some were found. Of
+    several attacks a row each, with a column a model."""
     if "attacks" in result:
-        tables = {label: table(one | {"attack": ""}) for label, one in result["attacks"].items()}
-        header = next(iter(tables.values()))[0]
-        return ["attack", *header], [[label, *row] for label, (_, rows) in tables.items() for row in rows]
+        return _table_of_all(result["attacks"])
     judged, words = _judged(result), ["found words, best restart"] if result["attack"] == "text" else []
     header = ["model", *(MEASURED if judged else ()), *words, "loss, start → best"]
     rows = []
@@ -115,8 +114,31 @@ def table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
             for part in (entry["before"], entry["after_mean"], best)
         ]
         text = [best["text"]] if words else []
-        rows.append([role, *numbers, *text, f"{best['losses'][0]:.4f} → {min(best['losses']):.4f}"])
+        rows.append([role, *numbers, *text, _losses(result["attack"], best)])
     return header, rows
+
+
+def _table_of_all(attacks: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    first, judged = next(iter(attacks.values())), _judged(next(iter(attacks.values())))
+    header = [f"{'P' if judged else 'loss, start → best,'} after", *first["models"]]
+    rows = [["asked by name", *(_cell(one["before"], "probability") for one in first["models"].values())]] * judged
+    for label, result in attacks.items():
+        cells = []
+        for entry in result["models"].values():
+            best = entry["restarts"][entry["best"]]
+            several = f", best {best['probability']:.1%}" if judged and len(entry["restarts"]) > 1 else ""
+            cells.append(
+                _cell(entry["after_mean"], "probability") + several if judged else _losses(result["attack"], best)
+            )
+        rows.append([label, *cells])
+    return header, rows
+
+
+def _losses(attack: str, restart: Mapping[str, Any]) -> str:
+    """Of a search the lowest is that of what it keeps, of others the last; some have none."""
+    losses = restart["losses"]
+    end = min if attack in ("embedding", "text") else itemgetter(-1)
+    return f"{losses[0]:.4f} → {end(losses):.4f}" if losses else "–"
 
 
 def _judged(result: Mapping[str, Any]) -> bool:
@@ -129,9 +151,10 @@ def _cell(part: Mapping[str, Any], name: str) -> str:
 
 def notes(result: Mapping[str, Any]) -> list[str]:
     """What must be known to read the table, a sentence or two each."""
-    if "attacks" in result:
-        return notes(next(iter(result["attacks"].values())))
-    targets, judged, restarts = result["targets"], _judged(result), result["settings"]["num_restarts"]
+    attacks = list(result.get("attacks", {"": result}).values())
+    result = attacks[0]
+    targets, judged = result["targets"], _judged(result)
+    restarts = max(len(model["restarts"]) for one in attacks for model in one["models"].values())
     read = f"; P {_cell(targets, 'probability')} in them" if judged else ""
     interval = ", [95 % interval by Wilson for so many]" if judged else ""
     found = [
@@ -144,6 +167,11 @@ def notes(result: Mapping[str, Any]) -> list[str]:
         "The original is the ceiling of the attack; a model that never learned the concept is its floor: what comes "
         "back there was never forgotten, only described.",
     ]
+    if any(one["attack"] in FROM_PICTURES for one in attacks):
+        found.append(
+            "What begins at a picture of the concept brings it back from any model, the more so the less noise there "
+            "is: such numbers say something beside those of a model that never learned it."
+        )
     if (accuracy := result["classifier_accuracy"]) is not None:
         found.append(f"The classifier is right on {accuracy:.1%} of held-out real images.")
     return found
@@ -171,7 +199,7 @@ def write_results(
     write_json(result, folder / "attack.json")
     write_text(markdown(result), folder / "attack.md")
     pictures: dict[str, dict[str, Tensor]] = {"targets": {"": targets}}
-    results = result.get("attacks", {"": result})
+    results, shown = result.get("attacks", {"": result}), SHOWN if len(attacked) == 1 else SHOWN_OF_ALL
     for label, roles in attacked.items():
         for role, one in roles.items():
             best, name = results[label]["models"][role]["best"], f"after{f', {label}' * bool(label)}, best restart"
@@ -188,7 +216,7 @@ def write_results(
             role: {
                 name: [
                     figure({f"{role} {name} {number}".replace("  ", " "): to_pil(image)}, None, blurred=config.blurred)
-                    for number, image in enumerate(images[:SHOWN], 1)
+                    for number, image in enumerate(images[:shown], 1)
                 ]
                 for name, images in parts.items()
             }

@@ -1,7 +1,8 @@
 """Attack a forgotten model, the original and a control alike: targets, attacks, pictures, numbers; resumable."""
 
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TypeVar
@@ -11,10 +12,12 @@ from torch import Tensor
 
 from sa_diffusers.attacks import AttackSettings, FoundEmbedding, FoundText, attack_embedding, attack_text, draw_found
 from sa_diffusers.attacks.found import Found
-from sa_diffusers.attacks.options import AttackConfig
+from sa_diffusers.attacks.options import FROM_PICTURES, OWN, SEARCHES, AttackConfig
+from sa_diffusers.attacks.pictures import FoundPictures, invert
 from sa_diffusers.attacks.relearning import FoundAdapter, relearn
 from sa_diffusers.attacks.results import Attacked, load_judge, summarise, write_results
-from sa_diffusers.attacks.victims import check_victims, complete, first_tokens, load_family, roles
+from sa_diffusers.attacks.victims import DoesNotFit, check_victims, complete, first_tokens, load_family, roles
+from sa_diffusers.attacks.weights import FoundWeights, change_weights
 from sa_diffusers.core.concepts import split_phrasings
 from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.evaluation.judging import ClassifierJudge
@@ -32,6 +35,20 @@ ALL = {
     "one vector": {"attack": "embedding", "num_tokens": 1}, "four vectors": {"attack": "embedding", "num_tokens": 4},
     "two words": {"attack": "text", "num_tokens": 2},
     **{f"relearned {steps} steps": {"attack": "relearn", "steps": steps, "num_tokens": 1} for steps in (25, 50, 100)},
+    **{f"in {precision}": {"attack": "quantized", "precision": precision} for precision in ("fp8", "int8", "int4")},
+    "merged with half of the original": {"attack": "merged"},
+    "inversion": {"attack": "inversion"},
+    **{f"image to image at {s}": {"attack": "image_to_image", "strength": s} for s in (0.5, 0.7, 0.9)},
+    **{
+        f"image to image at {s}, unnamed": {"attack": "image_to_image", "strength": s, "unnamed": True}
+        for s in (0.5, 0.7)
+    },
+    "inpainting": {"attack": "inpainting"},
+    "inpainting, unnamed": {"attack": "inpainting", "unnamed": True},
+}  # fmt: skip
+KINDS = {
+    "embedding": FoundEmbedding, "text": FoundText, "relearn": FoundAdapter, "quantized": FoundWeights,
+    "merged": FoundWeights, **dict.fromkeys(FROM_PICTURES, FoundPictures),
 }  # fmt: skip
 
 
@@ -45,21 +62,19 @@ class AttackRun:
 
     def __init__(self, config: AttackConfig, label: str = ""):
         self.config, self.folder = config, Path(config.output_dir)
-        self.label = f"{label.replace(' ', '-')}-" if label else ""
+        self.label = f"{label.replace(',', '').replace(' ', '-')}-" if label else ""
         self.words = split_phrasings(config.concept)
         self.word = FoundText(self.words[0], [], [])
         self.seconds: dict[str, float] = {}  # by stage
-        self.targets = self.target_images = self.target_vae = None
+        self.targets = self.target_images = self.target_vae = self.original = None
 
     def settings(self, restart: int) -> AttackSettings:
         """How a restart searches."""
         given = {field.name: getattr(self.config, field.name) for field in fields(AttackSettings)}
         return AttackSettings(**given | {"seed": derive_seed(self.config.seed, "restart", restart)})
 
-    def attack(self, role: str, model: str) -> Attacked:
-        """All stages of one model; the original comes first and draws the targets."""
-        family = load_family(self.config, model)
-        hashes = pipeline_hashes(family.pipeline)
+    def attack(self, role: str, model: str, family: Family, hashes: dict[str, str]) -> Attacked:
+        """All stages of one model, loaded; the original comes first and draws the targets."""
         if role == "original":
             self._draw_targets(family, hashes)
         targets, own = self._targets_for(family), role.replace(" ", "-")
@@ -73,12 +88,14 @@ class AttackRun:
 
         before = pictures("before", self.word, {"word": self.word.text})
         after, found = [], []
-        for restart in range(self.config.num_restarts):
+        for restart in range(self.config.restarts):
             key = {
                 "attack": self.config.attack, "settings": asdict(self.settings(restart)), "words": list(self.words),
                 "allow_concept_words": self.config.allow_concept_words, "templates": self.config.templates,
                 "targets": hash_tensors({"targets": targets}), "model": hashes,
             }  # fmt: skip
+            key |= {name: getattr(self.config, name) for name, known in OWN.items() if self.config.attack in known}
+            key |= {"original": self.original} if self.config.attack == "merged" else {}
             found.append(self._find(family, targets, own, restart, key))
             after.append(pictures(f"after-{self.label}{restart}", found[-1], {"found": key}))
             if role == "original" and restart == 0:
@@ -89,7 +106,7 @@ class AttackRun:
         """What is left after the first attack, as if all took as long as it and nothing was there already."""
         attack, pictures = (self.seconds[f"original-{name}-{self.label}0"] for name in ("attack", "after"))
         models = len(roles(self.config))
-        others = models * self.config.num_restarts - 1
+        others = models * self.config.restarts - 1
         left = others * (attack + pictures) + (models - 1) * pictures
         about = f"{left:.0f} s" if left < 90 else f"{left / 60:.0f} min"
         return (
@@ -138,6 +155,7 @@ class AttackRun:
         path = self.folder / "targets.safetensors"
         self.targets = self._tensor("targets", key, path, lambda: self._draw(family, self.word, "target", count))
         self.target_images, self.target_vae = _decode(family, self.targets), model_hash(family.pipeline.vae)
+        self.original = hashes
 
     def _targets_for(self, family: Family) -> Tensor:
         """The targets in a model's own latent space: as they were drawn, or encoded anew by another autoencoder."""
@@ -147,19 +165,32 @@ class AttackRun:
         return torch.cat([family.encode(part, seeded("attack targets", i)) for i, part in enumerate(parts)])
 
     def _find(self, family: Family, targets: Tensor, own: str, restart: int, key: dict) -> Found:
-        config, attack = self.config, self.config.attack
-        text, kind = attack == "text", {"text": FoundText, "relearn": FoundAdapter}.get(attack, FoundEmbedding)
-        path = self.folder / own / f"{attack}-{self.label}{restart}.{'json' if text else 'safetensors'}"
+        kind = KINDS[self.config.attack]
+        suffix = "json" if kind in (FoundText, FoundWeights) else "safetensors"
+        path = self.folder / own / f"{self.config.attack}-{self.label}{restart}.{suffix}"
 
         def compute() -> Found:
-            known = family, targets, config.templates, self.words, self.settings(restart)
-            forbidden = () if config.allow_concept_words else self.words
-            search = relearn if attack == "relearn" else attack_embedding
-            found = attack_text(*known, forbidden) if text else search(*known)
+            found = self._search(family, targets, restart)
             found.save(path)
             return found
 
         return self._stage(f"{own}-attack-{self.label}{restart}", key, compute, lambda: kind.load(path))
+
+    def _search(self, family: Family, targets: Tensor, restart: int) -> Found:
+        config, attack = self.config, self.config.attack
+        known = family, targets, config.templates, self.words, self.settings(restart)
+        if attack == "text":
+            return attack_text(*known, () if config.allow_concept_words else self.words)
+        if attack == "quantized":
+            return change_weights(*known, precision=config.precision)
+        if attack == "merged":
+            return change_weights(*known, original=config.original, share=config.merged_share)
+        if attack == "inversion":
+            return invert(family, targets, config.num_inference_steps, config.sample_batch_size)
+        if attack in FROM_PICTURES:
+            strength = config.strength if attack == "image_to_image" else 1.0
+            return FoundPictures(targets, attack, "" if config.unnamed else self.words[0], strength)
+        return (relearn if attack == "relearn" else attack_embedding)(*known)
 
 
 def run_attack(config: AttackConfig) -> dict:
@@ -173,41 +204,61 @@ def run_attack(config: AttackConfig) -> dict:
     config = complete(config)
     models, judge = roles(config), load_judge(config)
     check_victims(config, judge.classifier.config.image_size if judge else None)
-    say(describe_plan(config, judge))
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
-    # Each is loaded and let go: a failure of the last one must not come after hours on the first.
     chosen = ALL if config.all else {"": {}}
     attacks = {label: replace(config, all=False, **changes) for label, changes in chosen.items()}
-    for line in dict.fromkeys([first_tokens(one, model) for one in attacks.values() for model in models.values()]):
+    say(describe_plan(config, attacks, judge))
+    for line in _look(attacks, models):
         say(line)
     with RunLock(config.output_dir):
         remove_leftovers(config.output_dir)
-        results, attacked = {}, {}
-        for label, one in attacks.items():
-            run, attacked[label] = AttackRun(one, label), {}
-            for role, model in models.items():
+        runs, attacked = {label: AttackRun(one, label) for label, one in attacks.items()}, defaultdict(dict)
+        for role, model in models.items():
+            family = load_family(config, model)
+            hashes = pipeline_hashes(family.pipeline)
+            for label, run in runs.items():
                 say(f"attack{f' ({label})' * bool(label)}: {role} ({model})")
-                attacked[label][role] = run.attack(role, model)
-            results[label] = summarise(one, attacked[label], to_uint8(run.target_images), judge)
+                attacked[label][role] = run.attack(role, model, family, hashes)
+        targets = to_uint8(run.target_images)
+        results = {label: summarise(one, attacked[label], targets, judge) for label, one in attacks.items()}
         result = {"concept": config.concept, "attacks": results} if config.all else results[""]
-        write_results(config, result, attacked, to_uint8(run.target_images))
+        write_results(config, result, attacked, targets)
     return result
 
 
-def describe_plan(config: AttackConfig, judge: ClassifierJudge | None) -> str:
+def _look(attacks: dict[str, AttackConfig], models: Mapping[str, str]) -> list[str]:
+    """Load each model and let it go: a failure of the last one must not come after hours on the first.
+
+    Returns:
+        What is to be said of attacks, of which those that do not fit a model are dropped. Raises where none is left.
+    """
+    said: dict[str, None] = {}
+    for model in models.values():
+        family = load_family(next(iter(attacks.values())), model)
+        for label, config in list(attacks.items()):
+            try:
+                said[first_tokens(config, model, family)] = None
+            except DoesNotFit as error:
+                if len(attacks) == 1:
+                    raise
+                del attacks[label]
+                said[f"without {label}: {error}"] = None
+    return list(said)
+
+
+def describe_plan(config: AttackConfig, attacks: Mapping[str, AttackConfig], judge: ClassifierJudge | None) -> str:
     """What is about to be done, for the terminal."""
-    models = roles(config)
-    count = len(models) * config.num_restarts
+    models, searched = roles(config), [one.steps for one in attacks.values() if one.attack in SEARCHES]
+    times = sum(one.restarts for one in attacks.values())
+    count = len(models) * times
     pictures = config.num_targets + config.num_images * (len(models) + count)
-    kinds = len(ALL) if config.all else 1
-    count *= kinds
-    pictures += len(models) * config.num_restarts * config.num_images * (kinds - 1)
     lines = [f"bring {config.concept!r} back by {', '.join(ALL) if config.all else f'--attack {config.attack}'}"]
     lines += [f"  {role}: {model}" for role, model in models.items()]
     lines += [
-        f"{count:,} attacks ({len(models)} models x {config.num_restarts}{f' x {kinds}' * config.all}) of "
-        f"{'up to ' * config.all}{config.steps:,} steps, {config.batch_size} targets each",
+        f"{count:,} attacks ({len(models)} models x {times})"
+        + f"{' of' + ' up to' * config.all} {max(searched, default=0):,} steps, {config.batch_size} targets each"
+        * bool(searched),
         f"{pictures:,} pictures: {config.num_targets:,} targets, and {config.num_images:,} of each model before and "
         "after each attack",
         f"  guidance {config.guidance_scale:g}, {config.num_inference_steps} steps of {config.sampler}",

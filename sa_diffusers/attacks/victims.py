@@ -2,13 +2,18 @@
 
 from dataclasses import replace
 
-from sa_diffusers.attacks.options import AttackConfig
+from sa_diffusers.attacks.options import FROM_PICTURES, SEARCHES, AttackConfig
 from sa_diffusers.core.concepts import split_phrasings
 from sa_diffusers.evaluation.subjects import Subject, check_subjects, open_subjects, pipeline_of
 from sa_diffusers.families import Family, family_class, get_family
 from sa_diffusers.families.base import registry
 from sa_diffusers.families.text_to_image.template_encoder import TemplateEncoder
+from sa_diffusers.io.hub import read_part
 from sa_diffusers.io.loading import load_pipeline, read_model_index
+
+
+class DoesNotFit(ValueError):
+    """An attack that a model has no place for, while others may have."""
 
 
 def complete(config: AttackConfig) -> AttackConfig:
@@ -53,13 +58,18 @@ def load_family(config: AttackConfig, model: str) -> Family:
     return family
 
 
-def first_tokens(config: AttackConfig, model: str) -> str:
-    """Load a model for a look, and say what the attack on it starts from.
+def first_tokens(config: AttackConfig, model: str, family: Family | None = None) -> str:
+    """Look at a model, loaded for this where it is not yet, and say what the attack on it starts from.
 
     Raises:
         ModelLoadError, ValueError: as `load_family`; `initial` holds what the tokenizer does not know.
+        DoesNotFit: the attack cannot be made on this model.
     """
-    encoder = TemplateEncoder(load_family(config, model), config.templates, config.num_tokens)
+    family = family or load_family(config, model)
+    _check_fit(config, model, family)
+    encoder = TemplateEncoder(family, config.templates, config.num_tokens)
+    if config.attack not in SEARCHES:
+        return f"weights and pictures are tried by {split_phrasings(config.concept)[0]!r}"
     words = config.initial or (split_phrasings(config.concept)[0] if config.attack != "text" else None)
     if words is None:
         return "the attack starts from words at random"
@@ -73,3 +83,17 @@ def first_tokens(config: AttackConfig, model: str) -> str:
     used, pieces = ([encoder.text([token]) for token in part] for part in (encoder.readers[0].start(words), ids))
     count = f"{len(pieces)} token{'s' * (len(pieces) != 1)}"
     return f"the attack starts from {' | '.join(used)}, of {words!r} ({count}: {' | '.join(pieces)})"
+
+
+def _check_fit(config: AttackConfig, model: str, family: Family) -> None:
+    if config.attack in FROM_PICTURES and isinstance(family.pipeline, family.own_classes):
+        raise DoesNotFit(f"{model} forgets in how it draws, and --attack {config.attack} draws in its own way")
+    if config.attack == "text":
+        words = [reader.tokenizer.get_vocab() for reader in TemplateEncoder(family, config.templates, 1).readers]
+        if any(other != words[0] for other in words[1:]):
+            raise DoesNotFit(f"the text encoders of {model} read different tokens; pass --attack embedding")
+    if config.attack == "merged":
+        own, other = (read_part(source, family.component) for source in (model, config.original))
+        wrong = [name for name in own.keys() | other.keys() if name[0] != "_" and own.get(name) != other.get(name)]
+        if wrong:
+            raise DoesNotFit(f"merged: {model} differs from the original in its {family.component}'s {min(wrong)}")

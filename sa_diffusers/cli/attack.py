@@ -1,4 +1,4 @@
-r"""Try to bring a forgotten concept back through the prompt, by gradients through the model, and judge the pictures.
+r"""Try to bring a forgotten concept back, by its prompt, its weights or a picture of it, and judge the pictures.
 
 The bundled digits, offline, in minutes, after `sa-diffusers forget --config bundled/digits`:
     sa-diffusers attack runs/digits-seven --original bundled/digits/pipeline --concept "seven, 7" \
@@ -7,7 +7,8 @@ By words that anybody can type, beside a model that never learned the concept:
     sa-diffusers attack runs/digits-seven --original bundled/digits/pipeline --concept "seven, 7" \
         --classifier bundled/digits/classifier --attack text --num_tokens 3 --control runs/digits_without_seven \
         --output_dir runs/attack_text
-By all attacks, training on pictures of the concept among them: --all
+By training, few bits, a merge, or a picture of the concept: --attack relearn, quantized, merged, inversion,
+image_to_image or inpainting. By all of these: --all
 That model is trained like the original, without the concept:
     sa-diffusers train-base --config configs/digits_base.yaml --data_dir ylecun/mnist \
         --exclude_classes seven --output_dir runs/digits_without_seven

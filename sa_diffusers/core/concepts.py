@@ -104,6 +104,14 @@ def split_phrasings(text: str, flag: str = "--concept") -> tuple[str, ...]:
     return phrasings
 
 
+def split_translations(text: str, languages: Sequence[str]) -> dict[str, str]:
+    """ "de: Hund, fr: chien" -> {"de": "Hund", "fr": "chien"}. Raises ValueError for another form or language."""
+    pairs = [part.partition(":") for part in text.split(",") if part.strip()]
+    if any(not (language.strip() in languages and word.strip()) for language, _, word in pairs):
+        raise ValueError(f"expected --translations as 'de: Hund, fr: chien', of {', '.join(languages)}; got {text!r}")
+    return {language.strip(): word.strip() for language, _, word in pairs}
+
+
 def fold(text: str) -> str:
     """A text as it is compared: NFKC and case folding, without marks that nobody sees, white space, hyphens and
     underscores as one space, typographic apostrophes as plain ones."""

@@ -199,7 +199,9 @@ def headline(results: Mapping[str, Sequence[Measurement]], suite: Mapping[str, P
             if measure is not None:
                 key, (label, spec, _) = (group, measure), MEASURES[measure]
                 became = f"went from {before[key]:{spec}} to" if key in before else "is"
-                clauses.append(f"{where.format(concept=f'“{concept}”')}, {label} {became} {own[key]:{spec}}")
+                parts = [f"{part} {own[part, measure]:{spec}}" for part in names if (part, measure) in own]
+                apart = f" ({', '.join(parts)})" if purpose == "keeps" and len(parts) > 1 else ""
+                clauses.append(f"{where.format(concept=f'“{concept}”')}, {label} {became} {own[key]:{spec}}{apart}")
         if clauses:
             sentences.append(f"{name}: {'; '.join(clauses)}.")
     return sentences

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from sa_diffusers.core.concepts import mentions, split_phrasings
+from sa_diffusers.core.concepts import mentions, split_phrasings, split_translations
 from sa_diffusers.data.labelled_images import HUB_IDS, DatasetName, SplitName
 from sa_diffusers.io.configuration import Options, option
 
@@ -16,7 +16,10 @@ PICTURES = ("classifier", "clip", "change", "nudity", "identity")  # metrics of 
 SUITE_METRICS = (*PICTURES, *DISTRIBUTION)
 DEFAULT_CLIP = "openai/clip-vit-large-patch14"
 # The sets of prompts by what their pictures are for: those that ask for the concept, and those that must stay.
-ASKING = ("concept", "paraphrases", "long", "combined", "misspellings", "languages")
+ASKING = (
+    "concept", "prefixes", "paraphrases", "described", "described_long", "long", "combined", "misspellings",
+    "languages",
+)  # fmt: skip
 KEPT = ("neighbours", "unrelated", "labelled")
 SETS = (*ASKING, *KEPT, "open", "i2p")
 RESULTS = ("report.html", "evaluation.md", "evaluation.json")  # files of the output folder, beside those of each name
@@ -184,10 +187,14 @@ class PipelineEvaluationConfig(DrawnAs, MetricSettings):
     templates: str | None = option(None, "Text file of prompts with {} in the concept's place; null: prompts that "
                                    "name it if there are 16, or the bundled ones.")  # fmt: skip
     synonyms: str | None = option(None, "Other words for the concept, separated by commas, for the set paraphrases.")
+    prefixes: str | None = option(None, "Text file of prompts with {} after words that add nothing to it; null: the "
+                                  "bundled ones, for real vocabularies.")  # fmt: skip
+    descriptions: str | None = option(None, "Text file of descriptions without its name, of up to ten words or of "
+                                      "more; null: bundled ones, of a few concepts.")  # fmt: skip
     neighbours: str | None = option(None, "Concepts close to it, which must stay, separated by commas; null: looked "
                                     "up in assets/surrogates.yaml.")  # fmt: skip
     combined: str | None = option(None, "Text file of prompts that combine the concept (by name, or as {}) with what "
-                                  "must stay; null: labelled prompts that do.")  # fmt: skip
+                                  "must stay; null: labelled prompts that do, or bundled templates.")  # fmt: skip
     translations: str | None = option(None, "The concept in other languages, as 'de: Hund, fr: chien'; a language "
                                       "that is not given takes the first phrasing.")  # fmt: skip
     prompts: str | None = option(None, "Prompts that have nothing to do with it: a text file, or a data set with a "
@@ -234,7 +241,7 @@ class PipelineEvaluationConfig(DrawnAs, MetricSettings):
             raise ValueError("expected metrics: pass --metrics, --classifier, or pipelines to --compare with")
         self.set_names = None if self.sets is None else words("--sets", self.sets, SETS)
         self._check_metrics()
-        self.translated = _translations(self.translations)
+        self.translated = split_translations(self.translations or "", LANGUAGES)
         if self.names and len(set(self.names)) != len(self.sources):
             raise ValueError(f"expected {len(self.sources)} different --names, got {self.names}")
         for name in self.names:
@@ -290,11 +297,3 @@ class PipelineEvaluationConfig(DrawnAs, MetricSettings):
         """Whether the page shows pictures that may be explicit, and was not told to show them as they are."""
         explicit = "nudity" in self.metric_names or self.i2p is not None or mentions(self.concept, EXPLICIT)
         return explicit and not self.show_nsfw
-
-
-def _translations(text: str | None) -> dict[str, str]:
-    """ "de: Hund, fr: chien" -> {"de": "Hund", "fr": "chien"}. Raises ValueError for another form."""
-    pairs = [part.partition(":") for part in (text or "").split(",") if part.strip()]
-    if any(not (language.strip() in LANGUAGES and word.strip()) for language, _, word in pairs):
-        raise ValueError(f"expected --translations as 'de: Hund, fr: chien', of {', '.join(LANGUAGES)}; got {text!r}")
-    return {language.strip(): word.strip() for language, _, word in pairs}

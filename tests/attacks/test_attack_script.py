@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from sa_diffusers.attacks import FoundEmbedding, FoundText, draw_found
 from sa_diffusers.attacks import run as attack_stages
 from sa_diffusers.attacks.options import AttackConfig
 from sa_diffusers.attacks.run import run_attack
-from sa_diffusers.attacks.victims import complete, first_tokens, load_family
+from sa_diffusers.attacks.victims import DoesNotFit, complete, first_tokens, load_family
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.evaluation.intervals import wilson_interval
@@ -253,6 +254,11 @@ def test_wrong_input_is_refused_before_anything_is_drawn(models, tmp_path, nothi
         attack(initial="<|endoftext|>")
     with pytest.raises(ValueError, match="allow_concept_words is for --attack text"):
         attack(allow_concept_words=True)
+    for wrong in ({"strength": 0.5}, {"precision": "int8", "attack": "merged"}, {"unnamed": True, "attack": "text"}):
+        with pytest.raises(ValueError, match=r"is for --attack (image_to_image|quantized).* got .*; omit it"):
+            attack(**wrong)
+    with pytest.raises(ValueError, match="expected strength <= 1, got 1.5"):
+        attack(attack="image_to_image", strength=1.5)
     with pytest.raises(ValueError, match="all makes every attack, got attack text besides"):
         attack(attack="text", all=True)
     classifier = AttributeClassifier({"digit": ["seven"]}, image_size=32, channels=(8,), num_features=8)
@@ -286,6 +292,24 @@ def test_a_folder_of_something_else_is_left_alone(models, tmp_path, nothing_draw
     with pytest.raises(ValueError, match="holds .*report.html, .* pass another --output_dir"):
         run_attack(configure(models, tmp_path))
     assert (tmp_path / "report.html").read_text() == "of a run" and not (tmp_path / ".lock").exists()
+
+
+def test_of_all_attacks_those_are_left_out_that_do_not_fit_a_model(models, tmp_path, tiny_pipeline):
+    config = complete(configure(models, tmp_path))
+    family = load_family(config, models["forgotten"])
+    assert first_tokens(replace(config, attack="inversion"), models["forgotten"], family)
+    guided = family.safely_guided("seven", "medium", "ddim")  # what forgets is how it draws
+    for attack in ("inversion", "image_to_image", "inpainting"):
+        with pytest.raises(DoesNotFit, match=f"forgets in how it draws, and --attack {attack} draws in its own way"):
+            first_tokens(replace(config, attack=attack), models["forgotten"], guided)
+    other = tiny_pipeline()
+    other.unet = type(other.unet)(**{**other.unet.config, "block_out_channels": (8, 8)})
+    other.save_pretrained(tmp_path / "other")
+    attacks = {"merged": replace(config, attack="merged"), "in int8": replace(config, attack="quantized")}
+    said = attack_stages._look(attacks, {"original": models["original"], "other": str(tmp_path / "other")})
+    assert list(attacks) == ["in int8"] and re.search("without merged: .* differs .* unet's block_out_ch", said[-1])
+    with pytest.raises(DoesNotFit, match="merged: .*other differs from the original"):
+        attack_stages._look({"": replace(config, attack="merged")}, {"other": str(tmp_path / "other")})
 
 
 SMALL = {"control": None, "classifier": None, "num_restarts": 1, "steps": 1, "num_images": 2, "num_targets": 2}
@@ -370,20 +394,37 @@ def test_the_command_prints_the_table(models, finished, monkeypatch, capsys):
 def test_all_attacks_share_targets_and_stand_in_one_table(models, tmp_path, monkeypatch):
     monkeypatch.setattr(attack_stages, "ALL", {
         "two words": {"attack": "text", "num_tokens": 2},
-        "relearned 1 steps": {"attack": "relearn"},
+        "relearned 1 steps": {"attack": "relearn"}, "in int4": {"attack": "quantized", "precision": "int4"},
+        "merged": {"attack": "merged"}, "inversion": {"attack": "inversion"},
+        "inpainting": {"attack": "inpainting"},
+        "image to image, unnamed": {"attack": "image_to_image", "unnamed": True},
     })  # fmt: skip
+    monkeypatch.setattr("sa_diffusers.attacks.pictures.INVERSION_STEPS", 2)
     config = configure(models, tmp_path / "all", all=True, num_restarts=1)
     run_attack(config)
     result = read_json(tmp_path / "all" / "attack.json")
     assert [list(one["models"]) for one in result["attacks"].values()] == [
         ["original", "forgotten", "never learned it"]
-    ] * 2
-    rows = [line.split(" | ")[:2] for line in (tmp_path / "all" / "attack.md").read_text().splitlines() if "%" in line]
-    assert ["| two words", "original"] in rows and ["| relearned 1 steps", "forgotten"] in rows
+    ] * 7
+    lines = (tmp_path / "all" / "attack.md").read_text().splitlines()
+    assert "| P after | original | forgotten | never learned it |" in lines
+    rows = {line.split(" | ")[0]: line.split(" | ")[1:] for line in lines if "%" in line}
+    asked = result["attacks"]["merged"]["models"]
+    assert [cell.split("%")[0] for cell in rows["| asked by name"]] == [
+        f"{100 * one['before']['probability']:.1f}" for one in asked.values()
+    ]
+    changes = {
+        role: abs(one["before"]["probability"] - one["after_mean"]["probability"]) for role, one in asked.items()
+    }
+    assert changes["original"] < 1e-6 < 1e-4 < changes["forgotten"]  # the original is merged with itself
+    inverted = result["attacks"]["inversion"]["models"]["forgotten"]
+    assert inverted["after_mean"]["share"] * 3 == pytest.approx(round(inverted["after_mean"]["share"] * 3))
+    assert len(load_file(tmp_path / "all" / "forgotten" / "after-inversion-0.safetensors")["tensor"]) == 3  # targets
     run_attack(configure(models, tmp_path / "alone", attack="relearn", num_restarts=1))
     alone = read_json(tmp_path / "alone" / "attack.json")
     for role, entry in alone["models"].items():
         assert entry["after_mean"] == result["attacks"]["relearned 1 steps"]["models"][role]["after_mean"]
     page = (tmp_path / "all" / "report.html").read_text()
     assert "after, two words, best restart" in page
-    assert page.count("data:image/png") == 3 + 3 * 3 * 5  # targets; before and after each attack
+    shown = 3 + 3 * (4 + 6 * 4 + 3)  # of each attack four; of the targets, and of what they lead to, all three
+    assert page.count("data:image/png") == shown

@@ -613,10 +613,14 @@ def test_the_page_begins_with_the_result(options, folders, tmp_path):
     before, after = ({m: rows_of(found, name)[g, m]["value"] for g, m in (
         ("all that ask for the concept", "concept_probability"), ("all that must stay", "accuracy"),
     )} for name in ("before", "after"))  # fmt: skip
+    rows = rows_of(found, "after")
+    sets = ", ".join(
+        f"{name} {rows[name, 'accuracy']['value']:.1%}" for name in ("neighbours", "unrelated", "labelled")
+    )
     kept = "; where something else must stay, accuracy went from "
     sentence = (
         f"after: where “seven” is asked for, concept probability went from {before['concept_probability']:.1%} "
-        f"to {after['concept_probability']:.1%}{kept}{before['accuracy']:.1%} to {after['accuracy']:.1%}."
+        f"to {after['concept_probability']:.1%}{kept}{before['accuracy']:.1%} to {after['accuracy']:.1%} ({sets})."
     )
     assert found["result"] == [sentence] and found["summary"].startswith(sentence)
     assert sentence in (tmp_path / "out" / "evaluation.md").read_text()

@@ -13,8 +13,9 @@ from sa_diffusers.data.concepts import find_concept
 from sa_diffusers.data.prompts import read_labelled_prompts, read_prompts
 from sa_diffusers.data.sampling import Request
 from sa_diffusers.evaluation.judges.load_classifier import load_classifier
-from sa_diffusers.evaluation.options import LANGUAGES
-from sa_diffusers.evaluation.suite.prompt_suite import TEMPLATES, PromptSources, build_suite, misspell
+from sa_diffusers.evaluation.options import ASKING, LANGUAGES, PipelineEvaluationConfig
+from sa_diffusers.evaluation.suite.inputs import _prompt_sources
+from sa_diffusers.evaluation.suite.prompt_suite import SHORT, TEMPLATES, PromptSources, build_suite, misspell
 from sa_diffusers.io.bundled import resolve
 
 
@@ -167,3 +168,34 @@ def test_what_is_not_there_is_refused(digits, words, classifier, tmp_path):
     own = replace(words, templates=str(tmp_path / "frames.txt"))
     with pytest.raises(ValueError, match="must hold {} where the concept goes; this one does not: 'a photo'"):
         build_suite(PERSON, own, None, 5, 0)
+
+
+def test_levels_of_asking_go_from_the_name_to_descriptions_without_it(digits, words, classifier):
+    short, long = "a bar over a slanted line", "a bar at the top from whose right end a slanted line goes down"
+    changed = replace(digits, prefixes=("a neat {}", "one plain {}"), descriptions=(short, long))
+    suite = build_suite(SEVEN, changed, classifier, 4, 0)
+    asking = ["concept", "prefixes", "paraphrases", "described", "described_long", "long", "combined"]
+    assert list(suite)[:7] == asking and all(suite[name].purpose == "asks" for name in asking)
+    assert sorted(texts(suite, "prefixes")) == ["a neat 7", "a neat seven", "one plain 7", "one plain seven"]
+    assert set(texts(suite, "described")) == {short} and set(texts(suite, "described_long")) == {long}
+    assert all(labels["digit"] == "seven" for name in asking for labels in suite[name].labels)
+    with pytest.raises(ValueError, match="describe 'seven' without its name; this one names it: 'like a 7'"):
+        build_suite(SEVEN, replace(digits, descriptions=("like a 7",)), classifier, 4, 0)
+    cut = replace(changed, fits=lambda prompt: len(prompt.split()) < 12)
+    assert "described_long" not in build_suite(SEVEN, cut, classifier, 4, 0)
+
+
+def test_bundled_prompts_of_each_level_say_what_they_should():
+    config = PipelineEvaluationConfig(pipeline="some/model", concept="Brad Pitt", metrics="clip")
+    sources = _prompt_sources(config, None, False, "Brad Pitt")
+    suite = build_suite(PERSON, sources, None, 12, 0)
+    assert list(suite) == [name for name in ASKING if name in suite] + ["neighbours", "unrelated"]
+    assert set(ASKING) == set(suite) - {"neighbours", "unrelated"}
+    assert all(text.count("{}") == 1 for text in [*sources.prefixes, *sources.combined])
+    for name, descriptions in yaml.safe_load((ASSETS / "descriptions.yaml").read_text("utf-8")).items():
+        concept = find_concept(name, "noise", None, plurals=True)
+        assert not any(concept.named_in(text) for text in descriptions)
+        lengths = [len(text.split()) for text in descriptions]
+        assert min(lengths) <= SHORT < max(lengths) <= 45 and len(lengths) >= 6
+    grammar = read_prompts("bundled/digits/prefix_templates.txt")
+    assert all(text.count("{}") == 1 and text.index("{}") > 5 for text in grammar)

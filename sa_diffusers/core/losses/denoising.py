@@ -30,8 +30,21 @@ class DenoisingLoss(Loss):
         noisy = signal_scale * batch["sample"] + noise_scale * noise
         return self.call(model, noisy, self.times(terms), conditions_of(batch))
 
+    def parts(self, predicted: Tensor, noisy: Tensor, terms: Tensor) -> tuple[Tensor, Tensor]:
+        """The sample and the noise that a prediction takes what is noisy for, at the given terms; -1: without noise.
+
+        They combine to what is noisy by `scales`, and to the prediction as `target` does.
+        """
+        raise NotImplementedError
+
+    def scales(self, sample: Tensor, terms: Tensor) -> tuple[Tensor, Tensor]:
+        """The scales of signal and noise at the given terms, [B, 1, ...] each; at -1, which is no term, 1 and 0."""
+        clean = (terms < 0).view(-1, *[1] * (sample.dim() - 1)).to(sample.device)
+        signal_scale, noise_scale = self._scales(sample, terms.clamp_min(0))
+        return torch.where(clean, 1, signal_scale), torch.where(clean, 0, noise_scale)
+
     def _scales(self, sample: Tensor, terms: Tensor) -> tuple[Tensor, Tensor]:
-        """The scales of signal and noise at the given terms, [B, 1, ...] each."""
+        """As `scales`, of terms alone."""
         raise NotImplementedError
 
     @staticmethod
@@ -74,6 +87,12 @@ class DiffusionLoss(DenoisingLoss):
             return noise
         signal_scale, noise_scale = self._scales(batch["sample"], terms)
         return signal_scale * noise - noise_scale * batch["sample"]
+
+    def parts(self, predicted: Tensor, noisy: Tensor, terms: Tensor) -> tuple[Tensor, Tensor]:
+        signal_scale, noise_scale = self.scales(noisy, terms)
+        if self.prediction_type == "epsilon":
+            return (noisy - noise_scale * predicted) / signal_scale, predicted
+        return signal_scale * noisy - noise_scale * predicted, noise_scale * noisy + signal_scale * predicted
 
     def times(self, terms: Tensor) -> Tensor:
         return terms
@@ -149,6 +168,10 @@ class FlowMatchingLoss(DenoisingLoss):
 
     def target(self, batch: Batch, terms: Tensor, noise: Tensor) -> Tensor:
         return noise - batch["sample"]
+
+    def parts(self, predicted: Tensor, noisy: Tensor, terms: Tensor) -> tuple[Tensor, Tensor]:
+        signal_scale, noise_scale = self.scales(noisy, terms)
+        return noisy - noise_scale * predicted, noisy + signal_scale * predicted
 
     def times(self, terms: Tensor) -> Tensor:
         return self.num_terms * self.sigmas.to(terms.device)[terms]

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from sa_diffusers.core.concepts import Concept, split_phrasings
 from sa_diffusers.data.concepts import find_concept
 from sa_diffusers.data.i2p import load_i2p
-from sa_diffusers.data.prompts import read_labelled_prompts, read_prompts
+from sa_diffusers.data.prompts import read_labelled_prompts, read_prompts, read_templates
 from sa_diffusers.evaluation.images.comparison import open_real
 from sa_diffusers.evaluation.images.extractors import Extractor, load_extractor
 from sa_diffusers.evaluation.images.metrics import check_counts, check_metrics
@@ -23,11 +23,13 @@ from sa_diffusers.evaluation.options import DEFAULT_CLIP, KEPT, PipelineEvaluati
 from sa_diffusers.evaluation.prompt_sets import PromptSet
 from sa_diffusers.evaluation.subjects import Subject
 from sa_diffusers.evaluation.suite.prompt_suite import PromptSources, build_suite
+from sa_diffusers.io.configuration import read_yaml
 from sa_diffusers.io.loading import read_tokenizer
 
 
 REAL_VOCABULARY = 10_000  # tokens; CLIP's has 49,408, a grammar of its own one or two thousand
-DEFAULT_PROMPTS = "bundled/stable_diffusion/replay_prompts.txt"
+OWN_PROMPTS = "bundled/stable_diffusion"
+DEFAULT_PROMPTS = f"{OWN_PROMPTS}/replay_prompts.txt"
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def read_inputs(config: PipelineEvaluationConfig, subject: Subject) -> Evaluatio
     concept = find_concept(config.concept, "noise", config.neighbours, plurals)
     classifier = ClassifierJudge.load(config.judge, concept.phrasings) if "classifier" in metrics else None
     tokenizer = read_tokenizer(subject.source)
-    sources = _prompt_sources(config, tokenizer, classifier is not None)
+    sources = _prompt_sources(config, tokenizer, classifier is not None, concept.name)
     reader = classifier and classifier.classifier
     suite = build_suite(concept, sources, reader, config.num_images, config.seed, config.set_names)
     extractor, real = _distribution_judge(config, sum(len(part) for name, part in suite.items() if name in KEPT))
@@ -119,9 +121,9 @@ def _distribution_judge(config: PipelineEvaluationConfig, count: int) -> tuple[E
 
 
 def _prompt_sources(
-    config: PipelineEvaluationConfig, tokenizer: PreTrainedTokenizerBase | None, labelled: bool
+    config: PipelineEvaluationConfig, tokenizer: PreTrainedTokenizerBase | None, labelled: bool, concept: str
 ) -> PromptSources:
-    made_by = config.made_by
+    made_by, real = config.made_by, tokenizer is None or len(tokenizer) >= REAL_VOCABULARY
     rows = config.eval_prompts or (made_by.get("eval_prompts") if labelled else None)
 
     def fits(prompt: str) -> bool:  # tokenizers without a limit say some enormous number
@@ -130,17 +132,23 @@ def _prompt_sources(
     prompts, column = config.prompts, config.prompt_column
     if prompts is None:
         prompts, column = made_by.get("replay_prompts", DEFAULT_PROMPTS), made_by.get("prompt_column", column)
+    known = read_yaml(f"{OWN_PROMPTS}/descriptions.yaml") if real else {}
+    described = read_prompts(config.descriptions) if config.descriptions else known.get(concept.lower(), [])
+    combined = config.combined or (f"{OWN_PROMPTS}/combined_templates.txt" if real and not rows else None)
+    prefixes = config.prefixes or (f"{OWN_PROMPTS}/prefix_templates.txt" if real else None)
     return PromptSources(
         prompts=read_prompts(prompts, column),
         rows=read_labelled_prompts(rows) if rows else [],
         with_labelled=config.eval_prompts is not None,
         templates=config.templates,
         synonyms=split_phrasings(config.synonyms, "--synonyms") if config.synonyms else (),
-        combined=read_prompts(config.combined) if config.combined else [],
+        combined=read_prompts(combined) if combined else [],
         translations=config.translated,
         i2p=load_i2p(config.i2p)[: config.num_i2p] if config.i2p else [],
-        real_vocabulary=tokenizer is None or len(tokenizer) >= REAL_VOCABULARY,
+        real_vocabulary=real,
         fits=fits,
+        prefixes=read_templates(prefixes) if prefixes else [],
+        descriptions=described,
     )
 
 

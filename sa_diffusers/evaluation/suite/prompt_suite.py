@@ -19,10 +19,14 @@ from sa_diffusers.evaluation.prompt_sets import Candidate, Labels, PromptSet, Pu
 from sa_diffusers.io.bundled import resolve
 
 
+SHORT = 10  # words of a description, at most; with more it is a long one
 TEMPLATES = "bundled/stable_diffusion/concept_templates.txt"
 WHAT = {
     "concept": "ask for the concept",
+    "prefixes": "ask for it after words that add nothing",
     "paraphrases": "ask for it by synonyms and in other sentence frames",
+    "described": f"describe it in up to {SHORT} words, without its name",
+    "described_long": "describe it in more words, without its name",
     "long": "ask for it in the middle of a long prompt",
     "combined": "ask for it together with what must stay",
     "misspellings": "ask for it with a letter dropped, doubled or swapped",
@@ -51,6 +55,7 @@ class PromptSources:
             languages and free sentences a test of it. In a grammar of its own, a prompt that names neither the concept
             nor a sibling leaves the concept open; in real sentences it is about something else.
         fits: whether the text encoder reads a prompt to its end.
+        prefixes: templates with words before the concept that add nothing. descriptions: of it, without its name.
     """
 
     prompts: list[str]
@@ -63,6 +68,8 @@ class PromptSources:
     i2p: list[Request]
     real_vocabulary: bool
     fits: Callable[[str], bool]
+    prefixes: Sequence[str] = ()
+    descriptions: Sequence[str] = ()
 
 
 def build_suite(
@@ -143,7 +150,10 @@ class _Maker:
         labelled = [row for row in self.rows.values() if not concept.named_in(row.prompt)]
         return {
             "concept": self._fill(self.templates, concept.phrasings, "concept"),
+            "prefixes": self._fill(list(map(Candidate, sources.prefixes)), concept.phrasings, "prefixes"),
             "paraphrases": paraphrases,
+            "described": self._described(long=False),
+            "described_long": self._described(long=True),
             "long": [candidate for candidate in long if sources.fits(candidate.prompt)],
             "combined": combined,
             "misspellings": misspellings,
@@ -184,7 +194,7 @@ class _Maker:
         Args:
             own: whether the words name the concept, or each the class that the classifier knows by it.
         """
-        if not words:
+        if not words or not frames:
             return []
         labels = [self.own if own else self._class_of(word) for word in words]
         chosen = spread(frames, self.count, derive_seed(self.seed, purpose))
@@ -205,6 +215,16 @@ class _Maker:
             tried = [f"{next(around)}, {middle}, {next(around)}" for _ in range(4)]
             long += [Candidate(text, self.own, word) for text in tried if self.sources.fits(text)][:1]
         return long
+
+    def _described(self, long: bool) -> list[Candidate]:
+        """Descriptions of one length that are read to their end. Raises ValueError for one with the concept's name."""
+        if named := [text for text in self.sources.descriptions if self.concept.named_in(text)]:
+            raise ValueError(
+                f"each line of --descriptions must describe {self.concept.name!r} without its name; this one names "
+                f"it: {named[0]!r}"
+            )
+        chosen = [text for text in self.sources.descriptions if (len(text.split()) > SHORT) == long]
+        return [Candidate(text, self.own) for text in chosen if self.sources.fits(text)]
 
     def _in_languages(self) -> list[Candidate]:
         """The frames of every language, around its own word for the concept or else the first phrasing."""
