@@ -52,6 +52,7 @@ from sa_diffusers.runs.pictures import read_picture_inputs
 from sa_diffusers.runs.plan import announce
 from sa_diffusers.runs.results import all_written, combine, write_results
 from sa_diffusers.runs.stages import stages_of
+from sa_diffusers.runs.stages.auto import settle_surrogates
 from sa_diffusers.runs.stages.evaluate import EvaluateStage, exam_content
 from sa_diffusers.runs.stages.strengths import ChoiceStage, StrengthStage, weights_in_main_memory
 from sa_diffusers.training.launching import check_launch
@@ -230,8 +231,6 @@ def _run(options: RunOptions, pipeline: DiffusionPipeline | None, inputs: Inputs
             judge.classifier.require_size(family.resolution)
         context = RunContext(options, inputs, family, output_dir, forgotten=earlier)
         check_run(context)
-        if not inputs.judges and not inputs.pictures:
-            context.preference = _preference(context)
         with prepared(family, options):
             context.artifacts |= {
                 "model": Artifact(pipeline, pipeline_hashes(pipeline, family.component)),
@@ -242,11 +241,14 @@ def _run(options: RunOptions, pipeline: DiffusionPipeline | None, inputs: Inputs
             if inputs.pictures:
                 hashes = {name: group.fingerprint for name, group in inputs.pictures.items()}
                 context.artifacts["pictures"] = Artifact(inputs.pictures, hashes)
+            settle_surrogates(context)
+            if not inputs.judges and not inputs.pictures:
+                context.preference = _preference(context)
             return _run_stages(context)
 
 
 def _run_stages(context: RunContext) -> Outcome:
-    stages = Stages(stages_of(context), context, context.options.overwrite)
+    stages = Stages(stages_of(context), context, context.options.overwrite, dict(context.spent))
     main = process_state().is_main_process
     left = [stage for stage in stages.stages if stage.name in stages.left]
     if context.preference is not None and any(isinstance(stage, EvaluateStage) for stage in left):
