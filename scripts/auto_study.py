@@ -27,12 +27,12 @@ from sa_diffusers.runs.stages.auto import settle_surrogates
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 CONCEPTS = [*(f"{name}, {i}" for i, name in enumerate(NUMBERS)), "red", "bold, thick"]
 MODELS = ("digits", "digits_flow")
-NONE_KNOWN = "none that is known"  # one sibling, which says nothing
 
 
-def choose(model: str, concept: str, folder: Path, siblings: str | None) -> dict[str, Any]:
+def choose(model: str, concept: str, folder: Path, known: bool) -> dict[str, Any]:
     """The choice for one concept, with its seconds, and what is written by hand in assets/surrogates.yaml."""
-    began, given = time.monotonic(), {"concept": concept, "surrogate": "auto", "siblings": siblings, "classifier": []}
+    began, given = time.monotonic(), {"concept": concept, "surrogate": "auto", "classifier": []}
+    given["siblings"] = None if known else concept  # no word is its own sibling
     values = layered(ForgetConfig, read_values(ForgetConfig, f"bundled/{model}"), given)
     options = config_from_dict(ForgetConfig, values).resolved()
     inputs = read_inputs(options)
@@ -55,13 +55,12 @@ def main() -> None:
     parser.add_argument("--concepts", nargs="+", default=CONCEPTS, help="default: %(default)s")
     parser.add_argument("--siblings", action="store_true", help="let it know the concepts' siblings")
     args = parser.parse_args()
-    siblings = None if args.siblings else NONE_KNOWN
     with friendly_errors():
         found: dict[str, dict[str, Any]] = {}
         for model in args.models:
             for concept in args.concepts:
                 folder = args.output_dir / model / concept.split(",")[0]
-                found.setdefault(model, {})[concept] = choose(model, concept, folder, siblings)
+                found.setdefault(model, {})[concept] = choose(model, concept, folder, args.siblings)
                 write_json(found, args.output_dir / "auto.json")
 
 

@@ -18,7 +18,7 @@ from sa_diffusers.models.precision import autocast_forward
 from sa_diffusers.models.quantization import gradients_of
 
 
-LEVELS = 8  # of noise, that a picture is looked at with
+COMPARED, LEVELS = 8, 6  # pictures of the concept that words are compared by, and levels of noise, each
 
 
 @torch.no_grad()
@@ -47,7 +47,7 @@ class Nearness:
     Attributes:
         family: of the model as it is, which is only looked at.
         asked: captions of the concept, and each with {} in its place.
-        latents: drawn for them.
+        latents: drawn for them; the first COMPARED are what words are compared by.
         settings: how pictures are drawn.
     """
 
@@ -75,7 +75,7 @@ class Nearness:
     @torch.no_grad()
     def predictions(self, prompts: Sequence[str]) -> Tensor:
         """What is predicted of the concept's noised pictures under prompts, [LEVELS, N, D], where squares are nats."""
-        terms, weights = self.family.loss.divergence_terms(LEVELS)
+        (terms, weights), prompts = self.family.loss.divergence_terms(LEVELS), prompts[:COMPARED]
         rows = torch.arange(LEVELS * len(prompts)).split(self.settings.batch_size)
         parts = [self._predicted(prompts, terms, some).float().cpu().flatten(1) for some in rows]
         return torch.cat(parts).view(LEVELS, len(prompts), -1) * weights.sqrt().float()[:, None, None]
@@ -108,25 +108,25 @@ class Nearness:
         Args:
             fisher: of each weight that is trained.
         """
-        family, count = self.family, len(self.captions)
+        family, count = self.family, min(COMPARED, len(self.captions))
         terms = self.family.loss.divergence_terms(LEVELS)[0]
         rows = torch.arange(count) % LEVELS * count + torch.arange(count)
         with torch.no_grad():
-            towards = self._predicted(self.said(word), terms, rows)
+            towards = self._predicted(self.said(word)[:count], terms, rows)
         dtype = family.compute_dtype or family.module.dtype
         with gradients_of(family.module, list(fisher), dtype) as weights, torch.enable_grad():
-            gap = (self._predicted(self.captions, terms, rows) - towards).square().flatten(1).mean(1).mean()
+            gap = (self._predicted(self.captions[:count], terms, rows) - towards).square().flatten(1).mean(1).mean()
             gradients = torch.autograd.grad(gap, list(weights.values()))
-        squares = [gradient.double().square().cpu() for gradient in gradients]
-        charged = sum(float((fisher[name].cpu() * square).sum()) for name, square in zip(weights, squares, strict=True))
-        return charged * (float(gap.detach()) / float(sum(square.sum() for square in squares))) ** 2
+        squares = {name: found.double().square().cpu() for name, found in zip(weights, gradients, strict=True)}
+        charged = sum(float((fisher[name].cpu() * square).sum()) for name, square in squares.items())
+        return charged * (float(gap.detach()) / float(sum(square.sum() for square in squares.values()))) ** 2
 
     def _predicted(self, prompts: Sequence[str], terms: Tensor, rows: Tensor) -> Tensor:
         """Of pictures under prompts at noise levels: row i is picture i % N at level i // N."""
         family, level, place = self.family, rows // len(prompts), rows % len(prompts)
         one = {"sample": self.latents[:1]}
         noise = torch.cat([family.loss.sample_noise(one, seeded(self.seed, "auto", i)) for i in rows.tolist()])
-        batch = take(family.batch(self.latents, list(map(Condition, prompts))), place)
+        batch = take(family.batch(self.latents[: len(prompts)], list(map(Condition, prompts))), place)
         at, noise = terms[level].to(family.device), noise.to(family.device)
         with autocast_forward(family.module, family.compute_dtype):
             return family.loss.predict(family.module, to(batch, family.device), at, noise)

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from sa_diffusers import methods
-from sa_diffusers.core.concepts import Concept, Concepts
+from sa_diffusers.core.concepts import Concepts
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.concepts import Forget, as_options
 from sa_diffusers.data.concepts.candidates import AUTO, candidates, not_forgotten, vocabulary_of
@@ -25,11 +25,11 @@ from sa_diffusers.runs.stages.fisher import FisherStage, trained_names
 from sa_diffusers.runs.stages.samples import DRAWING, drawing_settings
 
 
-NEAR, FINALISTS, TRIED = 40, 3, 8  # words that the model predicts for; those kept, and those looked at for them
-PICTURES, TEMPLATES = 8, 4  # of each, under so many captions
+NEAR, FINALISTS, TRIED = 32, 3, 8  # words that the model predicts for; those kept, and those looked at for them
+PICTURES, TEMPLATES = 16, 4  # of each, under so many captions
 OPEN = math.log(100)  # nats within which a word may be drawn as the concept more than once in a hundred pictures
 SAME = 0.25  # of the divergence from nothing in its place, or of a finalist's: what is nearer says the same
-TAKEN = 0.25  # share of a word's pictures that may be taken for the concept's
+TAKEN = 0.1  # share of a word's pictures that may be taken for the concept's
 
 
 class AutoStage(Stage[list[dict[str, Any]]]):
@@ -123,7 +123,7 @@ class AutoStage(Stage[list[dict[str, Any]]]):
         """A small sheet of pictures; its name."""
         if process_state().is_main_process:
             sheet = context.folder / "surrogate" / f"auto-{name}.png"
-            save_contact_sheet(context.family.decode(latents), sheet, columns=4)
+            save_contact_sheet(context.family.decode(latents[:8]), sheet, columns=4)
         return f"auto-{name}.png"
 
 
@@ -163,10 +163,11 @@ def said_of_choice(choice: Mapping[str, Any]) -> str:
     first, *others = choice["finalists"]
     by = "at the least price by the Fisher" if choice["by"] == "price" else "the nearest that leads away from it"
     then = ", ".join(f"{one['word']!r} ({_reason(one)})" for one in others)
+    words, compared, nothing = choice["words"], choice["compared"], choice["nats_of_nothing"]
     return (
-        f"In the place of {choice['concept']!r}: {first['word']!r} ({_reason(first)}), {by}, of {choice['words']} words "
-        f"of which the model compared {choice['compared']}; nothing in its place is {choice['nats_of_nothing']:.1f} "
-        f"nats away." + (f" Then {then}." if then else "")
+        f"In the place of {choice['concept']!r}: {first['word']!r} ({_reason(first)}), {by}, of {words} words of "
+        f"which the model compared {compared}; nothing in its place is {nothing:.1f} nats away."
+        + (f" Then {then}." if then else "")
     )
 
 
