@@ -24,6 +24,7 @@ def write_report(
     prompts: Mapping[str, Sequence[Mapping[str, Any]]],
     amounts: Mapping[str, Mapping[str, Any]] | None = None,
     sheet: bool = False,
+    choices: Sequence[Mapping[str, Any]] = (),
     **said: Any,
 ) -> None:
     """Write one HTML page that needs nothing else: no network, no script, pictures and numbers inside.
@@ -35,6 +36,7 @@ def write_report(
         prompts: of each set, {"prompt", "seeds"}.
         amounts: {stage: {"count", "of", "per_second"}}, what each stage worked through.
         sheet: whether strength.html lies beside it.
+        choices: {"said", "figures", "open"} of each concept whose surrogate the model chose.
         said: title; summary, what was done, in words; record, what holds the page to a model and a moment, and
             commands, to repeat and to go on, by their names; seconds, of wall-clock by stage, where a list under
             "reused" names those that were not computed again; fisher, its metadata or None; notes, one sentence each.
@@ -62,6 +64,7 @@ def write_report(
         data=f"data:application/json;base64,{base64.b64encode(numbers).decode()}",
         amounts=amounts or {},
         sheet=sheet,
+        choices=choices,
         config=json.dumps(config, indent=2, ensure_ascii=False, default=str),
         **said,
     )

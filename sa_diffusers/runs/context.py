@@ -56,6 +56,7 @@ class RunContext:
     artifacts: dict[str, Artifact] = field(default_factory=dict)
     forgotten: list[dict[str, Any]] = field(default_factory=list)  # by the model, before this run
     preference: PreferenceJudge | ClipPreferenceJudge | None = None  # what judges where no classifier does
+    spent: dict[str, float] = field(default_factory=dict)  # seconds, before its stages are known
     original: dict[str, Tensor] | None = None  # weights of what is trained, where other strengths are mixed with them
     merge: Merge | None = None  # what is done in the place of training
 

@@ -58,6 +58,7 @@ from sa_diffusers.runs.pictures import read_picture_inputs
 from sa_diffusers.runs.plan import announce
 from sa_diffusers.runs.results import all_written, combine, table, write_results
 from sa_diffusers.runs.stages import stages_of
+from sa_diffusers.runs.stages.auto import settle_surrogates
 from sa_diffusers.runs.stages.evaluate import EvaluateStage, exam_content
 from sa_diffusers.runs.stages.strengths import ChoiceStage, StrengthStage
 from sa_diffusers.training.launching import check_launch
@@ -95,7 +96,8 @@ def forget(
         pipeline: of a class that a family adapts (`sa_diffusers.families`); left as it is unless `inplace`.
         concept: one or several phrasings of the concept, separated by commas; or several concepts, each with what
             takes its place: [Forget("seven, 7", "three"), Forget("red", "green")].
-        surrogate: what takes its place: a prompt, a folder of images, or "noise". None: looked up, for known concepts.
+        surrogate: what takes its place: a prompt, a folder of images, "noise", or "auto": the model chooses. None: looked
+            up, for known concepts.
         inplace, progress: whether to change the given pipeline's weights, not a copy's; to print the plan and bars.
         callback: gets every event, a dict (docs/events.md); the run stops where it raises, or returns False.
         output_dir: keeps samples, Fisher, report, ...; and resumes from them. None: a temporary folder.
@@ -225,8 +227,6 @@ def _run(
             judge.classifier.require_size(family.resolution)
         context = RunContext(options, inputs, family, output_dir, forgotten=earlier, merge=merge)
         check_run(context)
-        if not inputs.judges and not inputs.pictures:
-            context.preference = _preference(context)
         with prepared(family, options):
             context.artifacts |= {
                 "model": Artifact(pipeline, pipeline_hashes(pipeline, family.component)),
@@ -237,11 +237,14 @@ def _run(
             if inputs.pictures:
                 hashes = {name: group.fingerprint for name, group in inputs.pictures.items()}
                 context.artifacts["pictures"] = Artifact(inputs.pictures, hashes)
+            settle_surrogates(context)
+            if not inputs.judges and not inputs.pictures:
+                context.preference = _preference(context)
             return _run_stages(context)
 
 
 def _run_stages(context: RunContext) -> Outcome:
-    stages = Stages(stages_of(context), context, context.options.overwrite)
+    stages = Stages(stages_of(context), context, context.options.overwrite, dict(context.spent))
     main = process_state().is_main_process
     left = [stage for stage in stages.stages if stage.name in stages.left]
     if context.preference is not None and any(isinstance(stage, EvaluateStage) for stage in left):

@@ -27,6 +27,7 @@ from sa_diffusers.io.atomic_files import ArtifactError, remove_leftovers
 from sa_diffusers.runs.chain import chain_of, rows_of
 from sa_diffusers.runs.context import Inputs
 from sa_diffusers.runs.options import RunOptions
+from sa_diffusers.runs.stages.auto import check_auto
 
 
 LOOKED_AT = 16  # pictures of each kind where no classifier judges
@@ -77,6 +78,7 @@ def read_inputs(
     fallback = read_templates(options.concept_templates)
     rows = read_labelled_prompts(options.eval_prompts) if options.eval_prompts else None
     labels = find_labels()
+    check_auto(concepts, methods.get(options.method), labels)
     prompts = labels if listed is None else listed
     if prompts is None:
         raise ValueError("replay_prompts: labels is for models with classes, and this one takes free text")

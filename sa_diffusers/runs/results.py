@@ -21,6 +21,7 @@ from sa_diffusers.report.run_page import write_report, write_strength_page
 from sa_diffusers.report.verdict import verdict
 from sa_diffusers.runs.context import RunContext
 from sa_diffusers.runs.stages import stages_of
+from sa_diffusers.runs.stages.auto import choice_sections
 from sa_diffusers.runs.stages.fisher import FisherStage
 from sa_diffusers.runs.stages.train import TRAINED, start_of
 from sa_diffusers.training.strengths import offered
@@ -101,6 +102,7 @@ def write_results(context: RunContext, metrics: dict[str, Any]) -> None:
         fisher=_fisher(context),
         notes=_notes(context),
         sheet=options.strength_sheet,
+        choices=choice_sections(context),
     )
     for name in _shared(context):
         save_before_after(some, folder / name / "before_after.png")

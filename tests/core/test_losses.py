@@ -230,3 +230,28 @@ def test_terms_of_training_have_the_density_that_was_asked_for():
 def test_wrong_flows_are_refused(levels, options, says):
     with pytest.raises(ValueError, match=says):
         FlowMatchingLoss(levels, **options)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "flow"])
+def test_predictions_differ_by_the_divergence_of_what_they_draw(kind):
+    """Of two Gaussians N(m, 1), whose best predictions are known, it is |m_1 - m_2|^2 / 2."""
+    torch.manual_seed(0)
+    means, steps = torch.randn(2, 3, dtype=torch.float64), torch.arange(1, 1001) / 1000
+    if kind == "flow":
+        loss = FlowMatchingLoss(steps)
+    else:
+        loss = DiffusionLoss((1 - steps.double() * 0.9999) ** 2, kind)
+    terms, weights = loss.divergence_terms(12)
+    assert len(terms.unique()) == 12
+    signal = 1 - steps if kind == "flow" else loss.alphas_cumprod.sqrt()
+    noise = steps if kind == "flow" else (1 - loss.alphas_cumprod).sqrt()
+    signal, noise = signal[terms, None].double(), noise[terms, None].double()
+    seen = signal * means[0] + noise * torch.randn(12, 3)
+    clean = [m + signal / (signal**2 + noise**2) * (seen - signal * m) for m in means]  # E[x | seen]
+    found = [(seen - signal * x) / noise for x in clean]  # E[eps | seen]
+    if kind != "epsilon":
+        lost = noise if kind == "v_prediction" else 1
+        kept = signal if kind == "v_prediction" else 1
+        found = [kept * eps - lost * x for eps, x in zip(found, clean, strict=True)]
+    total = (weights[:, None] * (found[0] - found[1]).square()).sum()
+    torch.testing.assert_close(total, (means[0] - means[1]).square().sum() / 2, rtol=0.02, atol=0)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from sa_diffusers.report.curves import curves_png
 from sa_diffusers.report.metrics_table import metric_rows, metrics_table
-from sa_diffusers.report.pictures import save_before_after
+from sa_diffusers.report.pictures import figure, save_before_after
 from sa_diffusers.report.run_page import write_report
 
 
@@ -79,6 +79,13 @@ def make_page(path, **changes) -> str:
     }
     write_report(path, **(content | changes))
     return path.read_text(encoding="utf-8")
+
+
+def test_page_says_why_a_surrogate_was_chosen(tmp_path):
+    chosen = {"said": f"five, not {NASTY}", "figures": [figure({"": random_image()}, "five", "9 nats")], "open": "dog (1.2)"}
+    page = make_page(tmp_path / "page.html", choices=[chosen])
+    assert "Why this surrogate" in page and "9 nats" in page and "dog (1.2)" in page and NASTY not in page
+    assert "Why this surrogate" not in make_page(tmp_path / "page.html")
 
 
 def test_rows_are_ordered_formatted_and_complete():

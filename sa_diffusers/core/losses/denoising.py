@@ -11,6 +11,9 @@ from sa_diffusers.core.batches import Batch, conditions_of
 from sa_diffusers.core.losses.protocol import Loss
 
 
+LOG_SNR = 8.0  # beyond this a noisy sample tells all, or nothing, whatever the condition
+
+
 class DenoisingLoss(Loss):
     """Squared error of what a model predicts of signal_scale * sample + noise_scale * noise, at given terms."""
 
@@ -42,6 +45,19 @@ class DenoisingLoss(Loss):
         clean = (terms < 0).view(-1, *[1] * (sample.dim() - 1)).to(sample.device)
         signal_scale, noise_scale = self._scales(sample, terms.clamp_min(0))
         return torch.where(clean, 1, signal_scale), torch.where(clean, 0, noise_scale)
+
+    def divergence_terms(self, count: int) -> tuple[Tensor, Tensor]:
+        """Terms at even steps of the log signal-to-noise ratio, and the weight of each, [count].
+
+        Two predictions of noisy samples of the first differ by squares that, so weighted, sum up to the divergence in
+        nats of what the two draw (Kingma et al. 2021, Eq. 17):  KL = 1/2 E int |eps_1 - eps_2|^2 d log(SNR).
+        """
+        signal, noise = self._scales(torch.zeros(1, dtype=torch.float64), torch.arange(self.num_terms))
+        levels = 2 * (signal / noise).log().clamp(-LOG_SNR / 2, LOG_SNR / 2)
+        low, step = levels.min(), (levels.max() - levels.min()) / count
+        terms = (low + step * (torch.arange(count)[:, None] + 0.5) - levels).abs().argmin(1)
+        # A velocity differs by as much as the noise does, divided by the scale of the signal.
+        return terms, (step / 2 * (1 if self.prediction_type == "epsilon" else signal[terms] ** 2)).expand(count)
 
     def _scales(self, sample: Tensor, terms: Tensor) -> tuple[Tensor, Tensor]:
         """As `scales`, of terms alone."""

@@ -24,7 +24,7 @@ class Forget:
 
     Attributes:
         concept: one or several phrasings, separated by commas.
-        surrogate: a prompt, a folder of images (./pictures), or "noise"; None: looked up, for known concepts.
+        surrogate: a prompt, a folder of images (./pictures), "noise", or "auto"; None: looked up, for known concepts.
         siblings: words, separated by commas, that could stand in its place; None: those of its kind.
         kind: what it is one of ("digit"): all of a kind have the same siblings. None: looked up, for known concepts.
     """

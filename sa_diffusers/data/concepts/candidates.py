@@ -1,0 +1,51 @@
+"""Words that could take a concept's place where the model is to choose."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from sa_diffusers.core.concepts import Concept, Concepts, fold, mentions, split_phrasings
+from sa_diffusers.data.prompts import read_prompts
+
+
+AUTO = "auto"  # the surrogate that leaves the choice to the model
+WORDS = "bundled/surrogate_words.txt"
+MOST = 400  # of the words of prompts, the most frequent
+SMALL = 5000  # entries of a vocabulary that is looked through
+
+
+def candidates(concept: Concept, concepts: Concepts, prompts: Sequence[str], vocabulary: Iterable[str]) -> list[str]:
+    """The concept's siblings, general words that ship, and those of the prompts and of a vocabulary, each once.
+
+    Left out are words that name a concept of the run, and those that stand beside this one in a prompt: such a word
+    says something else than the concept does, and goes with it ("red" of "a red seven").
+    """
+    counts = Counter(word for prompt in prompts for word in words_of(prompt))
+    said = [word for word, _ in counts.most_common(MOST)]
+    beside = {word for prompt in prompts if concept.named_in(prompt) for word in words_of(prompt)}
+    others = [word for word in (*read_prompts(WORDS), *said, *vocabulary) if not beside.issuperset(words_of(word))]
+    found: dict[str, str] = {}
+    for word in (*concept.siblings, *others):
+        found.setdefault(fold(word), word)
+    return [word for word in found.values() if not concepts.named_in(word)]
+
+
+def not_forgotten(words: Sequence[str], forgotten: Sequence[str]) -> list[str]:
+    """The words that name nothing of what a model has forgotten, as its records say it ("seven, 7; red")."""
+    gone = [phrasing for said in forgotten for part in said.split(";") for phrasing in split_phrasings(part)]
+    return [word for word in words if not mentions(word, gone)]
+
+
+def words_of(text: str) -> list[str]:
+    """Its words of three letters or more, as they are compared."""
+    return re.findall(r"[^\W\d_]{3,}", fold(text))
+
+
+def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The whole words of a small tokenizer; none of a large one, whose rare words a model knows little of."""
+    if len(tokenizer) > SMALL:
+        return []
+    found = (re.fullmatch(r"[▁Ġ]([^\W\d_]{3,})|([^\W\d_]{3,})</w>", token) for token in tokenizer.get_vocab())
+    return sorted(match[1] or match[2] for match in found if match)

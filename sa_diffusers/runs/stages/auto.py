@@ -1,0 +1,193 @@
+"""The surrogate chosen by the model: near to the concept in its own predictions, and not the concept."""
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from sa_diffusers import methods
+from sa_diffusers.core.concepts import Concepts
+from sa_diffusers.core.seeding import derive_seed
+from sa_diffusers.data.concepts import Forget, as_options
+from sa_diffusers.data.concepts.candidates import AUTO, candidates, not_forgotten, vocabulary_of
+from sa_diffusers.data.replay import concept_captions, spread
+from sa_diffusers.evaluation.judges.nearness import Nearness, shortlist
+from sa_diffusers.io.atomic_files import read_json, write_json
+from sa_diffusers.io.processes import process_state, progress_bar, say
+from sa_diffusers.io.stages import Stage, Stages
+from sa_diffusers.report.pictures import figure, save_contact_sheet
+from sa_diffusers.runs.context import RunContext
+from sa_diffusers.runs.stages.fisher import FisherStage, trained_names
+from sa_diffusers.runs.stages.samples import DRAWING, drawing_settings
+
+
+NEAR, FINALISTS, TRIED = 32, 3, 8  # words that the model predicts for; those kept, and those looked at for them
+PICTURES, TEMPLATES = 16, 4  # of each, under so many captions
+OPEN = math.log(100)  # nats within which a word may be drawn as the concept more than once in a hundred pictures
+SAME = 0.25  # of the divergence from nothing in its place, or of a finalist's: what is nearer says the same
+TAKEN = 0.1  # share of a word's pictures that may be taken for the concept's
+
+
+class AutoStage(Stage[list[dict[str, Any]]]):
+    """What was found for each concept whose surrogate is AUTO; computed before all keys that hold a surrogate."""
+
+    name, counts_as, shown = "auto", "surrogate", True
+    inputs, fields = ("model", "prompts", "templates"), ("guidance_scale", *DRAWING)
+    leaves = ("surrogate/auto.json", "surrogate/auto-*.png")
+
+    def content(self, context: RunContext) -> dict:
+        said = {name: context.concepts.each(name) for name in ("surrogate", "siblings")}
+        return context.computed_in | context.concepts.key | said | {"forgotten": _forgotten(context)}
+
+    def compute(self, context: RunContext) -> list[dict[str, Any]]:
+        asked = [i for i, one in enumerate(context.concepts) if one.surrogate == AUTO]
+        found = [self._choose(context, i) for i in asked]
+        if process_state().is_main_process:
+            write_json({"choices": found}, context.folder / "surrogate" / "auto.json")
+        process_state().wait_for_everyone()
+        return self.load(context)  # the same for all processes
+
+    def load(self, context: RunContext) -> list[dict[str, Any]]:
+        return read_json(context.folder / "surrogate" / "auto.json", "choices")["choices"]
+
+    def describe(self, context: RunContext) -> str:
+        return "what takes the concept's place, by the model's own predictions"
+
+    def _choose(self, context: RunContext, number: int) -> dict[str, Any]:
+        """The nearest word, the runners-up, and why others were passed over. Raises ValueError: none is left."""
+        concept, family, seed = context.concepts[number], context.family, context.options.seed
+        vocabulary = vocabulary_of(family.pipeline.tokenizer)
+        words = candidates(concept, context.concepts, context.prompts, vocabulary)
+        words = not_forgotten(words, _forgotten(context))
+        near = shortlist(family, concept.name, words, NEAR)
+        some = [spread(context.templates[number], TEMPLATES, derive_seed(seed, "auto"))]
+        asked = [pair for *pair, _ in concept_captions(some, Concepts([concept]), PICTURES, seed)]
+        scale = context.options.guidance_scale
+        judge = Nearness(family, concept, asked, drawing_settings(context, scale), seed)
+        picture = self._save(context, f"{number}-0", judge.latents)
+        nothing = judge.nats("")
+        nats = {word: judge.nats(word) for word in progress_bar(near, "candidates", "words")}
+        order = sorted((word for word in near if nats[word] > max(OPEN, SAME * nothing)), key=nats.get)
+        finalists = self._finalists(context, judge, order, number)
+        kept = [one for one in finalists if one["passed_over"] is None]
+        if not kept:
+            raise ValueError(
+                f"of {len(words)} words none leads away from {concept.name!r} in this model; pass --surrogate with a "
+                "prompt, a folder of images (./pictures), or noise"
+            )
+        fisher = FisherStage().given(context)
+        if fisher is not None:
+            weights = {name: fisher.value.tensors[name] for name in trained_names(context)}
+            for one in kept:
+                one["price"] = judge.price(one["word"], weights)
+            kept.sort(key=lambda one: one["price"])
+        left_open = sorted((word for word in near if word not in order), key=nats.get)
+        return {
+            "concept": concept.said,
+            "chosen": kept[0]["word"],
+            "by": "distance" if fisher is None else "price",
+            "picture": picture,
+            "words": len(words),
+            "compared": len(near),
+            "nats_of_nothing": nothing,
+            "finalists": kept + [one for one in finalists if one not in kept],
+            "leave_it_open": {word: nats[word] for word in left_open},
+        }
+
+    def _finalists(self, context: RunContext, judge: Nearness, order: list[str], number: int) -> list[dict[str, Any]]:
+        """The nearest words, drawn and looked at, until FINALISTS stand the test; one of several that say the same."""
+        found: list[dict[str, Any]] = []
+        seen: list[Tensor] = []
+        for word in order:
+            if len(found) == TRIED or sum(one["passed_over"] is None for one in found) == FINALISTS:
+                break
+            predicted = judge.predictions(judge.said(word))
+            nats = judge.divergence(predicted, judge.own)
+            if any(judge.divergence(predicted, other) < SAME * nats for other in seen):
+                continue
+            seen.append(predicted)
+            latents = judge.drawn(judge.said(word))
+            taken = judge.taken_for_concept(word, latents)
+            said = f"{taken:.0%} of its pictures are taken for the concept's" if taken > TAKEN else None
+            picture = self._save(context, f"{number}-{len(seen)}", latents)
+            one = {"word": word, "nats": nats, "taken_for_concept": taken, "passed_over": said, "picture": picture}
+            found.append(one)
+        return found
+
+    @staticmethod
+    def _save(context: RunContext, name: str, latents: Tensor) -> str:
+        """A small sheet of pictures; its name."""
+        if process_state().is_main_process:
+            sheet = context.folder / "surrogate" / f"auto-{name}.png"
+            save_contact_sheet(context.family.decode(latents[:8]), sheet, columns=4)
+        return f"auto-{name}.png"
+
+
+def check_auto(concepts: Concepts, method: methods.Method, labels: list[str] | None) -> None:
+    """Raise ValueError where a surrogate is AUTO, and there is nothing to choose or to choose by."""
+    if all(one.surrogate != AUTO for one in concepts):
+        return
+    if not method.favours:
+        raise ValueError(f"surrogate auto: {method.name} draws nothing in the concept's place; omit it")
+    if labels is not None:
+        raise ValueError("surrogate auto needs a model that reads free text; pass one of its classes, or noise")
+
+
+def settle_surrogates(context: RunContext) -> None:
+    """Choose what the user has left to the model, or read what was chosen; options and concepts say it from then on.
+
+    Raises:
+        ValueError: no word leads away from a concept. StageMismatch: the folder holds a choice of other options.
+    """
+    if all(one.surrogate != AUTO for one in context.concepts):
+        return
+    stages = Stages([AutoStage()], context, context.options.overwrite)
+    choices = stages.run(stages.stages[0])
+    context.spent = stages.seconds
+    chosen = {one["concept"]: one["chosen"] for one in choices}
+    settled = [replace(one, surrogate=chosen.get(one.said, one.surrogate)) for one in context.concepts]
+    context.inputs = replace(context.inputs, concepts=Concepts(settled))
+    rows = [Forget(one.said, one.surrogate, ", ".join(one.siblings) or None) for one in context.requested]
+    context.options = copy.copy(context.options)
+    for name, value in (as_options(rows) | {"concepts": None}).items():
+        setattr(context.options, name, value)
+    say("\n".join(map(said_of_choice, choices)))
+
+
+def said_of_choice(choice: Mapping[str, Any]) -> str:
+    """What was chosen and why, in a few sentences."""
+    first, *others = choice["finalists"]
+    by = "at the least price by the Fisher" if choice["by"] == "price" else "the nearest that leads away from it"
+    then = ", ".join(f"{one['word']!r} ({_reason(one)})" for one in others)
+    words, compared, nothing = choice["words"], choice["compared"], choice["nats_of_nothing"]
+    return (
+        f"In the place of {choice['concept']!r}: {first['word']!r} ({_reason(first)}), {by}, of {words} words of "
+        f"which the model compared {compared}; nothing in its place is {nothing:.1f} nats away."
+        + (f" Then {then}." if then else "")
+    )
+
+
+def choice_sections(context: RunContext) -> list[dict[str, Any]]:
+    """For the page: of each choice what was said, and pictures of the concept and of the finalists."""
+    folder, sections = context.folder / "surrogate", []
+    for choice in context.value(AutoStage.name) or ():
+        sheets = {choice["concept"]: (choice["picture"], "the concept")}
+        sheets |= {one["word"]: (one["picture"], _reason(one)) for one in choice["finalists"]}
+        shown = [figure({"": Image.open(folder / path)}, word, remark) for word, (path, remark) in sheets.items()]
+        open_ones = ", ".join(f"{word} ({nats:.1f})" for word, nats in choice["leave_it_open"].items())
+        sections.append({"said": said_of_choice(choice), "figures": shown, "open": open_ones})
+    return sections
+
+
+def _reason(one: Mapping[str, Any]) -> str:
+    price = f", price {one['price']:.2g}" if "price" in one else ""
+    return f"{one['nats']:.1f} nats{price}" + (f"; passed over: {one['passed_over']}" if one["passed_over"] else "")
+
+
+def _forgotten(context: RunContext) -> list[str]:
+    """The words of what the model had forgotten before."""
+    return [record["concept"] for record in context.forgotten]

@@ -1,0 +1,125 @@
+"""The surrogate that the model chooses: of which words, by what, and that a run keeps to it."""
+
+import json
+
+import pytest
+import torch
+from cheap_runs import CHEAP, PROMPTS
+from torch.testing import assert_close
+
+from sa_diffusers import Forget, forget
+from sa_diffusers.core.concepts import Concepts
+from sa_diffusers.data.concepts import find_concept
+from sa_diffusers.data.concepts.candidates import candidates, not_forgotten
+from sa_diffusers.data.sampling import SamplingSettings
+from sa_diffusers.evaluation.judges.nearness import Nearness, shortlist
+from sa_diffusers.families import get_family
+from sa_diffusers.io.configuration import read_yaml
+from sa_diffusers.runs.inputs import read_inputs
+from sa_diffusers.runs.options import ForgetConfig
+
+
+def test_words_that_go_with_the_concept_or_are_forgotten_are_no_candidates():
+    concepts = Concepts([find_concept("seven, 7", "auto"), find_concept("blue", "auto")])
+    found = candidates(concepts[0], concepts, ["a red seven", "a green nine", "two dogs"], ["seven", "nine", "vase"])
+    assert {"zero", "green", "a man", "dogs", "vase"} <= set(found) and len(found) == len(set(found))
+    assert found[0] == "zero"  # siblings come first
+    assert not {"seven", "7", "red", "blue"} & set(found)
+    assert not {"nine", "a man"} & set(not_forgotten(found, ["nine, 9; man"]))
+
+
+@pytest.fixture(scope="module")
+def telling(tiny_pipeline):
+    """A pipeline for which words make a difference: of random weights, those that read them are large."""
+    pipeline = tiny_pipeline()
+    with torch.no_grad():
+        for name, weight in pipeline.unet.named_parameters():
+            if "attn2" in name:
+                weight.mul_(8)
+    return pipeline
+
+
+@pytest.fixture(scope="module")
+def nearness(telling):
+    asked = [("a seven", "a {}"), ("a red 7", "a red {}"), ("a seven", "a {}")]
+    settings = SamplingSettings(2.0, 2, 4)
+    return Nearness(get_family(telling), find_concept("seven, 7", "auto"), asked, settings, seed=0)
+
+
+def test_divergence_is_of_one_picture_after_the_other(nearness):
+    """Against predictions one by one."""
+    loss, (terms, weights), family = nearness.family.loss, nearness.family.loss.divergence_terms(6), nearness.family
+    assert nearness.divergence(nearness.predictions(nearness.captions), nearness.own) == 0
+    first, second = (nearness.predictions(prompts) for prompts in (nearness.captions, nearness.said("nine")))
+    assert first.shape == (6, 3, 4 * 8 * 8)
+    expected = (first.double() - second.double()).square().flatten(2).sum(2).sum(0).mean()
+    assert nearness.nats("nine") == pytest.approx(float(expected), rel=1e-5) and expected > 0
+    one = nearness.predictions(nearness.captions[:1])
+    assert_close(one[0, 0], first[0, 0], rtol=1e-4, atol=1e-5)
+    assert (weights > 0).all() and len(terms) == 6 and loss is family.loss
+
+
+def test_price_is_what_ewc_charges_for_the_step_that_closes_the_gap(nearness):
+    module = nearness.family.module
+    names = [name for name, _ in module.named_parameters() if "attn2.to_v" in name]
+    even = {name: torch.ones_like(module.get_parameter(name)) for name in names}
+    price = nearness.price("nine", even)
+    twice = nearness.price("nine", {name: 2 * fisher for name, fisher in even.items()})
+    assert price > 0 and twice == pytest.approx(2 * price, rel=1e-6)
+
+
+def test_shortlist_takes_what_is_near_and_what_tells(nearness):
+    words = ["nine", "six", "red", "green", "a", "on"]
+    assert shortlist(nearness.family, "seven", words, 9) == words
+    some = shortlist(nearness.family, "seven", words, 3)
+    assert len(some) == 3 and set(some) < set(words)
+
+
+GIVEN = CHEAP | {"method": "uce", "ewc_lambda": 0.0, "sample_batch_size": 48, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory):
+    path = tmp_path_factory.mktemp("prompts") / "replay.txt"
+    path.write_text("\n".join(PROMPTS))
+    return {"replay_prompts": str(path), "concept_templates": "bundled/stable_diffusion/bare_concept.txt"}
+
+
+@pytest.fixture(scope="module")
+def run(few_pictures, telling, prompts, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("auto") / "run"
+    rows = [Forget("seven, 7", "auto"), Forget("red", "green")]
+    return folder, rows, forget(telling, rows, output_dir=folder, **GIVEN, **prompts)
+
+
+def test_what_was_chosen_is_what_the_run_says(run):
+    folder, _, forgotten = run
+    (choice,) = json.loads((folder / "surrogate" / "auto.json").read_text())["choices"]
+    first, *others = choice["finalists"]
+    assert choice["concept"] == "seven, 7" and choice["chosen"] == first["word"]
+    kept = [one["nats"] for one in choice["finalists"] if one["passed_over"] is None]
+    assert kept == sorted(kept) and kept[0] > 4.6
+    assert all(nats <= max(4.61, choice["nats_of_nothing"] / 4) for nats in choice["leave_it_open"].values())
+    values = read_yaml(str(folder / "config.yaml"))
+    assert (values["concept"], values["surrogate"]) == ("seven, 7; red", f"{first['word']}; green")
+    assert (
+        forgotten.metrics["surrogate"] == f"{first['word']}; green" and forgotten.metrics["seconds"]["surrogate"] > 0
+    )
+    assert {one["picture"] for one in choice["finalists"]} <= {path.name for path in folder.glob("surrogate/*.png")}
+
+
+def test_the_same_call_goes_on_with_the_same_choice(run, telling, prompts):
+    folder, rows, _ = run
+    before = (folder / "surrogate" / "auto.json").stat().st_mtime_ns
+    again = forget(telling, rows, output_dir=folder, **GIVEN, **prompts)
+    assert (folder / "surrogate" / "auto.json").stat().st_mtime_ns == before
+    assert {"edit", "after"} <= set(again.metrics["seconds"]["reused"])
+
+
+def test_where_nothing_can_be_chosen_it_is_said(prompts, tiny_pipeline, tmp_path):
+    with pytest.raises(ValueError, match="esd draws nothing in the concept's place"):
+        read_inputs(ForgetConfig(concept="seven", surrogate="auto", method="esd", **prompts))
+    with pytest.raises(ValueError, match="reads free text"):
+        read_inputs(ForgetConfig(concept="0", surrogate="auto", replay_prompts="labels"), lambda: ["0", "1"])
+    with pytest.raises(ValueError, match="none leads away from 'seven'"):  # words make no difference to it
+        forget(tiny_pipeline(), "seven", "auto", output_dir=tmp_path / "run", **GIVEN, **prompts)
