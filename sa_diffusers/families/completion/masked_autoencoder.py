@@ -27,7 +27,7 @@ class MaskedAutoencoderFamily(PixelFamily):
     pipelines = ("MaskedAutoencoderInpaintPipeline",)
     own_classes = (MaskedAutoencoderInpaintPipeline,)
     component = "mae"
-    capabilities = frozenset(("completion",))
+    capabilities = frozenset(("completion", "reconstruction"))
     scopes = {
         "full": lambda name: not name.endswith(("position_embeddings", "decoder_pos_embed")),
         "encoder": lambda name: name.startswith("vit.") and not name.endswith("position_embeddings"),
@@ -41,8 +41,10 @@ class MaskedAutoencoderFamily(PixelFamily):
     def make_loss(self) -> CompletionLoss:
         return CompletionLoss(self.module.config.patch_size)
 
-    def complete(self, images: Tensor, conditions: Sequence[Condition], seeds: Sequence[int]) -> Tensor:
-        """Pictures [B, C, H, W] in [-1, 1] with what the conditions' masks hide filled; seeds say nothing."""
+    def complete(
+        self, images: Tensor, conditions: Sequence[Condition], seeds: Sequence[int], steps: int | None = None
+    ) -> Tensor:
+        """Pictures [B, C, H, W] in [-1, 1] with what masks hide filled; seeds and steps do nothing."""
         return self.pipeline.complete(images, self._hidden(conditions)).float().cpu()
 
     def holes(self, conditions: Sequence[Condition]) -> Tensor:
