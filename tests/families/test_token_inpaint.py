@@ -171,7 +171,7 @@ def test_methods_of_completion_forget_in_it(method, few_pictures, tmp_path):
 @pytest.mark.slow
 def test_training_learns_and_goes_on_where_it_was_interrupted(tmp_path):
     options = ARCHITECTURE | {
-        "vq_warmup_steps": 20, "vq_steps": 20, "num_train_steps": 60, "checkpointing_steps": 10, "logging_steps": 10,
+        "vq_warmup_steps": 20, "vq_steps": 20, "num_train_steps": 40, "checkpointing_steps": 20, "logging_steps": 10,
         "train_batch_size": 16, "learning_rate": 3e-3, "output_dir": str(tmp_path / "run"),
     }  # fmt: skip
     config = TokenInpaintConfig(**options)
