@@ -7,10 +7,11 @@ Methods side by side, on the bundled pipeline:
     python scripts/paper_table.py digits --output_dir runs/digits_methods
     python scripts/paper_table.py digits --concepts seven --rows sa-lora,uce --seeds 0
 
-table1: digits8x8 runs offline in minutes on a CPU; small is CIFAR10 with a model for one GPU; full are the authors'
-settings on CIFAR10 and STL10. Every row is a file of configs/paper/table1/<scale>/ that scripts/train_base.py or
-scripts/forget.py also takes by itself. Rows whose file has changed are made anew, but for base models, which are
-refused then. Writes table1.json, table1.md, samples.png and curves.png.
+table1: digits8x8 runs offline in minutes on a CPU; tiny and small are CIFAR10 with models for hours of a CPU core and
+minutes of a GPU; full are the authors' settings on CIFAR10 and STL10. Every row is a file of
+configs/paper/table1/<scale>/ that scripts/train_base.py or scripts/forget.py also takes by itself. Rows whose file has
+changed are made anew, but for base models, which are refused then. Writes table1.json, table1.md, samples.png and
+curves.png.
 digits: every concept is a file of configs/paper/digits/ with its methods and the strengths of each. Methods are
 compared at equal erasure; those whose rows have changed are made anew. Writes methods.json, methods.md and two
 figures a concept. All of it takes hours on two CPU cores; processes that are given other --seeds may share the folder,
@@ -25,7 +26,8 @@ import torch
 from sa_diffusers.cli.parse import DEBUG, friendly_errors
 
 
-SCALES = {"digits8x8": ["digits8x8"], "small": ["small"], "full": ["cifar10", "stl10"]}
+SCALES = {"digits8x8": ["digits8x8"], "tiny": ["tiny"], "small": ["small"], "full": ["cifar10", "stl10"]}
+JUDGES = {"tiny": "cifar10_tiny"}  # where it is not the data set's own, which wants a GPU
 CONFIGS = Path("configs/paper")
 
 
@@ -42,7 +44,7 @@ def table1(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
             rows_of[name] = {row: values for row, values in rows.items() if row in wanted}
     for name, rows in rows_of.items():
         folder = args.output_dir / name
-        config = Path("configs") / f"{rows['original']['dataset']}_classifier.yaml"
+        config = Path("configs") / f"{JUDGES.get(name, rows['original']['dataset'])}_classifier.yaml"
         trained = {seed: folder / f"classifier_{seed}" for seed in range(1000, 1000 + args.num_classifiers)}
         judges = args.classifier or train_classifiers(config, args.data_dir, trained)
         counts = args.images_concept, args.images_per_class

@@ -61,6 +61,16 @@ def flow_fisher() -> str:
     return table_of(read("flow_fisher"))
 
 
+def theorem_bound() -> str:
+    """Corollary 1's two sides, by the model's weights."""
+    return table_of(read("theorem")["bound"])
+
+
+def theorem_objective() -> str:
+    """How much of Corollary 1's gap the whole objective reaches."""
+    return table_of(read("theorem")["objective"])
+
+
 def quickstart_seconds() -> str:
     """Its stages."""
     seconds = {name: value for name, value in read("quickstart")["seconds"].items() if name != "reused"}
@@ -160,6 +170,8 @@ TABLES: dict[str, Callable[[], str]] = {
         flow_base,
         flow_paths,
         flow_fisher,
+        theorem_bound,
+        theorem_objective,
     )  # fmt: skip
 }
 

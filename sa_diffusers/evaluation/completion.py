@@ -32,6 +32,7 @@ def examine_completions(
     judges: Mapping[str, ClassifierJudge],
     masks: Sequence[str],
     seed: int,
+    steps: int | None = None,
 ) -> Findings:
     """Complete the test pictures of every group under every mask; numbers of the first mask come first.
 
@@ -45,7 +46,7 @@ def examine_completions(
     classifiers = [judge.classifier for judge in judges.values()]
     for mask in masks:
         for name, group in judged.items():
-            truth, filled, hole = completed(family, group, mask, seed)
+            truth, filled, hole = completed(family, group, mask, seed, steps)
             key = name if mask == masks[0] else f"{name}, {mask}"
             values[key], intervals[key] = measured(truth, filled, hole, group, classifiers[:1])
             if mask == masks[0]:
@@ -61,13 +62,13 @@ def examine_completions(
     return Findings(values, intervals, pictures.pop("filled"), captions, {}, beside=pictures)
 
 
-def completed(family: Family, group: PictureGroup, mask: str, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+def completed(
+    family: Family, group: PictureGroup, mask: str, seed: int, steps: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """A group's test pictures, what is made of them under a mask, [N, C, H, W], and the hole [1, 1, H, W]."""
-    truth = 2 * group.test.sample(torch.arange(len(group.test))) - 1
-    found = [
-        family.complete(part, [Condition(mask=mask)] * len(part), [seed + AT_ONCE * i + j for j in range(len(part))])
-        for i, part in enumerate(truth.split(AT_ONCE))
-    ]
+    truth, found = 2 * group.test.sample(torch.arange(len(group.test))) - 1, []
+    for part, rows in zip(truth.split(AT_ONCE), torch.arange(len(truth)).split(AT_ONCE), strict=True):
+        found.append(family.complete(part, [Condition(mask=mask)] * len(part), (seed + rows).tolist(), steps))
     return truth, torch.cat(found), family.holes([Condition(mask=mask)])
 
 

@@ -25,6 +25,7 @@ CAPABILITIES = {
     "denoising": "predicts noise at many levels",
     "prior": "decodes latents of a known prior in one pass",
     "completion": "completes pictures",
+    "reconstruction": "is trained to give back what was hidden",
     "text_maps": "makes keys and values of a text's embedding",
     "safe_guidance": "can be led away from a text while it draws",
     "token_embedding": "reads embeddings of its tokens",
@@ -128,8 +129,18 @@ class Family:
         """
         raise NotImplementedError
 
-    def complete(self, images: Tensor, conditions: Sequence[Condition], seeds: Sequence[int]) -> Tensor:
-        """Pictures, as latents [B, C, h, w], with what the masks of the conditions hide filled anew."""
+    def noised(self, batch: Batch, generator: Generator) -> Batch:
+        """The batch with what `features` are seen in while training, of the same names and at random: nothing."""
+        return batch
+
+    def complete(
+        self, images: Tensor, conditions: Sequence[Condition], seeds: Sequence[int], steps: int | None = None
+    ) -> Tensor:
+        """Pictures, as latents [B, C, h, w], with what the masks of the conditions hide filled anew.
+
+        Args:
+            steps: of a sampler; None: as many as the family's `defaults` say.
+        """
         raise NotImplementedError
 
     def holes(self, conditions: Sequence[Condition]) -> Tensor:

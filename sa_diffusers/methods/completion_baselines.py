@@ -11,6 +11,8 @@ from sa_diffusers.methods.encoder import FIXED, EncoderMethod
 class OutputMethod(EncoderMethod):
     """Training of the whole model on pictures to retain, and away from those to forget; see `OutputForgetting`."""
 
+    requires = EncoderMethod.requires | {"reconstruction"}
+
     def __init__(self, name: str, title: str, summary: str, targets: str):
         super().__init__(name, title, summary, **FIXED, ewc_lambda=0.0, train_scope="full")
         self.targets = targets

@@ -87,8 +87,8 @@ class EncoderMethod(Method):
 
     def objective(self, context: Context, weights: Weights, frozen: Frozen | None) -> Objective:
         options, ewc = context.options, make_ewc(context, weights, frozen)
-        features = context.family.features
-        return self.minimised(features, frozen, weights, ewc, options.forget_alpha, options.retain_weight)
+        family, strengths = context.family, (options.forget_alpha, options.retain_weight)
+        return self.minimised(family.features, frozen, weights, ewc, *strengths, family.noised)
 
     def batches(self, context: Context) -> Callable[[int], Batch]:
         return PictureBatches(context)

@@ -39,6 +39,9 @@ ROWS = {  # what a row changes of lambda_10.yaml; lambda_<n> changes ewc_lambda 
     "neither": {"replay_weight": 0, "ewc_lambda": 0},
     "null_replay": {"replay_prompt_dropout": 0.1},
     "paper_objective": {"replay_target": "noise"},
+    "replay_500": {"num_samples": 500},
+    "replay_5000": {"num_samples": 5000},
+    "replay_500_no_ewc": {"num_samples": 500, "ewc_lambda": 0},
 }
 
 

@@ -2,7 +2,18 @@
 
 from sa_diffusers.core.losses.autoencoding import CompletionLoss, VAELoss
 from sa_diffusers.core.losses.denoising import DenoisingLoss, DiffusionLoss, FlowMatchingLoss
+from sa_diffusers.core.losses.filling import FillingLoss
 from sa_diffusers.core.losses.protocol import Loss
+from sa_diffusers.core.losses.tokens import TokenLoss
 
 
-__all__ = ["CompletionLoss", "DenoisingLoss", "DiffusionLoss", "FlowMatchingLoss", "Loss", "VAELoss"]
+__all__ = [
+    "CompletionLoss",
+    "DenoisingLoss",
+    "DiffusionLoss",
+    "FillingLoss",
+    "FlowMatchingLoss",
+    "Loss",
+    "TokenLoss",
+    "VAELoss",
+]

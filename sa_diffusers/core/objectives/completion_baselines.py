@@ -59,6 +59,7 @@ class RandomEncoder(EncoderForgetting):
     """As `EncoderForgetting`, towards normal noise of the mean and spread of the frozen encoder's features of x_f."""
 
     def draw(self, batch: Batch, generator: Generator) -> Batch:
+        batch = super().draw(batch, generator)
         device, size = next(self.frozen.parameters()).device, len(batch["forget"]["sample"])
         with torch.no_grad():
             shapes = [part.shape[1:] for part in self.features(self.frozen, to(take(batch["forget"], [0]), device))]

@@ -24,6 +24,7 @@ class EncoderForgetting(Objective):
         features: what the encoder of a model makes of a batch, [B, ...] a depth; errors are means over each.
         frozen: the model before forgetting.
         weights: what is trained, for its l1 norm.
+        noised: adds to a batch what the features are seen in, at random; the surrogate's is that of the forgotten.
     """
 
     def __init__(
@@ -34,12 +35,14 @@ class EncoderForgetting(Objective):
         ewc: ElasticWeightConsolidation | None,
         alpha: float,
         retain_weight: float,
+        noised: Callable[[Batch, torch.Generator], Batch] = lambda batch, _: batch,
     ):
-        self.features, self.frozen, self.weights, self.ewc = features, frozen, weights, ewc
+        self.features, self.frozen, self.weights, self.ewc, self.noised = features, frozen, weights, ewc, noised
         self.alpha, self.retain_weight = alpha, retain_weight
 
     def draw(self, batch: Batch, generator: torch.Generator) -> Batch:
-        return batch
+        drawn = {name: self.noised(batch[name], generator) for name in ("forget", "retain") if name in batch}
+        return {**batch, **drawn, "surrogate": {**drawn["forget"], "sample": batch["surrogate"]["sample"]}}
 
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         kept = [batch["retain"]] if "retain" in batch else []

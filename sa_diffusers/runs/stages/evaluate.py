@@ -88,7 +88,8 @@ class EvaluateStage(Stage[Findings]):
     def _examine(self, context: RunContext) -> Findings:
         family, inputs, options = context.family, context.inputs, context.options
         if inputs.pictures:
-            return examine_completions(family, inputs.pictures, inputs.judges, options.eval_masks, options.seed)
+            asked = options.eval_masks, options.seed, options.num_inference_steps
+            return examine_completions(family, inputs.pictures, inputs.judges, *asked)
         pictures = draw_sets(family, inputs.sets, options.judged, known=self.known)
         judged, earlier = (inputs.judges, options.seed, context.preference), context.value("before")
         findings = examine(family, inputs.sets, pictures, *judged, earlier)

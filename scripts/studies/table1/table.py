@@ -51,6 +51,9 @@ TITLES = {
     "neither": "neither replay nor EWC",
     "null_replay": "SA, null class replayed",
     "paper_objective": "SA, the paper's replay target",
+    "replay_500": "SA, 500 replay samples",
+    "replay_5000": "SA, 5,000 replay samples",
+    "replay_500_no_ewc": "500 replay samples alone",
 }
 REFERENCE = "lambda_10"  # the row whose samples and Fisher the others share
 NEIGHBOURS = 3  # k of precision and recall, as in the authors' evaluator
@@ -161,7 +164,8 @@ def run_row(table: Table, name: str) -> Path:
     config = config_from_dict(ForgetConfig, options).resolved()
     reference = table.folder / REFERENCE
     if name != REFERENCE and not config.paper_quirks:
-        config.samples = str(reference / "samples")
+        if values.get("num_samples") == table.rows[REFERENCE].get("num_samples"):
+            config.samples = str(reference / "samples")
         config.fisher = str(reference / "fisher.safetensors") if config.ewc_lambda else None
     run_forgetting(config)
     return folder / "pipeline"

@@ -16,6 +16,7 @@ from sa_diffusers.core.concepts import Concepts
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.concepts import find_concept
 from sa_diffusers.data.labelled_images import load_labelled_images
+from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.evaluation.examination import examination, labelled_classes
 from sa_diffusers.evaluation.images.metrics import frechet_distance
 from sa_diffusers.evaluation.judges.digit_classifier import DigitClassifier
@@ -49,6 +50,7 @@ ROWS = {
     "nine_classes": BASE | {"exclude_classes": ["0"]},
     "lambda_10": FORGET,
     "no_replay": FORGET | {"replay_weight": 0.0},
+    "replay_500": FORGET | {"num_samples": 10},
 }
 
 
@@ -83,7 +85,7 @@ def few_pictures():
 
 @pytest.fixture(scope="module")
 def made(few_pictures, tmp_path_factory) -> tuple[Table, str]:
-    """A table of four rows; do not change its folder but at the end."""
+    """A table of five rows; do not change its folder but at the end."""
     folder = tmp_path_factory.mktemp("table")
     table = Table(ROWS, folder / "tiny", save_judges(folder), images_concept=6, images_per_class=2)
     return table, make_table(table)
@@ -113,8 +115,8 @@ def test_a_table_is_written_with_a_line_a_row(made):
     lines = text.strip().split("\n")
     titles = [line.split("|")[1].strip() for line in lines]
     assert titles == [
-        "row", "---", "original", "never saw the class", "SA, λ = 0.01", "no replay, λ = 0.01", "held-out real images",
-        "pure noise",
+        "row", "---", "original", "never saw the class", "SA, λ = 0.01", "no replay, λ = 0.01",
+        "SA, 500 replay samples, λ = 0.01", "held-out real images", "pure noise",
     ]  # fmt: skip
     assert len({line.count("|") for line in lines}) == 1
     found = json.loads((table.folder / "table1.json").read_text())
@@ -143,6 +145,9 @@ def test_rows_share_the_samples_and_the_fisher_of_the_reference(made):
     assert not (table.folder / "no_replay" / "fisher.safetensors").exists()
     assert config["model"] == str(table.folder / "original" / "pipeline") and config["replay_weight"] == 0
     assert config["classifier"] == table.classifiers[:1]
+    own = yaml.safe_load((table.folder / "replay_500" / "config.yaml").read_text())
+    assert own["samples"] is None and own["fisher"] == config["fisher"]
+    assert len(SampleSet.load(table.folder / "replay_500" / "samples" / "samples.safetensors")) == 10
 
 
 @pytest.mark.slow
@@ -204,7 +209,7 @@ def test_a_second_call_trains_draws_and_judges_nothing(made, no_figures, monkeyp
     table, text = made
     patterns = ("*/pipeline/unet/*", "*/table1.safetensors", "*/fisher.safetensors", "*/samples/*", "*/evaluation/*")
     before = times(table.folder, *patterns)
-    assert len(before) >= 4 + 4 + 1 + 2 + 4
+    assert len(before) >= 5 + 5 + 1 + 2 + 4
     for name in ("train_class_conditional", "draw_sets", "measure"):
         monkeypatch.setattr(f"studies.table1.table.{name}", None)  # calling it would raise
     monkeypatch.setattr("sa_diffusers.runs.stages.train.train", None)
@@ -213,7 +218,6 @@ def test_a_second_call_trains_draws_and_judges_nothing(made, no_figures, monkeyp
     assert times(table.folder, *patterns) == before
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_a_changed_row_is_made_again_and_the_others_stay(made, no_figures):
     table, _ = made
@@ -229,7 +233,7 @@ def test_a_changed_row_is_made_again_and_the_others_stay(made, no_figures):
     make_table(again(table, rows=rows))
     last = times(table.folder, "*/pipeline/unet/*.safetensors", "*/table1.safetensors", "*/fisher.safetensors")
     changed = {path.relative_to(table.folder).parts[0] for path in after if after[path] != last[path]}
-    assert changed == {"lambda_10", "no_replay"}
+    assert changed == {"lambda_10", "no_replay", "replay_500"}
 
 
 @pytest.mark.slow
