@@ -49,6 +49,7 @@ from sa_diffusers.models.quantization import quantized
 from sa_diffusers.models.single_file import configurations
 from sa_diffusers.report.run_page import NotebookView
 from sa_diffusers.runs import options as run_options
+from sa_diffusers.runs.auto import settle_surrogates
 from sa_diffusers.runs.chain import Merge, chain_of, taken_over
 from sa_diffusers.runs.checks import check_run
 from sa_diffusers.runs.context import Inputs, RunContext, prepared
@@ -58,7 +59,6 @@ from sa_diffusers.runs.pictures import read_picture_inputs
 from sa_diffusers.runs.plan import announce
 from sa_diffusers.runs.results import all_written, combine, table, write_results
 from sa_diffusers.runs.stages import stages_of
-from sa_diffusers.runs.stages.auto import settle_surrogates
 from sa_diffusers.runs.stages.evaluate import EvaluateStage, exam_content
 from sa_diffusers.runs.stages.strengths import ChoiceStage, StrengthStage
 from sa_diffusers.training.launching import check_launch
@@ -96,8 +96,8 @@ def forget(
         pipeline: of a class that a family adapts (`sa_diffusers.families`); left as it is unless `inplace`.
         concept: one or several phrasings of the concept, separated by commas; or several concepts, each with what
             takes its place: [Forget("seven, 7", "three"), Forget("red", "green")].
-        surrogate: what takes its place: a prompt, a folder of images, "noise", or "auto": the model chooses. None: looked
-            up, for known concepts.
+        surrogate: what takes its place: a prompt, a folder of images, "noise", or "auto", the model's choice. None:
+            looked up, for known concepts.
         inplace, progress: whether to change the given pipeline's weights, not a copy's; to print the plan and bars.
         callback: gets every event, a dict (docs/events.md); the run stops where it raises, or returns False.
         output_dir: keeps samples, Fisher, report, ...; and resumes from them. None: a temporary folder.
