@@ -18,10 +18,10 @@ from sa_diffusers.io.atomic_files import write_json
 from sa_diffusers.io.configuration import config_from_dict, layered, read_values
 from sa_diffusers.io.loading import load_pipeline, pipeline_hashes
 from sa_diffusers.io.stages import Artifact, content_fingerprint
-from sa_diffusers.runs.auto import settle_surrogates
 from sa_diffusers.runs.context import RunContext
 from sa_diffusers.runs.inputs import read_inputs
 from sa_diffusers.runs.options import ForgetConfig
+from sa_diffusers.runs.stages.auto import settle_surrogates
 
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

@@ -49,7 +49,6 @@ from sa_diffusers.models.quantization import quantized
 from sa_diffusers.models.single_file import configurations
 from sa_diffusers.report.run_page import NotebookView
 from sa_diffusers.runs import options as run_options
-from sa_diffusers.runs.auto import settle_surrogates
 from sa_diffusers.runs.chain import Merge, chain_of, taken_over
 from sa_diffusers.runs.checks import check_run
 from sa_diffusers.runs.context import Inputs, RunContext, prepared
@@ -59,6 +58,7 @@ from sa_diffusers.runs.pictures import read_picture_inputs
 from sa_diffusers.runs.plan import announce
 from sa_diffusers.runs.results import all_written, combine, table, write_results
 from sa_diffusers.runs.stages import stages_of
+from sa_diffusers.runs.stages.auto import settle_surrogates
 from sa_diffusers.runs.stages.evaluate import EvaluateStage, exam_content
 from sa_diffusers.runs.stages.strengths import ChoiceStage, StrengthStage
 from sa_diffusers.training.launching import check_launch

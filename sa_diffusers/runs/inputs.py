@@ -24,10 +24,10 @@ from sa_diffusers.evaluation.judging import ClassifierJudge
 from sa_diffusers.evaluation.prompt_sets import Candidate, PromptSet
 from sa_diffusers.io.artifacts import Marker, StageMismatch
 from sa_diffusers.io.atomic_files import ArtifactError, remove_leftovers
-from sa_diffusers.runs.auto import check_auto
 from sa_diffusers.runs.chain import chain_of, rows_of
 from sa_diffusers.runs.context import Inputs
 from sa_diffusers.runs.options import RunOptions
+from sa_diffusers.runs.stages.auto import check_auto
 
 
 LOOKED_AT = 16  # pictures of each kind where no classifier judges

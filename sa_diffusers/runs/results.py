@@ -19,9 +19,9 @@ from sa_diffusers.report.metrics_table import metrics_table
 from sa_diffusers.report.pictures import first_of_each, save_before_after
 from sa_diffusers.report.run_page import write_report, write_strength_page
 from sa_diffusers.report.verdict import verdict
-from sa_diffusers.runs.auto import choice_sections
 from sa_diffusers.runs.context import RunContext
 from sa_diffusers.runs.stages import stages_of
+from sa_diffusers.runs.stages.auto import choice_sections
 from sa_diffusers.runs.stages.fisher import FisherStage
 from sa_diffusers.runs.stages.train import TRAINED, start_of
 from sa_diffusers.training.strengths import offered

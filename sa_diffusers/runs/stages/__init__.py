@@ -1,12 +1,12 @@
 """The stages of a run, a file each; `stages_of` lists those that a method needs."""
 
 from sa_diffusers.io.stages import Stage
+from sa_diffusers.runs.adapters.merge import ChainEndStage, MergeStage
 from sa_diffusers.runs.context import RunContext
 from sa_diffusers.runs.stages.carried import CarriedFisherStage
 from sa_diffusers.runs.stages.edit import EditStage
 from sa_diffusers.runs.stages.evaluate import EvaluateStage
 from sa_diffusers.runs.stages.fisher import FisherStage
-from sa_diffusers.runs.stages.merge import ChainEndStage, MergeStage
 from sa_diffusers.runs.stages.replay import ReplayStage
 from sa_diffusers.runs.stages.samples import PicturesStage, SamplesStage
 from sa_diffusers.runs.stages.strengths import ChoiceStage, StrengthStage
