@@ -120,7 +120,7 @@ FOLDERS = [
     ("predicts pictures", scheduler(DDIMScheduler, prediction_type="sample"), ("prediction_type 'sample'",)),
     ("SDXL's class", pipeline_class("StableDiffusionXLPipeline"), ("no tokenizer_2 and no text_encoder_2",)),
     ("FLUX.2", pipeline_class("Flux2Pipeline"), ("Flux2Pipeline", HANDLED)),
-    ("inpainting", pipeline_class("StableDiffusionInpaintPipeline"), ("StableDiffusionInpaintPipeline", HANDLED)),
+    ("upscaling", pipeline_class("StableDiffusionUpscalePipeline"), ("StableDiffusionUpscalePipeline", HANDLED)),
     ("LCM pipeline", pipeline_class("LatentConsistencyModelPipeline"), ("LatentConsistencyModelPipeline", HANDLED)),
     ("AltDiffusion", pipeline_class("AltDiffusionPipeline"), ("AltDiffusionPipeline", HANDLED)),
     ("no class", lambda f: (f / "model_index.json").write_text("{}"), ("model_index.json", "names no class")),
@@ -147,9 +147,11 @@ FILES = [
     ("config.yaml", b"{}", ("config.yaml is a file", "pass the folder")),
     ("lora.safetensors", {"unet.a.lora_A.weight": 2}, ("no pipeline under its original names", "unet.a.lora_A")),
     ("unet.safetensors", {"conv_in.weight": 2}, ("no pipeline under its original names", "convert checkpoint")),
-    ("v1.ckpt", {"model.diffusion_model.input_blocks.0.0.weight": (4, 4, 3, 3)}, ("stable-diffusion-v1-5", "v1/")),
+    ("v1.ckpt", {"model.diffusion_model.input_blocks.0.0.weight": (4, 4, 3, 3)}, ("is no UNet2DConditionModel", "(320, 4, 3, 3)")),
     ("xl.safetensors", {"conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias": 2,
-                        "model.diffusion_model.a": 2}, ("stable-diffusion-xl-base", "hf download")),
+                        "model.diffusion_model.a": 2}, ("is no UNet2DConditionModel", "lacks")),
+    ("refiner.safetensors", {"conditioner.embedders.0.model.transformer.resblocks.9.mlp.c_proj.bias": 2,
+                             "model.diffusion_model.a": 2}, ("stable-diffusion-xl-refiner", "hf download")),
     ("code.ckpt", {"model.diffusion_model.a": fractions.Fraction(1, 2)}, ("more than tensors", "convert checkpoint")),
 ]  # fmt: skip
 
