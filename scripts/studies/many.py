@@ -109,7 +109,7 @@ class Study:
         """Of a run; evaluated by one picture of each kind, since it is judged here."""
         few = dict.fromkeys(("eval_images_concept", "eval_images_class", "eval_images_other"), 1)
         common = read_values(ForgetConfig, "bundled/digits_many") | as_options(list(requests)) | few
-        common |= {"seed": self.seed, "track_steps": None, "checkpointing_steps": None}
+        common |= {"seed": self.seed, "track_steps": None, "checkpointing_steps": None, "num_threads": None}
         small = {name: value for name, value in QUICK.items() if self.config.quick}
         return config_from_dict(ForgetConfig, layered(ForgetConfig, common, changes, small))
 
