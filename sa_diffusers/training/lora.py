@@ -21,6 +21,7 @@ from sa_diffusers.io.model_names import folder_name
 
 
 ADAPTER = "forget"  # the adapter's name in memory; in a file it has none
+SECOND = "Already found a `peft_config`"  # peft's warning of a second adapter, as a chain has
 LORA_FILE = "pytorch_lora_weights.safetensors"  # diffusers' own default
 
 
@@ -36,8 +37,9 @@ def add_lora(module: nn.Module, layers: list[str], rank: int, alpha: float, seed
         The change of each weight, by the weight's name before there was an adapter.
     """
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=layers)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         torch.manual_seed(derive_seed(seed, "lora"))  # peft draws A from the global generator
+        warnings.filterwarnings("ignore", SECOND)
         module.add_adapter(config, ADAPTER)
     module.set_adapters(list(module.peft_config))  # beside it those of `load_adapters`, which stay as they are
     module.requires_grad_(False)
@@ -57,7 +59,7 @@ def load_adapters(family: Family, files: Sequence[Path]) -> None:
     for number, file in enumerate(files, 1):
         named = {"prefix": family.component, "adapter_name": f"{ADAPTER}_{number}", "weight_name": file.name}
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # of the second, as it should be
+            warnings.filterwarnings("ignore", SECOND)
             family.module.load_lora_adapter(file.parent, **named)
 
 

@@ -109,19 +109,23 @@ class Study:
         """Of a run; evaluated by one picture of each kind, since it is judged here."""
         few = dict.fromkeys(("eval_images_concept", "eval_images_class", "eval_images_other"), 1)
         common = read_values(ForgetConfig, "bundled/digits_many") | as_options(list(requests)) | few
-        common |= {"seed": self.seed, "track_steps": None, "checkpointing_steps": None}
+        common |= {"seed": self.seed, "track_steps": None, "checkpointing_steps": None, "num_threads": None}
         small = {name: value for name, value in QUICK.items() if self.config.quick}
         return config_from_dict(ForgetConfig, layered(ForgetConfig, common, changes, small))
 
-    def run(self, requests: Sequence[Forget], changes: Mapping[str, Any]) -> tuple[Path, float]:
-        """The folder of a run, whose name says all that decides it, and the seconds that it took for what is new."""
+    def folder(self, requests: Sequence[Forget], changes: Mapping[str, Any]) -> Path:
+        """Of a run; its name says all that decides it."""
         config, home = self.options(requests, changes), str(Path(self.config.output_dir))
         values = {name: str(value).replace(home, "") for name, value in vars(config).items() if name not in UNNAMED}
-        folder = Path(home) / f"seed_{self.seed}" / f"{requests[-1].concept.split(',')[0]}-{fingerprint(values)}"
+        return Path(home) / f"seed_{self.seed}" / f"{requests[-1].concept.split(',')[0]}-{fingerprint(values)}"
+
+    def run(self, requests: Sequence[Forget], changes: Mapping[str, Any]) -> tuple[Path, float]:
+        """The folder of a run, and the seconds that it took for what is new."""
+        config, folder, first = self.options(requests, changes), self.folder(requests, changes), [DIGITS["seven"]]
         config.output_dir = str(folder)
-        first = [DIGITS["seven"]]
-        if (list(requests), changes) != (first, RECIPE) and not {"after", "model", "method", *FEW} & changes.keys():
-            shared = self.run(first, RECIPE)[0]  # of the same model and seed; who has a method of its own needs none
+        own = {"after", "model", "method", *FEW} & changes.keys()  # another model, or none of these samples
+        if not own and folder != self.folder(first, RECIPE):
+            shared = self.run(first, RECIPE)[0]
             config.samples, config.fisher = str(shared / "samples"), str(shared / "fisher.safetensors")
         seconds = run_forgetting(config).metrics["seconds"]
         return folder, seconds["surrogate"] + seconds["train"]

@@ -20,6 +20,11 @@ def test_every_row_is_another_and_its_options_are_known():
     runs = [study.options([DIGITS["seven"]], changes) for changes in CHAINS.values()]
     assert len({str(vars(config)) for config in runs}) == len(CHAINS)
     quick = Study(ManyConfig(quick=True), 0).options([DIGITS["seven"]], {"num_train_steps": 80})
+    seven, eight = [DIGITS["seven"]], [DIGITS["eight"]]
+    folders = [study.folder(seven, {}), study.folder(seven, {"num_train_steps": 80}), study.folder(eight, {})]
+    assert len(set(folders)) == 3 and folders[0] == study.folder(
+        seven, {"num_train_steps": 120, "fisher": "elsewhere"}
+    )
     assert (quick.num_train_steps, quick.concept) == (4, "seven, 7")
 
 
