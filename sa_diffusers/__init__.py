@@ -23,6 +23,7 @@ _MODULES = {
     "RunStopped": "io.processes",
     "SafeGuidancePipeline": "pipelines",
     "SelectiveAmnesia": "core.objectives",
+    "TokenInpaintPipeline": "pipelines",
     "load_fisher": "data.sharing",
     "load_samples": "data.sharing",
     "push_fisher": "data.sharing",

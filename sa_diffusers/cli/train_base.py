@@ -10,6 +10,8 @@ Class-conditional diffusion; with configs/digits8x8_base.yaml in two minutes, of
     sa-diffusers train-base --config configs/cifar10_base.yaml
 A masked autoencoder that fills holes of pictures; with configs/digits_inpaint_base.yaml the bundled one:
     sa-diffusers train-base --family masked_autoencoder --dataset pictures --data_dir my_folder
+One that fills them by tokens of a codebook:
+    sa-diffusers train-base --config configs/digits_token_inpaint_base.yaml --data_dir ylecun/mnist
 
 `--family class_conditional --help`, and so for the others, lists the options of one.
 """
@@ -32,6 +34,7 @@ from sa_diffusers.runs.base.labelled import (
     train_conditional_vae,
 )
 from sa_diffusers.runs.base.text_to_image import BaseConfig, train_base
+from sa_diffusers.runs.base.tokens import TokenInpaintConfig, train_token_inpaint
 
 
 CONFIGS = {
@@ -39,6 +42,7 @@ CONFIGS = {
     "conditional_vae": ConditionalVAEConfig,
     "class_conditional": ClassConditionalConfig,
     "masked_autoencoder": MaskedAutoencoderConfig,
+    "token_inpaint": TokenInpaintConfig,
 }
 
 
@@ -71,9 +75,10 @@ def train_text_to_image(config: BaseConfig) -> None:
 def train_labelled(config: LabelledBaseConfig) -> None:
     from sa_diffusers.data.labelled_images import load_labelled_images
 
-    if isinstance(config, MaskedAutoencoderConfig):
-        train_masked_autoencoder(config)
-        return
+    for cls, train in ((MaskedAutoencoderConfig, train_masked_autoencoder), (TokenInpaintConfig, train_token_inpaint)):
+        if isinstance(config, cls):
+            train(config)
+            return
     data = load_labelled_images(config.dataset, config.data_dir, config.split).without(config.exclude_classes)
     if isinstance(config, ClassConditionalConfig):
         train_class_conditional(data, config)

@@ -4,6 +4,7 @@ from sa_diffusers.pipelines.class_conditional import ClassConditionalPipeline
 from sa_diffusers.pipelines.conditional_vae import ConditionalVAEPipeline
 from sa_diffusers.pipelines.masked_autoencoder import MaskedAutoencoderInpaintPipeline
 from sa_diffusers.pipelines.safe_guidance import SafeGuidancePipeline
+from sa_diffusers.pipelines.tokens import TokenInpaintPipeline
 
 
 __all__ = [
@@ -11,4 +12,5 @@ __all__ = [
     "ConditionalVAEPipeline",
     "MaskedAutoencoderInpaintPipeline",
     "SafeGuidancePipeline",
+    "TokenInpaintPipeline",
 ]

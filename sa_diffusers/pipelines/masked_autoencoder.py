@@ -77,8 +77,8 @@ class MaskedAutoencoderInpaintPipeline(DiffusionPipeline):
             )
         config = self.mae.config
         shape = config.num_channels, config.image_size, config.image_size
-        images = self._read(self.image_processor, image, {1: ("L",), 3: ("RGB",)}[shape[0]], shape)
-        masks = self._read(self.mask_processor, mask_image, ("1", "L", "RGB"), (1, *shape[1:]))
+        images = read_pictures(self.image_processor, image, {1: ("L",), 3: ("RGB",)}[shape[0]], shape)
+        masks = read_pictures(self.mask_processor, mask_image, ("1", "L", "RGB"), (1, *shape[1:]))
         if len(masks) not in (1, len(images)):
             raise ValueError(f"expected 1 mask or {len(images)}, got {len(masks)}")
         filled = self.complete(images, self.patches_of(masks.expand(len(images), -1, -1, -1)))
@@ -86,17 +86,8 @@ class MaskedAutoencoderInpaintPipeline(DiffusionPipeline):
         return ImagePipelineOutput(output) if return_dict else (output,)
 
     def patches_of(self, masks: Tensor) -> Tensor:
-        """The patches [B, L] with anything above 0 in them, of masks [B, 1, H, W]. Raises ValueError: none, or all."""
-        size = self.mae.config.patch_size
-        hidden = F.max_pool2d(masks.float(), size).flatten(1) > 0
-        counts = hidden.sum(1)
-        if (wrong := (counts == 0) | (counts == hidden.shape[1])).any():
-            found = int(counts[wrong][0])
-            raise ValueError(
-                f"expected masks that leave something to fill and something to go by, got one with {found} of "
-                f"{hidden.shape[1]} patches of {size} x {size} pixels to fill"
-            )
-        return hidden
+        """As `patches_of`, of the model's patches."""
+        return patches_of(masks, self.mae.config.patch_size)
 
     @torch.no_grad()
     def complete(self, images: Tensor, hidden: Tensor) -> Tensor:
@@ -117,25 +108,6 @@ class MaskedAutoencoderInpaintPipeline(DiffusionPipeline):
             config.mask_ratio = ratio
         return filled
 
-    @staticmethod
-    def _read(processor: VaeImageProcessor, given: Any, modes: tuple[str, ...], shape: tuple[int, ...]) -> Tensor:
-        """[B, C, H, W] as the processor makes them. Raises ValueError: another size, mode, or range."""
-        pictures = given if isinstance(given, list) else [given]
-        if not pictures:
-            raise ValueError("expected a picture or more, got none")
-        if wrong := [p.mode for p in pictures if isinstance(p, Image) and p.mode not in modes]:
-            raise ValueError(f"expected the mode {' or '.join(modes)}, got {wrong[0]}; convert the picture first")
-        if not isinstance(pictures[0], Image):
-            values = torch.cat([torch.as_tensor(picture).flatten().float() for picture in pictures])
-            if not ((values >= 0) & (values <= 1)).all():
-                raise ValueError("expected values in [0, 1], got others")
-        found = processor.preprocess(given)
-        if tuple(found.shape[1:]) != shape:
-            raise ValueError(
-                f"expected {shape[1]} x {shape[2]} pixels in {shape[0]} channels, got {list(found.shape)}"
-            )
-        return found
-
     def save_config(self, save_directory, push_to_hub: bool = False, **kwargs) -> None:
         """As diffusers does, and this file beside it, where `from_pretrained(..., trust_remote_code=True)` looks."""
         super().save_config(save_directory, push_to_hub, **kwargs)
@@ -151,3 +123,32 @@ class MaskedAutoencoderInpaintPipeline(DiffusionPipeline):
         if isinstance(content.get("_class_name"), list):
             content["_class_name"] = content["_class_name"][1]
         return content
+
+
+def read_pictures(processor: VaeImageProcessor, given: Any, modes: tuple[str, ...], shape: tuple[int, ...]) -> Tensor:
+    """[B, C, H, W] as the processor makes them. Raises ValueError: another size, mode, or range."""
+    pictures = given if isinstance(given, list) else [given]
+    if not pictures:
+        raise ValueError("expected a picture or more, got none")
+    if wrong := [p.mode for p in pictures if isinstance(p, Image) and p.mode not in modes]:
+        raise ValueError(f"expected the mode {' or '.join(modes)}, got {wrong[0]}; convert the picture first")
+    if not isinstance(pictures[0], Image):
+        values = torch.cat([torch.as_tensor(picture).flatten().float() for picture in pictures])
+        if not ((values >= 0) & (values <= 1)).all():
+            raise ValueError("expected values in [0, 1], got others")
+    found = processor.preprocess(given)
+    if tuple(found.shape[1:]) != shape:
+        raise ValueError(f"expected {shape[1]} x {shape[2]} pixels in {shape[0]} channels, got {list(found.shape)}")
+    return found
+
+
+def patches_of(masks: Tensor, size: int) -> Tensor:
+    """The patches [B, L] with anything above 0 in them, of masks [B, 1, H, W]. Raises ValueError: none, or all."""
+    hidden = F.max_pool2d(masks.float(), size).flatten(1) > 0
+    counts = hidden.sum(1)
+    if (wrong := (counts == 0) | (counts == hidden.shape[1])).any():
+        raise ValueError(
+            f"expected masks that leave something to fill and something to go by, got one with "
+            f"{int(counts[wrong][0])} of {hidden.shape[1]} patches of {size} x {size} pixels to fill"
+        )
+    return hidden

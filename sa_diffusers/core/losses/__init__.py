@@ -4,6 +4,7 @@ from sa_diffusers.core.losses.autoencoding import CompletionLoss, VAELoss
 from sa_diffusers.core.losses.denoising import DenoisingLoss, DiffusionLoss, FlowMatchingLoss
 from sa_diffusers.core.losses.filling import FillingLoss
 from sa_diffusers.core.losses.protocol import Loss
+from sa_diffusers.core.losses.tokens import TokenLoss
 
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     "FillingLoss",
     "FlowMatchingLoss",
     "Loss",
+    "TokenLoss",
     "VAELoss",
 ]

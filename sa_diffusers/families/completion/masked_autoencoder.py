@@ -3,20 +3,20 @@
 from collections.abc import Sequence
 from operator import attrgetter
 
-import torch
 from torch import Tensor, nn
 
 from sa_diffusers.core.batches import Batch
-from sa_diffusers.core.conditions import Condition, hidden_patches, masks
+from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.losses import CompletionLoss
-from sa_diffusers.families.base import Configurations, PixelFamily, register
+from sa_diffusers.families.base import Configurations, register
+from sa_diffusers.families.completion.patches import PatchFamily
 from sa_diffusers.io.configuration import read_yaml
 from sa_diffusers.io.hub import read_part
 from sa_diffusers.pipelines import MaskedAutoencoderInpaintPipeline
 
 
 @register
-class MaskedAutoencoderFamily(PixelFamily):
+class MaskedAutoencoderFamily(PatchFamily):
     """Adapter of a MaskedAutoencoderInpaintPipeline. Its latents are the whole pictures, [B, C, H, W] in [-1, 1].
 
     It draws nothing from nothing, so it has no `draw`: it completes. Its positions are constants of the architecture,
@@ -27,16 +27,15 @@ class MaskedAutoencoderFamily(PixelFamily):
     pipelines = ("MaskedAutoencoderInpaintPipeline",)
     own_classes = (MaskedAutoencoderInpaintPipeline,)
     component = "mae"
-    capabilities = frozenset(("completion", "reconstruction"))
     scopes = {
         "full": lambda name: not name.endswith(("position_embeddings", "decoder_pos_embed")),
         "encoder": lambda name: name.startswith("vit.") and not name.endswith("position_embeddings"),
     }
-    example = Condition(mask="half")
     defaults = read_yaml("bundled/families/masked_autoencoder.yaml")
 
     image_channels = property(attrgetter("module.config.num_channels"))
     resolution = property(attrgetter("module.config.image_size"))
+    rows = property(lambda self: self.resolution // self.module.config.patch_size)
 
     def make_loss(self) -> CompletionLoss:
         return CompletionLoss(self.module.config.patch_size)
@@ -45,24 +44,11 @@ class MaskedAutoencoderFamily(PixelFamily):
         self, images: Tensor, conditions: Sequence[Condition], seeds: Sequence[int], steps: int | None = None
     ) -> Tensor:
         """Pictures [B, C, H, W] in [-1, 1] with what masks hide filled; seeds and steps do nothing."""
-        return self.pipeline.complete(images, self._hidden(conditions)).float().cpu()
-
-    def holes(self, conditions: Sequence[Condition]) -> Tensor:
-        size = self.module.config.patch_size
-        patches = self._hidden(conditions).view(len(conditions), 1, self.resolution // size, -1)
-        return patches.repeat_interleave(size, 2).repeat_interleave(size, 3)
-
-    def batch(self, latents: Tensor, conditions: Sequence[Condition]) -> Batch:
-        return {"sample": latents, "hidden": self._hidden(conditions)}
+        return self.pipeline.complete(images, self.hidden(conditions)).float().cpu()
 
     def features(self, model: nn.Module, batch: Batch) -> list[Tensor]:
         """What the encoder of the module, or of a copy of it, makes of a batch: one [B, positions, D]."""
         return [self.loss.features(model, batch)]
-
-    def _hidden(self, conditions: Sequence[Condition]) -> Tensor:
-        rows = self.resolution // self.module.config.patch_size
-        known = {mask: hidden_patches(mask, rows) for mask in set(masks(conditions))}
-        return torch.stack([known[mask] for mask in masks(conditions)])
 
     @classmethod
     def check(cls, configurations: Configurations) -> None:

@@ -1,4 +1,4 @@
-"""Train models that complete pictures, here a masked autoencoder, from pictures with holes of many kinds."""
+"""Train models that complete pictures, from pictures with holes of many kinds; here a masked autoencoder."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -22,22 +22,14 @@ from sa_diffusers.training.loop import infinite_indices
 
 
 @dataclass
-class MaskedAutoencoderConfig(LabelledBaseConfig):
-    """Everything `sa-diffusers train-base` can be told of a masked autoencoder. Raises ValueError: no such holes."""
+class CompletionConfig(LabelledBaseConfig):
+    """What every model that completes pictures can be told. Raises ValueError: no such holes, or another data_dir."""
 
-    family: Literal["masked_autoencoder"] = option("masked_autoencoder", "What to train.")
     dataset: Literal["digits8x8", "mnist", "cifar10", "stl10", "pictures"] = option(
         "digits8x8", "Data set; pictures: any folder or hub data set of pictures, named by data_dir."
     )
     image_size: int = option(32, "Height and width in pixels that pictures are scaled to.", above=0)
     crop: int | None = option(None, "Take the centre of so many pixels first; null: the largest square.", above=0)
-    patch_size: int = option(4, "Height and width of a patch in pixels.", above=0)
-    hidden_size: int = option(96, "Width of the encoder.", above=0)
-    num_layers: int = option(4, "Layers of the encoder.", above=0)
-    num_heads: int = option(4, "Heads of every layer.", above=0)
-    decoder_hidden_size: int = option(64, "Width of the decoder.", above=0)
-    decoder_num_layers: int = option(2, "Layers of the decoder.", above=0)
-    initializer_range: float = option(0.1, "Spread of the weights at first; 0.02 suits wide models.", above=0)
     holes: list[str] = option(
         ["half=10", "quarter=3", "ring=3", "left=1", "right=1", "top=1", "bottom=1", "random=3"],
         "Kinds of holes, each with how often it comes.",
@@ -60,10 +52,24 @@ class MaskedAutoencoderConfig(LabelledBaseConfig):
             raise ValueError(f"crop {self.crop}: the pictures of digits8x8 are taken whole; omit it")
 
 
+@dataclass
+class MaskedAutoencoderConfig(CompletionConfig):
+    """Everything `sa-diffusers train-base` can be told of a masked autoencoder."""
+
+    family: Literal["masked_autoencoder"] = option("masked_autoencoder", "What to train.")
+    patch_size: int = option(4, "Height and width of a patch in pixels.", above=0)
+    hidden_size: int = option(96, "Width of the encoder.", above=0)
+    num_layers: int = option(4, "Layers of the encoder.", above=0)
+    num_heads: int = option(4, "Heads of every layer.", above=0)
+    decoder_hidden_size: int = option(64, "Width of the decoder.", above=0)
+    decoder_num_layers: int = option(2, "Layers of the decoder.", above=0)
+    initializer_range: float = option(0.1, "Spread of the weights at first; 0.02 suits wide models.", above=0)
+
+
 class HoleBatches:
     """Batches of pictures with holes of one kind; a function of the step."""
 
-    def __init__(self, family: Family, data: LabelledImages, config: MaskedAutoencoderConfig):
+    def __init__(self, family: Family, data: LabelledImages, config: CompletionConfig):
         self.family, self.data, self.config = family, data, config
         pairs = (hole.split("=") for hole in config.holes)
         self.kinds = [name for name, count in pairs for _ in range(int(count))]
@@ -82,16 +88,20 @@ class HoleBatches:
         return self.family.batch(images, [Condition(mask=f"{kind} {s}" if kind == "random" else kind) for s in seeds])
 
 
+def read_pictures(config: CompletionConfig) -> LabelledImages:
+    """What a configuration trains on. Raises ValueError as `read_group`, and for a class that there is not."""
+    group = read_group(config.data_dir or config.dataset, "dataset", config.image_size, crop=config.crop)
+    return (group.train + group.test if config.split == "all" else group.train).without(config.exclude_classes)
+
+
 def train_masked_autoencoder(config: MaskedAutoencoderConfig) -> DiffusionPipeline:
     """Train the model that `<output_dir>/pipeline` then holds; an interrupted run goes on.
 
     Raises:
         RunFolderBusy, StageMismatch: as `claimed`. ValueError: pictures or an architecture that do not fit.
     """
-    source = config.data_dir or config.dataset
-    group = read_group(source, "dataset", config.image_size, crop=config.crop)
-    data = (group.train + group.test if config.split == "all" else group.train).without(config.exclude_classes)
-    pipeline = build_masked_autoencoder(config, group.channels, config.seed)
+    data = read_pictures(config)
+    pipeline = build_masked_autoencoder(config, data.images.shape[1], config.seed)
     family = get_family(pipeline.to(process_state().device))
     for name, weight in family.module.named_parameters():
         weight.requires_grad_(family.scopes["full"](name))
