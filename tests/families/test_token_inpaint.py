@@ -191,5 +191,18 @@ def test_training_learns_and_goes_on_where_it_was_interrupted(tmp_path):
     nothing = torch.zeros(16)
     losses = [get_family(whole).loss(one, batch, nothing.long(), nothing).mean() for one in (fresh, whole.transformer)]
     assert losses[1] < 0.9 * losses[0]
-    with pytest.raises(ValueError, match="a hidden_size that 2 heads divide, got 15"):
-        train_token_inpaint(TokenInpaintConfig(**options | {"hidden_size": 15}))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"hidden_size": 15}, "a hidden_size that 2 heads divide, got 15"),
+        ({"vq_channels": [4, 6]}, r"vq_channels that divide by 4 and halve image_size 8 to 2 or more, got \[4, 6\]"),
+        ({"vq_channels": [4] * 4}, "halve image_size 8 to 2 or more"),
+        ({"num_codes": 4000}, "num_codes up to 3200, .* got 4000"),
+    ],
+)
+def test_an_architecture_that_does_not_fit_is_refused_before_training(change, said, tmp_path):
+    with pytest.raises(ValueError, match=said):
+        train_token_inpaint(TokenInpaintConfig(**ARCHITECTURE | {"output_dir": str(tmp_path / "run")} | change))
+    assert not (tmp_path / "run").exists()

@@ -110,7 +110,12 @@ def train_token_inpaint(config: TokenInpaintConfig) -> DiffusionPipeline:
         RunFolderBusy, StageMismatch: as `claimed`. ValueError: pictures or an architecture that do not fit.
     """
     data = read_pictures(config)
-    build_token_inpaint(config, build_codebook(config, data.images.shape[1], config.seed), config.seed)  # or refused
+    vq = build_codebook(config, data.images.shape[1], config.seed)
+    places = FITTED * build_token_inpaint(config, vq, config.seed).transformer.config.rows ** 2
+    if config.num_codes > places:
+        raise ValueError(
+            f"expected num_codes up to {places}, which are fitted to as many places, got {config.num_codes}"
+        )
     with claimed(config) as folder:
         part = folder / "parts" / "vq"
         if not part.exists():
