@@ -7,7 +7,7 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput, SchedulerMixin, UN
 from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
-from sa_diffusers.core.degradations import DEGRADATIONS, degraded
+from sa_diffusers.core.conditions import DEGRADATIONS, degraded
 from sa_diffusers.pipelines.masked_autoencoder import patches_of, read_pictures
 
 

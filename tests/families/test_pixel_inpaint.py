@@ -8,8 +8,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 from sa_diffusers import forget
-from sa_diffusers.core.conditions import Condition
-from sa_diffusers.core.degradations import degraded
+from sa_diffusers.core.conditions import Condition, degraded
 from sa_diffusers.families import get_family
 from sa_diffusers.families.completion.networks import build_pixel_inpaint
 from sa_diffusers.io.loading import check_model, load_pipeline

@@ -7,7 +7,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from sa_diffusers.core.batches import Batch, conditions_of
-from sa_diffusers.core.degradations import degraded
+from sa_diffusers.core.conditions import degraded
 from sa_diffusers.core.losses.denoising import DiffusionLoss
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from diffusers import DDPMScheduler, UNet2DModel, VQModel
 
-from sa_diffusers.core.degradations import COARSE
+from sa_diffusers.core.conditions import COARSE
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.models import TokenTransformer
 from sa_diffusers.pipelines import PixelInpaintPipeline, TokenInpaintPipeline

@@ -8,8 +8,7 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 
 from sa_diffusers.core.batches import Batch
-from sa_diffusers.core.conditions import Condition
-from sa_diffusers.core.degradations import DEGRADATIONS, degraded
+from sa_diffusers.core.conditions import DEGRADATIONS, Condition, degraded
 from sa_diffusers.core.losses import FillingLoss
 from sa_diffusers.families.base import Configurations, register
 from sa_diffusers.families.completion.denoising import FillingFamily

@@ -5,8 +5,7 @@ from typing import ClassVar, Literal
 
 from diffusers import DiffusionPipeline
 
-from sa_diffusers.core.conditions import Condition
-from sa_diffusers.core.degradations import DEGRADATIONS
+from sa_diffusers.core.conditions import DEGRADATIONS, Condition
 from sa_diffusers.core.objectives import Likelihood
 from sa_diffusers.families import get_family
 from sa_diffusers.families.completion.networks import build_pixel_inpaint
