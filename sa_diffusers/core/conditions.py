@@ -31,7 +31,7 @@ class Condition:
     Attributes:
         text: a prompt, or the name of a class.
         label: index of a class, which comes before its name; None: a model of classes goes by the text.
-        mask: name of what a model that completes pictures has to fill, as of `hidden_patches`.
+        mask: name of what a model that completes pictures has to fill, as of `hidden_patches`, or of DEGRADATIONS.
     """
 
     text: str = ""
