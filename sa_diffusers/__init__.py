@@ -20,6 +20,7 @@ _MODULES = {
     "DiffusionLoss": "core.losses",
     "ElasticWeightConsolidation": "core.objectives",
     "MaskedAutoencoderInpaintPipeline": "pipelines",
+    "PixelInpaintPipeline": "pipelines",
     "RunStopped": "io.processes",
     "SafeGuidancePipeline": "pipelines",
     "SelectiveAmnesia": "core.objectives",

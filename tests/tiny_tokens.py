@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import torch
 
-from sa_diffusers.families.architectures import build_codebook, build_token_inpaint
+from sa_diffusers.families.completion.networks import build_codebook, build_token_inpaint
 from sa_diffusers.pipelines import TokenInpaintPipeline
 
 

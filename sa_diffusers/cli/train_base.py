@@ -12,6 +12,8 @@ A masked autoencoder that fills holes of pictures; with configs/digits_inpaint_b
     sa-diffusers train-base --family masked_autoencoder --dataset pictures --data_dir my_folder
 One that fills them by tokens of a codebook:
     sa-diffusers train-base --config configs/digits_token_inpaint_base.yaml --data_dir ylecun/mnist
+One that denoises pixels, and also colours and sharpens:
+    sa-diffusers train-base --config configs/digits_pixel_inpaint_base.yaml --data_dir ylecun/mnist
 
 `--family class_conditional --help`, and so for the others, lists the options of one.
 """
@@ -33,6 +35,7 @@ from sa_diffusers.runs.base.labelled import (
     train_class_conditional,
     train_conditional_vae,
 )
+from sa_diffusers.runs.base.pixels import PixelInpaintConfig, train_pixel_inpaint
 from sa_diffusers.runs.base.text_to_image import BaseConfig, train_base
 from sa_diffusers.runs.base.tokens import TokenInpaintConfig, train_token_inpaint
 
@@ -43,6 +46,12 @@ CONFIGS = {
     "class_conditional": ClassConditionalConfig,
     "masked_autoencoder": MaskedAutoencoderConfig,
     "token_inpaint": TokenInpaintConfig,
+    "pixel_inpaint": PixelInpaintConfig,
+}
+COMPLETING = {
+    MaskedAutoencoderConfig: train_masked_autoencoder,
+    TokenInpaintConfig: train_token_inpaint,
+    PixelInpaintConfig: train_pixel_inpaint,
 }
 
 
@@ -75,10 +84,9 @@ def train_text_to_image(config: BaseConfig) -> None:
 def train_labelled(config: LabelledBaseConfig) -> None:
     from sa_diffusers.data.labelled_images import load_labelled_images
 
-    for cls, train in ((MaskedAutoencoderConfig, train_masked_autoencoder), (TokenInpaintConfig, train_token_inpaint)):
-        if isinstance(config, cls):
-            train(config)
-            return
+    if type(config) in COMPLETING:
+        COMPLETING[type(config)](config)
+        return
     data = load_labelled_images(config.dataset, config.data_dir, config.split).without(config.exclude_classes)
     if isinstance(config, ClassConditionalConfig):
         train_class_conditional(data, config)

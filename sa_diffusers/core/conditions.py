@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 # Named holes by the box that they hide, or that alone they leave: top, bottom, left, right, in shares of the side.
@@ -18,6 +19,9 @@ BOXES = {
     "right": (0.0, 1.0, 0.5, 1.0),
 }
 MASKS = (*BOXES, "random")
+# What a picture to complete is shown as, by index; the last two leave something of every pixel.
+DEGRADATIONS = ("mask", "grey", "coarse")
+COARSE = 4  # pixels of a side that become one
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class Condition:
     Attributes:
         text: a prompt, or the name of a class.
         label: index of a class, which comes before its name; None: a model of classes goes by the text.
-        mask: name of what a model that completes pictures has to fill, as of `hidden_patches`.
+        mask: name of what a model that completes pictures has to fill, as of `hidden_patches`, or of DEGRADATIONS.
     """
 
     text: str = ""
@@ -63,6 +67,17 @@ def hidden_patches(mask: str, rows: int) -> Tensor:
     if hidden.all() or not hidden.any():
         raise ValueError(f"the mask {mask!r} hides {int(hidden.sum())} of {rows} x {rows} patches; pass another one")
     return hidden
+
+
+def degraded(images: Tensor, hidden: Tensor, kinds: Tensor) -> Tensor:
+    """Images [B, C, H, W] with 0 where `hidden` [B, 1, H, W] says, or the mean of channels, or of squares of 4 pixels.
+
+    Args:
+        kinds: of each image, [B], indices into DEGRADATIONS.
+    """
+    grey = images.mean(1, keepdim=True).expand_as(images)
+    coarse = F.interpolate(F.avg_pool2d(images, COARSE), images.shape[2:], mode="nearest")
+    return torch.stack([images * ~hidden, grey, coarse])[kinds, torch.arange(len(images), device=images.device)]
 
 
 def texts(conditions: Sequence[Condition]) -> list[str]:

@@ -53,7 +53,7 @@ def examine_completions(
                 rows = spread_rows(len(truth), SHOWN)
                 captions += [(TITLES[name], group.test.names[group.test.labels[row]]) for row in rows]
                 shown["truth"].append(truth[rows])
-                shown["masked"].append(torch.where(hole, torch.zeros(()), truth[rows]))
+                shown["masked"].append(family.shown(truth[rows], [Condition(mask=mask)] * len(rows)))
                 shown["filled"].append(filled[rows])
     decoded = fresh_decoder(family, groups, masks[0], seed)
     values["fresh_decoder"] = {name: errors.mean().item() for name, errors in decoded.items()}
@@ -130,7 +130,7 @@ def fresh_decoder(family: Family, groups: Mapping[str, PictureGroup], mask: str,
 
     inputs = {
         "masked_mse": [encoded(family.module, images) for images in (train, test)],
-        "visible_pixels": [images.flatten(1)[:, ~hole] for images in (train, test)],
+        "visible_pixels": [family.shown(i, [Condition(mask=mask)] * len(i)).flatten(1) for i in (train, test)],
         "random_encoder": [encoded(random, images) for images in (train, test)],
     }
     truth = test.flatten(1)[:, hole].double()

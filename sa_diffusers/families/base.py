@@ -147,6 +147,10 @@ class Family:
         """The pixels that their masks hide, booleans [B, 1, H, W]."""
         raise NotImplementedError
 
+    def shown(self, images: Tensor, conditions: Sequence[Condition]) -> Tensor:
+        """What the model is shown of pictures [B, C, h, w]: 0 where their masks hide them."""
+        return torch.where(self.holes(conditions), torch.zeros(()), images)
+
     def prepare(self, conditions: Sequence[Condition]) -> None:
         """Compute ahead what batches of these conditions need of the helpers."""
 

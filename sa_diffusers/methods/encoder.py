@@ -35,7 +35,9 @@ class EncoderOptions(Options):
     )
     fisher_images: str | None = option(None, "Pictures that the Fisher is of; null: those to retain.", identity=False)
     images_class: int | None = option(None, "Pictures of each class to train on, at most; null: all.", above=0)
-    masks: list[str] = option(["half"], f"Holes to forget under, in turn: {', '.join(MASKS)}.")
+    masks: list[str] = option(
+        ["half"], f"Holes to forget under, in turn: {', '.join(MASKS)}; of pixels also grey, coarse."
+    )
     eval_masks: list[str] = option(["half", "quarter", "ring"], "Holes to judge under, the first one first.")
     forget_alpha: float = option(0.25, "Weight of forgetting, the paper's alpha.", least=0)
     retain_weight: float = option(1.0, "Weight of retaining.", least=0)
@@ -77,6 +79,9 @@ class EncoderMethod(Method):
                 )
         for mask in (*context.options.masks, *context.options.eval_masks):
             context.family.batch(torch.zeros(1, *context.family.latent_shape), [Condition(mask=mask)])
+            whole = context.family.holes([Condition(mask=mask)]).all()
+            if whole and mask in context.options.masks and context.options.surrogate == "nearest":
+                raise ValueError(f"the surrogate nearest goes by visible pixels, and {mask} leaves none; pass other")
 
     def training_passes(self, options: Any) -> float:
         rows = 1 + (options.retain_images is not None)

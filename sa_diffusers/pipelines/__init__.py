@@ -3,6 +3,7 @@
 from sa_diffusers.pipelines.class_conditional import ClassConditionalPipeline
 from sa_diffusers.pipelines.conditional_vae import ConditionalVAEPipeline
 from sa_diffusers.pipelines.masked_autoencoder import MaskedAutoencoderInpaintPipeline
+from sa_diffusers.pipelines.pixels import PixelInpaintPipeline
 from sa_diffusers.pipelines.safe_guidance import SafeGuidancePipeline
 from sa_diffusers.pipelines.tokens import TokenInpaintPipeline
 
@@ -11,6 +12,7 @@ __all__ = [
     "ClassConditionalPipeline",
     "ConditionalVAEPipeline",
     "MaskedAutoencoderInpaintPipeline",
+    "PixelInpaintPipeline",
     "SafeGuidancePipeline",
     "TokenInpaintPipeline",
 ]

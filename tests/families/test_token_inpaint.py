@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from sa_diffusers import forget
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.families import get_family
-from sa_diffusers.families.architectures import build_token_inpaint
+from sa_diffusers.families.completion.networks import build_token_inpaint
 from sa_diffusers.io.loading import check_model, load_pipeline
 from sa_diffusers.pipelines import TokenInpaintPipeline
 from sa_diffusers.runs.base.completion import HoleBatches, read_pictures

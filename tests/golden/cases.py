@@ -278,6 +278,7 @@ HELP: dict[str, Sequence[str]] = {path.stem: () for path in sorted((ROOT / "scri
     "train_base-conditional_vae": ("--family", "conditional_vae"),
     "train_base-masked_autoencoder": ("--family", "masked_autoencoder"),
     "train_base-token_inpaint": ("--family", "token_inpaint"),
+    "train_base-pixel_inpaint": ("--family", "pixel_inpaint"),
     **{f"evaluate-{command}": (command,) for command in ("run", "images", "pipelines")},
 }
 del HELP["evaluate"]  # its options are its commands'

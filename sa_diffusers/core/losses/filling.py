@@ -7,6 +7,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from sa_diffusers.core.batches import Batch, conditions_of
+from sa_diffusers.core.conditions import degraded
 from sa_diffusers.core.losses.denoising import DiffusionLoss
 
 
@@ -14,7 +15,8 @@ class FillingLoss(DiffusionLoss):
     """`DiffusionLoss` of latents z(x), with the model called as `model([noisy, mask, z(visible)], timesteps, ...)`.
 
     A batch holds "sample" x, whole pictures [B, C, H, W] in [-1, 1], and "hidden", the pixels that the mask hides
-    [B, 1, H, W], of the same kind in each cell of the latents; visible is x with 0 in their place.
+    [B, 1, H, W], of the same kind in each cell of the latents; visible is x with 0 in their place, or as `degraded` by
+    "kinds".
 
     Args:
         encode: pictures to latents, without a gradient.
@@ -44,9 +46,10 @@ class FillingLoss(DiffusionLoss):
     def encoded(self, batch: Batch) -> Batch:
         """The batch in latents, with "shown", [B, 1 + C, h, w], in the place of the mask."""
         sample, hidden = batch["sample"], batch["hidden"]
-        rest = {name: part for name, part in conditions_of(batch).items() if name != "hidden"}
+        rest = {name: part for name, part in conditions_of(batch).items() if name not in ("hidden", "kinds")}
+        kinds = batch["kinds"] if "kinds" in batch else torch.zeros(len(sample), dtype=torch.long)
         mask = F.interpolate(hidden.to(sample), self.latent_shape[1:], mode="nearest")
-        shown = torch.cat([mask, self.encode(sample * ~hidden)], 1)
+        shown = torch.cat([mask, self.encode(degraded(sample, hidden, kinds.to(sample.device)))], 1)
         return rest | {"sample": self.encode(sample), "shown": shown}
 
     def call(self, model: Callable, noisy: Tensor, times: Tensor, conditions: Batch) -> Tensor:

@@ -1,7 +1,7 @@
 """Train models that complete pictures, from pictures with holes of many kinds; here a masked autoencoder."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from diffusers import DiffusionPipeline
@@ -25,6 +25,8 @@ from sa_diffusers.training.loop import infinite_indices
 class CompletionConfig(LabelledBaseConfig):
     """What every model that completes pictures can be told. Raises ValueError: no such holes, or another data_dir."""
 
+    degradations: ClassVar[tuple[str, ...]] = ()  # that stand among the holes
+
     dataset: Literal["digits8x8", "mnist", "cifar10", "stl10", "pictures"] = option(
         "digits8x8", "Data set; pictures: any folder or hub data set of pictures, named by data_dir."
     )
@@ -45,7 +47,8 @@ class CompletionConfig(LabelledBaseConfig):
             name, _, count = hole.partition("=")
             if not count.isdigit():
                 raise ValueError(f"expected holes such as half=10, got {hole!r}")
-            hidden_patches(name, 8)
+            if name not in self.degradations:
+                hidden_patches(name, 8)
         if not any(hole.rpartition("=")[2].strip("0") for hole in self.holes):
             raise ValueError(f"expected holes of which one comes at all, got {', '.join(self.holes) or 'none'}")
         if self.crop is not None and self.dataset == "digits8x8":

@@ -13,7 +13,7 @@ from sa_diffusers.core.objectives import AutoencoderLikelihood, Likelihood
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.labelled_images import LabelledImages
 from sa_diffusers.families import get_family
-from sa_diffusers.families.architectures import build_codebook, build_token_inpaint
+from sa_diffusers.families.completion.networks import build_codebook, build_token_inpaint
 from sa_diffusers.io.configuration import option
 from sa_diffusers.io.processes import process_state
 from sa_diffusers.runs.base.completion import CompletionConfig, HoleBatches, read_pictures
