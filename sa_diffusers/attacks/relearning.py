@@ -81,7 +81,8 @@ def relearn(
         asked = torch.randint(len(prompts), (settings.batch_size,), generator=seeded(seed, "relearn", step)).tolist()
         return family.batch(pictures[chosen], [Condition(prompts[index]) for index in asked])
 
-    losses = [loss_of(loss, concept_words[0])]
+    vectors = loss.encoder.start(concept_words[0])
+    losses = [loss_of(loss, vectors)]
     config = TrainingConfig(
         num_train_steps=settings.steps, train_batch_size=settings.batch_size, learning_rate=settings.relearn_rate,
         checkpointing_steps=None,
@@ -98,5 +99,5 @@ def relearn(
             family.module.unload_lora()
     adapter = FoundAdapter(found, concept_words[0], losses)
     with adapter.applied(family):
-        losses.append(loss_of(loss, concept_words[0]))
+        losses.append(loss_of(loss, vectors))
     return adapter

@@ -170,7 +170,7 @@ def notes(result: Mapping[str, Any]) -> list[str]:
     if any(one["attack"] in FROM_PICTURES for one in attacks):
         found.append(
             "What begins at a picture of the concept brings it back from any model, the more so the less noise there "
-            "is: such numbers say something beside those of a model that never learned it."
+            "is: such numbers mean something only beside those of a model that never learned it."
         )
     if (accuracy := result["classifier_accuracy"]) is not None:
         found.append(f"The classifier is right on {accuracy:.1%} of held-out real images.")

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sa_diffusers.attacks.target_loss import AttackSettings, TargetLoss, frozen_model, prepare
+from sa_diffusers.attacks.target_loss import AttackSettings, TargetLoss, frozen_model
+from sa_diffusers.core.batches import Batch, to
 from sa_diffusers.families import Family, get_family
+from sa_diffusers.families.text_to_image.template_encoder import PLACE
 from sa_diffusers.io.atomic_files import explain_read_errors, read_json, write_json
 from sa_diffusers.io.loading import load_pipeline
 
@@ -96,6 +98,16 @@ class FoundWeights:
             yield
 
 
+class NamedTemplates:
+    """In the place of a `TemplateEncoder`: the concept's word in templates, whatever vectors are given."""
+
+    def __init__(self, family: Family, templates: Sequence[str], word: str):
+        self.family, self.templates = family, [template.replace(PLACE, word) for template in templates]
+
+    def __call__(self, vectors: Tensor, rows: Sequence[int]) -> Batch:
+        return to(self.family.embed([self.templates[row] for row in rows]), self.family.device)
+
+
 def change_weights(
     family: Family,
     latents: Tensor,
@@ -106,18 +118,22 @@ def change_weights(
 ) -> FoundWeights:
     """Measure the loss of the concept's word before and after a rule of `FoundWeights` changes the weights.
 
+    Args:
+        family, latents, templates, concept_words, settings: see `attack_embedding`; nothing is searched.
+
     Raises:
-        TypeError, ValueError: as `attack_embedding`. ModelLoadError: as `FoundWeights.applied`.
+        ModelLoadError: as `FoundWeights.applied`.
     """
-    loss, word = prepare(family, latents, templates, concept_words, settings), concept_words[0]
-    losses = [loss_of(loss, word)]
+    word, nothing = concept_words[0], torch.empty(0)
+    loss = TargetLoss(family, NamedTemplates(family, templates, word), latents, settings)
+    losses = [loss_of(loss, nothing)]
     found = FoundWeights(word, losses, **rule)
     with found.applied(family):
-        losses.append(loss_of(loss, word))
+        losses.append(loss_of(loss, nothing))
     return found
 
 
-def loss_of(loss: TargetLoss, word: str) -> float:
-    """The loss of a word on the fixed set of targets, with the model's weights as they are now."""
+def loss_of(loss: TargetLoss, vectors: Tensor) -> float:
+    """The loss of vectors on the fixed set of targets, with the model's weights as they are now."""
     with frozen_model(loss.family):
-        return loss.fixed(loss.encoder.start(word))
+        return loss.fixed(vectors)
