@@ -85,7 +85,7 @@ def forget(
         pipeline: of a class that a family adapts (`sa_diffusers.families`); left as it is unless `inplace`.
         concept: one or several phrasings of the concept, separated by commas; or several concepts, each with what
             takes its place: [Forget("seven, 7", "three"), Forget("red", "green")].
-        surrogate: what takes its place: a prompt, a folder of images, "noise", or "auto": a word of the model's choice.
+        surrogate: what takes its place: a prompt, a folder of images, "noise", or "auto", a word that it chooses.
             None: looked up, for known concepts.
         inplace, progress: whether to change the given pipeline's weights, not a copy's; to print the plan and bars.
         callback: gets every event, a dict (docs/events.md); the run stops where it raises, or returns False.
