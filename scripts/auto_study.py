@@ -2,12 +2,11 @@
 
     python scripts/auto_study.py --output_dir runs/auto_study
 
-Only chooses, a minute a concept on one core: by the words that ship and without the siblings that are known of these
-concepts, unless --siblings says so. Writes auto.json, of which docs/results has a copy. The same command resumes.
+Only chooses, half a minute a concept on one core: by the words that ship, and without the siblings that are known of
+these, unless --siblings says so. Writes auto.json, of which docs/results has a copy. The same command resumes.
 """
 
 import argparse
-import time
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ MODELS = ("digits", "digits_flow")
 
 def choose(model: str, concept: str, folder: Path, known: bool) -> dict[str, Any]:
     """The choice for one concept, with its seconds, and what is written by hand in assets/surrogates.yaml."""
-    began, given = time.monotonic(), {"concept": concept, "surrogate": "auto", "classifier": []}
+    given: dict[str, Any] = {"concept": concept, "surrogate": "auto", "classifier": []}
     given["siblings"] = None if known else concept  # no word is its own sibling
     values = layered(ForgetConfig, read_values(ForgetConfig, f"bundled/{model}"), given)
     options = config_from_dict(ForgetConfig, values).resolved()
@@ -45,7 +44,7 @@ def choose(model: str, concept: str, folder: Path, known: bool) -> dict[str, Any
     }
     settle_surrogates(context)
     (choice,) = context.value("auto")
-    return choice | {"by_hand": find_concept(concept).surrogate, "seconds": round(time.monotonic() - began, 1)}
+    return choice | {"by_hand": find_concept(concept).surrogate, "seconds": round(context.spent["surrogate"], 1)}
 
 
 def main() -> None:

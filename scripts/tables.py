@@ -71,6 +71,18 @@ def theorem_objective() -> str:
     return table_of(read("theorem")["objective"])
 
 
+def auto() -> str:
+    """What the model chooses in the place of a concept."""
+    rows: dict[str, dict[str, str]] = {}
+    for model, choices in read("auto").items():
+        for concept, choice in choices.items():
+            kept = [f"{one['word']} ({one['nats']:.1f})" for one in choice["finalists"] if one["passed_over"] is None]
+            first, *then = kept
+            said = f"**{first}**" + (f"; {', '.join(then)}" if then else "")
+            rows.setdefault(concept, {"concept": concept, "by hand": choice["by_hand"]})[f"`bundled/{model}`"] = said
+    return table_of(list(rows.values()))
+
+
 def quickstart_seconds() -> str:
     """Its stages."""
     seconds = {name: value for name, value in read("quickstart")["seconds"].items() if name != "reused"}
@@ -158,6 +170,7 @@ TABLES: dict[str, Callable[[], str]] = {
     table.__name__: table
     for table in (
         quickstart,
+        auto,
         quickstart_seconds,
         measured,
         whole_runs,

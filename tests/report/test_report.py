@@ -82,11 +82,8 @@ def make_page(path, **changes) -> str:
 
 
 def test_page_says_why_a_surrogate_was_chosen(tmp_path):
-    chosen = {
-        "said": f"five, not {NASTY}",
-        "figures": [figure({"": random_image()}, "five", "9 nats")],
-        "open": "dog (1.2)",
-    }
+    shown = [figure({"": random_image()}, "five", "9 nats")]
+    chosen = {"said": f"five, not {NASTY}", "figures": shown, "open": "dog (1.2)"}
     page = make_page(tmp_path / "page.html", choices=[chosen])
     assert "Why this surrogate" in page and "9 nats" in page and "dog (1.2)" in page and NASTY not in page
     assert "Why this surrogate" not in make_page(tmp_path / "page.html")
