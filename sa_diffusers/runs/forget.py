@@ -38,23 +38,29 @@ from sa_diffusers.io.loading import (
 from sa_diffusers.io.model_names import base_name, folder_name
 from sa_diffusers.io.processes import Listener, process_state, reporting, say, tell
 from sa_diffusers.io.stages import Artifact, Stages, content_fingerprint
-from sa_diffusers.models.precision import compute_dtype, kept_state, on_device, usual_modes
+from sa_diffusers.models.precision import (
+    compute_dtype,
+    kept_state,
+    on_device,
+    usual_modes,
+    weights_in_main_memory,
+)
 from sa_diffusers.models.quantization import quantized
 from sa_diffusers.models.single_file import configurations
 from sa_diffusers.report.run_page import NotebookView
 from sa_diffusers.runs import options as run_options
-from sa_diffusers.runs.chain import chain_of, taken_over
+from sa_diffusers.runs.chain import Merge, chain_of, taken_over
 from sa_diffusers.runs.checks import check_run
 from sa_diffusers.runs.context import Inputs, RunContext, prepared
 from sa_diffusers.runs.inputs import claim_folder, read_inputs
 from sa_diffusers.runs.options import RunOptions
 from sa_diffusers.runs.pictures import read_picture_inputs
 from sa_diffusers.runs.plan import announce
-from sa_diffusers.runs.results import all_written, combine, write_results
+from sa_diffusers.runs.results import all_written, combine, table, write_results
 from sa_diffusers.runs.stages import stages_of
 from sa_diffusers.runs.stages.auto import settle_surrogates
 from sa_diffusers.runs.stages.evaluate import EvaluateStage, exam_content
-from sa_diffusers.runs.stages.strengths import ChoiceStage, StrengthStage, weights_in_main_memory
+from sa_diffusers.runs.stages.strengths import ChoiceStage, StrengthStage
 from sa_diffusers.training.launching import check_launch
 
 
@@ -65,6 +71,11 @@ class Outcome:
     pipeline: DiffusionPipeline
     metrics: dict
     output_dir: Path
+
+    def say(self) -> None:
+        """Print the numbers, and where pipeline and page are."""
+        say(f"\n{table(self.metrics)}\n\npipeline: {self.output_dir / 'pipeline'}")
+        say(f"report:   {(self.output_dir / 'report.html').resolve()}")
 
 
 @usual_modes()
@@ -129,27 +140,6 @@ def forget(
     return forgotten
 
 
-def forget_sequence(
-    pipeline: DiffusionPipeline, requests: Sequence[Forget | Sequence[Forget]], output_dir: str | Path, **options: Any
-) -> DiffusionPipeline:
-    """Make a pipeline forget one request after another, each with memory of those before it; see the option `after`.
-
-    Args:
-        requests: one concept or several each.
-        output_dir: run i, from 1 on, is in the folder i of it, and is not computed again.
-        options: as of `forget`, for every request.
-
-    Returns:
-        What the last request leaves. Raises as `forget`.
-    """
-    forgotten, after = pipeline, None
-    for number, request in enumerate(requests, 1):
-        rows, folder = [request] if isinstance(request, Forget) else request, Path(output_dir) / str(number)
-        forgotten = forget(pipeline, rows, output_dir=folder, after=after, **options)
-        after = str(folder)
-    return forgotten
-
-
 def _config_of(pipeline: DiffusionPipeline, dtype: str, options: dict[str, Any]) -> RunOptions:
     """The options of a run on a pipeline, over its kind's. Raises ValueError for another model or dtype."""
     given = layered(RunOptions, family_defaults(type(pipeline).__name__), options)
@@ -163,11 +153,14 @@ def _config_of(pipeline: DiffusionPipeline, dtype: str, options: dict[str, Any])
 
 
 @usual_modes()
-def run_forgetting(config: RunOptions, pipeline: DiffusionPipeline | None = None) -> Outcome:
+def run_forgetting(
+    config: RunOptions, pipeline: DiffusionPipeline | None = None, merge: Merge | None = None
+) -> Outcome:
     """Run every stage that the output folder does not hold yet; see `ForgetConfig` for what can be said.
 
     Args:
         pipeline: changed in place; None loads `config.model`.
+        merge: of adapters, in the place of training.
     """
     options, state = taken_over(config.resolved()), process_state()
     method = methods.get(options.method)
@@ -209,14 +202,16 @@ def run_forgetting(config: RunOptions, pipeline: DiffusionPipeline | None = None
         if state.is_main_process:
             claim_folder(output_dir)
         state.wait_for_everyone()
-        outcome = _run(options, pipeline, inputs, output_dir)
+        outcome = _run(options, pipeline, inputs, output_dir, merge)
         if options.push_to_hub and state.is_main_process:
             folder = output_dir / ("lora" if options.lora_rank else "pipeline")
             say(f"pushed to {push_folder(folder, hub_id, private=options.hub_private)}")
     return outcome
 
 
-def _run(options: RunOptions, pipeline: DiffusionPipeline | None, inputs: Inputs, output_dir: Path) -> Outcome:
+def _run(
+    options: RunOptions, pipeline: DiffusionPipeline | None, inputs: Inputs, output_dir: Path, merge: Merge | None
+) -> Outcome:
     earlier = chain_of(options.after)[-1].forgotten if options.after else None
     earlier = earlier or getattr(pipeline, "forgotten", None) or read_forgotten(options.model, options.revision)
     bits, source = options.quantize_base, (options.model, options.revision, options.variant, options.dtype)
@@ -230,7 +225,7 @@ def _run(options: RunOptions, pipeline: DiffusionPipeline | None, inputs: Inputs
         family = get_family(pipeline, sampler=options.sampler, compute_dtype=compute_dtype(options.mixed_precision))
         for judge in inputs.judges.values():
             judge.classifier.require_size(family.resolution)
-        context = RunContext(options, inputs, family, output_dir, forgotten=earlier)
+        context = RunContext(options, inputs, family, output_dir, forgotten=earlier, merge=merge)
         check_run(context)
         with prepared(family, options):
             context.artifacts |= {

@@ -21,6 +21,10 @@ SEEDS = [3, 4, 5, 6, 7]
 KINDS = ("epsilon", "v_prediction", "xl", "sd3", "flux-dev", "flux-schnell")
 
 
+def slow(kind: str):
+    return pytest.param(kind, marks=pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True)
 def few_fixed(monkeypatch):
     monkeypatch.setattr("sa_diffusers.attacks.target_loss.NUM_FIXED", 16)
@@ -115,7 +119,7 @@ def test_a_path_from_pure_noise_is_the_samplers(family_of, kind):
     assert_close(walk(family, noise, [*terms, end], told), latents, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["epsilon", "sd3"])
+@pytest.mark.parametrize("kind", [slow("epsilon"), "sd3"])
 def test_pictures_lead_to_noise_and_back(family_of, kind):
     family = family_of(kind)
     latents = pictures(family)
@@ -133,7 +137,7 @@ def test_pictures_lead_to_noise_and_back(family_of, kind):
     assert (drawn - latents).square().mean() < (pictures(family, 6)[3:] - latents).square().mean() / 4
 
 
-@pytest.mark.parametrize("kind", ["epsilon", "sd3", "flux-dev"])
+@pytest.mark.parametrize("kind", ["epsilon", slow("sd3"), slow("flux-dev")])
 def test_a_noised_picture_is_drawn_on_and_the_less_noise_the_nearer(family_of, kind):
     family = family_of(kind)
     latents = pictures(family)

@@ -235,6 +235,7 @@ def test_without_pictures_to_retain_ewc_holds_the_rest(run, tmp_path):
     assert change[10.0] < 0.7 * change[1e-6]
 
 
+@pytest.mark.slow
 def test_a_folder_can_take_their_place_from_python(few_pictures, tmp_path):
     (tmp_path / "grey").mkdir()
     for index in range(6):

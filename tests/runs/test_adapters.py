@@ -15,7 +15,7 @@ from sa_diffusers.runs.chain import chain_of, taken_over
 from sa_diffusers.runs.options import ForgetConfig
 
 
-pytestmark = pytest.mark.usefixtures("few_pictures")
+pytestmark = [pytest.mark.usefixtures("few_pictures"), pytest.mark.slow]  # several runs a test
 PAIRS = {"concept": "seven, 7; eight", "surrogate": "nine; six"}
 OWN = {"lora_rank": 2, "lora_alpha": 3.0, "start": "edit", "uce_preserve_scale": 0.1, "surrogate_target": "model"}
 

@@ -92,6 +92,7 @@ def run(few_pictures, telling, prompts, tmp_path_factory):
     return folder, rows, forget(telling, rows, output_dir=folder, **GIVEN, **prompts)
 
 
+@pytest.mark.slow
 def test_what_was_chosen_is_what_the_run_says(run):
     folder, _, forgotten = run
     (choice,) = json.loads((folder / "surrogate" / "auto.json").read_text())["choices"]
@@ -108,6 +109,7 @@ def test_what_was_chosen_is_what_the_run_says(run):
     assert {one["picture"] for one in choice["finalists"]} <= {path.name for path in folder.glob("surrogate/*.png")}
 
 
+@pytest.mark.slow
 def test_the_same_call_goes_on_with_the_same_choice(run, telling, prompts):
     folder, rows, _ = run
     before = (folder / "surrogate" / "auto.json").stat().st_mtime_ns

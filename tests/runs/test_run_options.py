@@ -292,6 +292,7 @@ def test_a_gradient_that_is_not_finite_ends_the_fisher(start, tmp_path, monkeypa
     assert not (tmp_path / "run" / "fisher.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_fisher_with_nan_is_refused(start, finished, shared, tmp_path):
     fisher = Fisher.load(finished / "fisher.safetensors")
     fisher.tensors["conv_in.weight"][0] = NAN

@@ -86,6 +86,7 @@ def chain(tiny_pipeline, tmp_path_factory):
     return folder, forget_sequence(tiny_pipeline(), requests, folder, **CHEAP | own | files)
 
 
+@pytest.mark.slow
 def test_a_chain_keeps_its_adapters_and_its_artifacts(chain, tiny_pipeline):
     folder, forgotten = chain
     pipeline = tiny_pipeline()
@@ -103,6 +104,7 @@ def test_a_chain_keeps_its_adapters_and_its_artifacts(chain, tiny_pipeline):
     assert not (folder / "2" / "fisher.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_chain_is_told(chain):
     folder, forgotten = chain
     assert [record["concept"] for record in forgotten.forgotten] == ["seven, 7", "eight"]
@@ -112,6 +114,7 @@ def test_a_chain_is_told(chain):
     assert [mentions(text, ["eight"]) for text in surrogate] == [False, True] * 2  # memory of the first
 
 
+@pytest.mark.slow
 def test_the_teacher_of_a_chain_is_the_original(chain, tiny_pipeline):
     pipeline, inputs = tiny_pipeline(), (torch.randn(2, 4, 8, 8), torch.tensor([3, 7]), torch.randn(2, 12, 8))
     family, expected = get_family(pipeline), pipeline.unet(*inputs).sample
@@ -133,6 +136,7 @@ def test_the_teacher_of_a_chain_is_the_original(chain, tiny_pipeline):
         (Forget("two", "seven"), "the surrogate 'seven' is itself forgotten, by the concept of .*1"),
     ],
 )
+@pytest.mark.slow
 def test_what_a_chain_has_forgotten_is_refused(chain, tiny_pipeline, request_of, says):
     with pytest.raises(ValueError, match=says):
         forget(tiny_pipeline(), [request_of], after=chain[0] / "1")
@@ -158,6 +162,7 @@ def test_several_classes_are_shown_in_turn(surrogate, tmp_path):
         forget(pipeline, [Forget("0", "1"), Forget("1", "2")])
 
 
+@pytest.mark.slow
 def test_the_fisher_of_a_chain_is_carried_on(chain, tiny_pipeline, tmp_path):
     folder, own = chain[0], {"chain_fisher": "carried", "chain_decay": 0.25, "adapters": "each", "progress": False}
     again = read_run_options(folder / "2") | own | {"concept": [Forget("eight", "six")], "output_dir": tmp_path}
@@ -187,6 +192,7 @@ def test_the_fisher_of_a_chain_is_carried_on(chain, tiny_pipeline, tmp_path):
     assert_close(saved, pipeline.unet.state_dict(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_a_run_of_a_chain_takes_over(chain):
     given = {"concept": "eight", "surrogate": "six", "after": str(chain[0] / "1"), "model": "StableDiffusionPipeline"}
     found = {
