@@ -147,7 +147,7 @@ FILES = [
     ("config.yaml", b"{}", ("config.yaml is a file", "pass the folder")),
     ("lora.safetensors", {"unet.a.lora_A.weight": 2}, ("no pipeline under its original names", "unet.a.lora_A")),
     ("unet.safetensors", {"conv_in.weight": 2}, ("no pipeline under its original names", "convert checkpoint")),
-    ("v1.ckpt", {"model.diffusion_model.input_blocks.0.0.weight": (4, 4, 3, 3)}, ("is no UNet2DCond", "(320, 4, 3, 3)")),
+    ("v1.ckpt", {"model.diffusion_model.input_blocks.0.0.weight": (4, 4, 3, 3)}, ("is no UNet2D", "(320, 4, 3, 3)")),
     ("xl.safetensors", {"conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias": 2,
                         "model.diffusion_model.a": 2}, ("is no UNet2DConditionModel", "lacks")),
     ("refiner.safetensors", {"conditioner.embedders.0.model.transformer.resblocks.9.mlp.c_proj.bias": 2,
