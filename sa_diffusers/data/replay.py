@@ -16,7 +16,12 @@ from sa_diffusers.training.loop import infinite_indices
 
 
 def spread(prompts: Sequence[str], count: int, seed: int) -> list[str]:
-    """`count` prompts over the whole list: each once, in a random order, before any is taken again."""
+    """`count` prompts over the whole list: each once, in a random order, before any is taken again.
+
+    Raises ValueError: there is none to take.
+    """
+    if count and not prompts:
+        raise ValueError(f"expected prompts to choose {count} from, got none")
     order: list[int] = []
     while len(order) < count:
         order += torch.randperm(len(prompts), generator=seeded(seed, "spread", len(order))).tolist()

@@ -151,6 +151,9 @@ def test_spread_takes_every_prompt_before_it_repeats_one():
     assert drawn[:100] != drawn[100:200]
     assert len(set(drawn[200:])) == 50
     assert spread(prompts, 250, seed=1) == drawn != spread(prompts, 250, seed=2)
+    assert spread([], 0, seed=1) == []
+    with pytest.raises(ValueError, match="expected prompts to choose 3 from, got none"):
+        spread([], 3, seed=1)
     assert drawn[:100] != prompts
 
 

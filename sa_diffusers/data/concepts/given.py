@@ -67,6 +67,8 @@ def check_surrogate(concept: Concept, may_be_empty: bool = False) -> None:
         return
     if _meant_as_path(surrogate):
         raise ValueError(f"no folder {surrogate}; a surrogate is {kinds}")
+    if fold(surrogate).startswith("auto:"):
+        raise ValueError(f"expected auto, which chooses one surrogate, got {surrogate!r}: several cannot be tried")
     if "{}" in surrogate:
         raise ValueError(f"expected a surrogate in words, without the {{}} of a template, got {surrogate!r}")
     named = [p for p in concept.phrasings if mentions(surrogate, [p], concept.plurals)]
