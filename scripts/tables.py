@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sa_diffusers.attacks.results import table as attack_table
 from sa_diffusers.report.metrics_table import metric_rows
 from sa_diffusers.report.tables import markdown_table
 from sa_diffusers.report.tables import measured as measured_by
@@ -59,6 +60,11 @@ def flow_paths() -> str:
 def flow_fisher() -> str:
     """The cheap Fisher of the bundled flow beside two larger draws."""
     return table_of(read("flow_fisher"))
+
+
+def attacks() -> str:
+    """Every attack on a run of configs/digits_edit.yaml."""
+    return markdown_table(*attack_table(read("attacks")))
 
 
 def theorem_bound() -> str:
@@ -169,6 +175,7 @@ def preference() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     table.__name__: table
     for table in (
+        attacks,
         quickstart,
         auto,
         quickstart_seconds,
