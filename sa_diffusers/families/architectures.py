@@ -15,7 +15,6 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
     UNet2DModel,
-    VQModel,
 )
 from tokenizers import Regex, normalizers
 from transformers import (
@@ -31,12 +30,11 @@ from transformers import (
 )
 
 from sa_diffusers.core.seeding import derive_seed
-from sa_diffusers.models import ConditionalVAE, TokenTransformer
+from sa_diffusers.models import ConditionalVAE
 from sa_diffusers.pipelines import (
     ClassConditionalPipeline,
     ConditionalVAEPipeline,
     MaskedAutoencoderInpaintPipeline,
-    TokenInpaintPipeline,
 )
 
 
@@ -222,53 +220,6 @@ def build_masked_autoencoder(options: Any, channels: int, seed: int) -> MaskedAu
             positions[:, 1:] = sine_positions(size // patch, positions.shape[2])
         mae.decoder.mask_token.normal_(std=options.initializer_range)
     return MaskedAutoencoderInpaintPipeline(mae)
-
-
-def build_token_inpaint(options: Any, vq: VQModel, seed: int) -> TokenInpaintPipeline:
-    """A pipeline around a codebook, with a transformer of its tokens that is untrained.
-
-    Args:
-        options: of `TokenInpaintConfig`, those of its architecture.
-
-    Raises:
-        ValueError: heads that do not divide the width.
-    """
-    if options.hidden_size % options.num_heads:
-        raise ValueError(f"expected a hidden_size that {options.num_heads} heads divide, got {options.hidden_size}")
-    torch.manual_seed(derive_seed(seed, "transformer"))
-    transformer = TokenTransformer(
-        num_tokens=vq.config.num_vq_embeddings,
-        rows=vq.config.sample_size // 2 ** (len(vq.config.block_out_channels) - 1),
-        hidden_size=options.hidden_size,
-        num_heads=options.num_heads,
-        num_layers=options.num_layers,
-        decoder_num_layers=options.decoder_num_layers,
-    )
-    return TokenInpaintPipeline(vq, transformer, options.choice_temperature)
-
-
-def build_codebook(options: Any, channels: int, seed: int) -> VQModel:
-    """A VQModel, untrained; `options` as of `build_token_inpaint`. Raises ValueError: sizes that do not fit."""
-    widths, factor = options.vq_channels, 2 ** (len(options.vq_channels) - 1)
-    if options.image_size % factor or options.image_size // factor < 2 or any(w % 4 for w in widths):
-        raise ValueError(
-            f"expected vq_channels that divide by 4 and halve image_size {options.image_size} to 2 or more, got "
-            f"{widths}"
-        )
-    torch.manual_seed(derive_seed(seed, "vq"))
-    return VQModel(
-        in_channels=channels,
-        out_channels=channels,
-        block_out_channels=widths,
-        down_block_types=("DownEncoderBlock2D",) * len(widths),
-        up_block_types=("UpDecoderBlock2D",) * len(widths),
-        latent_channels=options.code_size,
-        vq_embed_dim=options.code_size,
-        sample_size=options.image_size,
-        num_vq_embeddings=options.num_codes,
-        norm_num_groups=4,
-        mid_block_add_attention=False,
-    )
 
 
 def sine_positions(rows: int, width: int) -> torch.Tensor:

@@ -44,11 +44,7 @@ class MaskedAutoencoderInpaintPipeline(DiffusionPipeline):
                 f"{mae.config.norm_pix_loss}"
             )
         self.register_modules(mae=mae)
-        grey = mae.config.num_channels == 1
-        self.image_processor = VaeImageProcessor(do_resize=False, do_convert_grayscale=grey, do_convert_rgb=False)
-        self.mask_processor = VaeImageProcessor(
-            do_resize=False, do_normalize=False, do_binarize=True, do_convert_grayscale=True
-        )
+        self.image_processor, self.mask_processor = processors(mae.config.num_channels)
 
     @torch.no_grad()
     def __call__(
@@ -78,10 +74,8 @@ class MaskedAutoencoderInpaintPipeline(DiffusionPipeline):
         config = self.mae.config
         shape = config.num_channels, config.image_size, config.image_size
         images = read_pictures(self.image_processor, image, {1: ("L",), 3: ("RGB",)}[shape[0]], shape)
-        masks = read_pictures(self.mask_processor, mask_image, ("1", "L", "RGB"), (1, *shape[1:]))
-        if len(masks) not in (1, len(images)):
-            raise ValueError(f"expected 1 mask or {len(images)}, got {len(masks)}")
-        filled = self.complete(images, self.patches_of(masks.expand(len(images), -1, -1, -1)))
+        masks = read_masks(self.mask_processor, mask_image, images)
+        filled = self.complete(images, self.patches_of(masks))
         output = self.image_processor.postprocess(filled.cpu(), output_type)
         return ImagePipelineOutput(output) if return_dict else (output,)
 
@@ -140,6 +134,30 @@ def read_pictures(processor: VaeImageProcessor, given: Any, modes: tuple[str, ..
     if tuple(found.shape[1:]) != shape:
         raise ValueError(f"expected {shape[1]} x {shape[2]} pixels in {shape[0]} channels, got {list(found.shape)}")
     return found
+
+
+def processors(channels: int) -> tuple[VaeImageProcessor, VaeImageProcessor]:
+    """Of pictures with so many channels, and of masks."""
+    grey, alike = channels == 1, {"do_resize": False}
+    pictures = VaeImageProcessor(do_convert_grayscale=grey, do_convert_rgb=False, **alike)
+    return pictures, VaeImageProcessor(do_normalize=False, do_binarize=True, do_convert_grayscale=True, **alike)
+
+
+def read_masks(processor: VaeImageProcessor, given: Any, images: Tensor) -> Tensor:
+    """Masks [B, 1, H, W] for images [B, C, H, W], from one for all or one a picture. Raises as `read_pictures`."""
+    masks = read_pictures(processor, given, ("1", "L", "RGB"), (1, *images.shape[2:]))
+    if len(masks) not in (1, len(images)):
+        raise ValueError(f"expected 1 mask or {len(images)}, got {len(masks)}")
+    return masks.expand(len(images), -1, -1, -1)
+
+
+def generators_of(given: torch.Generator | list[torch.Generator] | None, count: int) -> list[torch.Generator]:
+    """One a picture; None: the seed 0. Raises ValueError: another number."""
+    one_for_all = given or torch.Generator().manual_seed(0)
+    generators = given if isinstance(given, list) else [one_for_all] * count
+    if len(generators) != count:
+        raise ValueError(f"expected 1 generator or {count}, got {len(generators)}")
+    return generators
 
 
 def patches_of(masks: Tensor, size: int) -> Tensor:

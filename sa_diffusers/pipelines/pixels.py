@@ -4,11 +4,16 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput, SchedulerMixin, UNet2DModel
-from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
 from sa_diffusers.core.conditions import DEGRADATIONS, degraded
-from sa_diffusers.pipelines.masked_autoencoder import patches_of, read_pictures
+from sa_diffusers.pipelines.masked_autoencoder import (
+    generators_of,
+    patches_of,
+    processors,
+    read_masks,
+    read_pictures,
+)
 
 
 class PixelInpaintPipeline(DiffusionPipeline):
@@ -22,11 +27,7 @@ class PixelInpaintPipeline(DiffusionPipeline):
     def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
-        grey = unet.config.out_channels == 1
-        self.image_processor = VaeImageProcessor(do_resize=False, do_convert_grayscale=grey, do_convert_rgb=False)
-        self.mask_processor = VaeImageProcessor(
-            do_resize=False, do_normalize=False, do_binarize=True, do_convert_grayscale=True
-        )
+        self.image_processor, self.mask_processor = processors(unet.config.out_channels)
 
     @torch.no_grad()
     def __call__(
@@ -59,13 +60,9 @@ class PixelInpaintPipeline(DiffusionPipeline):
         images = read_pictures(self.image_processor, image, {1: ("L",), 3: ("RGB",)}[shape[0]], shape)
         hidden = torch.ones(len(images), 1, *shape[1:], dtype=torch.bool)
         if mask_image is not None:
-            masks = read_pictures(self.mask_processor, mask_image, ("1", "L", "RGB"), (1, *shape[1:]))
-            if len(masks) not in (1, len(images)):
-                raise ValueError(f"expected 1 mask or {len(images)}, got {len(masks)}")
-            hidden = patches_of(masks.expand(len(images), -1, -1, -1), 1).view_as(hidden)
-        generators = generator if isinstance(generator, list) else [generator or torch.Generator()] * len(images)
-        if len(generators) != len(images):
-            raise ValueError(f"expected 1 generator or {len(images)}, got {len(generators)}")
+            masks = read_masks(self.mask_processor, mask_image, images)
+            hidden = patches_of(masks, 1).view_as(hidden)
+        generators = generators_of(generator, len(images))
         kinds = torch.full((len(images),), DEGRADATIONS.index(degradation))
         filled = self.complete(images, hidden, kinds, generators, num_inference_steps)
         output = self.image_processor.postprocess(filled.cpu(), output_type)

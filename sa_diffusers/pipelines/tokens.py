@@ -5,11 +5,16 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput, VQModel
-from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
 from sa_diffusers.models import TokenTransformer
-from sa_diffusers.pipelines.masked_autoencoder import patches_of, read_pictures
+from sa_diffusers.pipelines.masked_autoencoder import (
+    generators_of,
+    patches_of,
+    processors,
+    read_masks,
+    read_pictures,
+)
 
 
 class TokenInpaintPipeline(DiffusionPipeline):
@@ -28,11 +33,7 @@ class TokenInpaintPipeline(DiffusionPipeline):
         super().__init__()
         self.register_modules(vq=vq, transformer=transformer)
         self.register_to_config(choice_temperature=choice_temperature)
-        grey = vq.config.in_channels == 1
-        self.image_processor = VaeImageProcessor(do_resize=False, do_convert_grayscale=grey, do_convert_rgb=False)
-        self.mask_processor = VaeImageProcessor(
-            do_resize=False, do_normalize=False, do_binarize=True, do_convert_grayscale=True
-        )
+        self.image_processor, self.mask_processor = processors(vq.config.in_channels)
 
     @torch.no_grad()
     def __call__(
@@ -59,13 +60,9 @@ class TokenInpaintPipeline(DiffusionPipeline):
         config = self.vq.config
         shape = config.in_channels, config.sample_size, config.sample_size
         images = read_pictures(self.image_processor, image, {1: ("L",), 3: ("RGB",)}[shape[0]], shape)
-        masks = read_pictures(self.mask_processor, mask_image, ("1", "L", "RGB"), (1, *shape[1:]))
-        if len(masks) not in (1, len(images)):
-            raise ValueError(f"expected 1 mask or {len(images)}, got {len(masks)}")
-        hidden = patches_of(masks.expand(len(images), -1, -1, -1), shape[1] // self.transformer.config.rows)
-        generators = generator if isinstance(generator, list) else [generator or torch.Generator()] * len(images)
-        if len(generators) != len(images):
-            raise ValueError(f"expected 1 generator or {len(images)}, got {len(generators)}")
+        masks = read_masks(self.mask_processor, mask_image, images)
+        hidden = patches_of(masks, shape[1] // self.transformer.config.rows)
+        generators = generators_of(generator, len(images))
         output = self.image_processor.postprocess(
             self.complete(images, hidden, generators, num_inference_steps).cpu(), output_type
         )

@@ -17,6 +17,7 @@ from sa_diffusers.families import get_family
 from sa_diffusers.families.completion.networks import build_token_inpaint
 from sa_diffusers.io.loading import check_model, load_pipeline
 from sa_diffusers.pipelines import TokenInpaintPipeline
+from sa_diffusers.pipelines.masked_autoencoder import generators_of
 from sa_diffusers.runs.base.completion import HoleBatches, read_pictures
 from sa_diffusers.runs.base.tokens import TokenInpaintConfig, train_token_inpaint
 
@@ -206,3 +207,9 @@ def test_an_architecture_that_does_not_fit_is_refused_before_training(change, sa
     with pytest.raises(ValueError, match=said):
         train_token_inpaint(TokenInpaintConfig(**ARCHITECTURE | {"output_dir": str(tmp_path / "run")} | change))
     assert not (tmp_path / "run").exists()
+
+
+def test_without_a_generator_the_seed_is_0():
+    assert [one.initial_seed() for one in generators_of(None, 2)] == [0, 0]
+    with pytest.raises(ValueError, match="expected 1 generator or 2, got 3"):
+        generators_of([torch.Generator()] * 3, 2)

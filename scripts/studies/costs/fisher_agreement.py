@@ -52,10 +52,8 @@ def compare_estimators(
         exact_terms: in each of two draws of what stands for the exact Fisher, on a long grid; None: all of them.
     """
     count = 2 * exact_samples + draws * num_samples
-    if family.labels:  # a class-conditional model: its classes are all that it can be asked for
-        requests = sample_requests(family.labels, count, 0.0, seed)
-    else:
-        requests = sample_requests(read_prompts(prompts), count, 0.1, seed)
+    # A class-conditional model's classes are all that it can be asked for.
+    requests = sample_requests(family.labels or read_prompts(prompts), count, 0.0 if family.labels else 0.1, seed)
     samples = draw_samples(family, requests, SamplingSettings(1.5, 12, 60))
     parameters = dict(family.module.requires_grad_(True).eval().named_parameters())
 
