@@ -140,7 +140,7 @@ def test_the_teacher_of_a_chain_is_the_original(chain, tiny_pipeline):
 def test_what_a_chain_has_forgotten_is_refused(chain, tiny_pipeline, request_of, says):
     with pytest.raises(ValueError, match=says):
         forget(tiny_pipeline(), [request_of], after=chain[0] / "1")
-    with pytest.raises(ValueError, match="expected --after with the folder of a finished run"):
+    with pytest.raises(ValueError, match="expected the folder of a finished run to go on from, got"):
         forget(tiny_pipeline(), [Forget("two", "one")], after=chain[0])
     other = tiny_pipeline()
     other.register_to_config(_name_or_path="another/model")
