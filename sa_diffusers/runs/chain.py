@@ -39,7 +39,7 @@ class Link:
     def options(self) -> dict[str, Any]:
         values = read_run_options(self.folder)
         if not values or not (self.folder / "metrics.json").exists():
-            raise ValueError(f"expected the folder of a finished run to go on from, got {self.folder}; it has no config.yaml and metrics.json")
+            raise ValueError(f"expected the folder of a finished run to go on from, got {self.folder}")
         return values
 
     @property
