@@ -1,13 +1,13 @@
 """Draw samples of a model for conditions: on a fixed grid of batches, resumable, shared by processes."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sa_diffusers.core.batches import Batch, to
 from sa_diffusers.core.conditions import Condition
@@ -152,9 +152,9 @@ def draw_samples(
     return SampleSet(torch.cat([p.latents for p in parts]), [request.condition for request in requests])
 
 
-def frozen_family(family: Family) -> Family:
-    """The adapter of a copy of the pipeline as it is now."""
-    return get_family(copy_pipeline(family.pipeline, family.component))
+def frozen_family(family: Family, shared: Iterable[nn.Parameter] = ()) -> Family:
+    """The adapter of a copy of the pipeline as it is now, but for weights that stay as they are and are shared."""
+    return get_family(copy_pipeline(family.pipeline, family.component, shared))
 
 
 class FreshSamples:

@@ -4,7 +4,7 @@ import copy
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -105,10 +105,14 @@ def load_pipeline(
     return pipeline
 
 
-def copy_pipeline(pipeline: DiffusionPipeline, trained: str) -> DiffusionPipeline:
-    """A pipeline of the same class that shares every component but its own plain copy of the one that is trained."""
+def copy_pipeline(pipeline: DiffusionPipeline, trained: str, shared: Iterable[nn.Parameter] = ()) -> DiffusionPipeline:
+    """A pipeline of the same class that shares every component but its own plain copy of the one that is trained.
+
+    Args:
+        shared: weights of that one which are not copied either.
+    """
     components = {name: unwrapped(part) for name, part in pipeline.components.items()}
-    components[trained] = unfused(copy.deepcopy(components[trained]))
+    components[trained] = unfused(copy.deepcopy(components[trained], {id(weight): weight for weight in shared}))
     options = {k: v for k, v in pipeline.config.items() if k not in components and not k.startswith("_")}
     return type(pipeline)(**components, **options)
 

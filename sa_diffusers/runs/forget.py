@@ -60,6 +60,7 @@ from sa_diffusers.runs.results import all_written, combine, table, write_results
 from sa_diffusers.runs.stages import stages_of
 from sa_diffusers.runs.stages.auto import settle_surrogates
 from sa_diffusers.runs.stages.evaluate import EvaluateStage, exam_content
+from sa_diffusers.runs.stages.fisher import trained_names
 from sa_diffusers.runs.stages.strengths import ChoiceStage, StrengthStage
 from sa_diffusers.training.launching import check_launch
 
@@ -248,7 +249,8 @@ def _run_stages(context: RunContext) -> Outcome:
     main = process_state().is_main_process
     left = [stage for stage in stages.stages if stage.name in stages.left]
     if context.preference is not None and any(isinstance(stage, EvaluateStage) for stage in left):
-        context.preference.freeze()
+        alone = context.options.lora_rank and not context.adapters
+        context.preference.freeze(trained_names(context) if alone else None)
     if context.strength.kind == "scale" and any(isinstance(stage, StrengthStage | ChoiceStage) for stage in left):
         context.original = weights_in_main_memory(context.family.module)
     if main:

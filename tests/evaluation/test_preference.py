@@ -13,6 +13,7 @@ from sa_diffusers.evaluation.judges.clip import Clip, zero_shot
 from sa_diffusers.evaluation.judges.preference import DRAWS, PREFERENCE, ClipPreferenceJudge, PreferenceJudge
 from sa_diffusers.evaluation.prompt_sets import Candidate, PromptSet
 from sa_diffusers.families import get_family
+from sa_diffusers.training.lora import add_lora, fuse_lora
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +59,25 @@ def test_it_judges_by_the_model_as_it_was(tiny_pipeline, concepts):
         for parameter in pipeline.unet.parameters():
             parameter.zero_()
     torch.testing.assert_close(judge(images, prompts, None)[PREFERENCE], before)
+
+
+def test_beside_adapters_only_the_weights_under_them_are_copied(tiny_pipeline, concepts):
+    family = get_family(tiny_pipeline())
+    judge, module = PreferenceJudge(family, concepts, True, batch_size=4), family.module
+    images, prompts = torch.rand(4, 3, 16, 16) * 2 - 1, ["seven", "a red seven", "7", "a 7"]
+    before = judge._gaps(images, prompts, range(4))
+    layers = family.adapted_layers("full", "attention")
+    changed = {f"{name}.weight" for name in layers}
+    judge.freeze(changed)
+    live = dict(module.named_parameters())
+    own = {name for name, weight in judge.family.module.named_parameters() if weight is not live[name]}
+    assert own == changed
+    for change in add_lora(module, layers, 2, 2, seed=0).values():
+        torch.nn.init.normal_(change.up)
+    fuse_lora(module)
+    torch.testing.assert_close(judge._gaps(images, prompts, range(4)), before)
+    judge.family = family
+    assert not torch.allclose(judge._gaps(images, prompts, range(4)), before)
     assert judge(images, asking(["a nine"] * 4, "keeps"), None) == {}
 
 

@@ -4,7 +4,7 @@ It is the one under which the model before forgetting denoises the picture bette
 diffusion classifier of Li et al. 2023, arXiv 2303.16203), or, of a VAE, reaches the higher ELBO.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,9 +65,17 @@ class PreferenceJudge:
     def _draws(self) -> int:
         return min(DRAWS, self.family.loss.num_terms) if self.family.can("denoising") else DRAWS
 
-    def freeze(self) -> None:
-        """Keep a copy of the model as it is now, in main memory."""
-        self.family = frozen_family(self.family)
+    def freeze(self, changed: Collection[str] | None = None) -> None:
+        """Keep a copy of the model as it is now, in main memory.
+
+        Args:
+            changed: names of all weights that will change; of a model in main memory no others are copied. None: any.
+        """
+        module = self.family.module
+        alone = changed is None or self.family.device.type != "cpu"
+        self.family = frozen_family(
+            self.family, () if alone else [weight for name, weight in module.named_parameters() if name not in changed]
+        )
         self.family.module.eval().to("cpu")
 
     def alternatives(self, prompt: str) -> list[str]:
@@ -126,7 +134,7 @@ class ClipPreferenceJudge:
     def key(self) -> dict[str, Any]:
         return {"by": self.name, "instead": self.instead}
 
-    def freeze(self) -> None:
+    def freeze(self, changed: Collection[str] | None = None) -> None:
         """It has nothing of the model."""
 
     @property

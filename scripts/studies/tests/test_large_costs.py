@@ -9,7 +9,7 @@ import torch
 from sa_diffusers.core.batches import map_tensors
 from sa_diffusers.families import get_family
 from scripts import benchmark
-from studies.costs import counting, large
+from studies.costs import counting, large, whole_run
 from studies.costs.architectures import DENOISERS
 from studies.costs.memory import on_meta
 from tests.tiny_text_to_image import make
@@ -47,8 +47,19 @@ def test_the_tables_say_what_a_card_must_hold(size):
 
 
 def test_what_is_not_counted_or_not_measured_is_refused(monkeypatch, capsys, tmp_path):
-    for size, more, says in (("tiny", ["--estimate"], "--estimate counts large"), ("sdxl", [], "pass --estimate")):
+    for size, more, says in (("tiny", ["--estimate"], "--estimate counts large"), ("sd3", [], "pass --estimate")):
         monkeypatch.setattr("sys.argv", ["benchmark.py", "--size", size, *more, "--output_dir", str(tmp_path)])
         with pytest.raises(SystemExit):
             benchmark.main()
         assert says in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_whole_run_tells_what_each_stage_held(tiny_tokenizer, tmp_path):
+    make("xl", tiny_tokenizer).save_pretrained(tmp_path / "model")
+    report, text = whole_run.run_whole(tmp_path)
+    stages = {row["stage"]: row for row in report["stages"]}
+    assert {"samples", "surrogate", "fisher", "train", "evaluate"} <= stages.keys()
+    # Counted of the real size: training holds what drawing does, and EWC's Fisher of the adapted layers.
+    assert stages["train"]["counted"] > stages["samples"]["counted"] > 0 < stages["train"]["measured"]
+    assert "| train " in text
