@@ -17,11 +17,14 @@ def train_tokenizer(captions: Sequence[str], num_merges: int, max_length: int) -
     trained = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     trained.normalizer = template.backend_tokenizer.normalizer
     trained.pre_tokenizer = template.backend_tokenizer.pre_tokenizer
-    trainer = trainers.BpeTrainer(vocab_size=100_000, end_of_word_suffix="</w>", min_frequency=3, show_progress=False)
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    ends = [f"{letter}</w>" for letter in letters]
+    # Of pairs that are as frequent the one of lower ids is merged first: ids by hash would be others in every process.
+    ids = {"special_tokens": ends, "initial_alphabet": letters, "end_of_word_suffix": "</w>"}
+    trainer = trainers.BpeTrainer(vocab_size=100_000, min_frequency=3, show_progress=False, **ids)
     trained.train_from_iterator(captions, trainer)
     merges = [tuple(m) for m in json.loads(trained.to_str())["model"]["merges"]][:num_merges]
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(merge) for merge in merges)]
+    tokens = [*letters, *ends, *("".join(merge) for merge in merges)]
     tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=max_length)

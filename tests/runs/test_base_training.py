@@ -1,5 +1,6 @@
 """Training a base model from captioned images: its tokenizer, its parts, and the pipeline that it leaves."""
 
+import itertools
 import json
 import shutil
 from dataclasses import replace
@@ -69,6 +70,12 @@ def test_merges_shorten_what_was_seen():
     lengths = [len(train_tokenizer(captions, count, 77)("seven green digits").input_ids) for count in (0, 5, 100)]
     assert lengths == [18, lengths[1], 5]
     assert 5 < lengths[1] < 18
+
+
+def test_of_pairs_as_frequent_the_same_is_merged_every_time():
+    words = " ".join(map("".join, itertools.product("bdgjk", "aeiou", "lmnr")))
+    vocabularies = [train_tokenizer([words] * 3, num_merges=100, max_length=12).get_vocab() for _ in range(4)]
+    assert vocabularies[1:] == vocabularies[:-1]
 
 
 def test_matching_learns_which_caption_is_whose(tiny_tokenizer):
