@@ -1,6 +1,7 @@
 """What a run says at its end: numbers, pictures, a page, and cards in the folders that can be pushed."""
 
 import shlex
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -91,7 +92,7 @@ def write_results(context: RunContext, metrics: dict[str, Any]) -> None:
         title=f"Forgetting {context.concepts.name}",
         summary=summary(context, metrics),
         record=_record(context),
-        commands=_commands(context, metrics),
+        commands=commands(context, metrics, public_values),
         prompts=_prompts(context),
         metrics=metrics,
         pairs=shown,
@@ -254,16 +255,15 @@ def _record(context: RunContext) -> dict[str, str]:
         "Model": model,
         "Weights before": ", ".join(f"{name} {value}" for name, value in record["before"].items()),
         "Weights after": ", ".join(f"{name} {value}" for name, value in record["after"].items()),
-        "Files": f"SHA-256 of each in pipeline/{FORGOTTEN}; `sa-diffusers verify` checks them",
+        "Files": f"SHA-256 of each in pipeline/{FORGOTTEN}; sa-diffusers verify checks them",
         "Pictures": f"{', '.join(counted)}; each again after",
         "Seeds": f"all follow from seed {options.seed}; those of the pictures are among the numbers",
     }
 
 
-def _commands(context: RunContext, metrics: dict[str, Any]) -> dict[str, str]:
-    """What repeats the run, and what looks closer, of several concepts at the one that is left most."""
-    options, folder = context.options, context.folder
-    run, model = (shlex.quote(public_values(str(path))) for path in (folder, options.model))
+def commands(context: RunContext, metrics: dict[str, Any], named: Callable[[str], str] = str) -> dict[str, str]:
+    """What repeats the run, and what looks closer, of several concepts at the one that is left most; paths `named`."""
+    run, model = (shlex.quote(named(str(path))) for path in (context.folder, context.options.model))
     again = f"sa-diffusers forget --config {run}/config.yaml"
     repeat = f"{context.merge.command if context.merge else again} --output_dir {run}-again"
     if context.pictures:

@@ -73,7 +73,7 @@ def make_page(path, **changes) -> str:
         "history": make_history(),
         "seconds": {"sample": 12.25, "train": 30.0, "total": 42.25, "reused": ["sample"]},
         "config": {"concept": NASTY, "train": {"learning_rate": 1e-4}},
-        "fisher": {"num_samples": 96, "unit": None},
+        "fisher": {"num_samples": 96, "unit": None, "scale": 0.123456789},
         "notes": [f"Not proven erased: {NASTY}"],
         "sheet": False,
     }
@@ -180,6 +180,8 @@ def test_page_holds_everything(tmp_path):
         "Was 98.1 %",
         "Not proven erased",
         "[96.0%, 99.0%]",
+        "<td>0.1235</td>",
+        "<td>–</td>",
     ):
         assert text in page
     assert "Undefined" not in page
