@@ -264,19 +264,19 @@ def _record(context: RunContext) -> dict[str, str]:
 def commands(context: RunContext, metrics: dict[str, Any], named: Callable[[str], str] = str) -> dict[str, str]:
     """What repeats the run, and what looks closer, of several concepts at the one that is left most; paths `named`."""
     run, model = (shlex.quote(named(str(path))) for path in (context.folder, context.options.model))
-    again = f"sa-diffusers forget --config {run}/config.yaml"
-    repeat = f"{context.merge.command if context.merge else again} --output_dir {run}-again"
+    again = context.merge.command if context.merge else f"sa-diffusers forget --config {run}/config.yaml"
+    repeat = {"Repeat it": f"{again} --output_dir {run}-again"}
     if context.pictures:
-        return {"Repeat it": repeat}
+        return repeat
     if not context.family.can("text"):
-        return {"Repeat it": repeat, "Compare it with REAL, a folder": f"sa-diffusers evaluate run {run} --real REAL"}
+        return repeat | {"Compare it with REAL, a folder": f"sa-diffusers evaluate run {run} --real REAL"}
     worst = next(iter(metrics["after"].get("concept_probability_by_concept") or ()), context.concepts[0].name)
     words = shlex.quote(next(one.said for one in context.concepts if one.name == worst))
-    by = "" if context.inputs.judges else " --metrics clip,change"
-    return {
-        "Repeat it": repeat,
+    judges = "".join(f" --classifier {shlex.quote(named(name))}" for name in context.options.classifier[:1])
+    by = "" if judges else " --metrics clip,change"
+    return repeat | {
         "Test it in more phrasings": f"sa-diffusers evaluate pipelines {model} --compare {run} --concept {words}{by}",
-        "Try to bring it back": f"sa-diffusers attack {run} --original {model} --concept {words}",
+        "Try to bring it back": f"sa-diffusers attack {run} --original {model} --concept {words}{judges}",
     }
 
 
