@@ -247,7 +247,7 @@ def _record(context: RunContext) -> dict[str, str]:
     options, record = context.options, read_forgotten(str(context.folder / "pipeline"))[-1]
     model = public_name(options.model) + (f", revision {record['revision']}" if record["revision"] else "")
     sets = context.inputs.sets
-    counted = [f"{len(part)} {name} ({len(set(part.prompts))} prompts)" for name, part in sets.items()]
+    counted = [f"{len(part)} {name} (prompts: {len(set(part.prompts))})" for name, part in sets.items()]
     counted += [f"{len(group.test)} {name}" for name, group in context.pictures.items()]
     return {
         "Page of": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
