@@ -10,6 +10,7 @@ from PIL import Image
 
 from sa_diffusers.report.curves import curves_png
 from sa_diffusers.report.metrics_table import metric_rows, metrics_table
+from sa_diffusers.report.page import render
 from sa_diffusers.report.pictures import figure, save_before_after
 from sa_diffusers.report.run_page import write_report
 
@@ -185,6 +186,13 @@ def test_page_holds_everything(tmp_path):
     ):
         assert text in page
     assert "Undefined" not in page
+
+
+def test_a_picture_that_stands_alone_has_its_label_as_a_text_only():
+    parts = {"targets": {"": [figure({"targets 1": random_image()}, None)]}}
+    said = {"columns": ["model"], "rows": [["original"]], "notes": [], "blurred": False, "models": {}, "settings": {}}
+    page = render("attack.html.j2", title="An attack", pictures=parts, **said)
+    assert 'alt="targets 1"' in page and "<span" not in page
 
 
 def test_page_of_a_run_that_measured_and_drew_nothing(tmp_path):
