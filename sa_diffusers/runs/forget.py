@@ -101,7 +101,8 @@ def forget(
             takes its place: [Forget("seven, 7", "three"), Forget("red", "green")].
         surrogate: what takes its place: a prompt, a folder of images, "noise", or "auto", a word that it chooses.
             None: looked up, for known concepts.
-        inplace, progress: whether to change the given pipeline's weights, not a copy's; to print the plan and bars.
+        inplace: whether to change the given pipeline's weights, not a copy's.
+        progress: whether to print the plan and bars.
         callback: gets every event, a dict (docs/events.md); the run stops where it raises, or returns False.
         output_dir: keeps samples, Fisher, report, ...; and resumes from them. None: a temporary folder.
         options: any field of `ForgetConfig`.
