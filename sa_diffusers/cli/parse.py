@@ -84,8 +84,8 @@ def parse_config(
 
 def plain_parser(description: str | None = None, **kwargs: Any) -> argparse.ArgumentParser:
     """A parser with the options that say how any command speaks, and the lines of its description as they are."""
-    shape = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=description, formatter_class=shape, allow_abbrev=False, **kwargs)
+    kwargs |= {"formatter_class": _HelpFormatter, "allow_abbrev": False}
+    parser = argparse.ArgumentParser(description=description, **kwargs)
     parser.add_argument("--quiet", action="store_true", default=argparse.SUPPRESS, help="Print errors alone.")
     parser.add_argument(
         "--log_json",

@@ -14,8 +14,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = plain_parser(__doc__)
     parser.add_argument("run", metavar="RUN", help="Folder of the last run.")
     parser.add_argument("--concepts", nargs="+", default=[], metavar="NAME", help="Whose adapters; default: all.")
-    parser.add_argument("--how", choices=["sum", "ties"], default="sum", help="default: %(default)s")
-    parser.add_argument("--density", type=float, default=0.5, metavar="X", help="Share that TIES keeps; default: 0.5")
+    parser.add_argument("--how", choices=["sum", "ties"], default="sum", help="How they join.")
+    parser.add_argument("--density", type=float, default=0.5, metavar="X", help="Share that TIES keeps.")
     parser.add_argument("--output_dir", required=True, help="New folder.")
     given = parser.parse_args(argv)
     with friendly_errors(argv):
