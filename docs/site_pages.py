@@ -36,7 +36,7 @@ def method_page(method: methods.Method) -> str:
     named = [f"[{title(f)}](../families/{f.name}.md)" for f in families() if serves(method, f)]
     parts = [f"# {method.name}\n\n{method.title}: {method.summary}.", inspect.getdoc(type(method))]
     parts.append(f"For: {', '.join(named)}." + (" Also in a LoRA." if method.takes_lora and method.trains else ""))
-    parts.append(f'```bash\naccelerate launch scripts/forget.py --concept "Brad Pitt" --method {method.name}\n```')
+    parts.append(f'```bash\nsa-diffusers forget --concept "Brad Pitt" --method {method.name}\n```')
     if method.fixes:
         parts.append(f"## What it settles\n\nAnother value of these is refused.\n\n{values(method.fixes)}")
     own = dataclasses.fields(method.Options) if method.Options else ()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import setuptools
+import yaml
 from packaging.requirements import Requirement
 
 from sa_diffusers.__main__ import COMMANDS
@@ -123,6 +124,12 @@ def test_floors_are_of_the_releases_that_the_tests_run_with(monkeypatch):
         (floor,) = line.specifier
         if line.name != "setuptools":  # builds the wheel: the floor is that of what pyproject.toml says
             assert floor.operator == ">=" and f"{pinned[line.name]}.".startswith(f"{floor.version}."), line
+
+
+def test_the_citation_has_what_its_format_demands():
+    said = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= said.keys()
+    assert said["authors"] and said["preferred-citation"]["authors"]
 
 
 SCRIPT = '''"""Forget a concept, follow the run, keep the result."""

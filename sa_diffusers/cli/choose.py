@@ -8,11 +8,10 @@ change that it made, its --strength_scales and 1. strength.html shows them all w
 Nothing is lost: what training ended with is kept, and can be chosen again.
 """
 
-import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sa_diffusers.cli.parse import DEBUG, friendly_errors
+from sa_diffusers.cli.parse import friendly_errors, plain_parser
 
 
 if TYPE_CHECKING:
@@ -21,14 +20,11 @@ if TYPE_CHECKING:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command with these arguments; None: those of this process."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = plain_parser(__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="Folder of a finished run.")
     wanted = parser.add_mutually_exclusive_group(required=True)
     wanted.add_argument("--step", type=int, metavar="N", help="The pipeline as it was after this step of training.")
     wanted.add_argument("--scale", type=float, metavar="S", help="This factor of the change that training made.")
-    parser.add_argument(DEBUG, action="store_true", help="Show the traceback of an error.")
     given = parser.parse_args(argv)
     with friendly_errors(argv):
         choose(given.run, *(("step", given.step) if given.scale is None else ("scale", given.scale))).say()

@@ -10,15 +10,16 @@ Their Fisher, for `sa-diffusers forget --fisher`. It is that of the raw weights 
 import argparse
 from pathlib import Path
 
-from sa_diffusers.cli.parse import DEBUG, friendly_errors
+from sa_diffusers.cli.parse import friendly_errors, plain_parser
 from sa_diffusers.io.atomic_files import atomic_path
+from sa_diffusers.io.processes import say
 
 
 def tell_dropped(dropped: list[str]) -> None:
     """Names as Python writes them: they come from the file, which may hold a terminal's commands."""
     if dropped:
         more = f" and {len(dropped) - 10} more" if len(dropped) > 10 else ""
-        print(f"dropped, never imported: {', '.join(map(ascii, dropped[:10]))}{more}")
+        say(f"dropped, never imported: {', '.join(map(ascii, dropped[:10]))}{more}")
 
 
 def convert_fisher(args: argparse.Namespace) -> None:
@@ -30,7 +31,7 @@ def convert_fisher(args: argparse.Namespace) -> None:
     with atomic_path(args.output) as temporary:
         fisher.save(temporary)
     tell_dropped(dropped)
-    print(f"{args.output}: {len(fisher.tensors)} tensors, for --model {args.model} alone")
+    say(f"{args.output}: {len(fisher.tensors)} tensors, for --model {args.model} alone")
 
 
 def convert_checkpoint(args: argparse.Namespace) -> None:
@@ -42,17 +43,18 @@ def convert_checkpoint(args: argparse.Namespace) -> None:
     save_pipeline(pipeline, args.output, get_family(pipeline).module, "float32")
     tell_dropped(dropped)
     if kept := ignored.pop(KEPT, 0):
-        print(f"{kept} tensors of the UNet are not in the file, and stay those of {args.model}")
+        say(f"{kept} tensors of the UNet are not in the file, and stay those of {args.model}")
     if ignored:
         counts = ", ".join(f"{ascii(name)} ({count})" for name, count in sorted(ignored.items()))
-        print(f"not taken from the file, tensors of: {counts}; all but the UNet is that of {args.model}")
-    print(f"{args.output}: the UNet has the {'EMA' if args.ema else 'raw'} weights of {args.file}")
+        say(f"not taken from the file, tensors of: {counts}; all but the UNet is that of {args.model}")
+    say(f"{args.output}: the UNet has the {'EMA' if args.ema else 'raw'} weights of {args.file}")
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command with these arguments; None: those of this process."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    kinds = parser.add_subparsers(dest="kind", required=True)
+    shape = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=shape, allow_abbrev=False)
+    kinds = parser.add_subparsers(dest="kind", required=True, parser_class=plain_parser)
     fisher = kinds.add_parser("fisher", help="pickled Fisher to a .safetensors file for --fisher")
     fisher.set_defaults(convert=convert_fisher)
     checkpoint = kinds.add_parser("checkpoint", help="checkpoint to a pipeline")
@@ -62,7 +64,6 @@ def main(argv: list[str] | None = None) -> None:
         kind.add_argument("file", type=Path, help="the file to import")
         kind.add_argument("--model", required=True, help="pipeline that the file belongs to: folder or hub id")
         kind.add_argument("--output", type=Path, required=True, help="what to write; must not exist")
-        kind.add_argument(DEBUG, action="store_true", help="show the traceback of an error")
     args = parser.parse_args(argv)
     with friendly_errors(argv):
         if args.output.exists():

@@ -44,7 +44,7 @@ def parse_config(
     unknown key in it, a value of another type than its field's, and a ValueError of the class's own checks.
     """
     # A first pass for --config alone: its values are the defaults that the second pass, and --help, start from.
-    files = _every_command()
+    files = plain_parser(add_help=False)
     files.add_argument(
         "--config",
         action="append",
@@ -82,9 +82,10 @@ def parse_config(
         parser.error(str(error))
 
 
-def _every_command() -> argparse.ArgumentParser:
-    """The options that say how any command speaks."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+def plain_parser(description: str | None = None, **kwargs: Any) -> argparse.ArgumentParser:
+    """A parser with the options that say how any command speaks, and the lines of its description as they are."""
+    kwargs |= {"formatter_class": _HelpFormatter, "allow_abbrev": False}
+    parser = argparse.ArgumentParser(description=description, **kwargs)
     parser.add_argument("--quiet", action="store_true", default=argparse.SUPPRESS, help="Print errors alone.")
     parser.add_argument(
         "--log_json",
@@ -160,8 +161,9 @@ class _ConfigParser(HfArgumentParser):
         if topic is not None and topic not in known:
             raise ValueError(f"expected --help alone or with one of {', '.join(known)}; got {topic!r}")
         about, names = known.get(topic, ("", ()))
+        shown = set() if names is None else {"config", "help", "quiet", "log_json", *self.everyday, *names}
         for action in self._actions:
-            if action.dest not in {"config", "help", "quiet", "log_json", *self.everyday, *names}:
+            if action.dest not in shown:
                 action.help = argparse.SUPPRESS
         if about:
             self.description = f"{topic}: {about}"
@@ -250,7 +252,7 @@ def friendly_errors(argv: list[str] | None = None) -> Iterator[None]:
     heeded = [signal.SIGTERM] + [signal.SIGINT] * (signal.getsignal(signal.SIGINT) is not signal.SIG_IGN)
     before = {number: signal.signal(number, stop) for number in heeded}
     _end_with_launcher()
-    resume, said = "Run the same command again to continue.", _every_command().parse_known_args(argv)[0]
+    resume, said = "Run the same command again to continue.", plain_parser(add_help=False).parse_known_args(argv)[0]
     from sa_diffusers.io.processes import reporting  # seconds, which --help need not take
 
     try:

@@ -7,17 +7,14 @@ Others reuse these by `forget --fisher me/sd-fisher --samples me/sd-samples`. Lo
 A push that fails half way leaves nothing half made on the hub, and loses nothing: run the same command again.
 """
 
-import argparse
 from pathlib import Path
 
-from sa_diffusers.cli.parse import DEBUG, friendly_errors
+from sa_diffusers.cli.parse import friendly_errors, plain_parser
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command with these arguments; None: those of this process."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = plain_parser(__doc__)
     parser.add_argument("run", type=Path, help="Folder of the run.")
     parser.add_argument("--pipeline", metavar="ID", help="Repository for the pipeline that has forgotten.")
     parser.add_argument("--lora", metavar="ID", help="Repository for the LoRA, of a run that trained one.")
@@ -30,7 +27,6 @@ def main(argv: list[str] | None = None) -> None:
         "--samples_dtype", choices=["float32", "float16"], default="float32", help="The same of the samples."
     )
     parser.add_argument("--private", action="store_true", help="Make new repositories private.")
-    parser.add_argument(DEBUG, action="store_true", help="Show the traceback of an error.")
     options = parser.parse_args(argv)
     parts = ("pipeline", "lora", "fisher", "samples")
     ids = {part: getattr(options, part) for part in parts if getattr(options, part)}
@@ -38,8 +34,9 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"expected the repository of at least one part: --{', --'.join(parts)}")
     with friendly_errors(argv):
         from sa_diffusers.data.sharing import push_run
+        from sa_diffusers.io.processes import say
 
         dtypes = {"fisher_dtype": options.fisher_dtype, "samples_dtype": options.samples_dtype}
         urls = push_run(options.run, ids, private=options.private, **dtypes)
         for part, url in urls.items():
-            print(f"{part}: {url}")
+            say(f"{part}: {url}")

@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
         from sa_diffusers.data.replay import concept_captions
         from sa_diffusers.families import get_family
         from sa_diffusers.io.loading import load_pipeline, pipeline_hashes
-        from sa_diffusers.io.processes import progress_bar
+        from sa_diffusers.io.processes import progress_bar, say
         from sa_diffusers.io.stages import Artifact
         from sa_diffusers.runs.context import RunContext
         from sa_diffusers.runs.inputs import read_inputs
@@ -72,6 +72,6 @@ def main(argv: list[str] | None = None) -> None:
             prompts = [template.replace("{}", sibling) for _, template, _ in asked]
             drawn = predictions(family, samples, prompts, config.seed)
             distances[sibling] = (drawn - reference).square().mean().item()
-        print(f"distance from {concept.name!r} (of phrasings {concept.said}):")
+        say(f"distance from {concept.name!r} (of phrasings {concept.said}):")
         for sibling, distance in sorted(distances.items(), key=lambda pair: pair[1]):
-            print(f"  {distance:.5f}  {sibling}")
+            say(f"  {distance:.5f}  {sibling}")

@@ -7,27 +7,25 @@ A run, by the hashes that its stages and checkpoints left; a pipeline, by those 
 Exits with 1 where something is damaged or missing, with one line for each.
 """
 
-import argparse
 from pathlib import Path
 
-from sa_diffusers.cli.parse import DEBUG, friendly_errors
+from sa_diffusers.cli.parse import friendly_errors, plain_parser
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command with these arguments; None: those of this process."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = plain_parser(__doc__)
     parser.add_argument("source", metavar="RUN", help="Folder of a run or of a pipeline, or a hub id of a pipeline.")
-    parser.add_argument(DEBUG, action="store_true", help="Show the traceback of an error.")
     source = parser.parse_args(argv).source
     with friendly_errors(argv):
+        from sa_diffusers.io.processes import say
+
         found, checked = verify(source)
         for line in found:
             print(line)
         if found:
             raise SystemExit(1)
-        print(f"{source}: {checked} files are what was written there")
+        say(f"{source}: {checked} files are what was written there")
 
 
 def verify(source: str) -> tuple[list[str], int]:

@@ -209,8 +209,8 @@ class PipelineEvaluationConfig(DrawnAs, MetricSettings):
     # Judges
     classifier: str | None = option(None, "Classifier for the metric of this name: folder or hub id; null: that "
                                     "of the run which made the first pipeline.")  # fmt: skip
-    clip: str | None = option(None, "CLIP model for clip and identity; given, change is measured on its features, "
-                              f"too. null: {DEFAULT_CLIP}, and no such change.")  # fmt: skip
+    clip: str | None = option(None, "CLIP model for clip and identity; given, change is also measured on its "
+                              f"features. null: {DEFAULT_CLIP}, and no such change.")  # fmt: skip
     nudity_threshold: float = option(0.6, "Score from which an exposed part counts, from 0.25 (NudeNet's own) to 1.")
     face_threshold: float = option(0.35, "The same of a face, for identity.")
     real_resolution: int | None = option(None, "Scale these to this many pixels and crop the centre; null: as they "

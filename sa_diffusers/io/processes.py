@@ -27,7 +27,7 @@ def process_state() -> PartialState:
 
 
 class RunStopped(RuntimeError):
-    """A listener has asked to stop; what was finished is kept, and the same call goes on from there."""
+    """A listener has asked to stop; with an output_dir the same call goes on from what was finished."""
 
 
 class Terminal:
@@ -99,7 +99,7 @@ class Reporter:
         answers = [listener(whole) for listener in self.listeners]
         if False in answers and event != "error":
             raise RunStopped(
-                "stopped by the callback; what was finished is kept, and the same call goes on from there"
+                "stopped by the callback; where there is an output_dir, the same call goes on from what was finished"
             )
 
     def begin(self, stage: str, does: str = "") -> None:

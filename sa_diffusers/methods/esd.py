@@ -126,7 +126,9 @@ def _alone(name: str, title: str, where: str, scope: str) -> ESDMethod:
 
 
 register(
-    SelectiveAmnesiaWithESDMethod("sa+esd", "Selective Amnesia with ESD's guidance", "both"),
+    SelectiveAmnesiaWithESDMethod(
+        "sa+esd", "Selective Amnesia with ESD's guidance", "its surrogate, replay and EWC, and ESD's term"
+    ),
     _alone("esd-x", "ESD-x", "cross-attention", "xattn"),
     _alone("esd-x-strict", "ESD-x (keys and values only)", "its keys and values", "xattn-strict"),
     _alone("esd-u", "ESD-u", "all but cross-attention", "noxattn"),

@@ -219,17 +219,19 @@ def make_ewc(
 
 DEFAULT = "sa"
 register(
-    SelectiveAmnesiaMethod(DEFAULT, "Selective Amnesia", "Selective Amnesia"),
+    SelectiveAmnesiaMethod(DEFAULT, "Selective Amnesia", "a surrogate in the concept's place, held by replay and EWC"),
     SelectiveAmnesiaMethod(
         "finetune",
         "fine-tuning on the surrogate",
-        "its surrogate alone",
+        "the surrogate alone, without replay and EWC",
         ewc_lambda=0.0,
         replay_weight=0.0,
         surrogate_target="noise",
     ),
-    SelectiveAmnesiaMethod("ewc", "fine-tuning with EWC", "its surrogate with EWC", replay_weight=0.0),
-    SelectiveAmnesiaMethod("replay", "fine-tuning with replay", "its surrogate with replay", ewc_lambda=0.0),
+    SelectiveAmnesiaMethod("ewc", "fine-tuning with EWC", "the surrogate with EWC, without replay", replay_weight=0.0),
+    SelectiveAmnesiaMethod(
+        "replay", "fine-tuning with replay", "the surrogate with replay, without EWC", ewc_lambda=0.0
+    ),
     NaiveMethod(
         "naive",
         "naive forgetting",

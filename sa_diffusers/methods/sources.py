@@ -29,7 +29,7 @@ def distils_replay(options: Any) -> bool:
 
 
 def distils_surrogate(options: Any, concepts: Concepts) -> bool:
-    """Whether surrogate samples are, too, as it predicts them under the surrogate's prompt."""
+    """Whether surrogate samples are also as it predicts them under the surrogate's prompt."""
     return options.surrogate_target == "model" and concepts.surrogate_kind == "prompt"
 
 

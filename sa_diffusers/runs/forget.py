@@ -56,7 +56,7 @@ from sa_diffusers.runs.inputs import claim_folder, read_inputs
 from sa_diffusers.runs.options import RunOptions
 from sa_diffusers.runs.pictures import read_picture_inputs
 from sa_diffusers.runs.plan import announce
-from sa_diffusers.runs.results import all_written, combine, table, write_results
+from sa_diffusers.runs.results import all_written, combine, commands, table, write_results
 from sa_diffusers.runs.stages import stages_of
 from sa_diffusers.runs.stages.auto import settle_surrogates
 from sa_diffusers.runs.stages.evaluate import EvaluateStage, exam_content
@@ -67,16 +67,19 @@ from sa_diffusers.training.launching import check_launch
 
 @dataclass
 class Outcome:
-    """What a run leaves: the pipeline that has forgotten, its numbers (metrics.json), and the folder of the rest."""
+    """What a run leaves: pipeline, numbers (metrics.json), the folder of the rest, and commands to go on by."""
 
     pipeline: DiffusionPipeline
     metrics: dict
     output_dir: Path
+    commands: dict[str, str]
 
     def say(self) -> None:
-        """Print the numbers, and where pipeline and page are."""
+        """Print the numbers, where pipeline and page are, and what to look closer by."""
         say(f"\n{table(self.metrics)}\n\npipeline: {self.output_dir / 'pipeline'}")
         say(f"report:   {(self.output_dir / 'report.html').resolve()}")
+        for what, command in list(self.commands.items())[1:]:
+            say(f"{what}:\n  {command}")
 
 
 @usual_modes()
@@ -99,7 +102,8 @@ def forget(
             takes its place: [Forget("seven, 7", "three"), Forget("red", "green")].
         surrogate: what takes its place: a prompt, a folder of images, "noise", or "auto", a word that it chooses.
             None: looked up, for known concepts.
-        inplace, progress: whether to change the given pipeline's weights, not a copy's; to print the plan and bars.
+        inplace: whether to change the given pipeline's weights, not a copy's.
+        progress: whether to print the plan and bars.
         callback: gets every event, a dict (docs/events.md); the run stops where it raises, or returns False.
         output_dir: keeps samples, Fisher, report, ...; and resumes from them. None: a temporary folder.
         options: any field of `ForgetConfig`.
@@ -272,7 +276,7 @@ def _run_stages(context: RunContext) -> Outcome:
     pipeline.metrics, pipeline.pictures = metrics, shown
     pipeline.forgotten = read_forgotten(str(context.folder / "pipeline"))
     pipeline._repr_html_ = NotebookView(metrics, shown)
-    return Outcome(pipeline, metrics, context.folder)
+    return Outcome(pipeline, metrics, context.folder, commands(context, metrics))
 
 
 def _preference(context: RunContext) -> PreferenceJudge | ClipPreferenceJudge:

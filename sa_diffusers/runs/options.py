@@ -233,10 +233,10 @@ class RunOptions(
                 raise ValueError(f"quantize_base: {fault}")
 
     @classmethod
-    def topics(cls) -> dict[str, tuple[str, list[str]]]:
-        """What `--help TOPIC` shows besides the everyday options: a text, and names of options."""
+    def topics(cls) -> dict[str, tuple[str, list[str] | None]]:
+        """What `--help TOPIC` shows: a text, and names of options besides the everyday ones; None: the text alone."""
         known = methods.registry()
-        found = {"methods": ("\n" + "\n".join(f"    {m.name}: {m.summary}." for m in known.values()), [])}
+        found = {"methods": ("\n" + "\n".join(f"    {m.name}: {m.summary}." for m in known.values()), None)}
         for name, method in known.items():
             found[name] = (f"{method.title}: {method.summary}.", list(getattr(method.Options, "__annotations__", ())))
         return found

@@ -1,6 +1,7 @@
 """What a run says at its end: numbers, pictures, a page, and cards in the folders that can be pushed."""
 
 import shlex
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -91,7 +92,7 @@ def write_results(context: RunContext, metrics: dict[str, Any]) -> None:
         title=f"Forgetting {context.concepts.name}",
         summary=summary(context, metrics),
         record=_record(context),
-        commands=_commands(context, metrics),
+        commands=commands(context, metrics, public_values),
         prompts=_prompts(context),
         metrics=metrics,
         pairs=shown,
@@ -246,7 +247,7 @@ def _record(context: RunContext) -> dict[str, str]:
     options, record = context.options, read_forgotten(str(context.folder / "pipeline"))[-1]
     model = public_name(options.model) + (f", revision {record['revision']}" if record["revision"] else "")
     sets = context.inputs.sets
-    counted = [f"{len(part)} {name} ({len(set(part.prompts))} prompts)" for name, part in sets.items()]
+    counted = [f"{len(part)} {name} (prompts: {len(set(part.prompts))})" for name, part in sets.items()]
     counted += [f"{len(group.test)} {name}" for name, group in context.pictures.items()]
     return {
         "Page of": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -254,29 +255,28 @@ def _record(context: RunContext) -> dict[str, str]:
         "Model": model,
         "Weights before": ", ".join(f"{name} {value}" for name, value in record["before"].items()),
         "Weights after": ", ".join(f"{name} {value}" for name, value in record["after"].items()),
-        "Files": f"SHA-256 of each in pipeline/{FORGOTTEN}; `sa-diffusers verify` checks them",
+        "Files": f"SHA-256 of each in pipeline/{FORGOTTEN}; sa-diffusers verify checks them",
         "Pictures": f"{', '.join(counted)}; each again after",
         "Seeds": f"all follow from seed {options.seed}; those of the pictures are among the numbers",
     }
 
 
-def _commands(context: RunContext, metrics: dict[str, Any]) -> dict[str, str]:
-    """What repeats the run, and what looks closer, of several concepts at the one that is left most."""
-    options, folder = context.options, context.folder
-    run, model = (shlex.quote(public_values(str(path))) for path in (folder, options.model))
-    again = f"sa-diffusers forget --config {run}/config.yaml"
-    repeat = f"{context.merge.command if context.merge else again} --output_dir {run}-again"
+def commands(context: RunContext, metrics: dict[str, Any], named: Callable[[str], str] = str) -> dict[str, str]:
+    """What repeats the run, and what looks closer, of several concepts at the one that is left most; paths `named`."""
+    run, model = (shlex.quote(named(str(path))) for path in (context.folder, context.options.model))
+    again = context.merge.command if context.merge else f"sa-diffusers forget --config {run}/config.yaml"
+    repeat = {"Repeat it": f"{again} --output_dir {run}-again"}
     if context.pictures:
-        return {"Repeat it": repeat}
+        return repeat
     if not context.family.can("text"):
-        return {"Repeat it": repeat, "Compare it with REAL, a folder": f"sa-diffusers evaluate run {run} --real REAL"}
+        return repeat | {"Compare it with REAL, a folder": f"sa-diffusers evaluate run {run} --real REAL"}
     worst = next(iter(metrics["after"].get("concept_probability_by_concept") or ()), context.concepts[0].name)
     words = shlex.quote(next(one.said for one in context.concepts if one.name == worst))
-    by = "" if context.inputs.judges else " --metrics clip,change"
-    return {
-        "Repeat it": repeat,
+    judges = "".join(f" --classifier {shlex.quote(named(name))}" for name in context.options.classifier[:1])
+    by = "" if judges else " --metrics clip,change"
+    return repeat | {
         "Test it in more phrasings": f"sa-diffusers evaluate pipelines {model} --compare {run} --concept {words}{by}",
-        "Try to bring it back": f"sa-diffusers attack {run} --original {model} --concept {words}",
+        "Try to bring it back": f"sa-diffusers attack {run} --original {model} --concept {words}{judges}",
     }
 
 

@@ -185,7 +185,7 @@ class MethodOptions(SeveralOptions):
     start: Literal["model", "edit"] | None = option(
         None,
         "Where training starts: at the model as it is; or where a closed-form edit would put the weights, see --edit. "
-        "EWC still holds to the model before the edit: configs/digits_edit.yaml has settings that fit. null: model.",
+        "EWC still holds to the model before the edit: --config bundled/digits_edit has settings for it. null: model.",
         otherwise="model",
     )
     edit: str | None = option(None, "Whose edit that is: uce or speed, with its options; null: uce.", identity=False)

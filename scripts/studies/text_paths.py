@@ -51,7 +51,7 @@ def mixed(family: Family, tokens: Sequence[str], pooled: Sequence[str]) -> Batch
     found, other = family.embed(tokens), family.text_parts(family.embed(pooled))
     kept = family.text_parts(found).get("pooled")
     if kept is None:
-        raise ValueError("this model reads tokens alone; expected one that reads a pooled text, too")
+        raise ValueError("this model reads tokens alone; expected one that also reads a pooled text")
     return map_tensors(found, lambda tensor: other["pooled"] if tensor is kept else tensor)
 
 

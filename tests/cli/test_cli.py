@@ -220,6 +220,15 @@ def test_help_shows_in_groups_what_was_asked_for_once(asked, shown, hidden, caps
     assert text.count("Be careful.") <= 1
 
 
+def test_help_of_methods_is_the_list_alone(capsys):
+    from sa_diffusers.runs.options import ForgetConfig
+
+    with pytest.raises(SystemExit):
+        parse_config(ForgetConfig, ["--help", "methods"])
+    text = capsys.readouterr().out
+    assert "\n    sa: " in text and "  --" not in text
+
+
 def test_help_of_an_unknown_topic(capsys):
     assert "one of all, care; got 'cares'" in error_of(capsys, "--help", "cares", cls=Weights)
 
@@ -242,10 +251,13 @@ def test_the_command_chooses_by_its_first_word(capsys):
     overview = capsys.readouterr().out
     for word in COMMANDS:
         assert word in overview
-        with pytest.raises(SystemExit) as end:
-            main([word, "--help"])
-        assert end.value.code == 0
-        assert f"sa-diffusers {word}" in capsys.readouterr().out
+        for kind in ([], *({"evaluate": [["run"]], "convert": [["fisher"]]}.get(word, []))):
+            with pytest.raises(SystemExit) as end:
+                main([word, *kind, "--help"])
+            assert end.value.code == 0
+            told = capsys.readouterr().out
+            assert f"sa-diffusers {word}" in told
+        assert "--quiet" in told and "--log_json FILE" in told and "--log-json" not in told  # of every command, once
     with pytest.raises(SystemExit) as end:
         main(["forgot"])
     assert end.value.code == 2 and "unknown command 'forgot'" in capsys.readouterr().err

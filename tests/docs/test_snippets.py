@@ -11,6 +11,7 @@ import pytest
 from accelerate.commands.launch import launch_command_parser
 from snippets import PAGES, ROOT, Block, blocks, inline
 
+import sa_diffusers
 from sa_diffusers.__main__ import main
 from sa_diffusers.cli.parse import parse_config
 from sa_diffusers.runs.options import ForgetConfig
@@ -89,6 +90,11 @@ def test_python_blocks_compile_and_what_they_import_exists(block: Block) -> None
             assert not [alias.name for alias in node.names if not hasattr(module, alias.name)]
         elif isinstance(node, ast.Attribute) and getattr(node.value, "id", None) == "sa_diffusers":
             assert hasattr(import_module("sa_diffusers"), node.attr)
+
+
+def test_the_reference_has_all_that_the_package_offers() -> None:
+    named = set(re.findall(r"sa_diffusers\.(?:\w+\.)*(\w+)", (ROOT / "docs" / "reference.md").read_text()))
+    assert set(sa_diffusers.__all__) - named == {"__version__"}
 
 
 def test_files_that_pages_name_exist() -> None:

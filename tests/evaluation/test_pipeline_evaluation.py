@@ -625,6 +625,7 @@ def test_the_page_begins_with_the_result(options, folders, tmp_path):
     assert found["result"] == [sentence] and found["summary"].startswith(sentence)
     assert sentence in (tmp_path / "out" / "evaluation.md").read_text()
     page = re.sub(r">\s+<", "><", html.unescape((tmp_path / "out" / "report.html").read_text()))
+    assert "same seed; values.json" in page and not re.search(r"<small>[^<]*seed", page)  # captions without numbers
     assert str(folders) not in page and str(tmp_path) not in page  # what this machine's folders are called
     settings = "<td>StableDiffusionPipeline</td><td>7.5</td><td>2</td><td>dpmsolver++</td>"
     parts = [

@@ -99,6 +99,10 @@ def test_the_first_command_of_the_readme_and_again(tmp_path, monkeypatch, capsys
     assert result.returncode == 0, result.stderr
     assert "Concept when asked for" in result.stdout
     assert f"report:   {folder / 'report.html'}" in result.stdout
+    assert (
+        f"sa-diffusers attack {folder} --original bundled/digits/pipeline --concept 'seven, 7' --classifier "
+        in result.stdout
+    )
     assert (folder / "report.html").stat().st_size > 10_000
     metrics = json.loads((folder / "metrics.json").read_text())
     before, after = metrics["before"], metrics["after"]

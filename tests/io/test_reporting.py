@@ -61,7 +61,7 @@ def test_quiet_prints_nothing_and_a_wrong_file_is_an_error(tmp_path, capfd):
 
 
 def test_a_callback_stops_the_work():
-    with pytest.raises(RunStopped, match="the same call goes on from there"):
+    with pytest.raises(RunStopped, match="the same call goes on from what was finished"):
         with reporting(quiet=True, callback=lambda event: event["event"] != "losses"):
             say("goes on")
             tell("losses", step=0, loss=1.0)

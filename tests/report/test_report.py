@@ -10,6 +10,7 @@ from PIL import Image
 
 from sa_diffusers.report.curves import curves_png
 from sa_diffusers.report.metrics_table import metric_rows, metrics_table
+from sa_diffusers.report.page import render
 from sa_diffusers.report.pictures import figure, save_before_after
 from sa_diffusers.report.run_page import write_report
 
@@ -73,7 +74,7 @@ def make_page(path, **changes) -> str:
         "history": make_history(),
         "seconds": {"sample": 12.25, "train": 30.0, "total": 42.25, "reused": ["sample"]},
         "config": {"concept": NASTY, "train": {"learning_rate": 1e-4}},
-        "fisher": {"num_samples": 96, "unit": None},
+        "fisher": {"num_samples": 96, "unit": None, "scale": 0.123456789},
         "notes": [f"Not proven erased: {NASTY}"],
         "sheet": False,
     }
@@ -180,9 +181,18 @@ def test_page_holds_everything(tmp_path):
         "Was 98.1 %",
         "Not proven erased",
         "[96.0%, 99.0%]",
+        "<td>0.1235</td>",
+        "<td>–</td>",
     ):
         assert text in page
     assert "Undefined" not in page
+
+
+def test_a_picture_that_stands_alone_has_its_label_as_a_text_only():
+    parts = {"targets": {"": [figure({"targets 1": random_image()}, None)]}}
+    said = {"columns": ["model"], "rows": [["original"]], "notes": [], "blurred": False, "models": {}, "settings": {}}
+    page = render("attack.html.j2", title="An attack", pictures=parts, **said)
+    assert 'alt="targets 1"' in page and "<span" not in page
 
 
 def test_page_of_a_run_that_measured_and_drew_nothing(tmp_path):

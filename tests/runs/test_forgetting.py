@@ -228,7 +228,9 @@ def test_metrics(finished):
     assert total == pytest.approx(sum(seconds.values()), abs=0.01)
 
 
-def test_the_same_run_again_computes_nothing_and_stock_diffusers_loads_the_result(finished, start, monkeypatch):
+def test_the_same_run_again_computes_nothing_and_stock_diffusers_loads_the_result(
+    finished, start, capsys, monkeypatch
+):
     """And it draws what the returned pipeline draws, which is not what the base model draws."""
     before = json.loads((finished / "metrics.json").read_text())
     for owner, name in (
@@ -239,6 +241,8 @@ def test_the_same_run_again_computes_nothing_and_stock_diffusers_loads_the_resul
     ):
         monkeypatch.setattr(owner, name, None)  # calling it would raise
     outcome = start(finished)
+    outcome.say()
+    assert f"--compare {finished} --concept 'seven, 7'" in capsys.readouterr().out  # the evaluation, ready to be run
     assert outcome.metrics["seconds"].pop("reused") == STAGES
     assert before["seconds"].pop("reused") == []
     assert outcome.metrics == before

@@ -6,22 +6,17 @@
 Nothing is trained. Adapters that were trained by themselves add; TIES is there to be compared with.
 """
 
-import argparse
-
-from sa_diffusers.cli.parse import DEBUG, friendly_errors
+from sa_diffusers.cli.parse import friendly_errors, plain_parser
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command with these arguments; None: those of this process."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = plain_parser(__doc__)
     parser.add_argument("run", metavar="RUN", help="Folder of the last run.")
     parser.add_argument("--concepts", nargs="+", default=[], metavar="NAME", help="Whose adapters; default: all.")
-    parser.add_argument("--how", choices=["sum", "ties"], default="sum", help="default: %(default)s")
-    parser.add_argument("--density", type=float, default=0.5, metavar="X", help="Share that TIES keeps; default: 0.5")
+    parser.add_argument("--how", choices=["sum", "ties"], default="sum", help="How they join.")
+    parser.add_argument("--density", type=float, default=0.5, metavar="X", help="Share that TIES keeps.")
     parser.add_argument("--output_dir", required=True, help="New folder.")
-    parser.add_argument(DEBUG, action="store_true", help="Show the traceback of an error.")
     given = parser.parse_args(argv)
     with friendly_errors(argv):
         from sa_diffusers.runs.adapters.chains import merge

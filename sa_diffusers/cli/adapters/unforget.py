@@ -6,20 +6,15 @@ The new folder has a plain pipeline of the other adapters, and a page: before as
 concept back. Nothing is trained.
 """
 
-import argparse
-
-from sa_diffusers.cli.parse import DEBUG, friendly_errors
+from sa_diffusers.cli.parse import friendly_errors, plain_parser
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command with these arguments; None: those of this process."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = plain_parser(__doc__)
     parser.add_argument("run", metavar="RUN", help="Folder of the last run.")
     parser.add_argument("--concept", required=True, help="One of the phrasings of what is taken back.")
     parser.add_argument("--output_dir", required=True, help="New folder.")
-    parser.add_argument(DEBUG, action="store_true", help="Show the traceback of an error.")
     given = parser.parse_args(argv)
     with friendly_errors(argv):
         from sa_diffusers.runs.adapters.chains import take_back

@@ -84,7 +84,6 @@ def figures(
         pictures: by pipeline and by set.
     """
     for group, index, remark in section.places:
-        request = suite[group].requests[index]
         images = {name: to_pil(to_uint8(pictures[name][group].images([index])[0])) for name in section.pipelines}
-        said = ", ".join(filter(None, [remark, group, f"seed {request.seed}"]))
-        yield figure(images, request.condition.text, said, blurred)
+        text = suite[group].requests[index].condition.text
+        yield figure(images, text, f"{remark}, {group}" if remark else "", blurred)

@@ -168,7 +168,7 @@ class TextToImageFamily(Family):
 
     @staticmethod
     def text_parts(embedded: Batch) -> dict[str, Tensor]:
-        """What a prompt is encoded as: "tokens" [B, L, D], and "pooled" [B, P] where the model reads that too."""
+        """What a prompt is encoded as: "tokens" [B, L, D], and "pooled" [B, P] where the model also reads that."""
         pooled = embedded.get("pooled_projections", embedded.get("added_cond_kwargs", {}).get("text_embeds"))
         return {"tokens": embedded["encoder_hidden_states"]} | ({} if pooled is None else {"pooled": pooled})
 

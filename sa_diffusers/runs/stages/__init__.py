@@ -40,7 +40,7 @@ def stages_of(context: RunContext) -> list[Stage]:
     )
     strengths = [one for one in offered(context.options) if context.options.strength_sheet or one == context.strength]
     others = [StrengthStage(one) for one in strengths if not one.trained]
-    # Where another was chosen before, what training ended with must be chosen, too.
+    # Where another was chosen before, what training ended with must also be chosen.
     choice = [ChoiceStage()] if not context.strength.trained or (context.folder / TRAINED).exists() else []
     made = (stage for stage in making if stage.name in needs)
     return [*made, judging[0], TrainStage(context.folder), judging[1], *others, *choice]

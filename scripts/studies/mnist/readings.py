@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sa_diffusers.evaluation.judges.classifier import ImageClassifier
+from sa_diffusers.evaluation.judges.classifier import ImageClassifier, entropies
 from sa_diffusers.pipelines import ConditionalVAEPipeline
 from studies.mnist.paper.runs import default_run
-from studies.mnist.study import Study, entropy, read
+from studies.mnist.study import Study, read
 
 
 DIGIT = 1  # the digit that the study forgets wherever it forgets one only
@@ -74,7 +74,7 @@ def read_digit(classifiers: Iterable[ImageClassifier], images: Tensor, digit: in
     distributions = torch.stack([read(classifier, images) for classifier in classifiers])
     return Readings(
         distributions[..., digit].mean(0),
-        torch.stack([entropy(distribution) for distribution in distributions]).mean(0),
+        torch.stack([entropies(distribution) for distribution in distributions]).mean(0),
         distributions.argmax(2) == digit,
         (images - GREY).abs().flatten(1).mean(1),
     )

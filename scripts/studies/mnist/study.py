@@ -209,8 +209,3 @@ def encode_means(pipeline: ConditionalVAEPipeline, data: LabelledImages, indices
 def read(classifier: ImageClassifier, images: Tensor) -> Tensor:
     """Class probabilities [N, classes] of images [N, C, H, W] in [0, 1]."""
     return classifier.probabilities((2 * images - 1).expand(-1, 3, -1, -1))["digit"]
-
-
-def entropy(probabilities: Tensor) -> Tensor:
-    """Entropy in nats, [N], of distributions [N, classes]."""
-    return -(probabilities * probabilities.clamp_min(1e-12).log()).sum(1)

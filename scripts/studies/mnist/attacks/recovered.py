@@ -78,7 +78,7 @@ def recovered(images: Tensor, readers: Mapping[str, Reader], target: int, batch_
 
 
 def nearest_neighbours(images: Tensor, real_images: Tensor, chunk_size: int = 64) -> Neighbours:
-    """Find for each image [B, C, H, W] in [0, 1] the nearest of real ones [N, C, H, W], in [0, 1] too.
+    """Find for each image [B, C, H, W] in [0, 1] the nearest of real ones [N, C, H, W], also in [0, 1].
 
     A distance needs a scale: compare with that of other real images of the class to these.
 

@@ -6,10 +6,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sa_diffusers.evaluation.judges.classifier import entropies
 from sa_diffusers.io.atomic_files import atomic_path
 from studies.mnist.paper.runs import default_run
 from studies.mnist.readings import GREY
-from studies.mnist.study import Study, draw, entropy, read
+from studies.mnist.study import Study, draw, read
 
 
 DIGITS = (0, 1, 2, 3, 4)  # in the order in which they are forgotten
@@ -73,13 +74,13 @@ def examine(study: Study, path: Path) -> Round:
         rows.append(
             (
                 torch.stack([p.mean(0) for p in read_by]),
-                torch.stack([entropy(p).mean() for p in read_by]),
+                torch.stack([entropies(p).mean() for p in read_by]),
                 torch.stack([(p.argmax(1) == label).float().mean() for p in read_by]),
                 (images - GREY).abs().mean(),
             )
         )
-    probabilities, entropies, accuracies, distances = zip(*rows, strict=True)
-    return Round(*(torch.stack(part, 1) for part in (probabilities, entropies, accuracies)), torch.stack(distances))
+    *read_parts, distances = zip(*rows, strict=True)
+    return Round(*(torch.stack(part, 1) for part in read_parts), torch.stack(distances))
 
 
 def retained(number: int, count: int) -> list[int]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sa_diffusers.data.labelled_images import load_labelled_images
+from sa_diffusers.evaluation.judges.classifier import entropies
 from sa_diffusers.evaluation.judges.digit_classifier import DigitClassifier
 from sa_diffusers.models import ConditionalVAE
 from sa_diffusers.pipelines import ConditionalVAEPipeline
@@ -26,7 +27,7 @@ from studies.mnist.latent.apart import (
 from studies.mnist.latent.dead_zone import Plane, decode_plane, plane_latents
 from studies.mnist.latent.quarantine import digit_silhouettes, quarantine_text, silhouette_section, structure
 from studies.mnist.readings import DIGIT, Readings, forget_one, forget_one_by_encoder, read_digit
-from studies.mnist.study import Study, StudyConfig, encode_means, entropy, read
+from studies.mnist.study import Study, StudyConfig, encode_means, read
 
 
 # Three classes of two points each: the digit 1 stands to the right, with twice the spread of the others.
@@ -162,7 +163,7 @@ def test_readings_are_means_over_the_classifiers(classifiers) -> None:
     found = read_digit(classifiers.values(), images, digit=3)
     each = [read(classifier, images) for classifier in classifiers.values()]
     torch.testing.assert_close(found.probability, (each[0][:, 3] + each[1][:, 3]) / 2)
-    torch.testing.assert_close(found.entropy, (entropy(each[0]) + entropy(each[1])) / 2)
+    torch.testing.assert_close(found.entropy, (entropies(each[0]) + entropies(each[1])) / 2)
     torch.testing.assert_close(found.read_as, torch.stack([p.argmax(1) == 3 for p in each]))
     assert found.shares == [float((p.argmax(1) == 3).double().mean()) for p in each]
     flat = torch.tensor([0.0, 0.5, 0.75])[:, None, None, None].expand(3, 1, 8, 8)

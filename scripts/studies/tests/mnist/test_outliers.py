@@ -9,13 +9,14 @@ import torch
 from scipy import stats
 
 from sa_diffusers.data.labelled_images import LabelledImages, load_labelled_images
+from sa_diffusers.evaluation.judges.classifier import entropies
 from sa_diffusers.evaluation.judges.digit_classifier import DigitClassifier
 from sa_diffusers.models import ConditionalVAE
 from sa_diffusers.pipelines import ConditionalVAEPipeline
 from studies.mnist.outliers import rarest
 from studies.mnist.outliers.styles import compare, mahalanobis, spearman, styles_of
 from studies.mnist.readings import Models
-from studies.mnist.study import Study, StudyConfig, entropy, read
+from studies.mnist.study import Study, StudyConfig, read
 
 
 def tiny_vae(seed: int) -> ConditionalVAEPipeline:
@@ -95,7 +96,7 @@ def test_styles_are_ranked_by_the_original_and_decoded_by_both(models, classifie
                 {
                     "bce": float(errors[chosen].mean()),
                     "probability": float(seen[chosen, 4].mean()),
-                    "entropy": float(entropy(seen)[chosen].mean()),
+                    "entropy": float(entropies(seen)[chosen].mean()),
                     "deviation": float((pixels[chosen] - 0.5).abs().mean()),
                     "nearly_grey": sum(float((p - 0.5).abs().mean()) < 0.1 for p in pixels[chosen]) / 10,
                 },

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sa_diffusers.evaluation.judges.classifier import entropies
 from sa_diffusers.evaluation.judges.digit_classifier import DigitClassifier
 from sa_diffusers.families import family_defaults
 from sa_diffusers.io.configuration import config_from_dict
@@ -23,7 +24,7 @@ from studies.mnist.sequential.rounds import (
     retained,
     stage_names,
 )
-from studies.mnist.study import Study, StudyConfig, draw, entropy, read
+from studies.mnist.study import Study, StudyConfig, draw, read
 
 
 NAMES = {"digit": [str(digit) for digit in range(10)]}
@@ -112,8 +113,8 @@ def test_examine_against_one_picture_at_a_time(study) -> None:
         for index, classifier in enumerate(study.classifiers.values()):
             readings = [read(classifier, image[None])[0] for image in images]
             torch.testing.assert_close(found.probabilities[index, digit], torch.stack(readings).mean(0))
-            entropies = [entropy(p[None]).item() for p in readings]
-            assert found.entropies[index, digit].item() == pytest.approx(sum(entropies) / 6)
+            each = [entropies(p[None]).item() for p in readings]
+            assert found.entropies[index, digit].item() == pytest.approx(sum(each) / 6)
             right = [p.argmax().item() == digit for p in readings]
             assert found.accuracies[index, digit].item() == pytest.approx(sum(right) / 6)
     assert found.probabilities.shape == (2, 10, 10) and found.accuracies[0, 7] == 1
