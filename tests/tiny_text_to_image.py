@@ -3,9 +3,12 @@
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLFlux2,
     DiffusionPipeline,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
     SD3Transformer2DModel,
@@ -15,7 +18,7 @@ from diffusers import (
 )
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.pre_tokenizers import ByteLevel, Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import (
     CLIPTextConfig,
@@ -23,12 +26,15 @@ from transformers import (
     CLIPTextModelWithProjection,
     CLIPTokenizer,
     PreTrainedTokenizerFast,
+    Qwen2TokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     T5Config,
     T5EncoderModel,
 )
 
 
-NAMES = ("xl", "xl-v", "sd3", "sd3-t5", "flux-dev", "flux-schnell")
+NAMES = ("xl", "xl-v", "sd3", "sd3-t5", "flux-dev", "flux-schnell", "klein")
 WORDS = "zero one two three four five six seven eight nine a red green blue digit on black white 7 9".split()
 
 
@@ -55,9 +61,8 @@ def make(name: str, tokenizer: CLIPTokenizer, seed: int = 0) -> DiffusionPipelin
         block_out_channels=(4, 8), down_block_types=("DownEncoderBlock2D",) * 2, sample_size=16, norm_num_groups=2,
         up_block_types=("UpDecoderBlock2D",) * 2, mid_block_add_attention=False, shift_factor=0.3, scaling_factor=0.7,
     )  # fmt: skip
-    pipeline = {"xl": stable_diffusion_xl, "sd3": stable_diffusion_3, "flux": flux}[name.split("-")[0]](
-        name, vae, tokenizer, clip
-    )
+    makers = {"xl": stable_diffusion_xl, "sd3": stable_diffusion_3, "flux": flux, "klein": klein}
+    pipeline = makers[name.split("-")[0]](name, vae, tokenizer, clip)
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
             part.eval()
@@ -109,4 +114,41 @@ def flux(name, vae, tokenizer, clip) -> FluxPipeline:
     return FluxPipeline(
         FlowMatchEulerDiscreteScheduler(num_train_timesteps=20, **schedule), vae, CLIPTextModel(clip), tokenizer,
         text_encoder_2, tokenizer_2, transformer,
+    )  # fmt: skip
+
+
+CHAT = """{% for turn in messages %}<|im_start|>{{ turn.role }}
+{{ turn.content }}<|im_end|>
+{% endfor %}<|im_start|>assistant
+"""
+
+
+def klein(name, vae, tokenizer, clip) -> Flux2KleinPipeline:
+    """Its VAE has statistics of its own, and its language model, of 28 layers, has one table for tokens and head."""
+    marks = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    merges = []
+    for word in ("user", "assistant", *(f"{space}{word}" for space in ("\u0120", "") for word in WORDS)):
+        merges += [(word[:end], word[end]) for end in range(1, len(word))]
+    vocabulary = dict.fromkeys([*marks, *sorted(ByteLevel.alphabet()), *("".join(pair) for pair in merges)])
+    words = Qwen2TokenizerFast(
+        vocab={token: index for index, token in enumerate(vocabulary)}, merges=list(dict.fromkeys(merges)),
+        eos_token="<|im_end|>", extra_special_tokens=marks[1:], model_max_length=24, chat_template=CHAT,
+    )  # fmt: skip
+    encoder = Qwen3Config(
+        vocab_size=len(words), hidden_size=8, intermediate_size=8, num_hidden_layers=28, num_attention_heads=1,
+        num_key_value_heads=1, head_dim=8, tie_word_embeddings=True, initializer_range=0.3,
+    )  # fmt: skip
+    own = {name: vae.config[name] for name in ("block_out_channels", "down_block_types", "up_block_types")}
+    vae = AutoencoderKLFlux2(
+        **own, latent_channels=4, sample_size=16, norm_num_groups=2, mid_block_add_attention=False, layers_per_block=1
+    )
+    vae.bn.running_mean.copy_(torch.linspace(-0.3, 0.3, 16))
+    vae.bn.running_var.copy_(torch.linspace(0.5, 2.0, 16))
+    transformer = Flux2Transformer2DModel(
+        in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=24, axes_dims_rope=(4, 4, 4, 4), guidance_embeds=False, timestep_guidance_channels=32,
+    )  # fmt: skip
+    return Flux2KleinPipeline(
+        FlowMatchEulerDiscreteScheduler(num_train_timesteps=20, use_dynamic_shifting=True, shift=3.0), vae,
+        Qwen3ForCausalLM(encoder), words, transformer, is_distilled=name == "klein-distilled",
     )  # fmt: skip

@@ -68,6 +68,7 @@ class Family:
     helpers: ClassVar[tuple[str, ...]] = ()  # parts that only encode and decode: they need not stay on the device
     capabilities: ClassVar[frozenset[str]]  # of CAPABILITIES
     scopes: ClassVar[Scopes] = {"full": lambda name: True}  # which weights, by name
+    guided: bool = True  # where it can: not once distilled to draw without
     guided_passes: ClassVar[int] = 2  # of the module in a sampler's step with guidance
     defaults: ClassVar[Mapping[str, Any]] = {}  # options of a run that differ from those of Stable Diffusion
 

@@ -55,7 +55,8 @@ def text_maps(module: nn.Module, names: Iterable[str] | None = None) -> dict[str
 
 # Where a pooled text, time and guidance enter, directly or by modulating a block: in UNets the first two.
 CONDITIONING = {"add_embedding", "time_emb_proj", "text_embedder", "context_embedder"} | {
-    "norm", "norm1", "norm1_context", "norm_out"
+    "norm", "norm1", "norm1_context", "norm_out",
+    "double_stream_modulation_img", "double_stream_modulation_txt", "single_stream_modulation",
 }  # fmt: skip
 
 

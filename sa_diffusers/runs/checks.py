@@ -23,6 +23,11 @@ def check_run(context: RunContext) -> None:
     for name in ("empty_prompt_fraction", "replay_prompt_dropout"):
         if getattr(options, name) and not family.can("guidance"):
             raise ValueError(f"{name}: this model always needs a class; expected 0, got {getattr(options, name)}")
+    if not family.guided and "replay_samples" in context.needs and options.replay_negative in ("open", "all"):
+        raise ValueError(
+            "replay_negative: this model is distilled to draw without guidance, so no prompt leads away; "
+            f"expected none or mixture, got {options.replay_negative!r}"
+        )
     if options.gradient_checkpointing and not family.module._supports_gradient_checkpointing:
         raise ValueError(f"gradient_checkpointing: a {kind} has none; omit it")
     if family.compute_dtype is not None and not family.can("denoising"):

@@ -18,7 +18,7 @@ from sa_diffusers.io.loading import load_pipeline
 
 TEMPLATES = ["a {}", "a red {} on black"]
 SEEDS = [3, 4, 5, 6, 7]
-KINDS = ("epsilon", "v_prediction", "xl", "sd3", "flux-dev", "flux-schnell")
+KINDS = ("epsilon", "v_prediction", "xl", "sd3", "flux-dev", "flux-schnell", "klein")
 
 
 def slow(kind: str):

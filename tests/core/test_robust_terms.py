@@ -20,7 +20,7 @@ from sa_diffusers.families.text_to_image.template_encoder import TemplateEncoder
 
 
 TEMPLATES = ["a {}", "a red {} on black", "{} on white"]
-KINDS = ["sd", *(pytest.param(name, marks=pytest.mark.slow) for name in ("xl-v", "sd3-t5", "flux-dev"))]
+KINDS = ["sd", *(pytest.param(name, marks=pytest.mark.slow) for name in ("xl-v", "sd3-t5", "flux-dev", "klein"))]
 STEPS, RATE = 2, 0.05
 
 

@@ -217,9 +217,9 @@ def test_a_run_that_completes_draws_nothing_to_compare(refused, pictures, tmp_pa
     refused("evaluate", "run", "run", *words, "--prompts", "prompts.txt", says=("completes pictures", "report.html"))
 
 
-@pytest.mark.parametrize("name", ["flux-dev", "sd3-t5"])
+@pytest.mark.parametrize("name", ["flux-dev", "sd3-t5", "klein"])
 def test_a_flow_is_drawn_by_ddim_as_by_its_own_levels(tiny_tokenizer, name):
-    """FLUX's pipeline says its own noise levels, of which only the count is taken."""
+    """The pipelines of FLUX say their own noise levels, of which only the count is taken."""
     pipeline = make(name, tiny_tokenizer)
     drawn = [get_family(pipeline, sampler=s).draw([Condition("nine")], [3], 2.0, 4) for s in ("ddim", "pipeline")]
     assert drawn[0].isfinite().all() and drawn[0].shape == drawn[1].shape

@@ -46,6 +46,7 @@ class TextToImageFamily(Family):
     readers: ClassVar[Mapping[str, str]] = {"tokenizer": "text_encoder"}  # parts that read a prompt
     limits: ClassVar[Mapping[str, int]] = {}  # tokens of a prompt, by tokenizers that read other than the first does
     sequence: ClassVar[tuple[str, ...]] = ("tokenizer",)  # whose tokens' embeddings stand one after the other
+    latent_pixels = property(lambda self: self.pipeline.vae_scale_factor)  # in its height
 
     def __init__(
         self, pipeline: DiffusionPipeline, sampler: str | None = None, compute_dtype: torch.dtype | None = None
@@ -75,21 +76,27 @@ class TextToImageFamily(Family):
     @property
     def resolution(self) -> int:
         """Height and width, in pixels, that the model was trained for."""
-        return self.latent_shape[-1] * self.pipeline.vae_scale_factor
+        return self.latent_shape[-1] * self.latent_pixels
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        size = self.module.config.sample_size
+        size = self.module.config.get("sample_size") or self.pipeline.vae.config.sample_size // self.latent_pixels
         return self.module.config.in_channels, size, size
 
     @property
     def text_encoders(self) -> list[nn.Module]:
         return [part for name in self.readers.values() if (part := getattr(self.pipeline, name)) is not None]
 
-    def text_readers(self) -> list[tuple[PreTrainedTokenizerBase, nn.Module, int]]:
-        """Every tokenizer with its text encoder, and the tokens that are read."""
-        pairs = [(name, getattr(self.pipeline, encoder)) for name, encoder in self.readers.items()]
-        return [(getattr(self.pipeline, n), e, self.tokens_read(n)) for n, e in pairs if e is not None]
+    def text_readers(self) -> list[tuple[PreTrainedTokenizerBase, nn.Module, int, tuple[list[int], ...]]]:
+        """Every tokenizer with its text encoder, the tokens that are read, and what `frame` says."""
+        parts = self.pipeline.components
+        readers = [(parts[name], parts[encoder], self.tokens_read(name)) for name, encoder in self.readers.items()]
+        return [(*reader, self.frame(reader[0])) for reader in readers if reader[1] is not None]
+
+    def frame(self, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], ...]:
+        """Ids of the tokens that stand before and after those of a prompt."""
+        special = tokenizer("").input_ids
+        return ([], special) if special[0] == tokenizer.eos_token_id else (special[:1], special[1:])
 
     def tokens_read(self, tokenizer: str) -> int:
         """Of a prompt, by the tokenizer of this name."""
@@ -199,9 +206,7 @@ class TextToImageFamily(Family):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         shift, scale = self._affine(latents)
-        parts = (latents / scale + shift).split(
-            self._images_at_once(self.pipeline.vae_scale_factor**2 * latents.shape[-2:].numel())
-        )
+        parts = (latents / scale + shift).split(self._images_at_once(self.latent_pixels**2 * latents[0, 0].numel()))
         with self._vae() as vae:
             moved = (part.to(vae.device, vae.dtype) for part in parts)
             return torch.cat([vae.decode(part).sample.float().clamp(-1, 1).cpu() for part in moved])
@@ -238,8 +243,8 @@ class TextToImageFamily(Family):
 
     @classmethod
     def resolution_of(cls, source: str) -> int | None:
-        size = read_part(source, cls.component).get("sample_size")
-        return size * pixels_a_latent(read_part(source, "vae")) if isinstance(size, int) else None
+        size, vae = read_part(source, cls.component).get("sample_size"), read_part(source, "vae")
+        return size * pixels_a_latent(vae) if isinstance(size, int) else vae.get("sample_size")
 
     def reads_text(self, name: str) -> str | None:
         """Which part of a text, "tokens" or "pooled", a weight or layer of this name reads as it is."""
@@ -271,8 +276,10 @@ class TextToImageFamily(Family):
             tokenizer, length = getattr(self.pipeline, name), self.tokens_read(name)
             if tokenizer is None:
                 continue
-            ids = tokenizer(convert(prompt, tokenizer), truncation=True, max_length=length).input_ids
-            found.append((start + max(0, len(ids) - 2), start + length))
+            before, after = self.frame(tokenizer)
+            options = {"add_special_tokens": False, "truncation": True, "max_length": length}
+            said = tokenizer(convert(prompt, tokenizer), **options).input_ids
+            found.append((start + max(0, min(len(before) + len(said), length - len(after)) - 1), start + length))
             start += length
         return found
 

@@ -1,4 +1,4 @@
-"""What transformers share that draw by a velocity, and read a text as tokens and as one pooled vector."""
+"""What transformers share that draw by a velocity, and read a text as tokens and, most of them, a pooled vector."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +13,7 @@ POOLED = {"text_embedder"}  # by components of a weight's name, as all below
 KEYS_AND_VALUES = {"add_k_proj", "add_v_proj"}
 CONTEXT = KEYS_AND_VALUES | {
     "context_embedder", "norm1_context", "norm2_context", "add_q_proj", "norm_added_q", "norm_added_k", "to_add_out",
-    "ff_context",
+    "ff_context", "double_stream_modulation_txt",
 }  # fmt: skip
 OUTSIDE = {"timestep_embedder", "guidance_embedder", "norm_out"}
 
@@ -53,4 +53,5 @@ class FlowFamily(TextToImageFamily):
         return self.loss_class(schedule.sigmas.flip(0), shift)
 
     def text_layers(self) -> dict[str, list[str]]:
-        return {"tokens": ["context_embedder"], "pooled": ["time_text_embed.text_embedder.linear_1"]}
+        pooled = {"pooled": ["time_text_embed.text_embedder.linear_1"]} if "pooled" in self.scopes else {}
+        return {"tokens": ["context_embedder"]} | pooled

@@ -12,7 +12,6 @@ from sa_diffusers.core.losses import FlowMatchingLoss
 from sa_diffusers.families.base import Configurations, register
 from sa_diffusers.families.requirements import check_flow
 from sa_diffusers.families.text_to_image.flows import FlowFamily
-from sa_diffusers.io.hub import read_part
 
 
 GUIDANCE = 3.5  # that models which are told the guidance are trained with, as in diffusers' scripts
@@ -101,7 +100,3 @@ class FluxFamily(FlowFamily):
         widths = {"joint_attention_dim": parts["text_encoder_2"].get("d_model")}
         widths |= {"pooled_projection_dim": parts["text_encoder"].get("hidden_size")}
         check_flow(parts["transformer"], parts["vae"], parts["scheduler"], widths, channels=4)
-
-    @classmethod
-    def resolution_of(cls, source: str) -> int | None:
-        return read_part(source, "vae").get("sample_size")

@@ -20,6 +20,7 @@ class Reader:
 
     Args:
         length: tokens that it reads.
+        frame: ids of those that stand before and after a prompt's own.
     """
 
     def __init__(
@@ -27,13 +28,15 @@ class Reader:
         tokenizer: PreTrainedTokenizerBase,
         encoder: nn.Module,
         length: int,
+        frame: Sequence[list[int]],
         templates: Sequence[str],
         places: int,
     ):
         self.tokenizer, self.encoder, self.length, self.places = tokenizer, encoder, length, places
         self.table: Tensor = encoder.get_input_embeddings().weight.detach()  # [V, D]
-        special = tokenizer("").input_ids
-        self.first, self.last = ([], special) if special[0] == tokenizer.eos_token_id else (special[:1], special[1:])
+        self.first, self.last = frame
+        # Tokenizers of bytes join a word and the space before it.
+        self.space = " " if self.tokens(" a") != self.tokens("a") else ""
         rows = [self._row(template) for template in templates]
         self.ids, self.slots = (torch.tensor(part) for part in zip(*rows, strict=True))  # [T, L] each
 
@@ -43,42 +46,51 @@ class Reader:
 
     def start(self, words: str) -> list[int]:
         """K token ids of some words: those of fewer are repeated, those beyond K are left out."""
-        ids = self.tokens(words)
+        ids = self.tokens(self.space + words)
         return [ids[k % len(ids)] for k in range(self.places)]
 
     def read(self, filled: Sequence[str]) -> Tensor:
         """Token ids [T, L] of whole prompts, as the model reads them."""
-        options = {"padding": "max_length", "max_length": self.length, "truncation": True, "return_tensors": "pt"}
-        return self.tokenizer(list(filled), **options).input_ids
+        room = self.length - len(self.first) - len(self.last)
+        rows = [[*self.first, *self.tokens(text)[:room], *self.last] for text in filled]
+        return torch.tensor([row + [self.tokenizer.pad_token_id] * (self.length - len(row)) for row in rows])
+
+    def pieces(self, template: str) -> list[list[int]]:
+        """Token ids of what stands before, between and after the places."""
+        *before, last = template.split(PLACE)
+        return [self.tokens(piece.removesuffix(self.space)) for piece in before] + [self.tokens(last)]
 
     def apart(self, template: str, word: str) -> bool:
         """Whether a word in the place of {} is read as if it stood alone."""
-        pieces = [self.tokens(piece) for piece in template.split(PLACE)]
-        expected = pieces[0] + [token for piece in pieces[1:] for token in self.tokens(word) + piece]
-        return self.tokens(template.replace(PLACE, word)) == expected
+        pieces = self.pieces(template)
+        expected = pieces[0] + [token for piece in pieces[1:] for token in self.tokens(self.space + word) + piece]
+        return self.tokens(self.space * template.startswith(PLACE) + template.replace(PLACE, word)) == expected
 
     def filled(self, vectors: Tensor, rows: list[int], hooks: ExitStack) -> None:
         """Until the hooks are closed its encoder reads these templates, with vectors [K, D], whatever it is given."""
         ids, slots = (part[rows].to(vectors.device) for part in (self.ids, self.slots))
 
-        def replace(module: nn.Module, inputs: tuple) -> tuple:
-            return ids, *inputs[1:]
+        def replace(module: nn.Module, inputs: tuple, named: dict) -> tuple[tuple, dict]:
+            if inputs:
+                return (ids, *inputs[1:]), named
+            mask = (ids != self.tokenizer.pad_token_id).long()
+            return inputs, named | {"input_ids": ids, "attention_mask": mask}
 
         def fill(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
             return torch.where(slots[..., None] >= 0, vectors.to(output)[slots.clamp_min(0)], output)
 
-        hooks.callback(self.encoder.register_forward_pre_hook(replace).remove)
+        hooks.callback(self.encoder.register_forward_pre_hook(replace, with_kwargs=True).remove)
         table = self.encoder.get_input_embeddings().weight
         for module in self.encoder.modules():  # T5 looks up by another module that shares the table
-            if getattr(module, "weight", None) is table:
+            if isinstance(module, nn.Embedding) and module.weight is table:
                 hooks.callback(module.register_forward_hook(fill).remove)
 
     def _row(self, template: str) -> tuple[list[int], list[int]]:
         """Padded token ids [L] of a template, and which vector goes where: its index, -1 for the template's own."""
-        first, *rest = (self.tokens(piece) for piece in template.split(PLACE))
+        first, *rest = self.pieces(template)
         ids, slots = [*self.first, *first], [-1] * (len(self.first) + len(first))
         # What stands in the place itself is overwritten; it must be no end token, where poolers look.
-        filler = self.first or [self.tokenizer.pad_token_id]
+        filler = [*self.first, self.tokenizer.pad_token_id][:1]
         for piece in rest:
             ids += filler * self.places + piece
             slots += [*range(self.places), *[-1] * len(piece)]
@@ -114,10 +126,13 @@ class TemplateEncoder:
 
     @property
     def table(self) -> Tensor:
-        """[V, D] of all encoders side by side. Raises ValueError where they do not read the same tokens."""
+        """[V, D] of all encoders side by side. Raises ValueError where they do not read the same tokens, or the words
+        that are typed other ones."""
         words = [reader.tokenizer.get_vocab() for reader in self.readers]
         if any(other != words[0] for other in words[1:]):
             raise ValueError("the text encoders of this model read different tokens; pass --attack embedding")
+        if self.readers[0].space and any(template.startswith(PLACE) for template in self.templates):
+            raise ValueError("this model reads the first word of a text as another token; pass templates like 'a {}'")
         return torch.cat([reader.table for reader in self.readers], dim=1).to(self.device)
 
     @property
@@ -126,8 +141,8 @@ class TemplateEncoder:
         return torch.cat([reader.table.flatten().float() for reader in self.readers]).square().mean().sqrt().item()
 
     def tokens(self, text: str) -> list[int]:
-        """Token ids of a piece of text, without the special ones, as the first encoder reads it."""
-        return self.readers[0].tokens(text)
+        """Token ids of a piece of text, without the special ones, as the first encoder reads it in a place."""
+        return self.readers[0].tokens(self.readers[0].space + text)
 
     def text(self, token_ids: Sequence[int]) -> str:
         """The text of some tokens of the first encoder."""
