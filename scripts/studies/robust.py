@@ -1,7 +1,7 @@
 """How well it stays forgotten: recipes, rivals, the original and a model that never learned it under every attack."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -48,6 +48,7 @@ class RobustStudy:
     Attributes:
         specs: of the concepts; all of their rows are made, at equal erasure where they have several strengths.
         never: folder of a pipeline that never learned a concept, {} in its name's place; there is one or not.
+        attacks: options by label; those of `LONG` are made of seed 0 and `LONG_ROWS` alone.
         restarts: searches for vectors. share: of `FULL` and `ATTACKED`, the pictures.
     """
 
@@ -58,6 +59,7 @@ class RobustStudy:
     never: str = "runs/digits_without_{}/pipeline"
     restarts: int = 3
     share: float = 1.0
+    attacks: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: SEARCHES | LONG)
 
     @property
     def counts(self) -> Counts:
@@ -134,7 +136,9 @@ def _attacked(
     )  # fmt: skip
     families = {row: load_family(config, pipeline) for row, pipeline in victims.items()}
     hashes = {row: pipeline_hashes(family.pipeline) for row, family in families.items()}
-    for label, options in (SEARCHES | (LONG if judge.seed == 0 else {})).items():
+    for label, options in study.attacks.items():
+        if label in LONG and judge.seed:
+            continue
         run, found = AttackRun(replace(config, **options), label), {}
         run.draw_targets(families[ORIGINAL], hashes[ORIGINAL])
         for row, family in families.items():
