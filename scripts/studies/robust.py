@@ -46,7 +46,7 @@ class RobustStudy:
     """What to make: of every concept and seed each row and attack, kept in the folder as soon as it is there.
 
     Attributes:
-        specs: of the concepts; all of their rows are made, at equal erasure where they have several strengths.
+        specs: of the concepts; all of their rows are made, rivals at equal erasure.
         never: folder of a pipeline that never learned a concept, {} in its name's place; there is one or not.
         attacks: options by label; those of `LONG` are made of seed 0 and `LONG_ROWS` alone.
         restarts: searches for vectors. share: of `FULL` and `ATTACKED`, the pictures.
@@ -104,13 +104,14 @@ def _measured(study: RobustStudy, spec: ConceptSpec, seed: int) -> Iterator[tupl
     for name, row in spec.rows.items():
         print(f"\n{spec.name}, seed {seed}: {name}", flush=True)
         points = run_row(spec, row, folder / name, seed, reference=folder / spec.ours)
+        points = points[-1:] if name.startswith((EDIT, ROBUST)) else points  # those are judged as they ship
         paths = {point: folder / name / "judged" / f"{point.strength}.safetensors" for point in points}
         values = {point: judge.read(point.pipeline_dir, path, original) for point, path in paths.items()}
         found = matched([Measured(point, read, kept) for point, read in values.items()])
         victims[name] = found.point.pipeline_dir
         own = {"strength": str(found.point.strength), "seconds": found.point.seconds}
         yield name, own | _numbers(judge, found.values)
-    yield from _attacked(study, judge, folder / "attacks", victims)
+    yield from attacked(study, judge, folder / "attacks", victims)
 
 
 def _numbers(judge: Judge, read: dict[str, Tensor]) -> Numbers:
@@ -124,10 +125,14 @@ def _numbers(judge: Judge, read: dict[str, Tensor]) -> Numbers:
     return said | {"others": right.mean().item(), "worst": worst} | lowest | near
 
 
-def _attacked(
+def attacked(
     study: RobustStudy, judge: Judge, folder: Path, victims: Mapping[str, str]
 ) -> Iterator[tuple[str, Numbers]]:
-    """Each attack on each row in turn, the long ones last; of vectors also those found in the plain edit."""
+    """(row, numbers) of each attack in turn, the long ones last; of vectors also those found in the plain edit.
+
+    Args:
+        victims: folder of each row's pipeline, the original's first and then the controls'.
+    """
     drawn_as = {name: getattr(judge.config, name) for name in ("guidance_scale", "num_inference_steps", "sampler")}
     config = AttackConfig(
         original=victims[ORIGINAL], forgotten=victims[EDIT], concept=judge.config.concept,
@@ -147,10 +152,10 @@ def _attacked(
             print(f"\n{judge.spec.name}, seed {judge.seed}: {row}, {label}", flush=True)
             restarts = study.restarts if run.config.attack == "embedding" and row not in CONTROLS else 1
             run.config = replace(run.config, num_restarts=restarts)
-            attacked = run.attack(row, victims[row], family, hashes[row])
-            found[row] = attacked.found
-            after = [_probability(judge, pictures) for pictures in attacked.after]
-            yield row, {"asked by name": _probability(judge, attacked.before), label: after}
+            result = run.attack(row, victims[row], family, hashes[row])
+            found[row] = result.found
+            after = [_probability(judge, pictures) for pictures in result.after]
+            yield row, {"asked by name": _probability(judge, result.before), label: after}
             if run.config.attack == "embedding" and EDIT in found and row not in (EDIT, *CONTROLS):
                 transferred = _transferred(run, row, family, hashes[row], found[EDIT])
                 yield row, {f"{label} of {EDIT}": [_probability(judge, pictures) for pictures in transferred]}
@@ -180,7 +185,8 @@ def mean(rows: Mapping[str, Sequence[Numbers]], row: str, name: str) -> float | 
 
 def table(rows: Mapping[str, Sequence[Numbers]]) -> str:
     """Markdown: a line a measure, a column a row of the study, each number the mean of seeds and searches."""
-    names = list(dict.fromkeys(name for row in rows.values() for one in row for name in one))
+    found = dict.fromkeys((name, isinstance(one[name], list)) for row in rows.values() for one in row for name in one)
+    names = [name for name, _ in sorted(found, key=lambda one: one[1])]  # attacks below all else
     cells = []
     for name in names:
         if name == "strength":
@@ -226,6 +232,6 @@ def markdown(result: Mapping[str, Any]) -> str:
     for concept, rows in result["concepts"].items():
         cells = [[what, f"{most:.3g}", f"{found:.3g}", "" if found <= most else "missed"] for what, most, found in
                  bars(concept, result)]  # fmt: skip
-        must = markdown_table([ROBUST, "at most", "found", ""], cells)
-        texts.append(f"**{concept}**\n\n{table(rows)}\n\n{must}")
+        texts += [f"**{concept}**", table(rows)]
+        texts += [markdown_table([ROBUST, "at most", "found", ""], cells)] if cells else []
     return "\n\n".join(texts) + "\n"
