@@ -1,10 +1,12 @@
-"""Robust training on the bundled pipeline: the plain recipe and the robust one under several searches.
+"""How well it stays forgotten on the bundled pipeline: recipes, rivals and controls under every attack.
 
     python scripts/robust_study.py --output_dir runs/robust
-    python scripts/robust_study.py --output_dir runs/robust --concepts seven --seeds 0
+    python scripts/robust_study.py --output_dir runs/robust --concepts seven --seeds 0 --images 0.5
+    python scripts/robust_study.py --output_dir runs/robust --rows sa-robust,sa-robust-less,uce
 
-Rows are those of configs/paper/digits/. Every run, judgement and search is kept: to resume, run the same command
-again. All of it takes hours on two cores. Writes robust.json and robust.md.
+Rows are those of configs/paper/digits/, at equal erasure; sa-edit is always one. A pipeline that never learned the
+concept is another where --never has it. Every run, judgement and search is kept: to resume, or to add rows, run the
+command again. One concept and seed takes an hour or more of one core. Writes robust.json and robust.md, which grow.
 """
 
 import argparse
@@ -13,23 +15,28 @@ from pathlib import Path
 from sa_diffusers.cli.parse import friendly_errors
 from sa_diffusers.evaluation.judges.load_classifier import load_classifier
 from sa_diffusers.io.bundled import resolve
-from studies.rivals.judging import Counts
-from studies.rivals.spec import read_spec
-from studies.robust import RobustStudy, make_study
+from studies.rivals.spec import only_rows, read_spec
+from studies.robust import EDIT, ROBUST, RobustStudy, make_study
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/robust"), help="default: %(default)s")
     parser.add_argument("--concepts", default="seven,red,bold", help="of configs/paper/digits; default: %(default)s")
+    parser.add_argument("--rows", default=f"{EDIT},{ROBUST}", help="default: %(default)s")
     parser.add_argument("--seeds", default="0,1,2", help="default: %(default)s")
-    parser.add_argument("--images", type=float, default=2.5, help="pictures, as a share of that table's; default: 2.5")
+    parser.add_argument("--images", type=float, default=1.0, help="share of the pictures; default: %(default)s")
+    parser.add_argument("--searches", type=int, default=3, help="for vectors, of each row; default: %(default)s")
+    parser.add_argument("--classifier", default="bundled/digits/classifier", help="the judge; default: %(default)s")
+    parser.add_argument("--never", default=RobustStudy.never, help="{} is the concept; default: %(default)s")
     args = parser.parse_args()
     with friendly_errors():
         specs = [read_spec(Path("configs/paper/digits") / f"{name}.yaml") for name in args.concepts.split(",")]
+        specs = [only_rows(spec, args.rows.split(",")) for spec in specs]
+        classifier = load_classifier(resolve(args.classifier)).eval()
         seeds = [int(seed) for seed in args.seeds.split(",")]
-        classifier = load_classifier(resolve("bundled/digits/classifier")).eval()
-        print(make_study(RobustStudy(specs, args.output_dir, classifier, Counts().scaled(args.images), seeds)))
+        study = RobustStudy(specs, args.output_dir, classifier, seeds, args.never, args.searches, args.images)
+        print(make_study(study))
 
 
 if __name__ == "__main__":

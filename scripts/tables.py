@@ -19,6 +19,7 @@ from sa_diffusers.attacks.results import table as attack_table
 from sa_diffusers.report.metrics_table import metric_rows
 from sa_diffusers.report.tables import markdown_table
 from sa_diffusers.report.tables import measured as measured_by
+from studies.robust import markdown as robust_tables
 from studies.rows import duration, table_of
 
 
@@ -65,6 +66,12 @@ def flow_fisher() -> str:
 def attacks() -> str:
     """Every attack on a run of configs/digits_edit.yaml."""
     return markdown_table(*attack_table(read("attacks")))
+
+
+def robust() -> str:
+    """How well it stays forgotten, of each concept; and by how much the recipe misses what it must reach."""
+    path = ROOT / "docs" / "results" / "robust.json"
+    return robust_tables(read("robust")) if path.exists() else "Not measured yet."
 
 
 def theorem_bound() -> str:
@@ -185,6 +192,7 @@ TABLES: dict[str, Callable[[], str]] = {
     table.__name__: table
     for table in (
         attacks,
+        robust,
         quickstart,
         auto,
         quickstart_seconds,

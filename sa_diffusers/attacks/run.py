@@ -76,17 +76,9 @@ class AttackRun:
     def attack(self, role: str, model: str, family: Family, hashes: dict[str, str]) -> Attacked:
         """All stages of one model, loaded; the original comes first and draws the targets."""
         if role == "original":
-            self._draw_targets(family, hashes)
+            self.draw_targets(family, hashes)
         targets, own = self._targets_for(family), role.replace(" ", "-")
-        drawing = self._drawing(hashes, "picture", self.config.num_images)
-
-        def pictures(name: str, found: Found, key: dict) -> Tensor:
-            def compute() -> Tensor:
-                return to_uint8(_decode(family, self._draw(family, found, "picture", self.config.num_images)))
-
-            return self._tensor(f"{own}-{name}", drawing | key, self.folder / own / f"{name}.safetensors", compute)
-
-        before = pictures("before", self.word, {"word": self.word.text})
+        before = self.pictures(own, "before", family, hashes, self.word, {"word": self.word.text})
         after, found = [], []
         for restart in range(self.config.restarts):
             key = {
@@ -97,10 +89,19 @@ class AttackRun:
             key |= {name: getattr(self.config, name) for name, known in OWN.items() if self.config.attack in known}
             key |= {"original": self.original} if self.config.attack == "merged" else {}
             found.append(self._find(family, targets, own, restart, key))
-            after.append(pictures(f"after-{self.label}{restart}", found[-1], {"found": key}))
+            after.append(self.pictures(own, f"after-{self.label}{restart}", family, hashes, found[-1], {"found": key}))
             if role == "original" and restart == 0:
                 say(self._time_left())
         return Attacked(model, before, after, found)
+
+    def pictures(self, own: str, name: str, family: Family, hashes: dict[str, str], found: Found, key: dict) -> Tensor:
+        """Drawn by what was found, uint8 [N, 3, H, W]; kept in the model's `own` folder; `key` tells what it was."""
+
+        def compute() -> Tensor:
+            return to_uint8(_decode(family, self._draw(family, found, "picture", self.config.num_images)))
+
+        key = self._drawing(hashes, "picture", self.config.num_images) | key
+        return self._tensor(f"{own}-{name}", key, self.folder / own / f"{name}.safetensors", compute)
 
     def _time_left(self) -> str:
         """What is left after the first attack, as if all took as long as it and nothing was there already."""
@@ -149,7 +150,8 @@ class AttackRun:
         self.seconds[name] = marker.seconds
         return result
 
-    def _draw_targets(self, family: Family, hashes: dict[str, str]) -> None:
+    def draw_targets(self, family: Family, hashes: dict[str, str]) -> None:
+        """By the original, before anything else is attacked."""
         count = self.config.num_targets
         key = self._drawing(hashes, "target", count) | {"word": self.word.text}
         path = self.folder / "targets.safetensors"

@@ -1,93 +1,237 @@
-"""How well it stays forgotten: two recipes and the original under several searches, beside what they break."""
+"""How well it stays forgotten: recipes, rivals, the original and a model that never learned it under every attack."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from torch import Tensor
 
+from sa_diffusers.attacks import FoundEmbedding
+from sa_diffusers.attacks.options import FROM_PICTURES, AttackConfig
+from sa_diffusers.attacks.results import read
+from sa_diffusers.attacks.run import ALL, AttackRun
+from sa_diffusers.attacks.victims import load_family
+from sa_diffusers.evaluation.intervals import wilson_interval
 from sa_diffusers.evaluation.judges.classifier import ImageClassifier
+from sa_diffusers.families import Family
+from sa_diffusers.io.artifacts import hash_tensors
 from sa_diffusers.io.atomic_files import write_json, write_text
+from sa_diffusers.io.loading import pipeline_hashes
 from sa_diffusers.report.tables import markdown_table
-from studies.rivals.attacking import Attack, draw_targets
 from studies.rivals.judging import Counts, Judge
-from studies.rivals.runs import Point, original_point, run_row
+from studies.rivals.matching import Kept, Measured, matched
+from studies.rivals.runs import original_point, run_row
 from studies.rivals.spec import ConceptSpec
 
 
-ROWS = ("sa-edit", "sa-robust")
-# Options of `Attack`; the last is beyond what training used, and is made of seed 0 alone.
-SEARCHES = {
-    **{f"one vector, search {number}": {"search": number} for number in range(3)},
-    "four vectors": {"num_tokens": 4},
-    "two words": {"num_tokens": 2, "typed": True},
-}
-LONG = {f"four vectors, 1,000 steps, search {n}": {"num_tokens": 4, "steps": 1000, "search": n} for n in range(3)}
+ORIGINAL, EDIT, ROBUST, NEVER = "original", "sa-edit", "sa-robust", "never"
+CONTROLS = (ORIGINAL, NEVER)  # attacked once each
+VECTORS = ("one vector", "four vectors")
+SEARCHES = {label: options for label, options in ALL.items() if options["attack"] not in FROM_PICTURES}
+# Beyond what training used; of seed 0 alone, and of few rows, since a search takes as long as all others.
+LONG = {"four vectors, 1,000 steps": {"num_tokens": 4, "steps": 1000}}
+LONG_ROWS = (EDIT, ROBUST, NEVER)
+FULL = Counts(concept=40, unseen=300, unnamed=300, long=20, retained=900)  # pictures of each pipeline and seed
+ATTACKED = 100  # of each search
+LOWEST = "worst, low end of its interval"
+BARS = {"seven": (0.02, 0.08, 1.75), "red": (0.02, 0.08, 2.0), "bold": (0.05, 0.40, 1.75)}
+
+Numbers = dict[str, Any]  # of one row and seed, by measure: a number, or one of each search
 
 
 @dataclass
 class RobustStudy:
-    """What to make: of every concept and seed each row and search, kept in the folder as soon as it is there."""
+    """What to make: of every concept and seed each row and attack, kept in the folder as soon as it is there.
+
+    Attributes:
+        specs: of the concepts; all of their rows are made, rivals at equal erasure.
+        never: folder of a pipeline that never learned a concept, {} in its name's place; there is one or not.
+        attacks: options by label; those of `LONG` are made of seed 0 and `LONG_ROWS` alone.
+        restarts: searches for vectors. share: of `FULL` and `ATTACKED`, the pictures.
+    """
 
     specs: list[ConceptSpec]
     folder: Path
     classifier: ImageClassifier
-    counts: Counts
     seeds: Sequence[int]
+    never: str = "runs/digits_without_{}/pipeline"
+    restarts: int = 3
+    share: float = 1.0
+    attacks: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: SEARCHES | LONG)
+
+    @property
+    def counts(self) -> Counts:
+        return FULL.scaled(self.share)
+
+    @property
+    def attacked(self) -> int:
+        return max(1, round(ATTACKED * self.share))
 
 
 def make_study(study: RobustStudy) -> str:
-    """Run, judge and attack whatever is not done; writes robust.json and robust.md, and returns the latter."""
-    results, texts = {}, []
+    """Run, judge and attack whatever is not done; robust.json and robust.md, which it returns, grow with each."""
+    concepts: dict[str, dict[str, list[Numbers]]] = {}
+    settings = {"seeds": list(study.seeds), "searches": study.restarts, "attacked": study.attacked}
+    settings |= {"pictures": asdict(study.counts), "classifier": dict(study.classifier.config.accuracy or {})}
+    text = ""
     for spec in study.specs:
-        rows: dict[str, list[dict[str, float]]] = {}
+        rows = concepts.setdefault(spec.name, {})
         for seed in study.seeds:
-            for name, numbers in _measure(study, spec, seed).items():
-                rows.setdefault(name, []).append(numbers)
-        results[spec.name] = rows
-        texts.append(f"**{spec.options['concept']} → {spec.options['surrogate']}**\n\n{table(rows)}")
-        write_json({"seeds": list(study.seeds), "concepts": results}, study.folder / "robust.json")
-    text = "\n\n".join(texts) + "\n"
-    write_text(text, study.folder / "robust.md")
+            of_seed: dict[str, Numbers] = {}
+            for row, numbers in _measured(study, spec, seed):
+                if row not in of_seed:
+                    rows.setdefault(row, []).append(of_seed.setdefault(row, {}))
+                of_seed[row].update(numbers)
+                result = settings | {"concepts": concepts}
+                text = markdown(result)
+                write_json(result, study.folder / "robust.json")
+                write_text(text, study.folder / "robust.md")
     return text
 
 
-def _measure(study: RobustStudy, spec: ConceptSpec, seed: int) -> dict[str, dict[str, float]]:
+def _measured(study: RobustStudy, spec: ConceptSpec, seed: int) -> Iterator[tuple[str, Numbers]]:
     judge, folder = Judge(spec, study.classifier, study.counts, seed), study.folder / spec.name / f"seed_{seed}"
-    reference, points = folder / ROWS[0], {"original": original_point(spec)}
-    for row in ROWS:
-        points[row] = run_row(spec, spec.rows[row], folder / row, seed, reference)[-1]
-    original = judge.read(points["original"].pipeline_dir, folder / "original.safetensors", None)
-    targets = draw_targets(judge, points["original"].pipeline_dir)
-    found = {}
-    for row, point in points.items():
-        read = original if row == "original" else None
-        read = read or judge.read(point.pipeline_dir, folder / f"{row}.safetensors", original)
-        found[row] = _numbers(judge, read) | {"seconds": point.seconds}
-        for name, options in (SEARCHES | (LONG if seed == 0 else {})).items():
-            found[row][name] = _attacked(judge, targets, options, point, folder / "attacks" / f"{row} {name}")
-    return found
+    victims = {ORIGINAL: original_point(spec).pipeline_dir}
+    original = judge.read(victims[ORIGINAL], folder / "original.safetensors", None)
+    yield ORIGINAL, _numbers(judge, original)
+    never = study.never.format(spec.name)
+    if Path(never).exists():
+        victims[NEVER] = never
+        yield NEVER, _numbers(judge, judge.read(never, folder / "never.safetensors", original))
+    kept = Kept(judge.retained_classes, judge.neighbours, {name: judge.groups(name) for name in judge.sets})
+    for name, row in spec.rows.items():
+        print(f"\n{spec.name}, seed {seed}: {name}", flush=True)
+        points = run_row(spec, row, folder / name, seed, reference=folder / spec.ours)
+        points = points[-1:] if name.startswith((EDIT, ROBUST)) else points  # those are judged as they ship
+        paths = {point: folder / name / "judged" / f"{point.strength}.safetensors" for point in points}
+        values = {point: judge.read(point.pipeline_dir, path, original) for point, path in paths.items()}
+        found = matched([Measured(point, read, kept) for point, read in values.items()])
+        victims[name] = found.point.pipeline_dir
+        own = {"strength": str(found.point.strength), "seconds": found.point.seconds}
+        yield name, own | _numbers(judge, found.values)
+    yield from attacked(study, judge, folder / "attacks", victims)
 
 
-def _numbers(judge: Judge, read: dict[str, Tensor]) -> dict[str, float]:
+def _numbers(judge: Judge, read: dict[str, Tensor]) -> Numbers:
     right, classes = read["retained"].float(), judge.retained_classes
-    per_class = [right[classes == index].mean().item() for index in classes.unique()]
+    sets = [right[classes == index] for index in classes.unique()]
+    worst, count = min((one.mean().item(), len(one)) for one in sets)
     names = {"unseen": "unseen words", "unnamed": "not named", "attributes": "attributes", "change": "change"}
     said = {title: read[name].float().nanmean().item() for name, title in names.items()}
-    return said | {"others": right.mean().item(), "worst": min(per_class)}
+    near = {"neighbours": right[judge.neighbours].mean().item()} if judge.neighbours.any() else {}
+    lowest = {LOWEST: wilson_interval(worst, count)[0]} if "retained_pictures" in read else {}
+    return said | {"others": right.mean().item(), "worst": worst} | lowest | near
 
 
-def _attacked(judge: Judge, targets: Tensor, options: dict, point: Point, path: Path) -> float:
-    path = path.with_name(f"{path.name.replace(' ', '_').replace(',', '')}.safetensors")
-    return Attack(judge, targets, **options).run(point.pipeline_dir, path).mean().item()
+def attacked(
+    study: RobustStudy, judge: Judge, folder: Path, victims: Mapping[str, str]
+) -> Iterator[tuple[str, Numbers]]:
+    """(row, numbers) of each attack in turn, the long ones last; of vectors also those found in the plain edit.
+
+    Args:
+        victims: folder of each row's pipeline, the original's first and then the controls'.
+    """
+    drawn_as = {name: getattr(judge.config, name) for name in ("guidance_scale", "num_inference_steps", "sampler")}
+    config = AttackConfig(
+        original=victims[ORIGINAL], forgotten=victims[EDIT], concept=judge.config.concept,
+        templates=judge.spec.attack_templates, num_images=study.attacked, seed=judge.seed, output_dir=str(folder),
+        overwrite=True, **drawn_as,
+    )  # fmt: skip
+    families = {row: load_family(config, pipeline) for row, pipeline in victims.items()}
+    hashes = {row: pipeline_hashes(family.pipeline) for row, family in families.items()}
+    for label, options in study.attacks.items():
+        if label in LONG and judge.seed:
+            continue
+        run, found = AttackRun(replace(config, **options), label), {}
+        run.draw_targets(families[ORIGINAL], hashes[ORIGINAL])
+        for row, family in families.items():
+            if (label in LONG and row not in LONG_ROWS) or (run.config.attack == "merged" and row == NEVER):
+                continue  # what was trained apart is not merged
+            print(f"\n{judge.spec.name}, seed {judge.seed}: {row}, {label}", flush=True)
+            restarts = study.restarts if run.config.attack == "embedding" and row not in CONTROLS else 1
+            run.config = replace(run.config, num_restarts=restarts)
+            result = run.attack(row, victims[row], family, hashes[row])
+            found[row] = result.found
+            after = [_probability(judge, pictures) for pictures in result.after]
+            yield row, {"asked by name": _probability(judge, result.before), label: after}
+            if run.config.attack == "embedding" and EDIT in found and row not in (EDIT, *CONTROLS):
+                transferred = _transferred(run, row, family, hashes[row], found[EDIT])
+                yield row, {f"{label} of {EDIT}": [_probability(judge, pictures) for pictures in transferred]}
 
 
-def table(rows: dict[str, list[dict[str, float]]]) -> str:
-    """Markdown: a row a recipe, {row: one {name: number} a seed}, each number the mean of the seeds that have it."""
-    names = list(dict.fromkeys(name for numbers in rows.values() for one in numbers for name in one))
+def _transferred(
+    run: AttackRun, row: str, family: Family, hashes: dict[str, str], found: Sequence[FoundEmbedding]
+) -> list[Tensor]:
+    """Pictures by vectors that were found in another model: a masked gradient stops a search, but not these."""
+    keys = [{"of": hash_tensors({"vectors": one.vectors})} for one in found]
+    return [
+        run.pictures(row, f"transferred-{run.label}{number}", family, hashes, one, key)
+        for number, (one, key) in enumerate(zip(found, keys, strict=True))
+    ]
+
+
+def _probability(judge: Judge, pictures: Tensor) -> float:
+    return read(judge.judge, pictures)["probability"]
+
+
+def mean(rows: Mapping[str, Sequence[Numbers]], row: str, name: str) -> float | None:
+    """Of a row's seeds that have a measure, and its searches; None: none has."""
+    values = [one[name] for one in rows.get(row, []) if name in one]
+    flat = [number for value in values for number in (value if isinstance(value, list) else [value])]
+    return fmean(flat) if flat else None
+
+
+def table(rows: Mapping[str, Sequence[Numbers]]) -> str:
+    """Markdown: a line a measure, a column a row of the study, each number the mean of seeds and searches."""
+    found = dict.fromkeys((name, isinstance(one[name], list)) for row in rows.values() for one in row for name in one)
+    names = [name for name, _ in sorted(found, key=lambda one: one[1])]  # attacks below all else
     cells = []
-    for row, numbers in rows.items():
-        means = {name: [one[name] for one in numbers if name in one] for name in names}
-        cells.append([row, *(f"{fmean(values):.{0 if name == 'seconds' else 3}f}" for name, values in means.items())])
-    return markdown_table(["row", *names], cells)
+    for name in names:
+        if name == "strength":
+            said = [", ".join(dict.fromkeys(one.get(name, "–") for one in row)) for row in rows.values()]
+        else:
+            numbers, spec = [mean(rows, row, name) for row in rows], ".0f" if name == "seconds" else ".3f"
+            said = [None if number is None else f"{number:{spec}}" for number in numbers]
+        cells.append([name, *said])
+    return markdown_table(["", *rows], cells)
+
+
+def bars(concept: str, result: Mapping[str, Any]) -> list[tuple[str, float, float]]:
+    """(what, at most, found) of the robust recipe; what has not been measured is left out."""
+    rows, (unseen, attacked, change) = result["concepts"][concept], BARS[concept]
+
+    def of(name: str, row: str = ROBUST) -> float:
+        number = mean(rows, row, name)
+        return float("nan") if number is None else number
+
+    def share(name: str, row: str) -> float:
+        return of(name) / max(of(name, row), 1e-9)
+
+    def lost(name: str) -> float:
+        return of(name, ORIGINAL) - of(name)
+
+    searches = (*VECTORS, *LONG)
+    found = [
+        ("unseen words", unseen, of("unseen words")),
+        ("not named, share of the original's", 0.3, share("not named", ORIGINAL)),
+        *((label, attacked, of(label)) for label in searches),
+        *((f"{label}, share of {EDIT}'s", 0.5, share(label, EDIT)) for label in (*searches, "two words")),
+        *((f"{name} lost", 0.01, lost(name)) for name in ("others", "neighbours", "attributes")),
+        ("worst lost", of("worst", ORIGINAL) - of(LOWEST, ORIGINAL), lost("worst")),
+        (f"change, times {EDIT}'s", change, share("change", EDIT)),
+        ("seconds", 120, of("seconds")),
+    ]
+    return [one for one in found if one[2] == one[2]]
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """Of each concept the table, and what the recipe must reach."""
+    texts = []
+    for concept, rows in result["concepts"].items():
+        cells = [[what, f"{most:.3g}", f"{found:.3g}", "" if found <= most else "missed"] for what, most, found in
+                 bars(concept, result)]  # fmt: skip
+        texts += [f"**{concept}**", table(rows)]
+        texts += [markdown_table([ROBUST, "at most", "found", ""], cells)] if cells else []
+    return "\n\n".join(texts) + "\n"

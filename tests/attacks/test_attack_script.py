@@ -179,7 +179,7 @@ def test_targets_reach_another_autoencoder_as_pictures(models, tmp_path):
     config = complete(configure(models, tmp_path))
     run = attack_stages.AttackRun(config)
     original, forgotten, control = (load_family(config, models[name]) for name in ("original", "forgotten", "control"))
-    run._draw_targets(original, {"unet": "0"})
+    run.draw_targets(original, {"unet": "0"})
     assert run._targets_for(forgotten) is run.targets
     encoded = run._targets_for(control)
     assert encoded.shape == run.targets.shape

@@ -203,7 +203,19 @@ def test_digits_can_be_left_out():
     assert len(data) == 8
     assert {data.attributes(index)["digit"] for index in range(8)} == {"zero", "two"}
     assert data.coverage[:, 0, 0, 0].tolist() == [0, 2, 3, 5]
-    with pytest.raises(ValueError, match="expected digits to exclude of zero, .*, got 7"):
+    with pytest.raises(ValueError, match="expected classes to exclude of zero, .*, bold, got 7"):
         ColoredDigits(coverage, label, exclude=["7"])
     with pytest.raises(ValueError, match="none"):
         ColoredDigits(coverage, label, exclude=["zero", "one", "two"])
+    with pytest.raises(ValueError, match="one class of each attribute .* got none"):
+        ColoredDigits(coverage, label, exclude=["thin", "bold"])
+
+
+def test_an_ink_and_a_stroke_can_be_left_out_and_the_digits_stay():
+    coverage, label = torch.zeros(50, 2, 32, 32, dtype=torch.uint8), torch.arange(50) % 10
+    data = ColoredDigits(coverage, label, exclude=["red", "bold"])
+    drawn = [data.attributes(index) for index in range(50)]
+    assert {one["ink"] for one in drawn} == set(INK_RGB) - {"red"} and {one["stroke"] for one in drawn} == {"thin"}
+    assert [one["digit"] for one in drawn[:10]] == list(grammar.ATTRIBUTES["digit"])
+    said = [data.caption(index, random.Random(index)).lower().split() for index in range(50)]
+    assert not any(word in ("red", "bold", "thick") for words in said for word in words)

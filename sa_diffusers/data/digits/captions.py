@@ -44,9 +44,9 @@ def fill(template: str, attributes: dict[str, str], rng: random.Random) -> str:
     return template.format(**{key: rng.choice(WORDS[key][value]) for key, value in attributes.items()})
 
 
-def random_attributes(rng: random.Random) -> dict[str, str]:
-    """One class of every attribute, uniformly."""
-    return {key: rng.choice(classes) for key, classes in ATTRIBUTES.items()}
+def random_attributes(rng: random.Random, exclude: Sequence[str] = ()) -> dict[str, str]:
+    """One class of every attribute, uniformly among those that are not excluded."""
+    return {key: rng.choice([name for name in names if name not in exclude]) for key, names in ATTRIBUTES.items()}
 
 
 def caption(attributes: dict[str, str], rng: random.Random, keep: float = 0.75) -> str:

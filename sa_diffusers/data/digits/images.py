@@ -82,18 +82,20 @@ class ColoredDigits:
 
     Args:
         coverage, label: as of `load_strokes`.
-        exclude: digits, as words; raises ValueError for one that is none, or where none is left.
+        exclude: classes of any attribute; raises ValueError for one that is none, or where an attribute has none left.
     """
 
     def __init__(self, coverage: Tensor, label: Tensor, copies: int = 1, seed: int = 0, exclude: Sequence[str] = ()):
-        digits = ATTRIBUTES["digit"]
-        if unknown := sorted(set(exclude) - set(digits)):
-            raise ValueError(f"expected digits to exclude of {', '.join(digits)}, got {', '.join(unknown)}")
-        if exclude:
-            kept = ~torch.isin(label, torch.tensor([digits.index(name) for name in exclude]))
+        digits, known = ATTRIBUTES["digit"], [name for names in ATTRIBUTES.values() for name in names]
+        if unknown := sorted(set(exclude) - set(known)):
+            raise ValueError(f"expected classes to exclude of {', '.join(known)}, got {', '.join(unknown)}")
+        left_out = [digits.index(name) for name in digits if name in exclude]
+        if left_out:
+            kept = ~torch.isin(label, torch.tensor(left_out))
             coverage, label = coverage[kept], label[kept]
-        if not len(label):
-            raise ValueError("expected at least one digit that is not excluded, got none")
+        if not len(label) or any(set(names) <= set(exclude) for names in ATTRIBUTES.values()):
+            raise ValueError("expected at least one class of each attribute that is not excluded, got none")
+        self.others_excluded = [name for name in exclude if name not in digits]
         self.coverage, self.label, self.copies, self.seed = coverage, label, copies, seed
 
     def __len__(self) -> int:
@@ -101,7 +103,7 @@ class ColoredDigits:
 
     def attributes(self, index: int) -> dict[str, str]:
         """The class of every attribute of image `index`."""
-        drawn = random_attributes(random.Random(f"attributes {self.seed} {index}"))
+        drawn = random_attributes(random.Random(f"attributes {self.seed} {index}"), self.others_excluded)
         return drawn | {"digit": ATTRIBUTES["digit"][int(self.label[index % len(self.label)])]}
 
     def image(self, index: int) -> Tensor:

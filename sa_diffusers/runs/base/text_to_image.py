@@ -57,7 +57,7 @@ class BaseConfig(BaseOptions):
     resolution: int = option(32, "Height and width of the images in pixels.", above=0)
     caption_dropout: float = option(0.1, "Share of empty captions, for guidance.", least=0, below=1)
     num_copies: int = option(1, "Colourings of every digit (dataset digits).", above=0)
-    exclude_classes: list[str] = option([], "Digits to leave out, as words: a model that never learned them.")
+    exclude_classes: list[str] = option([], "Digits, inks, backgrounds, strokes to leave out: it never learns them.")
     vocab_merges: int = option(700, "Merges of the tokenizer's byte-pair encoding.", least=0)
     snr_gamma: float | None = option(
         5.0, "Min-SNR weighting (Hang et al. 2023), of diffusion alone; null: off.", above=0

@@ -1,13 +1,71 @@
-"""The table of the robust study: means over the seeds that a number was taken in."""
+"""The robust study: its table and bars, and a small one from end to end, which goes on where it stopped."""
 
-from studies.robust import table
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sa_diffusers.evaluation.judges.load_classifier import load_classifier
+from sa_diffusers.io.bundled import resolve
+from studies.rivals.judging import Judge
+from studies.rivals.spec import read_spec
+from studies.robust import RobustStudy, attacked, bars, markdown, table
 
 
-def test_a_number_of_one_seed_stands_beside_means_of_all():
-    rows = {
-        "original": [{"unseen": 0.9, "seconds": 0.0, "four vectors": 1.0}, {"unseen": 0.7, "seconds": 0.0}],
-        "sa-robust": [{"unseen": 0.1, "seconds": 80.4, "four vectors": 0.2}, {"unseen": 0.0, "seconds": 90}],
+ROWS = {
+    "original": [{"not named": 0.2, "others": 0.99, "seconds": 0.0}, {"not named": 0.1, "others": 0.99}],
+    "sa-edit": [{"one vector": [0.1, 0.3], "change": 0.02}],
+    "sa-robust": [{"one vector": [0.0, 0.1, 0.2], "not named": 0.06, "change": 0.05}, {"one vector": [0.3]}],
+}
+
+
+def test_a_number_is_the_mean_of_the_searches_and_seeds_that_have_it():
+    lines = [line.strip("| ").split(" | ") for line in table(ROWS).splitlines()]
+    assert lines[0] == ["original", "sa-edit", "sa-robust"]
+    assert lines[2:] == [
+        ["not named", "0.150", "–", "0.060"], ["others", "0.990", "–", "–"], ["seconds", "0", "–", "–"],
+        ["change", "–", "0.020", "0.050"], ["one vector", "–", "0.200", "0.150"],
+    ]  # fmt: skip
+
+
+def test_what_is_missed_is_said_and_what_was_not_measured_is_left_out():
+    found = {what: (most, number) for what, most, number in bars("seven", {"concepts": {"seven": ROWS}})}
+    assert found == {
+        "not named, share of the original's": (0.3, pytest.approx(0.4)),
+        "one vector": (0.08, pytest.approx(0.15)),
+        "one vector, share of sa-edit's": (0.5, pytest.approx(0.75)),
+        "change, times sa-edit's": (1.75, pytest.approx(2.5)),
     }
-    lines = [line.strip("| ").split(" | ") for line in table(rows).splitlines()]
-    assert lines[0] == ["row", "unseen", "seconds", "four vectors"]
-    assert lines[2:] == [["original", "0.800", "0", "1.000"], ["sa-robust", "0.050", "85", "0.200"]]
+    assert not any(math.isnan(number) for _, number in found.values())
+    assert "| one vector | 0.08 | 0.15 | missed |" in markdown({"concepts": {"seven": ROWS}})
+
+
+@pytest.mark.slow
+def test_controls_are_attacked_once_and_what_one_row_finds_is_tried_on_the_next(tmp_path):
+    spec = read_spec(Path("configs/paper/digits/seven.yaml"))
+    spec = replace(spec, options=spec.options | {"num_inference_steps": 4})
+    attacks = {"one vector": {"steps": 2, "num_targets": 4}, "merged": {"attack": "merged", "num_targets": 4}}
+    classifier, model = (
+        load_classifier(resolve("bundled/digits/classifier")).eval(),
+        resolve("bundled/digits/pipeline"),
+    )
+    study = RobustStudy([spec], tmp_path, classifier, [0], restarts=2, share=0.02, attacks=attacks)
+    judge = Judge(spec, classifier, study.counts, seed=0)
+    victims = dict.fromkeys(("original", "never", "sa-edit", "sa-robust"), model)  # as if none had forgotten
+
+    def make() -> dict[str, dict]:
+        found: dict[str, dict] = {row: {} for row in victims}
+        for row, numbers in attacked(study, judge, tmp_path, victims):
+            found[row] |= numbers
+        return found
+
+    found = make()
+    assert all(numbers["asked by name"] > 0.9 for numbers in found.values())
+    assert [len(numbers["one vector"]) for numbers in found.values()] == [1, 1, 2, 2]
+    assert found["sa-robust"]["one vector of sa-edit"] == found["sa-edit"]["one vector"]
+    assert [row for row, numbers in found.items() if "one vector of sa-edit" in numbers] == ["sa-robust"]
+    assert [row for row, numbers in found.items() if "merged" in numbers] == ["original", "sa-edit", "sa-robust"]
+    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    assert make() == found
+    assert stamps == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
