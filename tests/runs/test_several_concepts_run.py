@@ -17,6 +17,7 @@ from sa_diffusers.core.conditions import Condition, texts
 from sa_diffusers.data.concepts import find_concept
 from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.data.sharing import load_fisher
+from sa_diffusers.evaluation.forgetting import Findings
 from sa_diffusers.evaluation.prompt_sets import Candidate, PromptSet
 from sa_diffusers.families import get_family
 from sa_diffusers.io.configuration import config_from_dict
@@ -102,6 +103,11 @@ def test_a_chain_keeps_its_adapters_and_its_artifacts(chain, tiny_pipeline):
     assert any(not torch.equal(saved[name], base[name]) for name in base)
     assert not (folder / "2" / "samples" / "samples.safetensors").exists()
     assert not (folder / "2" / "fisher.safetensors").exists()
+    drawn = [SampleSet.load(folder / name / "surrogate" / "surrogate.safetensors").latents for name in ("1", "2")]
+    assert_close(drawn[1][::2], drawn[0][:2], rtol=0, atol=0)  # of the first concept, taken over
+    first, second = (Findings.load(folder / name / "evaluation" / "before.safetensors").drawn for name in ("1", "2"))
+    shared = first.keys() & second.keys()
+    assert shared and all(torch.equal(first[one], second[one]) for one in shared)
 
 
 @pytest.mark.slow
