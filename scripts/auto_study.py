@@ -20,7 +20,7 @@ from sa_diffusers.io.stages import Artifact, content_fingerprint
 from sa_diffusers.runs.context import RunContext
 from sa_diffusers.runs.inputs import read_inputs
 from sa_diffusers.runs.options import ForgetConfig
-from sa_diffusers.runs.stages.auto import settle_surrogates
+from sa_diffusers.runs.surrogates.settling import settle_surrogates
 
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

@@ -6,10 +6,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sa_diffusers.data.sampling import Request
+from sa_diffusers.data.sampling import Request, largest_batch
 from sa_diffusers.evaluation.completion import JUDGED, examine_completions
 from sa_diffusers.evaluation.drawing import draw_sets
 from sa_diffusers.evaluation.forgetting import Findings, examine, replay_loss
+from sa_diffusers.evaluation.judges.clip import Clip
+from sa_diffusers.evaluation.judges.preference import ClipPreferenceJudge, PreferenceJudge
 from sa_diffusers.evaluation.prompt_sets import PromptSet
 from sa_diffusers.io import bundled
 from sa_diffusers.io.artifacts import fingerprint
@@ -128,3 +130,12 @@ def exam_content(inputs: Inputs) -> dict:
     drawn = {name: [request.key for request in part.requests] for name, part in inputs.sets.items()}
     judges = {name: model_hash(judge.classifier) for name, judge in inputs.judges.items()}
     return {"exams": dict.fromkeys(judges, fingerprint(drawn)), "classifiers": judges}
+
+
+def preference_of(context: RunContext) -> PreferenceJudge | ClipPreferenceJudge:
+    """What judges between a concept and what takes its place where no classifier does."""
+    options, concepts = context.options, context.concepts
+    if options.clip and context.favours_words:
+        return ClipPreferenceJudge(Clip.load(options.clip), concepts)
+    at_once = options.eval_batch_size or largest_batch(context.family)
+    return PreferenceJudge(context.family, concepts, context.favours_words, at_once)
