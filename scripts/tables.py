@@ -19,6 +19,7 @@ from sa_diffusers.attacks.results import table as attack_table
 from sa_diffusers.report.metrics_table import metric_rows
 from sa_diffusers.report.tables import markdown_table
 from sa_diffusers.report.tables import measured as measured_by
+from studies.many_tables import tables as tables_of_many
 from studies.rows import duration, table_of
 
 
@@ -87,6 +88,13 @@ def auto() -> str:
             said = f"**{first}**" + (f"; {', '.join(then)}" if then else "")
             rows.setdefault(concept, {"concept": concept, "by hand": choice["by_hand"]})[f"`bundled/{model}`"] = said
     return table_of(list(rows.values()))
+
+
+def many() -> str:
+    """Several concepts at once, in turn and composed."""
+    if not (ROOT / "docs" / "results" / "many.json").exists():
+        return "Not measured yet."
+    return tables_of_many(read("many")["rows"])
 
 
 def quickstart_seconds() -> str:
@@ -178,6 +186,7 @@ TABLES: dict[str, Callable[[], str]] = {
         attacks,
         quickstart,
         auto,
+        many,
         quickstart_seconds,
         measured,
         whole_runs,

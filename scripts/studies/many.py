@@ -22,12 +22,10 @@ from sa_diffusers.io.atomic_files import write_json, write_text
 from sa_diffusers.io.bundled import resolve
 from sa_diffusers.io.configuration import Options, config_from_dict, layered, option, read_values
 from sa_diffusers.io.loading import load_pipeline
-from sa_diffusers.report.tables import markdown_table
+from sa_diffusers.runs import options as run_options
 from sa_diffusers.runs.adapters.chains import merge
 from sa_diffusers.runs.forget import run_forgetting
 from sa_diffusers.runs.inputs import read_inputs
-from sa_diffusers.runs.options import ForgetConfig
-from studies import projection  # noqa: F401, registers a method
 from studies.many_rows import (
     AT_ONCE,
     CHAINS,
@@ -43,6 +41,7 @@ from studies.many_rows import (
     SHORT,
     UNIT,
 )
+from studies.many_tables import Judged, tables
 
 
 @dataclass
@@ -66,7 +65,6 @@ COUNTS = {"eval_images_concept": 16, "eval_images_class": 40, "eval_images_other
 UNSEEN = 24  # of the others
 # What a run draws that serves all of the same concepts, by the names of its stages.
 DRAWN = {"run": (), "surrogate": ("surrogate/surrogate.*",), "replay_samples": ("samples/without_concept.*",)}
-Judged = list[dict[str, Any]]  # what each pipeline of a row was found to do
 
 
 @dataclass(frozen=True)
@@ -76,13 +74,14 @@ class Study:
     config: ManyConfig
     seed: int
 
-    def options(self, requests: Sequence[Forget], changes: Mapping[str, Any]) -> ForgetConfig:
+    def options(self, requests: Sequence[Forget], changes: Mapping[str, Any]) -> run_options.RunOptions:
         """Of a run; evaluated by one picture of each kind, since it is judged here."""
+        config = run_options.ForgetConfig  # of the methods that are known by now
         few = dict.fromkeys(("eval_images_concept", "eval_images_class", "eval_images_other"), 1)
-        common = read_values(ForgetConfig, "bundled/digits_many") | as_options(list(requests)) | few
+        common = read_values(config, "bundled/digits_many") | as_options(list(requests)) | few
         common |= {"seed": self.seed, "track_steps": None, "checkpointing_steps": None, "num_threads": None}
         small = {name: value for name, value in QUICK.items() if self.config.quick}
-        return config_from_dict(ForgetConfig, layered(ForgetConfig, common, changes, small))
+        return config_from_dict(config, layered(config, common, changes, small))
 
     def folder(self, requests: Sequence[Forget], changes: Mapping[str, Any]) -> Path:
         """Of a run; its name says all that decides it."""
@@ -240,37 +239,3 @@ def run_study(config: ManyConfig) -> dict[str, dict[str, Judged]]:
                 write_json(there, path)
                 write_text(tables(found), path.with_name("study.md"))
     return found
-
-
-def tables(found: Mapping[str, Mapping[str, Judged]]) -> str:
-    """Markdown: of every row the end, then after each request, and each composition; means over the seeds."""
-    ends = {name: [runs[-1] for runs in seeds.values()] for name, seeds in found.items() if name != "composed"}
-    parts = [_table("row", ends)] if ends else []
-    turns = {name: seeds for name, seeds in found.items() if name.startswith("in turn")}
-    for name, seeds in turns.items():
-        steps = zip(*seeds.values(), strict=False)
-        parts.append(f"**{name}**\n\n" + _table("after", {one[0]["request"]: one for one in steps}))
-    if "composed" in found:
-        steps = zip(*found["composed"].values(), strict=True)
-        parts.append("**composed**\n\n" + _table("adapters", {one[0]["adapters"]: one for one in steps}))
-    return "\n\n".join(parts) + "\n"
-
-
-def _table(first: str, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """A line each, with means over its judgements; of the concepts the worst, by its mean, which is named."""
-    lines = []
-    for name, judged in rows.items():
-        cells = [_worst(judged, "seen"), _worst(judged, "unseen")]
-        cells += [f"{fmean(one[key] for one in judged):.3f}" for key in ("kept", "kept worst")]
-        parts = judged[0]["attributes"] or {}
-        cells.append(" / ".join(f"{fmean(one['attributes'][part] for one in judged):.2f}" for part in parts) or "–")
-        cells += [f"{fmean(one[key] for one in judged):.3f}" for key in ("open", "H_o")]
-        lines.append([name, len(judged), *cells, f"{fmean(one['seconds'] for one in judged):.0f}"])
-    columns = ("seeds", "worst seen", "worst unseen", "kept", "kept worst", "attributes", "open", "H_o", "seconds")
-    return markdown_table((first, *columns), lines)
-
-
-def _worst(judged: Sequence[Mapping[str, Any]], key: str) -> str:
-    means = {name: fmean(one[key][name] for one in judged) for name in judged[0][key]}
-    name = max(means, key=means.__getitem__)
-    return f"{means[name]:.3f} ({name})"

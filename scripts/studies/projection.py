@@ -63,8 +63,6 @@ def projections_of(family: Family, prompts: list[str]) -> dict[str, Tensor]:
     return found
 
 
-methods.register(
-    ProjectedMethod(
-        "projected", "projected fine-tuning", "keys and values alone", train_scope="xattn-strict", replay_weight=0.0
-    )
+PROJECTED = ProjectedMethod(
+    "projected", "projected fine-tuning", "keys and values alone", train_scope="xattn-strict", replay_weight=0.0
 )
