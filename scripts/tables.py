@@ -86,7 +86,11 @@ def auto() -> str:
             kept = [f"{one['word']} ({one['nats']:.1f})" for one in choice["finalists"] if one["passed_over"] is None]
             first, *then = kept
             said = f"**{first}**" + (f"; {', '.join(then)}" if then else "")
-            rows.setdefault(concept, {"concept": concept, "by hand": choice["by_hand"]})[f"`bundled/{model}`"] = said
+            row = rows.setdefault(concept, {"concept": concept, "by hand": choice["by_hand"]})
+            row[f"`bundled/{model}`"] = said
+            for whose, one in zip(("chosen", "by hand"), choice.get("forgotten", ()), strict=False):
+                left, kept = one["concept_probability_unseen"], one["retained_accuracy"]
+                row[f"forgotten with what is {whose}: left, kept"] = f"{left:.3f}, {kept:.3f}"
     return table_of(list(rows.values()))
 
 
