@@ -74,7 +74,7 @@ def _kept_siblings(prompt: str, concepts: Concepts, turn: int) -> list[str]:
     open_ones = [one for one in concepts if one.siblings and one.left_open_by(prompt)]
     kinds: dict[tuple[str, ...], int] = {}
     for one in open_ones:
-        kept = tuple(word for word in one.siblings if not concepts.named_in(word))
+        kept = concepts.siblings_of(one)
         kinds[kept] = kinds.get(kept, 0) + 1
     return [_one_of(kept, turn) for kept, count in kinds.items() if count > 1 and kept]
 
