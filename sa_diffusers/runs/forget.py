@@ -93,8 +93,8 @@ def forget(
         pipeline: of a class that a family adapts (`sa_diffusers.families`); left as it is unless `inplace`.
         concept: one or several phrasings of the concept, separated by commas; or several concepts, each with what
             takes its place: [Forget("seven, 7", "three"), Forget("red", "green")].
-        surrogate: what takes its place: a prompt, a folder of images, "noise", or "auto", a word that it chooses.
-            None: looked up, for known concepts.
+        surrogate: what takes its place: a prompt, a folder of images, "noise", or "auto", a word that it chooses, of
+            three that it tries for "auto:3". None: looked up, for known concepts.
         inplace, progress: whether to change the given pipeline's weights, not a copy's; to print the plan and bars.
         callback: gets every event, a dict (docs/events.md); the run stops where it raises, or returns False.
         output_dir: keeps samples, Fisher, report, ...; and resumes from them. None: a temporary folder.

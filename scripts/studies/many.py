@@ -26,6 +26,7 @@ from sa_diffusers.runs import options as run_options
 from sa_diffusers.runs.adapters.chains import merge
 from sa_diffusers.runs.forget import run_forgetting
 from sa_diffusers.runs.inputs import read_inputs
+from studies.many_attack import attacked
 from studies.many_rows import (
     AT_ONCE,
     CHAINS,
@@ -149,7 +150,11 @@ class Study:
 
     def at_once(self, requests: Sequence[Forget], changes: Mapping[str, Any]) -> Judged:
         folder, seconds = self.run(requests, changes)
-        return [self.judge(folder / "pipeline", requests, seconds=seconds)]
+        found = self.judge(folder / "pipeline", requests, seconds=seconds)
+        if len(requests) == len(DIGITS):
+            steps = 4 if self.config.quick else 200
+            found["attacked"] = attacked(folder / "pipeline", requests[0], self.options(requests[:1], {}), steps)
+        return [found]
 
     def in_turn(self, order: Sequence[str], changes: Mapping[str, Any], memory: bool) -> Judged:
         """Judged after every request: with memory of those before, or each from the last result."""

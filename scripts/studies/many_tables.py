@@ -7,6 +7,7 @@ from typing import Any
 from sa_diffusers.report.tables import markdown_table
 
 
+LAST = ("open", "H_o", "attacked")
 Judged = list[dict[str, Any]]  # what each pipeline of a row was found to do
 
 
@@ -32,9 +33,9 @@ def _table(first: str, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         cells += [f"{fmean(one[key] for one in judged):.3f}" for key in ("kept", "kept worst")]
         parts = judged[0]["attributes"] or {}
         cells.append(" / ".join(f"{fmean(one['attributes'][part] for one in judged):.2f}" for part in parts) or "–")
-        cells += [f"{fmean(one[key] for one in judged):.3f}" for key in ("open", "H_o")]
+        cells += [f"{fmean(one[key] for one in judged):.3f}" if key in judged[0] else "" for key in LAST]
         lines.append([name, len(judged), *cells, f"{fmean(one['seconds'] for one in judged):.0f}"])
-    columns = ("seeds", "worst seen", "worst unseen", "kept", "kept worst", "attributes", "open", "H_o", "seconds")
+    columns = ("seeds", "worst seen", "worst unseen", "kept", "kept worst", "attributes", *LAST, "seconds")
     return markdown_table((first, *columns), lines)
 
 

@@ -52,7 +52,7 @@ def test_tables_name_the_worst_concept_of_the_means():
     }
     text = tables({"in turn: plain": runs, "composed": {"0": [judgement(0.3, adapters="seven eight")]}})
     assert "| in turn: plain | 2 | 0.400 (seven) |" in text
-    assert "| seven, 7 | 2 | 0.250 (seven) | 0.250 (seven) | 0.900 | 0.800 | 0.50 | 0.100 | 0.940 | 30 |" in text
+    assert "| seven, 7 | 2 | 0.250 (seven) | 0.250 (seven) | 0.900 | 0.800 | 0.50 | 0.100 | 0.940 |  | 30 |" in text
     assert "| seven eight | 1 | 0.300 (seven) |" in text
 
 
