@@ -35,6 +35,7 @@ from studies.many_rows import (
     FEW,
     INKS,
     KEPT,
+    MIXTURE,
     ORDERS,
     QUICK,
     RECIPE,
@@ -107,7 +108,8 @@ class Study:
             shared = self.run(first, RECIPE)[0]
             config.samples, estimated = str(shared / "samples"), shared / "fisher.safetensors"
             config.fisher = str(unit_fisher(estimated) if config.fisher == UNIT else estimated)
-        drawn = [one.concept for one in (*before, *requests)], changes.get("model"), [config.num_samples]
+        decided = changes.get("model"), config.num_samples, config.replay_negative
+        drawn = [one.concept for one in (*before, *requests)], decided
         store = folder.parent / "drawn" / fingerprint({"drawn": drawn})
         copy_drawn(store, folder)
         seconds = run_forgetting(config).metrics["seconds"]
@@ -195,6 +197,8 @@ class Study:
                 yield f"at once, {count}: {name}", lambda n=count, c=changes: self.at_once(digits[:n], c)
         yield "at once, digits and inks: original", lambda: self.original(INKS)
         for name, changes in AT_ONCE.items():
+            if changes is MIXTURE:  # which is of one kind
+                continue
             yield f"at once, digits and inks: {name}", lambda c=changes: self.at_once(INKS, c)
         for order, names in ORDERS.items():
             for name, changes in CHAINS.items():

@@ -18,9 +18,14 @@ INKS = [DIGITS["seven"], DIGITS["eight"], Forget("red", "green"), Forget("blue",
 # Methods, by what they change of configs/digits_many.yaml.
 BARE: dict[str, Any] = {"lora_rank": None, "ema_decay": None}
 RECIPE: dict[str, Any] = {}
+# Prompts that leave it open are taught what is predicted without the concepts' share.
+MIXTURE: dict[str, Any] = {
+    "replay_negative": "mixture", "replay_weight": 15.0, "lora_rank": 8, "learning_rate": 1e-3, "open_siblings": 8,
+}  # fmt: skip
 UCE, SPEED = BARE | {"method": "uce"}, BARE | {"method": "speed"}
 AT_ONCE = {
     "recipe": RECIPE,
+    "mixture": MIXTURE,
     "model": {"start": "model", "surrogate_target": "noise", "ewc_lambda": 0.5},
     "model, no EWC": {"start": "model", "surrogate_target": "noise", "ewc_lambda": 0.0},
     "uce": UCE,
@@ -40,6 +45,7 @@ CHAINS = {
     "fisher carried": {"chain_fisher": "carried"},
     "fisher carried, decay 1": {"chain_fisher": "carried", "chain_decay": 1.0},
     "fisher none": {"chain_fisher": "none"},
+    "mixture": MIXTURE,
     **{f"fisher first, lambda {weight:g}": {"ewc_lambda": weight} for weight in (5e-3, 0.05, 0.5)},
     "fisher carried, lambda 0.05": {"chain_fisher": "carried", "ewc_lambda": 0.05},
     "fisher first, no memory": {"chain_memory": False},
@@ -78,6 +84,8 @@ CORE = [
             "uce repeated", "speed repeated",
         )
     ),
+    *(f"at once, {count}: mixture" for count in (1, 3, 6)),
+    "in turn: mixture",
     "in turn, other order: fisher first",
     "composed",
 ]  # fmt: skip
