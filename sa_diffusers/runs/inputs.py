@@ -78,7 +78,7 @@ def read_inputs(
     fallback = read_templates(options.concept_templates)
     rows = read_labelled_prompts(options.eval_prompts) if options.eval_prompts else None
     labels = find_labels()
-    check_auto(concepts, methods.get(options.method), labels)
+    check_auto(concepts, methods.get(options.method), labels, options.quantize_base)
     prompts = labels if listed is None else listed
     if prompts is None:
         raise ValueError("replay_prompts: labels is for models with classes, and this one takes free text")

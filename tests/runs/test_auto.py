@@ -18,6 +18,7 @@ from sa_diffusers.families import get_family
 from sa_diffusers.io.configuration import read_yaml
 from sa_diffusers.runs.inputs import read_inputs
 from sa_diffusers.runs.options import ForgetConfig
+from sa_diffusers.runs.stages.auto import check_auto
 from sa_diffusers.runs.surrogates.settling import best_of
 
 
@@ -126,6 +127,8 @@ def test_where_nothing_can_be_chosen_it_is_said(prompts, tiny_pipeline, tmp_path
         read_inputs(ForgetConfig(concept="seven", surrogate="auto", method=away, **prompts))
     with pytest.raises(ValueError, match="reads free text"):
         read_inputs(ForgetConfig(concept="0", surrogate="auto", replay_prompts="labels"), lambda: ["0", "1"])
+    with pytest.raises(ValueError, match="trials need the whole weights"):
+        check_auto(Concepts([find_concept("seven", "auto:3")]), methods.get(methods.DEFAULT), None, bits=8)
     with pytest.raises(ValueError, match="none leads away from 'seven'"):  # words make no difference to it
         forget(tiny_pipeline(), "seven", "auto", output_dir=tmp_path / "run", **GIVEN, **prompts)
 

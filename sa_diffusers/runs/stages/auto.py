@@ -125,7 +125,7 @@ class AutoStage(Stage[list[dict[str, Any]]]):
         return f"auto-{name}.png"
 
 
-def check_auto(concepts: Concepts, method: methods.Method, labels: list[str] | None) -> None:
+def check_auto(concepts: Concepts, method: methods.Method, labels: list[str] | None, bits: int | None = None) -> None:
     """Raise ValueError where a surrogate is left to the model, and there is nothing to choose or to choose by."""
     if not any(tries(one.surrogate) for one in concepts):
         return
@@ -133,6 +133,8 @@ def check_auto(concepts: Concepts, method: methods.Method, labels: list[str] | N
         raise ValueError(f"surrogate auto: {method.name} draws nothing in the concept's place; omit it")
     if labels is not None:
         raise ValueError("surrogate auto needs a model that reads free text; pass one of its classes, or noise")
+    if bits and any(tries(one.surrogate) > 1 for one in concepts):
+        raise ValueError("quantize_base: trials need the whole weights; pass surrogate auto, or omit quantize_base")
 
 
 def said_of_choice(choice: Mapping[str, Any]) -> str:
