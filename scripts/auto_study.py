@@ -1,9 +1,13 @@
 """What `--surrogate auto` chooses for the digits, inks and strokes of the bundled models.
 
     python scripts/auto_study.py --output_dir runs/auto_study
+    python scripts/auto_study.py --output_dir runs/auto_forgets --models digits --forget
+    python scripts/auto_study.py --output_dir runs/auto_inks --models digits --forget --concepts green cyan blue pink
 
 Only chooses, half a minute a concept on one core: by the words that ship, and without the siblings that are known of
-these, unless --siblings says so. Writes auto.json, of which docs/results has a copy. The same command resumes.
+these, unless --siblings says so. --forget also forgets each concept with the chosen surrogate, and with the one that
+is known by hand, and says whether the first does well enough, or as well as the second: two minutes each. Writes
+auto.json, of which docs/results has a copy. The same command resumes.
 """
 
 import argparse
@@ -13,19 +17,25 @@ from typing import Any
 from sa_diffusers.cli.parse import friendly_errors
 from sa_diffusers.data.concepts import find_concept
 from sa_diffusers.families import get_family
-from sa_diffusers.io.atomic_files import write_json
+from sa_diffusers.io.atomic_files import write_json, write_text
 from sa_diffusers.io.configuration import config_from_dict, layered, read_values
 from sa_diffusers.io.loading import load_pipeline, pipeline_hashes
+from sa_diffusers.io.model_names import folder_name
 from sa_diffusers.io.stages import Artifact, content_fingerprint
 from sa_diffusers.runs.context import RunContext
+from sa_diffusers.runs.forget import run_forgetting
 from sa_diffusers.runs.inputs import read_inputs
 from sa_diffusers.runs.options import ForgetConfig
-from sa_diffusers.runs.stages.auto import settle_surrogates
+from sa_diffusers.runs.surrogates.settling import settle_surrogates
 
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 CONCEPTS = [*(f"{name}, {i}" for i, name in enumerate(NUMBERS)), "red", "bold, thick"]
 MODELS = ("digits", "digits_flow")
+RECIPES = {"digits": "digits_edit"}  # by which configuration a model forgets, where that is not its own
+FEW = {"eval_images_concept": 32, "eval_images_class": 16, "eval_images_other": 64, "track_steps": None}
+LEFT, KEPT = "concept_probability_unseen", "retained_accuracy"
+ENOUGH = {LEFT: 0.02, KEPT: 0.985}  # whatever the surrogate that is known by hand does
 
 
 def choose(model: str, concept: str, folder: Path, known: bool) -> dict[str, Any]:
@@ -47,19 +57,48 @@ def choose(model: str, concept: str, folder: Path, known: bool) -> dict[str, Any
     return choice | {"by_hand": find_concept(concept).surrogate, "seconds": round(context.spent["surrogate"], 1)}
 
 
+def forget_with(model: str, concept: str, surrogate: str, folder: Path) -> dict[str, float]:
+    """What forgetting with a surrogate leaves; the model's first run draws and estimates what serves all."""
+    shared, given = (
+        folder.parent / "shared.txt",
+        {"concept": concept, "surrogate": surrogate, "output_dir": str(folder)},
+    )
+    if shared.exists() and (first := Path(shared.read_text())) != folder:
+        given |= {"samples": str(first / "samples"), "fisher": str(first / "fisher.safetensors")}
+    values = read_values(ForgetConfig, f"bundled/{RECIPES.get(model, model)}")
+    options = config_from_dict(ForgetConfig, layered(ForgetConfig, values, FEW | given | {"num_threads": None}))
+    after = run_forgetting(options).metrics["after"]
+    if not shared.exists():
+        write_text(str(folder), shared)
+    return {"surrogate": surrogate} | {name: after[name] for name in (*ENOUGH, "concept_rate_when_unnamed")}
+
+
+def meets(chosen: dict[str, float], by_hand: dict[str, float]) -> bool:
+    """Whether the chosen surrogate does well enough, or as well as the one known by hand."""
+    most, least = max(ENOUGH[LEFT], by_hand[LEFT]), min(ENOUGH[KEPT], by_hand[KEPT])
+    return chosen[LEFT] <= most and chosen[KEPT] >= least
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/auto_study"), help="default: %(default)s")
     parser.add_argument("--models", nargs="+", default=MODELS, help="default: %(default)s")
     parser.add_argument("--concepts", nargs="+", default=CONCEPTS, help="default: %(default)s")
     parser.add_argument("--siblings", action="store_true", help="let it know the concepts' siblings")
+    parser.add_argument("--forget", action="store_true", help="also forget with what was chosen, and judge that")
     args = parser.parse_args()
     with friendly_errors():
         found: dict[str, dict[str, Any]] = {}
         for model in args.models:
             for concept in args.concepts:
                 folder = args.output_dir / model / concept.split(",")[0]
-                found.setdefault(model, {})[concept] = choose(model, concept, folder, args.siblings)
+                choice = found.setdefault(model, {})[concept] = choose(model, concept, folder, args.siblings)
+                if args.forget:
+                    words = dict.fromkeys(filter(None, (choice["chosen"], choice["by_hand"])))
+                    folders = {word: folder.with_name(f"{folder.name}_to_{folder_name(word)}") for word in words}
+                    runs = {word: forget_with(model, concept, word, path) for word, path in folders.items()}
+                    choice["forgotten"] = list(runs.values())
+                    choice["meets"] = meets(runs[choice["chosen"]], runs.get(choice["by_hand"], ENOUGH))
                 write_json(found, args.output_dir / "auto.json")
 
 

@@ -19,6 +19,7 @@ from sa_diffusers.attacks.results import table as attack_table
 from sa_diffusers.report.metrics_table import metric_rows
 from sa_diffusers.report.tables import markdown_table
 from sa_diffusers.report.tables import measured as measured_by
+from studies.many_tables import tables as tables_of_many
 from studies.robust import markdown as robust_tables
 from studies.rows import duration, table_of
 
@@ -92,8 +93,19 @@ def auto() -> str:
             kept = [f"{one['word']} ({one['nats']:.1f})" for one in choice["finalists"] if one["passed_over"] is None]
             first, *then = kept
             said = f"**{first}**" + (f"; {', '.join(then)}" if then else "")
-            rows.setdefault(concept, {"concept": concept, "by hand": choice["by_hand"]})[f"`bundled/{model}`"] = said
+            row = rows.setdefault(concept, {"concept": concept, "by hand": choice["by_hand"]})
+            row[f"`bundled/{model}`"] = said
+            for whose, one in zip(("chosen", "by hand"), choice.get("forgotten", ()), strict=False):
+                left, kept = one["concept_probability_unseen"], one["retained_accuracy"]
+                row[f"forgotten with what is {whose}: left, kept"] = f"{left:.3f}, {kept:.3f}"
     return table_of(list(rows.values()))
+
+
+def many() -> str:
+    """Several concepts at once, in turn and composed."""
+    if not (ROOT / "docs" / "results" / "many.json").exists():
+        return "Not measured yet."
+    return tables_of_many(read("many")["rows"])
 
 
 def quickstart_seconds() -> str:
@@ -195,6 +207,7 @@ TABLES: dict[str, Callable[[], str]] = {
         robust,
         quickstart,
         auto,
+        many,
         quickstart_seconds,
         measured,
         whole_runs,

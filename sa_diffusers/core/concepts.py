@@ -77,6 +77,10 @@ class Concepts(tuple[Concept, ...]):
         """An attribute of each, ready for JSON; of one alone the value itself, as keys of runs hold it."""
         return lone([list(v) if isinstance(v, tuple) else v for v in (getattr(one, attribute) for one in self)])
 
+    def siblings_of(self, one: Concept) -> tuple[str, ...]:
+        """The siblings of one that stay: they name none of them."""
+        return tuple(word for word in one.siblings if not self.named_in(word))
+
     def named_in(self, prompt: str) -> bool:
         """Whether a prompt asks for any of them."""
         return any(one.named_in(prompt) for one in self)

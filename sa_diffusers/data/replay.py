@@ -55,16 +55,16 @@ def open_conditions(samples: SampleSet, concepts: Concepts, mode: str) -> list[C
 def negative_requests(samples: SampleSet, concepts: Concepts, mode: str, seed: int) -> list[Request]:
     """The requests that take the place of samples which may show a concept, as many as there are of them.
 
-    The negative prompt is one concept, the next with every request. It keeps away no more than one: where a prompt
-    leaves several of a kind open, it is drawn with a sibling behind it that stays.
+    The negative prompt is one concept, at random. It keeps away no more than one: where a prompt leaves several of a
+    kind open, it is drawn with a sibling behind it that stays. With a concept more, most requests are what they were.
     """
     requests: list[Request] = []
     if mode == "mixture":
         return requests
     for i, prompt in enumerate(texts(samples.conditions)):
         if needs_negative(prompt, concepts, mode):
-            named = Condition(concepts[len(requests) % len(concepts)].said)
-            said = ", ".join(filter(None, [prompt, *_kept_siblings(prompt, concepts, len(requests))]))
+            named = Condition(_one_of([one.said for one in concepts], i))
+            said = ", ".join(filter(None, [prompt, *_kept_siblings(prompt, concepts, i)]))
             requests.append(Request(Condition(said), derive_seed(seed, "negative", i), negative=named))
     return requests
 
@@ -74,9 +74,14 @@ def _kept_siblings(prompt: str, concepts: Concepts, turn: int) -> list[str]:
     open_ones = [one for one in concepts if one.siblings and one.left_open_by(prompt)]
     kinds: dict[tuple[str, ...], int] = {}
     for one in open_ones:
-        kept = tuple(word for word in one.siblings if not concepts.named_in(word))
+        kept = concepts.siblings_of(one)
         kinds[kept] = kinds.get(kept, 0) + 1
-    return [kept[turn % len(kept)] for kept, count in kinds.items() if count > 1 and kept]
+    return [_one_of(kept, turn) for kept, count in kinds.items() if count > 1 and kept]
+
+
+def _one_of(words: Sequence[str], turn: int) -> str:
+    """A word for each turn, in about equal shares; without one of them, or with one more, only its turns move."""
+    return min(words, key=lambda word: derive_seed(word, turn))
 
 
 def select_replay(samples: SampleSet, concepts: Concepts, mode: str) -> SampleSet:
@@ -194,9 +199,13 @@ def concept_captions(
 def surrogate_requests(
     captions: Sequence[tuple[str, str, Concept]], concepts: Concepts, seed: int, keep_concept: bool = False
 ) -> list[Request]:
-    """Requests for surrogates in the concepts' places: the same sentence says something else, unless it is kept."""
+    """Requests for surrogates in the concepts' places: the same sentence says something else, unless it is kept.
+
+    That of a caption is the same, whatever other concepts there are.
+    """
     said = [caption if keep_concept else filled(*rest, concepts) for caption, *rest in captions]
-    return [Request(Condition(prompt), derive_seed(seed, "surrogate", i)) for i, prompt in enumerate(said)]
+    turns = [(i // len(concepts), *filter(None, [i % len(concepts)])) for i in range(len(said))]
+    return [Request(Condition(one), derive_seed(seed, "surrogate", *i)) for i, one in zip(turns, said, strict=True)]
 
 
 def filled(template: str, concept: Concept, concepts: Concepts) -> str:

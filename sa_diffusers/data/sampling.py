@@ -1,7 +1,7 @@
 """Draw samples of a model for conditions: on a fixed grid of batches, resumable, shared by processes."""
 
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -121,16 +121,24 @@ def draw_samples(
     settings: SamplingSettings,
     parts_dir: Path | None = None,
     description: str = "sample",
+    known: Mapping[str, Tensor] | None = None,
 ) -> SampleSet:
     """Draw every request; latents are kept as they are, without a decode-encode round trip.
 
     Args:
         parts_dir: finished batches are kept there until all are drawn, so that an interrupted run goes on after the
             last of them; processes share the work through it. None: nothing is kept, every process draws everything.
+        known: latents that this model gave with these settings, by the fingerprints of requests: not drawn again.
 
     Returns:
         The samples in the order of the requests.
     """
+    if known:
+        left = [request for request in requests if request.fingerprint not in known]
+        new = draw_samples(family, left, settings, parts_dir, description).latents if left else ()
+        there = {**known, **{request.fingerprint: latent for request, latent in zip(left, new, strict=True)}}
+        drawn = torch.stack([there[request.fingerprint] for request in requests])
+        return SampleSet(drawn, [request.condition for request in requests])
     state = process_state()
     starts = range(0, len(requests), settings.batch_size)
     mine = list(starts)[state.process_index :: state.num_processes] if parts_dir is not None else list(starts)

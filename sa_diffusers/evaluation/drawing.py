@@ -78,11 +78,9 @@ def draw_sets(
         settings = replace(settings, batch_size=largest_batch(family) if any(left.values()) else MOST)
     with working(what, sum(map(len, left.values())), "images"):
         for name, prompts in sets.items():
-            latents = torch.empty(len(prompts), *family.latent_shape)
-            found = draw_samples(family, left[name], settings).latents if left[name] else ()
-            new = dict(zip(left[name], found, strict=True))
-            for row, request in enumerate(prompts.requests):
-                latents[row] = new[request] if request in new else known[request.fingerprint]
+            none = torch.empty(0, *family.latent_shape)
+            asked = prompts.requests
+            latents = draw_samples(family, asked, settings, known=known).latents if asked else none
             drawn[name] = DrawnImages(f"{what}, {name}", family, latents, settings.batch_size)
     return drawn
 

@@ -59,7 +59,7 @@ class RobustOptions(Options):
     open_weight: float = option(
         4.0, "With replay_negative mixture, weight of the prompts that leave it open.", above=0
     )
-    open_strength: float = option(2.0, "How much of the concept's share they lose; 1: all of it by estimate.", above=0)
+    open_strength: float = option(2.0, "How much of the concepts' share they lose; 1: all of it by estimate.", above=0)
     open_siblings: int = option(4, "Siblings, at random, that its share is estimated among in a step.", above=0)
 
 
@@ -164,11 +164,15 @@ def _check_shares(options: Any) -> None:
 def _check_terms(context: Context) -> None:
     """Raise ValueError for a model, concept or prompts that the further terms cannot work with."""
     options, family, (concept, *others) = context.options, context.family, context.concepts
-    if others and (options.robust_weight or mixes(options)):
-        raise ValueError(
-            f"robust_weight and replay_negative mixture take one concept, got {len(others) + 1}; run them one by one"
-        )
+    if others and options.robust_weight:
+        raise ValueError(f"robust_weight takes one concept, got {len(others) + 1}; run them one by one")
     if mixes(options):
+        kinds = {context.concepts.siblings_of(one) for one in context.concepts}
+        if others and (len(kinds) > 1 or kinds == {()}):
+            raise ValueError(
+                "replay_negative mixture takes several concepts of one kind, of which some siblings stay; run others "
+                "one by one, or pass open"
+            )
         require(family, "replay_negative mixture", "text", "denoising")
         if not options.empty_prompt_fraction and not any(map(concept.left_open_by, context.prompts)):
             raise ValueError("replay_negative mixture: no replay prompt leaves the concept open; pass none")
@@ -195,9 +199,10 @@ def further_terms(context: Context) -> list[Term]:
     if mixes(options):
         # Siblings have as many wordings as the concept: "one, 1" beside "seven, 7".
         known, asked = len(concept.siblings) / len(concept.phrasings), len(others_of(context))
-        equal = 1 / (1 + min(options.open_siblings, asked))
-        unearned = max(0.0, equal - (1 / (known + 1) if known else 0))
-        terms.append(MixtureTarget(family.loss, options.open_weight, options.open_strength, unearned))
+        count = len(context.concepts)
+        equal = count / (count + min(options.open_siblings, asked))
+        unearned = max(0.0, equal - (count / (known + 1) if known else 0))
+        terms.append(MixtureTarget(family.loss, options.open_weight, options.open_strength, unearned, count))
     return terms
 
 

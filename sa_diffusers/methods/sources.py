@@ -175,27 +175,29 @@ class AdversarySource:
 
 
 def others_of(context: Context) -> list[str]:
-    """What the concept's share is estimated among: its siblings, or where none are known prompts without it."""
+    """What the concepts' share is estimated among: siblings that stay, or where none are known other prompts."""
     kept = [prompt for prompt in context.prompts if not context.concepts.named_in(prompt)]
-    return list(context.concepts[0].siblings) or spread(kept, min(OTHERS, len(kept)), context.options.seed)
+    siblings = context.concepts.siblings_of(context.concepts[0])
+    return list(siblings) or spread(kept, min(OTHERS, len(kept)), context.options.seed)
 
 
 class OpenSource:
-    """Samples under prompts that leave the concept open, each also asked for with the concept, and with others.
+    """Samples under prompts that leave the concepts open, each also asked for with these, and with others.
 
     Raises:
         ValueError: there are no such samples.
     """
 
     def __init__(self, context: Context):
-        self.context, concept, samples = context, context.concepts[0], context.value("samples")
+        self.context, samples = context, context.value("samples")
+        self.names, (concept, *_) = [one.name for one in context.concepts], context.concepts
         chosen = [i for i, prompt in enumerate(texts(samples.conditions)) if concept.left_open_by(prompt)]
         if not chosen:
             raise ValueError(
                 "replay_negative mixture: no sample's prompt leaves the concept open; pass other --samples"
             )
         self.samples, self.others = samples.take(chosen), others_of(context)
-        asked = {asked_with(p, word) for p in texts(self.samples.conditions) for word in (concept.name, *self.others)}
+        asked = {asked_with(p, word) for p in texts(self.samples.conditions) for word in (*self.names, *self.others)}
         context.family.prepare([*self.samples.conditions, *map(Condition, sorted(asked))])
 
     def batch(self, step: int) -> Batch:
@@ -204,7 +206,7 @@ class OpenSource:
         indices = infinite_indices(len(self.samples), count, step, derive_seed(options.seed, "open order"))
         chosen = self.samples.take(indices)
         order = torch.randperm(len(self.others), generator=seeded(options.seed, "open words", step))
-        words = [self.context.concepts[0].name, *(self.others[i] for i in order[: options.open_siblings].tolist())]
+        words = [*self.names, *(self.others[i] for i in order[: options.open_siblings].tolist())]
         asked = [Condition(asked_with(prompt, word)) for prompt in texts(chosen.conditions) for word in words]
         latents = chosen.latents.repeat_interleave(len(words), 0)
         conditions = conditions_of(family.batch(latents, asked))

@@ -15,10 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sa_diffusers import methods
 from sa_diffusers.data.concepts import Forget, as_options
-from sa_diffusers.data.sampling import largest_batch
 from sa_diffusers.evaluation.forgetting import pairs
-from sa_diffusers.evaluation.judges.clip import Clip
-from sa_diffusers.evaluation.judges.preference import ClipPreferenceJudge, PreferenceJudge
 from sa_diffusers.families import checked_family, family_defaults, find_family, get_family
 from sa_diffusers.families.plain_parts import check_plain, take_over, unwrapped
 from sa_diffusers.io.artifacts import RunLock
@@ -58,10 +55,10 @@ from sa_diffusers.runs.pictures import read_picture_inputs
 from sa_diffusers.runs.plan import announce
 from sa_diffusers.runs.results import all_written, combine, commands, table, write_results
 from sa_diffusers.runs.stages import stages_of
-from sa_diffusers.runs.stages.auto import settle_surrogates
-from sa_diffusers.runs.stages.evaluate import EvaluateStage, exam_content
+from sa_diffusers.runs.stages.evaluate import EvaluateStage, exam_content, preference_of
 from sa_diffusers.runs.stages.fisher import trained_names
 from sa_diffusers.runs.stages.strengths import ChoiceStage, StrengthStage
+from sa_diffusers.runs.surrogates.settling import settle_surrogates
 from sa_diffusers.training.launching import check_launch
 
 
@@ -100,8 +97,8 @@ def forget(
         pipeline: of a class that a family adapts (`sa_diffusers.families`); left as it is unless `inplace`.
         concept: one or several phrasings of the concept, separated by commas; or several concepts, each with what
             takes its place: [Forget("seven, 7", "three"), Forget("red", "green")].
-        surrogate: what takes its place: a prompt, a folder of images, "noise", or "auto", a word that it chooses.
-            None: looked up, for known concepts.
+        surrogate: what takes its place: a prompt, a folder of images, "noise", or "auto", a word that it chooses, of
+            three that it tries for "auto:3". None: looked up, for known concepts.
         inplace: whether to change the given pipeline's weights, not a copy's.
         progress: whether to print the plan and bars.
         callback: gets every event, a dict (docs/events.md); the run stops where it raises, or returns False.
@@ -244,7 +241,7 @@ def _run(
                 context.artifacts["pictures"] = Artifact(inputs.pictures, hashes)
             settle_surrogates(context)
             if not inputs.judges and not inputs.pictures:
-                context.preference = _preference(context)
+                context.preference = preference_of(context)
             return _run_stages(context)
 
 
@@ -277,15 +274,6 @@ def _run_stages(context: RunContext) -> Outcome:
     pipeline.forgotten = read_forgotten(str(context.folder / "pipeline"))
     pipeline._repr_html_ = NotebookView(metrics, shown)
     return Outcome(pipeline, metrics, context.folder, commands(context, metrics))
-
-
-def _preference(context: RunContext) -> PreferenceJudge | ClipPreferenceJudge:
-    """What judges between a concept and what takes its place where no classifier does."""
-    options, concepts = context.options, context.concepts
-    if options.clip and context.favours_words:
-        return ClipPreferenceJudge(Clip.load(options.clip), concepts)
-    at_once = options.eval_batch_size or largest_batch(context.family)
-    return PreferenceJudge(context.family, concepts, context.favours_words, at_once)
 
 
 @contextmanager

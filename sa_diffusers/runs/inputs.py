@@ -78,7 +78,7 @@ def read_inputs(
     fallback = read_templates(options.concept_templates)
     rows = read_labelled_prompts(options.eval_prompts) if options.eval_prompts else None
     labels = find_labels()
-    check_auto(concepts, methods.get(options.method), labels)
+    check_auto(concepts, methods.get(options.method), labels, options.quantize_base)
     prompts = labels if listed is None else listed
     if prompts is None:
         raise ValueError("replay_prompts: labels is for models with classes, and this one takes free text")
@@ -98,7 +98,7 @@ def read_inputs(
     if options.classifier:
         judges, sets = _judges_and_sets(options, concepts, rows, labels)
     else:
-        judges, sets = {}, _sets_to_look_at(concepts, prompts, templates, options.seed)
+        judges, sets = {}, sets_to_look_at(concepts, prompts, templates, options.seed)
     return Inputs(concepts, prompts, templates, judges, sets, notes, requested=len(_own_rows(options)))
 
 
@@ -119,7 +119,7 @@ def _judges_and_sets(
     return judges, examination(first, concepts, rows, *counts, seed=options.seed)
 
 
-def _sets_to_look_at(
+def sets_to_look_at(
     concepts: Concepts, prompts: list[str], templates: list[list[str]], seed: int
 ) -> dict[str, PromptSet]:
     captions = concept_captions(templates, concepts, LOOKED_AT * 3 * len(concepts), seed)  # they are judged

@@ -27,8 +27,8 @@ class ConceptOptions(Options):
     )
     surrogate: str | None = option(
         None,
-        "What takes its place: a prompt, a folder of images (./pictures), noise, or auto: the model chooses a word; "
-        "null: looked up in assets/surrogates.yaml.",
+        "What takes its place: a prompt, a folder of images (./pictures), noise, or auto: the model chooses a word "
+        "(auto:3: by short trainings with three); null: looked up in assets/surrogates.yaml.",
         everyday=True,
         blank=True,
         listed=True,

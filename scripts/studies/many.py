@@ -4,6 +4,7 @@ Whatever made a pipeline, it is judged by the same prompts and seeds: those of a
 """
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -11,6 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from sa_diffusers.core.fisher_file import Fisher
 from sa_diffusers.data.concepts import Forget, as_options
 from sa_diffusers.evaluation.drawing import draw_sets
 from sa_diffusers.evaluation.forgetting import measure
@@ -20,66 +22,28 @@ from sa_diffusers.io.atomic_files import write_json, write_text
 from sa_diffusers.io.bundled import resolve
 from sa_diffusers.io.configuration import Options, config_from_dict, layered, option, read_values
 from sa_diffusers.io.loading import load_pipeline
-from sa_diffusers.report.tables import markdown_table
+from sa_diffusers.runs import options as run_options
 from sa_diffusers.runs.adapters.chains import merge
 from sa_diffusers.runs.forget import run_forgetting
 from sa_diffusers.runs.inputs import read_inputs
-from sa_diffusers.runs.options import ForgetConfig
-
-
-DIGITS = {
-    name: Forget(f"{name}, {figure}", surrogate)
-    for name, figure, surrogate in (
-        ("seven", 7, "three"), ("eight", 8, "five"), ("six", 6, "zero"),
-        ("one", 1, "two"), ("nine", 9, "three"), ("four", 4, "five"),
-    )
-}  # fmt: skip
-KEPT = ("zero", "two", "three", "five")
-ORDERS = {"": tuple(DIGITS), ", other order": ("four", "one", "seven", "nine", "six", "eight")}
-INKS = [DIGITS["seven"], DIGITS["eight"], Forget("red", "green"), Forget("blue", "cyan")]
-# Methods, by what they change of configs/digits_many.yaml.
-BARE: dict[str, Any] = {"lora_rank": None, "ema_decay": None}
-RECIPE: dict[str, Any] = {}
-UCE, SPEED = BARE | {"method": "uce"}, BARE | {"method": "speed"}
-AT_ONCE = {
-    "recipe": RECIPE,
-    "model": {"start": "model", "surrogate_target": "noise", "ewc_lambda": 0.5},
-    "model, no EWC": {"start": "model", "surrogate_target": "noise", "ewc_lambda": 0.0},
-    "uce": UCE,
-    "uce, scale 1": UCE | {"uce_erase_scale": 1.0},
-    "speed": SPEED,
-    "speed, threshold 1e-4": SPEED | {"speed_threshold": 1e-4},
-}
-SHORT: dict[str, Any] = {"num_train_steps": 80}  # of a request in turn
-FEW: dict[str, Any] = {"num_samples": 40, "fisher_samples": 40}
-# With memory: what they change of the recipe.
-CHAINS = {
-    "fisher first": {},
-    "fisher carried": {"chain_fisher": "carried"},
-    "fisher carried, decay 1": {"chain_fisher": "carried", "chain_decay": 1.0},
-    "fisher none": {"chain_fisher": "none"},
-    **{f"fisher first, lambda {weight:g}": {"ewc_lambda": weight} for weight in (5e-3, 0.05, 0.5)},
-    "fisher carried, lambda 0.05": {"chain_fisher": "carried", "ewc_lambda": 0.05},
-    "fisher first, no memory": {"chain_memory": False},
-    "fisher carried, no memory": {"chain_fisher": "carried", "chain_memory": False},
-    "fisher none, no memory": {"chain_fisher": "none", "chain_memory": False},
-    "fisher first, few samples": FEW,
-    "fisher none, few samples": FEW | {"chain_fisher": "none"},
-    "fisher first, no replay": {"replay_weight": 0.0},
-    "fisher none, no replay": {"replay_weight": 0.0, "chain_fisher": "none"},
-    "from the model": {"start": "model"},
-}
-# Each from the last result, which is all that it knows.
-REPEATED = {
-    "plain": SHORT | {"method": "finetune"},
-    "recipe anew": SHORT,
-    "uce repeated": UCE,
-    "speed repeated": SPEED,
-}
-QUICK = {
-    "num_samples": 40, "num_surrogate_samples": 24, "num_inference_steps": 4, "fisher_samples": 4, "fisher_terms": "2",
-    "num_train_steps": 4, "lr_warmup_steps": 1,
-}  # fmt: skip
+from studies.many_attack import attacked
+from studies.many_rows import (
+    AT_ONCE,
+    CHAINS,
+    CORE,
+    DIGITS,
+    FEW,
+    INKS,
+    KEPT,
+    MIXTURE,
+    ORDERS,
+    QUICK,
+    RECIPE,
+    REPEATED,
+    SHORT,
+    UNIT,
+)
+from studies.many_tables import Judged, tables
 
 
 @dataclass
@@ -87,15 +51,22 @@ class ManyConfig(Options):
     """Everything `scripts/many_study.py` can be told."""
 
     output_dir: str = option("runs/many_study", "Folder of the runs, study.json and study.md.")
-    rows: list[str] = option([], "Rows to make, those that contain one of these texts; none: all.")
+    rows: list[str] = option(
+        [], 'Rows to make, those that contain one of these texts (":": all); none: those that settle what is claimed.'
+    )
     seeds: list[int] = option([0], "Seeds of each row.", least=0)
-    images: float = option(1.0, "Pictures, as a share of 40 a concept and kept class, 80 unseen and open.", above=0)
+    images: float = option(
+        1.0, "Pictures, as a share of 16 a concept, 24 in unseen words, 40 a kept class, 96 open ones.", above=0
+    )
     requests: int = option(6, "Requests in turn.", above=0)
     quick: bool = option(False, "Hardly anything of everything, to see that it works.")
 
 
 UNNAMED = ("output_dir", "num_threads", "samples", "fisher")  # which decide nothing
-Judged = list[dict[str, Any]]  # what each pipeline of a row was found to do
+COUNTS = {"eval_images_concept": 16, "eval_images_class": 40, "eval_images_other": 96}
+UNSEEN = 24  # of the others
+# What a run draws that serves all of the same concepts, by the names of its stages.
+DRAWN = {"run": (), "surrogate": ("surrogate/surrogate.*",), "replay_samples": ("samples/without_concept.*",)}
 
 
 @dataclass(frozen=True)
@@ -105,40 +76,60 @@ class Study:
     config: ManyConfig
     seed: int
 
-    def options(self, requests: Sequence[Forget], changes: Mapping[str, Any]) -> ForgetConfig:
+    def options(self, requests: Sequence[Forget], changes: Mapping[str, Any]) -> run_options.RunOptions:
         """Of a run; evaluated by one picture of each kind, since it is judged here."""
+        config = run_options.ForgetConfig  # of the methods that are known by now
         few = dict.fromkeys(("eval_images_concept", "eval_images_class", "eval_images_other"), 1)
-        common = read_values(ForgetConfig, "bundled/digits_many") | as_options(list(requests)) | few
+        common = read_values(config, "bundled/digits_many") | as_options(list(requests)) | few
         common |= {"seed": self.seed, "track_steps": None, "checkpointing_steps": None, "num_threads": None}
         small = {name: value for name, value in QUICK.items() if self.config.quick}
-        return config_from_dict(ForgetConfig, layered(ForgetConfig, common, changes, small))
+        return config_from_dict(config, layered(config, common, changes, small))
 
     def folder(self, requests: Sequence[Forget], changes: Mapping[str, Any]) -> Path:
         """Of a run; its name says all that decides it."""
         config, home = self.options(requests, changes), str(Path(self.config.output_dir))
         values = {name: str(value).replace(home, "") for name, value in vars(config).items() if name not in UNNAMED}
+        values |= {"fisher": UNIT} if config.fisher == UNIT else {}
         return Path(home) / f"seed_{self.seed}" / f"{requests[-1].concept.split(',')[0]}-{fingerprint(values)}"
 
-    def run(self, requests: Sequence[Forget], changes: Mapping[str, Any]) -> tuple[Path, float]:
-        """The folder of a run, and the seconds that it took for what is new."""
+    def run(
+        self, requests: Sequence[Forget], changes: Mapping[str, Any], before: Sequence[Forget] = ()
+    ) -> tuple[Path, float]:
+        """The folder of a run, and the seconds that it took for what is new, if others have drawn it or not.
+
+        Args:
+            before: what the chain that it goes on has forgotten.
+        """
         config, folder, first = self.options(requests, changes), self.folder(requests, changes), [DIGITS["seven"]]
         config.output_dir = str(folder)
         own = {"after", "model", "method", *FEW} & changes.keys()  # another model, or none of these samples
-        if not own and folder != self.folder(first, RECIPE):
+        own -= {"method"} if config.fisher == UNIT or "chain_memory" in changes else set()
+        if (not own or config.fisher == UNIT) and folder != self.folder(first, RECIPE):
             shared = self.run(first, RECIPE)[0]
-            config.samples, config.fisher = str(shared / "samples"), str(shared / "fisher.safetensors")
+            config.samples, estimated = str(shared / "samples"), shared / "fisher.safetensors"
+            config.fisher = str(unit_fisher(estimated) if config.fisher == UNIT else estimated)
+        decided = changes.get("model"), config.num_samples, config.replay_negative
+        drawn = [one.concept for one in (*before, *requests)], decided
+        store = folder.parent / "drawn" / fingerprint({"drawn": drawn})
+        copy_drawn(store, folder)
         seconds = run_forgetting(config).metrics["seconds"]
+        copy_drawn(folder, store)
         return folder, seconds["surrogate"] + seconds["train"]
 
-    def judge(self, pipeline: Path | str, forgotten: Sequence[Forget], **said: Any) -> dict[str, Any]:
+    def judge(self, pipeline: Path | str, forgotten: Sequence[Forget], share: float = 1.0, **said: Any) -> dict:
         """What a pipeline does, by the examination of what has been forgotten, and of the digits that always stay."""
-        share = 0.1 if self.config.quick else self.config.images
-        counts = {"eval_images_concept": 40, "eval_images_class": 40, "eval_images_other": 80}
-        config = self.options(forgotten, {n: max(1, round(share * count)) for n, count in counts.items()})
+        share *= 0.1 if self.config.quick else self.config.images
+        counts = {name: max(1, round(share * count)) for name, count in COUNTS.items()}
+        config = self.options(forgotten, counts)
         inputs = read_inputs(config)
-        judge = next(iter(inputs.judges.values()))
+        judge, sets, other = next(iter(inputs.judges.values())), dict(inputs.sets), counts["eval_images_other"]
+        unseen = max(1, round(share * UNSEEN))
+        sets["unseen"] = sets["unseen"].take([i for i in range(len(sets["unseen"])) if i % other < unseen])
+        labels = sets["retained"].labels
+        stays = [i for i, one in enumerate(labels) if not DIGITS.keys() & set(one.values())]
+        sets["retained"] = sets["retained"].take(stays)
         family = get_family(load_pipeline(str(pipeline), None, None, "float32"), sampler=config.sampler)
-        values, _ = measure(judge, inputs.sets, draw_sets(family, inputs.sets, config.judged))
+        values, _ = measure(judge, sets, draw_sets(family, sets, config.judged))
         seen, unseen = (
             values[f"{name}_by_concept"] or {forgotten[0].concept.split(",")[0]: values[name]}
             for name in ("concept_probability", "concept_probability_unseen")
@@ -161,19 +152,23 @@ class Study:
 
     def at_once(self, requests: Sequence[Forget], changes: Mapping[str, Any]) -> Judged:
         folder, seconds = self.run(requests, changes)
-        return [self.judge(folder / "pipeline", requests, seconds=seconds)]
+        found = self.judge(folder / "pipeline", requests, seconds=seconds)
+        if len(requests) == len(DIGITS):
+            steps = 4 if self.config.quick else 200
+            found["attacked"] = attacked(folder / "pipeline", requests[0], self.options(requests[:1], {}), steps)
+        return [found]
 
     def in_turn(self, order: Sequence[str], changes: Mapping[str, Any], memory: bool) -> Judged:
         """Judged after every request: with memory of those before, or each from the last result."""
-        found, last, first, wanted = [], None, None, [DIGITS[name] for name in order[: self.config.requests]]
+        found, last, wanted = [], None, [DIGITS[name] for name in order[: self.config.requests]]
         for number, request in enumerate(wanted, 1):
             own = {} if last is None else {"after": str(last)} if memory else {"model": str(last / "pipeline")}
             # A first request has nothing to carry on: it is the same run for all that differ in that alone.
             usual = {n: value for n, value in changes.items() if last or not n.startswith("chain_")}
-            last, seconds = self.run([request], usual | own)
-            first = first or last
+            last, seconds = self.run([request], usual | own, wanted[: number - 1] if memory else ())
             said = {"seconds": seconds, "request": request.concept}
-            found.append(self.judge(last / "pipeline", wanted[:number], **said))
+            share = 1.0 if number == len(wanted) else 0.5
+            found.append(self.judge(last / "pipeline", wanted[:number], share, **said))
         return found
 
     def composed(self) -> Judged:
@@ -188,7 +183,9 @@ class Study:
             folder = run.with_name(f"{run.name}-{said.replace(' ', '_').replace(',', '')}")
             merge(run, folder, names, density)
             chosen = [DIGITS[name] for name in names]
-            found.append(self.judge(folder / "pipeline", chosen, adapters=said, seconds=seconds / len(digits)))
+            share = 1.0 if len(names) == len(digits) else 0.5
+            said = {"adapters": said, "seconds": seconds / len(digits)}
+            found.append(self.judge(folder / "pipeline", chosen, share, **said))
         return found
 
     def rows(self) -> Iterator[tuple[str, Any]]:
@@ -200,6 +197,8 @@ class Study:
                 yield f"at once, {count}: {name}", lambda n=count, c=changes: self.at_once(digits[:n], c)
         yield "at once, digits and inks: original", lambda: self.original(INKS)
         for name, changes in AT_ONCE.items():
+            if changes is MIXTURE:  # which is of one kind
+                continue
             yield f"at once, digits and inks: {name}", lambda c=changes: self.at_once(INKS, c)
         for order, names in ORDERS.items():
             for name, changes in CHAINS.items():
@@ -207,6 +206,28 @@ class Study:
             for name, changes in REPEATED.items():
                 yield f"in turn{order}: {name}", lambda o=names, c=changes: self.in_turn(o, c, False)
         yield "composed", self.composed
+
+
+def copy_drawn(source: Path, target: Path) -> None:
+    """What a run has drawn, with the marks of its stages: another takes it, whose keys must say the same."""
+    for stage, patterns in DRAWN.items():
+        mark = Path(".stages") / f"{stage}.json"
+        if (source / mark).exists() and not (target / mark).exists():
+            for file in (*(path for pattern in patterns for path in source.glob(pattern)), source / mark):
+                copy = target / file.relative_to(source)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, copy)
+
+
+def unit_fisher(path: Path) -> Path:
+    """A file beside a Fisher's, of the same model and the same sum, all of whose values are equal."""
+    found, unit = Fisher.load(path), path.with_name("unit.safetensors")
+    count = sum(tensor.numel() for tensor in found.tensors.values())
+    mean = sum(tensor.double().sum() for tensor in found.tensors.values()) / count
+    Fisher({name: tensor.new_full(tensor.shape, mean) for name, tensor in found.tensors.items()}, found.metadata).save(
+        unit
+    )
+    return unit
 
 
 def run_study(config: ManyConfig) -> dict[str, dict[str, Judged]]:
@@ -221,43 +242,9 @@ def run_study(config: ManyConfig) -> dict[str, dict[str, Judged]]:
         raise ValueError(f"expected rows of {'; '.join(names)}; got {config.rows}")
     for seed in config.seeds:
         for name, make in Study(config, seed).rows():
-            asked = not config.rows or any(text in name for text in config.rows)
+            asked = any(text == name if text in names else text in name for text in config.rows or CORE)
             if asked and str(seed) not in found.get(name, {}):
                 found.setdefault(name, {})[str(seed)] = make()
                 write_json(there, path)
                 write_text(tables(found), path.with_name("study.md"))
     return found
-
-
-def tables(found: Mapping[str, Mapping[str, Judged]]) -> str:
-    """Markdown: of every row the end, then after each request, and each composition; means over the seeds."""
-    ends = {name: [runs[-1] for runs in seeds.values()] for name, seeds in found.items() if name != "composed"}
-    parts = [_table("row", ends)] if ends else []
-    turns = {name: seeds for name, seeds in found.items() if name.startswith("in turn")}
-    for name, seeds in turns.items():
-        steps = zip(*seeds.values(), strict=False)
-        parts.append(f"**{name}**\n\n" + _table("after", {one[0]["request"]: one for one in steps}))
-    if "composed" in found:
-        steps = zip(*found["composed"].values(), strict=True)
-        parts.append("**composed**\n\n" + _table("adapters", {one[0]["adapters"]: one for one in steps}))
-    return "\n\n".join(parts) + "\n"
-
-
-def _table(first: str, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """A line each, with means over its judgements; of the concepts the worst, by its mean, which is named."""
-    lines = []
-    for name, judged in rows.items():
-        cells = [_worst(judged, "seen"), _worst(judged, "unseen")]
-        cells += [f"{fmean(one[key] for one in judged):.3f}" for key in ("kept", "kept worst")]
-        parts = judged[0]["attributes"] or {}
-        cells.append(" / ".join(f"{fmean(one['attributes'][part] for one in judged):.2f}" for part in parts) or "–")
-        cells += [f"{fmean(one[key] for one in judged):.3f}" for key in ("open", "H_o")]
-        lines.append([name, len(judged), *cells, f"{fmean(one['seconds'] for one in judged):.0f}"])
-    columns = ("seeds", "worst seen", "worst unseen", "kept", "kept worst", "attributes", "open", "H_o", "seconds")
-    return markdown_table((first, *columns), lines)
-
-
-def _worst(judged: Sequence[Mapping[str, Any]], key: str) -> str:
-    means = {name: fmean(one[key][name] for one in judged) for name in judged[0][key]}
-    name = max(means, key=means.__getitem__)
-    return f"{means[name]:.3f} ({name})"

@@ -163,14 +163,14 @@ def test_mixture_weights_are_the_best_on_the_simplex(ridge):
     assert_close(same, torch.full((1, 5), 0.2).double())
 
 
-@pytest.mark.parametrize("unearned", [0.0, 0.25])
-def test_a_mixture_target_is_what_is_left_without_the_concept(family, frozen, unearned):
+@pytest.mark.parametrize(("unearned", "concepts"), [(0.0, 1), (0.25, 1), (0.25, 2)])
+def test_a_mixture_target_is_what_is_left_without_the_concepts(family, frozen, unearned, concepts):
     words, prompts = ["seven", "nine", "three"], ["a red", "a digit"]
     latents = torch.randn(2, *family.latent_shape, dtype=torch.float64)
     asked = conditions(family, [f"{prompt} {word}" for prompt in prompts for word in words])
     batch = {"sample": latents} | conditions(family, prompts)
     batch |= {"asked": map_tensors(asked, lambda tensor: tensor.unflatten(0, (2, 3)))}
-    term = MixtureTarget(family.loss, 4.0, 2.0, unearned)
+    term = MixtureTarget(family.loss, 4.0, 2.0, unearned, concepts)
     objective = SelectiveAmnesia(family.loss, None, 0.0, frozen, [term])
     drawn = objective.draw({"surrogate": {"sample": latents} | conditions(family, prompts), "open": batch}, seeded(1))
     total, logged = objective(family.module, drawn)
@@ -183,9 +183,12 @@ def test_a_mixture_target_is_what_is_left_without_the_concept(family, frozen, un
                 predicted(family, frozen, *drawn_row, take(take(part["asked"], [row]), (0, [k]))) for k in range(3)
             ]
             shares = nearest_mixture(plain.flatten(), torch.stack(each).flatten(1), 0.1)
-            share = max(0.0, float(shares[0]) - unearned) / (1 - unearned)
-            others = (shares[1] * each[1] + shares[2] * each[2]) / (shares[1] + shares[2])
-            target = plain + 2 * share * (others - each[0])
+            share = max(0.0, float(shares[:concepts].sum()) - unearned) / (1 - unearned)
+            gone, others = (
+                sum(shares[k] * each[k] for k in part) / shares[list(part)].sum()
+                for part in (range(concepts), range(concepts, 3))
+            )
+            target = plain + 2 * share * (others - gone)
             own = predicted(family, family.module, *drawn_row, take(conditions_of(part["data"]), [row]))
             values.append((own - target).square().mean())
     assert_close(logged["open_loss"], torch.stack(values).mean(), rtol=1e-6, atol=1e-12)

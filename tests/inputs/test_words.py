@@ -160,7 +160,8 @@ def test_noise_is_noise_in_any_case(text):
         pytest.param("a portrait by van\u00a0gogh", ("names the concept", "Van Gogh"), id="another space"),
         pytest.param("the style of VAN-GOGH", ("names the concept",), id="the concept with a hyphen"),
         pytest.param("a photo of {}", ("without the {} of a template",), id="a template"),
-        pytest.param("auto:3", ("expected auto, which chooses one surrogate, got 'auto:3'",), id="several by itself"),
+        pytest.param("auto:1", ("expected auto, or auto:3", "of 2 to 8 words; got 'auto:1'"), id="one that is tried"),
+        pytest.param("auto: many", ("expected auto, or auto:3", "got 'auto: many'"), id="how many are tried"),
     ],
 )
 def test_what_cannot_take_its_place_is_refused_before_the_model_is_looked_for(refused, tmp_path, surrogate, says):

@@ -12,6 +12,7 @@ from torch.testing import assert_close
 from sa_diffusers.core.concepts import Concepts
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import derive_seed
+from sa_diffusers.data.concepts import find_concept
 from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.families import get_family
 from sa_diffusers.io.stages import Artifact
@@ -127,10 +128,34 @@ def test_prompts_that_leave_it_open_are_asked_with_siblings_or_with_other_prompt
         assert term.unearned == pytest.approx(1 / 3 if concept == "red" else 1 / 4 - 1 / 10)
 
 
-@pytest.mark.parametrize("options", [{"robust_weight": 1.0}, {"replay_negative": "mixture"}])
-def test_several_concepts_are_refused(options, tiny_pipeline, tmp_path):
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"robust_weight": 1.0}, "takes one concept, got 2; run them one by one"),
+        ({"replay_negative": "mixture"}, "takes several concepts of one kind, of which some siblings stay"),
+    ],
+)
+def test_several_concepts_of_different_kinds_are_refused(options, says, tiny_pipeline, tmp_path):
     context = context_of(get_family(tiny_pipeline()), tmp_path, **options)
-    both = Concepts([*context.concepts, replace(context.concepts[0], phrasings=("red",))])
+    both = Concepts([*context.concepts, replace(context.concepts[0], phrasings=("red",), siblings=("green",))])
     context.inputs = replace(context.inputs, concepts=both)
-    with pytest.raises(ValueError, match="take one concept, got 2; run them one by one"):
+    with pytest.raises(ValueError, match=says):
         context.method.check(context)
+
+
+def test_a_mixture_of_several_of_a_kind_is_among_those_that_stay(tiny_pipeline, tmp_path):
+    options = {"replay_negative": "mixture", "open_siblings": 4, "train_batch_size": 8}
+    context = context_of(get_family(tiny_pipeline()), tmp_path, "seven, 7", "three", **options)
+    both = Concepts([*context.concepts, find_concept("eight, 8", "five")])
+    context.inputs = replace(context.inputs, concepts=both)
+    context.method.check(context)
+    samples = SampleSet(torch.zeros(2, 4, 8, 8), [Condition("a red digit"), Condition("a nine")])
+    context.artifacts["samples"] = Artifact(samples, None)
+    source, term = OpenSource(context), further_terms(context)[0]
+    assert len(source.samples) == 1 and len(source.others) == 16 and not any(map(both.named_in, source.others))
+    asked = source.batch(0)["asked"]["encoder_hidden_states"]
+    for row, word in enumerate(("seven", "eight")):
+        said = context.family.batch(samples.latents[:1], [Condition(f"a red digit, {word}")])
+        assert torch.equal(asked[0, row], said["encoder_hidden_states"][0])
+    assert asked.shape[1] == 6 and term.concepts == 2
+    assert term.unearned == pytest.approx(2 / 6 - 2 / 10)

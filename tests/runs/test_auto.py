@@ -13,10 +13,13 @@ from sa_diffusers.data.concepts import find_concept
 from sa_diffusers.data.concepts.candidates import candidates, not_forgotten
 from sa_diffusers.data.sampling import SamplingSettings
 from sa_diffusers.evaluation.judges.nearness import Nearness, shortlist
+from sa_diffusers.evaluation.judges.preference import PREFERENCE
 from sa_diffusers.families import get_family
 from sa_diffusers.io.configuration import read_yaml
 from sa_diffusers.runs.inputs import read_inputs
 from sa_diffusers.runs.options import ForgetConfig
+from sa_diffusers.runs.stages.auto import check_auto
+from sa_diffusers.runs.surrogates.settling import best_of
 
 
 def test_words_that_go_with_the_concept_or_are_forgotten_are_no_candidates():
@@ -124,5 +127,35 @@ def test_where_nothing_can_be_chosen_it_is_said(prompts, tiny_pipeline, tmp_path
         read_inputs(ForgetConfig(concept="seven", surrogate="auto", method=away, **prompts))
     with pytest.raises(ValueError, match="reads free text"):
         read_inputs(ForgetConfig(concept="0", surrogate="auto", replay_prompts="labels"), lambda: ["0", "1"])
+    with pytest.raises(ValueError, match="trials need the whole weights"):
+        check_auto(Concepts([find_concept("seven", "auto:3")]), methods.get(methods.DEFAULT), None, bits=8)
     with pytest.raises(ValueError, match="none leads away from 'seven'"):  # words make no difference to it
         forget(tiny_pipeline(), "seven", "auto", output_dir=tmp_path / "run", **GIVEN, **prompts)
+
+
+@pytest.mark.slow
+def test_several_are_tried_and_the_best_is_kept(telling, prompts, tmp_path):
+    before = {name: weight.clone() for name, weight in telling.unet.state_dict().items()}
+    given = CHEAP | {"sample_batch_size": 48, "progress": False, "output_dir": tmp_path} | prompts
+    forgotten = forget(telling, "seven, 7", "auto:2", **given)
+    assert_close(telling.unet.state_dict(), before, rtol=0, atol=0)
+    ((concept, tried),) = json.loads((tmp_path / "surrogate" / "trials.json").read_text()).items()
+    (choice,) = json.loads((tmp_path / "surrogate" / "auto.json").read_text())["choices"]
+    nearest = [one["word"] for one in choice["finalists"] if one["passed_over"] is None]
+    assert concept == "seven, 7" and list(tried) == nearest[:2]
+    assert forgotten.metrics["surrogate"] == best_of(tried) and not list(tmp_path.glob("surrogate/trial-*"))
+    assert "the best of those that were tried" in (tmp_path / "report.html").read_text()
+    # The trials left the run what it was: by the same word alone it is the same.
+    alone = forget(telling, "seven, 7", best_of(tried), **given | {"output_dir": tmp_path / "alone"})
+    assert_close(alone.unet.state_dict(), forgotten.unet.state_dict(), rtol=0, atol=0)
+    made = (tmp_path / "surrogate" / "trials.json").stat().st_mtime_ns
+    again = forget(telling, "seven, 7", "auto:2", **given)
+    assert (tmp_path / "surrogate" / "trials.json").stat().st_mtime_ns == made
+    assert {"samples", "fisher", "train", "after"} <= set(again.metrics["seconds"]["reused"])
+
+
+def test_the_best_changes_least_of_those_that_forget_as_much():
+    found = {"nine": (0.3, 1.0), "six": (0.02, 1.3), "two": (0.06, 1.2)}
+    tried = {word: {PREFERENCE: left, "replay_loss": loss} for word, (left, loss) in found.items()}
+    assert best_of(tried) == "two"
+    assert best_of({"nine": {PREFERENCE: 0.2}, "six": {PREFERENCE: 0.1}}) == "six"

@@ -17,22 +17,23 @@ RIDGE = 0.1  # towards equal shares, as a share of the mean squared distance of 
 
 @dataclass(frozen=True)
 class MixtureTarget:
-    """A term of Selective Amnesia for prompts p that name neither the concept nor a sibling.
+    """A term of Selective Amnesia for prompts p that name neither a concept nor a sibling.
 
     A prediction is the mean over all that the noisy picture may become, so that under p it is a mixture of those under
-    "p, word". With its weights w on the simplex, w_0 that of the concept, and e the frozen model's predictions,
+    "p, word". With its weights w on the simplex, W_0 the sum of the concepts', and e the frozen model's predictions,
 
-        taught:  e(p) + strength s (e_others - e(p, concept)),   e_others = sum_k>0 w_k e(p, word_k) / (1 - w_0),
+        taught:  e(p) + strength s (e_others - e_concepts),   e_others = sum w_k e(p, word_k) / (1 - W_0) over others,
 
-    s = max(0, w_0 - unearned) / (1 - unearned). Of an exact mixture strength 1 leaves e_others.
+    e_concepts likewise, s = max(0, W_0 - unearned) / (1 - unearned). Of an exact mixture strength 1 leaves e_others.
 
-    A batch holds samples under p, and in "asked" the conditions [B, W] of "p, word", of the concept first.
+    A batch holds samples under p, and in "asked" the conditions [B, W] of "p, word", of the concepts first.
 
     Args:
         loss: of the other terms.
         weight: of the term, > 0.
         strength: >= 0.
-        unearned: the part of an equal share 1 / W that is the concept's only since few words are asked; in [0, 1).
+        unearned: the part of equal shares that is the concepts' only since few words are asked; in [0, 1).
+        concepts: how many there are.
     """
 
     part: ClassVar[str] = "open"
@@ -40,6 +41,7 @@ class MixtureTarget:
     weight: float
     strength: float
     unearned: float = 0.0
+    concepts: int = 1
 
     def draw(self, batch: Batch, generator: Generator) -> Batch:
         data = {name: part for name, part in batch.items() if name != "asked"}
@@ -62,13 +64,18 @@ class MixtureTarget:
         plain = self.loss.predict(frozen, data, *drawn)
         count = next(iter(batch["asked"].values())).shape[1]
         asked = [map_tensors(batch["asked"], lambda tensor, k=k: tensor[:, k]) for k in range(count)]
-        words = [self.loss.predict(frozen, {"sample": data["sample"]} | one, *drawn) for one in asked]
-        concept, *others = words
-        shares = mixture_weights(plain.flatten(1), torch.stack(words, 1).flatten(2)).to(plain)
-        first, rest = shares[:, 0], shares[:, 1:] + torch.finfo(shares.dtype).tiny
-        mean = torch.einsum("bk,bk...->b...", rest / rest.sum(1, keepdim=True), torch.stack(others, 1))
-        share = (first - self.unearned).clamp_min(0) / (1 - self.unearned)
-        return plain + self.strength * share.view(-1, *[1] * (plain.dim() - 1)) * (mean - concept)
+        words = torch.stack([self.loss.predict(frozen, {"sample": data["sample"]} | one, *drawn) for one in asked], 1)
+        shares = mixture_weights(plain.flatten(1), words.flatten(2)).to(plain)
+        concepts, others = _split_mean(shares, words, self.concepts)
+        share = (shares[:, : self.concepts].sum(1) - self.unearned).clamp_min(0) / (1 - self.unearned)
+        return plain + self.strength * share.view(-1, *[1] * (plain.dim() - 1)) * (others - concepts)
+
+
+def _split_mean(shares: Tensor, words: Tensor, count: int) -> list[Tensor]:
+    """The means [B, ...] of the first `count` words and of the others, by their shares."""
+    parts = ((shares[:, some], words[:, some]) for some in (slice(count), slice(count, None)))
+    tiny = torch.finfo(shares.dtype).tiny
+    return [torch.einsum("bk,bk...->b...", (w + tiny) / (w + tiny).sum(1, keepdim=True), part) for w, part in parts]
 
 
 def mixture_weights(predicted: Tensor, words: Tensor, ridge: float = RIDGE) -> Tensor:

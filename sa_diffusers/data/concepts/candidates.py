@@ -10,10 +10,21 @@ from sa_diffusers.core.concepts import Concept, Concepts, fold, mentions, split_
 from sa_diffusers.data.prompts import read_prompts
 
 
-AUTO = "auto"  # the surrogate that leaves the choice to the model
+AUTO = "auto"  # the surrogate that leaves the choice to the model; auto:3 tries three
+TRIED = 8  # words at most
 WORDS = "bundled/surrogate_words.txt"
 MOST = 400  # of the words of prompts, the most frequent
 SMALL = 5000  # entries of a vocabulary that is looked through
+
+
+def tries(surrogate: str | None) -> int:
+    """How many words are tried; 1: one is chosen without; 0: it is a surrogate. Raises ValueError: no such number."""
+    name, colon, count = fold(surrogate or "").partition(":")
+    if name != AUTO:
+        return 0
+    if colon and not (count.isdigit() and 2 <= int(count) <= TRIED):
+        raise ValueError(f"expected auto, or auto:3 to try so many of 2 to {TRIED} words; got {surrogate!r}")
+    return int(count or 1)
 
 
 def candidates(concept: Concept, concepts: Concepts, prompts: Sequence[str], vocabulary: Iterable[str]) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from sa_diffusers.core.concepts import Concept, Concepts, fold, mentions, split_phrasings
+from sa_diffusers.data.concepts.candidates import tries
 from sa_diffusers.io.bundled import resolve
 
 
@@ -67,8 +68,7 @@ def check_surrogate(concept: Concept, may_be_empty: bool = False) -> None:
         return
     if _meant_as_path(surrogate):
         raise ValueError(f"no folder {surrogate}; a surrogate is {kinds}")
-    if fold(surrogate).startswith("auto:"):
-        raise ValueError(f"expected auto, which chooses one surrogate, got {surrogate!r}: several cannot be tried")
+    tries(surrogate)
     if "{}" in surrogate:
         raise ValueError(f"expected a surrogate in words, without the {{}} of a template, got {surrogate!r}")
     named = [p for p in concept.phrasings if mentions(surrogate, [p], concept.plurals)]

@@ -1,9 +1,7 @@
 """The surrogate chosen by the model: near to the concept in its own predictions, and not the concept."""
 
-import copy
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from PIL import Image
@@ -12,20 +10,19 @@ from torch import Tensor
 from sa_diffusers import methods
 from sa_diffusers.core.concepts import Concepts
 from sa_diffusers.core.seeding import derive_seed
-from sa_diffusers.data.concepts import Forget, as_options
-from sa_diffusers.data.concepts.candidates import AUTO, candidates, not_forgotten, vocabulary_of
+from sa_diffusers.data.concepts.candidates import TRIED, candidates, not_forgotten, tries, vocabulary_of
 from sa_diffusers.data.replay import concept_captions, spread
 from sa_diffusers.evaluation.judges.nearness import Nearness, shortlist
 from sa_diffusers.io.atomic_files import read_json, write_json
-from sa_diffusers.io.processes import process_state, progress_bar, say
-from sa_diffusers.io.stages import Stage, Stages
+from sa_diffusers.io.processes import process_state, progress_bar
+from sa_diffusers.io.stages import Stage
 from sa_diffusers.report.pictures import figure, save_contact_sheet
 from sa_diffusers.runs.context import RunContext
 from sa_diffusers.runs.stages.fisher import FisherStage, trained_names
 from sa_diffusers.runs.stages.samples import DRAWING, drawing_settings
 
 
-NEAR, FINALISTS, TRIED = 32, 3, 8  # words that the model predicts for; those kept, and those looked at for them
+NEAR, FINALISTS = 32, 3  # words that the model predicts for; those kept, of TRIED at most that are looked at
 PICTURES, TEMPLATES = 16, 4  # of each, under so many captions
 OPEN = math.log(100)  # nats within which a word may be drawn as the concept more than once in a hundred pictures
 SAME = 0.25  # of the divergence from nothing in its place, or of a finalist's: what is nearer says the same
@@ -33,7 +30,7 @@ TAKEN = 0.1  # share of a word's pictures that may be taken for the concept's
 
 
 class AutoStage(Stage[list[dict[str, Any]]]):
-    """What was found for each concept whose surrogate is AUTO; computed before all keys that hold a surrogate."""
+    """What was found for each concept that leaves it to the model; computed before all keys that hold a surrogate."""
 
     name, counts_as, shown = "auto", "surrogate", True
     inputs, fields = ("model", "prompts", "templates"), ("guidance_scale", *DRAWING)
@@ -44,7 +41,7 @@ class AutoStage(Stage[list[dict[str, Any]]]):
         return context.computed_in | context.concepts.key | said | {"forgotten": _forgotten(context)}
 
     def compute(self, context: RunContext) -> list[dict[str, Any]]:
-        asked = [i for i, one in enumerate(context.concepts) if one.surrogate == AUTO]
+        asked = [i for i, one in enumerate(context.concepts) if tries(one.surrogate)]
         found = [self._choose(context, i) for i in asked]
         if process_state().is_main_process:
             write_json({"choices": found}, context.folder / "surrogate" / "auto.json")
@@ -99,11 +96,12 @@ class AutoStage(Stage[list[dict[str, Any]]]):
         }
 
     def _finalists(self, context: RunContext, judge: Nearness, order: list[str], number: int) -> list[dict[str, Any]]:
-        """The nearest words, drawn and looked at, until FINALISTS stand the test; one of several that say the same."""
+        """The nearest words, drawn and looked at, until enough stand the test; one of several that say the same."""
+        wanted = max(FINALISTS, tries(context.concepts[number].surrogate))
         found: list[dict[str, Any]] = []
         seen: list[Tensor] = []
         for word in order:
-            if len(found) == TRIED or sum(one["passed_over"] is None for one in found) == FINALISTS:
+            if len(found) == TRIED or sum(one["passed_over"] is None for one in found) == wanted:
                 break
             predicted = judge.predictions(judge.said(word))
             nats = judge.divergence(predicted, judge.own)
@@ -127,41 +125,26 @@ class AutoStage(Stage[list[dict[str, Any]]]):
         return f"auto-{name}.png"
 
 
-def check_auto(concepts: Concepts, method: methods.Method, labels: list[str] | None) -> None:
-    """Raise ValueError where a surrogate is AUTO, and there is nothing to choose or to choose by."""
-    if all(one.surrogate != AUTO for one in concepts):
+def check_auto(concepts: Concepts, method: methods.Method, labels: list[str] | None, bits: int | None = None) -> None:
+    """Raise ValueError where a surrogate is left to the model, and there is nothing to choose or to choose by."""
+    if not any(tries(one.surrogate) for one in concepts):
         return
     if not method.favours:
         raise ValueError(f"surrogate auto: {method.name} draws nothing in the concept's place; omit it")
     if labels is not None:
         raise ValueError("surrogate auto needs a model that reads free text; pass one of its classes, or noise")
-
-
-def settle_surrogates(context: RunContext) -> None:
-    """Choose what the user has left to the model, or read what was chosen; options and concepts say it from then on.
-
-    Raises:
-        ValueError: no word leads away from a concept. StageMismatch: the folder holds a choice of other options.
-    """
-    if all(one.surrogate != AUTO for one in context.concepts):
-        return
-    stages = Stages([AutoStage()], context, context.options.overwrite)
-    choices = stages.run(stages.stages[0])
-    context.spent = stages.seconds
-    chosen = {one["concept"]: one["chosen"] for one in choices}
-    settled = [replace(one, surrogate=chosen.get(one.said, one.surrogate)) for one in context.concepts]
-    context.inputs = replace(context.inputs, concepts=Concepts(settled))
-    rows = [Forget(one.said, one.surrogate, ", ".join(one.siblings) or None) for one in context.requested]
-    context.options = copy.copy(context.options)
-    for name, value in (as_options(rows) | {"concepts": None}).items():
-        setattr(context.options, name, value)
-    say("\n".join(map(said_of_choice, choices)))
+    if bits and any(tries(one.surrogate) > 1 for one in concepts):
+        raise ValueError("quantize_base: trials need the whole weights; pass surrogate auto, or omit quantize_base")
 
 
 def said_of_choice(choice: Mapping[str, Any]) -> str:
     """What was chosen and why, in a few sentences."""
     first, *others = choice["finalists"]
-    by = "at the least price by the Fisher" if choice["by"] == "price" else "the nearest that leads away from it"
+    by = {
+        "price": "at the least price by the Fisher",
+        "distance": "the nearest that leads away from it",
+        "trials": "the best of those that were tried",
+    }[choice["by"]]
     then = ", ".join(f"{one['word']!r} ({_reason(one)})" for one in others)
     words, compared, nothing = choice["words"], choice["compared"], choice["nats_of_nothing"]
     return (
@@ -185,7 +168,9 @@ def choice_sections(context: RunContext) -> list[dict[str, Any]]:
 
 def _reason(one: Mapping[str, Any]) -> str:
     price = f", price {one['price']:.2g}" if "price" in one else ""
-    return f"{one['nats']:.1f} nats{price}" + (f"; passed over: {one['passed_over']}" if one["passed_over"] else "")
+    tried = "; tried: preferred {:.0%}, replay loss {:.4f}".format(*one["tried"].values()) if "tried" in one else ""
+    over = f"; passed over: {one['passed_over']}" if one["passed_over"] else ""
+    return f"{one['nats']:.1f} nats{price}{tried}{over}"
 
 
 def _forgotten(context: RunContext) -> list[str]:

@@ -6,10 +6,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sa_diffusers.data.sampling import Request
+from sa_diffusers.data.sampling import Request, largest_batch
 from sa_diffusers.evaluation.completion import JUDGED, examine_completions
 from sa_diffusers.evaluation.drawing import draw_sets
 from sa_diffusers.evaluation.forgetting import Findings, examine, replay_loss
+from sa_diffusers.evaluation.judges.clip import Clip
+from sa_diffusers.evaluation.judges.preference import ClipPreferenceJudge, PreferenceJudge
 from sa_diffusers.evaluation.prompt_sets import PromptSet
 from sa_diffusers.io import bundled
 from sa_diffusers.io.artifacts import fingerprint
@@ -44,22 +46,24 @@ class EvaluateStage(Stage[Findings]):
         return context.computed_in | judge | {"looked_at": content_fingerprint(looked_at)}
 
     def given(self, context: RunContext) -> Artifact[Findings] | None:
-        asked = context.options.before
-        known = asked or bundled.beside(context.options.model, "before.safetensors")
-        if self.name != "before" or not known:
+        if self.name != "before":
             return None
-        source, key = Path(known), self.key(context)
-        path = self._path(source) if source.is_dir() else source
-        if not path.is_file():
-            raise ValueError(f"no {path}; expected --before with a run's folder, or its evaluation/before.safetensors")
-        found = Findings.load(path)
-        if fault := found.misfit(key, self._requests(context)):
-            if asked:
+        asked, key = context.options.before, self.key(context)
+        # What the chain's last run was compared with, and what ships with a model, serve where they fit.
+        beside = bundled.beside(context.options.model, "before.safetensors")
+        sources = [asked] if asked else [*(link.folder for link in context.chain[-1:]), beside]
+        for source in map(Path, filter(None, sources)):
+            path = self._path(source) if source.is_dir() else source
+            if asked and not path.is_file():
+                said = "expected --before with a run's folder, or its evaluation/before.safetensors"
+                raise ValueError(f"no {path}; {said}")
+            found = Findings.load(path) if path.is_file() else None
+            fault = found.misfit(key, self._requests(context)) if found else "is not there"
+            if fault and asked:
                 raise ValueError(f"the evaluation to reuse {fault}; omit --before")
-            return None  # what ships with a model serves where it fits
-        if found.key == key:
-            return Artifact(found, fingerprint(key))
-        self.known = found.drawn
+            if not fault:
+                self.known = found.drawn
+                return Artifact(found, fingerprint(key)) if found.key == key else None
         return None
 
     def compute(self, context: RunContext) -> Findings:
@@ -126,3 +130,12 @@ def exam_content(inputs: Inputs) -> dict:
     drawn = {name: [request.key for request in part.requests] for name, part in inputs.sets.items()}
     judges = {name: model_hash(judge.classifier) for name, judge in inputs.judges.items()}
     return {"exams": dict.fromkeys(judges, fingerprint(drawn)), "classifiers": judges}
+
+
+def preference_of(context: RunContext) -> PreferenceJudge | ClipPreferenceJudge:
+    """What judges between a concept and what takes its place where no classifier does."""
+    options, concepts = context.options, context.concepts
+    if options.clip and context.favours_words:
+        return ClipPreferenceJudge(Clip.load(options.clip), concepts)
+    at_once = options.eval_batch_size or largest_batch(context.family)
+    return PreferenceJudge(context.family, concepts, context.favours_words, at_once)

@@ -5,6 +5,7 @@ from pathlib import Path
 from sa_diffusers.core.conditions import texts
 from sa_diffusers.data.replay import needs_negative, negative_requests, open_conditions, select_replay
 from sa_diffusers.data.sample_set import SampleSet
+from sa_diffusers.data.sampling import Request
 from sa_diffusers.io.stages import Stage
 from sa_diffusers.runs.context import RunContext
 from sa_diffusers.runs.stages.samples import (
@@ -13,6 +14,7 @@ from sa_diffusers.runs.stages.samples import (
     draw_and_save,
     drawing_passes,
     drawing_settings,
+    drawn_before,
     parts_dir,
 )
 
@@ -29,13 +31,12 @@ class ReplayStage(Stage[SampleSet]):
 
     def compute(self, context: RunContext) -> SampleSet:
         options, kept = context.options, self._kept(context)
-        requests = negative_requests(
-            context.value(SamplesStage.name), context.concepts, options.replay_negative, options.seed
-        )
+        requests = self.requests(context)
         if not requests:
             return kept
         settings = drawing_settings(context, options.negative_guidance_scale)
-        drawn = draw_and_save(context, requests, settings, "without_concept", "sample without the concept")
+        said = "without_concept", "sample without the concept"
+        drawn = draw_and_save(context, requests, settings, *said, drawn_before(self, context))
         return kept + self._as_asked(context, drawn)
 
     def load(self, context: RunContext) -> SampleSet:
@@ -50,6 +51,11 @@ class ReplayStage(Stage[SampleSet]):
 
     def passes(self, context: RunContext) -> float:
         return drawing_passes(context, self._count(context), context.options.negative_guidance_scale)
+
+    @staticmethod
+    def requests(context: RunContext) -> list[Request]:
+        samples, options = context.value(SamplesStage.name), context.options
+        return negative_requests(samples, context.concepts, options.replay_negative, options.seed)
 
     def _kept(self, context: RunContext) -> SampleSet:
         return select_replay(context.value(SamplesStage.name), context.concepts, context.options.replay_negative)

@@ -1,8 +1,10 @@
 """Samples of every condition of the model, for replay and Fisher; they know nothing of the concept and serve any."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.data.replay import sample_requests
@@ -10,11 +12,11 @@ from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.data.sampling import Request, SamplingSettings, draw_samples, remove_parts
 from sa_diffusers.data.sharing import fetch_samples
 from sa_diffusers.families import Family
-from sa_diffusers.io.artifacts import fingerprint
+from sa_diffusers.io.artifacts import Marker, fingerprint, read_marker
 from sa_diffusers.io.atomic_files import read_json, write_json
 from sa_diffusers.io.hub import provenance
 from sa_diffusers.io.processes import process_state
-from sa_diffusers.io.stages import Artifact, Stage
+from sa_diffusers.io.stages import Artifact, Stage, content_fingerprint
 from sa_diffusers.report.pictures import save_contact_sheet
 from sa_diffusers.runs.context import RunContext
 from sa_diffusers.runs.paper_quirks import stretch
@@ -124,11 +126,31 @@ def parts_dir(context: RunContext, name: str) -> Path:
     return context.folder / "samples" / f".{name}_parts"
 
 
+def drawn_before(stage: Stage[SampleSet], context: RunContext) -> dict[str, Tensor]:
+    """What a stage of the chain's last run has drawn, by fingerprints of requests; nothing where it drew otherwise."""
+    earlier = len(context.concepts) - len(context.requested)
+    if not context.chain or not earlier or is_stretched(context):
+        return {}
+    last = context.of(range(earlier), context.chain[-1].folder)
+    last.artifacts |= {"templates": Artifact(last.templates, content_fingerprint(last.templates))}
+    marker, (file,) = Marker(last.folder, stage.name, stage.key(last)), stage.leaves
+    if not marker.path.exists() or read_marker(marker.path)["fingerprint"] != marker.fingerprint:
+        return {}
+    marker.check()
+    latents = SampleSet.load(last.folder / file).latents
+    return {request.fingerprint: latent for request, latent in zip(stage.requests(last), latents, strict=True)}
+
+
 def draw_and_save(
-    context: RunContext, requests: list[Request], settings: SamplingSettings, name: str, description: str
+    context: RunContext,
+    requests: list[Request],
+    settings: SamplingSettings,
+    name: str,
+    description: str,
+    known: Mapping[str, Tensor] | None = None,
 ) -> SampleSet:
     """Draw into samples/<name>.safetensors."""
-    samples = draw_samples(context.family, requests, settings, parts_dir(context, name), description)
+    samples = draw_samples(context.family, requests, settings, parts_dir(context, name), description, known)
     if is_stretched(context):
         samples.latents = stretch(samples.latents)
     save_with_sheet(context.family, samples, context.folder / "samples", name)

@@ -5,16 +5,22 @@ from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 
-from sa_diffusers.core.concepts import lone
+from sa_diffusers.core.concepts import Concept, lone
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.data.concepts import describe_surrogates
 from sa_diffusers.data.images import image_paths, load_image
 from sa_diffusers.data.replay import concept_captions, surrogate_requests
 from sa_diffusers.data.sample_set import SampleSet, surrogate_from_images, uniform_noise
-from sa_diffusers.data.sampling import draw_samples, remove_parts
+from sa_diffusers.data.sampling import Request, draw_samples, remove_parts
 from sa_diffusers.io.stages import Stage
 from sa_diffusers.runs.context import RunContext
-from sa_diffusers.runs.stages.samples import DRAWING, drawing_passes, drawing_settings, save_with_sheet
+from sa_diffusers.runs.stages.samples import (
+    DRAWING,
+    drawing_passes,
+    drawing_settings,
+    drawn_before,
+    save_with_sheet,
+)
 
 
 class SurrogateStage(Stage[SampleSet]):
@@ -42,7 +48,7 @@ class SurrogateStage(Stage[SampleSet]):
     def compute(self, context: RunContext) -> SampleSet:
         options, family, concepts = context.options, context.family, context.concepts
         count, seed, folder = self._count(context), options.seed, context.folder / "surrogate"
-        asked = concept_captions(context.templates, concepts, count, seed)
+        asked = self._captions(context)
         captions, kind = [caption for caption, *_ in asked], self._kind(context)
         if kind == "noise":
             samples = surrogate_from_images(family, uniform_noise(family, count, seed), captions, seed)
@@ -51,9 +57,9 @@ class SurrogateStage(Stage[SampleSet]):
             images = [load_image(next(paths[one]), family.resolution) for *_, one in asked]
             samples = surrogate_from_images(family, images, captions, seed)
         else:
-            requests = surrogate_requests(asked, concepts, seed, keep_concept=kind == "concept")
-            settings = drawing_settings(context, options.guidance_scale)
-            drawn = draw_samples(family, requests, settings, self.workspace(context), "surrogate")
+            settings, known = drawing_settings(context, options.guidance_scale), drawn_before(self, context)
+            requests, workspace = self.requests(context), self.workspace(context)
+            drawn = draw_samples(family, requests, settings, workspace, "surrogate", known)
             samples = SampleSet(drawn.latents, list(map(Condition, captions)))
         save_with_sheet(family, samples, folder, self.name)
         remove_parts(self.workspace(context))
@@ -78,6 +84,13 @@ class SurrogateStage(Stage[SampleSet]):
 
     def amount(self, context: RunContext) -> tuple[int, str]:
         return self._count(context), "images"
+
+    def requests(self, context: RunContext) -> list[Request]:
+        own = self._kind(context) == "concept"
+        return surrogate_requests(self._captions(context), context.concepts, context.options.seed, keep_concept=own)
+
+    def _captions(self, context: RunContext) -> list[tuple[str, str, Concept]]:
+        return concept_captions(context.templates, context.concepts, self._count(context), context.options.seed)
 
     def _count(self, context: RunContext) -> int:
         return max(1, round(self.share * context.options.num_surrogate_samples))

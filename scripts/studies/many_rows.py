@@ -1,0 +1,95 @@
+"""Rows of the study of many concepts: what is forgotten, and what each changes of configs/digits_many.yaml."""
+
+from typing import Any
+
+from sa_diffusers.data.concepts import Forget
+
+
+DIGITS = {
+    name: Forget(f"{name}, {figure}", surrogate)
+    for name, figure, surrogate in (
+        ("seven", 7, "three"), ("eight", 8, "five"), ("six", 6, "zero"),
+        ("one", 1, "two"), ("nine", 9, "three"), ("four", 4, "five"),
+    )
+}  # fmt: skip
+KEPT = ("zero", "two", "three", "five")
+ORDERS = {"": tuple(DIGITS), ", other order": ("four", "one", "seven", "nine", "six", "eight")}
+INKS = [DIGITS["seven"], DIGITS["eight"], Forget("red", "green"), Forget("blue", "cyan")]
+# Methods, by what they change of configs/digits_many.yaml.
+BARE: dict[str, Any] = {"lora_rank": None, "ema_decay": None}
+RECIPE: dict[str, Any] = {}
+# Prompts that leave it open are taught what is predicted without the concepts' share.
+MIXTURE: dict[str, Any] = {
+    "replay_negative": "mixture", "replay_weight": 15.0, "lora_rank": 8, "learning_rate": 1e-3, "open_siblings": 8,
+}  # fmt: skip
+UCE, SPEED = BARE | {"method": "uce"}, BARE | {"method": "speed"}
+AT_ONCE = {
+    "recipe": RECIPE,
+    "mixture": MIXTURE,
+    "model": {"start": "model", "surrogate_target": "noise", "ewc_lambda": 0.5},
+    "model, no EWC": {"start": "model", "surrogate_target": "noise", "ewc_lambda": 0.0},
+    "uce": UCE,
+    "uce, scale 1": UCE | {"uce_erase_scale": 1.0},
+    "speed": SPEED,
+    "speed, threshold 1e-4": SPEED | {"speed_threshold": 1e-4},
+}
+SHORT: dict[str, Any] = {"num_train_steps": 80}  # of a request in turn
+FEW: dict[str, Any] = {"num_samples": 40, "fisher_samples": 40}
+PLAIN: dict[str, Any] = {
+    "start": "model", "surrogate_target": "noise", "replay_weight": 0.0, "ewc_lambda": 0.0, "chain_memory": False,
+}  # fmt: skip
+UNIT = "unit"  # a Fisher that is the same of all weights, with the sum of the original's
+# With memory: what they change of the recipe.
+CHAINS = {
+    "fisher first": {},
+    "fisher carried": {"chain_fisher": "carried"},
+    "fisher carried, decay 1": {"chain_fisher": "carried", "chain_decay": 1.0},
+    "fisher none": {"chain_fisher": "none"},
+    "mixture": MIXTURE,
+    **{f"fisher first, lambda {weight:g}": {"ewc_lambda": weight} for weight in (5e-3, 0.05, 0.5)},
+    "fisher carried, lambda 0.05": {"chain_fisher": "carried", "ewc_lambda": 0.05},
+    "fisher first, no memory": {"chain_memory": False},
+    "fisher carried, no memory": {"chain_fisher": "carried", "chain_memory": False},
+    "fisher none, no memory": {"chain_fisher": "none", "chain_memory": False},
+    "fisher first, few samples": FEW,
+    "fisher none, few samples": FEW | {"chain_fisher": "none"},
+    "fisher first, no replay": {"replay_weight": 0.0},
+    "fisher none, no replay": {"replay_weight": 0.0, "chain_fisher": "none"},
+    "from the model": {"start": "model"},
+    # Plain continuation, and what may hold it.
+    "plain, kept adapters": PLAIN,
+    "plain, EWC": PLAIN | {"ewc_lambda": 0.5},
+    "plain, L2": PLAIN | {"ewc_lambda": 0.5, "fisher": UNIT},
+    "plain, keys and values projected": PLAIN | {"method": "projected"},
+}
+# Each from the last result, which is all that it knows.
+REPEATED = {
+    "plain": SHORT | {"method": "finetune", "start": "model"},
+    "recipe anew": SHORT,
+    "uce repeated": UCE,
+    "speed repeated": SPEED,
+}
+# The rows that are made unless others are asked for: they settle what is claimed of several concepts.
+CORE = [
+    *(
+        f"at once, {what}: {name}"
+        for what in ("1", "3", "6", "digits and inks")
+        for name in ("original", "recipe", "model", "uce", "speed")
+    ),
+    *(
+        f"in turn: {name}"
+        for name in (
+            "fisher first", "fisher carried", "fisher none", "fisher first, lambda 0.05", "fisher first, no replay",
+            "fisher none, no replay", "plain", "plain, EWC", "plain, L2", "plain, keys and values projected",
+            "uce repeated", "speed repeated",
+        )
+    ),
+    *(f"at once, {count}: mixture" for count in (1, 3, 6)),
+    "in turn: mixture",
+    "in turn, other order: fisher first",
+    "composed",
+]  # fmt: skip
+QUICK = {
+    "num_samples": 40, "num_surrogate_samples": 24, "num_inference_steps": 4, "fisher_samples": 4, "fisher_terms": "2",
+    "num_train_steps": 4, "lr_warmup_steps": 1,
+}  # fmt: skip

@@ -1,0 +1,68 @@
+"""Plain fine-tuning of keys and values whose change leaves what is retained alone: a rival in chains of requests."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sa_diffusers import methods
+from sa_diffusers.core.batches import Batch
+from sa_diffusers.core.conditions import Condition
+from sa_diffusers.core.objectives import Objective
+from sa_diffusers.data.replay import spread
+from sa_diffusers.families import Family
+from sa_diffusers.methods.uce import embedded_rows
+
+
+RETAINED, THRESHOLD = 500, 0.1  # prompts; mean square along a direction, below which it holds nothing of them
+
+
+class ProjectedMethod(type(methods.get(methods.DEFAULT))):
+    """The default method's objective, by adapters that read of a text only where retained prompts say nothing.
+
+    As the gradient projection of arXiv 2511.07970, P = I - C (C^T C + eps I)^-1 C^T, but exactly: gradients, and the
+    adapters before every step, are projected on the eigenvectors of the retained rows' mean k k^T below a threshold.
+    """
+
+    def check_options(self, options: Any) -> None:
+        super().check_options(options)
+        if not options.lora_rank:
+            raise ValueError(f"{self.name} projects adapters; expected a lora_rank")
+
+    def objective(self, context: methods.Context, weights: dict, frozen: Any) -> Objective:
+        kept = [prompt for prompt in context.prompts if prompt and not context.concepts.named_in(prompt)]
+        projections = projections_of(context.family, spread(kept, RETAINED, context.options.seed))
+        self.held = [(one.down, projections[context.family.reads_text(name)]) for name, one in weights.items()]
+        for down, projection in self.held:
+            down.register_hook(projection.__rmatmul__)
+        return super().objective(context, weights, frozen)
+
+    def batches(self, context: methods.Context) -> Callable[[int], Batch]:
+        found = super().batches(context)
+
+        @torch.no_grad()
+        def batch(step: int) -> Batch:
+            for down, projection in self.held:
+                down.copy_(down @ projection)
+            return found(step)
+
+        return batch
+
+
+def projections_of(family: Family, prompts: list[str]) -> dict[str, Tensor]:
+    """Of the rows of each part of a text, [D, D]."""
+    family.prepare(list(map(Condition, prompts)))
+    rows = [embedded_rows(family, prompt) for prompt in prompts]
+    found = {}
+    for part in family.text_maps():
+        said = torch.cat([one[part] for one in rows]).double()
+        values, vectors = torch.linalg.eigh(said.T @ said / len(said))
+        free = vectors[:, values < THRESHOLD]
+        found[part] = (free @ free.T).to(family.device, torch.float32)
+    return found
+
+
+PROJECTED = ProjectedMethod(
+    "projected", "projected fine-tuning", "keys and values alone", train_scope="xattn-strict", replay_weight=0.0
+)
