@@ -84,8 +84,12 @@ def test_baselines_of_outputs_are_losses_towards_their_targets(targets):
     expected = 2.0 * error("retain", parts["retain"]["sample"])
     if targets != "none":
         expected += {"own": -0.3}.get(targets, 0.3) * error("forget", truth[targets])
-    loss, _ = OutputForgetting(family.loss, before.mae, targets, 0.3, 2.0)(after.mae, parts)
-    assert_close(loss.double(), expected, rtol=1e-5, atol=1e-5)
+    trained = family.trainable("full")
+    objective = OutputForgetting(family.loss, before.mae, targets, 0.3, 2.0, trained)
+    assert_close(objective(after.mae, parts)[0].double(), expected, rtol=1e-5, atol=1e-5)
+    sparse, _ = objective(after.mae, parts | {"sparsity": torch.full((3,), 0.01)})
+    norm = sum(weight.detach().double().abs().sum() for weight in trained.values())
+    assert_close(sparse.double(), expected + 0.01 * norm, rtol=1e-5, atol=1e-5)
 
 
 def test_random_targets_have_the_moments_of_the_frozen_features():
