@@ -108,11 +108,11 @@ def at_forgetting(found: Found, line: str, seed: str, error: float) -> dict[str,
 
 
 def _side(found: Found, row: str, seed: str) -> Mapping[str, Any] | None:
-    """What was measured of a row: of the model before forgetting by any run of the seed, on pictures to retain."""
+    """What was measured of a row: of the model before forgetting by any run of the seed that judges by all."""
     if row != "original":
         return found.get(row, {}).get(seed, {}).get("after")
     known = (runs[seed].get("before") for name, runs in found.items() if seed in runs and name not in ONCE)
-    return next((side for side in known if side and "retain" in side), None)
+    return next((side for side in known if side and side.keys() >= {*GROUPS}), None)
 
 
 def compared(found: Found, lines: Sequence[str], error: Callable[[Mapping[str, Any]], float]) -> list[list[Any]]:

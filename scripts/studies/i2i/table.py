@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +19,7 @@ from sa_diffusers.io.processes import say
 from sa_diffusers.runs.forget import run_forgetting
 from sa_diffusers.runs.options import ForgetConfig
 from studies.i2i.figures import save_figures
-from studies.i2i.probes import HOLE, Bench, filled_without_a_model, probe, references
+from studies.i2i.probes import HOLE, Bench, conspicuousness, filled_without_a_model, probe, references
 from studies.i2i.rows import FISHER_OF, FORGOTTEN, ONCE, PROBED, RETAINED, ROWS, THIRD
 from studies.i2i.sections import table
 
@@ -44,6 +45,8 @@ class Study:
 
     def __init__(self, config: I2IConfig):
         self.config, self.folder = config, Path(config.output_dir)
+        if config.retrained:
+            read_model_index(config.retrained)  # or refused, before hours of runs
         path = self.folder / "study.json"
         self.found: Found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         self.common = read_values(ForgetConfig, "bundled/digits_inpaint") | {
@@ -100,21 +103,30 @@ class Study:
             entry = self.run_row(row, seed)
             self.found.setdefault(row, {})[str(seed)] = entry
             self.keep()
-        if row in PROBED and "probes" not in entry:
+        if row in PROBED:
+            self.measure(row, seed, lambda: self.family(self.run_folder(row, seed) / "pipeline"))
+
+    def measure(self, row: str, seed: int, load: Callable[[], Family]) -> None:
+        """What is missing of the measures of a row's model."""
+        entry, rival = self.found[row][str(seed)], self.bench.retrained
+        if "probes" not in entry:
             say(f"measures of {row}, seed {seed}")
-            entry["probes"] = probe(self.bench, self.family(self.run_folder(row, seed) / "pipeline"), seed)
+            entry["probes"] = probe(self.bench, load(), seed)
+            self.keep()
+        if rival is not None and row != "retrained" and "conspicuousness" not in entry["probes"]:
+            entry["probes"]["conspicuousness"] = conspicuousness(self.bench, load(), seed)
             self.keep()
 
     def measure_references(self, seed: int) -> None:
         """The model before forgetting, the retrained one, and what no model fills in."""
         bench = self.bench
         for row, family in (("original", bench.base), ("retrained", bench.retrained)):
-            if family is None or row in self.found:
+            if family is None:
                 continue
-            say(f"measures of the {row} model")
-            values = examine_completions(family, bench.groups, {"": bench.judge}, [HOLE], seed).values
-            self.found[row] = {str(seed): {"after": values, "probes": probe(bench, family, seed)}}
-            self.keep()
+            if row not in self.found:
+                values = examine_completions(family, bench.groups, {"": bench.judge}, [HOLE], seed).values
+                self.found[row] = {str(seed): {"after": values}}
+            self.measure(row, seed, lambda family=family: family)
         if "noise hole" not in self.found:
             for row, values in filled_without_a_model(bench, seed).items():
                 self.found[row] = {str(seed): {"after": values}}
@@ -134,11 +146,11 @@ def run_study(config: I2IConfig) -> Found:
         for row in wanted:
             if row not in ONCE or seed == config.seeds[0]:
                 study.want(row, seed)
-    if config.only is None:
-        study.measure_references(config.seeds[0])
-        models = {row: study.run_folder(row, config.seeds[0]) / "pipeline" for row in PROBED}
-        families = {"original": study.bench.base} | {row: study.family(folder) for row, folder in models.items()}
-        if study.bench.retrained is not None:
-            families["retrained"] = study.bench.retrained
-        save_figures(study.bench, study.found, families, study.folder)
+        if config.only is None and seed == config.seeds[0]:
+            study.measure_references(seed)
+            models = {row: study.run_folder(row, seed) / "pipeline" for row in PROBED}
+            families = {"original": study.bench.base} | {row: study.family(folder) for row, folder in models.items()}
+            if study.bench.retrained is not None:
+                families["retrained"] = study.bench.retrained
+            save_figures(study.bench, study.found, families, study.folder)
     return study.found

@@ -149,11 +149,13 @@ def test_means_of_seeds_stand_in_the_table(found):
 
 
 @pytest.mark.slow
-def test_a_row_without_pictures_to_retain_runs_and_is_not_run_again(tmp_path):
-    config = I2IConfig(output_dir=str(tmp_path), only="nothing alone, steps 10", eval_images_class=3)
+def test_a_row_without_pictures_to_retain_runs_and_is_not_run_again(tmp_path, monkeypatch):
+    row = "nothing alone, steps 10"
+    for name in (FISHER_OF, row):
+        monkeypatch.setitem(ROWS, name, ROWS[name] | {"num_train_steps": 1, "fisher_samples": 8, "images_class": 3})
+    config = I2IConfig(output_dir=str(tmp_path), only=row, eval_images_class=3)
     found = run_study(config)
     assert json.loads((tmp_path / "study.json").read_text()) == found
-    row = "nothing alone, steps 10"
     assert set(found) == {FISHER_OF, row} and found[row]["0"]["after"]["retain"]["num_images"] == 12
     assert "third" not in found[row]["0"]["after"] and f"| {row} | 1 |" in (tmp_path / "study.md").read_text()
     found[row]["0"]["seconds"] = -1
