@@ -2,6 +2,7 @@
 
 import copy
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from tiny_mae import tiny_mae
 from torch.testing import assert_close
 
 from sa_diffusers import forget, methods
+from sa_diffusers.cli.parse import parse_config
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.objectives import EncoderForgetting, OutputForgetting, RandomEncoder
 from sa_diffusers.families import family_defaults, get_family
@@ -274,6 +276,16 @@ def test_what_makes_no_sense_is_refused(run, tmp_path, changes, said):
     changes = {"concept": "2", "surrogate": "noise"} | changes
     with pytest.raises(ValueError, match=said):
         run(tmp_path / "run", **changes)
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize("name", ["i2i_mae", "i2i_tokens", "i2i_pixels", "i2i_sd"])
+def test_the_papers_settings_name_pictures_that_must_be_there(tmp_path, monkeypatch, name):
+    file = Path(__file__).parents[2] / "configs" / "paper" / f"{name}.yaml"
+    config = parse_config(ForgetConfig, ["--config", str(file), "--output_dir", str(tmp_path / "run")])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="^forget_images: expected a folder of pictures or a data set, got [^\n]*$"):
+        run_forgetting(config, tiny_mae())
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
