@@ -266,6 +266,10 @@ def test_a_folder_can_take_their_place_from_python(few_pictures, tmp_path):
         ({"forget_images": "digits8x8:2,12"}, "forget_images: digits8x8:2,12 has no class '12'"),
         ({"forget_images": "./nowhere"}, "forget_images: expected a folder of pictures"),
         ({"other_images": "digits8x8:1"}, "a picture is in the groups retain .0, 1. and other .1."),
+        (
+            {"fisher_images": "digits8x8:5", "ewc_lambda": 1.0},
+            "a picture is in the groups forget .2, 5. and fisher .5.; remove it from one",
+        ),
         ({"track_steps": 1}, "knows no track_steps"),
         ({"lora_rank": 2}, "adapters are not trained by encoder"),
         ({"method": "max-loss", "retain_images": None, "ewc_lambda": None}, "nothing would hold the rest"),

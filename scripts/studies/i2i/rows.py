@@ -5,7 +5,6 @@ OTHER = {"surrogate": "other"}
 SMALL = {"forget_alpha": 1.0, "num_train_steps": 80, "train_batch_size": 16}
 # Without pictures to retain the same ones are judged by, as those that training never sees.
 BARE = SMALL | {"retain_images": None, "other_images": RETAINED}
-FISHER = {"fisher_images": RETAINED}
 FEW = SMALL | {"images_class": 5}
 FISHER_OF = "EWC alone, lambda 3000"  # the row whose Fisher, of all pictures to retain, others take
 # EWC's dial is lambda; without EWC it is how long is trained, as Adam knows no weight of a single term.
@@ -18,17 +17,16 @@ def _named(lead: str, dial: str, values: tuple[float, ...], changes: dict) -> di
     return {f"{lead}, {dial} {value:g}": changes | {option: value} for value in values}
 
 
-NOISE, OTHERS = (
-    _named("noise", "alpha", (0.02, 0.03, 0.25, 1.0), {}),
-    _named("other", "alpha", (0.25, 1.0, 2.0), OTHER),
-)
+NOISE = _named("noise", "alpha", (0.02, 0.03, 0.25, 1.0), {})
+OTHERS = _named("other", "alpha", (0.25, 1.0, 2.0), OTHER)
 RIVALS = {
     **{name: _named(name, "alpha", alphas, {"method": name}) for name, alphas in BY_OUTPUTS.items()},
     "random-encoder": _named("random-encoder", "alpha", (0.1, 1.0), {"method": "random-encoder"}),
 }
 FURTHER = {"retain-only": {"method": "retain-only"}, "retain-only, l1": {"method": "retain-only", "encoder_l1": 1e-5}}
 LIMITED = {
-    "EWC alone": _named("EWC alone", "lambda", LAMBDAS, BARE | FISHER),
+    "EWC alone": _named("EWC alone", "lambda", LAMBDAS[:1], BARE | {"fisher_images": RETAINED})
+    | _named("EWC alone", "lambda", LAMBDAS[1:], BARE | {"fisher": FISHER_OF}),
     "nothing alone": _named("nothing alone", "steps", STEPS, BARE | {"fisher": FISHER_OF, "ewc_lambda": 1e-9}),
     "few pictures, EWC": _named("few pictures, EWC", "lambda", LAMBDAS, FEW | {"fisher": FISHER_OF}),
     "few pictures": _named("few pictures", "steps", STEPS, FEW),

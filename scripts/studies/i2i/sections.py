@@ -29,6 +29,10 @@ def rows_table(found: Found) -> str:
     original = found.get("original") or {"": {"after": next(iter(found.values()))[_seeds(found)[0]]["before"]}}
     rows = [_row("original", original)]
     rows += [_row(name, runs) for name, runs in found.items() if name != "original"]
+    controls = next(iter(original.values()))["after"].get("fresh_decoder", {})
+    for key in ("visible_pixels", "random_encoder"):
+        if key in controls:
+            rows.append([f"control: {key.replace('_', ' ')}", "", *["–"] * 4, f"{controls[key]:.3f}"])
     header = ("row", "seeds", *(f"{name}: error / accuracy" for name in GROUPS), "FD, forget", "new decoder, forget")
     return markdown_table(header, rows)
 
