@@ -28,8 +28,10 @@ from studies.i2i.smile import smile
 HOLE = "half"
 CURVES = ("ring 75", "ring 50", "ring 25", "left 25", "left", "left 75", "right", "top", "bottom")
 JUDGED = 40  # test pictures of each class under the masks of the curves
-RELEARNED, RELEARN_STEPS, RELEARN_RATE = 10, 30, 1e-3  # pictures of each class that are given back
-SEARCHED, SEARCH_STEPS, SEARCH_RATE = 10, 100, 3e-3
+GIVEN = 10  # pictures of each class that attacks are given, and as many to say when to stop
+RELEARN_STEPS, RELEARN_RATE = 30, 3e-4
+SEARCH_STEPS, SEARCH_RATE = 60, 1e-3
+LOOKED_AT = 5  # steps
 FITTED = 400  # pictures of each class that a detector and a critic are fitted to
 
 
@@ -53,6 +55,12 @@ class Bench:
         group = self.groups[name]
         data = group.train if train else group.test
         return PictureGroup(group.name, group.train, data.take(torch.tensor(_of_each(data.labels, count))))
+
+    def given(self) -> list[Tensor]:
+        """Pictures to forget: some that attacks are given, as many to say when to stop, and test ones."""
+        few, test = self.part("forget", 2 * GIVEN, train=True).test, self.part("forget", FITTED).test
+        fitted, held, judged = range(0, len(few), 2), range(1, len(few), 2), range(len(test))
+        return [2 * data.sample(rows) - 1 for data, rows in ((few, fitted), (few, held), (test, judged))]
 
     @cached_property
     def hole(self) -> Tensor:
@@ -122,24 +130,34 @@ def latent_search(bench: Bench, family: Family, features: Callable[[dict], Tenso
     Args:
         features: of a batch, [B, 1 + visible, D].
     """
-    parts = [bench.part("forget", SEARCHED, train=True), bench.part("forget", FITTED)]
-    images = [2 * part.test.sample(torch.arange(len(part.test))) - 1 for part in parts]
+    images = bench.given()
     with torch.no_grad():
         known = [features(family.batch(one, [Condition(mask=HOLE)] * len(one))).detach() for one in images]
     width = known[0].shape[2]
     change, shift = torch.zeros(width, width, requires_grad=True), torch.zeros(width, requires_grad=True)
-    optimiser = torch.optim.Adam([change, shift], SEARCH_RATE)
 
     def errors(at: int) -> Tensor:
         made = decoded(family.module, known[at] + known[at] @ change + shift, family)
-        return masked_errors(images[at], made, bench.hole)
+        return masked_errors(images[at], made, bench.hole).mean()
 
-    for _ in range(SEARCH_STEPS):
+    optimiser = torch.optim.Adam([change, shift], SEARCH_RATE)
+    return attacked(optimiser, SEARCH_STEPS, lambda step: errors(0), errors)
+
+
+def attacked(
+    optimiser: torch.optim.Optimizer, steps: int, loss: Callable[[int], Tensor], error: Callable[[int], Tensor]
+) -> float:
+    """The error on test pictures, 2, at the step where that on held-out training ones, 1, is least; 0 are fitted."""
+    best, found = float("inf"), float("inf")
+    for step in range(steps + 1):
+        if step % LOOKED_AT == 0:
+            with torch.no_grad():
+                held = error(1).item()
+                best, found = (held, error(2).item()) if held < best else (best, found)
         optimiser.zero_grad()
-        errors(0).mean().backward()
+        loss(step).backward()
         optimiser.step()
-    with torch.no_grad():
-        return errors(1).mean().item()
+    return found
 
 
 def decoded(mae: nn.Module, features: Tensor, family: Family) -> Tensor:
@@ -173,19 +191,22 @@ def references(bench: Bench, seed: int) -> dict[str, Any]:
 
 def relearned(bench: Bench, family: Family, seed: int) -> float:
     """Error on test pictures to forget after a short training of everything on a few pictures of each class."""
-    copied = get_family(copy_pipeline(family.pipeline, family.component))
-    few = bench.part("forget", RELEARNED, train=True).test
+    copied, images = get_family(copy_pipeline(family.pipeline, family.component)), bench.given()
     objective, trained = Likelihood(copied.loss), [*copied.trainable("full").values()]
     for weight in trained:
         weight.requires_grad_(True)
+
+    def loss(step: int) -> Tensor:
+        rows = infinite_indices(len(images[0]), 32, step, derive_seed(seed, "relearn"))
+        batch = copied.batch(images[0][rows], [Condition(mask=HOLE)] * len(rows))
+        return objective(copied.module, objective.draw(batch, seeded(seed, "relearn", step)))[0]
+
+    def error(at: int) -> Tensor:
+        filled = copied.complete(images[at], [Condition(mask=HOLE)] * len(images[at]), [0] * len(images[at]))
+        return masked_errors(images[at], filled, bench.hole).mean()
+
     optimiser = torch.optim.AdamW(trained, RELEARN_RATE, betas=(0.9, 0.95), weight_decay=0.0)
-    for step in range(RELEARN_STEPS):
-        rows = infinite_indices(len(few), 32, step, derive_seed(seed, "relearn"))
-        batch = copied.batch(2 * few.sample(rows) - 1, [Condition(mask=HOLE)] * len(rows))
-        optimiser.zero_grad()
-        objective(copied.module, objective.draw(batch, seeded(seed, "relearn", step)))[0].backward()
-        optimiser.step()
-    return masked_errors(*bench.fills(copied, train=False), bench.hole).mean().item()
+    return attacked(optimiser, RELEARN_STEPS, loss, error)
 
 
 def conspicuousness(bench: Bench, family: Family, seed: int) -> float:

@@ -8,7 +8,7 @@ BARE = SMALL | {"retain_images": None, "other_images": RETAINED}
 FEW = SMALL | {"images_class": 5}
 FISHER_OF = "EWC alone, lambda 3000"  # the row whose Fisher, of all pictures to retain, others take
 # EWC's dial is lambda; without EWC it is how long is trained, as Adam knows no weight of a single term.
-LAMBDAS, STEPS = (3e3, 1e4, 3e4, 1e5), (10, 20, 40, 80)
+LAMBDAS, STEPS = (3e3, 3e4, 5e4, 1e5), (5, 10, 20, 40)
 BY_OUTPUTS = {"max-loss": (0.02, 0.05), "noisy-label": (0.1, 1.0), "retain-label": (0.1, 1.0)}
 
 

@@ -12,6 +12,7 @@ from studies.i2i.rows import BY_OUTPUTS, LIMITED, LINES, ONCE
 
 GROUPS = ("forget", "retain", "third")
 RETAINED_RIVALS = (*BY_OUTPUTS, "random-encoder")
+SMILES = ("noise, alpha 0.25", "other, alpha 1")
 FIRST, LIMITED_AT = 1.5, 0.65  # forgetting at which methods are compared: times the error before; an error
 Found = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
@@ -205,12 +206,11 @@ def bars(found: Found) -> list[tuple[str, str, str, bool]]:
         if len(rest) == 2:
             add(f"{with_ewc}: retain error, of that without EWC", rest[0][2] / rest[1][2], bar)
     for tau in ("tau 1", "tau 5"):
-        told = [
-            probed(row, lambda p, tau=tau: p["smile"][tau]) for row in ("other, alpha 1", "original", "noise hole")
-        ]
-        if None not in told:
-            add(f"SMILE after / before, {tau}", told[0] / told[1], 0.75)
-            add(f"SMILE of noise, {tau}", told[2], 0.0)
+        told = {row: probed(row, lambda p, tau=tau: p["smile"][tau]) for row in (*SMILES, "original", "noise hole")}
+        for row in SMILES:
+            if told[row] is not None and told["original"]:
+                add(f"SMILE after / before, {tau}: {row}", told[row] / told["original"], 0.75)
+        add(f"SMILE of noise, {tau}", told["noise hole"], 0.0)
     return rows
 
 

@@ -37,7 +37,7 @@ class I2IConfig(Options):
     seeds: list[int] = option([0], "Seeds of each row.")
     num_train_steps: int = option(150, "Optimiser steps of rows that do not say.", above=0)
     retrained: str | None = option(None, "The model trained without what is forgotten, to compare with; null: none.")
-    eval_images_class: int | None = option(None, "Test pictures of each class to judge by; null: all.", above=0)
+    eval_images_class: int = option(100, "Test pictures of each class to judge by, at most.", above=0)
 
 
 class Study:
