@@ -13,7 +13,7 @@ from sa_diffusers.core.objectives.encoder import EncoderForgetting, l1_norm
 
 
 class OutputForgetting(Objective):
-    """w L(retain) + alpha L(forget, other targets) + gamma |theta|_1: by the outputs, or by the training loss L itself.
+    """w L(retain) + alpha L(forget, other targets) + gamma |theta|_1: by outputs, or by the training loss L itself.
 
     Args:
         loss: the model's own.

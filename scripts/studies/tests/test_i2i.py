@@ -149,14 +149,19 @@ def test_means_of_seeds_stand_in_the_table(found):
 
 
 @pytest.mark.slow
-def test_a_row_without_pictures_to_retain_runs_and_is_not_run_again(tmp_path, monkeypatch):
-    row = "nothing alone, steps 10"
-    for name in (FISHER_OF, row):
-        monkeypatch.setitem(ROWS, name, ROWS[name] | {"num_train_steps": 1, "fisher_samples": 8, "images_class": 3})
+def test_rows_run_once_and_share_what_they_can(tmp_path, monkeypatch):
+    row, plain = "nothing alone, steps 10", ["noise, alpha 0.02", "max-loss, alpha 0.02"]
+    for name in (FISHER_OF, row, *plain):
+        few = {"num_train_steps": 1, "fisher_samples": 8} | ({} if name in plain else {"images_class": 3})
+        monkeypatch.setitem(ROWS, name, ROWS[name] | few)
+    found = run_study(I2IConfig(output_dir=str(tmp_path), only="alpha 0.02", eval_images_class=3))
+    assert set(found) == {*plain} and found[plain[0]]["0"]["before"] == found[plain[1]]["0"]["before"]
+    reused = [json.loads(path.read_text())["seconds"]["reused"] for path in sorted(tmp_path.glob("*/0/metrics.json"))]
+    assert reused == [[], ["before"]] or reused == [["before"], []]
     config = I2IConfig(output_dir=str(tmp_path), only=row, eval_images_class=3)
     found = run_study(config)
     assert json.loads((tmp_path / "study.json").read_text()) == found
-    assert set(found) == {FISHER_OF, row} and found[row]["0"]["after"]["retain"]["num_images"] == 12
+    assert set(found) == {FISHER_OF, row, *plain} and found[row]["0"]["after"]["retain"]["num_images"] == 12
     assert "third" not in found[row]["0"]["after"] and f"| {row} | 1 |" in (tmp_path / "study.md").read_text()
     found[row]["0"]["seconds"] = -1
     (tmp_path / "study.json").write_text(json.dumps(found))
