@@ -4,6 +4,7 @@
     python scripts/benchmark.py --size sd14 --output_dir runs/benchmark_sd14
     python scripts/benchmark.py --size sd14 --estimate
     python scripts/benchmark.py --size flux --estimate
+    python scripts/benchmark.py --size i2i --estimate
     python scripts/benchmark.py --only fisher
     python scripts/benchmark.py --only fisher --model runs/digits8x8_base/pipeline --samples 60 --terms 2
     python scripts/benchmark.py --only fisher --model bundled/digits_flow/pipeline --terms 10 --exact_terms 200
@@ -12,8 +13,9 @@
 --size: seconds and peak memory of sampling, Fisher and a training step in each way, taking turns in one process, and
 whole runs extrapolated from them. tiny is the bundled pipeline and configs/digits.yaml, for a CPU; sd14 the
 architecture of Stable Diffusion 1.4 with random weights and configs/default.yaml, for a GPU. With --estimate nothing
-runs: operations and bytes are counted, and times follow from stated rates; that alone there is of sd3 and flux. sdxl
-alone is one whole run of the fewest steps, of random weights at 256 pixels, on the CPU: 20 GB of main memory.
+runs: operations and bytes are counted, and times follow from stated rates; that alone there is of sd3, flux and i2i,
+the models that complete pictures of configs/paper/i2i_*.yaml. sdxl alone is one whole run of the fewest steps, of
+random weights at 256 pixels, on the CPU: 20 GB of main memory.
 
 --only fisher: the cheap estimator (per sample two draws of K timesteps) against the paper's (all T timesteps) on other
 samples of the same model, with a scale a tensor, one scale, or none. --only fisher_linear: many samples at a time
@@ -24,6 +26,7 @@ Writes benchmark.json and benchmark.md.
 
 import argparse
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -37,6 +40,7 @@ from sa_diffusers.io.loading import load_pipeline
 from sa_diffusers.models.precision import compute_dtype
 from sa_diffusers.runs.options import ForgetConfig
 from studies.costs.architectures import DENOISERS, build_stable_diffusion
+from studies.costs.completion import estimate_completion
 from studies.costs.estimate import estimate_report
 from studies.costs.fisher_agreement import compare_estimators
 from studies.costs.large import estimate_large
@@ -48,23 +52,25 @@ from studies.rows import table_of
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SIZES = {"tiny": "digits.yaml", "sd14": "default.yaml"}
+COUNTED = {name: partial(estimate_large, name) for name in DENOISERS}
+COUNTED |= {"sd14": estimate_report, "i2i": estimate_completion}
 
 
 def read_config(name: str) -> ForgetConfig:
     return parse_config(ForgetConfig, ["--config", str(CONFIGS / name)]).resolved()
 
 
-def run_sizes(args: argparse.Namespace) -> tuple[dict, str]:
+def run_sizes(args: argparse.Namespace) -> tuple[dict | list[dict], str]:
     """The report of --size: for JSON, and as Markdown."""
     if args.estimate:
         if args.size == "tiny":
             raise ValueError(
                 "--estimate counts large models: expected another --size than tiny, which can be measured"
             )
-        return estimate_report() if args.size == "sd14" else estimate_large(args.size)
+        return COUNTED[args.size]()
     if args.size == "sdxl":
         return run_whole(args.output_dir, args.seed)
-    if args.size in DENOISERS:
+    if args.size not in SIZES:
         raise ValueError(f"--size {args.size} is counted, not measured; pass --estimate")
     config = read_config(SIZES[args.size])
     if args.size == "tiny":
@@ -107,7 +113,7 @@ def parse_arguments() -> argparse.Namespace:
     def add(flag: str, default: object, text: str, **options: object) -> None:
         parser.add_argument(flag, default=default, help=f"{text} (default: %(default)s)", **options)
 
-    add("--size", "tiny", "what to measure", choices=[*SIZES, *DENOISERS])
+    add("--size", "tiny", "what to measure", choices=[*SIZES, *DENOISERS, "i2i"])
     parser.add_argument("--estimate", action="store_true", help="count costs in place of measuring them; not of tiny")
     add("--only", None, "compare Fishers, in place of --size", choices=["fisher", "fisher_linear"])
     add("--output_dir", Path("runs/benchmark"), "folder of the two files", type=Path)

@@ -19,6 +19,7 @@ from sa_diffusers.attacks.results import table as attack_table
 from sa_diffusers.report.metrics_table import metric_rows
 from sa_diffusers.report.tables import markdown_table
 from sa_diffusers.report.tables import measured as measured_by
+from studies.i2i import sections as i2i
 from studies.many_tables import tables as tables_of_many
 from studies.robust import markdown as robust_tables
 from studies.rows import duration, table_of
@@ -200,6 +201,31 @@ def preference() -> str:
     return markdown_table([*header, "difference", "rank correlation"], rows)
 
 
+def i2i_rows() -> str:
+    """Every row of the study of completions."""
+    return i2i.rows_table(read("i2i"))
+
+
+def i2i_probes() -> str:
+    """What its models still know."""
+    return i2i.probes_table(read("i2i"))
+
+
+def i2i_equal() -> str:
+    """Its methods where they forget equally."""
+    return i2i.equal_table(read("i2i"))
+
+
+def i2i_bars() -> str:
+    """What was asked of it, and what was found."""
+    return i2i.bars_table(read("i2i"))
+
+
+def i2i_cost() -> str:
+    """Completion at real size."""
+    return table_of(read("cost_i2i"))
+
+
 TABLES: dict[str, Callable[[], str]] = {
     table.__name__: table
     for table in (
@@ -223,6 +249,11 @@ TABLES: dict[str, Callable[[], str]] = {
         flow_fisher,
         theorem_bound,
         theorem_objective,
+        i2i_rows,
+        i2i_probes,
+        i2i_equal,
+        i2i_bars,
+        i2i_cost,
     )  # fmt: skip
 }
 

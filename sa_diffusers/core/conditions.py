@@ -8,17 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-# Named holes by the box that they hide, or that alone they leave: top, bottom, left, right, in shares of the side.
-BOXES = {
-    "half": (0.25, 0.75, 0.25, 0.75),
-    "quarter": (0.375, 0.625, 0.375, 0.625),
-    "ring": (0.25, 0.75, 0.25, 0.75),
-    "top": (0.0, 0.5, 0.0, 1.0),
-    "bottom": (0.5, 1.0, 0.0, 1.0),
-    "left": (0.0, 1.0, 0.0, 0.5),
-    "right": (0.0, 1.0, 0.5, 1.0),
-}
-MASKS = (*BOXES, "random")
+MASKS = ("half", "quarter", "ring", "top", "bottom", "left", "right", "random")
 # What a picture to complete is shown as, by index; the last two leave something of every pixel.
 DEGRADATIONS = ("mask", "grey", "coarse")
 COARSE = 4  # pixels of a side that become one
@@ -46,23 +36,27 @@ def hidden_patches(mask: str, rows: int) -> Tensor:
     """The patches that a named mask hides, booleans [rows * rows], row by row; a hole snaps outward to patches.
 
     "half" and "quarter" are centred squares of that share of the side, "ring" is all around the first; "top",
-    "bottom", "left" and "right" are halves, "random 7" half of the patches by the seed 7 ("random": by 0).
+    "bottom", "left" and "right" are halves. "left 25" is a quarter of the side, and "ring 75" leaves a square of three
+    quarters of it. "random 7" is half of the patches by the seed 7 ("random": by 0).
 
     Raises:
         ValueError: another name, or a mask that hides nothing or everything of so few patches.
     """
-    name, _, seed = mask.partition(" ")
-    if name not in MASKS or (seed and (name != "random" or not seed.isdigit())):
-        raise ValueError(f"expected a mask of {', '.join(MASKS)}, got {mask!r}")
+    name, _, number = mask.partition(" ")
+    if name not in MASKS or (number and (name in ("half", "quarter") or not number.isdecimal())):
+        raise ValueError(f"expected a mask of {', '.join(MASKS)}, or one such as 'left 25', got {mask!r}")
     if name == "random":
-        order = torch.randperm(rows * rows, generator=torch.Generator().manual_seed(int(seed or 0)))
+        order = torch.randperm(rows * rows, generator=torch.Generator().manual_seed(int(number or 0)))
         hidden = order < rows * rows // 2
     else:
-        top, bottom, left, right = (
-            int(share * rows + up) for share, up in zip(BOXES[name], (0, 0.999) * 2, strict=True)
-        )
+        percent = min(100, int(number or {"quarter": 25}.get(name, 50)))
+        near, far = rows * (100 - percent) // 200, -(-rows * (100 + percent) // 200)
+        depth = -(-rows * percent // 100)
+        whole, square = slice(None), (slice(near, far),) * 2
+        first, last = slice(depth), slice(rows - depth, None)
+        sides = {"top": (first, whole), "bottom": (last, whole), "left": (whole, first), "right": (whole, last)}
         box = torch.zeros(rows, rows, dtype=torch.bool)
-        box[top:bottom, left:right] = True
+        box[sides.get(name, square)] = True
         hidden = (~box if name == "ring" else box).flatten()
     if hidden.all() or not hidden.any():
         raise ValueError(f"the mask {mask!r} hides {int(hidden.sum())} of {rows} x {rows} patches; pass another one")

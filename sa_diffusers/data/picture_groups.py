@@ -154,6 +154,8 @@ def _read(
 
     if source.startswith(("/", ".", "~", "bundled/")) and not Path(resolve(source)).is_dir():
         raise ValueError(f"{flag}: expected a folder of pictures or a data set, got {source}, where there is nothing")
+    if Path(resolve(source)).is_dir() and not any(map(Path.is_file, Path(resolve(source)).rglob("*"))):
+        raise ValueError(f"{flag}: expected pictures in {source}, got a folder without files; add some")
     with explain_load_errors(resolve(source), "dataset"):
         tables = load_dataset(resolve(source))
     table = tables["train"] if "train" in tables else next(iter(tables.values()))

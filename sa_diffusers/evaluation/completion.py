@@ -112,12 +112,7 @@ def fresh_decoder(family: Family, groups: Mapping[str, PictureGroup], mask: str,
     test = 2 * groups["forget"].test.sample(torch.arange(len(groups["forget"].test))) - 1
     hole = family.holes([Condition(mask=mask)])[0].expand(train.shape[1:]).flatten()
     targets = train.flatten(1)[:, hole]
-    random = copy.deepcopy(family.module)
-    generator = seeded(seed, "random encoder")
-    with torch.no_grad():
-        for weight in random.parameters():
-            if weight.dim() > 1 and weight.std() > 0:
-                weight.copy_(torch.randn(weight.shape, generator=generator) * weight.std().cpu())
+    random = with_random_weights(family.module, seed)
 
     def encoded(module: nn.Module, images: Tensor) -> Tensor:
         parts = []
@@ -138,6 +133,16 @@ def fresh_decoder(family: Family, groups: Mapping[str, PictureGroup], mask: str,
         name: (ridge(fit, targets, asked).clamp(-1, 1) - truth).square().mean(1)
         for name, (fit, asked) in inputs.items()
     }
+
+
+def with_random_weights(module: nn.Module, seed: int) -> nn.Module:
+    """A copy whose matrices are random, of the same spread."""
+    random, generator = copy.deepcopy(module), seeded(seed, "random encoder")
+    with torch.no_grad():
+        for weight in random.parameters():
+            if weight.dim() > 1 and weight.std() > 0:
+                weight.copy_(torch.randn(weight.shape, generator=generator) * weight.std().cpu())
+    return random
 
 
 def ridge(inputs: Tensor, targets: Tensor, asked: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ class OutputMethod(EncoderMethod):
 
     def objective(self, context: Context, weights: Weights, frozen: Frozen | None) -> Objective:
         options, loss = context.options, context.family.loss
-        return OutputForgetting(loss, frozen, self.targets, options.forget_alpha, options.retain_weight)
+        return OutputForgetting(loss, frozen, self.targets, options.forget_alpha, options.retain_weight, weights)
 
 
 class RandomEncoderMethod(EncoderMethod):

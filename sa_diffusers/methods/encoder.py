@@ -36,7 +36,9 @@ class EncoderOptions(Options):
     fisher_images: str | None = option(None, "Pictures that the Fisher is of; null: those to retain.", identity=False)
     images_class: int | None = option(None, "Pictures of each class to train on, at most; null: all.", above=0)
     masks: list[str] = option(
-        ["half"], f"Holes to forget under, in turn: {', '.join(MASKS)}; of pixels also grey, coarse."
+        ["half"],
+        f"Holes to forget under, in turn: {', '.join(MASKS)}, or a share of the side in percent: 'left 25', 'ring 75' "
+        "(what it leaves); of pixels also grey, coarse.",
     )
     eval_masks: list[str] = option(["half", "quarter", "ring"], "Holes to judge under, the first one first.")
     forget_alpha: float = option(0.25, "Weight of forgetting, the paper's alpha.", least=0)

@@ -56,7 +56,7 @@ from sa_diffusers.runs.plan import announce
 from sa_diffusers.runs.results import all_written, combine, commands, table, write_results
 from sa_diffusers.runs.stages import stages_of
 from sa_diffusers.runs.stages.evaluate import EvaluateStage, exam_content, preference_of
-from sa_diffusers.runs.stages.fisher import trained_names
+from sa_diffusers.runs.stages.fisher import changed_names
 from sa_diffusers.runs.stages.strengths import ChoiceStage, StrengthStage
 from sa_diffusers.runs.surrogates.settling import settle_surrogates
 from sa_diffusers.training.launching import check_launch
@@ -250,8 +250,7 @@ def _run_stages(context: RunContext) -> Outcome:
     main = process_state().is_main_process
     left = [stage for stage in stages.stages if stage.name in stages.left]
     if context.preference is not None and any(isinstance(stage, EvaluateStage) for stage in left):
-        alone = context.options.lora_rank and not context.adapters
-        context.preference.freeze(trained_names(context) if alone else None)
+        context.preference.freeze(changed_names(context))
     if context.strength.kind == "scale" and any(isinstance(stage, StrengthStage | ChoiceStage) for stage in left):
         context.original = weights_in_main_memory(context.family.module)
     if main:

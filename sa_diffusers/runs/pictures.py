@@ -51,6 +51,8 @@ def read_picture_inputs(options: RunOptions, find_resolution: Callable[[], int])
     concept = find_concept(options.concept or groups["forget"].name, options.surrogate or "noise")
     if concept.surrogate_kind == "images":
         groups["surrogate"] = read_group(concept.surrogate, "surrogate", size, counts)
+    for name in ("fisher", "surrogate"):  # else what is to be forgotten would be held, or forgotten towards itself
+        check_apart({part: groups[part] for part in ("forget", name) if part in groups})
     judges = {}
     for source in options.classifier:
         for name in JUDGED:

@@ -129,6 +129,9 @@ def test_what_is_no_group_is_refused(tmp_path, names, mode, said):
 
 def test_too_few_pictures_and_too_large_a_crop_are_refused(tmp_path):
     picture(0).save(tmp_path / "0.png")
+    (tmp_path / "empty" / "a").mkdir(parents=True)
+    with pytest.raises(ValueError, match="forget_images: expected pictures in .*empty, got a folder without files"):
+        read_group(str(tmp_path / "empty"), "forget_images", 8)
     with pytest.raises(ValueError, match="forget_images: expected pictures to train and to judge by .*, got 1 and 0"):
         read_group(str(tmp_path), "forget_images", 8)
     with pytest.raises(ValueError, match="expected pictures of 9 pixels or more"):

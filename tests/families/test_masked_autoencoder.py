@@ -229,6 +229,14 @@ def test_masks_hide_what_they_say():
     assert hidden_patches("random 3", 8).sum() == 32 and not hidden_patches("random 3", 8).equal(
         hidden_patches("random", 8)
     )
+    assert hidden_patches("left 25", 8).nonzero()[:, 0].tolist() == [
+        8 * row + column for row in range(8) for column in (0, 1)
+    ]
+    assert hidden_patches("bottom 30", 8).nonzero()[:, 0].tolist() == list(range(40, 64))  # 2.4 rows, snapped outward
+    assert [int(hidden_patches(f"ring {side}", 8).sum()) for side in (25, 50, 75)] == [60, 48, 28]
+    for wrong in ("left 0", "top 100", "ring 0", "ring 100"):
+        with pytest.raises(ValueError, match="hides (0|64) of 8 x 8 patches"):
+            hidden_patches(wrong, 8)
     for wrong in ("hole", "half 3", "random x"):
         with pytest.raises(ValueError, match="expected a mask of half"):
             hidden_patches(wrong, 8)

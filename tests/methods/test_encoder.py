@@ -2,6 +2,7 @@
 
 import copy
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from tiny_mae import tiny_mae
 from torch.testing import assert_close
 
 from sa_diffusers import forget, methods
+from sa_diffusers.cli.parse import parse_config
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.objectives import EncoderForgetting, OutputForgetting, RandomEncoder
 from sa_diffusers.families import family_defaults, get_family
@@ -84,8 +86,12 @@ def test_baselines_of_outputs_are_losses_towards_their_targets(targets):
     expected = 2.0 * error("retain", parts["retain"]["sample"])
     if targets != "none":
         expected += {"own": -0.3}.get(targets, 0.3) * error("forget", truth[targets])
-    loss, _ = OutputForgetting(family.loss, before.mae, targets, 0.3, 2.0)(after.mae, parts)
-    assert_close(loss.double(), expected, rtol=1e-5, atol=1e-5)
+    trained = family.trainable("full")
+    objective = OutputForgetting(family.loss, before.mae, targets, 0.3, 2.0, trained)
+    assert_close(objective(after.mae, parts)[0].double(), expected, rtol=1e-5, atol=1e-5)
+    sparse, _ = objective(after.mae, parts | {"sparsity": torch.full((3,), 0.01)})
+    norm = sum(weight.detach().double().abs().sum() for weight in trained.values())
+    assert_close(sparse.double(), expected + 0.01 * norm, rtol=1e-5, atol=1e-5)
 
 
 def test_random_targets_have_the_moments_of_the_frozen_features():
@@ -260,6 +266,10 @@ def test_a_folder_can_take_their_place_from_python(few_pictures, tmp_path):
         ({"forget_images": "digits8x8:2,12"}, "forget_images: digits8x8:2,12 has no class '12'"),
         ({"forget_images": "./nowhere"}, "forget_images: expected a folder of pictures"),
         ({"other_images": "digits8x8:1"}, "a picture is in the groups retain .0, 1. and other .1."),
+        (
+            {"fisher_images": "digits8x8:5", "ewc_lambda": 1.0},
+            "a picture is in the groups forget .2, 5. and fisher .5.; remove it from one",
+        ),
         ({"track_steps": 1}, "knows no track_steps"),
         ({"lora_rank": 2}, "adapters are not trained by encoder"),
         ({"method": "max-loss", "retain_images": None, "ewc_lambda": None}, "nothing would hold the rest"),
@@ -270,6 +280,16 @@ def test_what_makes_no_sense_is_refused(run, tmp_path, changes, said):
     changes = {"concept": "2", "surrogate": "noise"} | changes
     with pytest.raises(ValueError, match=said):
         run(tmp_path / "run", **changes)
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize("name", ["i2i_mae", "i2i_tokens", "i2i_pixels", "i2i_sd"])
+def test_the_papers_settings_name_pictures_that_must_be_there(tmp_path, monkeypatch, name):
+    file = Path(__file__).parents[2] / "configs" / "paper" / f"{name}.yaml"
+    config = parse_config(ForgetConfig, ["--config", str(file), "--output_dir", str(tmp_path / "run")])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="^forget_images: expected a folder of pictures or a data set, got [^\n]*$"):
+        run_forgetting(config, tiny_mae())
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 

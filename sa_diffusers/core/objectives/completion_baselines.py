@@ -1,5 +1,6 @@
 """What Li et al. (ICLR 2024, arXiv 2402.00351, section 4.1) compare forgetting in the encoder with."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -8,11 +9,11 @@ from torch import Generator, Tensor, nn
 from sa_diffusers.core.batches import Batch, take, to
 from sa_diffusers.core.losses import CompletionLoss
 from sa_diffusers.core.objectives.base import Objective
-from sa_diffusers.core.objectives.encoder import EncoderForgetting
+from sa_diffusers.core.objectives.encoder import EncoderForgetting, l1_norm
 
 
 class OutputForgetting(Objective):
-    """w L(retain) + alpha L(forget, other targets): forgetting in the outputs, or by the training loss L itself.
+    """w L(retain) + alpha L(forget, other targets) + gamma |theta|_1: by outputs, or by the training loss L itself.
 
     Args:
         loss: the model's own.
@@ -20,6 +21,7 @@ class OutputForgetting(Objective):
         targets: of the pictures to forget. own: themselves, to be made unlikely, so that the second term has a minus
             (Max Loss); noise: the surrogate (Noisy Label); retain: what the frozen model makes of the pictures to
             retain of the same batch (Retain Label); none: no second term.
+        weights: what is trained, for its l1 norm.
     """
 
     def __init__(
@@ -29,8 +31,9 @@ class OutputForgetting(Objective):
         targets: Literal["own", "noise", "retain", "none"],
         alpha: float,
         retain_weight: float,
+        weights: Mapping[str, Tensor],
     ):
-        self.loss, self.frozen, self.targets = loss, frozen, targets
+        self.loss, self.frozen, self.targets, self.weights = loss, frozen, targets, weights
         self.alpha, self.retain_weight = alpha, retain_weight
 
     def draw(self, batch: Batch, generator: Generator) -> Batch:
@@ -48,6 +51,9 @@ class OutputForgetting(Objective):
                 }[self.targets]()
             parts["forget_loss"] = self._mean(model, batch["forget"], target)
             total = total + (-self.alpha if self.targets == "own" else self.alpha) * parts["forget_loss"]
+        if "sparsity" in batch:
+            parts["l1"] = l1_norm(self.weights)
+            total = total + batch["sparsity"].mean() * parts["l1"]
         return total, {name: part.detach() for name, part in parts.items()}
 
     def _mean(self, model: nn.Module, batch: Batch, target: Tensor | None) -> Tensor:

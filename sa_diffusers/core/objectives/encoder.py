@@ -54,7 +54,7 @@ class EncoderForgetting(Objective):
         parts = {"forget_loss": errors[:count].mean()} | ({"retain_loss": errors[count:].mean()} if kept else {})
         total = self.alpha * parts["forget_loss"] + self.retain_weight * parts.get("retain_loss", 0.0)
         if "sparsity" in batch:
-            parts["l1"] = sum(weight.abs().sum() for weight in self.weights.values())
+            parts["l1"] = l1_norm(self.weights)
             total = total + batch["sparsity"].mean() * parts["l1"]
         return total, {name: part.detach() for name, part in parts.items()}
 
@@ -68,3 +68,7 @@ class EncoderForgetting(Objective):
 
     def regularisation(self) -> dict[str, Tensor]:
         return {} if self.ewc is None else {"ewc_penalty": self.ewc.value()}
+
+
+def l1_norm(weights: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack([weight.abs().sum() for weight in weights.values()]).sum()

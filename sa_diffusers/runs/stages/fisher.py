@@ -139,6 +139,11 @@ def trained_names(context: RunContext) -> list[str]:
     return list(family.trainable(options.train_scope))
 
 
+def changed_names(context: RunContext) -> list[str] | None:
+    """All weights that this run will change, where those are its adapters' alone; None: it may be any."""
+    return trained_names(context) if context.options.lora_rank and not context.adapters else None
+
+
 def belongs_to(context: RunContext) -> dict:
     """The model and the unit of its loss, by the names of a Fisher's metadata."""
     family = context.family

@@ -20,7 +20,7 @@ from sa_diffusers.runs.inputs import sets_to_look_at
 from sa_diffusers.runs.stages import stages_of
 from sa_diffusers.runs.stages.auto import AutoStage, said_of_choice
 from sa_diffusers.runs.stages.evaluate import EvaluateStage, exam_content, preference_of
-from sa_diffusers.runs.stages.fisher import FisherStage
+from sa_diffusers.runs.stages.fisher import FisherStage, changed_names
 from sa_diffusers.runs.stages.samples import DRAWING, SamplesStage
 from sa_diffusers.runs.stages.train import TrainStage
 
@@ -89,7 +89,7 @@ class TrialStage(Stage[Tried]):
         with kept_weights(context.family.module):
             stages = Stages(stages_of(trial), trial, context.options.overwrite)
             if any(isinstance(stage, EvaluateStage) and stage.name in stages.left for stage in stages.stages):
-                trial.preference.freeze()
+                trial.preference.freeze(changed_names(trial))
             for stage in stages.stages:
                 stages.run(stage)
         values = trial.value("after").values

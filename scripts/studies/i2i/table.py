@@ -1,37 +1,30 @@
 """Forgetting in a masked autoencoder, its surrogates and rivals, on pictures of digits: the runs and their table."""
 
 import json
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from sa_diffusers.families import family_defaults
+from sa_diffusers.data.picture_groups import read_group
+from sa_diffusers.evaluation.completion import examine_completions
+from sa_diffusers.evaluation.judging import ClassifierJudge
+from sa_diffusers.families import Family, family_defaults, get_family
 from sa_diffusers.io.atomic_files import write_json, write_text
 from sa_diffusers.io.configuration import Options, config_from_dict, layered, option, read_values
-from sa_diffusers.io.loading import read_model_index
-from sa_diffusers.report.tables import markdown_table
+from sa_diffusers.io.loading import load_pipeline, read_model_index
+from sa_diffusers.io.processes import say
 from sa_diffusers.runs.forget import run_forgetting
 from sa_diffusers.runs.options import ForgetConfig
+from studies.i2i.figures import save_figures
+from studies.i2i.probes import HOLE, Bench, conspicuousness, filled_without_a_model, probe, references
+from studies.i2i.rows import FISHER_OF, FORGOTTEN, ONCE, PROBED, RETAINED, ROWS, THIRD
+from studies.i2i.sections import table
 
 
-FORGOTTEN, RETAINED, THIRD = "2,5,8", "0,1,3,4", "6,7,9"
-OTHER = {"surrogate": "other"}
-BARE = {"retain_images": None, "forget_alpha": 1.0, "num_train_steps": 80, "train_batch_size": 16}
-FISHER = {"fisher_images": RETAINED}
-# row: what it changes of bundled/digits_inpaint with all steps
-ROWS: dict[str, dict] = {
-    **{f"noise, alpha {alpha:g}": {"forget_alpha": alpha} for alpha in (0.02, 0.03, 0.05, 0.25, 1.0)},
-    **{f"other, alpha {alpha:g}": OTHER | {"forget_alpha": alpha} for alpha in (0.05, 0.25, 1.0)},
-    **{f"{kind}, alpha 0.25": {"surrogate": kind} for kind in ("nearest", "mean", "blur")},
-    "proxy: third retained": {"retain_images": THIRD, "other_images": RETAINED},
-    **{f"max-loss, alpha {alpha:g}": {"method": "max-loss", "forget_alpha": alpha} for alpha in (0.02, 0.05, 0.25)},
-    **{f"{name}, alpha 1": {"method": name, "forget_alpha": 1.0} for name in ("noisy-label", "retain-label")},
-    "random-encoder, alpha 1": {"method": "random-encoder", "forget_alpha": 1.0},
-    "retain-only": {"method": "retain-only"},
-    **{f"EWC alone, lambda {weight:g}": BARE | FISHER | {"ewc_lambda": weight} for weight in (1e-3, 1.0, 10.0, 100.0)},
-    "few pictures, no EWC": BARE | {"retain_images": RETAINED, "images_class": 5},
-    "few pictures, EWC": BARE | FISHER | {"retain_images": RETAINED, "images_class": 5, "ewc_lambda": 10.0},
-}
-GROUPS = ("forget", "retain", "third")
+Found = dict[str, dict[str, dict[str, Any]]]  # {row: {seed: what was measured}}
 
 
 @dataclass
@@ -43,56 +36,121 @@ class I2IConfig(Options):
     only: str | None = option(None, "Rows to run that contain this text; null: all.")
     seeds: list[int] = option([0], "Seeds of each row.")
     num_train_steps: int = option(150, "Optimiser steps of rows that do not say.", above=0)
+    retrained: str | None = option(None, "The model trained without what is forgotten, to compare with; null: none.")
+    eval_images_class: int = option(100, "Test pictures of each class to judge by, at most.", above=0)
 
 
-def run_row(config: I2IConfig, changes: dict, seed: int, folder: Path) -> dict:
-    """metrics.json of one run."""
-    common = read_values(ForgetConfig, "bundled/digits_inpaint") | {
-        "forget_images": FORGOTTEN, "retain_images": RETAINED, "other_images": THIRD, "forget_alpha": 0.25,
-        "num_train_steps": config.num_train_steps, "checkpointing_steps": None,
-    }  # fmt: skip
-    own = family_defaults(read_model_index(common["model"])["_class_name"])
-    options = layered(ForgetConfig, own, common, changes, {"seed": seed, "output_dir": str(folder)})
-    named = {name: options.get(name) for name in ("forget_images", "retain_images", "other_images", "fisher_images")}
-    options |= {name: f"{config.pictures}:{classes}" for name, classes in named.items() if classes}
-    return run_forgetting(config_from_dict(ForgetConfig, options)).metrics
+class Study:
+    """The runs and what is measured of them, in <output_dir>/study.json; what stands there is not run again."""
+
+    def __init__(self, config: I2IConfig):
+        self.config, self.folder = config, Path(config.output_dir)
+        if config.retrained:
+            read_model_index(config.retrained)  # or refused, before hours of runs
+        path = self.folder / "study.json"
+        self.found: Found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        self.common = read_values(ForgetConfig, "bundled/digits_inpaint") | {
+            "forget_images": FORGOTTEN, "retain_images": RETAINED, "other_images": THIRD, "forget_alpha": 0.25,
+            "num_train_steps": config.num_train_steps, "checkpointing_steps": None, "eval_masks": [HOLE],
+            "eval_images_class": config.eval_images_class,
+        }  # fmt: skip
+
+    @cached_property
+    def bench(self) -> Bench:
+        count = (None, self.config.eval_images_class)
+        groups = {
+            name: read_group(f"{self.config.pictures}:{classes}", name, 32, count)
+            for name, classes in (("forget", FORGOTTEN), ("retain", RETAINED), ("other", THIRD))
+        }
+        judge = ClassifierJudge.load(self.common["classifier"][0], [FORGOTTEN[0]])
+        retrained = self.config.retrained and self.family(self.config.retrained)
+        return Bench(groups, judge, self.family(self.common["model"]), retrained or None)
+
+    @staticmethod
+    def family(source: str | Path) -> Family:
+        return get_family(load_pipeline(str(source), None, None, "float32"))
+
+    def run_folder(self, row: str, seed: int) -> Path:
+        return self.folder / row.replace(" ", "_") / str(seed)
+
+    def run_row(self, row: str, seed: int) -> dict[str, Any]:
+        """What metrics.json of a run says."""
+        own, changes = family_defaults(read_model_index(self.common["model"])["_class_name"]), ROWS[row]
+        if "fisher" in changes:
+            self.want(FISHER_OF, seed)
+            changes = changes | {"fisher": str(self.run_folder(FISHER_OF, seed) / "fisher.safetensors")}
+        place = {"seed": seed, "output_dir": str(self.run_folder(row, seed))}
+        options = layered(ForgetConfig, own, self.common, changes, place)
+        for name in ("forget_images", "retain_images", "other_images", "fisher_images"):
+            if options.get(name):
+                options[name] = f"{self.config.pictures}:{options[name]}"
+        known = self.folder / f"before_{seed}.safetensors"  # the same of all runs on the same pictures
+        if shared := not changes.keys() & {"retain_images", "other_images", "fisher_images", "images_class"}:
+            options["before"] = str(known) if known.exists() else None
+        metrics = run_forgetting(config_from_dict(ForgetConfig, options)).metrics
+        if shared and not known.exists():
+            shutil.copyfile(self.run_folder(row, seed) / "evaluation" / "before.safetensors", known)
+        sides = {side: dict(metrics[side]) for side in ("before", "after")}
+        if "retain_images" in changes and not changes["retain_images"]:
+            for values in sides.values():  # see BARE
+                values["retain"] = values.pop("third")
+        return sides | {"seconds": metrics["seconds"]["train"]}
+
+    def want(self, row: str, seed: int) -> None:
+        """Run a row unless it stands in study.json, and measure its model where that is to be."""
+        entry = self.found.get(row, {}).get(str(seed))
+        if entry is None:
+            entry = self.run_row(row, seed)
+            self.found.setdefault(row, {})[str(seed)] = entry
+            self.keep()
+        if row in PROBED:
+            self.measure(row, seed, lambda: self.family(self.run_folder(row, seed) / "pipeline"))
+
+    def measure(self, row: str, seed: int, load: Callable[[], Family]) -> None:
+        """What is missing of the measures of a row's model."""
+        entry, rival = self.found[row][str(seed)], self.bench.retrained
+        if "probes" not in entry:
+            say(f"measures of {row}, seed {seed}")
+            entry["probes"] = probe(self.bench, load(), seed)
+            self.keep()
+        if rival is not None and row != "retrained" and "conspicuousness" not in entry["probes"]:
+            entry["probes"]["conspicuousness"] = conspicuousness(self.bench, load(), seed)
+            self.keep()
+
+    def measure_references(self, seed: int) -> None:
+        """The model before forgetting, the retrained one, and what no model fills in."""
+        bench = self.bench
+        for row, family in (("original", bench.base), ("retrained", bench.retrained)):
+            if family is None:
+                continue
+            if row not in self.found:
+                values = examine_completions(family, bench.groups, {"": bench.judge}, [HOLE], seed).values
+                self.found[row] = {str(seed): {"after": values}}
+            self.measure(row, seed, lambda family=family: family)
+        if "noise hole" not in self.found:
+            for row, values in filled_without_a_model(bench, seed).items():
+                self.found[row] = {str(seed): {"after": values}}
+            self.found["noise hole"][str(seed)]["probes"] = references(bench, seed)
+            self.keep()
+
+    def keep(self) -> None:
+        write_json(self.found, self.folder / "study.json")
+        write_text(table(self.found), self.folder / "study.md")
 
 
-def run_study(config: I2IConfig) -> dict:
-    """{row: {seed: {"before", "after", "seconds"}}} of all rows there are, in study.json and, as means, study.md."""
-    folder = Path(config.output_dir)
-    found = json.loads((folder / "study.json").read_text()) if (folder / "study.json").exists() else {}
-    for name, changes in ROWS.items():
-        for seed in config.seeds if config.only is None or config.only in name else ():
-            metrics = run_row(config, changes, seed, folder / name.replace(" ", "_") / str(seed))
-            kept = {side: metrics[side] for side in ("before", "after")} | {"seconds": metrics["seconds"]["train"]}
-            found.setdefault(name, {})[str(seed)] = kept
-            write_json(found, folder / "study.json")
-            write_text(table(found), folder / "study.md")
-    return found
-
-
-def table(found: dict) -> str:
-    """Means over seeds: masked error and accuracy under the first mask, and the error of a new decoder."""
-    if not found:
-        return ""
-
-    def cells(side: str, runs: dict) -> list[str]:
-        values = [run[side] for run in runs.values()]
-        pairs = [
-            tuple(sum(v[name][key] for v in values) / len(values) for key in ("masked_mse", "accuracy"))
-            for name in GROUPS
-            if all(name in v for v in values)
-        ]
-        decoder = sum(v["fresh_decoder"]["masked_mse"] for v in values) / len(values)
-        return [*(f"{error:.3f} / {right:.3f}" for error, right in pairs), f"{decoder:.3f}"]
-
-    first = next(iter(found.values()))
-    rows = [("original", "", *cells("before", first))]
-    rows += [(name, len(runs), *padded(cells("after", runs), runs)) for name, runs in found.items()]
-    return markdown_table(("row", "seeds", *GROUPS, "new decoder, forget"), rows) + "\n"
-
-
-def padded(cells: list[str], runs: dict) -> list[str]:
-    """With a dash for pictures to retain where there were none."""
-    return cells if all("retain" in run["after"] for run in runs.values()) else [cells[0], "–", *cells[1:]]
+def run_study(config: I2IConfig) -> Found:
+    """All rows there are, {row: {seed: {"before", "after", "seconds", "probes"}}}: study.json, study.md, figures."""
+    study = Study(config)
+    wanted = [row for row in ROWS if config.only is None or config.only in row]
+    for seed in config.seeds:
+        for row in wanted:
+            if row not in ONCE or seed == config.seeds[0]:
+                study.want(row, seed)
+        if config.only is None and seed == config.seeds[0]:
+            study.measure_references(seed)
+            models = {row: study.run_folder(row, seed) / "pipeline" for row in PROBED}
+            families = {"original": study.bench.base} | {row: study.family(folder) for row, folder in models.items()}
+            if study.bench.retrained is not None:
+                families["retrained"] = study.bench.retrained
+            save_figures(study.bench, study.found, families, study.folder)
+    return study.found

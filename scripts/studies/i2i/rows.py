@@ -1,0 +1,52 @@
+"""The rows of the study: what each changes of bundled/digits_inpaint with all steps, and which are compared."""
+
+FORGOTTEN, RETAINED, THIRD = "2,5,8", "0,1,3,4", "6,7,9"
+OTHER = {"surrogate": "other"}
+SMALL = {"forget_alpha": 1.0, "num_train_steps": 80, "train_batch_size": 16}
+# Without pictures to retain the same ones are judged by, as those that training never sees.
+BARE = SMALL | {"retain_images": None, "other_images": RETAINED}
+FEW = SMALL | {"images_class": 5}
+FISHER_OF = "EWC alone, lambda 3000"  # the row whose Fisher, of all pictures to retain, others take
+# EWC's dial is lambda; without EWC it is how long is trained, as Adam knows no weight of a single term.
+LAMBDAS, STEPS = (3e3, 3e4, 5e4, 1e5), (5, 10, 20, 40)
+BY_OUTPUTS = {"max-loss": (0.02, 0.05), "noisy-label": (0.1, 1.0), "retain-label": (0.1, 1.0)}
+
+
+def _named(lead: str, dial: str, values: tuple[float, ...], changes: dict) -> dict[str, dict]:
+    option = {"lambda": "ewc_lambda", "alpha": "forget_alpha", "steps": "num_train_steps"}[dial]
+    return {f"{lead}, {dial} {value:g}": changes | {option: value} for value in values}
+
+
+NOISE = _named("noise", "alpha", (0.02, 0.03, 0.25, 1.0), {})
+OTHERS = _named("other", "alpha", (0.25, 1.0, 2.0), OTHER)
+RIVALS = {
+    **{name: _named(name, "alpha", alphas, {"method": name}) for name, alphas in BY_OUTPUTS.items()},
+    "random-encoder": _named("random-encoder", "alpha", (0.1, 1.0), {"method": "random-encoder"}),
+}
+FURTHER = {"retain-only": {"method": "retain-only"}, "retain-only, l1": {"method": "retain-only", "encoder_l1": 1e-5}}
+LIMITED = {
+    "EWC alone": _named("EWC alone", "lambda", LAMBDAS[:1], BARE | {"fisher_images": RETAINED})
+    | _named("EWC alone", "lambda", LAMBDAS[1:], BARE | {"fisher": FISHER_OF}),
+    "nothing alone": _named("nothing alone", "steps", STEPS, BARE | {"fisher": FISHER_OF, "ewc_lambda": 1e-9}),
+    "few pictures, EWC": _named("few pictures, EWC", "lambda", LAMBDAS, FEW | {"fisher": FISHER_OF}),
+    "few pictures": _named("few pictures", "steps", STEPS, FEW),
+}
+# of the first seed alone
+ONCE = {
+    **{f"{kind}, alpha 0.25": {"surrogate": kind} for kind in ("nearest", "mean", "blur")},
+    "proxy: third retained": {"retain_images": THIRD, "other_images": RETAINED},
+}
+ROWS: dict[str, dict] = {
+    **NOISE, **OTHERS, **FURTHER,
+    **{name: changes for rows in (*RIVALS.values(), *LIMITED.values()) for name, changes in rows.items()},
+    **ONCE,
+}  # fmt: skip
+PROBED = ("noise, alpha 0.25", "noise, alpha 1", "other, alpha 1", "max-loss, alpha 0.05", "retain-only")
+# At equal forgetting: the rows of a method, weakest first; of those by outputs the weakest is further training alone.
+LINES: dict[str, tuple[str, ...]] = {
+    "noise": ("original", *NOISE),
+    "other": ("original", *OTHERS),
+    "random-encoder": ("original", *RIVALS["random-encoder"]),
+    **{name: ("retain-only", *RIVALS[name]) for name in BY_OUTPUTS},
+    **{name: ("original", *rows) for name, rows in LIMITED.items()},
+}
