@@ -122,7 +122,9 @@ def membership(bench: Bench, train: tuple[Tensor, Tensor], test: tuple[Tensor, T
     return float(roc_auc_score([1] * len(errors[0]) + [0] * len(errors[1]), -torch.cat(errors)))
 
 
-def latent_search(bench: Bench, family: Family, features: Callable[[dict], Tensor]) -> float:
+def latent_search(
+    bench: Bench, family: Family, features: Callable[[dict], Tensor], rate: float = SEARCH_RATE
+) -> float:
     """Error on test pictures to forget when features go through a linear map first, found through the decoder.
 
     The map is sought by gradient through the model's frozen decoder, on a few pictures of each class.
@@ -138,9 +140,9 @@ def latent_search(bench: Bench, family: Family, features: Callable[[dict], Tenso
 
     def errors(at: int) -> Tensor:
         made = decoded(family.module, known[at] + known[at] @ change + shift, family)
-        return masked_errors(images[at], made, bench.hole).mean()
+        return masked_errors(images[at], made.clamp(-1, 1) if at else made, bench.hole).mean()
 
-    optimiser = torch.optim.Adam([change, shift], SEARCH_RATE)
+    optimiser = torch.optim.Adam([change, shift], rate)
     return attacked(optimiser, SEARCH_STEPS, lambda step: errors(0), errors)
 
 
@@ -189,7 +191,7 @@ def references(bench: Bench, seed: int) -> dict[str, Any]:
     }
 
 
-def relearned(bench: Bench, family: Family, seed: int) -> float:
+def relearned(bench: Bench, family: Family, seed: int, rate: float = RELEARN_RATE) -> float:
     """Error on test pictures to forget after a short training of everything on a few pictures of each class."""
     copied, images = get_family(copy_pipeline(family.pipeline, family.component)), bench.given()
     objective, trained = Likelihood(copied.loss), [*copied.trainable("full").values()]
@@ -205,7 +207,7 @@ def relearned(bench: Bench, family: Family, seed: int) -> float:
         filled = copied.complete(images[at], [Condition(mask=HOLE)] * len(images[at]), [0] * len(images[at]))
         return masked_errors(images[at], filled, bench.hole).mean()
 
-    optimiser = torch.optim.AdamW(trained, RELEARN_RATE, betas=(0.9, 0.95), weight_decay=0.0)
+    optimiser = torch.optim.AdamW(trained, rate, betas=(0.9, 0.95), weight_decay=0.0)
     return attacked(optimiser, RELEARN_STEPS, loss, error)
 
 

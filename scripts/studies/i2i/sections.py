@@ -101,7 +101,8 @@ def at_forgetting(found: Found, line: str, seed: str, error: float) -> dict[str,
     Between two rows it is on the straight line, by the error of pictures to forget.
     """
     sides = [_side(found, row, seed) for row in LINES[line]]
-    points = sorted((side["forget"]["masked_mse"], side) for side in sides if side is not None)
+    known = [(side["forget"]["masked_mse"], side) for side in sides if side is not None]
+    points = sorted(known, key=lambda point: point[0])
     errors = [point[0] for point in points]
     if len(points) < 2 or not errors[0] <= error <= errors[-1]:
         return None
