@@ -23,7 +23,7 @@ from studies.rows import table_of
 
 
 REPO = "stabilityai/stable-diffusion-xl-base-1.0"
-LATENTS, SCOPE, TARGETS = 32, "xattn-strict", "attention"
+LATENTS, SCOPE, TARGETS = 8, "xattn-strict", "attention"
 # The fewest of everything. Such a CPU computes in float32: half precision has no fast kernels on it.
 RUN: dict[str, Any] = {
     "concept": "a castle", "surrogate": "a house", "dtype": "float32", "num_samples": 2, "num_surrogate_samples": 1,
