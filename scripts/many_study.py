@@ -18,8 +18,8 @@ from studies.projection import PROJECTED
 
 
 def main() -> None:
-    methods.register(PROJECTED)
     config = parse_config(ManyConfig, description=__doc__)
+    methods.register(PROJECTED)
     with friendly_errors():
         print(tables(run_study(config)))
         print(f"saved {Path(config.output_dir) / 'study.json'}")

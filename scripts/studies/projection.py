@@ -55,7 +55,7 @@ def projections_of(family: Family, prompts: list[str]) -> dict[str, Tensor]:
     family.prepare(list(map(Condition, prompts)))
     rows = [embedded_rows(family, prompt) for prompt in prompts]
     found = {}
-    for part in family.text_maps():
+    for part in rows[0]:
         said = torch.cat([one[part] for one in rows]).double()
         values, vectors = torch.linalg.eigh(said.T @ said / len(said))
         free = vectors[:, values < THRESHOLD]
