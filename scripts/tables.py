@@ -170,15 +170,6 @@ def large() -> str:
     return markdown_table(["1 + 1 samples", *found], [[name, *cells] for name, cells in rows.items()])
 
 
-def sdxl_run() -> str:
-    """What each stage of a whole run of Stable Diffusion XL held, beside what is counted."""
-    rows = [
-        [row["stage"], duration(row["seconds"]), *(f"{row[name]:.1f} GB" for name in ("measured", "counted"))]
-        for row in read("cost_sdxl_run")["stages"]
-    ]
-    return markdown_table(["stage", "time", "peak, measured", "counted"], rows)
-
-
 def ewc() -> str:
     """What EWC adds to a training step."""
     rows = read("cost_sd14")["ewc_share"]
@@ -240,7 +231,6 @@ TABLES: dict[str, Callable[[], str]] = {
         counted,
         memory,
         large,
-        sdxl_run,
         ewc,
         preference,
         flow,
