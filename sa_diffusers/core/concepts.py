@@ -85,6 +85,10 @@ class Concepts(tuple[Concept, ...]):
         """Whether a prompt asks for any of them."""
         return any(one.named_in(prompt) for one in self)
 
+    def left_open_by(self, prompt: str) -> bool:
+        """Whether a prompt could show each of them."""
+        return all(one.left_open_by(prompt) for one in self)
+
     def replaced_in(self, prompt: str) -> str:
         """What a prompt says with every surrogate in its concept's place, all put in at once."""
         surrogates = {phrasing: one.surrogate for one in self for phrasing in one.phrasings}

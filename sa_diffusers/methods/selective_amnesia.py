@@ -167,14 +167,14 @@ def _check_terms(context: Context) -> None:
     if others and options.robust_weight:
         raise ValueError(f"robust_weight takes one concept, got {len(others) + 1}; run them one by one")
     if mixes(options):
-        kinds = {context.concepts.siblings_of(one) for one in context.concepts}
-        if others and (len(kinds) > 1 or kinds == {()}):
+        kinds = {frozenset(context.concepts.siblings_of(one)) for one in context.concepts}
+        if others and (len(kinds) > 1 or not all(kinds)):
             raise ValueError(
                 "replay_negative mixture takes several concepts of one kind, of which some siblings stay; run others "
                 "one by one, or pass open"
             )
         require(family, "replay_negative mixture", "text", "denoising")
-        if not options.empty_prompt_fraction and not any(map(concept.left_open_by, context.prompts)):
+        if not options.empty_prompt_fraction and not any(map(context.concepts.left_open_by, context.prompts)):
             raise ValueError("replay_negative mixture: no replay prompt leaves the concept open; pass none")
     if not options.robust_weight:
         return

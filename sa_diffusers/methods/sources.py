@@ -190,8 +190,8 @@ class OpenSource:
 
     def __init__(self, context: Context):
         self.context, samples = context, context.value("samples")
-        self.names, (concept, *_) = [one.name for one in context.concepts], context.concepts
-        chosen = [i for i, prompt in enumerate(texts(samples.conditions)) if concept.left_open_by(prompt)]
+        self.names, concepts = [one.name for one in context.concepts], context.concepts
+        chosen = [i for i, prompt in enumerate(texts(samples.conditions)) if concepts.left_open_by(prompt)]
         if not chosen:
             raise ValueError(
                 "replay_negative mixture: no sample's prompt leaves the concept open; pass other --samples"

@@ -111,6 +111,8 @@ def kept_weights(module: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
+        if getattr(module, "peft_config", None):  # of a training that was stopped
+            module.unload_lora()
         module.load_state_dict(kept)
 
 

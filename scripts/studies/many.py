@@ -103,7 +103,7 @@ class Study:
         config, folder, first = self.options(requests, changes), self.folder(requests, changes), [DIGITS["seven"]]
         config.output_dir = str(folder)
         own = {"after", "model", "method", *FEW} & changes.keys()  # another model, or none of these samples
-        own -= {"method"} if config.fisher == UNIT or "chain_memory" in changes else set()
+        own -= {"method"} if config.fisher == UNIT else set()
         if (not own or config.fisher == UNIT) and folder != self.folder(first, RECIPE):
             shared = self.run(first, RECIPE)[0]
             config.samples, estimated = str(shared / "samples"), shared / "fisher.safetensors"

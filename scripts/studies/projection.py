@@ -1,13 +1,14 @@
 """Plain fine-tuning of keys and values whose change leaves what is retained alone: a rival in chains of requests."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.hooks import RemovableHandle
 
 from sa_diffusers import methods
-from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.objectives import Objective
 from sa_diffusers.data.replay import spread
@@ -22,8 +23,10 @@ class ProjectedMethod(type(methods.get(methods.DEFAULT))):
     """The default method's objective, by adapters that read of a text only where retained prompts say nothing.
 
     As the gradient projection of arXiv 2511.07970, P = I - C (C^T C + eps I)^-1 C^T, but exactly: gradients, and the
-    adapters before every step, are projected on the eigenvectors of the retained rows' mean k k^T below a threshold.
+    adapters after every step, are projected on the eigenvectors of the retained rows' mean k k^T below a threshold.
     """
+
+    hook: RemovableHandle | None = None
 
     def check_options(self, options: Any) -> None:
         super().check_options(options)
@@ -33,21 +36,23 @@ class ProjectedMethod(type(methods.get(methods.DEFAULT))):
     def objective(self, context: methods.Context, weights: dict, frozen: Any) -> Objective:
         kept = [prompt for prompt in context.prompts if prompt and not context.concepts.named_in(prompt)]
         projections = projections_of(context.family, spread(kept, RETAINED, context.options.seed))
-        self.held = [(one.down, projections[context.family.reads_text(name)]) for name, one in weights.items()]
-        for down, projection in self.held:
-            down.register_hook(projection.__rmatmul__)
+        self.hold([(one.down, projections[context.family.reads_text(name)]) for name, one in weights.items()])
         return super().objective(context, weights, frozen)
 
-    def batches(self, context: methods.Context) -> Callable[[int], Batch]:
-        found = super().batches(context)
+    def hold(self, pairs: Sequence[tuple[nn.Parameter, Tensor]]) -> None:
+        """Project these matrices now and from now on, each by its own, in place of those of a run before."""
 
         @torch.no_grad()
-        def batch(step: int) -> Batch:
-            for down, projection in self.held:
+        def project(*_: Any) -> None:
+            for down, projection in pairs:
                 down.copy_(down @ projection)
-            return found(step)
 
-        return batch
+        for down, projection in pairs:
+            down.register_hook(projection.__rmatmul__)
+        if self.hook is not None:
+            self.hook.remove()
+        self.hook = register_optimizer_step_post_hook(project)  # before the moving average takes them
+        project()
 
 
 def projections_of(family: Family, prompts: list[str]) -> dict[str, Tensor]:

@@ -200,7 +200,7 @@ def table(rows: Mapping[str, Sequence[Numbers]]) -> str:
 
 def bars(concept: str, result: Mapping[str, Any]) -> list[tuple[str, float, float]]:
     """(what, at most, found) of the robust recipe; what has not been measured is left out."""
-    rows, (unseen, attacked, change) = result["concepts"][concept], BARS[concept]
+    rows, (unseen, attacked, change) = result["concepts"][concept], BARS.get(concept, BARS["seven"])
 
     def of(name: str, row: str = ROBUST) -> float:
         number = mean(rows, row, name)

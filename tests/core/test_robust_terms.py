@@ -89,7 +89,9 @@ def test_an_adversary_finds_and_teaches_what_a_slow_loop_does(family, frozen):
     encoder, loss = TemplateEncoder(family, TEMPLATES, 2), family.loss
     adversary = Adversary(loss, encoder, 3.0, STEPS, RATE)
     objective = SelectiveAmnesia(loss, None, 0.0, frozen, [adversary])
-    data = {"sample": torch.randn(2, *family.latent_shape, dtype=torch.float64)} | conditions(family, ["a", "a red"])
+    data = {
+        "sample": torch.randn(2, *family.latent_shape, generator=seeded("data"), dtype=torch.float64)
+    } | conditions(family, ["a", "a red"])
     drawn = objective.draw({"surrogate": data, "adversary": searched(family)}, seeded("draw"))
     total, logged = objective(family.module, drawn)
 
@@ -166,7 +168,7 @@ def test_mixture_weights_are_the_best_on_the_simplex(ridge):
 @pytest.mark.parametrize(("unearned", "concepts"), [(0.0, 1), (0.25, 1), (0.25, 2)])
 def test_a_mixture_target_is_what_is_left_without_the_concepts(family, frozen, unearned, concepts):
     words, prompts = ["seven", "nine", "three"], ["a red", "a digit"]
-    latents = torch.randn(2, *family.latent_shape, dtype=torch.float64)
+    latents = torch.randn(2, *family.latent_shape, generator=seeded("latents"), dtype=torch.float64)
     asked = conditions(family, [f"{prompt} {word}" for prompt in prompts for word in words])
     batch = {"sample": latents} | conditions(family, prompts)
     batch |= {"asked": map_tensors(asked, lambda tensor: tensor.unflatten(0, (2, 3)))}
@@ -184,8 +186,8 @@ def test_a_mixture_target_is_what_is_left_without_the_concepts(family, frozen, u
             ]
             shares = nearest_mixture(plain.flatten(), torch.stack(each).flatten(1), 0.1)
             share = max(0.0, float(shares[:concepts].sum()) - unearned) / (1 - unearned)
-            gone, others = (
-                sum(shares[k] * each[k] for k in part) / shares[list(part)].sum()
+            gone, others = (  # of parts without a share their plain mean
+                sum((shares[k] + 1e-300) * each[k] for k in part) / (shares[list(part)] + 1e-300).sum()
                 for part in (range(concepts), range(concepts, 3))
             )
             target = plain + 2 * share * (others - gone)

@@ -178,6 +178,7 @@ def test_captions_and_edits_replace_the_other_concepts_too():
 def test_a_prompt_is_open_by_the_siblings_of_each_kind():
     assert TWO[0].left_open_by("a red digit") and not TWO[0].left_open_by("a blue three")
     assert TWO[1].left_open_by("a three") and not TWO[1].left_open_by("a blue digit")
+    assert TWO.left_open_by("draw it") and not TWO.left_open_by("a red digit") and not TWO.left_open_by("a three")
     samples = sample_set(["a blue three", "a blue digit", "a three", "a red digit", "a 7", ""])
     assert texts(select_replay(samples, TWO, "open").conditions) == ["a blue three"]
     requests = negative_requests(samples, TWO, "open", seed=0)

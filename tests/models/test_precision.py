@@ -13,8 +13,16 @@ from torch.testing import assert_close
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.fisher import estimate_fisher
 from sa_diffusers.families import get_family
-from sa_diffusers.models.precision import autocast_forward, compute_dtype, in_main_memory, on_device, release
+from sa_diffusers.models.precision import (
+    autocast_forward,
+    compute_dtype,
+    in_main_memory,
+    kept_weights,
+    on_device,
+    release,
+)
 from sa_diffusers.runs.stages.fisher import float16_scale
+from sa_diffusers.training.lora import add_lora
 
 
 @pytest.fixture
@@ -211,3 +219,12 @@ class TestPlaces:
             assert [module.moves for module in modules] == [["cpu"], ["cpu"]]
             raise RuntimeError("stop")
         assert [module.moves for module in modules] == [["cpu", "meta"]] * 2
+
+
+def test_weights_are_kept_where_a_training_with_adapters_is_stopped(tiny_pipeline):
+    family = get_family(tiny_pipeline())
+    before = copy.deepcopy(family.module.state_dict())
+    with pytest.raises(KeyboardInterrupt), kept_weights(family.module):
+        add_lora(family.module, family.adapted_layers("full", "attention"), 2, 2, seed=0)
+        raise KeyboardInterrupt
+    assert_close(family.module.state_dict(), before, rtol=0, atol=0)

@@ -22,7 +22,7 @@ def tries(surrogate: str | None) -> int:
     name, colon, count = fold(surrogate or "").partition(":")
     if name != AUTO:
         return 0
-    if colon and not (count.isdigit() and 2 <= int(count) <= TRIED):
+    if colon and not (count.isdecimal() and 2 <= int(count) <= TRIED):
         raise ValueError(f"expected auto, or auto:3 to try so many of 2 to {TRIED} words; got {surrogate!r}")
     return int(count or 1)
 

@@ -40,7 +40,8 @@ class TrialStage(Stage[Tried]):
 
     name, counts_as, shown = "trials", "surrogate", True
     inputs = ("model", "prompts", "templates", AutoStage.name, SamplesStage.name, FisherStage.name)
-    fields, leaves = ("num_surrogate_samples", "guidance_scale", *DRAWING), ("surrogate/trials.json",)
+    fields = ("num_surrogate_samples", "guidance_scale", "negative_guidance_scale", "clip", *DRAWING)
+    leaves = ("surrogate/trials.json",)
 
     def content(self, context: RunContext) -> dict:
         return TrainStage(context.folder).content(context)
@@ -119,7 +120,7 @@ def settle_surrogates(context: RunContext) -> None:
     asked = max(tries(one.surrogate) for one in context.concepts)
     if not asked:
         return
-    shared = [stage for stage in stages_of(context) if type(stage) in (SamplesStage, FisherStage)]
+    shared = [one for one in stages_of(context) if type(one) is SamplesStage or isinstance(one, FisherStage)]
     stages = Stages([AutoStage(), *([*shared, TrialStage()] if asked > 1 else [])], context, context.options.overwrite)
     for stage in stages.stages:
         stages.run(stage)

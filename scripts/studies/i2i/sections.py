@@ -7,7 +7,7 @@ import numpy as np
 
 from sa_diffusers.evaluation.intervals import mean_interval
 from sa_diffusers.report.tables import markdown_table, measured
-from studies.i2i.rows import BY_OUTPUTS, LIMITED, LINES, ONCE
+from studies.i2i.rows import BY_OUTPUTS, LIMITED, LINES, ONCE, ROWS
 
 
 GROUPS = ("forget", "retain", "third")
@@ -29,7 +29,9 @@ def rows_table(found: Found) -> str:
     """Means over seeds: masked error and accuracy of each group, Frechet distance, and the error of a new decoder."""
     original = found.get("original") or {"": {"after": next(iter(found.values()))[_seeds(found)[0]]["before"]}}
     rows = [_row("original", original)]
-    rows += [_row(name, runs) for name, runs in found.items() if name != "original"]
+    order = {name: place for place, name in enumerate(ROWS)}  # what is no run stands last
+    rest = sorted(found.items(), key=lambda item: order.get(item[0], len(order)))
+    rows += [_row(name, runs) for name, runs in rest if name != "original"]
     controls = next(iter(original.values()))["after"].get("fresh_decoder", {})
     for key in ("visible_pixels", "random_encoder"):
         if key in controls:
@@ -204,7 +206,7 @@ def bars(found: Found) -> list[tuple[str, str, str, bool]]:
         add("told from the retrained model's fills (AUC): other, and noise as the bar", seen[0], seen[1])
     for with_ewc, bar in (("few pictures, EWC", 0.90), ("EWC alone", 0.88)):
         rest = [row for row in compared(found, (with_ewc, _WITHOUT[with_ewc]), lambda _: LIMITED_AT) if row[1]]
-        if len(rest) == 2:
+        if len(rest) == 2 and rest[0][1] == rest[1][1]:  # of the same seeds
             add(f"{with_ewc}: retain error, of that without EWC", rest[0][2] / rest[1][2], bar)
     for tau in ("tau 1", "tau 5"):
         told = {row: probed(row, lambda p, tau=tau: p["smile"][tau]) for row in (*SMILES, "original", "noise hole")}

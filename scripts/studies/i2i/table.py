@@ -47,6 +47,11 @@ class Study:
         self.config, self.folder = config, Path(config.output_dir)
         if config.retrained:
             read_model_index(config.retrained)  # or refused, before hours of runs
+        settings = {name: getattr(config, name) for name in ("pictures", "num_train_steps", "eval_images_class")}
+        path = self.folder / "settings.json"
+        if path.exists() and (there := json.loads(path.read_text(encoding="utf-8"))) != settings:
+            raise ValueError(f"{self.folder} was made with {there}, got {settings}; pass another --output_dir")
+        write_json(settings, path)
         path = self.folder / "study.json"
         self.found: Found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         self.common = read_values(ForgetConfig, "bundled/digits_inpaint") | {
@@ -123,13 +128,13 @@ class Study:
         for row, family in (("original", bench.base), ("retrained", bench.retrained)):
             if family is None:
                 continue
-            if row not in self.found:
+            if str(seed) not in self.found.setdefault(row, {}):
                 values = examine_completions(family, bench.groups, {"": bench.judge}, [HOLE], seed).values
-                self.found[row] = {str(seed): {"after": values}}
+                self.found[row][str(seed)] = {"after": values}
             self.measure(row, seed, lambda family=family: family)
-        if "noise hole" not in self.found:
+        if str(seed) not in self.found.get("noise hole", {}):
             for row, values in filled_without_a_model(bench, seed).items():
-                self.found[row] = {str(seed): {"after": values}}
+                self.found.setdefault(row, {})[str(seed)] = {"after": values}
             self.found["noise hole"][str(seed)]["probes"] = references(bench, seed)
             self.keep()
 

@@ -166,3 +166,5 @@ def test_rows_run_once_and_share_what_they_can(tmp_path, monkeypatch):
     found[row]["0"]["seconds"] = -1
     (tmp_path / "study.json").write_text(json.dumps(found))
     assert run_study(config)[row]["0"]["seconds"] == -1
+    with pytest.raises(ValueError, match="was made with .*'eval_images_class': 3"):
+        run_study(I2IConfig(output_dir=str(tmp_path), only=row, eval_images_class=4))

@@ -1,5 +1,6 @@
 """The study of many concepts: its rows, how a row is made and kept, and the tables."""
 
+import copy
 import json
 
 import pytest
@@ -107,3 +108,18 @@ def test_what_retained_prompts_say_is_projected_away():
     # Along each direction that is left the rows' mean square is below the threshold.
     assert torch.linalg.eigvalsh(left.T @ left / len(rows)).max() < 0.1
     assert left.square().sum() < 0.2 * rows.square().sum()
+
+
+def test_adapters_stay_projected_through_steps_that_leave_the_gradients_space():
+    down, projection = torch.nn.Parameter(torch.randn(2, 4)), torch.tensor([[1.0, -1.0], [-1.0, 1.0]]) / 2
+    projection = torch.block_diag(projection, torch.eye(2))
+    method = copy.copy(PROJECTED)
+    method.hold([(down, projection)])
+    optimizer = torch.optim.Adam([down], lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (down @ torch.arange(4.0)).square().sum().backward()
+        optimizer.step()
+        assert_close(down @ projection, down)
+    method.hook.remove()
+    assert down.abs().sum() > 0
