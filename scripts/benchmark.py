@@ -15,7 +15,7 @@ whole runs extrapolated from them. tiny is the bundled pipeline and configs/digi
 architecture of Stable Diffusion 1.4 with random weights and configs/default.yaml, for a GPU. With --estimate nothing
 runs: operations and bytes are counted, and times follow from stated rates; that alone there is of sd3, flux and i2i,
 the models that complete pictures of configs/paper/i2i_*.yaml. sdxl alone is one whole run of the fewest steps, of
-random weights at 64 pixels, on the CPU: 20 GB of main memory.
+random weights at 32 pixels, on the CPU: 20 GB of main memory.
 
 --only fisher: the cheap estimator (per sample two draws of K timesteps) against the paper's (all T timesteps) on other
 samples of the same model, with a scale a tensor, one scale, or none. --only fisher_linear: many samples at a time

@@ -23,14 +23,14 @@ from studies.rows import table_of
 
 
 REPO = "stabilityai/stable-diffusion-xl-base-1.0"
-LATENTS, SCOPE, TARGETS = 8, "xattn-strict", "attention"
+LATENTS, SCOPE, TARGETS = 4, "xattn-strict", "attention"
 # The fewest of everything. Such a CPU computes in float32: half precision has no fast kernels on it.
 RUN: dict[str, Any] = {
     "concept": "seven, 7", "surrogate": "three", "classifier": ["bundled/digits/classifier"],
     "eval_prompts": "bundled/digits/eval_prompts.jsonl", "dtype": "float32", "num_samples": 2,
     "num_surrogate_samples": 1, "num_inference_steps": 1, "sample_batch_size": 1,
     "lora_rank": LORA_RANK, "lora_targets": TARGETS,
-    "train_scope": SCOPE, "fisher_samples": 2, "fisher_terms": "1", "fisher_layers": "trained", "num_train_steps": 2,
+    "train_scope": SCOPE, "fisher_samples": 2, "fisher_terms": "10", "fisher_layers": "trained", "num_train_steps": 2,
     "train_batch_size": 1, "lr_warmup_steps": 0, "gradient_checkpointing": True, "checkpointing_steps": None,
     "eval_images_concept": 1, "eval_images_class": 1, "eval_images_other": 1, "eval_batch_size": 1,
 }  # fmt: skip
@@ -105,7 +105,7 @@ def count_stages(model: Path) -> dict[str, float]:
     for name in layers:
         denoiser.get_submodule(name).weight.requires_grad_(True)
     sums = weight_bytes(denoiser, trained_only=True)
-    fisher = 2 * sums + step_bytes(denoiser, 1, None, True, LATENTS)  # sums, the first draw, the second
+    fisher = 2 * sums + step_bytes(denoiser, 10, None, True, LATENTS)  # sums, the first draw, the second
     denoiser = on_meta(DENOISERS["sdxl"])
     add_lora(denoiser, layers, LORA_RANK, LORA_RANK, seed=0)
     trained = weight_bytes(denoiser, trained_only=True)

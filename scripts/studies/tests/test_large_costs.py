@@ -56,10 +56,12 @@ def test_what_is_not_counted_or_not_measured_is_refused(monkeypatch, capsys, tmp
 
 @pytest.mark.slow
 def test_a_whole_run_tells_what_each_stage_held(tiny_tokenizer, tmp_path):
-    make("xl", tiny_tokenizer).save_pretrained(tmp_path / "model")
+    pipeline = make("xl", tiny_tokenizer)
+    pipeline.unet.register_to_config(sample_size=32 // pipeline.vae_scale_factor)  # what the classifier reads
+    pipeline.save_pretrained(tmp_path / "model")
     report, text = whole_run.run_whole(tmp_path)
     stages = {row["stage"]: row for row in report["stages"]}
-    assert {"samples", "surrogate", "fisher", "train", "evaluate"} <= stages.keys()
+    assert {"samples", "surrogate", "fisher", "train", "before", "after"} <= stages.keys()
     # Counted of the real size: training holds what drawing does, and EWC's Fisher of the adapted layers.
     assert stages["train"]["counted"] > stages["samples"]["counted"] > 0 < stages["train"]["measured"]
     assert "| train " in text
