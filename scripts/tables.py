@@ -34,6 +34,10 @@ def read(name: str) -> Any:
     return json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text(encoding="utf-8"))
 
 
+def is_there(name: str) -> bool:
+    return (ROOT / "docs" / "results" / f"{name}.json").exists()
+
+
 def quickstart() -> str:
     """The run of configs/digits.yaml: what it measured and how long it took."""
     return before_and_after("quickstart")
@@ -72,8 +76,7 @@ def attacks() -> str:
 
 def robust() -> str:
     """How well it stays forgotten, of each concept; and by how much the recipe misses what it must reach."""
-    path = ROOT / "docs" / "results" / "robust.json"
-    return robust_tables(read("robust")) if path.exists() else "Not measured yet."
+    return robust_tables(read("robust")) if is_there("robust") else "Not measured yet."
 
 
 def theorem_bound() -> str:
@@ -104,9 +107,7 @@ def auto() -> str:
 
 def many() -> str:
     """Several concepts at once, in turn and composed."""
-    if not (ROOT / "docs" / "results" / "many.json").exists():
-        return "Not measured yet."
-    return tables_of_many(read("many")["rows"])
+    return tables_of_many(read("many")["rows"]) if is_there("many") else "Not measured yet."
 
 
 def quickstart_seconds() -> str:

@@ -1,5 +1,7 @@
 """The model itself as a judge between two conditions, against a loop over pictures, times and noise."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from tiny_clip import save_tiny_clip
@@ -13,6 +15,7 @@ from sa_diffusers.evaluation.judges.clip import Clip, zero_shot
 from sa_diffusers.evaluation.judges.preference import DRAWS, PREFERENCE, ClipPreferenceJudge, PreferenceJudge
 from sa_diffusers.evaluation.prompt_sets import Candidate, PromptSet
 from sa_diffusers.families import get_family
+from sa_diffusers.runs.stages.fisher import changed_names
 from sa_diffusers.training.lora import add_lora, fuse_lora
 
 
@@ -88,3 +91,13 @@ def test_clip_chooses_between_the_two_names(tiny_tokenizer, tmp_path, concepts):
     found = judge(images, asking(["seven"] * 6), None)[PREFERENCE]
     assert found.tolist() == [float(first > second) for first, second in fits.tolist()]
     assert judge.name.startswith("CLIP (") and judge.instead == "“nine”"
+
+
+def test_where_other_adapters_are_fused_the_whole_model_is_copied(tiny_pipeline):
+    options = SimpleNamespace(lora_rank=2, train_scope="full", lora_targets="attention")
+    alone = SimpleNamespace(options=options, family=get_family(tiny_pipeline()), adapters=[], merge=None)
+    names = changed_names(alone)
+    assert names and all(name.endswith(".weight") for name in names)
+    for other in ({"adapters": ["one.safetensors"]}, {"merge": object()}):
+        assert changed_names(SimpleNamespace(**vars(alone) | other)) is None
+    assert changed_names(SimpleNamespace(**vars(alone) | {"options": SimpleNamespace(lora_rank=None)})) is None
