@@ -22,7 +22,8 @@ def map_tensors(batch: Batch, change: Callable[[Tensor], Tensor]) -> dict:
 
 def to(batch: Batch, device: torch.device | str) -> dict:
     """The batch on a device."""
-    return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
+    # To the CPU a copy that does not block is read before it is there.
+    return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=torch.device(device).type != "cpu"))
 
 
 def take(batch: Batch, rows: Rows) -> dict:
