@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.concepts import Concept, Concepts
@@ -136,17 +137,22 @@ class Replay:
 
     def batch(self, family: Family, batch_size: int, step: int, seed: int) -> Batch:
         """Batch `step` of an endless walk over the samples; "distilled" [B] marks those with the frozen target."""
+        indices, shown, distilled = self.shown(batch_size, step, seed)
+        return family.batch(self.samples.take(indices).latents, shown) | {"distilled": distilled}
+
+    def shown(self, batch_size: int, step: int, seed: int) -> tuple[list[int], list[Condition], Tensor]:
+        """Of that batch: the samples' indices, the conditions they are shown under, and which have that target."""
         indices = infinite_indices(len(self.samples), batch_size, step, seed)
-        chosen, distilled = self.samples.take(indices), self.distilled[indices]
+        own, distilled = texts([self.samples.conditions[index] for index in indices]), self.distilled[indices]
         dropped = torch.rand(batch_size, generator=seeded(seed, "dropout", step)) < self.dropout
         distilled = distilled & ~dropped
         drawn = torch.randint(max(1, len(self.prompts)), (batch_size,), generator=seeded(seed, "prompts", step))
         prompts = [
-            self.prompts[index] if other and own.strip() else own
-            for own, other, index in zip(texts(chosen.conditions), distilled.tolist(), drawn.tolist(), strict=True)
+            self.prompts[index] if other and prompt.strip() else prompt
+            for prompt, other, index in zip(own, distilled.tolist(), drawn.tolist(), strict=True)
         ]
         shown = [Condition("" if drop else p) for p, drop in zip(prompts, dropped.tolist(), strict=True)]
-        return family.batch(chosen.latents, shown) | {"distilled": distilled}
+        return indices, shown, distilled
 
 
 class DistilledSurrogate:

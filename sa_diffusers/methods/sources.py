@@ -52,6 +52,7 @@ class Sources:
 
     def __init__(self, context: Context, own_samples: bool = False):
         self.context, options = context, context.options
+        self.seeds = {name: derive_seed(options.seed, f"{name} order") for name in ("surrogate", "replay")}
         self.surrogate = self._surrogate(own_samples)
         self.replay = self._replay() if options.replay_weight else None
         self.adversary = AdversarySource(context) if options.robust_weight else None
@@ -59,10 +60,9 @@ class Sources:
 
     def __call__(self, step: int) -> dict[str, Batch]:
         options, family = self.context.options, self.context.family
-        seeds = {name: derive_seed(options.seed, f"{name} order") for name in ("surrogate", "replay")}
-        parts = {"surrogate": self.surrogate.batch(family, options.train_batch_size, step, seeds["surrogate"])}
+        parts = {"surrogate": self.surrogate.batch(family, options.train_batch_size, step, self.seeds["surrogate"])}
         if self.replay is not None:
-            parts["replayed"] = self.replay.batch(family, options.train_batch_size, step, seeds["replay"])
+            parts["replayed"] = self.replay.batch(family, options.train_batch_size, step, self.seeds["replay"])
         if self.adversary is not None and step % options.robust_every == 0:
             parts["adversary"] = self.adversary.batch(step // options.robust_every)
         if self.open is not None:
@@ -104,7 +104,10 @@ class Sources:
                 distils,
                 options.replay_prompt_dropout,
             )
-            family.prepare(list(map(Condition, replay.prompts)) if distils else [])
+            if distils:
+                steps, size = range(options.num_train_steps), options.train_batch_size
+                walk = (replay.shown(size, step, self.seeds["replay"])[1] for step in steps)
+                family.prepare([condition for shown in walk for condition in shown])
         return replay
 
 
