@@ -112,6 +112,15 @@ def test_a_chain_keeps_its_adapters_and_its_artifacts(chain, tiny_pipeline):
 
 
 @pytest.mark.slow
+def test_the_plan_of_a_chain_counts_what_was_drawn_before(chain, tiny_pipeline, tmp_path, capfd):
+    folder = chain[0]
+    files = {"replay_prompts": folder / "replay.txt", "concept_templates": folder / "templates.txt"}
+    given = {"after": str(folder / "1"), "output_dir": tmp_path, "surrogate_target": "model", "lora_rank": 2}
+    forget(tiny_pipeline(), "six", "nine", **CHEAP | files | given)
+    assert "4 pictures, 2 of them drawn before: " in capfd.readouterr().out
+
+
+@pytest.mark.slow
 def test_a_chain_is_told(chain):
     folder, forgotten = chain
     assert [record["concept"] for record in forgotten.forgotten] == ["seven, 7", "eight"]

@@ -75,12 +75,12 @@ class SurrogateStage(Stage[SampleSet]):
     def describe(self, context: RunContext) -> str:
         own = self._kind(context) == "concept"
         shown = f"the concept, {context.concepts.name!r}" if own else describe_surrogates(context.concepts)
-        return f"{self._count(context)} pictures: {shown}"
+        there = self._count(context) - self._left(context)
+        return f"{self._count(context)} pictures" + (f", {there} of them drawn before" if there else "") + f": {shown}"
 
     def passes(self, context: RunContext) -> float:
         drawn = self._kind(context) in ("prompt", "concept")
-        count = self._count(context) if drawn else 0
-        return drawing_passes(context, count, context.options.guidance_scale)
+        return drawing_passes(context, self._left(context) if drawn else 0, context.options.guidance_scale)
 
     def amount(self, context: RunContext) -> tuple[int, str]:
         return self._count(context), "images"
@@ -91,6 +91,15 @@ class SurrogateStage(Stage[SampleSet]):
 
     def _captions(self, context: RunContext) -> list[tuple[str, str, Concept]]:
         return concept_captions(context.templates, context.concepts, self._count(context), context.options.seed)
+
+    def _left(self, context: RunContext) -> int:
+        """Pictures that a chain's last run has not drawn."""
+        known = drawn_before(self, context)
+        return (
+            sum(request.fingerprint not in known for request in self.requests(context))
+            if known
+            else self._count(context)
+        )
 
     def _count(self, context: RunContext) -> int:
         return max(1, round(self.share * context.options.num_surrogate_samples))
