@@ -171,6 +171,16 @@ def large() -> str:
     return markdown_table(["1 + 1 samples", *found], [[name, *cells] for name, cells in rows.items()])
 
 
+def sdxl_run() -> str:
+    """A whole run of Stable Diffusion XL on a CPU: what its stages held, beside what is counted."""
+    found = read("cost_sdxl_run")
+    rows = [
+        [row["stage"], duration(row["seconds"]), f"{row['measured']:.1f} GB", f"{row['counted']:.1f} GB"]
+        for row in found["stages"]
+    ]
+    return markdown_table(["stage", "time", "measured peak", "counted peak"], rows)
+
+
 def ewc() -> str:
     """What EWC adds to a training step."""
     rows = read("cost_sd14")["ewc_share"]
@@ -232,6 +242,7 @@ TABLES: dict[str, Callable[[], str]] = {
         counted,
         memory,
         large,
+        sdxl_run,
         ewc,
         preference,
         flow,
