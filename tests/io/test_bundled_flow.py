@@ -8,13 +8,16 @@ import torch
 import yaml
 from diffusers import StableDiffusion3Pipeline
 from safetensors.torch import load_file
+from torch.testing import assert_close
 
+from sa_diffusers.attacks import AttackSettings, attack_embedding, attack_text, draw_found
 from sa_diffusers.cli.forget import main
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.data.digits import ATTRIBUTES
 from sa_diffusers.evaluation.judges.load_classifier import load_classifier
 from sa_diffusers.families.architectures import ZEROS, build_text_to_image
 from sa_diffusers.families.base import get_family
+from sa_diffusers.families.text_to_image.template_encoder import TemplateEncoder
 from sa_diffusers.io.bundled import ASSETS, resolve
 from sa_diffusers.io.loading import load_pipeline
 from studies.text_paths import TextPathsConfig, measure
@@ -71,6 +74,21 @@ def test_tokens_and_the_pooled_vector_each_carry_the_digit():
     classifier = load_classifier(resolve("bundled/digits/classifier"))
     shown = {row["digit in"]: row["shown"] for row in measure(family, classifier, TextPathsConfig(images_class=3))}
     assert shown["both"] >= 0.9 and shown["tokens alone"] >= 0.7 and shown["pooled alone"] >= 0.4
+
+
+def test_attacks_leave_the_encoder_of_zeros_alone_which_reads_no_word_of_a_template():
+    family = get_family(load_pipeline("bundled/digits_flow/pipeline", None, None, "float32"), sampler="pipeline")
+    templates = ["{}", "a red {} on black"]
+    encoder = TemplateEncoder(family, templates, 1)
+    assert len(family.text_readers()) == 3 and len(encoder.readers) == 2
+    expected = family.encode_prompts(["seven", "a red seven on black"])
+    assert_close(encoder(encoder.start("seven"), [0, 1]), expected, rtol=1e-4, atol=1e-5)
+    settings = AttackSettings(steps=1, batch_size=2, keep_every=1)
+    for attack in (attack_embedding, attack_text):
+        found = attack(family, torch.randn(2, *family.latent_shape), templates, ["seven"], settings)
+        assert draw_found(family, found, templates, [0, 1], 2.0, 1).isfinite().all()
+    with pytest.raises(ValueError, match="comes to 42 tokens with 38 in the place of {}; the text encoder reads 40"):
+        TemplateEncoder(family, ["a red {}"], 38)
 
 
 @pytest.mark.slow

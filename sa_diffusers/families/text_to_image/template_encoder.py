@@ -21,6 +21,7 @@ class Reader:
     Args:
         length: tokens that it reads.
         frame: ids of those that stand before and after a prompt's own.
+        cuts: read what it has room for of a longer template, as it does of a prompt; else that raises ValueError.
     """
 
     def __init__(
@@ -31,8 +32,10 @@ class Reader:
         frame: Sequence[list[int]],
         templates: Sequence[str],
         places: int,
+        cuts: bool,
     ):
         self.tokenizer, self.encoder, self.length, self.places = tokenizer, encoder, length, places
+        self.cuts = cuts
         self.table: Tensor = encoder.get_input_embeddings().weight.detach()  # [V, D]
         self.first, self.last = frame
         # Tokenizers of bytes join a word and the space before it.
@@ -94,24 +97,24 @@ class Reader:
         for piece in rest:
             ids += filler * self.places + piece
             slots += [*range(self.places), *[-1] * len(piece)]
-        padding = self.length - len(ids) - len(self.last)
-        if padding < 0:
+        room = self.length - len(self.last)
+        if len(ids) > room and not self.cuts:
             raise ValueError(
                 f"the template {template!r} comes to {len(ids) + len(self.last)} tokens with {self.places} in the "
                 f"place of {{}}; the text encoder reads {self.length}: shorten it or pass a smaller num_tokens"
             )
-        pads = [*self.last, *[self.tokenizer.pad_token_id] * padding]
-        return [*ids, *pads], [*slots, *[-1] * len(pads)]
+        pads = [*self.last, *[self.tokenizer.pad_token_id] * max(0, room - len(ids))]
+        return [*ids[:room], *pads], [*slots[:room], *[-1] * len(pads)]
 
 
 class TemplateEncoder:
     """What T templates, each with one {} or several, are encoded as when they are filled with the same K vectors.
 
-    A vector has a part in the space of each text encoder's token table, one after the other, and counts as one token.
-    With the tables' rows of a word's tokens the result is that of the word.
+    A vector has a part in the space of the token table of each text encoder that reads a place, one after the other,
+    and counts as one token. With the tables' rows of a word's tokens the result is that of the word.
 
     Raises:
-        ValueError: a template without {}, or longer than a text encoder reads, which would cut it.
+        ValueError: a template without {}, or longer than the first text encoder reads, which would cut it.
     """
 
     def __init__(self, family: Family, templates: Sequence[str], num_vectors: int):
@@ -120,7 +123,9 @@ class TemplateEncoder:
             shown = f"; this one does not: {without[0]!r}" if without else ": expected at least one template, got none"
             raise ValueError(f"each template must hold {{}} where the concept goes{shown}")
         self.family, self.templates, self.device = family, list(templates), family.device
-        self.readers = [Reader(*reader, self.templates, num_vectors) for reader in family.text_readers()]
+        readers = [Reader(*one, self.templates, num_vectors, i > 0) for i, one in enumerate(family.text_readers())]
+        self.readers = [reader for reader in readers if (reader.slots >= 0).any()]
+        self.others = [reader for reader in readers if reader not in self.readers]  # as a T5 that stands for zeros
         self.tokenizer = self.readers[0].tokenizer
         self.widths = [reader.table.shape[1] for reader in self.readers]
 
@@ -177,6 +182,8 @@ class TemplateEncoder:
         with ExitStack() as hooks:
             for reader, part in zip(self.readers, vectors.split(self.widths, dim=1), strict=True):
                 reader.filled(part, list(rows), hooks)
+            for reader in self.others:
+                reader.filled(reader.table[:1], list(rows), hooks)
             return self.family.encode_prompts(["a"] * len(rows))  # what it says is replaced
 
 
