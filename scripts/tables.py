@@ -21,6 +21,8 @@ from sa_diffusers.report.tables import markdown_table
 from sa_diffusers.report.tables import measured as measured_by
 from studies.i2i import sections as i2i
 from studies.many_tables import tables as tables_of_many
+from studies.rivals.spec import read_spec
+from studies.rivals.table import markdown as methods_table
 from studies.robust import markdown as robust_tables
 from studies.rows import duration, table_of
 
@@ -67,6 +69,16 @@ def flow_paths() -> str:
 def flow_fisher() -> str:
     """The cheap Fisher of the bundled flow beside two larger draws."""
     return table_of(read("flow_fisher"))
+
+
+def flow_methods() -> str:
+    """Methods side by side on the bundled flow, a table a concept."""
+    if not is_there("flow_methods"):
+        return "Not measured yet."
+    specs = ROOT / "configs" / "paper" / "digits_flow"
+    return "\n".join(
+        methods_table(read_spec(specs / f"{name}.yaml"), rows) for name, rows in read("flow_methods").items()
+    )
 
 
 def attacks() -> str:
@@ -249,6 +261,7 @@ TABLES: dict[str, Callable[[], str]] = {
         flow_base,
         flow_paths,
         flow_fisher,
+        flow_methods,
         theorem_bound,
         theorem_objective,
         i2i_rows,

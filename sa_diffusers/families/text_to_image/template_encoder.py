@@ -32,7 +32,7 @@ class Reader:
         frame: Sequence[list[int]],
         templates: Sequence[str],
         places: int,
-        cuts: bool,
+        cuts: bool = False,
     ):
         self.tokenizer, self.encoder, self.length, self.places = tokenizer, encoder, length, places
         self.cuts = cuts
