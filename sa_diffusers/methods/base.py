@@ -88,6 +88,12 @@ class Method:
             raise ValueError(f"lora_rank: adapters are not trained by {self.name}; pass --lora_rank null")
         if not self.takes_terms and (options.robust_weight or self.trains and options.replay_negative == "mixture"):
             raise ValueError(f"{self.name} takes no robust_weight and no replay_negative mixture; omit them")
+        kept = options.snapshot_steps or options.strength_sheet or options.strength or options.after
+        if options.finish and (not self.trains or options.adapters == "each" or kept):
+            raise ValueError(
+                "finish: an edit follows training, and the result is whole weights; omit it, or after, adapters each, "
+                "snapshot_steps and strengths, and pass a method that trains"
+            )
         late = [step for step in options.snapshot_steps if not 1 <= step <= options.num_train_steps]
         if late or (options.snapshot_steps and not self.trains):
             raise ValueError(
@@ -101,6 +107,9 @@ class Method:
         if context.family.can("completion") and not self.completes:
             fitting = " or ".join(name for name, method in registry().items() if method.completes)
             raise ValueError(f"{self.name} forgets words or classes, this model completes pictures; pass {fitting}")
+        if self.trains and context.options.finish:
+            require(context.family, "finish: an edit", "text_maps")
+            editor(context.options.edit).check(context)
 
     def training_passes(self, options: Any) -> float:
         """Forward passes that a training step is worth, for a sample of `train_batch_size`."""
@@ -172,7 +181,8 @@ def get(name: str) -> Method:
 
 
 def editor(name: str | None = None) -> Method:
-    """The method whose closed-form edit training may start at; None: the usual one. Raises ValueError for others."""
+    """The method whose closed-form edit training may start at or end with; None: the usual one. Raises ValueError for
+    others."""
     found = {method.name: method for method in registry().values() if type(method).edit is not Method.edit}
     name = name or EDITOR
     if name not in found:

@@ -206,7 +206,7 @@ def run_forgetting(
         state.wait_for_everyone()
         outcome = _run(options, pipeline, inputs, output_dir, merge)
         if options.push_to_hub and state.is_main_process:
-            folder = output_dir / ("lora" if options.lora_rank else "pipeline")
+            folder = output_dir / ("lora" if options.leaves_adapter else "pipeline")
             say(f"pushed to {push_folder(folder, hub_id, private=options.hub_private)}")
     return outcome
 

@@ -182,7 +182,7 @@ class RunOptions(
             raise ValueError("concepts names a file that says what to forget; omit concept, surrogate and siblings")
         if self.replay_prompt_dropout and self.fresh_samples:
             raise ValueError("replay_prompt_dropout: a model that draws fresh samples has no guidance; expected 0")
-        if self.save_single_file and not (self.lora_rank or is_single_file(self.model)):
+        if self.save_single_file and not (self.leaves_adapter or is_single_file(self.model)):
             raise ValueError(
                 "save_single_file writes the file again that --model is, or an adapter; expected a .safetensors or "
                 f".ckpt file, got {self.model}"

@@ -24,7 +24,7 @@ from sa_diffusers.runs.context import RunContext
 from sa_diffusers.runs.stages import stages_of
 from sa_diffusers.runs.stages.auto import choice_sections
 from sa_diffusers.runs.stages.fisher import FisherStage
-from sa_diffusers.runs.stages.train import TRAINED, start_of
+from sa_diffusers.runs.stages.train import TRAINED, made_by, start_of, starts_at_edit
 from sa_diffusers.training.strengths import offered
 
 
@@ -112,7 +112,7 @@ def write_results(context: RunContext, metrics: dict[str, Any]) -> None:
             base_model=options.model,
             concept=metrics["concept"],
             surrogate=_drawn_instead(context),
-            method=_method(context),
+            method=made_by(context),
             settings=_settings(context),
             metrics=metrics,
             images=["before_after.png"],
@@ -169,7 +169,8 @@ def _settings(context: RunContext) -> dict[str, Any]:
     said = {name: getattr(options, name) for name in names}
     said |= {f"forgotten before ({i})": said_of(record) for i, record in enumerate(context.forgotten, 1)}
     said |= {"note": context.warning} if context.warning else {}
-    said |= {"start": start_of(context)} if _starts_at_edit(context) else {}
+    said |= {"start": start_of(context)} if starts_at_edit(context) else {}
+    said |= {"finish": editor(options.edit).strength(options)} if options.finish else {}
     return said | {
         "ewc_lambda (authors' units, no 1/2)": options.ewc_lambda,
         "num_train_steps": history[-1]["step"] if history else 0,
@@ -194,7 +195,7 @@ def _notes(context: RunContext) -> list[str]:
     ]
     if not context.strength.trained:
         notes.append(f"The result is {context.strength}, chosen later; what training ended with is in {TRAINED}/.")
-    if context.options.lora_rank:
+    if context.options.leaves_adapter:
         notes.append("What was trained alone lies in lora/, to be loaded as an adapter; the pipeline has it fused in.")
     if context.preference is not None:
         judge = context.preference
@@ -209,15 +210,6 @@ def _told(numbers: dict[str, Any]) -> str:
     return ", ".join([numbers["concept"], *found])
 
 
-def _starts_at_edit(context: RunContext) -> bool:
-    return context.method.trains and "edit" in context.needs
-
-
-def _method(context: RunContext) -> str:
-    """Its name, with what has done a part of its work where it did not start at the model."""
-    return context.method.title + (f" from {editor(context.options.edit).title}" if _starts_at_edit(context) else "")
-
-
 def _drawn_instead(context: RunContext) -> str | None:
     """The surrogate; None for methods that lead away from the concept and towards nothing."""
     return context.surrogate if context.method.favours else None
@@ -228,7 +220,7 @@ def summary(context: RunContext, metrics: dict[str, Any]) -> str:
     surrogate, losses = _drawn_instead(context), [metrics[side].get("replay_loss") for side in ("before", "after")]
     favoured = f" in favour of “{surrogate}”" if surrogate else ""
     chosen = "" if context.strength.trained else f", at {context.strength}"
-    lead = f"Asked to forget “{context.concepts.name}”{favoured} by {_method(context)}{chosen}."
+    lead = f"Asked to forget “{context.concepts.name}”{favoured} by {made_by(context)}{chosen}."
     if "forget" in metrics["after"]:
         shares = [
             f"{name} {metrics['after'][name]['masked_mse'] / metrics['before'][name]['masked_mse'] - 1:+.0%}"

@@ -188,12 +188,25 @@ class MethodOptions(SeveralOptions):
         "EWC still holds to the model before the edit: --config bundled/digits_edit has settings for it. null: model.",
         otherwise="model",
     )
-    edit: str | None = option(None, "Whose edit that is: uce or speed, with its options; null: uce.", identity=False)
+    finish: Literal["edit"] | None = option(
+        None,
+        "What follows training: a closed-form edit of what it left, see --edit, in whole weights. Training from the "
+        "model takes a concept out of pictures that do not name it, the edit takes what its name still brings.",
+        identity=False,
+    )
+    edit: str | None = option(
+        None, "Whose edit is meant by start and finish: uce or speed, with its options; null: uce.", identity=False
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.lora_alpha is not None and self.lora_rank is None:
             raise ValueError("lora_alpha needs lora_rank; omit it, or give the rank of the adapters")
+
+    @property
+    def leaves_adapter(self) -> bool:
+        """Whether what was trained is kept as an adapter."""
+        return self.lora_rank is not None and self.finish is None
 
 
 @dataclass

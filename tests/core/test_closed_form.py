@@ -160,6 +160,25 @@ class TestRuns:
         with pytest.raises(ValueError, match="expected edit to be one of uce, speed, got 'esd-x'"):
             start(tmp_path / "other", edit="esd-x")
 
+    @pytest.mark.parametrize("lora_rank", [None, 2])
+    def test_it_may_end_with_an_edit_of_what_training_left(self, lora_rank, run_cheaply, start, shared, tmp_path):
+        options = {"start": "model", "learning_rate": 1e-2, "lora_rank": lora_rank} | shared
+        plain = start(tmp_path / "plain", **options)
+        titles = {"uce": "Unified Concept Editing", "speed": "SPEED"}
+        for edit in titles:
+            expected = run_cheaply(tmp_path / edit, model=str(plain.output_dir / "pipeline"), method=edit)
+            run = start(tmp_path / f"run-{edit}", finish="edit", edit=edit, **options)
+            assert not (run.output_dir / "lora").exists()
+            assert_close(state(run.pipeline.unet), state(expected.pipeline.unet), rtol=0, atol=0)
+            said = (run.output_dir / "pipeline" / "README.md").read_text()
+            assert f"by Selective Amnesia, then {titles[edit]}" in said and "finish" in said
+        assert "train" in start(run.output_dir, finish="edit", edit=edit, **options).metrics["seconds"]["reused"]
+        before, after = (state(one.pipeline.unet) for one in (plain, run))
+        assert {name.endswith(EDITED) for name in before if not torch.equal(before[name], after[name])} == {True}
+        for wrong in ({"method": "uce"}, {"snapshot_steps": [1]}, {"strength_sheet": True}, {"strength": 0.5}):
+            with pytest.raises(ValueError, match="finish: an edit follows training, and the result is whole weights"):
+                run_cheaply(tmp_path / "other", finish="edit", **wrong)
+
     @pytest.mark.parametrize("replay_target", ["model", "noise"])  # with "noise" EWC copies its anchor itself
     @pytest.mark.slow
     def test_training_goes_on_from_there(self, replay_target, start, shared, edited, tmp_path):

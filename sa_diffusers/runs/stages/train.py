@@ -63,6 +63,8 @@ class TrainStage(Stage[History]):
             said |= {"surrogate": concepts.each("surrogate") if concepts.surrogate_kind == "prompt" else None}
             said |= {"siblings": concepts.each("siblings"), "prompts": context.artifacts["prompts"].fingerprint}
             said |= context.computed_in
+            if options.finish:
+                said |= {"finish": EditStage().content(context)}
             if context.adapters:
                 said |= {"after": [file_hash(file) for file in context.adapters]}
             if context.chain and not options.chain_memory:
@@ -82,12 +84,14 @@ class TrainStage(Stage[History]):
             family.edit(context.value("edit"))
         if state.is_main_process and not each:
             shutil.rmtree(self.home / "lora", ignore_errors=True)  # of what --overwrite replaces
-            if options.lora_rank:
+            if options.leaves_adapter:
                 kohya = self.home / LORA_FILE if options.save_single_file else None
                 save_lora(family, self.home / "lora", options.dtype, kohya)
         with unquantized(family.module, options.quantize_base):
             if options.lora_rank:
                 fuse_lora(family.module)
+            if options.finish:  # of the maps as they are now
+                family.edit(EditStage.editor(context).edit(context))
             if state.is_main_process:
                 # Saved before it is judged: whatever happens there, the result is not lost.
                 saved, records = (options.dtype, options.save_variant), [*context.forgotten, *records_of(context)]
@@ -119,6 +123,7 @@ class TrainStage(Stage[History]):
         said += [f"beside {len(context.adapters)} kept"] if context.adapters else []
         said += [f"from {start_of(context)}"] if "edit" in context.needs else []
         said += [f"lambda {options.ewc_lambda:g}"] if options.ewc_lambda else []
+        said += [f"then {editor(options.edit).strength(options)}"] if options.finish else []
         return ", ".join(said)
 
     def passes(self, context: RunContext) -> float:
@@ -158,6 +163,17 @@ def start_of(context: RunContext) -> str:
     """What training starts from, in words, where that is an edit."""
     rank = context.options.lora_rank
     return editor(context.options.edit).strength(context.options) + (f", its best part of rank {rank}" if rank else "")
+
+
+def starts_at_edit(context: RunContext) -> bool:
+    return context.method.trains and "edit" in context.needs
+
+
+def made_by(context: RunContext) -> str:
+    """The method's name, with the edit that has done a part of its work."""
+    edit = editor(context.options.edit).title
+    started = f" from {edit}" if starts_at_edit(context) else ""
+    return context.method.title + started + (f", then {edit}" if context.options.finish else "")
 
 
 def forget_by_training(context: RunContext) -> History:
