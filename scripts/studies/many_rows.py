@@ -36,6 +36,7 @@ AT_ONCE = {
     "mixture": MIXTURE,
     "model": MODEL | {"ewc_lambda": 0.5},
     "model, no EWC": MODEL | {"ewc_lambda": 0.0},
+    "model, then edit": MODEL | {"ewc_lambda": 0.0, "finish": "edit"},
     "uce": UCE,
     "uce, scale 1": UCE | {"uce_erase_scale": 1.0},
     "speed": SPEED,
@@ -70,7 +71,7 @@ CHAINS = {
 }
 # Each from the last result, which is all that it knows.
 REPEATED = {
-    "plain": SHORT | MODEL | {"method": "finetune"},
+    "plain": SHORT | MODEL | {"method": "finetune", "replay_weight": 0.0},
     "recipe anew": SHORT,
     "uce repeated": UCE,
     "speed repeated": SPEED,
@@ -80,7 +81,7 @@ CORE = [
     *(
         f"at once, {what}: {name}"
         for what in ("1", "3", "6", "digits and inks")
-        for name in ("original", "recipe", "model", "model, no EWC", "uce", "speed")
+        for name in ("original", "recipe", "model", "model, no EWC", "model, then edit", "uce", "speed")
     ),
     *(
         f"in turn: {name}"

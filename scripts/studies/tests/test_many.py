@@ -14,7 +14,7 @@ from sa_diffusers.io.bundled import resolve
 from sa_diffusers.io.loading import load_pipeline
 from sa_diffusers.methods import base
 from studies.many import ManyConfig, Study, copy_drawn, run_study, unit_fisher
-from studies.many_rows import CHAINS, CORE, DIGITS
+from studies.many_rows import AT_ONCE, CHAINS, CORE, DIGITS, REPEATED
 from studies.many_tables import tables
 from studies.projection import PROJECTED, projections_of
 
@@ -35,8 +35,9 @@ def test_every_row_is_another_and_its_options_are_known():
     study = Study(ManyConfig(), 0)
     names = [name for name, _ in study.rows()]
     assert len(set(names)) == len(names) and set(CORE) <= set(names)
-    runs = [study.options([DIGITS["seven"]], changes) for changes in CHAINS.values()]
-    assert len({str(vars(config)) for config in runs}) == len(CHAINS)
+    for kind in (CHAINS, AT_ONCE, REPEATED):
+        runs = [study.options([DIGITS["seven"]], changes) for changes in kind.values()]
+        assert len({str(vars(config)) for config in runs}) == len(kind)
     quick = Study(ManyConfig(quick=True), 0).options([DIGITS["seven"]], {"num_train_steps": 80})
     seven, eight = [DIGITS["seven"]], [DIGITS["eight"]]
     folders = [study.folder(seven, {}), study.folder(seven, {"num_train_steps": 80}), study.folder(eight, {})]
