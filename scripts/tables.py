@@ -73,12 +73,20 @@ def flow_fisher() -> str:
 
 def flow_methods() -> str:
     """Methods side by side on the bundled flow, a table a concept."""
-    if not is_there("flow_methods"):
+    return side_by_side("flow_methods", "digits_flow")
+
+
+def finish() -> str:
+    """Training that ends with an edit, beside training that starts at one."""
+    return side_by_side("finish", "digits")
+
+
+def side_by_side(name: str, specs: str) -> str:
+    """A table of methods a concept, of a methods.json."""
+    if not is_there(name):
         return "Not measured yet."
-    specs = ROOT / "configs" / "paper" / "digits_flow"
-    return "\n".join(
-        methods_table(read_spec(specs / f"{name}.yaml"), rows) for name, rows in read("flow_methods").items()
-    )
+    folder = ROOT / "configs" / "paper" / specs
+    return "\n".join(methods_table(read_spec(folder / f"{key}.yaml"), rows) for key, rows in read(name).items())
 
 
 def attacks() -> str:
@@ -262,6 +270,7 @@ TABLES: dict[str, Callable[[], str]] = {
         flow_paths,
         flow_fisher,
         flow_methods,
+        finish,
         theorem_bound,
         theorem_objective,
         i2i_rows,
