@@ -50,6 +50,8 @@ def choose(run: Path, kind: str, value: float) -> "Outcome":
         raise ValueError(f"expected the folder of a finished run, got {run}")
     anew = {"output_dir": str(run), "overwrite": False, "push_to_hub": False, "strength": None}
     config = config_from_dict(ForgetConfig, values | anew)
+    if config.finish:
+        raise ValueError(f"{run} ended with an edit, which is whole or not there; expected a run without --finish")
     there = {(one.kind, one.value): one for one in offered(config)}
     if (kind, value) not in there:
         known = ", ".join(f"--{one}" for one in there.values())

@@ -13,6 +13,7 @@ from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.closed_form import ClosedFormEdit
 from sa_diffusers.core.concepts import Concepts
 from sa_diffusers.core.objectives import LowRankChange, Objective
+from sa_diffusers.data.concepts import check_surrogate
 from sa_diffusers.data.picture_groups import PictureGroup
 from sa_diffusers.families import CAPABILITIES, Family
 from sa_diffusers.training.lora import WithoutLora
@@ -109,6 +110,8 @@ class Method:
             raise ValueError(f"{self.name} forgets words or classes, this model completes pictures; pass {fitting}")
         if self.trains and context.options.finish:
             require(context.family, "finish: an edit", "text_maps")
+            for concept in context.concepts:
+                check_surrogate(concept, may_be_empty=True)
             editor(context.options.edit).check(context)
 
     def training_passes(self, options: Any) -> float:

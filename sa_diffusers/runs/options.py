@@ -147,7 +147,10 @@ class SharingOptions(Options):
         identity=False,
     )
     push_to_hub: bool = option(
-        False, "Push the pipeline, or with lora_rank the adapter, when all is done.", identity=False, everyday=True
+        False,
+        "Push the pipeline, or with lora_rank and no finish the adapter, when all is done.",
+        identity=False,
+        everyday=True,
     )
     hub_model_id: str | None = option(
         None, "Repository to push to; null: <base model's name>-without-<concept>.", identity=False
@@ -226,7 +229,10 @@ class RunOptions(
             (find_spec("bitsandbytes") is None, 'needs bitsandbytes: pip install -c constraints.txt -e ".[8bit]"'),
             (self.lora_rank is None, "such weights cannot be trained; pass a lora_rank"),
             (self.fisher_layers == "all", "has no room for the Fisher of all weights; pass fisher_layers trained"),
-            (self.start == "edit" or self.after, f"an edit, and a run to go on after, are of {kept}; omit it"),
+            (
+                "edit" in (self.start, self.finish) or self.after,
+                f"edits, and runs to go on after, are of {kept}; omit it",
+            ),
             (self.strength_sheet or self.strength or self.snapshot_steps, f"other strengths are of {kept}; omit them"),
         ):
             if wrong:

@@ -10,6 +10,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from torch.testing import assert_close
 
+from sa_diffusers.cli.choose import choose
 from sa_diffusers.core.closed_form import ClosedFormEdit, closed_form_edit, start_from_edit
 from sa_diffusers.core.objectives import LowRankChange
 from sa_diffusers.families.base import select_parameters
@@ -175,6 +176,10 @@ class TestRuns:
         assert "train" in start(run.output_dir, finish="edit", edit=edit, **options).metrics["seconds"]["reused"]
         before, after = (state(one.pipeline.unet) for one in (plain, run))
         assert {name.endswith(EDITED) for name in before if not torch.equal(before[name], after[name])} == {True}
+        with pytest.raises(ValueError, match="ended with an edit, which is whole or not there"):
+            choose(run.output_dir, "scale", 0.5)
+        with pytest.raises(ValueError, match="no surrogate is known for 'cat'"):
+            run_cheaply(tmp_path / "other", finish="edit", method="esd-x", concept="cat", surrogate=None)
         for wrong in ({"method": "uce"}, {"snapshot_steps": [1]}, {"strength_sheet": True}, {"strength": 0.5}):
             with pytest.raises(ValueError, match="finish: an edit follows training, and the result is whole weights"):
                 run_cheaply(tmp_path / "other", finish="edit", **wrong)

@@ -1,5 +1,6 @@
 """The model itself as a judge between two conditions, against a loop over pictures, times and noise."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,7 @@ from sa_diffusers.evaluation.judges.clip import Clip, zero_shot
 from sa_diffusers.evaluation.judges.preference import DRAWS, PREFERENCE, ClipPreferenceJudge, PreferenceJudge
 from sa_diffusers.evaluation.prompt_sets import Candidate, PromptSet
 from sa_diffusers.families import get_family
+from sa_diffusers.runs.options import ForgetConfig
 from sa_diffusers.runs.stages.fisher import changed_names
 from sa_diffusers.training.lora import add_lora, fuse_lora
 
@@ -94,10 +96,11 @@ def test_clip_chooses_between_the_two_names(tiny_tokenizer, tmp_path, concepts):
 
 
 def test_where_other_adapters_are_fused_the_whole_model_is_copied(tiny_pipeline):
-    options = SimpleNamespace(lora_rank=2, train_scope="full", lora_targets="attention")
+    options = ForgetConfig(concept="seven", lora_rank=2, train_scope="full", lora_targets="attention")
     alone = SimpleNamespace(options=options, family=get_family(tiny_pipeline()), adapters=[], merge=None)
     names = changed_names(alone)
     assert names and all(name.endswith(".weight") for name in names)
     for other in ({"adapters": ["one.safetensors"]}, {"merge": object()}):
         assert changed_names(SimpleNamespace(**vars(alone) | other)) is None
-    assert changed_names(SimpleNamespace(**vars(alone) | {"options": SimpleNamespace(lora_rank=None)})) is None
+    for other in ({"lora_rank": None}, {"finish": "edit"}):
+        assert changed_names(SimpleNamespace(**vars(alone) | {"options": replace(options, **other)})) is None

@@ -295,7 +295,8 @@ def help_of(name: str) -> str:
             del os.environ["COLUMNS"]
         else:
             os.environ["COLUMNS"] = columns
-    return printed.replace(str(ROOT), "<root>")  # in defaults that lie in the package
+    # In defaults that lie in the package, which are wrapped by the length of where that is.
+    return re.sub(r"\(default:\s+<root>", "(default: <root>", printed.replace(str(ROOT), "<root>"))
 
 
 def options_in(text: str) -> set[str]:

@@ -3,7 +3,7 @@
 import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -118,9 +118,11 @@ class TextToImageFamily(Family):
         """Encode the prompts that have not been yet, always as many at once, filled up with empty ones: a kernel is
         chosen by shape, and an embedding must not depend on what was encoded before, as after resuming."""
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._encoded]
+        if not new:
+            return
         size = sum(parameter.numel() for encoder in self.text_encoders for parameter in encoder.parameters())
         count = min(PROMPTS_AT_ONCE, PARAMETERS_AT_ONCE // size) or 1
-        with self.encoders_at_hand() if new else nullcontext():
+        with self.encoders_at_hand():
             for part in (new[start : start + count] for start in range(0, len(new), count)):
                 found = to(self.encode_prompts([*part, *[""] * (count - len(part))]), "cpu")
                 self._encoded |= {prompt: take(found, [row]) for row, prompt in enumerate(part)}

@@ -21,7 +21,8 @@ class Reader:
     Args:
         length: tokens that it reads.
         frame: ids of those that stand before and after a prompt's own.
-        cuts: read what it has room for of a longer template, as it does of a prompt; else that raises ValueError.
+        cuts: read what it has room for of a longer template, as it does of a prompt, where no place is in that; else
+            ValueError is raised.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class Reader:
             ids += filler * self.places + piece
             slots += [*range(self.places), *[-1] * len(piece)]
         room = self.length - len(self.last)
-        if len(ids) > room and not self.cuts:
+        if len(ids) > room and not (self.cuts and max(slots[:room]) < 0):
             raise ValueError(
                 f"the template {template!r} comes to {len(ids) + len(self.last)} tokens with {self.places} in the "
                 f"place of {{}}; the text encoder reads {self.length}: shorten it or pass a smaller num_tokens"
@@ -114,7 +115,8 @@ class TemplateEncoder:
     and counts as one token. With the tables' rows of a word's tokens the result is that of the word.
 
     Raises:
-        ValueError: a template without {}, or longer than the first text encoder reads, which would cut it.
+        ValueError: a template without {}, or longer than is read by a text encoder that reads the place, which would
+            cut it.
     """
 
     def __init__(self, family: Family, templates: Sequence[str], num_vectors: int):
@@ -183,7 +185,7 @@ class TemplateEncoder:
             for reader, part in zip(self.readers, vectors.split(self.widths, dim=1), strict=True):
                 reader.filled(part, list(rows), hooks)
             for reader in self.others:
-                reader.filled(reader.table[:1], list(rows), hooks)
+                reader.filled(reader.table[:1].to(self.device), list(rows), hooks)
             return self.family.encode_prompts(["a"] * len(rows))  # what it says is replaced
 
 

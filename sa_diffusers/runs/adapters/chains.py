@@ -129,8 +129,8 @@ def _merge(
     run, values = links[-1], links[-1].options
     if bare := [link.folder for link in links if not link.adapters]:
         raise ValueError(
-            f"{bare[0]} left no adapters, which could be left out: expected a run with --lora_rank; forget what shall "
-            "stay forgotten anew"
+            f"{bare[0]} left no adapters, which could be left out: expected a run with --lora_rank and no --finish; "
+            "forget what shall stay forgotten anew"
         )
     adapters = {file: names for link in links for file, names in link.adapters.items()}
     files = {file: names for file, names in adapters.items() if set(names) & set(kept)}

@@ -142,7 +142,7 @@ def trained_names(context: RunContext) -> list[str]:
 def changed_names(context: RunContext) -> list[str] | None:
     """All weights that this run will change, where those are its adapters' alone; None: it may be any."""
     others = context.adapters or context.merge is not None
-    return trained_names(context) if context.options.lora_rank and not others else None
+    return trained_names(context) if context.options.leaves_adapter and not others else None
 
 
 def belongs_to(context: RunContext) -> dict:

@@ -66,7 +66,7 @@ class ChoiceStage(Stage[None]):
         if options.save_single_file and is_single_file(options.model):
             save_single_file(Path(options.model), family.module, folder / SINGLE_FILE)
         shutil.rmtree(folder / "lora", ignore_errors=True)  # of what --overwrite replaces
-        if options.lora_rank:
+        if options.leaves_adapter:
             _save_scaled(folder / TRAINED / "lora", folder / "lora", strength.value)
 
     def load(self, context: RunContext) -> None:

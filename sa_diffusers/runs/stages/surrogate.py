@@ -12,6 +12,7 @@ from sa_diffusers.data.images import image_paths, load_image
 from sa_diffusers.data.replay import concept_captions, surrogate_requests
 from sa_diffusers.data.sample_set import SampleSet, surrogate_from_images, uniform_noise
 from sa_diffusers.data.sampling import Request, draw_samples, remove_parts
+from sa_diffusers.io.artifacts import DamagedFile
 from sa_diffusers.io.stages import Stage
 from sa_diffusers.runs.context import RunContext
 from sa_diffusers.runs.stages.samples import (
@@ -21,6 +22,9 @@ from sa_diffusers.runs.stages.samples import (
     drawn_before,
     save_with_sheet,
 )
+
+
+DRAWN = ("prompt", "concept")  # kinds of what is drawn by the model
 
 
 class SurrogateStage(Stage[SampleSet]):
@@ -79,8 +83,8 @@ class SurrogateStage(Stage[SampleSet]):
         return f"{self._count(context)} pictures" + (f", {there} of them drawn before" if there else "") + f": {shown}"
 
     def passes(self, context: RunContext) -> float:
-        drawn = self._kind(context) in ("prompt", "concept")
-        return drawing_passes(context, self._left(context) if drawn else 0, context.options.guidance_scale)
+        left = self._left(context) if self._kind(context) in DRAWN else 0
+        return drawing_passes(context, left, context.options.guidance_scale)
 
     def amount(self, context: RunContext) -> tuple[int, str]:
         return self._count(context), "images"
@@ -93,13 +97,12 @@ class SurrogateStage(Stage[SampleSet]):
         return concept_captions(context.templates, context.concepts, self._count(context), context.options.seed)
 
     def _left(self, context: RunContext) -> int:
-        """Pictures that a chain's last run has not drawn."""
-        known = drawn_before(self, context)
-        return (
-            sum(request.fingerprint not in known for request in self.requests(context))
-            if known
-            else self._count(context)
-        )
+        """Pictures that are still to be made: a chain's last run may have drawn others."""
+        try:
+            known = drawn_before(self, context) if self._kind(context) in DRAWN else {}
+        except DamagedFile:  # which matters to no plan
+            known = {}
+        return sum(one.fingerprint not in known for one in self.requests(context)) if known else self._count(context)
 
     def _count(self, context: RunContext) -> int:
         return max(1, round(self.share * context.options.num_surrogate_samples))

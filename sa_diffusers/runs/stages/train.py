@@ -64,7 +64,7 @@ class TrainStage(Stage[History]):
             said |= {"siblings": concepts.each("siblings"), "prompts": context.artifacts["prompts"].fingerprint}
             said |= context.computed_in
             if options.finish:
-                said |= {"finish": EditStage().content(context)}
+                said |= {"finish": EditStage().key(context)}
             if context.adapters:
                 said |= {"after": [file_hash(file) for file in context.adapters]}
             if context.chain and not options.chain_memory:
@@ -143,7 +143,7 @@ def records_of(context: RunContext) -> list[dict]:
     """What forgotten.json says of this run, a record a concept."""
     method, options = context.method, context.options
     common = {
-        "method": method.title,
+        "method": method.title + finished(context),
         "model": public_name(options.model),
         "revision": commit_of(options.model, options.revision),
         "before": context.artifacts["model"].fingerprint,
@@ -171,9 +171,12 @@ def starts_at_edit(context: RunContext) -> bool:
 
 def made_by(context: RunContext) -> str:
     """The method's name, with the edit that has done a part of its work."""
-    edit = editor(context.options.edit).title
-    started = f" from {edit}" if starts_at_edit(context) else ""
-    return context.method.title + started + (f", then {edit}" if context.options.finish else "")
+    started = f" from {editor(context.options.edit).title}" if starts_at_edit(context) else ""
+    return context.method.title + started + finished(context)
+
+
+def finished(context: RunContext) -> str:
+    return f", then {editor(context.options.edit).title}" if context.options.finish else ""
 
 
 def forget_by_training(context: RunContext) -> History:
