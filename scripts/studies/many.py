@@ -245,6 +245,7 @@ def run_study(config: ManyConfig) -> dict[str, dict[str, Judged]]:
             asked = any(text == name if text in names else text in name for text in config.rows or CORE)
             if asked and str(seed) not in found.get(name, {}):
                 found.setdefault(name, {})[str(seed)] = make()
+                there["rows"] = found = {row: found[row] for row in names if row in found}  # whenever they were made
                 write_json(there, path)
                 write_text(tables(found), path.with_name("study.md"))
     return found
