@@ -28,8 +28,7 @@ MODEL: dict[str, Any] = {
     "lr_scheduler": "constant_with_warmup",
 }  # fmt: skip
 UCE = BARE | {"method": "uce"}
-# Of the thresholds the one that does best here: of three digits 0.1, its paper's for one concept, keeps half of the
-# others, and 0.001 forgets half.
+# Its paper's threshold for one concept, 0.1, keeps half of the others when three digits go.
 SPEED = BARE | {"method": "speed", "speed_threshold": 0.01}
 AT_ONCE = {
     "recipe": RECIPE,

@@ -25,7 +25,6 @@ from sa_diffusers.core.seeding import seeded
 from sa_diffusers.families import get_family
 from sa_diffusers.families.plain_parts import unfused
 from sa_diffusers.families.samplers import make_scheduler
-from sa_diffusers.families.text_to_image import family as family_module
 from sa_diffusers.families.text_to_image.template_encoder import TemplateEncoder
 from sa_diffusers.io.loading import check_model, load_pipeline
 from sa_diffusers.methods.uce import edit_of_prompts
@@ -214,21 +213,16 @@ def test_the_loss_and_its_gradient_are_the_training_scripts(exact):
     assert_close(found, expected, rtol=1e-4, atol=1e-6)  # of prompts encoded in float32
 
 
-@pytest.mark.parametrize("parameters_at_once", [0, family_module.PARAMETERS_AT_ONCE])
-def test_prompts_are_encoded_in_batches_of_one_size_whatever_was_encoded_before(
-    family, parameters_at_once, monkeypatch
-):
+def test_a_prompt_is_encoded_alone_whatever_was_encoded_before(family):
     """As after resuming: which kernel adds up a batch depends on its size."""
-    monkeypatch.setattr(family_module, "PARAMETERS_AT_ONCE", parameters_at_once)  # as of large text encoders
-    count, sizes = family_module.PROMPTS_AT_ONCE if parameters_at_once else 1, []
+    sizes = []
     hooks = [e.register_forward_hook(lambda _, __, out: sizes.append(len(out[0]))) for e in family.text_encoders]
     again = get_family(family.pipeline, sampler="pipeline")
     first = again.embed(PROMPTS[:1])
     resumed, whole = again.embed(PROMPTS), family.embed(PROMPTS)
     for hook in hooks:
         hook.remove()
-    batches = 3 if parameters_at_once else 2 * len(PROMPTS)  # one for each call of embed
-    assert sizes == [count] * batches * len(hooks)
+    assert sizes == [1] * 2 * len(PROMPTS) * len(hooks)
     for part, tensor in family.text_parts(whole).items():
         assert_close(family.text_parts(resumed)[part], tensor, rtol=0, atol=0)
         assert_close(family.text_parts(first)[part], tensor[:1], rtol=0, atol=0)

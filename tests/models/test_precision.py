@@ -147,7 +147,7 @@ class TestFamily:
         family.prepare(asked)
         family.draw(asked[:1], [0], 2.0, 1)  # the empty prompt is new
         family.batch(torch.zeros(2, 4, 8, 8), asked)
-        assert len(calls) == 2
+        assert len(calls) == 3
 
 
 class TestFisher:

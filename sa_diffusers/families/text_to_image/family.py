@@ -3,7 +3,7 @@
 import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,7 +13,7 @@ from diffusers.utils import convert_state_dict_to_kohya
 from torch import Generator, Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from sa_diffusers.core.batches import Batch, cat, map_tensors, take, to
+from sa_diffusers.core.batches import Batch, cat, map_tensors, to
 from sa_diffusers.core.closed_form import ClosedFormEdit
 from sa_diffusers.core.conditions import Condition, texts
 from sa_diffusers.core.losses import DiffusionLoss, Loss
@@ -25,7 +25,6 @@ from sa_diffusers.io.hub import read_part
 from sa_diffusers.models.precision import autocast_forward, on_device
 
 
-PROMPTS_AT_ONCE, PARAMETERS_AT_ONCE = 16, 2**28  # prompts, and times the text encoders' parameters: less of large ones
 PIXELS_AT_ONCE = 2**20  # that the VAE takes; four pictures of 512 x 512 need 3.2 GB beside the UNet in float32
 
 
@@ -48,7 +47,6 @@ class TextToImageFamily(Family):
     limits: ClassVar[Mapping[str, int]] = {}  # tokens of a prompt, by tokenizers that read other than the first does
     sequence: ClassVar[tuple[str, ...]] = ("tokenizer",)  # whose tokens' embeddings stand one after the other
     latent_pixels = property(lambda self: self.pipeline.vae_scale_factor)  # in its height
-    resolution = property(lambda self: self.latent_shape[-1] * self.latent_pixels)  # height of what it was trained for
 
     def __init__(
         self, pipeline: DiffusionPipeline, sampler: str | None = None, compute_dtype: torch.dtype | None = None
@@ -67,13 +65,18 @@ class TextToImageFamily(Family):
         raise NotImplementedError
 
     def drawing_pipeline(self, cls: type[DiffusionPipeline], **options: Any) -> DiffusionPipeline:
-        """One that takes embeddings and returns latents: with other parts it would compute where the first of them is,
-        and cast embeddings to the precision of a text encoder."""
+        """One that takes embeddings and returns latents: with other parts it would compute where the first of them
+        is, and cast embeddings to the precision of a text encoder."""
         parts = [name for name, one in inspect.signature(cls).parameters.items() if one.default is one.empty]
         drawing = cls(**dict.fromkeys(parts) | {self.component: self.module, "scheduler": self.sampler}, **options)
         drawing.vae_scale_factor = self.pipeline.vae_scale_factor
         drawing.set_progress_bar_config(disable=True)
         return drawing
+
+    @property
+    def resolution(self) -> int:
+        """Height and width, in pixels, that the model was trained for."""
+        return self.latent_shape[-1] * self.latent_pixels
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -115,17 +118,11 @@ class TextToImageFamily(Family):
 
     @torch.no_grad()
     def _encode(self, prompts: Sequence[str]) -> None:
-        """Encode the prompts that have not been yet, always as many at once, filled up with empty ones: a kernel is
-        chosen by shape, and an embedding must not depend on what was encoded before, as after resuming."""
+        """Encode the prompts that have not been yet, one by one: a kernel is chosen by the shape of what it is given,
+        and a prompt's embedding must not depend on which others were encoded before, as after resuming."""
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._encoded]
-        if not new:
-            return
-        size = sum(parameter.numel() for encoder in self.text_encoders for parameter in encoder.parameters())
-        count = min(PROMPTS_AT_ONCE, PARAMETERS_AT_ONCE // size) or 1
-        with self.encoders_at_hand():
-            for part in (new[start : start + count] for start in range(0, len(new), count)):
-                found = to(self.encode_prompts([*part, *[""] * (count - len(part))]), "cpu")
-                self._encoded |= {prompt: take(found, [row]) for row, prompt in enumerate(part)}
+        with self.encoders_at_hand() if new else nullcontext():
+            self._encoded |= {prompt: to(self.encode_prompts([prompt]), "cpu") for prompt in new}
 
     @contextmanager
     def encoders_at_hand(self) -> Iterator[None]:
@@ -185,8 +182,8 @@ class TextToImageFamily(Family):
     def _arguments(self, embedded: Batch, prefix: str = "") -> dict[str, Tensor]:
         """What a pipeline's call takes for an encoded prompt, in the precision of the weights, not of the encoders."""
         named = {"tokens": f"{prefix}prompt_embeds", "pooled": f"{prefix}pooled_prompt_embeds"}
-        parts = self.text_parts(embedded)
-        return {named[part]: tensor.to(self.device, self.module.dtype) for part, tensor in parts.items()}
+        found = self.text_parts(embedded).items()
+        return {named[part]: tensor.to(self.device, self.module.dtype) for part, tensor in found}
 
     def drawing_options(self, guidance_scale: float, num_inference_steps: int) -> dict[str, Any]:
         """What it is called with besides."""
@@ -209,15 +206,14 @@ class TextToImageFamily(Family):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         shift, scale = self._affine(latents)
-        count = max(1, PIXELS_AT_ONCE // (self.latent_pixels**2 * latents[0, 0].numel()))
-        parts = (latents / scale + shift).split(count)
+        parts = (latents / scale + shift).split(self._images_at_once(self.latent_pixels**2 * latents[0, 0].numel()))
         with self._vae() as vae:
             moved = (part.to(vae.device, vae.dtype) for part in parts)
             return torch.cat([vae.decode(part).sample.float().clamp(-1, 1).cpu() for part in moved])
 
     @torch.no_grad()
     def encode(self, images: Tensor, generator: Generator) -> Tensor:
-        parts = images.split(max(1, PIXELS_AT_ONCE // images.shape[-2:].numel()))
+        parts = images.split(self._images_at_once(images.shape[-2:].numel()))
         with self._vae() as vae:
             found = [vae.encode(part.to(vae.device, vae.dtype)) for part in parts]
         if hasattr(found[0], "latent_dist"):
@@ -227,6 +223,10 @@ class TextToImageFamily(Family):
             latents = torch.cat([part.latents for part in found])
         shift, scale = self._affine(latents)
         return ((latents - shift) * scale).float().cpu()
+
+    @staticmethod
+    def _images_at_once(pixels: int) -> int:
+        return max(1, PIXELS_AT_ONCE // pixels)
 
     def batch(self, latents: Tensor, conditions: Sequence[Condition]) -> Batch:
         return {"sample": latents} | map_tensors(self.embed(texts(conditions)), Tensor.float)
