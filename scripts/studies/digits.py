@@ -39,6 +39,7 @@ CONCEPTS = {
 # part: {row: overrides of configs/digits.yaml}
 PARTS: dict[str, dict[str, dict]] = {
     "default": {f"default, seed {seed}": {"seed": seed} for seed in range(3)},
+    "weights": {f"all weights, seed {seed}": FULL | {"seed": seed} for seed in range(3)},
     # Noise leaves the classifier guessing even where EWC and replay hold more, and so costs the others less. The worst
     # of nine classes is a noisy number of 100 pictures each: here it gets 200.
     "noise": {f"noise, seed {seed}": NOISE | FIRM | {"eval_images_class": 200, "seed": seed} for seed in range(3)},
@@ -128,7 +129,7 @@ def write_study(output_dir: Path) -> str:
                 results.setdefault(part, {})[row] = json.loads((folder / "metrics.json").read_text())
                 if part in ("default", "noise", "ablations") and "seed 1" not in row and "seed 2" not in row:
                     histories[row] = json.loads((folder / "history.json").read_text())
-    text = "".join(f"\n### {part}\n\n{_table(rows)}\n" for part, rows in results.items())
+    text = "".join(f"\n### {part}\n\n{table(rows)}\n" for part, rows in results.items())
     write_json(results, output_dir / "study.json")
     with atomic_path(output_dir / "study.md") as temporary:
         temporary.write_text(text)
@@ -137,8 +138,8 @@ def write_study(output_dir: Path) -> str:
     return text
 
 
-def _table(rows: dict[str, dict]) -> str:
-    """A row a run, each cell before → after."""
+def table(rows: dict[str, dict]) -> str:
+    """Markdown of a part: a row a run, each cell before → after."""
     cells = [
         [row, *(cell(metrics, key) for key in COLUMNS), f"{metrics['seconds']['train']:.0f}"]
         for row, metrics in rows.items()

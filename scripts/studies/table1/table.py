@@ -247,19 +247,17 @@ def mean_and_spread(found: dict[str, Any], key: str) -> str:
     return f"{fmean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
 
 
-def markdown(table: Table, found: dict[str, dict[str, Any]]) -> str:
+def markdown(found: dict[str, Any]) -> str:
     """One line a row, mean ± standard deviation over classifiers; the floor that noise should come to last."""
     overlap = ("frechet_distance", "precision", "recall", "coverage")
     rows = []
-    for name, row in found.items():
+    for row in found["rows"].values():
         seconds = f"{row['seconds']['train']:.0f}" if row["seconds"] else "–"
         measured = [mean_and_spread(row, key) for key in MEASURES] + [f"{row[key]:.3f}" for key in overlap]
-        rows.append([title(table, name), *measured, row["steps"], seconds])
-    floor = [mean_and_spread(next(iter(found.values())), key) for key in FLOORS]
-    held_out = compare(table.trained_on, table.real_features("test"), table.seed)
-    rows.append(
-        ["held-out real images", *["–"] * len(MEASURES), *(f"{held_out[key]:.3f}" for key in overlap), "–", "–"]
-    )
+        rows.append([row["title"], *measured, row["steps"], seconds])
+    floor = [mean_and_spread(next(iter(found["rows"].values())), key) for key in FLOORS]
+    held_out = [f"{found['held_out'][key]:.3f}" for key in overlap]
+    rows.append(["held-out real images", *["–"] * len(MEASURES), *held_out, "–", "–"])
     columns = ["row", *MEASURES.values(), "Frechet distance", "precision", "recall", "coverage", "steps", "training s"]
     rows.append(["pure noise", *floor, *["–"] * (len(columns) - 3)])
     return markdown_table(columns, rows) + "\n"
@@ -273,10 +271,12 @@ def make_table(table: Table) -> str:
     """
     order = sorted(table.rows, key=lambda name: (name != "original", name != REFERENCE))  # others share its files
     found = {name: judge_row(table, name, run_row(table, name)) for name in order}
-    found = {name: found[name] for name in table.rows}
-    write_json(found, table.folder / "table1.json")
-    text = markdown(table, found)
+    rows = {name: {"title": title(table, name)} | found[name] for name in table.rows}
+    held_out = compare(table.trained_on, table.real_features("test"), table.seed)
+    result = {"rows": rows, "held_out": held_out}
+    write_json(result, table.folder / "table1.json")
+    text = markdown(result)
     with atomic_path(table.folder / "table1.md") as temporary:
         temporary.write_text(text)
-    draw_figures(table.folder, table.concept, {name: title(table, name) for name in found})
+    draw_figures(table.folder, table.concept, {name: row["title"] for name, row in rows.items()})
     return text

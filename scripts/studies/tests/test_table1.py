@@ -30,7 +30,7 @@ from sa_diffusers.io.loading import load_pipeline
 from sa_diffusers.runs.base.labelled import ClassConditionalConfig
 from sa_diffusers.runs.forget import run_forgetting
 from scripts import paper_table
-from studies.table1.table import Table, judge_row, make_table, mean_and_spread, read_rows, run_row
+from studies.table1.table import Table, judge_row, make_table, markdown, mean_and_spread, read_rows, run_row
 
 
 ROOT = Path(__file__).parents[3]
@@ -119,7 +119,9 @@ def test_a_table_is_written_with_a_line_a_row(made):
         "SA, 500 replay samples, λ = 0.01", "held-out real images", "pure noise",
     ]  # fmt: skip
     assert len({line.count("|") for line in lines}) == 1
-    found = json.loads((table.folder / "table1.json").read_text())
+    result = json.loads((table.folder / "table1.json").read_text())
+    assert markdown(result) == text
+    found = result["rows"]
     assert list(found) == list(ROWS)
     for row in found.values():
         assert [row["num_images"][kind] for kind in ("concept", "retained", "real")] == [6, 18, 18]
@@ -166,7 +168,7 @@ def test_a_model_that_never_saw_the_class_keeps_its_label(made):
 def test_the_numbers_are_those_of_the_pictures_of_a_slow_loop(made):
     """The Frechet distance on the first classifier's features, of images drawn one at a time."""
     table, _ = made
-    found = json.loads((table.folder / "table1.json").read_text())["lambda_10"]
+    found = json.loads((table.folder / "table1.json").read_text())["rows"]["lambda_10"]
     judge = load_classifier(table.classifiers[0])
     family = get_family(
         load_pipeline(str(table.folder / "lambda_10" / "pipeline"), None, None, "float32"), sampler="ddim"
@@ -297,7 +299,7 @@ def test_the_script_makes_the_table_of_small_digits(tmp_path, monkeypatch, capsy
     paper_table.main()
     folder = tmp_path / "out" / "digits8x8"
     assert (folder / "table1.md").read_text() in capsys.readouterr().out
-    found = json.loads((folder / "table1.json").read_text())
+    found = json.loads((folder / "table1.json").read_text())["rows"]
     before, after, alone = (
         next(iter(found[name]["by_classifier"].values())) for name in ("original", "lambda_10", "no_replay")
     )
