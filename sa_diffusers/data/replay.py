@@ -56,28 +56,27 @@ def open_conditions(samples: SampleSet, concepts: Concepts, mode: str) -> list[C
 def negative_requests(samples: SampleSet, concepts: Concepts, mode: str, seed: int) -> list[Request]:
     """The requests that take the place of samples which may show a concept, as many as there are of them.
 
-    The negative prompt is one concept, at random. It keeps away no more than one: where a prompt leaves several of a
-    kind open, it is drawn with a sibling behind it that stays. With a concept more, most requests are what they were.
+    The negative prompt is one of the concepts that the prompt leaves open, at random. It keeps away no more than one:
+    for the others left open a sibling that stays is named, one of a kind. With a concept more, most requests are what
+    they were.
     """
     requests: list[Request] = []
     if mode == "mixture":
         return requests
     for i, prompt in enumerate(texts(samples.conditions)):
         if needs_negative(prompt, concepts, mode):
-            named = Condition(_one_of([one.said for one in concepts], i))
-            said = ", ".join(filter(None, [prompt, *_kept_siblings(prompt, concepts, i)]))
-            requests.append(Request(Condition(said), derive_seed(seed, "negative", i), negative=named))
+            open_ones = [one for one in concepts if one.left_open_by(prompt)]
+            away = _one_of([one.said for one in open_ones or concepts], i)
+            rest = [one for one in open_ones if one.said != away]
+            said = ", ".join(filter(None, [prompt, *_kept_siblings(rest, concepts, i)]))
+            requests.append(Request(Condition(said), derive_seed(seed, "negative", i), negative=Condition(away)))
     return requests
 
 
-def _kept_siblings(prompt: str, concepts: Concepts, turn: int) -> list[str]:
-    """A word that stays for every kind of which a prompt leaves more than one concept open."""
-    open_ones = [one for one in concepts if one.siblings and one.left_open_by(prompt)]
-    kinds: dict[tuple[str, ...], int] = {}
-    for one in open_ones:
-        kept = concepts.siblings_of(one)
-        kinds[kept] = kinds.get(kept, 0) + 1
-    return [_one_of(kept, turn) for kept, count in kinds.items() if count > 1 and kept]
+def _kept_siblings(open_ones: Sequence[Concept], concepts: Concepts, turn: int) -> list[str]:
+    """For each kind among some concepts, a word of it that stays."""
+    kinds = dict.fromkeys(concepts.siblings_of(one) for one in open_ones)
+    return [_one_of(kept, turn) for kept in kinds if kept]
 
 
 def _one_of(words: Sequence[str], turn: int) -> str:

@@ -182,8 +182,15 @@ def test_a_prompt_is_open_by_the_siblings_of_each_kind():
     samples = sample_set(["a blue three", "a blue digit", "a three", "a red digit", "a 7", ""])
     assert texts(select_replay(samples, TWO, "open").conditions) == ["a blue three"]
     requests = negative_requests(samples, TWO, "open", seed=0)
-    assert [r.condition.text for r in requests] == ["a blue digit", "a three", ""]  # one of a kind is kept away
-    assert {r.negative.text for r in requests} <= {"seven, 7", "red"}
+    assert [(r.condition.text, r.negative.text) for r in requests[:2]] == [("a blue digit", "seven, 7"), ("a three", "red")]
+
+
+def test_none_of_two_kinds_shows_where_a_prompt_names_neither():
+    requests = negative_requests(sample_set(["draw it", ""] * 30), TWO, "open", seed=0)
+    for request in requests:  # one is kept away, and something of the other's kind is named
+        kept = TWO[request.negative.text != "red"]
+        assert mentions(request.condition.text, TWO.siblings_of(kept)) and not TWO.named_in(request.condition.text)
+    assert {request.negative.text for request in requests} == {"seven, 7", "red"}
 
 
 def test_of_several_of_a_kind_a_sibling_that_stays_is_drawn():
