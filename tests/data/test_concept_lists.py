@@ -182,7 +182,8 @@ def test_a_prompt_is_open_by_the_siblings_of_each_kind():
     samples = sample_set(["a blue three", "a blue digit", "a three", "a red digit", "a 7", ""])
     assert texts(select_replay(samples, TWO, "open").conditions) == ["a blue three"]
     requests = negative_requests(samples, TWO, "open", seed=0)
-    assert [(r.condition.text, r.negative.text) for r in requests[:2]] == [("a blue digit", "seven, 7"), ("a three", "red")]
+    said = [(r.condition.text, r.negative.text) for r in requests[:2]]
+    assert said == [("a blue digit", "seven, 7"), ("a three", "red")]
 
 
 def test_none_of_two_kinds_shows_where_a_prompt_names_neither():
