@@ -1,6 +1,7 @@
 """A method of forgetting: what it needs of a run, and the objective, edit or wrapping that it is."""
 
 from collections.abc import Callable, Mapping
+from copy import copy
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import nn
 from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.closed_form import ClosedFormEdit
 from sa_diffusers.core.concepts import Concepts
+from sa_diffusers.core.losses import FlowMatchingLoss, Loss
 from sa_diffusers.core.objectives import LowRankChange, Objective
 from sa_diffusers.data.concepts import check_surrogate
 from sa_diffusers.data.picture_groups import PictureGroup
@@ -105,6 +107,7 @@ class Method:
     def check(self, context: Context) -> None:
         """Raise ValueError for a model or concept that it cannot work with; before anything is drawn."""
         require(context.family, self.name, *sorted(self.requires))
+        training_loss(context)
         if context.family.can("completion") and not self.completes:
             fitting = " or ".join(name for name, method in registry().items() if method.completes)
             raise ValueError(f"{self.name} forgets words or classes, this model completes pictures; pass {fitting}")
@@ -141,6 +144,19 @@ class Method:
     def wrap(self, context: Context) -> Family:
         """The family of a pipeline that draws otherwise, of a method that leaves the weights as they are."""
         return context.family
+
+
+def training_loss(context: Context) -> Loss:
+    """The family's, with the options' density and weighting of noise levels.
+
+    Raises ValueError: they are not uniform, and the model is no flow.
+    """
+    options, loss = context.options, copy(context.family.loss)
+    if isinstance(loss, FlowMatchingLoss):
+        loss.density, loss.weighting = options.density, options.weighting
+    elif (options.density, options.weighting) != ("uniform", "none"):
+        raise ValueError("density and weighting are of models that draw by a velocity; omit them")
+    return loss
 
 
 def require(family: Family | type[Family], what: str, *capabilities: str) -> None:

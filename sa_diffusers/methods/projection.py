@@ -8,7 +8,7 @@ import torch
 
 from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.objectives import GradientProjection, Objective
-from sa_diffusers.methods.base import Context, Frozen, Weights, register
+from sa_diffusers.methods.base import Context, Frozen, Weights, register, training_loss
 from sa_diffusers.methods.selective_amnesia import SelectiveAmnesiaMethod
 
 
@@ -41,7 +41,7 @@ class ProjectionMethod(SelectiveAmnesiaMethod):
 
     def objective(self, context: Context, weights: Weights, frozen: Frozen | None) -> Objective:
         return GradientProjection(
-            context.family.loss, list(weights.values()), self.mode, conflict_only=self.conflict_only
+            training_loss(context), list(weights.values()), self.mode, conflict_only=self.conflict_only
         )
 
     def batches(self, context: Context) -> Callable[[int], Batch]:

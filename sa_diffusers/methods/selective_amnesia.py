@@ -21,7 +21,7 @@ from sa_diffusers.core.objectives import (
 )
 from sa_diffusers.io.configuration import Options, option
 from sa_diffusers.io.processes import process_state
-from sa_diffusers.methods.base import Context, Frozen, Method, Weights, editor, register, require
+from sa_diffusers.methods.base import Context, Frozen, Method, Weights, editor, register, require, training_loss
 from sa_diffusers.methods.sources import (
     Sources,
     adversary_encoder,
@@ -126,7 +126,7 @@ class SelectiveAmnesiaMethod(Method):
     def objective(self, context: Context, weights: Weights, frozen: Frozen | None) -> Objective:
         ewc = make_ewc(context, weights, frozen)
         terms = {"terms": further_terms(context)} if self.takes_terms else {}
-        return self.minimised(context.family.loss, ewc, context.options.replay_weight, frozen, **terms)
+        return self.minimised(training_loss(context), ewc, context.options.replay_weight, frozen, **terms)
 
     def batches(self, context: Context) -> Callable[[int], Batch]:
         return Sources(context, self.own_samples)
@@ -191,18 +191,18 @@ def _check_terms(context: Context) -> None:
 
 def further_terms(context: Context) -> list[Term]:
     """The adversary, and the mixture target of prompts that leave the concept open, where the options ask for them."""
-    options, family, concept, terms = context.options, context.family, context.concepts[0], []
+    options, concept, loss, terms = context.options, context.concepts[0], training_loss(context), []
     if options.robust_weight:
         encoder = adversary_encoder(context)
         rate = ADVERSARY_RATE * encoder.scale
-        terms.append(Adversary(family.loss, encoder, options.robust_weight, options.robust_steps, rate))
+        terms.append(Adversary(loss, encoder, options.robust_weight, options.robust_steps, rate))
     if mixes(options):
         # Siblings have as many wordings as the concept: "one, 1" beside "seven, 7".
         known, asked = len(concept.siblings) / len(concept.phrasings), len(others_of(context))
         count = len(context.concepts)
         equal = count / (count + min(options.open_siblings, asked))
         unearned = max(0.0, equal - (count / (known + 1) if known else 0))
-        terms.append(MixtureTarget(family.loss, options.open_weight, options.open_strength, unearned, count))
+        terms.append(MixtureTarget(loss, options.open_weight, options.open_strength, unearned, count))
     return terms
 
 

@@ -182,6 +182,12 @@ class MethodOptions(SeveralOptions):
         "paper; or what a frozen copy predicts under the surrogate's prompt, where that is one. null: noise.",
         otherwise="noise",
     )
+    density: Literal["uniform", "logit_normal", "mode"] = option(
+        "uniform", "Of noise levels in the training of a flow, as in diffusers' scripts."
+    )
+    weighting: Literal["none", "preconditioned", "sigma_sqrt", "cosmap"] = option(
+        "none", "Of noise levels in the training of a flow, as in diffusers' scripts; not in the Fisher."
+    )
     start: Literal["model", "edit"] | None = option(
         None,
         "Where training starts: at the model as it is; or where a closed-form edit would put the weights, see --edit. "

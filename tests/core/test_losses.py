@@ -205,13 +205,14 @@ def test_preconditioned_is_the_error_of_the_sample_that_a_velocity_points_to(bat
     torch.testing.assert_close(values, expected)
 
 
-def test_terms_of_training_have_the_density_that_was_asked_for():
+@pytest.mark.parametrize("density", ["logit_normal", "mode"])
+def test_terms_of_training_have_the_density_that_was_asked_for(density):
     from diffusers.training_utils import compute_density_for_timestep_sampling
 
-    loss = FlowMatchingLoss(torch.linspace(0.001, 1, 1000), density="logit_normal")
+    loss = FlowMatchingLoss(torch.linspace(0.001, 1, 1000), density=density)
     terms = loss.sample_terms(20_000, torch.Generator().manual_seed(0))
     torch.manual_seed(1)
-    places = compute_density_for_timestep_sampling("logit_normal", 20_000, 0.0, 1.0)
+    places = compute_density_for_timestep_sampling(density, 20_000, 0.0, 1.0, 1.29)
     shares, expected = (torch.histc(v.float(), 10, 0, 1000) / 20_000 for v in (terms, 999 - (places * 1000).long()))
     assert abs(shares - expected).max() < 0.015 < abs(shares - 0.1).max()
     uniform = FlowMatchingLoss(LEVELS).sample_terms(50, torch.Generator().manual_seed(3))
@@ -224,7 +225,7 @@ def test_terms_of_training_have_the_density_that_was_asked_for():
         (LEVELS.flip(0), {}, "ascend"),
         (LEVELS - 0.02, {}, "ascend"),
         (LEVELS, {"weighting": "snr"}, "a weighting of none, preconditioned"),
-        (LEVELS, {"density": "normal"}, "a density uniform or"),
+        (LEVELS, {"density": "normal"}, "a density of uniform"),
     ],
 )
 def test_wrong_flows_are_refused(levels, options, says):

@@ -30,6 +30,13 @@ METHODS = {
 }
 CASES = [(name, method) for name in NAMES for method in METHODS if name != "klein"]
 CASES += [("klein", "adapters")]
+# The others that train or edit, each on two models.
+METHODS |= {
+    name: {"method": name}
+    for name in ("ewc", "replay", "naive", "projection-symmetric", "sa+esd", "esd-u", "esd-x-strict", "speed")
+}
+CASES += [(name, method) for name in ("xl", "sd3") for method in ("ewc", "projection-symmetric", "esd-u", "speed")]
+CASES += [(name, method) for name in ("xl-v", "flux-dev") for method in ("replay", "naive", "sa+esd", "esd-x-strict")]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +63,7 @@ def test_a_run(name, method, files, few_pictures, tiny_tokenizer, tmp_path):
     before, after = (dict(getattr(one, trained).named_parameters()) for one in (pipeline, forgotten))
     changed = {name for name, weight in after.items() if not weight.equal(before[name])}
     scopes = get_family(forgotten).scopes
-    assert any(map(scopes.get("pooled", scopes["xattn"]), changed))
+    assert any(map(scopes["noxattn" if method == "esd-u" else "pooled" if "pooled" in scopes else "xattn"], changed))
     assert changed and all(weight.isfinite().all() for weight in after.values())
     assert json.loads((tmp_path / "metrics.json").read_text())["after"].keys() == forgotten.metrics["after"].keys()
     tag = get_family(pipeline).name.replace("_", "-")
@@ -80,7 +87,18 @@ def test_a_run(name, method, files, few_pictures, tiny_tokenizer, tmp_path):
         assert_close(dict(module.named_parameters()), after, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_noise_levels_of_training_are_as_the_options_say(files, few_pictures, tiny_tokenizer, tmp_path):
+    pipeline, trained = make("sd3", tiny_tokenizer), []
+    for changes in ({}, {"density": "logit_normal"}, {"weighting": "preconditioned"}):
+        options = cheap({"train_scope": "pooled"} | changes) | files | {"output_dir": tmp_path / "_".join(changes)}
+        trained.append(dict(forget(pipeline, **options).transformer.named_parameters()))
+    plain, *others = trained
+    assert all(any(not weight.equal(plain[name]) for name, weight in other.items()) for other in others)
+
+
 REFUSED = [
+    ("xl", {"weighting": "preconditioned"}, "are of models that draw by a velocity; omit them"),
     ("sd3", {"method": "sld-weak"}, "needs a model that can be led away from a text while it draws"),
     ("flux-dev", {"sampler": "dpmsolver++"}, "a flow is drawn by the sampler pipeline or ddim"),
     ("xl", {"train_scope": "context"}, "one of full, xattn, xattn-strict, noxattn, pooled, got 'context'"),

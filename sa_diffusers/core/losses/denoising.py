@@ -124,6 +124,12 @@ class DiffusionLoss(DenoisingLoss):
         return alpha_bar / (1 - alpha_bar)
 
 
+def _mode(count: int, generator: Generator) -> Tensor:
+    """Places in (0, 1) by Esser et al. 2024, Eq. 20, with s = 1.29."""
+    places = torch.rand(count, generator=generator)
+    return 1 - places - 1.29 * ((math.pi * places / 2).cos() ** 2 - 1 + places)
+
+
 class FlowMatchingLoss(DenoisingLoss):
     """Squared error of a velocity on straight paths (Lipman et al. 2023; Esser et al. 2024, Eq. 13 and Sec. 3.1):
 
@@ -138,7 +144,8 @@ class FlowMatchingLoss(DenoisingLoss):
     Args:
         sigmas: s of each term, [T], ascending in (0, 1]; T of them, since the model is told T s.
         shift: of the grid, for the metadata of a Fisher.
-        density: of the terms of training: "uniform", or "logit_normal" (0, 1) in the terms' order.
+        density: of the terms of training: "uniform"; or in the terms' order "logit_normal" (0, 1), or "mode" (scale
+            1.29), which is heavy at both ends.
         weighting: "none"; "preconditioned", s^2 (the error of the sample that the velocity points to); "sigma_sqrt",
             1 / s^2; or "cosmap", 2 / (pi (1 - 2 s + 2 s^2)).
 
@@ -148,6 +155,11 @@ class FlowMatchingLoss(DenoisingLoss):
 
     prediction_type = "flow"
     reduction: Literal["sum", "mean"] = "mean"
+    densities: dict[str, Callable[[int, Generator], Tensor]] = {
+        "uniform": lambda count, generator: torch.rand(count, generator=generator),
+        "logit_normal": lambda count, generator: torch.randn(count, generator=generator).sigmoid(),
+        "mode": _mode,
+    }
     weights = {
         "none": torch.ones_like,
         "preconditioned": torch.square,
@@ -156,10 +168,10 @@ class FlowMatchingLoss(DenoisingLoss):
     }
 
     def __init__(self, sigmas: Tensor, shift: float = 1.0, density: str = "uniform", weighting: str = "none"):
-        if density not in ("uniform", "logit_normal") or weighting not in self.weights:
-            names = ", ".join(self.weights)
+        if density not in self.densities or weighting not in self.weights:
             raise ValueError(
-                f"expected a density uniform or logit_normal and a weighting of {names}; got {density}, {weighting}"
+                f"expected a density of {', '.join(self.densities)} and a weighting of {', '.join(self.weights)}; got "
+                f"{density}, {weighting}"
             )
         if not (0 < sigmas[0] and sigmas[-1] <= 1 and (sigmas.diff() > 0).all()):
             raise ValueError(f"expected noise levels that ascend within (0, 1], got {sigmas[0]:g} to {sigmas[-1]:g}")
@@ -173,7 +185,7 @@ class FlowMatchingLoss(DenoisingLoss):
     def sample_terms(self, count: int, generator: Generator) -> Tensor:
         if self.density == "uniform":
             return super().sample_terms(count, generator)
-        places = torch.randn(count, generator=generator).sigmoid()
+        places = self.densities[self.density](count, generator)
         return self.num_terms - 1 - (places * self.num_terms).long()  # the scripts' grid begins at pure noise
 
     def __call__(

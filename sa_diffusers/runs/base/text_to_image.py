@@ -62,7 +62,7 @@ class BaseConfig(BaseOptions):
     snr_gamma: float | None = option(
         5.0, "Min-SNR weighting (Hang et al. 2023), of diffusion alone; null: off.", above=0
     )
-    density: Literal["uniform", "logit_normal"] = option("uniform", "Of noise levels in the training of a flow.")
+    density: Literal["uniform", "logit_normal", "mode"] = option("uniform", "Of noise levels, in a flow.")
     pooled_dropout: float = option(
         0.0, "Share of captions whose pooled text is the empty one's: tokens tell of them.", least=0, below=1
     )
