@@ -2,7 +2,7 @@
 
     python scripts/robust_study.py --output_dir runs/robust
     python scripts/robust_study.py --output_dir runs/robust --concepts seven --seeds 0 --images 0.5
-    python scripts/robust_study.py --output_dir runs/robust --rows sa-robust,sa-robust-less,uce
+    python scripts/robust_study.py --output_dir runs/robust --rows sa-robust,sa-search,uce
 
 Rows are those of configs/paper/digits/, at equal erasure; sa-edit is always one. A pipeline that never learned the
 concept is another where --never has it. Every run, judgement and search is kept: to resume, or to add rows, run the

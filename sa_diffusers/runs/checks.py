@@ -2,6 +2,7 @@
 
 import torch
 
+from sa_diffusers.data.concepts.candidates import tries
 from sa_diffusers.families.samplers import check_sampler
 from sa_diffusers.methods import require
 from sa_diffusers.runs.context import RunContext
@@ -38,6 +39,8 @@ def check_run(context: RunContext) -> None:
         raise ValueError(f"expected compile_backend of {', '.join(known)}; got {options.compile_backend!r}")
     if options.clip and not context.favours_words:
         raise ValueError("clip judges between the concept and a surrogate in words, and there is none; omit it")
+    if any(tries(one.surrogate) for one in context.concepts):
+        require(family, "surrogate auto", "denoising")
     context.method.check(context)
     if context.method.trains:
         family.trainable(options.train_scope)

@@ -10,6 +10,7 @@ from sa_diffusers import methods
 from sa_diffusers.core.concepts import Concepts
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.concepts import Rows, concepts_of
+from sa_diffusers.data.concepts.candidates import tries
 from sa_diffusers.data.images import image_paths, load_image
 from sa_diffusers.data.prompts import (
     concept_templates,
@@ -78,7 +79,7 @@ def read_inputs(
     fallback = read_templates(options.concept_templates)
     rows = read_labelled_prompts(options.eval_prompts) if options.eval_prompts else None
     labels = find_labels()
-    check_auto(concepts, methods.get(options.method), labels, options.quantize_base)
+    check_auto(concepts, methods.get(options.method), options.quantize_base)
     prompts = labels if listed is None else listed
     if prompts is None:
         raise ValueError("replay_prompts: labels is for models with classes, and this one takes free text")
@@ -137,7 +138,7 @@ def _check_labels(options: RunOptions, concepts: Concepts, prompts: list[str], l
     """Raise ValueError where something that stands for a class of the model is none."""
     free = concepts.surrogate_kind != "prompt" or not methods.get(options.method).favours
     said = [("concept", [one.said for one in concepts])]
-    said.append(("surrogate", [] if free else [one.surrogate for one in concepts]))
+    said.append(("surrogate", [] if free else [one.surrogate for one in concepts if not tries(one.surrogate)]))
     for what, names in [*said, ("replay prompt", prompts)]:
         unknown = [name for name in names if name not in labels]
         if unknown:

@@ -28,7 +28,8 @@ from sa_diffusers.families import family_defaults, get_family
 from sa_diffusers.families.architectures import make_unet
 from sa_diffusers.io.artifacts import StageMismatch
 from sa_diffusers.io.configuration import config_from_dict
-from sa_diffusers.pipelines import ClassConditionalPipeline
+from sa_diffusers.models import ConditionalVAE
+from sa_diffusers.pipelines import ClassConditionalPipeline, ConditionalVAEPipeline
 from sa_diffusers.runs.base.labelled import (
     SHEET_COLUMNS,
     ClassConditionalConfig,
@@ -378,6 +379,22 @@ def test_forget_in_python_leaves_the_given_pipeline_alone(pipeline):
     assert type(forgotten) is ClassConditionalPipeline and forgotten.labels == NAMES
     assert_close(weights(pipeline), before, rtol=0, atol=0)
     assert not weights(forgotten)["conv_in.weight"].equal(before["conv_in.weight"])
+
+
+@pytest.mark.slow
+def test_a_class_is_chosen_in_the_place_of_one(pipeline, tmp_path):
+    """The one whose embedding is nearest; the null class is as far as nothing in its place."""
+    ((name, embedding),) = [(n, w) for n, w in pipeline.unet.named_parameters() if len(w) == NULL + 1 and w.ndim == 2]
+    with torch.no_grad():
+        embedding.mul_(30)
+        embedding[2] = embedding[0] + 0.3 * (embedding[2] - embedding[0])
+    options = SMALL | {"num_train_steps": 2, "num_samples": 8, "fisher_samples": 2, "progress": False}
+    forgotten = forget(pipeline, "0", "auto", output_dir=tmp_path, **options)
+    (choice,) = json.loads((tmp_path / "surrogate" / "auto.json").read_text())["choices"]
+    assert choice["chosen"] == forgotten.metrics["surrogate"] == "2" and choice["words"] == choice["compared"] == 2
+    vae = ConditionalVAEPipeline(ConditionalVAE(image_size=8, num_classes=10, hidden_sizes=(12, 8), latent_dim=2))
+    with pytest.raises(ValueError, match="surrogate auto needs a model that"):
+        forget(vae, "0", "auto", output_dir=tmp_path / "vae", progress=False)
 
 
 @pytest.mark.parametrize("distil", [True, False])

@@ -57,10 +57,13 @@ class AutoStage(Stage[list[dict[str, Any]]]):
     def _choose(self, context: RunContext, number: int) -> dict[str, Any]:
         """The nearest word, the runners-up, and why others were passed over. Raises ValueError: none is left."""
         concept, family, seed = context.concepts[number], context.family, context.options.seed
-        vocabulary = vocabulary_of(family.pipeline.tokenizer)
-        words = candidates(concept, context.concepts, context.prompts, vocabulary)
+        if family.labels is None:
+            vocabulary = vocabulary_of(family.pipeline.tokenizer)
+            words = candidates(concept, context.concepts, context.prompts, vocabulary)
+        else:
+            words = [label for label in family.labels if not context.concepts.named_in(label)]
         words = not_forgotten(words, _forgotten(context))
-        near = shortlist(family, concept.name, words, NEAR)
+        near = shortlist(family, concept.name, words, NEAR) if family.labels is None else words
         some = [spread(context.templates[number], TEMPLATES, derive_seed(seed, "auto"))]
         asked = [pair for *pair, _ in concept_captions(some, Concepts([concept]), PICTURES, seed)]
         scale = context.options.guidance_scale
@@ -125,14 +128,12 @@ class AutoStage(Stage[list[dict[str, Any]]]):
         return f"auto-{name}.png"
 
 
-def check_auto(concepts: Concepts, method: methods.Method, labels: list[str] | None, bits: int | None = None) -> None:
+def check_auto(concepts: Concepts, method: methods.Method, bits: int | None = None) -> None:
     """Raise ValueError where a surrogate is left to the model, and there is nothing to choose or to choose by."""
     if not any(tries(one.surrogate) for one in concepts):
         return
     if not method.favours:
         raise ValueError(f"surrogate auto: {method.name} draws nothing in the concept's place; omit it")
-    if labels is not None:
-        raise ValueError("surrogate auto needs a model that reads free text; pass one of its classes, or noise")
     if bits and any(tries(one.surrogate) > 1 for one in concepts):
         raise ValueError("quantize_base: trials need the whole weights; pass surrogate auto, or omit quantize_base")
 
