@@ -80,11 +80,11 @@ class WithoutLora:
                 part.requires_grad_(False)
 
 
-def save_lora(family: Family, folder: Path, dtype: str, kohya: Path | None = None) -> None:
+def save_lora(family: Family, folder: Path, dtype: str, others: Path | None = None) -> None:
     """Write the adapter as diffusers' `load_lora_weights` reads it, with its rank and alpha, atomically.
 
     Args:
-        kohya: a file for it in float16 by the names that ComfyUI and A1111 read; None: none.
+        others: a file for it in float16 by the names that other programs read; None: none.
     """
     tensors = get_peft_model_state_dict(family.module, adapter_name=ADAPTER)
     tensors = {name: tensor.detach().to(getattr(torch, dtype)).contiguous() for name, tensor in tensors.items()}
@@ -93,9 +93,9 @@ def save_lora(family: Family, folder: Path, dtype: str, kohya: Path | None = Non
     with atomic_path(folder) as temporary:
         family.save_lora(temporary, tensors, about)
         sort_metadata(temporary / LORA_FILE)
-    if kohya:
-        with atomic_path(kohya) as temporary:
-            save_file(family.kohya_lora(tensors, about["lora_alpha"]), temporary)
+    if others:
+        with atomic_path(others) as temporary:
+            save_file(family.lora_for_others(tensors, about["lora_alpha"]), temporary)
 
 
 @torch.no_grad()

@@ -292,9 +292,8 @@ class TextToImageFamily(Family):
         said = {f"{self.component}_lora_layers": tensors, f"{self.component}_lora_adapter_metadata": metadata}
         self.pipeline.save_lora_weights(folder, **said)
 
-    def kohya_lora(self, tensors: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
-        """An adapter in float16 by the names that ComfyUI reads, and of UNets A1111 and kohya's scripts."""
-        prefix = "unet" if self.component == "unet" else f"lora_{self.component}"
-        found = convert_state_dict_to_kohya({f"{prefix}.{name}": tensor.half() for name, tensor in tensors.items()})
+    def lora_for_others(self, tensors: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
+        """An adapter in float16 by names that other programs read: of UNets kohya's, that ComfyUI and A1111 know."""
+        found = convert_state_dict_to_kohya({f"unet.{name}": tensor.half() for name, tensor in tensors.items()})
         # diffusers takes every alpha for the rank.
         return {name: torch.tensor(float(alpha)).half() if name.endswith(".alpha") else t for name, t in found.items()}

@@ -1,9 +1,10 @@
 """What transformers share that draw by a velocity, and read a text as tokens and, most of them, a pooled vector."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from diffusers import FlowMatchEulerDiscreteScheduler
+from torch import Tensor
 
 from sa_diffusers.core.losses import FlowMatchingLoss
 from sa_diffusers.families.text_to_image.family import TextToImageFamily
@@ -55,3 +56,11 @@ class FlowFamily(TextToImageFamily):
     def text_layers(self) -> dict[str, list[str]]:
         pooled = {"pooled": ["time_text_embed.text_embedder.linear_1"]} if "pooled" in self.scopes else {}
         return {"tokens": ["context_embedder"]} | pooled
+
+    def lora_for_others(self, tensors: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
+        """By diffusers' names, which ComfyUI reads, alpha / rank within B: kohya's are read for some layers only."""
+        found = {}
+        for name, tensor in tensors.items():
+            scale = alpha / tensor.shape[1] if ".lora_B." in name else 1.0
+            found[f"{self.component}.{name}"] = (tensor.float() * scale).half()
+        return found

@@ -1,11 +1,11 @@
 """Stable Diffusion XL: a UNet that reads the tokens of two text encoders, a pooled text, and the picture's size."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from diffusers import StableDiffusionXLPipeline
-from torch import nn
+from torch import Tensor, nn
 
 from sa_diffusers.core.batches import Batch
 from sa_diffusers.families.base import Configurations, register
@@ -75,3 +75,10 @@ class StableDiffusionXLFamily(TextToImageFamily):
         view = nn.Linear(width, layer.out_features, bias=False, device="meta")
         view.weight = nn.Parameter(layer.weight.detach()[:, :width], requires_grad=False)
         return super().text_maps() | {"pooled": {f"{POOLED}.linear_1": view}}
+
+    def lora_for_others(self, tensors: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
+        found = super().lora_for_others(tensors, alpha)
+        for layer in (1, 2):  # which diffusers reads back by its original name alone
+            ours, theirs = f"_add_embedding_linear_{layer}.", f"_label_emb_0_{2 * layer - 2}."
+            found = {name.replace(ours, theirs): tensor for name, tensor in found.items()}
+        return found

@@ -85,8 +85,8 @@ class TrainStage(Stage[History]):
         if state.is_main_process and not each:
             shutil.rmtree(self.home / "lora", ignore_errors=True)  # of what --overwrite replaces
             if options.leaves_adapter:
-                kohya = self.home / LORA_FILE if options.save_single_file else None
-                save_lora(family, self.home / "lora", options.dtype, kohya)
+                others = self.home / LORA_FILE if options.save_single_file else None
+                save_lora(family, self.home / "lora", options.dtype, others)
         with unquantized(family.module, options.quantize_base):
             if options.lora_rank:
                 fuse_lora(family.module)
