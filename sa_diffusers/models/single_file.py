@@ -37,6 +37,8 @@ SHIPPED = "bundled/single_file"
 SUFFIXES = (".safetensors", ".ckpt")
 TRAINED = ("model.diffusion_model.", "joint_blocks.", "double_blocks.")  # what names of a model that draws begin with
 AVERAGE = "model_ema."  # of the weights before: what is written back must not keep it
+# Empty tensors that say how a model was trained, and what its scheduler is told of it; ComfyUI and A1111 read them.
+MARKS = {"v_pred": ("prediction_type", "v_prediction"), "ztsnr": ("rescale_betas_zero_snr", True)}
 
 
 def is_single_file(model: str) -> bool:
@@ -158,7 +160,10 @@ def check_single_file(path: Path, folder: Path, index: Mapping[str, Any], option
 def load_single_file(
     path: Path, folder: Path, index: Mapping[str, Any], optional: Iterable[str], dtype: torch.dtype
 ) -> DiffusionPipeline:
-    """The pipeline of a file, with what it lacks from the folder of its configurations. Raises as the check."""
+    """The pipeline of a file, with what it lacks from the folder of its configurations. Raises as the check.
+
+    Where the file is marked as of a model that predicts v, its scheduler is so, whatever its configuration says.
+    """
     parts: dict[str, Any] = {n: None for n, entry in index.items() if entry in ([None, None], (None, None))}
     for name in check_single_file(path, folder, index, optional):
         if home := _weights(path, folder, name):
@@ -166,11 +171,29 @@ def load_single_file(
         else:
             parts |= {name: None, name.replace("text_encoder", "tokenizer"): None}
     cls = getattr(diffusers, index["_class_name"])
-    return cls.from_single_file(str(path), config=str(folder), dtype=dtype, local_files_only=True, **parts)
+    pipeline = cls.from_single_file(str(path), config=str(folder), dtype=dtype, local_files_only=True, **parts)
+    if (marked := _marked(path)) and "prediction_type" in pipeline.scheduler.config:
+        pipeline.scheduler = type(pipeline.scheduler).from_config({**pipeline.scheduler.config, **marked})
+    return pipeline
 
 
-def save_single_file(source: Path, module: nn.Module, path: Path) -> None:
-    """Write a single file again in float16, under its own names, with the weights that `module` has now."""
+def _marked(path: Path) -> dict[str, Any]:
+    """What the scheduler is told by a file's marks, or the metadata that trainers write (modelspec)."""
+    shapes = read_shapes(path)
+    found = dict(told for mark, told in MARKS.items() if mark in shapes)
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get("modelspec.prediction_type") == "v":
+                found |= dict([MARKS["v_pred"]])
+    return found
+
+
+def save_single_file(source: Path, module: nn.Module, path: Path, scheduler: Mapping[str, Any]) -> None:
+    """Write a single file again in float16, under its own names, with the weights that `module` has now.
+
+    Args:
+        scheduler: its configuration; of a model that predicts v the file is marked as such.
+    """
     given = load_single_file_checkpoint(str(source))
     given = {name: t for name, t in given.items() if isinstance(t, Tensor) and not name.startswith(AVERAGE)}
     tensors = {n: t.to(torch.float16 if t.is_floating_point() else t.dtype, copy=True) for n, t in given.items()}
@@ -178,6 +201,8 @@ def save_single_file(source: Path, module: nn.Module, path: Path) -> None:
     for name, (original, places) in rows.items():
         values = weights[name].detach().to("cpu", tensors[original].dtype)
         tensors[original].view(len(tensors[original]), -1)[places] = values.reshape(len(places), -1)
+    if scheduler.get("prediction_type") == "v_prediction":
+        tensors |= {mark: torch.empty(0) for mark, (name, value) in MARKS.items() if scheduler.get(name) == value}
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})
 

@@ -117,7 +117,7 @@ def test_it_is_written_back_with_what_was_trained_and_nothing_else(given, tmp_pa
         for parameter in family.module.parameters():
             parameter.add_(torch.randn_like(parameter)).copy_(parameter.half())
     copy = Path(shutil.copytree(path.with_suffix(""), tmp_path / path.stem)).with_suffix(".safetensors")
-    save_single_file(path, family.module, copy)
+    save_single_file(path, family.module, copy, pipeline.scheduler.config)
     loaded = get_family(load_pipeline(str(copy), None, None, "float32")).module.state_dict()
     loaded.pop("pos_embed.pos_embed", None)  # not trained, and rounded as all else
     expected = {name: tensor for name, tensor in family.module.state_dict().items() if name in loaded}
@@ -127,6 +127,25 @@ def test_it_is_written_back_with_what_was_trained_and_nothing_else(given, tmp_pa
     assert not any(name.startswith("model_ema") for name in written)
     assert all("cond_stage_model" in name or name.startswith("model.diffusion_model.") for name in written)
     family.module.load_state_dict(before)
+
+
+@pytest.mark.parametrize("said", ["v_pred", "ztsnr", "metadata"])
+def test_a_model_that_predicts_v_is_told_by_its_file(said, tiny_tokenizer, tmp_path):
+    """Whatever its configuration says; written back it tells the same."""
+    pipeline = make("xl", tiny_tokenizer)
+    path = in_one_file(pipeline, tmp_path / "xl.safetensors")
+    assert load_pipeline(str(path), None, None, "float32").scheduler.config.prediction_type == "epsilon"
+    marks = {"v_pred": torch.empty(0)} | ({"ztsnr": torch.empty(0)} if said == "ztsnr" else {})
+    metadata = {"modelspec.prediction_type": "v"} if said == "metadata" else None
+    save_file(load_file(path) | (marks if metadata is None else {}), path, metadata)
+    copy = Path(shutil.copytree(path.with_suffix(""), tmp_path / "copy")).with_suffix(".safetensors")
+    expected = ("v_prediction", said == "ztsnr")
+    for file in (path, copy):
+        loaded = load_pipeline(str(file), None, None, "float32")
+        config = loaded.scheduler.config
+        assert (config.prediction_type, config.rescale_betas_zero_snr) == expected
+        assert get_family(loaded).loss.prediction_type == "v_prediction"
+        save_single_file(path, loaded.unet, copy, config)
 
 
 def test_flux_is_mapped_by_the_names_of_black_forest_labs():

@@ -64,7 +64,9 @@ class ChoiceStage(Stage[None]):
         for name in FOR_OTHERS:
             (folder / name).unlink(missing_ok=True)  # training's, which are kept
         if options.save_single_file and is_single_file(options.model):
-            save_single_file(Path(options.model), family.module, folder / SINGLE_FILE)
+            save_single_file(
+                Path(options.model), family.module, folder / SINGLE_FILE, family.pipeline.scheduler.config
+            )
         shutil.rmtree(folder / "lora", ignore_errors=True)  # of what --overwrite replaces
         if options.leaves_adapter:
             _save_scaled(folder / TRAINED / "lora", folder / "lora", strength.value)

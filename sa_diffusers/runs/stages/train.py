@@ -97,7 +97,9 @@ class TrainStage(Stage[History]):
                 saved, records = (options.dtype, options.save_variant), [*context.forgotten, *records_of(context)]
                 save_pipeline(family.pipeline, self.home / "pipeline", family.module, *saved, records)
                 if options.save_single_file and is_single_file(options.model):
-                    save_single_file(Path(options.model), family.module, self.home / SINGLE_FILE)
+                    save_single_file(
+                        Path(options.model), family.module, self.home / SINGLE_FILE, family.pipeline.scheduler.config
+                    )
                 write_json(history, folder / "history.json")
         return history
 
