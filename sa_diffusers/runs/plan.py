@@ -13,6 +13,7 @@ from sa_diffusers.io.stages import Stages
 from sa_diffusers.models.memory import free_memory
 from sa_diffusers.runs.context import RunContext
 from sa_diffusers.runs.options import RunOptions
+from sa_diffusers.training.launching import sharded
 
 
 FLOAT32 = 4  # bytes
@@ -23,7 +24,7 @@ class NotEnoughMemory(RuntimeError):
 
 
 def seconds_per_sample(family: Family, batch_size: int) -> float:
-    """Seconds of one UNet forward pass per sample, timed on zeros after one pass that warms up."""
+    """Seconds of one forward pass of the trained part per sample, timed on zeros after one pass that warms up."""
     run, elapsed = blank_pass(family, batch_size), 0.0
     for _ in range(2):
         start = time.perf_counter()
@@ -84,16 +85,18 @@ def disk_bytes(context: RunContext, left: Collection[str]) -> int:
     needed = {"samples": config.num_samples * latent, "replay_samples": config.num_samples * latent}
     needed["before"] = sum(map(len, context.inputs.sets.values())) * latent
     needed |= dict.fromkeys(("surrogate", "concept_samples"), config.num_surrogate_samples * latent)
-    needed |= {"fisher": 2 * module, "train": pipeline, "merge": pipeline}
+    stepped, adapted = _stepped(context) if context.method.trains else (0, 0)
+    fisher = module if config.fisher_layers == "all" else FLOAT32 * adapted
+    needed |= {"fisher": 2 * fisher, "train": pipeline, "merge": pipeline}
     needed["choice"] = 2 * pipeline  # and what training left
     if context.method.trains:
-        stepped = _stepped(context)[0]
         needed["train"] += pipeline * len(config.snapshot_steps) + (FLOAT32 * stepped if config.lora_rank else 0)
         if every := config.checkpointing_steps:
             there = len(list((context.folder / "checkpoints").glob("step_*[0-9]")))
             written = min(config.checkpoints_total_limit + 1, -(-config.num_train_steps // every))
+            weights = module if sharded() else FLOAT32 * stepped
             average = 0 if config.ema_decay is None else FLOAT32
-            needed["train"] += max(written - there, 1) * (module + stepped * (_adam(config) + average))
+            needed["train"] += max(written - there, 1) * (weights + stepped * (_adam(config) + average))
     return sum(needed.get(name, 0) for name in left)
 
 

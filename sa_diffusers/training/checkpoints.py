@@ -1,4 +1,4 @@
-"""Checkpoints of the optimisation loop: complete or absent, a limited number of them."""
+"""Checkpoints of the optimisation loop: complete or absent, of what is trained, a limited number of them."""
 
 import json
 import shutil
@@ -7,12 +7,14 @@ from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from torch import Tensor, nn
 
 from sa_diffusers.io.atomic_files import DamagedFile, damages, explain_write_errors, file_hash, read_json
 from sa_diffusers.io.processes import say
 
 
 HASHES = "hashes.json"  # of a checkpoint's files
+WHOLE = "with whole weights"
 
 
 class Checkpoints:
@@ -26,6 +28,7 @@ class Checkpoints:
     def __init__(self, accelerator: Accelerator, folder: Path | None, limit: int, registered: Sequence[object]):
         self.accelerator, self.folder, self.limit = accelerator, folder, limit
         accelerator.register_for_checkpointing(*registered)
+        accelerator.register_save_state_pre_hook(_leave_out_frozen)
 
     def existing(self) -> list[Path]:
         """Complete checkpoints, the oldest first."""
@@ -58,14 +61,15 @@ class Checkpoints:
             raise ValueError(
                 f"{newest} was written {written}, and this is {now}; resume it as it began, or remove {self.folder}"
             )
-        self.accelerator.load_state(str(newest))
+        # Frozen weights are missing on purpose. Under FSDP2 and DeepSpeed all are there.
+        self.accelerator.load_state(str(newest), **({"strict": False} if now == WHOLE else {}))
         history = json.loads((newest / "history.json").read_text())
         return int(newest.name.removeprefix("step_")), history
 
     def _way(self) -> str:
         if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
             return f"under DeepSpeed in {self.accelerator.num_processes} processes"  # each reads its own part only
-        return "under FSDP2" if self.accelerator.is_fsdp2 else "with whole weights"
+        return "under FSDP2" if self.accelerator.is_fsdp2 else WHOLE
 
     def save(self, step: int, history: list[dict]) -> None:
         """Write a checkpoint, then remove the oldest beyond the limit. Raises DiskFull; those of before stay."""
@@ -95,6 +99,14 @@ class Checkpoints:
         self.accelerator.wait_for_everyone()
 
 
+def _leave_out_frozen(models: list[nn.Module], weights: list[dict[str, Tensor]], folder: str) -> None:
+    """Weights that nothing trains are there before training begins again; beside an adapter they are nearly all."""
+    for model, state in zip(models, weights, strict=False):  # weights in parts are written by others
+        for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                state.pop(name, None)
+
+
 def damaged(checkpoint: Path) -> list[str]:
     """What is wrong with its files, a text each."""
     try:
@@ -114,4 +126,4 @@ def _way_of(checkpoint: Path) -> str:
     if any(checkpoint.glob("pytorch_model_fsdp*")):
         return "under FSDP2"
     parts = len(list(checkpoint.glob("pytorch_model/*_optim_states.pt")))
-    return f"under DeepSpeed in {parts} processes" if parts else "with whole weights"
+    return f"under DeepSpeed in {parts} processes" if parts else WHOLE

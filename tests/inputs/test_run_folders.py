@@ -210,6 +210,14 @@ def test_room_is_asked_for_what_is_still_to_be_written(finished, home):
     assert written < disk_bytes(context, stages) < 2 * written
     assert disk_bytes(context, ["before", "after"]) == disk_bytes(context, []) == 0
     assert disk_bytes(context, ["train", "after"]) < disk_bytes(context, stages)
+    module, layers = family.module, family.adapted_layers("full", "attention")
+    adapted = sum(module.get_submodule(name).weight.numel() for name in layers)
+    context.options.fisher_layers = "trained"
+    assert disk_bytes(context, ["fisher"]) == 2 * 4 * adapted
+    everything = disk_bytes(context, ["train"])
+    context.options.checkpointing_steps = None
+    weights = 4 * sum(p.numel() for p in module.parameters())
+    assert everything - disk_bytes(context, ["train"]) < weights  # checkpoints are of the adapter alone
 
 
 def test_verify_says_what_to_do(finished, capsys):

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -304,6 +305,26 @@ def test_checkpoint_limit(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_0000005", "step_0000006"]
     run(Denoiser(), tmp_path / "none", checkpointing_steps=None)
     assert not (tmp_path / "none").exists()
+
+
+def test_a_checkpoint_holds_what_training_changes_and_nothing_else(tmp_path):
+    """Buffers too, and whole training goes on from it, as from one that also holds what is frozen."""
+    whole, resumed = Denoiser(), Denoiser()
+    for model in (whole, resumed):
+        model.register_buffer("running", torch.ones(2))
+    trained = {name for name, p in whole.named_parameters() if p.requires_grad}
+    run(whole, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(resumed, tmp_path / "cut", interrupt_at(5))
+    newest = tmp_path / "cut" / "step_0000004" / "model.safetensors"
+    kept = load_file(newest)
+    assert kept.keys() == trained | {"running"}
+    save_file(kept | {"frozen": torch.ones(4)}, newest)
+    (newest.parent / "hashes.json").write_text("{}")
+    resumed = Denoiser()
+    resumed.register_buffer("running", torch.zeros(2))
+    run(resumed, tmp_path / "cut")
+    assert_same_weights(resumed, whole)
 
 
 def test_an_unfinished_checkpoint_is_not_resumed_from(tmp_path):
