@@ -1,6 +1,7 @@
 """What every large text-to-image family promises, a row each, against its stock pipeline and its training script."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -28,6 +29,7 @@ from sa_diffusers.families.samplers import make_scheduler
 from sa_diffusers.families.text_to_image.template_encoder import TemplateEncoder
 from sa_diffusers.io.loading import check_model, load_pipeline
 from sa_diffusers.methods.uce import edit_of_prompts
+from sa_diffusers.runs.stages.replay import ReplayStage
 from sa_diffusers.training.lora import add_lora, fuse_lora, save_lora
 
 
@@ -86,6 +88,22 @@ def predict(family, batch: dict) -> Tensor:
     terms = torch.tensor([3, 11, 19])[: len(batch["sample"])]
     with torch.no_grad():
         return family.loss.predict(family.module, batch, terms, batch["sample"].roll(1))
+
+
+@of_each_class
+def test_the_time_of_what_is_drawn_away_from_a_concept_counts_both_passes(family, monkeypatch):
+    rows = []
+    count = family.module.register_forward_hook(
+        lambda module, args, kwargs, found: rows.append(len(found[0])), with_kwargs=True
+    )
+    asked = list(map(Condition, PROMPTS))
+    family.draw(asked, range(3), 2.5, 2, [Condition("blue digit")] * 3)
+    count.remove()
+    monkeypatch.setattr(ReplayStage, "_count", staticmethod(lambda context: 3))
+    context = SimpleNamespace(
+        family=family, options=SimpleNamespace(num_inference_steps=2, negative_guidance_scale=2.5)
+    )
+    assert ReplayStage().passes(context) == sum(rows)
 
 
 @of_each_class

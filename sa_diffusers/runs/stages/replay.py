@@ -12,7 +12,6 @@ from sa_diffusers.runs.stages.samples import (
     DRAWING,
     SamplesStage,
     draw_and_save,
-    drawing_passes,
     drawing_settings,
     drawn_before,
     parts_dir,
@@ -50,7 +49,8 @@ class ReplayStage(Stage[SampleSet]):
         return f"{self._count(context)} of them anew without the concept, which they leave open"
 
     def passes(self, context: RunContext) -> float:
-        return drawing_passes(context, self._count(context), context.options.negative_guidance_scale)
+        # A second pass says what to keep away from, also of a model that is told its guidance.
+        return 2 * self._count(context) * context.options.num_inference_steps
 
     @staticmethod
     def requests(context: RunContext) -> list[Request]:
