@@ -15,7 +15,7 @@ COMMANDS = {  # word: (module of sa_diffusers.cli, what it does)
     "push": ("push", "push what a run left to the hub"),
     "choose": ("choose", "make another strength of a run its result"),
     "verify": ("verify", "check that what a run left, or the hub has, is whole"),
-    "convert": ("convert", "import a checkpoint of a UNet, or the authors' Fisher"),
+    "convert": ("convert", "import a checkpoint, or the authors' Fisher"),
     "train-base": ("train_base", "train a model to forget concepts of afterwards"),
     "train-classifier": ("train_classifier", "train a classifier that judges pictures"),
     "surrogates": ("surrogates", "order surrogates by how much they would change"),

@@ -43,11 +43,11 @@ def convert_checkpoint(args: argparse.Namespace) -> None:
     save_pipeline(pipeline, args.output, get_family(pipeline).module, "float32")
     tell_dropped(dropped)
     if kept := ignored.pop(KEPT, 0):
-        say(f"{kept} tensors of the UNet are not in the file, and stay those of {args.model}")
+        say(f"{kept} tensors of the trained part are not in the file, and stay those of {args.model}")
     if ignored:
         counts = ", ".join(f"{ascii(name)} ({count})" for name, count in sorted(ignored.items()))
-        say(f"not taken from the file, tensors of: {counts}; all but the UNet is that of {args.model}")
-    say(f"{args.output}: the UNet has the {'EMA' if args.ema else 'raw'} weights of {args.file}")
+        say(f"not taken from the file, tensors of: {counts}; all but the trained part is that of {args.model}")
+    say(f"{args.output}: the trained part has the {'EMA' if args.ema else 'raw'} weights of {args.file}")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -3,7 +3,7 @@
     sa-diffusers surrogates --config bundled/digits --samples runs/digits-seven/samples
 
 The nearer the surrogate, the less of the model has to change. Prints for each sibling of the concept the mean squared
-difference of the UNet's predictions on noised samples, nearest first. Takes every option of `sa-diffusers forget`.
+difference of the model's predictions on noised samples, nearest first. Takes every option of `sa-diffusers forget`.
 """
 
 import torch

@@ -62,8 +62,8 @@ def configurations(model: str) -> str:
     if not any(name.startswith(TRAINED) for name in shapes):
         raise ModelLoadError(
             f"{path} holds no pipeline under its original names ({TRAINED[0]}* or the like): it has "
-            f"{min(shapes, default='nothing')!a}. `sa-diffusers convert checkpoint` puts UNets into pipelines; of an "
-            "adapter pass the pipeline that diffusers saves with it fused"
+            f"{min(shapes, default='nothing')!a}. `sa-diffusers convert checkpoint` puts the trained part alone into "
+            "a pipeline of Stable Diffusion 1 or 2; of an adapter pass the pipeline that diffusers saves with it fused"
         )
     repo = fetch_diffusers_config(shapes)["pretrained_model_name_or_path"]
     if (folder := shipped(repo)) is not None:

@@ -143,7 +143,7 @@ class SharingOptions(Options):
     save_single_file: bool = option(
         False,
         "Save the pipeline besides as one file in float16, with the names of the file that --model is, and an adapter "
-        "with those that ComfyUI knows, of UNets kohya's, for other programs.",
+        "with those that other programs know.",
         identity=False,
     )
     push_to_hub: bool = option(

@@ -1,4 +1,4 @@
-"""Forget in a LoRA of the UNet: add it, read its weight changes, save it as diffusers does, fuse it."""
+"""Forget in a LoRA of the trained part: add it, read its weight changes, save it as diffusers does, fuse it."""
 
 import warnings
 from collections.abc import Sequence

@@ -249,9 +249,9 @@ def read_architecture(config: BaseConfig) -> dict[str, dict]:
     flow = "transformer" in architecture
     for wrong, fault in (
         (flow and config.snr_gamma is not None, "snr_gamma weights timesteps of diffusion; pass null for a flow"),
-        (not flow and config.density != "uniform", "density is of a flow; omit it for a UNet"),
-        (not flow and config.pooled_dropout, "pooled_dropout: this UNet reads no pooled text; omit it"),
-        (not flow and config.tokens_dropout, "tokens_dropout: this UNet reads no pooled text; omit it"),
+        (not flow and config.density != "uniform", "density is of a flow; omit it"),
+        (not flow and config.pooled_dropout, "pooled_dropout: this model reads no pooled text; omit it"),
+        (not flow and config.tokens_dropout, "tokens_dropout: this model reads no pooled text; omit it"),
     ):
         if wrong:
             raise ValueError(fault)
