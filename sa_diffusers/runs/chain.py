@@ -7,8 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sa_diffusers.core.concepts import split_phrasings
-from sa_diffusers.data.concepts import Rows, read_rows, split_rows
+from sa_diffusers.core.concepts import Concept, split_phrasings
+from sa_diffusers.data.concepts import Rows, options_of, read_rows, split_rows
 from sa_diffusers.data.sharing import FISHER_FILE
 from sa_diffusers.io.atomic_files import read_json
 from sa_diffusers.io.forgotten import read_forgotten
@@ -44,6 +44,7 @@ class Link:
 
     @property
     def rows(self) -> Rows:
+        """What it forgot, as its own options say; a list's file is read where these name one, as they once did."""
         given = (self.options.get(name) for name in ("concepts", "concept", "surrogate", "siblings"))
         return [(f"{where or 'the concept'} of {self.folder}", row) for where, row in rows_of(*given)]
 
@@ -112,6 +113,14 @@ def chain_of(after: str | None) -> list[Link]:
 
 def rows_of(file: str | None, *given: str | None) -> Rows:
     return read_rows(file) if file else split_rows(*given)
+
+
+def saying(options: RunOptions, concepts: Sequence[Concept]) -> RunOptions:
+    """The options as they say the run's own concepts themselves: a list's file may change, and does not go with it."""
+    said = copy.copy(options)
+    for name, value in (options_of(concepts) | {"concepts": None}).items():
+        setattr(said, name, value)
+    return said
 
 
 def shared_by(links: Sequence[Link]) -> dict[str, str | None]:

@@ -46,7 +46,7 @@ from sa_diffusers.models.quantization import quantized
 from sa_diffusers.models.single_file import configurations
 from sa_diffusers.report.run_page import NotebookView
 from sa_diffusers.runs import options as run_options
-from sa_diffusers.runs.chain import Merge, chain_of, taken_over
+from sa_diffusers.runs.chain import Merge, chain_of, saying, taken_over
 from sa_diffusers.runs.checks import check_run
 from sa_diffusers.runs.context import Inputs, RunContext, prepared
 from sa_diffusers.runs.inputs import claim_folder, read_inputs
@@ -228,6 +228,7 @@ def _run(
         for judge in inputs.judges.values():
             judge.classifier.require_size(family.resolution)
         context = RunContext(options, inputs, family, output_dir, forgotten=earlier, merge=merge)
+        context.options = saying(options, context.requested) if options.concepts else options
         check_run(context)
         with prepared(family, options):
             context.artifacts |= {

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from sa_diffusers import methods
 from sa_diffusers.core.concepts import split_phrasings
-from sa_diffusers.data.concepts import SEPARATOR
+from sa_diffusers.data.concepts import split_list
 from sa_diffusers.data.sampling import DrawingOptions
 from sa_diffusers.evaluation.intervals import deciding_count
 from sa_diffusers.io.configuration import Options, option
@@ -179,7 +179,7 @@ class RunOptions(
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for phrasings in self.concept.split(SEPARATOR) if self.concept else ():
+        for phrasings in split_list(self.concept) if self.concept else ():
             split_phrasings(phrasings)
         if self.concepts and (self.concept or self.surrogate or self.siblings):
             raise ValueError("concepts names a file that says what to forget; omit concept, surrogate and siblings")

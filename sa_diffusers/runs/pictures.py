@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sa_diffusers.core.concepts import Concepts
-from sa_diffusers.data.concepts import SEPARATOR, find_concept
+from sa_diffusers.data.concepts import find_concept, split_list
 from sa_diffusers.data.picture_groups import PictureGroup, check_apart, read_group
 from sa_diffusers.evaluation.completion import JUDGED
 from sa_diffusers.evaluation.judging import ClassifierJudge
@@ -17,7 +17,7 @@ def check_pictures(options: RunOptions) -> None:
     """Raise ValueError where pictures, or a surrogate for them, are missing; before anything is loaded."""
     if options.forget_images is None:
         raise ValueError("expected pictures to forget, got none; pass --forget_images, as a folder or mnist:2,5")
-    if options.concepts or options.after or SEPARATOR in options.concept:
+    if options.concepts or options.after or len(split_list(options.concept)) > 1:
         raise ValueError(
             "pictures are forgotten one group a run; expected one --concept, which names it, and no --after"
         )

@@ -143,8 +143,12 @@ def test_python_lists_say_the_same_as_options(tmp_path):
     assert ForgetConfig(**as_options([Forget("a teapot", "a cup")])).siblings is None
     with pytest.raises(ValueError, match="concept 3 .*expected surrogates of one kind, got images"):
         as_options(rows)
-    with pytest.raises(ValueError, match="concept 2 .*a list has ';' between concepts"):
-        as_options([rows[0], Forget("man; woman", "a person")])
+    apart = as_options([rows[0], Forget("man; woman", "a person; anybody")])
+    assert [(row.concept.strip(), row.surrogate.strip()) for _, row in split_rows(**apart)][1] == (
+        "man; woman",
+        "a person; anybody",
+    )
+    assert ForgetConfig(**apart).concept == r"seven, 7; man\; woman"
     with pytest.raises(ValueError, match="concept 2 .*no surrogate is known"):
         as_options([rows[0], Forget("teapot")])
 

@@ -20,13 +20,14 @@ from sa_diffusers.data.sharing import load_fisher
 from sa_diffusers.evaluation.forgetting import Findings
 from sa_diffusers.evaluation.prompt_sets import Candidate, PromptSet
 from sa_diffusers.families import get_family
-from sa_diffusers.io.configuration import config_from_dict
+from sa_diffusers.io.configuration import config_from_dict, config_to_yaml
 from sa_diffusers.io.forgotten import read_forgotten
 from sa_diffusers.io.loading import read_run_options
 from sa_diffusers.io.stages import Artifact
 from sa_diffusers.models import ConditionalVAE
 from sa_diffusers.pipelines import ConditionalVAEPipeline
 from sa_diffusers.runs.chain import chain_of, taken_over
+from sa_diffusers.runs.inputs import read_concepts
 from sa_diffusers.runs.options import ForgetConfig
 from sa_diffusers.runs.stages.fisher import estimate_sums
 from sa_diffusers.training.lora import ADAPTER, LORA_FILE, WithoutLora, add_lora, fuse_lora, load_adapters
@@ -67,6 +68,34 @@ def test_a_file_that_says_the_same_is_the_same_run(outcome, run_cheaply, tmp_pat
     given = {"concept": "", "concepts": str(tmp_path / "list.csv"), "start": "edit", "uce_preserve_scale": 0.1}
     again = run_cheaply(outcome.output_dir, **given | {"surrogate": None})
     assert set(again.metrics["seconds"]["reused"]) >= {"edit", "samples", "surrogate", "fisher", "train", "after"}
+
+
+def test_a_run_of_a_list_carries_it(run_cheaply, tmp_path):
+    """What goes on from it asks for what it forgot, whatever has become of the file, and so does its repetition."""
+    file, old = tmp_path / "list.csv", {"concept": "", "surrogate": None, "method": "uce"}
+    file.write_text('concept,surrogate,siblings\n"seven, 7",nine,\neight,"ten; or two","six, two"\n')
+    first = run_cheaply(tmp_path / "1", concepts=str(file), **old).output_dir
+    forgotten = [(one.said, one.surrogate) for one in read_concepts(config_of(first))]
+    assert forgotten == [("seven, 7", "nine"), ("eight", "ten; or two")]
+    file.write_text("concept,surrogate\neight,one\nsix,two\n")
+    second = run_cheaply(tmp_path / "2", concept="six", surrogate="nine", method="uce", after=str(first)).output_dir
+    file.unlink()
+    again = config_of(second)
+    assert [(one.said, one.surrogate) for one in read_concepts(again)] == [*forgotten, ("six", "nine")]
+    assert read_concepts(again)[1].siblings == ("six", "two")
+
+
+def test_an_older_run_of_a_list_has_its_path_alone(run_cheaply, tmp_path):
+    file = tmp_path / "list.csv"
+    file.write_text('concept,surrogate\n"seven, 7",nine\neight,six\n')
+    run = run_cheaply(tmp_path / "1", concepts=str(file), concept="", surrogate=None, method="uce").output_dir
+    values = read_run_options(run) | {"concepts": str(file), "concept": "", "surrogate": None, "siblings": None}
+    config_to_yaml(config_from_dict(ForgetConfig, values), run / "config.yaml")
+    assert [row.concept for link in chain_of(str(run)) for _, row in link.rows] == ["seven, 7", "eight"]
+
+
+def config_of(run):
+    return config_from_dict(ForgetConfig, read_run_options(run))
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,19 @@ from sa_diffusers.data.concepts.given import (
     find_concept,
     is_folder,
 )
-from sa_diffusers.data.concepts.lists import SEPARATOR, Forget, Rows, as_options, concepts_of, read_rows, split_rows
+from sa_diffusers.data.concepts.lists import (
+    Forget,
+    Rows,
+    as_options,
+    concepts_of,
+    options_of,
+    read_rows,
+    split_list,
+    split_rows,
+)
 
 
 __all__ = [
-    "SEPARATOR",
     "Forget",
     "Rows",
     "as_options",
@@ -21,6 +29,8 @@ __all__ = [
     "describe_surrogates",
     "find_concept",
     "is_folder",
+    "options_of",
     "read_rows",
+    "split_list",
     "split_rows",
 ]

@@ -1,6 +1,7 @@
 """Lists of concepts to forget at once; a wrong list is refused whole, and each fault named by its line."""
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -69,24 +70,39 @@ def read_rows(source: str) -> Rows:
 
 
 def split_rows(concept: str, surrogate: str | None = None, siblings: str | None = None) -> Rows:
-    """Rows from texts that name several concepts, and what belongs to each, with semicolons between.
+    """Rows from texts that name several concepts, and what belongs to each, with semicolons between; see `split_list`.
 
     Raises:
         ValueError: surrogates or siblings for another number of concepts.
     """
-    parts = concept.split(SEPARATOR)
+    parts = split_list(concept)
     columns = {"concept": parts}
     for name, text in (("surrogate", surrogate), ("siblings", siblings)):
-        columns[name] = [None] * len(parts) if text is None else text.split(SEPARATOR)
+        columns[name] = [None] * len(parts) if text is None else split_list(text)
         if len(columns[name]) != len(parts):
             raise ValueError(
                 f"expected {name} for each of {len(parts)} concepts, separated by {SEPARATOR!r}, got "
                 f"{len(columns[name])} ({text}); name every one, or omit all"
             )
-    if len(parts) == 1:
-        return [("", Forget(concept, surrogate, siblings))]
-    rows = zip(*columns.values(), strict=True)
-    return [(f"concept {i} ({row[0].strip()})", Forget(*row)) for i, row in enumerate(rows, 1)]
+    rows = [Forget(*row) for row in zip(*columns.values(), strict=True)]
+    return [(f"concept {i} ({row.concept.strip()})" if rows[1:] else "", row) for i, row in enumerate(rows, 1)]
+
+
+def split_list(text: str) -> list[str]:
+    r"""The parts of a text between its semicolons; one with a backslash before it (``\;``) is part of a part."""
+    return [part.replace(rf"\{SEPARATOR}", SEPARATOR) for part in re.split(rf"(?<!\\){SEPARATOR}", text)]
+
+
+def options_of(concepts: Sequence[Concept]) -> dict[str, str | None]:
+    """Options that say concepts as they were completed; `split_rows` reads them back. None where nothing is known."""
+    columns = {
+        "concept": [one.said for one in concepts],
+        "surrogate": [one.surrogate for one in concepts],
+        "siblings": [", ".join(one.siblings) or None for one in concepts],
+    }
+    escaped = {n: [(text or "").replace(SEPARATOR, rf"\{SEPARATOR}") for text in own] for n, own in columns.items()}
+    known = {name: any(text is not None for text in own) for name, own in columns.items()}
+    return {name: f"{SEPARATOR} ".join(own) if known[name] else None for name, own in escaped.items()}
 
 
 def concepts_of(rows: Rows, plurals: bool = False, favours: bool = True, favours_nothing: bool = False) -> Concepts:
@@ -136,21 +152,8 @@ def as_options(
         raise ValueError("a list of concepts says all of each; expected no surrogate and no siblings beside it")
     listed = [(f"concept {i} ({row.concept})", row) for i, row in enumerate(rows, 1)]
     known = all(row.surrogate is None for row in rows)  # or looked up, each
-    found = concepts_of(listed, favours=not known, favours_nothing=True)
-    columns = {
-        "concept": [one.said for one in found],
-        "surrogate": None if known else [one.surrogate for one in found],
-        "siblings": [", ".join(one.siblings) for one in found] if any(one.siblings for one in found) else None,
-    }
-    _refuse(
-        [
-            _said(where, f"a list has {SEPARATOR!r} between concepts, got {text!r}; write it into a file of concepts")
-            for texts in columns.values()
-            for (where, _), text in zip(listed, texts or (), strict=False)
-            if SEPARATOR in text
-        ]
-    )
-    return options | {name: texts and f"{SEPARATOR} ".join(texts) for name, texts in columns.items()}
+    found = options_of(concepts_of(listed, favours=not known, favours_nothing=True))
+    return options | found | ({"surrogate": None} if known else {})
 
 
 def _written(surrogate: str | os.PathLike | None) -> str | None:

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 from sa_diffusers.core.concepts import Concepts
-from sa_diffusers.data.concepts import Forget, as_options
 from sa_diffusers.data.concepts.candidates import tries
 from sa_diffusers.evaluation.judges.preference import PREFERENCE
 from sa_diffusers.io.atomic_files import read_json, write_json
@@ -15,6 +14,7 @@ from sa_diffusers.io.model_names import folder_name
 from sa_diffusers.io.processes import process_state, say
 from sa_diffusers.io.stages import Artifact, Stage, Stages, content_fingerprint
 from sa_diffusers.models.precision import kept_weights
+from sa_diffusers.runs.chain import saying
 from sa_diffusers.runs.context import RunContext
 from sa_diffusers.runs.inputs import sets_to_look_at
 from sa_diffusers.runs.stages import stages_of
@@ -29,7 +29,7 @@ SHORT = 0.25  # of a run's steps and surrogate pictures, in a trial
 ALIKE = 0.05  # share of pictures by which trials are alike in what they forget
 # What a trial goes without, of a run's options.
 WITHOUT = {
-    **dict.fromkeys(("after", "concepts", "before", "track_steps", "early_stop", "checkpointing_steps", "strength")),
+    **dict.fromkeys(("after", "before", "track_steps", "early_stop", "checkpointing_steps", "strength")),
     "adapters": "one", "classifier": [], "snapshot_steps": [], "strength_sheet": False, "save_single_file": False,
 }  # fmt: skip
 Tried = dict[str, dict[str, dict[str, float]]]  # of each concept and word, what its trial left
@@ -135,10 +135,7 @@ def settle_surrogates(context: RunContext) -> None:
     chosen = {one["concept"]: one["chosen"] for one in choices}
     settled = [replace(one, surrogate=chosen.get(one.said, one.surrogate)) for one in context.concepts]
     context.inputs = replace(context.inputs, concepts=Concepts(settled))
-    rows = [Forget(one.said, one.surrogate, ", ".join(one.siblings) or None) for one in context.requested]
-    context.options = copy.copy(context.options)
-    for name, value in (as_options(rows) | {"concepts": None}).items():
-        setattr(context.options, name, value)
+    context.options = saying(context.options, context.requested)
     say("\n".join(map(said_of_choice, choices)))
 
 
