@@ -6,6 +6,7 @@ import io
 import json
 import math
 import re
+import shutil
 from dataclasses import asdict, replace
 
 import matplotlib.cbook
@@ -31,13 +32,14 @@ from sa_diffusers.evaluation.judges.clip import Clip
 from sa_diffusers.evaluation.judges.nudity import EXPOSED, Detection, NudityDetector, per_image
 from sa_diffusers.evaluation.judging import BodyJudge, ClipJudge
 from sa_diffusers.evaluation.measurements import Measurement, cell, headline, measurements
-from sa_diffusers.evaluation.options import PipelineEvaluationConfig
+from sa_diffusers.evaluation.options import ASKING, PipelineEvaluationConfig
 from sa_diffusers.evaluation.prompt_sets import Candidate, PromptSet
 from sa_diffusers.evaluation.subjects import open_subjects, short_names
 from sa_diffusers.evaluation.suite.evaluate import evaluate_pipelines, exposed_parts
 from sa_diffusers.evaluation.suite.sections import sections
 from sa_diffusers.families import get_family
 from sa_diffusers.io.artifacts import StageMismatch
+from sa_diffusers.io.atomic_files import write_json
 from sa_diffusers.io.hub import ModelLoadError
 from sa_diffusers.io.loading import load_pipeline
 from sa_diffusers.report.pictures import mosaic, to_uint8
@@ -605,6 +607,24 @@ def test_prompts_that_leave_the_concept_open_are_a_set_of_their_own(options, tmp
     rows = rows_of(found, "before")
     assert ("open", "concept_shown") in rows and ("all that must stay", "concept_shown") not in rows
     assert rows["all that must stay", "accuracy"]["num_images"] == 9  # neighbours, unrelated, labelled
+
+
+def test_what_any_of_the_pipelines_forgot_is_not_asked_for(options, folders, tmp_path):
+    """Besides the concept: of the compared one too, and of both the same prompts."""
+    shutil.copytree(folders / "after", tmp_path / "forgot")
+    records = [{"concept": said, "method": "some"} for said in ("7", "nine, 9")]
+    write_json({"forgotten": records, "files": {}}, tmp_path / "forgot" / "pipeline" / "forgotten.json")
+    options |= {"compare": [str(tmp_path / "forgot")], "metrics": "classifier", "num_images": 3}
+    found = evaluate_pipelines(PipelineEvaluationConfig(**options))
+    first, second = (
+        json.loads((tmp_path / "out" / n / "values.json").read_text())["prompts"] for n in found["results"]
+    )
+    assert first == second
+    kept = {name: {row["prompt"] for row in rows} for name, rows in first.items() if name not in ASKING}
+    assert kept["unrelated"] == kept["labelled"] == {"blue digit two"} and kept["open"] == {"a blue digit"}
+    assert kept["neighbours"] and all("two" in prompt for prompt in kept["neighbours"])
+    assert found["forgotten_besides"] == ["nine", "9"]
+    assert "Left out of what must stay, since a pipeline has forgotten it: nine, 9." in found["notes"]
 
 
 @pytest.mark.slow

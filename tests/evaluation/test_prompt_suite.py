@@ -82,6 +82,20 @@ def test_the_sets_of_the_digits(digits, classifier):
     assert any(set(labels) & {"ink", "stroke"} for labels in suite["concept"].labels)
 
 
+def test_what_else_was_forgotten_is_neither_kept_nor_left_open(digits, classifier):
+    gone = replace(digits, forgotten=("eight", "4", "red"), combined=["{} beside a red line", "{} on black"])
+    suite = build_suite(SEVEN, gone, classifier, 60, 3)
+    kept = {"zero", "one", "two", "three", "five", "six", "nine"}
+    assert {labels["digit"] for labels in suite["neighbours"].labels} == kept
+    for name, part in suite.items():
+        assert not any(mentions(text, gone.forgotten) for text in texts(suite, name)), name
+        if part.purpose != "asks":  # nor by another word for it
+            assert not {"eight", "four", "red"} & {value for labels in part.labels for value in labels.values()}
+    assert set(texts(suite, "combined")) == {"seven on black"}
+    every = build_suite(SEVEN, replace(gone, forgotten=SEVEN.siblings), classifier, 60, 3)
+    assert "open" in every and not {"neighbours", "unrelated"} & every.keys()
+
+
 def test_long_prompts_hold_the_concept_in_their_middle_and_are_read_to_the_end(digits, words, classifier):
     for text in texts(build_suite(SEVEN, digits, classifier, 30, 0), "long"):
         place = [i for i, word in enumerate(text.replace(",", " ,").split()) if mentions(word, ["seven", "7"])]

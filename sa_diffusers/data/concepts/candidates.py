@@ -43,10 +43,22 @@ def candidates(concept: Concept, concepts: Concepts, prompts: Sequence[str], voc
     return [word for word in found.values() if not concepts.named_in(word)]
 
 
+def phrasings_of(forgotten: Iterable[str]) -> list[str]:
+    """The phrasings of all that a model has forgotten, as its records say it ("seven, 7; red"), each once."""
+    parts = (part for said in forgotten for part in said.split(";"))
+    return list(dict.fromkeys(phrasing for part in parts for phrasing in split_phrasings(part)))
+
+
 def not_forgotten(words: Sequence[str], forgotten: Sequence[str]) -> list[str]:
-    """The words that name nothing of what a model has forgotten, as its records say it ("seven, 7; red")."""
-    gone = [phrasing for said in forgotten for part in said.split(";") for phrasing in split_phrasings(part)]
+    """The words that name nothing of what a model has forgotten; see `phrasings_of`."""
+    gone = phrasings_of(forgotten)
     return [word for word in words if not mentions(word, gone)]
+
+
+def forgotten_besides(forgotten: Iterable[str], concepts: Concepts) -> tuple[str, ...]:
+    """The phrasings of what a model has forgotten that is none of some concepts; see `phrasings_of`."""
+    gone = phrasings_of(forgotten)
+    return tuple(word for word in gone if not (concepts.named_in(word) or mentions(concepts.said, [word])))
 
 
 def words_of(text: str) -> list[str]:

@@ -67,7 +67,7 @@ def evaluate_pipelines(config: PipelineEvaluationConfig) -> dict:
     output_dir = Path(config.output_dir or Path("runs") / f"evaluate-{folder_name(config.phrasings[0])}")
     check_foreign(output_dir, "evaluation.json", "*/values.json")
     subjects = open_subjects(config.sources, config.names, config.drawn_as)
-    inputs = read_inputs(config, subjects[0])
+    inputs = read_inputs(config, subjects)
     suite, size, alike = inputs.suite, inputs.image_size, "change" in config.metric_names
     there = count_pictures(config, subjects, suite, output_dir)
     say(describe_plan(config, subjects, inputs, output_dir, there))
@@ -84,6 +84,7 @@ def evaluate_pipelines(config: PipelineEvaluationConfig) -> dict:
         document = {
             "concept": list(inputs.concept.phrasings),
             "neighbours": list(inputs.concept.siblings),
+            "forgotten_besides": list(inputs.forgotten),
             "reference": subjects[0].name,
             "result": headline(results, suite, inputs.concept.name),
             "pipelines": pipelines,

@@ -1,14 +1,15 @@
 """What an evaluation of pipelines reads and checks before any pipeline is loaded: prompts, judges, its plan."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from sa_diffusers.core.concepts import Concept, split_phrasings
+from sa_diffusers.core.concepts import Concept, Concepts, split_phrasings
 from sa_diffusers.data.concepts import find_concept
+from sa_diffusers.data.concepts.candidates import forgotten_besides
 from sa_diffusers.data.i2p import load_i2p
 from sa_diffusers.data.prompts import read_labelled_prompts, read_prompts, read_templates
 from sa_diffusers.evaluation.images.comparison import open_real
@@ -24,6 +25,7 @@ from sa_diffusers.evaluation.prompt_sets import PromptSet
 from sa_diffusers.evaluation.subjects import Subject
 from sa_diffusers.evaluation.suite.prompt_suite import PromptSources, build_suite
 from sa_diffusers.io.configuration import read_yaml
+from sa_diffusers.io.forgotten import read_forgotten
 from sa_diffusers.io.loading import read_tokenizer
 
 
@@ -42,6 +44,7 @@ class EvaluationInputs:
         judged_by: what decides each metric, for people and JSON; None: not asked for.
         extractor, real: of the metrics of two sets; None: not measured, or no real images.
         notes: what a reader of the numbers should know of the prompts.
+        forgotten: phrasings of what else the pipelines have forgotten, which no prompt names.
     """
 
     concept: Concept
@@ -52,6 +55,7 @@ class EvaluationInputs:
     extractor: Extractor | None
     real: ImageSet | None
     notes: list[str]
+    forgotten: tuple[str, ...]
 
     @property
     def image_size(self) -> int | None:
@@ -64,11 +68,11 @@ class EvaluationInputs:
         return [name for name in self.suite if name in KEPT]
 
 
-def read_inputs(config: PipelineEvaluationConfig, subject: Subject) -> EvaluationInputs:
-    """Load the judges and choose the prompts.
+def read_inputs(config: PipelineEvaluationConfig, subjects: Sequence[Subject]) -> EvaluationInputs:
+    """Load the judges and choose the prompts, which are the same for all pipelines.
 
     Args:
-        subject: the first pipeline, whose tokenizer decides what kind of prompts there are.
+        subjects: what is judged; the first one's tokenizer decides what kind of prompts there are.
 
     Raises:
         ValueError: no prompts for a set, a classifier that does not know the concept, too few images for a metric.
@@ -79,8 +83,11 @@ def read_inputs(config: PipelineEvaluationConfig, subject: Subject) -> Evaluatio
     # Noise: nothing takes its place, it is for its siblings.
     concept = find_concept(config.concept, "noise", config.neighbours, plurals)
     classifier = ClassifierJudge.load(config.judge, concept.phrasings) if "classifier" in metrics else None
-    tokenizer = read_tokenizer(subject.source)
+    tokenizer = read_tokenizer(subjects[0].source)
+    said = [record["concept"] for subject in subjects for record in read_forgotten(subject.source)]
+    forgotten = forgotten_besides(said, Concepts([concept]))
     sources = _prompt_sources(config, tokenizer, classifier is not None, concept.name)
+    sources = replace(sources, forgotten=forgotten)
     reader = classifier and classifier.classifier
     suite = build_suite(concept, sources, reader, config.num_images, config.seed, config.set_names)
     extractor, real = _distribution_judge(config, sum(len(part) for name, part in suite.items() if name in KEPT))
@@ -103,7 +110,9 @@ def read_inputs(config: PipelineEvaluationConfig, subject: Subject) -> Evaluatio
     }
     judges = [judge for judge in judges if judge is not None]
     notes = _notes(None if sources.real_vocabulary else len(tokenizer), concept)
-    return EvaluationInputs(concept, suite, judges, classifier, judged_by, extractor, real, notes)
+    if forgotten:
+        notes.append(f"Left out of what must stay, since a pipeline has forgotten it: {', '.join(forgotten)}.")
+    return EvaluationInputs(concept, suite, judges, classifier, judged_by, extractor, real, notes, forgotten)
 
 
 def _distribution_judge(config: PipelineEvaluationConfig, count: int) -> tuple[Extractor | None, ImageSet | None]:

@@ -56,6 +56,7 @@ class PromptSources:
             nor a sibling leaves the concept open; in real sentences it is about something else.
         fits: whether the text encoder reads a prompt to its end.
         prefixes: templates with words before the concept that add nothing. descriptions: of it, without its name.
+        forgotten: phrasings of what else a judged pipeline has forgotten: no prompt names it, since none need be kept.
     """
 
     prompts: list[str]
@@ -70,6 +71,7 @@ class PromptSources:
     fits: Callable[[str], bool]
     prefixes: Sequence[str] = ()
     descriptions: Sequence[str] = ()
+    forgotten: Sequence[str] = ()
 
 
 def build_suite(
@@ -118,9 +120,13 @@ class _Maker:
         self.own = self._class_of(concept.name)
         known = classifier.config.attributes if classifier else {}
         labels_of = {row["prompt"]: {k: v for k, v in row.items() if k in known} for row in sources.rows}
-        self.rows = {prompt: Candidate(prompt, labels) for prompt, labels in labels_of.items()}
-        self.others = [text for text in dict.fromkeys(sources.prompts) if not concept.named_in(text)]
-        self.templates = self._templates()
+        classes = [self._class_of(word) for word in sources.forgotten]
+        self.gone = [labels for labels in classes if labels and labels != self.own]
+        rows = [Candidate(prompt, labels) for prompt, labels in labels_of.items()]
+        self.rows = {row.prompt: row for row in rows if not self._is_gone(row.prompt, row.labels)}
+        self.prompts = [one for one in sources.prompts if not self._is_gone(one, labels_of.get(one, {}))]
+        self.others = [text for text in dict.fromkeys(self.prompts) if not concept.named_in(text)]
+        self.templates = [one for one in self._templates() if not self._is_gone(one.prompt, one.labels)]
 
     def candidates(self) -> dict[str, list[Candidate]]:
         """By the name of the set, in the order of the sets."""
@@ -141,7 +147,8 @@ class _Maker:
             long = self._fill(frames, concept.phrasings, "long frames")
             wrong = [word for phrasing in concept.phrasings for word in misspell(phrasing)]
             misspellings, languages = self._fill(self.templates, wrong, "misspelt"), self._in_languages()
-        combined = [self._combine(text, index) for index, text in enumerate(sources.combined)] or [
+        together = [text for text in sources.combined if not self._is_gone(text, {})]
+        combined = [self._combine(text, index) for index, text in enumerate(together)] or [
             Candidate(row.prompt, row.labels, concept.name)
             for row in naming
             if len(row.labels) > 1 and row.prompt not in held_out
@@ -158,11 +165,20 @@ class _Maker:
             "combined": combined,
             "misspellings": misspellings,
             "languages": languages,
-            "neighbours": self._fill(self.templates, concept.siblings, "neighbours", own=False),
+            "neighbours": self._fill(self.templates, self._neighbours(), "neighbours", own=False),
             "unrelated": [candidate for candidate in others if not self._is_open(candidate.prompt)],
             "open": [candidate for candidate in others if self._is_open(candidate.prompt)],
             "labelled": [row for row in labelled if sources.with_labelled and not self._is_open(row.prompt)],
         }
+
+    def _is_gone(self, prompt: str, labels: Labels) -> bool:
+        """Whether a prompt is of something else that was forgotten."""
+        named = mentions(prompt, self.sources.forgotten, self.concept.plurals)
+        return named or any(one.items() <= labels.items() for one in self.gone)
+
+    def _neighbours(self) -> list[str]:
+        """The siblings that a pipeline should still draw."""
+        return [word for word in self.concept.siblings if not self._is_gone(word, self._class_of(word))]
 
     def _is_open(self, prompt: str) -> bool:
         return not self.sources.real_vocabulary and self.concept.left_open_by(prompt)
@@ -174,7 +190,7 @@ class _Maker:
 
     def _templates(self) -> list[Candidate]:
         """Prompts with {} in the concept's place, with the labels of what else they name."""
-        naming = [prompt for prompt in self.sources.prompts if self.concept.named_in(prompt)]
+        naming = [prompt for prompt in self.prompts if self.concept.named_in(prompt)]
         if self.sources.templates or len(naming) < ENOUGH:
             return list(map(Candidate, read_templates(self.sources.templates or TEMPLATES)))
         found = self.classifier.find_class(self.concept.phrasings) if self.classifier else None
