@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 
-from sa_diffusers.core.concepts import Concepts
+from sa_diffusers.core.concepts import Concepts, mentions
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.evaluation.judging import ClassifierJudge
 from sa_diffusers.evaluation.prompt_sets import Candidate, PromptSet, Purpose, choose
@@ -33,10 +33,14 @@ def examination(
     num_class: int,
     num_other: int,
     seed: int,
+    forgotten: Sequence[str] = (),
 ) -> dict[str, PromptSet]:
     """The prompts that concepts are judged by; equal arguments choose equal prompts and seeds, before and after.
 
     Each is examined as it would be alone, but for what stays: that names none of them.
+
+    Args:
+        forgotten: phrasings of what else the model forgot before, which no prompt asks for.
 
     Returns:
         concept: prompts that name one in phrasings of the kind that forgetting saw; unseen: in sentence frames that
@@ -54,6 +58,15 @@ def examination(
                 f"the classifier knows {name} as one of {known[name]}, got {value!r} of {row['prompt']!r}"
             )
     targets = [(attribute, known[attribute][index]) for attribute, index in judge.targets]
+    found = [judge.classifier.find_class([word]) for word in forgotten]
+    gone = [(attribute, known[attribute][index]) for attribute, index in filter(None, found)]
+    gone = [one for one in gone if one not in targets]
+    rows = [
+        row
+        for row in rows
+        if not mentions(row["prompt"], forgotten, concepts[0].plurals)
+        and not any(row.get(attribute) == name for attribute, name in gone)
+    ]
 
     def chosen(purpose: Purpose, name: str, word: str, candidates: list[dict[str, str]], count: int) -> PromptSet:
         if not candidates and count:
@@ -74,7 +87,7 @@ def examination(
     sets["unnamed"] = chosen("open", "unnamed", "", open_ones, num_other)
     seen = [row for row in others if row["form"] == "seen"]
     for attribute in attributes:
-        for name in (name for name in known[attribute] if (attribute, name) not in targets):
+        for name in (name for name in known[attribute] if (attribute, name) not in (*targets, *gone)):
             candidates = [row for row in seen if row.get(attribute) == name]
             sets["retained"] += chosen("keeps", f"retained {name}", name, candidates, num_class)
     return sets

@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from sa_diffusers import methods
-from sa_diffusers.core.concepts import Concepts, mentions, split_phrasings
+from sa_diffusers.core.concepts import Concepts
 from sa_diffusers.data.picture_groups import PictureGroup
 from sa_diffusers.evaluation.judges.preference import ClipPreferenceJudge, PreferenceJudge
 from sa_diffusers.evaluation.judging import ClassifierJudge
 from sa_diffusers.evaluation.prompt_sets import PromptSet
 from sa_diffusers.families import Family
-from sa_diffusers.io.forgotten import said_of
 from sa_diffusers.io.model_names import base_name
 from sa_diffusers.io.stages import Artifact
 from sa_diffusers.models.precision import in_main_memory
@@ -127,16 +126,6 @@ class RunContext:
         """Whether words take the concepts' places."""
         in_words = self.method.favours and self.concepts.surrogate_kind == "prompt"
         return in_words and all(one.surrogate for one in self.concepts)
-
-    @property
-    def warning(self) -> str | None:
-        """Where a surrogate is something that the model itself has forgotten: pictures of it show something else."""
-        in_words = self.method.favours and self.concepts.surrogate_kind == "prompt"
-        for record in self.forgotten if in_words else ():
-            for asked in self.surrogates:
-                if mentions(asked or "", split_phrasings(record["concept"])):
-                    return f"The surrogate “{asked}” was itself forgotten by this model: {said_of(record)}."
-        return None
 
     @property
     def prompts(self) -> list[str]:

@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -191,10 +192,15 @@ def run_forgetting(
             return get_family(pipeline).resolution
         return family.resolution_of(configurations(resolve(options.model)))
 
+    @cache
+    def find_forgotten() -> list[dict[str, Any]]:
+        earlier = chain_of(options.after)[-1].forgotten if options.after else None
+        return earlier or getattr(pipeline, "forgotten", None) or read_forgotten(options.model, options.revision)
+
     if method.completes:
         inputs = read_picture_inputs(options, find_resolution)
     else:
-        inputs = read_inputs(options, find_labels, find_tokenizer)
+        inputs = read_inputs(options, find_labels, find_tokenizer, find_forgotten)
     name = folder_name(inputs.concepts.name)
     output_dir = Path(options.output_dir or Path("runs") / name)
     hub_id = options.hub_model_id or f"{base_name(options.model)}-without-{name}"
@@ -204,7 +210,7 @@ def run_forgetting(
         if state.is_main_process:
             claim_folder(output_dir)
         state.wait_for_everyone()
-        outcome = _run(options, pipeline, inputs, output_dir, merge)
+        outcome = _run(options, pipeline, inputs, output_dir, merge, find_forgotten())
         if options.push_to_hub and state.is_main_process:
             folder = output_dir / ("lora" if options.leaves_adapter else "pipeline")
             say(f"pushed to {push_folder(folder, hub_id, private=options.hub_private)}")
@@ -212,10 +218,13 @@ def run_forgetting(
 
 
 def _run(
-    options: RunOptions, pipeline: DiffusionPipeline | None, inputs: Inputs, output_dir: Path, merge: Merge | None
+    options: RunOptions,
+    pipeline: DiffusionPipeline | None,
+    inputs: Inputs,
+    output_dir: Path,
+    merge: Merge | None,
+    forgotten: list[dict[str, Any]],
 ) -> Outcome:
-    earlier = chain_of(options.after)[-1].forgotten if options.after else None
-    earlier = earlier or getattr(pipeline, "forgotten", None) or read_forgotten(options.model, options.revision)
     bits, source = options.quantize_base, (options.model, options.revision, options.variant, options.dtype)
     pipeline = pipeline or load_pipeline(*source, trained_waits=bits is not None)
     parts = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
@@ -227,7 +236,7 @@ def _run(
         family = get_family(pipeline, sampler=options.sampler, compute_dtype=compute_dtype(options.mixed_precision))
         for judge in inputs.judges.values():
             judge.classifier.require_size(family.resolution)
-        context = RunContext(options, inputs, family, output_dir, forgotten=earlier, merge=merge)
+        context = RunContext(options, inputs, family, output_dir, forgotten=forgotten, merge=merge)
         context.options = saying(options, context.requested) if options.concepts else options
         check_run(context)
         with prepared(family, options):
@@ -258,7 +267,7 @@ def _run_stages(context: RunContext) -> Outcome:
         plan = announce(context, stages)
         with _room_to_look(context, stages), atomic_path(context.folder / "config.yaml") as temporary:
             config_to_yaml(context.options, temporary)  # only now that no stage has refused it
-        say("\n".join([plan, *([context.warning] if context.warning else [])]))
+        say(plan)
     for stage in stages.stages:
         if stage.name == "train":
             context.family = context.method.wrap(context)

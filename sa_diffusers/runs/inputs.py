@@ -1,16 +1,17 @@
 """What a run reads and checks before anything expensive starts, and its claim to an output folder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from sa_diffusers import methods
-from sa_diffusers.core.concepts import Concepts
+from sa_diffusers.core.concepts import Concepts, mentions, split_phrasings
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.concepts import Rows, concepts_of
-from sa_diffusers.data.concepts.candidates import tries
+from sa_diffusers.data.concepts.candidates import forgotten_besides, tries
 from sa_diffusers.data.images import image_paths, load_image
 from sa_diffusers.data.prompts import (
     concept_templates,
@@ -25,6 +26,7 @@ from sa_diffusers.evaluation.judging import ClassifierJudge
 from sa_diffusers.evaluation.prompt_sets import Candidate, PromptSet
 from sa_diffusers.io.artifacts import Marker, StageMismatch
 from sa_diffusers.io.atomic_files import ArtifactError, remove_leftovers
+from sa_diffusers.io.forgotten import said_of
 from sa_diffusers.runs.chain import chain_of, rows_of
 from sa_diffusers.runs.context import Inputs
 from sa_diffusers.runs.options import RunOptions
@@ -62,6 +64,7 @@ def read_inputs(
     options: RunOptions,
     find_labels: Callable[[], list[str] | None] = lambda: None,
     find_tokenizer: Callable[[], PreTrainedTokenizerBase | None] = lambda: None,
+    find_forgotten: Callable[[], Sequence[Mapping[str, Any]]] = lambda: (),
 ) -> Inputs:
     """Read and check everything but the pipeline.
 
@@ -69,16 +72,22 @@ def read_inputs(
         find_labels: gives the classes of a class-conditional model, which are its only prompts, or None where prompts
             are free text. Called once words and files have been checked, since it looks for the model.
         find_tokenizer: gives that of a model of free text, which reads so many tokens; None: no limit is known.
+        find_forgotten: gives what the model has forgotten before, as `read_forgotten`. What no chain goes on from is
+            replayed as the model draws it now, which keeps it forgotten, and counts for nothing that is retained.
 
     Raises:
-        ValueError: as `read_concepts`; prompts that all name the concept; a class that the model does not have; ...
+        ValueError: as `read_concepts`; a surrogate that the model itself has forgotten; prompts that all name the
+            concept; a class that the model does not have; ...
         ModelLoadError: a classifier that cannot be loaded.
     """
     concepts, given = read_concepts(options), options.replay_prompts
     listed = None if given == "labels" else read_prompts(given, options.prompt_column)
     fallback = read_templates(options.concept_templates)
     rows = read_labelled_prompts(options.eval_prompts) if options.eval_prompts else None
-    labels = find_labels()
+    labels, before = find_labels(), find_forgotten()
+    requested = Concepts(concepts[-len(_own_rows(options)) :])
+    _check_surrogates(options, requested, before)
+    gone = forgotten_besides((record["concept"] for record in before), concepts)
     check_auto(concepts, methods.get(options.method), options.quantize_base)
     prompts = labels if listed is None else listed
     if prompts is None:
@@ -97,14 +106,33 @@ def read_inputs(
         if cut := len(every) - len(templates[i]):
             notes.append(f"{cut} of {len(every)} templates left out: the text encoder does not read so far")
     if options.classifier:
-        judges, sets = _judges_and_sets(options, concepts, rows, labels)
+        judges, sets = _judges_and_sets(options, concepts, rows, labels, gone)
     else:
-        judges, sets = {}, sets_to_look_at(concepts, prompts, templates, options.seed)
-    return Inputs(concepts, prompts, templates, judges, sets, notes, requested=len(_own_rows(options)))
+        looked_at = [prompt for prompt in prompts if not mentions(prompt, gone, options.plurals)]
+        judges, sets = {}, sets_to_look_at(concepts, looked_at, templates, options.seed)
+    return Inputs(concepts, prompts, templates, judges, sets, notes, requested=len(requested))
+
+
+def _check_surrogates(options: RunOptions, concepts: Concepts, forgotten: Sequence[Mapping[str, Any]]) -> None:
+    """Raise ValueError where a surrogate is something that the model has forgotten: pictures of it show another."""
+    if not methods.get(options.method).favours or concepts.surrogate_kind != "prompt":
+        return
+    faults = [
+        f"the surrogate {one.surrogate!r} was itself forgotten by this model: {said_of(record)}; pass another"
+        for one in concepts
+        for record in forgotten
+        if mentions(one.surrogate or "", split_phrasings(record["concept"]), options.plurals)
+    ]
+    if faults:
+        raise ValueError("\n".join(faults))
 
 
 def _judges_and_sets(
-    options: RunOptions, concepts: Concepts, rows: list[dict[str, str]] | None, labels: list[str] | None
+    options: RunOptions,
+    concepts: Concepts,
+    rows: list[dict[str, str]] | None,
+    labels: list[str] | None,
+    forgotten: Sequence[str],
 ) -> tuple[dict[str, ClassifierJudge], dict[str, PromptSet]]:
     if rows is None and labels is None:
         raise ValueError("a classifier needs labelled prompts for pictures that it can judge; pass --eval_prompts")
@@ -117,7 +145,7 @@ def _judges_and_sets(
         rows, counts = labelled_classes(first, labels), [*counts, 0]
     else:
         counts.append(options.eval_images_other)
-    return judges, examination(first, concepts, rows, *counts, seed=options.seed)
+    return judges, examination(first, concepts, rows, *counts, seed=options.seed, forgotten=forgotten)
 
 
 def sets_to_look_at(

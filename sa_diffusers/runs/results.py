@@ -168,7 +168,6 @@ def _settings(context: RunContext) -> dict[str, Any]:
     names += ["train_batch_size", "learning_rate", "lr_scheduler", "ema_decay", "seed"]
     said = {name: getattr(options, name) for name in names}
     said |= {f"forgotten before ({i})": said_of(record) for i, record in enumerate(context.forgotten, 1)}
-    said |= {"note": context.warning} if context.warning else {}
     said |= {"start": start_of(context)} if starts_at_edit(context) else {}
     said |= {"finish": editor(options.edit).strength(options)} if options.finish else {}
     return said | {
@@ -188,7 +187,6 @@ def _notes(context: RunContext) -> list[str]:
     dtype, kind = context.options.dtype, type(context.family.pipeline).__name__
     notes = [
         f"The pipeline lies beside this page: {kind}.from_pretrained('pipeline', dtype=torch.{dtype}).",
-        *([context.warning] if context.warning else []),
         *([context.merge.said] if context.merge else []),
         *(f"The model had forgotten before: {said_of(record)}." for record in context.forgotten),
         *(f"After the request {i}, {_told(link.numbers)}." for i, link in enumerate(context.chain, 1)),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from sa_diffusers.core.concepts import Concept, Concepts
+from sa_diffusers.core.concepts import Concept, Concepts, mentions
 from sa_diffusers.evaluation.examination import examination
 from sa_diffusers.evaluation.forgetting import summarise
 from sa_diffusers.evaluation.judges.classifier import AttributeClassifier
@@ -60,6 +60,16 @@ def test_nothing_forgotten_is_retained_or_left_open(sets):
         assert not any(set(labels.items()) & FORGOTTEN for labels in part.labels)
     assert set(one.word for one in sets["retained"].candidates) == {"six", "blue", "green"}
     assert all(not {"ink", "digit"} <= labels.keys() for labels in sets["unnamed"].labels)
+
+
+def test_what_was_forgotten_before_is_no_longer_asked_for(judge):
+    own = ClassifierJudge(judge.classifier, "digit", 1)
+    sets = examination(own, Concepts(CONCEPTS[:1]), rows(), 8, 6, 10, seed=0, forgotten=("eight", "red", "Van Gogh"))
+    assert {one.word for one in sets["retained"].candidates} == {"six"} and len(sets["concept"]) == 8
+    for part in sets.values():
+        assert not any(mentions(prompt, ["eight", "red"]) for prompt in part.prompts)
+    again = examination(own, Concepts(CONCEPTS[:1]), rows(), 8, 6, 10, seed=0, forgotten=())
+    assert again == examination(own, Concepts(CONCEPTS[:1]), rows(), 8, 6, 10, seed=0)
 
 
 def test_numbers_are_those_of_a_loop_over_pictures(judge, sets):

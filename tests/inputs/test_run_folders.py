@@ -14,6 +14,7 @@ from fake_hub import FakeHub, cache_repository
 from safetensors.torch import load_file
 
 from sa_diffusers.cli.verify import verify
+from sa_diffusers.core.concepts import mentions
 from sa_diffusers.data.sharing import push_run
 from sa_diffusers.families import get_family
 from sa_diffusers.io.configuration import config_from_dict, config_to_yaml
@@ -285,16 +286,20 @@ def test_a_saved_pipeline_says_what_it_has_forgotten(finished_dir, home):
 
 
 @pytest.mark.slow
-def test_a_surrogate_that_was_forgotten_itself_is_warned_of(finished_dir, home, tmp_path, capsys, monkeypatch):
+def test_a_run_on_a_result_knows_what_that_forgot(finished_dir, home, tmp_path, monkeypatch):
+    """It is no surrogate, and nothing that should stay; the records go on."""
     monkeypatch.setattr("sa_diffusers.runs.inputs.LOOKED_AT", 2)
     files = {"replay_prompts": str(home / "prompts.txt"), "concept_templates": str(home / "templates.txt")}
-    values = UCE | files | {"model": str(finished_dir / "pipeline"), "surrogate": "a red seven"}
     run = tmp_path / "next"
-    outcome = run_forgetting(config_from_dict(ForgetConfig, values | {"concept": "six", "output_dir": str(run)}))
-    warning = "The surrogate “a red seven” was itself forgotten by this model: seven, 7 in favour of nine, by "
-    assert warning in capsys.readouterr().out
-    for page in (run / "report.html", run / "pipeline" / "README.md"):
-        assert warning in page.read_text()
+    values = UCE | files | {"model": str(finished_dir / "pipeline"), "concept": "six", "output_dir": str(run)}
+    says = "the surrogate 'a red seven' was itself forgotten by this model: seven, 7 in favour of nine, by .*; pass"
+    with pytest.raises(ValueError, match=says):
+        run_forgetting(config_from_dict(ForgetConfig, values | {"surrogate": "a red seven"}))
+    assert not run.exists()
+    monkeypatch.setattr("sa_diffusers.runs.inputs.LOOKED_AT", 16)  # every prompt
+    outcome = run_forgetting(config_from_dict(ForgetConfig, values | {"surrogate": "eight"}))
+    kept = {one["prompt"] for one in outcome.pipeline.pictures if one["group"] == "Retained"}
+    assert kept == {prompt for prompt in PROMPTS if not mentions(prompt, ["six", "seven", "7"])}
     assert [record["concept"] for record in outcome.pipeline.forgotten] == ["seven, 7", "six"]
     first, second = read_forgotten(str(run / "pipeline"))
     assert first["after"] == second["before"]
