@@ -14,6 +14,7 @@ from sa_diffusers.io.model_names import is_on_hub
 
 FORGOTTEN = "forgotten.json"
 NAMED = ("concept", "method")  # in words, in every record
+OPEN = {"surrogate": None, "date": None}  # where a record says nothing of them
 LIBRARIES = ("diffusers", "transformers", "peft", "torch")
 
 
@@ -21,8 +22,9 @@ def write_forgotten(folder: Path, records: Sequence[Mapping[str, Any]]) -> None:
     """Write what has been forgotten, the oldest first, with a hash of every file that the folder holds now.
 
     Args:
-        records: concept, surrogate, method and model by name; "before" and "after", the hashes of every component.
-            Those of this run have no versions yet, and get those of what has made it.
+        records: concept, surrogate, method and model by name; "date", the day that its run began, or None; "before"
+            and "after", the hashes of every component. Those of this run have no versions yet, and get those of what
+            has made it.
     """
     versions = {"sa_diffusers": __version__} | {name: version(name) for name in LIBRARIES}
     hashes = {str(p.relative_to(folder)): file_hash(p) for p in sorted(folder.rglob("*")) if p.is_file()}
@@ -46,10 +48,11 @@ def read_forgotten(model: str, revision: str | None = None) -> list[dict[str, An
         return []
     records = read_json(folder / FORGOTTEN, "forgotten")["forgotten"]
     with explain_read_errors(folder / FORGOTTEN):
-        return [{"surrogate": None} | record | {name: str(record[name]) for name in NAMED} for record in records]
+        return [OPEN | record | {name: str(record[name]) for name in NAMED} for record in records]
 
 
 def said_of(record: Mapping[str, Any]) -> str:
     """A record in words."""
     towards = f" in favour of {record['surrogate']}" if record["surrogate"] else ""
-    return f"{record['concept']}{towards}, by {record['method']}"
+    when = f", {record['date']}" if record.get("date") else ""
+    return f"{record['concept']}{towards}, by {record['method']}{when}"

@@ -1,6 +1,6 @@
 """The cards that the hub shows for a pipeline, a LoRA, a Fisher and a sample set; their texts are the templates."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ def write_model_card(
     pipeline_class: str | None = None,
     variant: str | None = None,
     lora: bool = False,
+    requests: tuple[Sequence[str], Sequence[Sequence[str]]] | None = None,
     **said: Any,
 ) -> Path:
     """Write the folder's README.md, the card that the hub shows; returns its path.
@@ -39,6 +40,7 @@ def write_model_card(
         pipeline_class: the class that loads it: one of this package, or (or None) a stock one of diffusers.
         variant: "fp16" where the folder also holds float16 files of this name (`loading.save_pipeline`).
         lora: the folder holds pytorch_lora_weights.safetensors, or an adapter a concept, in place of a pipeline.
+        requests: of a chain, see `request_table`.
         said: concept; surrogate (None: none that was chosen); method in words; settings by name, with their units;
             images: paths in the folder.
     """
@@ -62,6 +64,7 @@ def write_model_card(
         adapters=sorted(p.stem for p in path.parent.glob("*.safetensors") if p.stem != "pytorch_lora_weights"),
         rows=[(row.label, row.before, row.after) for row in metric_rows(metrics)] if metrics else [],
         license=license,
+        requests=requests,
         **said,
     )
     return path

@@ -1,11 +1,11 @@
 """The table of metrics.json: what each number is called, how it is printed, and what it says."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sa_diffusers.io.configuration import read_yaml
 from sa_diffusers.report.page import TEMPLATES
-from sa_diffusers.report.tables import aligned, measured
+from sa_diffusers.report.tables import aligned, cell, measured
 from sa_diffusers.report.verdict import others_of
 
 
@@ -57,6 +57,26 @@ def metric_rows(metrics: Mapping[str, Any], table: str = "change") -> list[Metri
             cells = [measured(_part(values, key, part), _part(bounds, key, part), spec) for values, bounds in sides]
             rows.append(MetricRow(label if part is None else f"{label}: {part}", explanation, *cells))
     return rows
+
+
+def request_table(requests: Sequence[Mapping[str, Any]], attribute: str | None) -> tuple[list[str], list[list[str]]]:
+    """What was forgotten when, by what, and what was found of it and of the rest then: header and rows of a table.
+
+    Args:
+        requests: "concept", "date" and "method" of each, None where it is not known, and numbers as of metrics.json,
+            the oldest first.
+        attribute: as of `metric_rows`.
+    """
+    others = others_of(attribute).capitalize()
+    numbers = {
+        key: (label.replace("{Others}", others).replace("{others}", others_of(attribute)), spec)
+        for key, (label, spec, _) in TABLES["change"].items()
+        if any(isinstance(one.get(key), float) for one in requests)
+    }
+    header = ["After forgetting", "date", "by", *(label for label, _ in numbers.values())]
+    said = [[cell(one[name]) for name in ("concept", "date", "method")] for one in requests]
+    found = [[cell(one.get(key), spec) for key, (_, spec) in numbers.items()] for one in requests]
+    return header, [[*words, *values] for words, values in zip(said, found, strict=True)]
 
 
 def metrics_table(metrics: Mapping[str, Any]) -> str:

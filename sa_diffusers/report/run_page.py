@@ -25,6 +25,7 @@ def write_report(
     amounts: Mapping[str, Mapping[str, Any]] | None = None,
     sheet: bool = False,
     choices: Sequence[Mapping[str, Any]] = (),
+    requests: tuple[Sequence[str], Sequence[Sequence[str]]] | None = None,
     **said: Any,
 ) -> None:
     """Write one HTML page that needs nothing else: no network, no script, pictures and numbers inside.
@@ -37,6 +38,7 @@ def write_report(
         amounts: {stage: {"count", "of", "per_second"}}, what each stage worked through.
         sheet: whether strength.html lies beside it.
         choices: {"said", "figures", "open"} of each concept whose surrogate the model chose.
+        requests: of a chain, see `request_table`.
         said: title; summary, what was done, in words; record, what holds the page to a model and a moment, and
             commands, to repeat and to go on, by their names; seconds, of wall-clock by stage, where a list under
             "reused" names those that were not computed again; fisher, its metadata or None; notes, one sentence each.
@@ -65,6 +67,7 @@ def write_report(
         amounts=amounts or {},
         sheet=sheet,
         choices=choices,
+        requests=requests,
         config=json.dumps(config, indent=2, ensure_ascii=False, default=str),
         **said,
     )

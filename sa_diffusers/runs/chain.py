@@ -19,7 +19,11 @@ from sa_diffusers.runs.options import RunOptions
 from sa_diffusers.training.lora import LORA_FILE, lora_file
 
 
-TOLD = ("concept_probability", "retained_accuracy", "retained_worst_accuracy", "concept_rate_when_unnamed")
+# What a chain is told by, with a classifier and without.
+TOLD = (
+    "concept_probability", "retained_accuracy", "retained_worst_accuracy", "concept_rate_when_unnamed",
+    "concept_preference", "replay_loss",
+)  # fmt: skip
 
 # What others go on from, of a run's folder on the hub.
 SHARED = ("config.yaml", "metrics.json", "pipeline/*", "lora/*", "samples/samples.*", FISHER_FILE)
@@ -58,10 +62,11 @@ class Link:
 
     @property
     def numbers(self) -> dict[str, Any]:
-        """What the chain is told by: what it forgot, and what its result was found to do."""
-        metrics = read_json(self.folder / "metrics.json", "after")
+        """What the chain is told by: what it forgot, when and by what, and what its result was found to do."""
+        metrics, own = read_json(self.folder / "metrics.json", "after"), self.forgotten[-1]
         told = {name: metrics["after"].get(name) for name in (*TOLD, f"{TOLD[0]}_by_concept")}
-        return {"concept": metrics["concept"]} | told
+        said = "; ".join(row.concept.strip() for _, row in self.rows)
+        return {"concept": said, "date": own["date"], "method": own["method"]} | told
 
     @property
     def forgotten(self) -> list[dict[str, Any]]:

@@ -54,6 +54,7 @@ class RunContext:
     folder: Path
     artifacts: dict[str, Artifact] = field(default_factory=dict)
     forgotten: list[dict[str, Any]] = field(default_factory=list)  # by the model, before this run
+    started: str | None = None  # the day that the folder was made its own
     preference: PreferenceJudge | ClipPreferenceJudge | None = None  # what judges where no classifier does
     spent: dict[str, float] = field(default_factory=dict)  # seconds, before its stages are known
     original: dict[str, Tensor] | None = None  # weights of what is trained, where other strengths are mixed with them

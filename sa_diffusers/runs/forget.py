@@ -207,10 +207,9 @@ def run_forgetting(
     if options.push_to_hub:
         check_push(hub_id)
     with RunLock(output_dir) if state.is_main_process else nullcontext():
-        if state.is_main_process:
-            claim_folder(output_dir)
+        started = claim_folder(output_dir) if state.is_main_process else None
         state.wait_for_everyone()
-        outcome = _run(options, pipeline, inputs, output_dir, merge, find_forgotten())
+        outcome = _run(options, pipeline, inputs, output_dir, forgotten=find_forgotten(), merge=merge, started=started)
         if options.push_to_hub and state.is_main_process:
             folder = output_dir / ("lora" if options.leaves_adapter else "pipeline")
             say(f"pushed to {push_folder(folder, hub_id, private=options.hub_private)}")
@@ -218,13 +217,9 @@ def run_forgetting(
 
 
 def _run(
-    options: RunOptions,
-    pipeline: DiffusionPipeline | None,
-    inputs: Inputs,
-    output_dir: Path,
-    merge: Merge | None,
-    forgotten: list[dict[str, Any]],
+    options: RunOptions, pipeline: DiffusionPipeline | None, inputs: Inputs, output_dir: Path, **known: Any
 ) -> Outcome:
+    """`known`: fields of the context."""
     bits, source = options.quantize_base, (options.model, options.revision, options.variant, options.dtype)
     pipeline = pipeline or load_pipeline(*source, trained_waits=bits is not None)
     parts = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
@@ -236,7 +231,7 @@ def _run(
         family = get_family(pipeline, sampler=options.sampler, compute_dtype=compute_dtype(options.mixed_precision))
         for judge in inputs.judges.values():
             judge.classifier.require_size(family.resolution)
-        context = RunContext(options, inputs, family, output_dir, forgotten=forgotten, merge=merge)
+        context = RunContext(options, inputs, family, output_dir, **known)
         context.options = saying(options, context.requested) if options.concepts else options
         check_run(context)
         with prepared(family, options):

@@ -1,6 +1,7 @@
 """What a run reads and checks before anything expensive starts, and its claim to an output folder."""
 
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -184,8 +185,12 @@ def _check_labels(options: RunOptions, concepts: Concepts, prompts: list[str], l
 FORMAT = 2  # of run folders: what their markers hold
 
 
-def claim_folder(output_dir: Path) -> None:
+def claim_folder(output_dir: Path) -> str | None:
     """Make the folder a run's, or refuse it; whether its stages fit is for these to say.
+
+    Returns:
+        The day that it was first made one, by UTC, as 2026-01-31: the same however often the run is stopped and goes
+        on. None for older ones.
 
     Raises:
         StageMismatch: it holds files of something else, or a run of an older version.
@@ -204,4 +209,5 @@ def claim_folder(output_dir: Path) -> None:
         ) from error
     remove_leftovers(output_dir)  # before anything is written: they may hold the room for it
     if not done:
-        claim.finish(0.0)
+        claim.finish(0.0, info={"started": datetime.now(UTC).date().isoformat()})
+    return claim.info.get("started")

@@ -16,10 +16,11 @@ from sa_diffusers.io.model_names import public_name
 from sa_diffusers.io.stages import Stages
 from sa_diffusers.methods import editor
 from sa_diffusers.report.cards import write_model_card
-from sa_diffusers.report.metrics_table import metrics_table
+from sa_diffusers.report.metrics_table import metrics_table, request_table
 from sa_diffusers.report.pictures import first_of_each, save_before_after
 from sa_diffusers.report.run_page import write_report, write_strength_page
 from sa_diffusers.report.verdict import verdict
+from sa_diffusers.runs.chain import TOLD
 from sa_diffusers.runs.context import RunContext
 from sa_diffusers.runs.stages import stages_of
 from sa_diffusers.runs.stages.auto import choice_sections
@@ -85,7 +86,7 @@ def write_results(context: RunContext, metrics: dict[str, Any]) -> None:
     shown = pairs(context.value("before"), context.value(context.result))
     if options.strength_sheet:
         _write_sheet(context)
-    some = first_of_each(shown)
+    some, requests = first_of_each(shown), _requests(context, metrics)
     save_before_after(some, folder / "before_after.png")
     write_report(
         folder / "report.html",
@@ -104,6 +105,7 @@ def write_results(context: RunContext, metrics: dict[str, Any]) -> None:
         notes=_notes(context),
         sheet=options.strength_sheet,
         choices=choice_sections(context),
+        requests=requests,
     )
     for name in _shared(context):
         save_before_after(some, folder / name / "before_after.png")
@@ -121,6 +123,7 @@ def write_results(context: RunContext, metrics: dict[str, Any]) -> None:
             pipeline_class=type(context.family.pipeline).__name__,
             variant=options.save_variant,
             lora=name == "lora",
+            requests=requests,
         )
 
 
@@ -189,7 +192,6 @@ def _notes(context: RunContext) -> list[str]:
         f"The pipeline lies beside this page: {kind}.from_pretrained('pipeline', dtype=torch.{dtype}).",
         *([context.merge.said] if context.merge else []),
         *(f"The model had forgotten before: {said_of(record)}." for record in context.forgotten),
-        *(f"After the request {i}, {_told(link.numbers)}." for i, link in enumerate(context.chain, 1)),
     ]
     if not context.strength.trained:
         notes.append(f"The result is {context.strength}, chosen later; what training ended with is in {TRAINED}/.")
@@ -202,10 +204,14 @@ def _notes(context: RunContext) -> list[str]:
     return notes
 
 
-def _told(numbers: dict[str, Any]) -> str:
-    """What a run of a chain was found to do."""
-    found = [f"{name.replace('_', ' ')} {value:.1%}" for name, value in numbers.items() if isinstance(value, float)]
-    return ", ".join([numbers["concept"], *found])
+def _requests(context: RunContext, metrics: dict[str, Any]) -> tuple[list[str], list[list[str]]] | None:
+    """A chain's table, from the model that knew all to this run; None where it goes on from none."""
+    if not context.chain:
+        return None
+    told = {side: {name: metrics[side].get(name) for name in TOLD} for side in ("before", "after")}
+    first = {"concept": "nothing", "date": None, "method": None} | told["before"]
+    own = {"concept": context.requested.said, "date": context.started, "method": made_by(context)} | told["after"]
+    return request_table([first, *metrics["chain"], own], metrics["attribute"])
 
 
 def _drawn_instead(context: RunContext) -> str | None:

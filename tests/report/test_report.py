@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from sa_diffusers.report.curves import curves_png
-from sa_diffusers.report.metrics_table import metric_rows, metrics_table
+from sa_diffusers.report.metrics_table import metric_rows, metrics_table, request_table
 from sa_diffusers.report.page import render
 from sa_diffusers.report.pictures import figure, save_before_after
 from sa_diffusers.report.run_page import write_report
@@ -80,6 +80,18 @@ def make_page(path, **changes) -> str:
     }
     write_report(path, **(content | changes))
     return path.read_text(encoding="utf-8")
+
+
+def test_page_tells_of_a_chain(tmp_path):
+    known = {"date": "2026-01-31", "method": "some", "retained_accuracy": 0.5, "concept_entropy": None}
+    table = request_table([{"concept": "nothing", "date": None, "method": None}, {"concept": NASTY} | known], "digit")
+    assert table == (
+        ["After forgetting", "date", "by", "The other digits"],
+        [["nothing", "–", "–", "–"], [NASTY, "2026-01-31", "some", "50.0%"]],
+    )
+    page = make_page(tmp_path / "page.html", requests=table)
+    assert "One request after another" in page and "<td>50.0%</td>" in page and NASTY not in page
+    assert "One request after another" not in make_page(tmp_path / "page.html")
 
 
 def test_page_says_why_a_surrogate_was_chosen(tmp_path):

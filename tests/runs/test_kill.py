@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import date, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -319,6 +320,13 @@ def test_killed_between_writing_and_renaming(tmp_path):
             assert (tmp_path / name / "part").exists()
             new.mkdir()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file_0", "folder_0", "folder_1", "folder_2"]
+
+
+def test_the_day_of_a_run_is_that_of_its_first_start(tmp_path, monkeypatch):
+    first = claim_folder(tmp_path)
+    assert abs(date.today() - date.fromisoformat(first)) <= timedelta(days=1)
+    monkeypatch.setattr("sa_diffusers.runs.inputs.datetime", None)  # the clock is not asked again
+    assert claim_folder(tmp_path) == first
 
 
 def test_a_folder_half_claimed_can_be_claimed(tmp_path):

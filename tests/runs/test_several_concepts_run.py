@@ -157,6 +157,19 @@ def test_a_chain_is_told(chain):
     assert forgotten.metrics["after"]["concept_preference_by_concept"].keys() == {"seven", "eight"}
     surrogate = texts(SampleSet.load(folder / "2" / "surrogate" / "surrogate.safetensors").conditions)
     assert [mentions(text, ["eight"]) for text in surrogate] == [False, True] * 2  # memory of the first
+    days = [record["date"] for record in forgotten.forgotten]
+    markers = [json.loads((folder / name / ".stages" / "run.json").read_text()) for name in ("1", "2")]
+    assert days == [marker["info"]["started"] for marker in markers]
+    (first,), after = forgotten.metrics["chain"], forgotten.metrics["after"]
+    assert (first["date"], first["method"]) == (days[0], "Selective Amnesia")
+    for card in (folder / "2" / "pipeline" / "README.md", folder / "2" / "lora" / "README.md"):
+        table = card.read_text().split("## One request after another\n\n")[1].splitlines()
+        assert table[0].startswith("| After forgetting | date | by | Concept preferred |")
+        assert table[2].startswith("| nothing | – | – | ")
+        for row, words in zip(table[3:5], (f"| seven, 7 | {days[0]} |", f"| eight | {days[1]} |"), strict=True):
+            assert row.startswith(f"{words} Selective Amnesia")
+        assert f"{first['replay_loss']:.4f} |" in table[3] and f"| {after['concept_preference']:.1%} |" in table[4]
+    assert "One request" not in (folder / "1" / "pipeline" / "README.md").read_text()
 
 
 @pytest.mark.slow

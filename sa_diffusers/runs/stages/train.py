@@ -146,6 +146,7 @@ def records_of(context: RunContext) -> list[dict]:
     method, options = context.method, context.options
     common = {
         "method": method.title + finished(context),
+        "date": context.started,
         "model": public_name(options.model),
         "revision": commit_of(options.model, options.revision),
         "before": context.artifacts["model"].fingerprint,
