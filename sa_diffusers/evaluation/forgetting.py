@@ -18,7 +18,7 @@ from sa_diffusers.evaluation.images.sets import ImageSet
 from sa_diffusers.evaluation.intervals import mean_interval, share_interval
 from sa_diffusers.evaluation.judges.classifier import entropies
 from sa_diffusers.evaluation.judges.preference import PREFERENCE, ClipPreferenceJudge, PreferenceJudge
-from sa_diffusers.evaluation.judging import RIGHT, ClassifierJudge, Judge, Values, judge_pictures, worst_class
+from sa_diffusers.evaluation.judging import RIGHT, SHOWS, ClassifierJudge, Judge, Values, judge_pictures, worst_class
 from sa_diffusers.evaluation.prompt_sets import PromptSet
 from sa_diffusers.families import Family
 from sa_diffusers.io.atomic_files import explain_read_errors, load_tensors, save_tensors
@@ -41,6 +41,7 @@ ATTRIBUTES = {"concept_attribute_accuracy": "concept", "attribute_accuracy": "re
 BY_CLASS = "retained_accuracy_by_class"
 # Of each of several concepts, the worst first: of which set, and measure.
 BY_CONCEPT = {f"{name}_by_concept": MEANS[name][:2] for name in ("concept_probability", "concept_probability_unseen")}
+RATE_BY_CONCEPT = "concept_rate_when_unnamed_by_concept"
 FLOORS = ("noise_probability", "noise_entropy", "grey_probability", "grey_entropy")
 GROUPS = {"concept": "Concept", "unseen": "Unseen phrasings", "unnamed": "Not named", "retained": "Retained"}
 SHOWN = 16  # pictures of each group on the page
@@ -91,8 +92,11 @@ def summarise(
     parts = {BY_CLASS: {one: mean("retained", "accuracy", one) for one in kept}}
     for key, (name, measure) in BY_CONCEPT.items():
         words = set(classes.get(name, ()))
-        each = {word: mean(name, measure, word) for word in words} if len(words) > 1 else {}
-        parts[key] = dict(sorted(each.items(), key=lambda one: (-(one[1][0] or 0.0), one[0])))
+        parts[key] = {word: mean(name, measure, word) for word in words} if len(words) > 1 else {}
+    shown = (measure for measure in read.get("unnamed", {}) if measure.startswith(SHOWS))
+    parts[RATE_BY_CONCEPT] = {measure.removeprefix(SHOWS): mean("unnamed", measure) for measure in shown}
+    for key in (*BY_CONCEPT, RATE_BY_CONCEPT):
+        parts[key] = dict(sorted(parts[key].items(), key=lambda one: (-(one[1][0] or 0.0), one[0])))
     for side, i in ((values, 0), (intervals, 1)):
         side |= {key: {one: pair[i] for one, pair in part.items()} or None for key, part in parts.items()}
     return values, intervals
@@ -220,7 +224,8 @@ def examine(
         known = earlier.by_classifier.get(name, earlier.values) if earlier else floors(family, judge, 256, seed)
         values |= {key: known[key] for key in FLOORS} | {"classifier_accuracy": judge.accuracy}
         results[name] = values | drawn, intervals
-    nothing = dict.fromkeys((*MEANS, *ATTRIBUTES, BY_CLASS, *BY_CONCEPT, *FLOORS, "classifier_accuracy"))
+    several = (BY_CLASS, *BY_CONCEPT, RATE_BY_CONCEPT)
+    nothing = dict.fromkeys((*MEANS, *ATTRIBUTES, *several, *FLOORS, "classifier_accuracy"))
     values, intervals = results.pop(next(iter(judges))) if judges else (nothing | drawn, nothing)
     if preference is not None:
         preferred, interval = measure_preference(family, preference, sets["concept"], pictures["concept"], seed)

@@ -24,6 +24,7 @@ Values = dict[str, dict[str, Tensor]]
 # the reference itself) -> {measure: [B]}.
 Judge = Callable[[Tensor, PromptSet, Tensor | None], dict[str, Tensor]]
 RIGHT = "right: "  # before the name of an attribute: whether it is shown as named
+SHOWS = "shows: "  # before the name of one of several concepts: whether it is shown where none of its kind is named
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,14 @@ class ClassifierJudge:
     Attributes:
         attribute, index: the class of the classifier that the concept is, or the first one.
         others: the same of every further concept, by its name, which is the word of candidates that ask for it.
+        name: of the concept, or the first one.
     """
 
     classifier: ImageClassifier
     attribute: str
     index: int
     others: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+    name: str = ""
 
     @classmethod
     def load(cls, source: str, phrasings: Sequence[str], *others: Sequence[str]) -> "ClassifierJudge":
@@ -50,7 +53,7 @@ class ClassifierJudge:
                 raise ValueError(f"the classifier knows {seen[found]!r} and {words[0]!r} as one class; omit one")
             seen[found] = words[0]
         first, *rest = seen
-        return cls(classifier.to(process_state().device), *first, {seen[found]: found for found in rest})
+        return cls(classifier.to(process_state().device), *first, {seen[found]: found for found in rest}, phrasings[0])
 
     @property
     def targets(self) -> list[tuple[str, int]]:
@@ -95,6 +98,11 @@ class ClassifierJudge:
             [best[name][row] == index for name, index in self.targets if name not in labels]
             for row, labels in enumerate(prompts.labels)
         ]
+        if self.others and prompts.purpose == "open":
+            for word, (name, index) in {self.name: self.targets[0], **self.others}.items():
+                rows = zip(best[name], prompts.labels, strict=True)
+                own = [math.nan if name in labels else float(one == index) for one, labels in rows]
+                found[SHOWS + word] = torch.tensor(own, dtype=torch.float64)
         return found | {
             "accuracy": accuracy,
             "probability": probability.where(accuracy.isfinite(), torch.nan),

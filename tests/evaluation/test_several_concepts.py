@@ -37,7 +37,7 @@ def judge() -> ClassifierJudge:
     classifier = AttributeClassifier(KNOWN, image_size=16, channels=(8, 8), num_features=12).eval()
     found = {one.name: classifier.require_class(one.phrasings) for one in CONCEPTS}
     (_, first), *others = found.items()
-    return ClassifierJudge(classifier, *first, dict(others))
+    return ClassifierJudge(classifier, *first, dict(others), "seven")
 
 
 @pytest.fixture(scope="module")
@@ -77,12 +77,14 @@ def test_numbers_are_those_of_a_loop_over_pictures(judge, sets):
     read = {name: judge(images, sets[name], None) for name, images in pictures.items()}
     values, intervals = summarise(judge.attribute, sets, read)
     of = {name: judge.classifier.probabilities(images) for name, images in pictures.items()}
-    asked, shown, right = {}, [], {}
+    asked, shown, right, alone = {}, [], {}, {}
     for row, one in enumerate(sets["concept"].candidates):
         attribute, index = dict(zip(("seven", "eight", "red"), judge.targets, strict=True))[one.word]
         asked.setdefault(one.word, []).append(of["concept"][attribute][row, index].item())
     for row, labels in enumerate(sets["unnamed"].labels):
         best = {name: KNOWN[name][int(p[row].argmax())] for name, p in of["unnamed"].items()}
+        for name, own in FORGOTTEN:
+            alone.setdefault(own, []).extend([best[name] == own] if name not in labels else [])
         shown.append(any(best[name] == own for name, own in FORGOTTEN if name not in labels))
     for row, one in enumerate(sets["retained"].candidates):
         name = "digit" if one.word == "six" else "ink"
@@ -92,6 +94,11 @@ def test_numbers_are_those_of_a_loop_over_pictures(judge, sets):
     assert list(values["concept_probability_by_concept"]) == sorted(means, key=means.get, reverse=True)
     assert values["concept_probability"] == pytest.approx(sum(means.values()) / 3)
     assert values["concept_rate_when_unnamed"] == pytest.approx(sum(shown) / len(shown))
+    rates, bounds = (part["concept_rate_when_unnamed_by_concept"] for part in (values, intervals))
+    assert rates == pytest.approx({word: sum(each) / len(each) for word, each in alone.items()})
+    assert list(rates.values()) == sorted(rates.values(), reverse=True) and len(set(rates.values())) > 1
+    assert all(bounds[word][0] <= rate <= bounds[word][1] for word, rate in rates.items())
+    assert f"Not named: {next(iter(rates))}" in [row.label for row in metric_rows({"before": values, "after": values})]
     assert values["retained_accuracy_by_class"] == pytest.approx({n: sum(r) / len(r) for n, r in right.items()})
     assert intervals["concept_probability_unseen_by_concept"].keys() == means.keys()
     # An attribute counts beside a concept where it is another one's, and what is named of it has not been forgotten.
@@ -104,7 +111,7 @@ def test_numbers_are_those_of_a_loop_over_pictures(judge, sets):
 def test_two_concepts_are_two_classes(tmp_path, judge):
     judge.classifier.save_pretrained(tmp_path)
     loaded = ClassifierJudge.load(str(tmp_path), *(one.phrasings for one in CONCEPTS))
-    assert loaded.targets == judge.targets and loaded.others == judge.others
+    assert loaded.targets == judge.targets and (loaded.others, loaded.name) == (judge.others, "seven")
     with pytest.raises(ValueError, match="knows 'seven' and 'Seven' as one class"):
         ClassifierJudge.load(str(tmp_path), ("seven",), ("Seven",))
 
