@@ -250,8 +250,9 @@ def _check_trained(path: Path, shapes: Mapping[str, Tensor], module: nn.Module) 
     kind = type(module).__name__
     try:
         found = rows_of(shapes, type(module), module.config)
-    except (KeyError, IndexError) as error:  # converters take some names for granted
-        raise ModelLoadError(f"{path} is no {kind}: it lacks {error}") from error
+    except (KeyError, IndexError, RuntimeError) as error:  # converters take some names and sizes for granted
+        wrong = error if isinstance(error, RuntimeError) else f"it lacks {error}"
+        raise ModelLoadError(f"{path} is no {kind}: {wrong}") from error
     for name, tensor in module.state_dict().items():
         original, places = found.get(name, (None, ()))
         if original is None or len(places) * shapes[original][:1].numel() != tensor.numel():

@@ -4,12 +4,14 @@ import inspect
 import json
 import shutil
 from pathlib import Path
+from types import FunctionType
 
 import diffusers
 import pytest
 import torch
 import transformers
 from diffusers import DiffusionPipeline, FluxTransformer2DModel
+from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 from families.test_authors_files import official_name
 from safetensors.torch import load_file, save_file
 from tiny_text_to_image import make
@@ -63,13 +65,81 @@ def stable_diffusion_3(weights: Tensors) -> Tensors:
     return {f"model.diffusion_model.{name}": tensor for name, tensor in found.items()}
 
 
+FLUX = {  # of a double block, then of a single one, then of all else
+    "norm1.linear": "img_mod.lin", "norm1_context.linear": "txt_mod.lin",
+    "attn.to_out.0": "img_attn.proj", "attn.to_add_out": "txt_attn.proj",
+    "attn.norm_q.weight": "img_attn.norm.query_norm.scale", "attn.norm_k.weight": "img_attn.norm.key_norm.scale",
+    "attn.norm_added_q.weight": "txt_attn.norm.query_norm.scale",
+    "attn.norm_added_k.weight": "txt_attn.norm.key_norm.scale",
+    "ff.net.0.proj": "img_mlp.0", "ff.net.2": "img_mlp.2",
+    "ff_context.net.0.proj": "txt_mlp.0", "ff_context.net.2": "txt_mlp.2",
+}  # fmt: skip
+FLUX_SINGLE = {
+    "norm.linear": "modulation.lin", "proj_out": "linear2",
+    "attn.norm_q.weight": "norm.query_norm.scale", "attn.norm_k.weight": "norm.key_norm.scale",
+}  # fmt: skip
+FLUX_OUTSIDE = {
+    "x_embedder": "img_in", "context_embedder": "txt_in", "proj_out": "final_layer.linear",
+    "norm_out.linear": "final_layer.adaLN_modulation.1",
+} | {
+    f"time_text_embed.{ours}_embedder.linear_{n}": f"{theirs}_in.{way}_layer"
+    for ours, theirs in (("timestep", "time"), ("text", "vector"), ("guidance", "guidance"))
+    for n, way in ((1, "in"), (2, "out"))
+}  # fmt: skip
+
+
+def flux(weights: Tensors) -> Tensors:
+    """Its transformer by Black Forest Labs' names; what reads one stream is one tensor, shift stands before scale."""
+    found: Tensors = {}
+    joint: dict[str, list[torch.Tensor]] = {}
+    for name in sorted(
+        weights,
+        key=lambda name: (
+            name.split(".")[-1],
+            "mlp" in name,
+            "to_v" in name or "v_proj" in name,
+            "to_k" in name or "k_proj" in name,
+        ),
+    ):  # q, k, v, then the MLP
+        tensor, (place, _, kind) = weights[name], name.rpartition(".")
+        stream, block, rest = place.split(".", 2) if "blocks." in place else ("", "", place)
+        single, names = stream.startswith("single"), FLUX_SINGLE if stream.startswith("single") else FLUX
+        home = f"{'single' if single else 'double'}_blocks.{block}"
+        if not stream:
+            swapped = tensor.roll(len(tensor) // 2, 0) if place == "norm_out.linear" else tensor
+            found[f"{FLUX_OUTSIDE[place]}.{kind}"] = swapped
+        elif f"{rest}.{kind}" in names:
+            found[f"{home}.{names[f'{rest}.{kind}']}"] = tensor
+        elif rest in names:
+            found[f"{home}.{names[rest]}.{kind}"] = tensor
+        else:
+            part = "linear1" if single else "txt_attn.qkv" if "add_" in rest else "img_attn.qkv"
+            joint.setdefault(f"{home}.{part}.{kind}", []).append(tensor)
+    found |= {name: torch.cat(parts) for name, parts in joint.items()}
+    return {f"model.diffusion_model.{name}": tensor for name, tensor in found.items()}
+
+
+@pytest.fixture(autouse=True)
+def flux_of_any_width(monkeypatch):
+    """diffusers' converter with the width of the file in the place of the one that it knows, 3072."""
+    entry = SINGLE_FILE_LOADABLE_CLASSES["FluxTransformer2DModel"]
+    convert = entry["checkpoint_mapping_fn"]
+
+    def any_width(checkpoint, **options):
+        width = next(len(tensor) for name, tensor in checkpoint.items() if name.endswith("img_in.weight"))
+        known = tuple(width if value == 3072 else value for value in convert.__code__.co_consts)
+        return FunctionType(convert.__code__.replace(co_consts=known), convert.__globals__)(checkpoint, **options)
+
+    monkeypatch.setitem(entry, "checkpoint_mapping_fn", any_width)
+
+
 def in_one_file(pipeline: DiffusionPipeline, path: Path) -> Path:
     """What draws under its original names, and a Stable Diffusion 1's text encoder; the rest in a folder beside."""
     pipeline.save_pretrained(path.with_suffix(""))
     family = get_family(pipeline)
     weights = {name: tensor.clone() for name, tensor in family.module.state_dict().items()}
     if family.component == "transformer":
-        tensors = stable_diffusion_3(weights)
+        tensors = (flux if family.name == "flux" else stable_diffusion_3)(weights)
     else:
         tensors = {}
         for name, tensor in weights.items():
@@ -92,7 +162,10 @@ def in_one_file(pipeline: DiffusionPipeline, path: Path) -> Path:
     return path
 
 
-@pytest.fixture(scope="module", params=["v1.ckpt", "xl.safetensors", "sd3.safetensors", "sd3-t5.safetensors"])
+@pytest.fixture(
+    scope="module",
+    params=["v1.ckpt", "xl.safetensors", "sd3.safetensors", "sd3-t5.safetensors", "flux-dev.safetensors"],
+)
 def given(request, tiny_pipeline, tiny_tokenizer, tmp_path_factory) -> tuple[DiffusionPipeline, Path]:
     name = request.param.split(".")[0]
     pipeline = tiny_pipeline() if name == "v1" else make(name, tiny_tokenizer)
@@ -186,9 +259,11 @@ def test_the_folder_that_a_file_lies_in_configures_it_and_another_model_is_told(
     assert configurations(str(inside)) == str(tmp_path / "model")
     tensors = load_file(path) if path.suffix == ".safetensors" else torch.load(path)["state_dict"]
     weights = tmp_path / "model" / "weights.safetensors"
-    cut = ("time_embed.0.weight", "x_embedder.proj.weight")
+    cut = ("time_embed.0.weight", "x_embedder.proj.weight", "img_in.weight")
     save_file({name: t[:-1].clone() if name.endswith(cut) else t for name, t in tensors.items()}, weights)
-    with pytest.raises(ModelLoadError, match=r"expected .* for (time_embedding|pos_embed\.proj)\S+, got"):
+    with pytest.raises(
+        ModelLoadError, match=r"expected .* for (time_embedding|pos_embed\.proj)\S+, got|Flux.* split_sizes"
+    ):
         check_model(str(weights))
     save_file(tensors, weights)
     (tmp_path / "model" / "vae" / "diffusion_pytorch_model.safetensors").unlink()
