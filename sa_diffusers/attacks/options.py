@@ -62,6 +62,14 @@ class AttackConfig(DrawnAs):
     )
     relearn_pictures: int = option(16, "Targets that relearn trains on.", above=0)
     relearn_rate: float = option(1e-3, "Its learning rate.", above=0)
+    relearn_prompts: list[str] = option(
+        [],
+        "Prompts of something else, of whose pictures by the original relearn trains on as many, in the concept's "
+        "place; none: the concept's own. --all does both, this by what took the concept's place where none is given.",
+    )
+    relearn_every: int = option(
+        10, "Steps from one look, by the classifier, whether it is back to the next; 0: at the end alone.", least=0
+    )
     precision: Literal["fp8", "int8", "int4"] = option("fp8", "Of weights that are quantized.")
     merged_share: float = option(0.5, "Of the original in every weight of a merged model, up to 1.", above=0)
     strength: float = option(0.7, "Share of the noise, up to 1, that image_to_image begins at.", above=0)
@@ -89,6 +97,10 @@ class AttackConfig(DrawnAs):
         for name, attacks in OWN.items():
             if getattr(self, name) != getattr(AttackConfig, name) and self.attack not in attacks:
                 raise ValueError(f"{name} is for --attack {' or '.join(attacks)}, got {self.attack}; omit it")
+        if self.relearn_prompts and self.attack != "relearn" and not self.all:
+            raise ValueError(f"relearn_prompts is for --attack relearn or --all, got {self.attack}; omit it")
+        if named := [prompt for prompt in self.relearn_prompts if mentions(prompt, split_phrasings(self.concept))]:
+            raise ValueError(f"relearn_prompts are of something else, and {named[0]!r} names {self.concept!r}")
         for name in ("merged_share", "strength"):
             if getattr(self, name) > 1:
                 raise ValueError(f"expected {name} <= 1, got {getattr(self, name)}")
@@ -97,6 +109,12 @@ class AttackConfig(DrawnAs):
     def restarts(self) -> int:
         """Attacks on each model: what searches nothing is made once."""
         return self.num_restarts if self.attack in SEARCHES else 1
+
+    @property
+    def looks(self) -> range:
+        """Steps of relearning after which it is judged on the way."""
+        judged = self.attack == "relearn" and self.classifier and self.relearn_every
+        return range(self.relearn_every, self.steps, self.relearn_every) if judged else range(0)
 
     @property
     def blurred(self) -> bool:

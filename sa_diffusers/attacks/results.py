@@ -21,6 +21,7 @@ from sa_diffusers.report.pictures import figure, to_pil
 from sa_diffusers.report.tables import markdown_table, measured
 
 
+BACK = 0.5  # P from which the concept is back
 SHOWN, SHOWN_OF_ALL = 12, 4  # pictures of each row of the page, of one attack or of many
 MEASURED = (
     "before: P", "after: P, mean of restarts", "after: P, best restart", "before: share read as it",
@@ -36,6 +37,7 @@ class Attacked:
     before: Tensor
     after: list[Tensor]
     found: list[Found]
+    on_the_way: list[dict[int, Tensor]]  # pictures of each restart after so many steps of relearning
 
 
 def load_judge(config: AttackConfig) -> ClassifierJudge | None:
@@ -82,12 +84,22 @@ def summarise(
             readings = [read(judge, images) for images in one.after]
             for restart, reading in zip(restarts, readings, strict=True):
                 restart.update(_with_intervals(reading, len(one.after[0])))
+            for restart, seen, last in zip(restarts, one.on_the_way, one.after, strict=True):
+                restart.update(_course(config, judge, {0: one.before, **seen, config.steps: last}))
             mean = {name: fmean(reading[name] for reading in readings) for name in readings[0]}
             entry["before"] = _with_intervals(read(judge, one.before), count)
             entry["after_mean"] = _with_intervals(mean, len(one.after[0]))
         entry["best"] = max(range(len(restarts)), key=lambda i: _rank(restarts[i]))
         result["models"][role] = entry
     return result
+
+
+def _course(config: AttackConfig, judge: ClassifierJudge, pictures: Mapping[int, Tensor]) -> dict[str, Any]:
+    """Of relearning: numbers after so many steps, and the fewest of these at which it is back, or None."""
+    if config.attack != "relearn":
+        return {}
+    course = [{"steps": n, **_with_intervals(read(judge, seen), len(seen))} for n, seen in pictures.items()]
+    return {"course": course, "back_after": next((o["steps"] for o in course if o["probability"] >= BACK), None)}
 
 
 def _rank(restart: Mapping[str, Any]) -> float:
@@ -104,7 +116,8 @@ def table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     if "attacks" in result:
         return _table_of_all(result["attacks"])
     judged, words = _judged(result), ["found words, best restart"] if result["attack"] == "text" else []
-    header = ["model", *(MEASURED if judged else ()), *words, "loss, start → best"]
+    trained = ["back (P at least 50%)"] if _relearned(result) else []
+    header = ["model", *(MEASURED if judged else ()), *trained, *words, "loss, start → best"]
     rows = []
     for role, entry in result["models"].items():
         best = entry["restarts"][entry["best"]]
@@ -114,7 +127,8 @@ def table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
             for part in (entry["before"], entry["after_mean"], best)
         ]
         text = [best["text"]] if words else []
-        rows.append([role, *numbers, *text, _losses(result["attack"], best)])
+        back = [_back(entry)] if trained else []
+        rows.append([role, *numbers, *back, *text, _losses(result["attack"], best)])
     return header, rows
 
 
@@ -127,11 +141,25 @@ def _table_of_all(attacks: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], 
         for entry in result["models"].values():
             best = entry["restarts"][entry["best"]]
             several = f", best {best['probability']:.1%}" if judged and len(entry["restarts"]) > 1 else ""
+            several += f"; {back}" if (back := _back(entry)) else ""
             cells.append(
                 _cell(entry["after_mean"], "probability") + several if judged else _losses(result["attack"], best)
             )
         rows.append([label, *cells])
     return header, rows
+
+
+def _back(entry: Mapping[str, Any]) -> str:
+    """After how many steps of relearning it was back, of each restart; "" where it was not looked at."""
+    restarts = [one for one in entry["restarts"] if "back_after" in one]
+    if not restarts:
+        return ""
+    found = sorted(one["back_after"] for one in restarts if one["back_after"] is not None)
+    most = restarts[0]["course"][-1]["steps"]
+    if not found:
+        return f"not back within {most} steps"
+    said = f"back after {', '.join(map(str, dict.fromkeys(found)))} steps"
+    return said if len(found) == len(restarts) else f"{said}, or not within {most}"
 
 
 def _losses(attack: str, restart: Mapping[str, Any]) -> str:
@@ -172,9 +200,22 @@ def notes(result: Mapping[str, Any]) -> list[str]:
             "What begins at a picture of the concept brings it back from any model, the more so the less noise there "
             "is: such numbers mean something only beside those of a model that never learned it."
         )
+    if judged and (every := [one["settings"]["relearn_every"] for one in attacks if _relearned(one)]):
+        looked = f"every {every[0]} steps" if every[0] else "at the end"
+        found.append(
+            f"Back: P at least {BACK:.0%} in the pictures of a training that was looked at {looked}; after 0 steps: "
+            "before any."
+        )
+    if others := [one["settings"]["relearn_prompts"] for one in attacks if one["settings"].get("relearn_prompts")]:
+        found.append(f"Something else: the original's pictures of “{'”, “'.join(others[0])}”.")
     if (accuracy := result["classifier_accuracy"]) is not None:
         found.append(f"The classifier is right on {accuracy:.1%} of held-out real images.")
     return found
+
+
+def _relearned(result: Mapping[str, Any]) -> bool:
+    """Whether it says when the concept was back; files of before do not."""
+    return any(map(_back, result["models"].values()))
 
 
 def markdown(result: Mapping[str, Any]) -> str:

@@ -2,8 +2,8 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields, replace
+from collections.abc import Callable
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,15 +12,16 @@ from torch import Tensor
 
 from sa_diffusers.attacks import AttackSettings, FoundEmbedding, FoundText, attack_embedding, attack_text, draw_found
 from sa_diffusers.attacks.found import Found
-from sa_diffusers.attacks.options import FROM_PICTURES, OWN, SEARCHES, AttackConfig
+from sa_diffusers.attacks.options import FROM_PICTURES, OWN, AttackConfig
 from sa_diffusers.attacks.pictures import FoundPictures, invert
+from sa_diffusers.attacks.plan import attacks_of, describe_plan, look
 from sa_diffusers.attacks.relearning import FoundAdapter, relearn
 from sa_diffusers.attacks.results import Attacked, load_judge, summarise, write_results
-from sa_diffusers.attacks.victims import DoesNotFit, check_victims, complete, first_tokens, load_family, roles
+from sa_diffusers.attacks.victims import check_victims, complete, load_family, roles
 from sa_diffusers.attacks.weights import FoundWeights, change_weights
 from sa_diffusers.core.concepts import split_phrasings
+from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import derive_seed, seeded
-from sa_diffusers.evaluation.judging import ClassifierJudge
 from sa_diffusers.families import Family
 from sa_diffusers.io.artifacts import Marker, RunLock, check_foreign, hash_tensors
 from sa_diffusers.io.atomic_files import load_tensors, remove_leftovers, save_tensors
@@ -30,22 +31,6 @@ from sa_diffusers.report.pictures import to_uint8
 
 
 Result = TypeVar("Result")
-# What --all makes: options of each attack by its label.
-ALL = {
-    "one vector": {"attack": "embedding", "num_tokens": 1}, "four vectors": {"attack": "embedding", "num_tokens": 4},
-    "two words": {"attack": "text", "num_tokens": 2},
-    **{f"relearned {steps} steps": {"attack": "relearn", "steps": steps, "num_tokens": 1} for steps in (25, 50, 100)},
-    **{f"in {precision}": {"attack": "quantized", "precision": precision} for precision in ("fp8", "int8", "int4")},
-    "merged with half of the original": {"attack": "merged"},
-    "inversion": {"attack": "inversion"},
-    **{f"image to image at {s}": {"attack": "image_to_image", "strength": s} for s in (0.5, 0.7, 0.9)},
-    **{
-        f"image to image at {s}, unnamed": {"attack": "image_to_image", "strength": s, "unnamed": True}
-        for s in (0.5, 0.7)
-    },
-    "inpainting": {"attack": "inpainting"},
-    "inpainting, unnamed": {"attack": "inpainting", "unnamed": True},
-}  # fmt: skip
 KINDS = {
     "embedding": FoundEmbedding, "text": FoundText, "relearn": FoundAdapter, "quantized": FoundWeights,
     "merged": FoundWeights, **dict.fromkeys(FROM_PICTURES, FoundPictures),
@@ -67,6 +52,9 @@ class AttackRun:
         self.word = FoundText(self.words[0], [], [])
         self.seconds: dict[str, float] = {}  # by stage
         self.targets = self.target_images = self.target_vae = self.original = None
+        self.others = self.other_images = None  # what relearn trains on in place of targets
+        prompts = config.relearn_prompts
+        self.other_prompts = [prompts[i % len(prompts)] for i in range(config.relearn_pictures)] if prompts else []
 
     def settings(self, restart: int) -> AttackSettings:
         """How a restart searches."""
@@ -77,9 +65,10 @@ class AttackRun:
         """All stages of one model, loaded; the original comes first and draws the targets."""
         if role == "original":
             self.draw_targets(family, hashes)
-        targets, own = self._targets_for(family), role.replace(" ", "-")
+        targets, own = self._own(family, self.targets, self.target_images), role.replace(" ", "-")
+        others = self._own(family, self.others, self.other_images) if self.other_prompts else None
         before = self.pictures(own, "before", family, hashes, self.word, {"word": self.word.text})
-        after, found = [], []
+        after, found, on_the_way = [], [], []
         for restart in range(self.config.restarts):
             key = {
                 "attack": self.config.attack, "settings": asdict(self.settings(restart)), "words": list(self.words),
@@ -88,11 +77,22 @@ class AttackRun:
             }  # fmt: skip
             key |= {name: getattr(self.config, name) for name, known in OWN.items() if self.config.attack in known}
             key |= {"original": self.original} if self.config.attack == "merged" else {}
-            found.append(self._find(family, targets, own, restart, key))
-            after.append(self.pictures(own, f"after-{self.label}{restart}", family, hashes, found[-1], {"found": key}))
+            if self.config.attack == "relearn" and self.config.relearn_every:
+                key["relearn_every"] = self.config.relearn_every
+            if others is not None:
+                key |= {"others": hash_tensors({"others": others}), "relearn_prompts": self.config.relearn_prompts}
+            found.append(self._find(family, targets, others, own, restart, key))
+            name = f"after-{self.label}{restart}"
+            after.append(self.pictures(own, name, family, hashes, found[-1], {"found": key}))
+            on_the_way.append({
+                n: self.pictures(
+                    own, f"{name}-{n}-steps", family, hashes, found[-1].after(n), {"found": key, "steps": n}
+                )
+                for n in self.config.looks
+            })  # fmt: skip
             if role == "original" and restart == 0:
                 say(self._time_left())
-        return Attacked(model, before, after, found)
+        return Attacked(model, before, after, found, on_the_way)
 
     def pictures(self, own: str, name: str, family: Family, hashes: dict[str, str], found: Found, key: dict) -> Tensor:
         """Drawn by what was found, uint8 [N, 3, H, W]; kept in the model's `own` folder; `key` tells what it was."""
@@ -105,10 +105,12 @@ class AttackRun:
 
     def _time_left(self) -> str:
         """What is left after the first attack, as if all took as long as it and nothing was there already."""
-        attack, pictures = (self.seconds[f"original-{name}-{self.label}0"] for name in ("attack", "after"))
+        attack = self.seconds[f"original-attack-{self.label}0"]
+        drawn = [seconds for name, seconds in self.seconds.items() if name.startswith(f"original-after-{self.label}0")]
+        pictures, before = sum(drawn), drawn[0]
         models = len(roles(self.config))
         others = models * self.config.restarts - 1
-        left = others * (attack + pictures) + (models - 1) * pictures
+        left = others * (attack + pictures) + (models - 1) * before
         about = f"{left:.0f} s" if left < 90 else f"{left / 60:.0f} min"
         return (
             f"attack: the first took {attack:.0f} s and its pictures {pictures:.0f} s; {others} more to come, about "
@@ -158,27 +160,42 @@ class AttackRun:
         self.targets = self._tensor("targets", key, path, lambda: self._draw(family, self.word, "target", count))
         self.target_images, self.target_vae = _decode(family, self.targets), model_hash(family.pipeline.vae)
         self.original = hashes
+        if not self.other_prompts:
+            return
+        key = self._drawing(hashes, "other", len(self.other_prompts)) | {"prompts": self.other_prompts}
+        path = self.folder / "others.safetensors"
+        self.others = self._tensor("others", key, path, lambda: self._draw_others(family))
+        self.other_images = _decode(family, self.others)
 
-    def _targets_for(self, family: Family) -> Tensor:
-        """The targets in a model's own latent space: as they were drawn, or encoded anew by another autoencoder."""
+    def _draw_others(self, family: Family) -> Tensor:
+        config, count, size = self.config, len(self.other_prompts), self.config.sample_batch_size
+        seeds, asked = [derive_seed(config.seed, "attack other", i) for i in range(count)], self.other_prompts
+        conditions, settings = list(map(Condition, asked)), (config.guidance_scale, config.num_inference_steps)
+        batches = [slice(start, start + size) for start in range(0, count, size)]
+        return torch.cat([family.draw(conditions[batch], seeds[batch], *settings) for batch in batches])
+
+    def _own(self, family: Family, latents: Tensor, images: Tensor) -> Tensor:
+        """Latents in a model's own space: as they were drawn, or their images encoded anew by another autoencoder."""
         if model_hash(family.pipeline.vae) == self.target_vae:
-            return self.targets
-        parts = self.target_images.split(16)
+            return latents
+        parts = images.split(16)
         return torch.cat([family.encode(part, seeded("attack targets", i)) for i, part in enumerate(parts)])
 
-    def _find(self, family: Family, targets: Tensor, own: str, restart: int, key: dict) -> Found:
+    def _find(
+        self, family: Family, targets: Tensor, others: Tensor | None, own: str, restart: int, key: dict
+    ) -> Found:
         kind = KINDS[self.config.attack]
         suffix = "json" if kind in (FoundText, FoundWeights) else "safetensors"
         path = self.folder / own / f"{self.config.attack}-{self.label}{restart}.{suffix}"
 
         def compute() -> Found:
-            found = self._search(family, targets, restart)
+            found = self._search(family, targets, others, restart)
             found.save(path)
             return found
 
         return self._stage(f"{own}-attack-{self.label}{restart}", key, compute, lambda: kind.load(path))
 
-    def _search(self, family: Family, targets: Tensor, restart: int) -> Found:
+    def _search(self, family: Family, targets: Tensor, others: Tensor | None, restart: int) -> Found:
         config, attack = self.config, self.config.attack
         known = family, targets, config.templates, self.words, self.settings(restart)
         if attack == "text":
@@ -192,7 +209,10 @@ class AttackRun:
         if attack in FROM_PICTURES:
             strength = config.strength if attack == "image_to_image" else 1.0
             return FoundPictures(targets, attack, "" if config.unnamed else self.words[0], strength)
-        return (relearn if attack == "relearn" else attack_embedding)(*known)
+        if attack == "relearn":
+            trained = None if others is None else (others, self.other_prompts)
+            return relearn(*known, others=trained, every=config.relearn_every)
+        return attack_embedding(*known)
 
 
 def run_attack(config: AttackConfig) -> dict:
@@ -208,10 +228,9 @@ def run_attack(config: AttackConfig) -> dict:
     check_victims(config, judge.classifier.config.image_size if judge else None)
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
-    chosen = ALL if config.all else {"": {}}
-    attacks = {label: replace(config, all=False, **changes) for label, changes in chosen.items()}
+    attacks = attacks_of(config)
     say(describe_plan(config, attacks, judge))
-    for line in _look(attacks, models):
+    for line in look(attacks, models):
         say(line)
     with RunLock(config.output_dir):
         remove_leftovers(config.output_dir)
@@ -227,47 +246,6 @@ def run_attack(config: AttackConfig) -> dict:
         result = {"concept": config.concept, "attacks": results} if config.all else results[""]
         write_results(config, result, attacked, targets)
     return result
-
-
-def _look(attacks: dict[str, AttackConfig], models: Mapping[str, str]) -> list[str]:
-    """Load each model and let it go: a failure of the last one must not come after hours on the first.
-
-    Returns:
-        What is to be said of attacks, of which those that do not fit a model are dropped. Raises where none is left.
-    """
-    said: dict[str, None] = {}
-    for model in models.values():
-        family = load_family(next(iter(attacks.values())), model)
-        for label, config in list(attacks.items()):
-            try:
-                said[first_tokens(config, model, family)] = None
-            except DoesNotFit as error:
-                if len(attacks) == 1:
-                    raise
-                del attacks[label]
-                said[f"without {label}: {error}"] = None
-    return list(said)
-
-
-def describe_plan(config: AttackConfig, attacks: Mapping[str, AttackConfig], judge: ClassifierJudge | None) -> str:
-    """What is about to be done, for the terminal."""
-    models, searched = roles(config), [one.steps for one in attacks.values() if one.attack in SEARCHES]
-    times = sum(one.restarts for one in attacks.values())
-    count = len(models) * times
-    pictures = config.num_targets + config.num_images * (len(models) + count)
-    lines = [f"bring {config.concept!r} back by {', '.join(ALL) if config.all else f'--attack {config.attack}'}"]
-    lines += [f"  {role}: {model}" for role, model in models.items()]
-    lines += [
-        f"{count:,} attacks ({len(models)} models x {times})"
-        + f"{' of' + ' up to' * config.all} {max(searched, default=0):,} steps, {config.batch_size} targets each"
-        * bool(searched),
-        f"{pictures:,} pictures: {config.num_targets:,} targets, and {config.num_images:,} of each model before and "
-        "after each attack",
-        f"  guidance {config.guidance_scale:g}, {config.num_inference_steps} steps of {config.sampler}",
-        f"judged by {config.classifier} as {judge.attribute}" if judge else "no classifier: pictures only",
-        f"into {Path(config.output_dir).resolve()}; what it holds already is reused",
-    ]
-    return "\n".join(lines)
 
 
 def _decode(family: Family, latents: Tensor) -> Tensor:

@@ -3,11 +3,12 @@
 from dataclasses import replace
 
 from sa_diffusers.attacks.options import FROM_PICTURES, SEARCHES, AttackConfig
-from sa_diffusers.core.concepts import split_phrasings
+from sa_diffusers.core.concepts import mentions, split_phrasings
 from sa_diffusers.evaluation.subjects import Subject, check_subjects, open_subjects, pipeline_of
 from sa_diffusers.families import Family, family_class, get_family
 from sa_diffusers.families.base import registry
 from sa_diffusers.families.text_to_image.template_encoder import PLACE, Reader, TemplateEncoder
+from sa_diffusers.io.forgotten import read_forgotten
 from sa_diffusers.io.hub import read_part
 from sa_diffusers.io.loading import load_pipeline, read_model_index
 
@@ -18,6 +19,8 @@ class DoesNotFit(ValueError):
 
 def complete(config: AttackConfig) -> AttackConfig:
     """The same options with runs' folders as their pipelines, and with the guidance, steps and sampler to draw with.
+
+    For all attacks also with prompts of something else to relearn by, where the pipeline says what took its place.
 
     Raises:
         ModelLoadError, ValueError: no such model, or one that reads no embeddings of tokens.
@@ -31,7 +34,18 @@ def complete(config: AttackConfig) -> AttackConfig:
             raise ValueError(f"the attack is on prompts of {' or '.join(known)}; {model} ({role}) is a {kind}")
     original, forgotten, *control = models.values()
     config = replace(config, original=original, forgotten=forgotten, control=control[0] if control else None)
+    if config.all and not config.relearn_prompts:
+        config = replace(config, relearn_prompts=_in_its_place(config))
     return replace(config, **vars(_subjects(config)[0].settings))
+
+
+def _in_its_place(config: AttackConfig) -> list[str]:
+    """The templates with what the forgotten pipeline says took the concept's place; none where it says no words."""
+    words = split_phrasings(config.concept)
+    told = [one["surrogate"] or "" for one in read_forgotten(config.forgotten) if mentions(one["concept"], words)]
+    surrogates = [said.strip() for said in "; ".join(told[-1:]).split(";") if said.strip()]
+    prompts = [template.replace(PLACE, said) for template in config.templates for said in surrogates]
+    return [prompt for prompt in prompts if not mentions(prompt, words)]
 
 
 def _subjects(config: AttackConfig) -> list[Subject]:

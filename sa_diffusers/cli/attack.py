@@ -9,6 +9,7 @@ By words that anybody can type, beside a model that never learned the concept:
         --output_dir runs/attack_text
 By training, few bits, a merge, or a picture of the concept: --attack relearn, quantized, merged, inversion,
 image_to_image or inpainting. By all of these: --all
+By training on something else: --attack relearn --relearn_prompts "a three" "a red one"
 That model is trained like the original, without the concept:
     sa-diffusers train-base --config configs/digits_base.yaml --data_dir ylecun/mnist \
         --exclude_classes seven --output_dir runs/digits_without_seven

@@ -9,9 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from sa_diffusers.attacks import FoundEmbedding
-from sa_diffusers.attacks.options import FROM_PICTURES, AttackConfig
+from sa_diffusers.attacks.options import AttackConfig
+from sa_diffusers.attacks.plan import ALL
 from sa_diffusers.attacks.results import read
-from sa_diffusers.attacks.run import ALL, AttackRun
+from sa_diffusers.attacks.run import AttackRun
 from sa_diffusers.attacks.victims import load_family
 from sa_diffusers.evaluation.intervals import wilson_interval
 from sa_diffusers.evaluation.judges.classifier import ImageClassifier
@@ -29,7 +30,12 @@ from studies.rivals.spec import ConceptSpec
 ORIGINAL, EDIT, ROBUST, NEVER = "original", "sa-edit", "sa-robust", "never"
 CONTROLS = (ORIGINAL, NEVER)  # attacked once each
 VECTORS = ("one vector", "four vectors")
-SEARCHES = {label: options for label, options in ALL.items() if options["attack"] not in FROM_PICTURES}
+RELEARN = {"attack": "relearn", "num_tokens": 1, "relearn_every": 0}
+SEARCHES = {
+    **{label: options for label, options in ALL.items() if options["attack"] in ("embedding", "text")},
+    **{f"relearned {steps} steps": RELEARN | {"steps": steps} for steps in (25, 50, 100)},
+    **{label: options for label, options in ALL.items() if options["attack"] in ("quantized", "merged")},
+}
 # Beyond what training used; of seed 0 alone, and of few rows, since a search takes as long as all others.
 LONG = {"four vectors, 1,000 steps": {"num_tokens": 4, "steps": 1000}}
 LONG_ROWS = (EDIT, ROBUST, NEVER)

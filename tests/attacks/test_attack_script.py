@@ -19,6 +19,8 @@ import scripts.attack as script
 from sa_diffusers.attacks import FoundEmbedding, FoundText, draw_found
 from sa_diffusers.attacks import run as attack_stages
 from sa_diffusers.attacks.options import AttackConfig
+from sa_diffusers.attacks.plan import ALL, ON_OTHERS, RELEARNED, attacks_of, look
+from sa_diffusers.attacks.results import table
 from sa_diffusers.attacks.run import run_attack
 from sa_diffusers.attacks.victims import DoesNotFit, complete, first_tokens, load_family
 from sa_diffusers.core.conditions import Condition
@@ -29,6 +31,7 @@ from sa_diffusers.families import get_family
 from sa_diffusers.families.stable_diffusion import StableDiffusionFamily, TextToImageFamily
 from sa_diffusers.io.artifacts import StageMismatch
 from sa_diffusers.io.configuration import config_from_dict
+from sa_diffusers.io.forgotten import write_forgotten
 from sa_diffusers.io.hub import ModelLoadError
 from sa_diffusers.io.loading import load_pipeline
 from sa_diffusers.models import ConditionalVAE
@@ -80,7 +83,7 @@ def words_of(config: AttackConfig) -> list[str]:
     options = vars(config).copy()
     words = [options.pop("forgotten")]
     for name, value in options.items():
-        if not isinstance(value, bool) and value is not None:
+        if not isinstance(value, bool) and value not in (None, []):
             words += [f"--{name}", *(value if isinstance(value, list) else [str(value)])]
     return words
 
@@ -306,10 +309,10 @@ def test_of_all_attacks_those_are_left_out_that_do_not_fit_a_model(models, tmp_p
     other.unet = type(other.unet)(**{**other.unet.config, "block_out_channels": (8, 8)})
     other.save_pretrained(tmp_path / "other")
     attacks = {"merged": replace(config, attack="merged"), "in int8": replace(config, attack="quantized")}
-    said = attack_stages._look(attacks, {"original": models["original"], "other": str(tmp_path / "other")})
+    said = look(attacks, {"original": models["original"], "other": str(tmp_path / "other")})
     assert list(attacks) == ["in int8"] and re.search("without merged: .* differs .* unet's block_out_ch", said[-1])
     with pytest.raises(DoesNotFit, match="merged: .*other differs from the original"):
-        attack_stages._look({"": replace(config, attack="merged")}, {"other": str(tmp_path / "other")})
+        look({"": replace(config, attack="merged")}, {"other": str(tmp_path / "other")})
 
 
 SMALL = {"control": None, "classifier": None, "num_restarts": 1, "steps": 1, "num_images": 2, "num_targets": 2}
@@ -392,7 +395,7 @@ def test_the_command_prints_the_table(models, finished, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_all_attacks_share_targets_and_stand_in_one_table(models, tmp_path, monkeypatch):
-    monkeypatch.setattr(attack_stages, "ALL", {
+    monkeypatch.setattr("sa_diffusers.attacks.plan.ALL", {
         "two words": {"attack": "text", "num_tokens": 2},
         "relearned 1 steps": {"attack": "relearn"}, "in int4": {"attack": "quantized", "precision": "int4"},
         "merged": {"attack": "merged"}, "inversion": {"attack": "inversion"},
@@ -428,3 +431,78 @@ def test_all_attacks_share_targets_and_stand_in_one_table(models, tmp_path, monk
     assert "after, two words, best restart" in page
     shown = 3 + 3 * (4 + 6 * 4 + 3)  # of each attack four; of the targets, and of what they lead to, all three
     assert page.count("data:image/png") == shown
+
+
+@pytest.mark.slow
+def test_relearning_is_judged_on_the_way_and_on_something_else(models, tmp_path):
+    told = ["a three", "a red three on black", "a nine"]
+    shared = {"attack": "relearn", "num_restarts": 1, "steps": 5, "relearn_pictures": 4, "relearn_rate": 0.03}
+    config = configure(models, tmp_path / "run", **shared, relearn_prompts=told, relearn_every=2)
+    result = run_attack(config)
+    assert len(load_file(tmp_path / "run" / "others.safetensors")["tensor"]) == 4  # prompts in turn
+    for role, entry in result["models"].items():
+        (restart,) = entry["restarts"]
+        course = restart["course"]
+        assert [one["steps"] for one in course] == [0, 2, 4, 5]
+        assert course[0]["probability"] == entry["before"]["probability"]
+        assert course[-1]["probability"] == entry["after_mean"]["probability"]
+        assert restart["back_after"] == next((o["steps"] for o in course if o["probability"] >= 0.5), None)
+        own = tmp_path / "run" / role.replace(" ", "-")
+        assert len(load_file(own / "after-0-2-steps.safetensors")["tensor"]) == 5
+    # A training of as many steps ends where this one was looked at.
+    shorter = run_attack(
+        configure(models, tmp_path / "two", **shared | {"steps": 2}, relearn_prompts=told, relearn_every=0)
+    )
+    assert [one["steps"] for one in shorter["models"]["original"]["restarts"][0]["course"]] == [0, 2]
+    for role, entry in shorter["models"].items():
+        looked = result["models"][role]["restarts"][0]["course"][1]
+        assert looked["probability"] == pytest.approx(entry["after_mean"]["probability"], abs=1e-6)
+    concept = run_attack(configure(models, tmp_path / "concept", **shared, relearn_every=2))
+    losses = [one["models"]["forgotten"]["restarts"][0]["losses"] for one in (concept, result)]
+    assert losses[0][0] == losses[1][0] and losses[0][1] != losses[1][1]
+    text = (tmp_path / "run" / "attack.md").read_text()
+    assert "looked at every 2 steps" in text and "pictures of “a three”, “a red three on black”, “a nine”" in text
+    assert "looked at every 2 steps" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_table_says_after_how_many_steps_it_was_back_and_reads_files_that_do_not():
+    interval = {"probability": 0.4, "probability_interval": [0.3, 0.5]}
+
+    def entry(*found: int | None, known: bool = True) -> dict:
+        course = {"course": [{"steps": 0}, {"steps": 60}]}
+        restarts = [
+            interval | {"losses": [2.0, 1.0]} | ((course | {"back_after": one}) if known else {}) for one in found
+        ]
+        return {"before": interval, "after_mean": interval, "restarts": restarts, "best": 0}
+
+    def said(*found: int | None, **options) -> str:
+        one = {"attack": "relearn", "targets": interval, "models": {"forgotten": entry(*found, **options)}}
+        return table({"attacks": {"relearned": one}})[1][-1][1].partition(";")[2].strip()
+
+    assert said(0) == "back after 0 steps" and said(60, 20, 60) == "back after 20, 60 steps"
+    assert said(None, None) == "not back within 60 steps"
+    assert said(0, known=False) == ""
+    assert said(None, 40) == "back after 40 steps, or not within 60"
+
+
+def test_all_relearns_by_what_took_the_concepts_place_or_says_that_nothing_is_known(models, tmp_path, capsys):
+    config = configure(models, tmp_path, all=True)
+    assert complete(config).relearn_prompts == [] and ON_OTHERS not in attacks_of(complete(config))
+    assert f"without {ON_OTHERS}: the pipeline says no words" in capsys.readouterr().out
+    forgotten = tmp_path / "forgotten"
+    shutil.copytree(models["forgotten"], forgotten)
+    records = [("8", "nine"), ("seven, 7", "three; a 7, or seven"), ("red", "green")]
+    write_forgotten(forgotten, [{"concept": one, "surrogate": two, "method": "sa"} for one, two in records])
+    found = complete(replace(config, forgotten=str(forgotten)))
+    assert found.relearn_prompts == ["a three", "a red three on black"]  # never what names the concept
+    attacks = attacks_of(found)
+    assert list(attacks) == list(ALL)
+    assert [attacks[label].relearn_prompts for label in (ON_OTHERS, RELEARNED, "inversion")] == [
+        found.relearn_prompts, [], []
+    ]  # fmt: skip
+    given = complete(replace(config, forgotten=str(forgotten), relearn_prompts=["a dog"]))
+    assert given.relearn_prompts == ["a dog"]
+    with pytest.raises(ValueError, match="'a big 7' names 'seven, 7'"):
+        configure(models, tmp_path, attack="relearn", relearn_prompts=["a big 7"])
+    with pytest.raises(ValueError, match="relearn_prompts is for --attack relearn or --all, got text"):
+        configure(models, tmp_path, attack="text", relearn_prompts=["a dog"])

@@ -348,3 +348,28 @@ def test_relearning_lowers_the_loss_of_the_concepts_word_and_leaves_the_model_as
     assert str(state(family)) == str(before) and not torch.equal(drawn, plain)
     fewer = relearn(family, latents[:3], ["a {}"], ["seven"], settings)  # the others were never trained on
     assert_close(fewer.tensors, found.tensors, rtol=0, atol=0)
+
+
+def test_relearning_keeps_copies_on_the_way_and_trains_on_something_else(family, latents, tmp_path, monkeypatch):
+    settings = replace(SETTINGS, steps=5, relearn_pictures=3, relearn_rate=3e-2)
+    plain = relearn(family, latents, ["a {}"], ["seven"], settings)
+    found = relearn(family, latents, ["a {}"], ["seven"], settings, every=2)
+    assert_close(found.tensors, plain.tensors, rtol=0, atol=0)  # to look changes nothing
+    found.save(tmp_path / "found.safetensors")
+    loaded = FoundAdapter.load(tmp_path / "found.safetensors")
+    assert list(loaded.earlier) == [2, 4] and loaded.tensors.keys() == plain.tensors.keys()
+    shorter = relearn(family, latents, ["a {}"], ["seven"], replace(settings, steps=4))
+    assert_close(loaded.after(4).tensors, shorter.tensors, rtol=0, atol=0)
+    assert not torch.equal(*(next(iter(one.values())) for one in loaded.earlier.values()))
+    # Of its own pictures under the concept's own words it is the same training, whatever else the targets are.
+    others = latents[:3], ["a seven"] * 3
+    same = relearn(family, latents[3:], ["a {}"], ["seven"], settings, others=others)
+    assert_close(same.tensors, plain.tensors, rtol=0, atol=0)
+    asked, batch = [], family.batch
+    monkeypatch.setattr(family, "batch", lambda *given: asked.append(given) or batch(*given))
+    prompts = ["a nine", "a red nine", "a green nine"]
+    other = relearn(family, latents, ["a {}"], ["seven"], settings, others=(latents[:3], prompts))
+    for pictures, conditions in asked:
+        for picture, condition in zip(pictures, conditions, strict=True):
+            assert torch.equal(picture, latents[prompts.index(condition.text)])  # each under the prompt that drew it
+    assert not torch.equal(*(next(iter(one.tensors.values())) for one in (other, plain)))
