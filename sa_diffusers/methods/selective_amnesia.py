@@ -12,6 +12,7 @@ from sa_diffusers.core.concepts import Concepts
 from sa_diffusers.core.objectives import (
     Adversary,
     ElasticWeightConsolidation,
+    HeldAdversary,
     LowRankEWC,
     MixtureTarget,
     NaiveForgetting,
@@ -56,6 +57,9 @@ class RobustOptions(Options):
     robust_groups: int = option(
         1, "Groups of these with vectors of their own, which processes and accumulation steps share.", above=0
     )
+    robust_conflict: bool = option(
+        False, "Where its gradient conflicts with that of replay and EWC, leave out what of it points against these."
+    )
     open_weight: float = option(
         4.0, "With replay_negative mixture, weight of the prompts that leave it open.", above=0
     )
@@ -96,6 +100,7 @@ class SelectiveAmnesiaMethod(Method):
             )
         if self.takes_terms:
             _check_shares(options)
+            _check_conflict(options)
 
     def check(self, context: Context) -> None:
         super().check(context)
@@ -120,13 +125,15 @@ class SelectiveAmnesiaMethod(Method):
         step = 1 + BACKWARD + options.gradient_checkpointing
         searched = options.robust_samples / options.robust_every if options.robust_weight else 0
         mixed = open_rows(options) if mixes(options) else 0
+        projected = 2 * rows * BACKWARD / options.robust_every if options.robust_conflict else 0
         further = searched * (2 * options.robust_steps + 2 + step) + mixed * (options.open_siblings + 2 + step)
-        return rows * step + frozen + further / options.train_batch_size
+        return rows * step + frozen + projected + further / options.train_batch_size
 
     def objective(self, context: Context, weights: Weights, frozen: Frozen | None) -> Objective:
         ewc = make_ewc(context, weights, frozen)
         terms = {"terms": further_terms(context)} if self.takes_terms else {}
-        return self.minimised(training_loss(context), ewc, context.options.replay_weight, frozen, **terms)
+        minimised = HeldAdversary if context.options.robust_conflict else self.minimised
+        return minimised(training_loss(context), ewc, context.options.replay_weight, frozen, **terms)
 
     def batches(self, context: Context) -> Callable[[int], Batch]:
         return Sources(context, self.own_samples)
@@ -159,6 +166,18 @@ def _check_shares(options: Any) -> None:
         if count % parts:
             what = "groups" if name == "robust_samples" else "processes x accumulation steps"
             raise ValueError(f"expected {name} in equal parts for {parts} {what}, got {count}; choose a multiple")
+
+
+def _check_conflict(options: Any) -> None:
+    """Raise ValueError where there are no two gradients to compare, or where they are not at hand whole."""
+    if not options.robust_conflict:
+        return
+    if not options.robust_weight or not (options.replay_weight or options.ewc_lambda):
+        raise ValueError("robust_conflict needs a robust_weight, and replay or EWC; omit it, or pass these")
+    if process_state().num_processes * options.gradient_accumulation_steps > 1:
+        raise ValueError("robust_conflict compares gradients of a whole batch: one process, no accumulation; omit it")
+    if options.compile_backend or options.mixed_precision == "fp16":
+        raise ValueError("robust_conflict takes unscaled gradients of one pass: no compile_backend, and not fp16")
 
 
 def _check_terms(context: Context) -> None:

@@ -8,7 +8,14 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from sa_diffusers.core.losses import DiffusionLoss, Loss
-from sa_diffusers.core.objectives import GradientProjection
+from sa_diffusers.core.objectives import (
+    ElasticWeightConsolidation,
+    GradientProjection,
+    HeldAdversary,
+    LowRankChange,
+    LowRankEWC,
+    SelectiveAmnesia,
+)
 from sa_diffusers.core.objectives.selective_amnesia import LOSSES
 from sa_diffusers.core.seeding import seeded
 from sa_diffusers.runs.options import ForgetConfig
@@ -193,3 +200,93 @@ def test_what_two_gradients_of_one_pass_do_not_bear_is_refused(option):
     ForgetConfig(concept="0", **method)
     with pytest.raises(ValueError, match="expected no compile_backend, and not fp16"):
         ForgetConfig(concept="0", **method, **option)
+
+
+class Taught:
+    """A term that teaches the data of its part."""
+
+    part = "adversary"
+
+    def __init__(self, weight: float):
+        self.weight = weight
+
+    def draw(self, batch, generator):
+        noise = torch.randn(4, 4, generator=generator, dtype=torch.float64)
+        return {"data": batch, "terms": torch.arange(4), "noise": noise, "distilled": torch.zeros(4).bool()}
+
+    def __call__(self, model, frozen, batch):
+        return batch
+
+
+class Adapted(nn.Module):
+    """A linear layer with a low-rank change."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(4, 4).double().requires_grad_(False)
+        self.down, self.up = (nn.Parameter(torch.randn(shape, dtype=torch.float64)) for shape in ((2, 4), (4, 2)))
+
+    def forward(self, noisy, timesteps):
+        return SimpleNamespace(sample=self.layer(noisy) + 0.5 * noisy @ (self.up @ self.down).T)
+
+
+def holding(model: nn.Module, strength: float):
+    """EWC of a model, which is moved from where it holds it, and its penalty written out."""
+    if isinstance(model, Adapted):
+        fisher = torch.rand(4, 4, generator=seeded("fisher"), dtype=torch.float64)
+        ewc = LowRankEWC({"": LowRankChange(model.down, model.up, 0.5)}, {"": fisher}, strength, torch.float64)
+        return ewc, lambda: strength * (fisher * (0.5 * model.up @ model.down) ** 2).sum()
+    weights = dict(model.named_parameters())
+    fisher = {name: torch.rand(weight.shape, generator=seeded(name)) for name, weight in weights.items()}
+    before = {name: weight.detach().clone() for name, weight in weights.items()}
+    ewc = ElasticWeightConsolidation(weights, fisher, strength)
+    with torch.no_grad():
+        for name, weight in weights.items():
+            weight += 0.1 * torch.randn(weight.shape, generator=seeded("moved", name), dtype=torch.float64)
+    return ewc, lambda: strength * sum((fisher[n] * (weights[n] - before[n]) ** 2).sum() for n in weights)
+
+
+def step_of(model: nn.Module, objective: SelectiveAmnesia, drawn: dict) -> tuple[Tensor, Tensor, dict]:
+    """The gradient of a step over all weights, flattened; the loss and the logs."""
+    model.zero_grad()
+    loss, logs = objective(model, drawn)
+    loss.backward()
+    objective.add_gradient()
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    parts = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in trained]
+    return torch.cat([part.flatten() for part in parts]), loss.detach(), logs
+
+
+@pytest.mark.parametrize("sign", [-1, 1])  # of the weight, so that one of them is a conflict
+@pytest.mark.parametrize("kind", [Denoiser, Adapted])
+@pytest.mark.parametrize(("replay", "strength"), [(2.0, 5.0), (2.0, 0.0), (0.0, 5.0)])
+def test_an_adversary_loses_what_points_against_replay_and_ewc(kind, replay, strength, sign):
+    model, given = kind(), batches(0)
+    ewc, penalty = holding(model, strength)
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    arguments = DiffusionLoss(torch.linspace(0.99, 0.5, 10, dtype=torch.float64)), ewc if strength else None, replay
+    plain, objective = (one(*arguments, terms=[Taught(3.0 * sign)]) for one in (SelectiveAmnesia, HeldAdversary))
+    batch = {"surrogate": given["surrogate"], "replayed": given["replayed"]}
+    drawn = plain.draw(batch | {"adversary": given["replayed"]}, seeded("draw"))
+
+    def flat(value: Tensor) -> Tensor:
+        parts = torch.autograd.grad(value, trained, allow_unused=True, materialize_grads=True)
+        return torch.cat([part.flatten() for part in parts])
+
+    def taught(part: dict) -> Tensor:
+        return plain.loss(model, part["data"], part["terms"], part["noise"]).mean()
+
+    surrogate, adversary = flat(taught(drawn["surrogate"])), flat(3 * sign * taught(drawn["adversary"]))
+    holds = flat(penalty()) + (flat(replay * taught(drawn["replayed"])) if replay else 0)
+    product = adversary @ holds
+    left = adversary - product / (holds @ holds) * holds if product < 0 else adversary
+    whole, loss, _ = step_of(model, plain, drawn)
+    found, same, logs = step_of(model, objective, drawn)
+    torch.testing.assert_close(found, surrogate + left + holds)
+    torch.testing.assert_close(same, loss, rtol=0, atol=0)
+    torch.testing.assert_close(logs["gradient_cosine"], product / (adversary.norm() * holds.norm()))
+    assert torch.equal(found, whole) == bool(product >= 0)  # without a conflict nothing is changed, bit for bit
+    del drawn["adversary"]  # a step without a search
+    found, _, logs = step_of(model, objective, drawn)
+    assert torch.equal(found, step_of(model, plain, drawn)[0]) and "gradient_cosine" not in logs

@@ -47,6 +47,15 @@ def test_a_robust_run_leaves_its_pictures_and_both_terms(whole):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"lora_rank": 2}])
+def test_a_run_where_the_adversary_gives_way_compares_gradients_at_steps_with_a_search(options, run_cheaply, tmp_path):
+    found = run_cheaply(tmp_path / "held", **ROBUST | options, robust_conflict=True)
+    history = json.loads((found.output_dir / "history.json").read_text())
+    assert [-1 <= row.get("gradient_cosine", 2) <= 1 for row in history] == [True, False, True, False]
+    assert all(("adversary_loss" in row) == ("gradient_cosine" in row) for row in history)
+
+
+@pytest.mark.slow
 def test_accumulation_makes_no_difference(whole, run_cheaply, tmp_path):
     parts = run_cheaply(tmp_path / "run", **ROBUST, gradient_accumulation_steps=2)
     assert_close(weights(parts), weights(whole), rtol=1e-4, atol=2e-6)
@@ -82,6 +91,19 @@ def test_it_resumes_with_nothing_but_the_step(whole, run_cheaply, tmp_path):
         ({"method": "pcgrad-symmetric", "robust_weight": 1.0}, "pcgrad-symmetric takes no robust_weight"),
         ({"method": "uce", "robust_weight": 1.0}, "uce takes no robust_weight"),
         ({"robust_weight": -1.0}, "robust_weight"),
+        ({"robust_conflict": True}, "robust_conflict needs a robust_weight, and replay or EWC"),
+        (
+            {"robust_conflict": True, "robust_weight": 1.0, "replay_weight": 0.0, "ewc_lambda": 0.0},
+            "robust_conflict needs a robust_weight, and replay or EWC",
+        ),
+        (
+            {"robust_conflict": True, "robust_weight": 1.0, "gradient_accumulation_steps": 2, "robust_groups": 2},
+            "one process, no accumulation",
+        ),
+        (
+            {"robust_conflict": True, "robust_weight": 1.0, "mixed_precision": "fp16"},
+            "no compile_backend, and not fp16",
+        ),
     ],
 )
 def test_options_that_cannot_work_are_refused(options, error):

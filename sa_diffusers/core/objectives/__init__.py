@@ -9,7 +9,7 @@ from sa_diffusers.core.objectives.esd import ESD, SelectiveAmnesiaWithESD
 from sa_diffusers.core.objectives.ewc import ElasticWeightConsolidation, LowRankChange, LowRankEWC
 from sa_diffusers.core.objectives.likelihood import AutoencoderLikelihood, CaptionMatching, Likelihood
 from sa_diffusers.core.objectives.mixture import MixtureTarget
-from sa_diffusers.core.objectives.projection import GradientProjection
+from sa_diffusers.core.objectives.projection import GradientProjection, HeldAdversary
 from sa_diffusers.core.objectives.selective_amnesia import NaiveForgetting, SelectiveAmnesia, Term
 
 
@@ -22,6 +22,7 @@ __all__ = [
     "ElasticWeightConsolidation",
     "EncoderForgetting",
     "GradientProjection",
+    "HeldAdversary",
     "Likelihood",
     "LowRankChange",
     "LowRankEWC",

@@ -1,4 +1,4 @@
-"""Forgetting and remembering as two gradients that are kept out of each other's way, in place of EWC."""
+"""Forgetting and remembering as two gradients that are kept out of each other's way."""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -62,7 +62,8 @@ class GradientProjection(SelectiveAmnesia):
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         losses = self.mean_losses(model, {name: part for name, part in batch.items() if name != "step"})
         surrogate, replay = losses.values()
-        product, surrogate_norm, replay_norm = self._products(surrogate, replay)
+        found = [gradient_of(value, self.parameters) for value in (surrogate, replay)]
+        product, surrogate_norm, replay_norm = _products(*found)
         removed = product.clamp(max=0) if self.conflict_only else product
         # A gradient of norm 0 has a product of 0, so the clamp makes its 0 / 0 a 0.
         tiny = torch.finfo(product.dtype).tiny
@@ -82,12 +83,66 @@ class GradientProjection(SelectiveAmnesia):
             "projection needs the gradients of whole weights on every process; launch without FSDP2 or DeepSpeed"
         )
 
-    def _products(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """<g_1, g_2>, |g_1| and |g_2| of the gradients of two losses: three scalars without a graph."""
-        gradients = [
-            torch.autograd.grad(value, self.parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
-            for value in (first, second)
-        ]
-        product = torch.stack([(a * b).sum() for a, b in zip(*gradients, strict=True)]).sum()
-        norms = [torch.stack(torch._foreach_norm(gradient)).norm() for gradient in gradients]
-        return product, *norms
+
+class HeldAdversary(SelectiveAmnesia):
+    """Selective Amnesia with an adversary whose term gives way where it conflicts with what holds the rest.
+
+    With g_a the gradient of the weighted adversary's term over all weights, flattened, and g_h that of replay and EWC,
+    both weighted, a step with an adversary has
+
+        g_a - a g_h,   a = min(0, <g_a, g_h>) / |g_h|^2,
+
+    in the place of g_a: PCGrad's projection (Yu et al. 2020) of one of the two. As a <= 0, that is also all that holds
+    1 - a times as strong, so stronger where the two conflict; AEGIS (arXiv 2602.06771) holds there alone. The loss
+    keeps its value. After Adam's scaling and momentum the step itself is not orthogonal.
+
+    A batch is that of `SelectiveAmnesia`, whole: processes and accumulation steps that share it would each project.
+    """
+
+    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        means = self.mean_losses(model, batch)
+        total, logs = self.total(means), {name: mean.detach() for name, mean in means.items()}
+        if "adversary_loss" not in means or not torch.is_grad_enabled():
+            return total, logs
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        forgets = gradient_of(self.terms["adversary"].weight * means["adversary_loss"], parameters)
+        holds = self._holding(means, parameters)
+        product, forgets_norm, holds_norm = _products(forgets, holds)
+        tiny = torch.finfo(product.dtype).tiny
+        along = product.clamp(max=0) / holds_norm.square().clamp(min=tiny)  # a
+        # A sum of the value 0 whose gradient is -a g_h.
+        moved = [(held * (p - p.detach())).sum() for held, p in zip(holds, parameters, strict=True)]
+        cosine = product / (forgets_norm * holds_norm).clamp(min=tiny)
+        return total - along * torch.stack(moved).sum(), logs | {"gradient_cosine": cosine}
+
+    def _holding(self, means: Mapping[str, Tensor], parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+        """The gradient of replay and EWC."""
+        if self.replay_weight:
+            holds = gradient_of(self.replay_weight * means["replay_loss"], parameters)
+        else:
+            holds = [torch.zeros_like(parameter) for parameter in parameters]
+        if self.ewc is not None:  # it adds to what is there, and knows its weights by themselves
+            before = [parameter.grad for parameter in parameters]
+            for parameter, held in zip(parameters, holds, strict=True):
+                parameter.grad = held.clone()  # two may share one tensor
+            self.ewc.add_gradient()
+            holds = [parameter.grad for parameter in parameters]
+            for parameter, gradient in zip(parameters, before, strict=True):
+                parameter.grad = gradient
+        return holds
+
+    def attach(self, parameters: Mapping[str, Tensor]) -> None:
+        raise ValueError("robust_conflict needs the gradients of whole weights; launch without FSDP2 or DeepSpeed")
+
+
+def gradient_of(value: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    """The gradient of a loss by each of the parameters, without a graph; the loss keeps its own."""
+    found = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
+    return list(found)
+
+
+def _products(first: Sequence[Tensor], second: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """<g_1, g_2>, |g_1| and |g_2| of two gradients: three scalars."""
+    product = torch.stack([(a * b).sum() for a, b in zip(first, second, strict=True)]).sum()
+    norms = [torch.stack(torch._foreach_norm(list(gradient))).norm() for gradient in (first, second)]
+    return product, *norms

@@ -90,12 +90,16 @@ class SelectiveAmnesia(Objective):
 
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         means = self.mean_losses(model, batch)
+        return self.total(means), {name: mean.detach() for name, mean in means.items()}
+
+    def total(self, means: Mapping[str, Tensor]) -> Tensor:
+        """The weighted sum of the parts' mean losses, a scalar."""
         total = self.surrogate_sign * means["surrogate_loss"]
         if self.replay_weight:
             total = total + self.replay_weight * means["replay_loss"]
         for term in self.terms.values():
             total = total + term.weight * means.get(LOSSES[term.part], 0)
-        return total, {name: mean.detach() for name, mean in means.items()}
+        return total
 
     def mean_losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """The mean loss of each part of a drawn batch, "surrogate_loss" and "replay_loss", from one forward pass."""
