@@ -38,6 +38,7 @@ class Context(Protocol):
     edited: Concepts  # those of them that a closed-form edit is to forget, the last ones
     prompts: list[str]  # what is kept
     templates: list[list[str]]  # of each concept, prompts with {} in its place
+    folder: Path  # of the run
     pictures: Mapping[str, PictureGroup]  # real ones, of models that complete these
 
     def value(self, need: str) -> Any:

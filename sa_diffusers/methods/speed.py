@@ -1,6 +1,7 @@
 """SPEED (Li et al., ICLR 2026, arXiv 2503.07392): a closed-form edit in the null space of what is retained."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,11 +12,15 @@ from sa_diffusers.core.null_space import NullSpaceEdit, null_space_edit
 from sa_diffusers.core.seeding import seeded
 from sa_diffusers.data.replay import spread
 from sa_diffusers.families import Family
+from sa_diffusers.io.atomic_files import load_tensors, save_tensors
 from sa_diffusers.io.configuration import Options, option
+from sa_diffusers.io.loading import model_hash
+from sa_diffusers.io.processes import process_state
 from sa_diffusers.methods.base import ALONE, Context, register
 from sa_diffusers.methods.uce import UCEMethod, edits_of, embedded_rows, paired_rows
 
 
+RETAINED_FILE = "speed_retained.safetensors"
 CENTRES = 3  # of the empty prompt's tokens, kept exactly beside its first
 
 
@@ -31,6 +36,11 @@ class SpeedOptions(Options):
         above=0,
     )
     speed_retain_scale: float = option(1.0, "Weight of the change of the matrices themselves.", above=0)
+    speed_retained: str | None = option(
+        None,
+        "Embeddings of retained prompts to reuse, where they are the same: a file, or a run's folder.",
+        identity=False,
+    )
 
 
 class SpeedMethod(UCEMethod):
@@ -43,19 +53,21 @@ class SpeedMethod(UCEMethod):
         super().check(context)
         if not self._retained(context):
             raise ValueError("SPEED retains replay prompts, got none without the concept; pass others")
+        if context.options.speed_retained:
+            _known(context)
 
     def edit(self, context: Context) -> dict[str, NullSpaceEdit]:
         options, family = context.options, context.family
         pairs, retained = edits_of(context), self._retained(context)
-        prompts = ["", *retained, *(prompt for pair in pairs for prompt in pair)]
-        family.prepare(list(map(Condition, prompts)))
+        family.prepare([Condition(prompt) for pair in pairs for prompt in pair])
+        kept = _kept(context, retained)
         edits = [paired_rows(family, *pair) for pair in pairs]
         return {
             part: null_space_edit(
                 maps,
                 [pair[part] for pair in edits],
-                torch.cat([_last_word(family, prompt, part) for prompt in retained]),
-                _nothing(embedded_rows(family, "")[part], options.seed),
+                kept[part].flatten(0, 1),
+                _nothing(kept[f"{part} of nothing"], options.seed),
                 generator=seeded(options.seed, "edit"),
                 augmentations=options.speed_augmentations,
                 threshold=options.speed_threshold,
@@ -75,6 +87,54 @@ class SpeedMethod(UCEMethod):
     def strength(self, options: Any) -> str:
         """What an edit that training starts at is called in a page."""
         return f"SPEED's edit at threshold {options.speed_threshold:g}"
+
+
+def _kept(context: Context, retained: list[str]) -> dict[str, Tensor]:
+    """Of each part of what prompts are encoded as, by its name that of retained prompts [N, R, D], of a last word of
+    each of R encoders, and that of the empty prompt [K, D]; on the CPU.
+
+    What is not known already is computed, and all of it left in the run's folder. Raises as `_known`.
+    """
+    family, (known, places) = context.family, _known(context)
+    missing = [prompt for prompt in retained if prompt not in places]
+    if missing or not known:
+        family.prepare(list(map(Condition, ["", *missing])))
+    kept = {}
+    for part in family.text_maps():
+        kept[part] = torch.stack([
+            known[part][places[prompt]] if prompt in places else _last_word(family, prompt, part).cpu()
+            for prompt in retained
+        ])  # fmt: skip
+        name = f"{part} of nothing"
+        kept[name] = known[name] if known else embedded_rows(family, "")[part].cpu()
+    if (missing or not known) and process_state().is_main_process:
+        save_tensors(kept, context.folder / RETAINED_FILE, text_encoders=_encoders(family), prompts=retained)
+    return kept
+
+
+def _known(context: Context) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """What the file holds that the options name, or that an earlier edit left in the run's folder, and each prompt's
+    row.
+
+    Raises FileNotFoundError, DamagedFile; ValueError: the file that the options name is of other text encoders.
+    """
+    given, path = context.options.speed_retained, context.folder / RETAINED_FILE
+    if given:
+        path = Path(given) / RETAINED_FILE if Path(given).is_dir() else Path(given)
+        if not path.is_file():
+            raise FileNotFoundError(f"no embeddings at {path}; expected a file such as <run>/{RETAINED_FILE}")
+    elif not path.is_file():
+        return {}, {}
+    tensors, notes = load_tensors(path, "text_encoders", "prompts")
+    if notes["text_encoders"] != _encoders(context.family):
+        if given:
+            raise ValueError(f"speed_retained: {path} is of other text encoders; omit it to compute it")
+        return {}, {}
+    return tensors, {prompt: row for row, prompt in enumerate(notes["prompts"])}
+
+
+def _encoders(family: Family) -> list[str]:
+    return [model_hash(encoder) for encoder in family.text_encoders]
 
 
 def _last_word(family: Family, prompt: str, part: str) -> Tensor:

@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from cheap_runs import context_of
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from torch.testing import assert_close
@@ -13,9 +14,11 @@ from torch.testing import assert_close
 from sa_diffusers.cli.choose import choose
 from sa_diffusers.core.closed_form import ClosedFormEdit, closed_form_edit, start_from_edit
 from sa_diffusers.core.objectives import LowRankChange
+from sa_diffusers.families import get_family
 from sa_diffusers.families.base import select_parameters
 from sa_diffusers.families.scopes import SCOPES, adapted_layers, is_text_map, text_maps
 from sa_diffusers.io.artifacts import StageMismatch
+from sa_diffusers.methods import speed
 from sa_diffusers.models import ConditionalVAE
 from sa_diffusers.pipelines import ConditionalVAEPipeline
 from sa_diffusers.runs.forget import forget
@@ -160,6 +163,33 @@ class TestRuns:
         assert "SPEED's edit at threshold 0.1" in (run.output_dir / "pipeline" / "README.md").read_text()
         with pytest.raises(ValueError, match="expected edit to be one of uce, speed, got 'esd-x'"):
             start(tmp_path / "other", edit="esd-x")
+
+    def test_speed_reads_what_is_retained_once(self, run_cheaply, tiny_pipeline, tmp_path, monkeypatch):
+        first = run_cheaply(tmp_path / "first", method="speed")
+        file, read, last_word = first.output_dir / "speed_retained.safetensors", [], speed._last_word
+        monkeypatch.setattr(speed, "_last_word", lambda *given: read.append(given[1]) or last_word(*given))
+        given = {"method": "speed", "speed_retained": str(first.output_dir)}
+        run = run_cheaply(tmp_path / "folder", **given, speed_threshold=0.2, seed=7)
+        again = run_cheaply(tmp_path / "first", method="speed", speed_threshold=0.2, seed=7, overwrite=True)
+        assert not read and not (run.output_dir / file.name).exists()
+        plain = run_cheaply(tmp_path / "plain", method="speed", speed_threshold=0.2, seed=7)
+        for one in (run, again):
+            assert_close(state(one.pipeline.unet), state(plain.pipeline.unet), rtol=0, atol=0)
+        read.clear()
+        # Of another concept it lacks the prompts that name the first.
+        other = run_cheaply(tmp_path / "other", **given | {"speed_retained": str(file)}, concept="six")
+        assert sorted(read) == ["a green seven", "a red seven"] and (other.output_dir / file.name).is_file()
+        plain = run_cheaply(tmp_path / "plain other", method="speed", concept="six")
+        assert_close(state(other.pipeline.unet), state(plain.pipeline.unet), rtol=0, atol=0)
+        with pytest.raises(FileNotFoundError, match="no embeddings at"):
+            run_cheaply(tmp_path / "none", method="speed", speed_retained=str(tmp_path))
+        stranger = tiny_pipeline()
+        with torch.no_grad():
+            next(stranger.text_encoder.parameters()).add_(1)
+        with pytest.raises(ValueError, match="speed_retained: .* is of other text encoders"):
+            context = context_of(get_family(stranger), tmp_path, **given)
+            context.inputs.prompts.append("a red nine")
+            context.method.check(context)
 
     @pytest.mark.parametrize("lora_rank", [None, 2])
     def test_it_may_end_with_an_edit_of_what_training_left(self, lora_rank, run_cheaply, start, shared, tmp_path):
