@@ -23,6 +23,8 @@ _MODULES = {
     "PixelInpaintPipeline": "pipelines",
     "RunStopped": "io.processes",
     "SafeGuidancePipeline": "pipelines",
+    "SafeGuidanceSD3Pipeline": "pipelines",
+    "SafeGuidanceXLPipeline": "pipelines",
     "SelectiveAmnesia": "core.objectives",
     "TokenInpaintPipeline": "pipelines",
     "load_fisher": "data.sharing",

@@ -4,7 +4,11 @@ from sa_diffusers.pipelines.class_conditional import ClassConditionalPipeline
 from sa_diffusers.pipelines.conditional_vae import ConditionalVAEPipeline
 from sa_diffusers.pipelines.masked_autoencoder import MaskedAutoencoderInpaintPipeline
 from sa_diffusers.pipelines.pixels import PixelInpaintPipeline
-from sa_diffusers.pipelines.safe_guidance import SafeGuidancePipeline
+from sa_diffusers.pipelines.safely_guided import (
+    SafeGuidancePipeline,
+    SafeGuidanceSD3Pipeline,
+    SafeGuidanceXLPipeline,
+)
 from sa_diffusers.pipelines.tokens import TokenInpaintPipeline
 
 
@@ -14,5 +18,7 @@ __all__ = [
     "MaskedAutoencoderInpaintPipeline",
     "PixelInpaintPipeline",
     "SafeGuidancePipeline",
+    "SafeGuidanceSD3Pipeline",
+    "SafeGuidanceXLPipeline",
     "TokenInpaintPipeline",
 ]

@@ -44,7 +44,7 @@ def write_model_card(
         said: concept; surrogate (None: none that was chosen); method in words; settings by name, with their units;
             images: paths in the folder.
     """
-    stock = pipeline_class not in own_pipeline_classes()
+    stock, family = pipeline_class not in own_pipeline_classes(), family_class(pipeline_class or "")
     data = _model_data(base_model, pipeline_class, license, lora)
     base, path = public_name(base_model), Path(folder) / "README.md"
     write_page(
@@ -57,7 +57,7 @@ def write_model_card(
         library="diffusers" if stock else "sa_diffusers",
         loader="DiffusionPipeline" if stock else pipeline_class,
         completes=data.pipeline_tag == COMPLETES,
-        guides=data.pipeline_tag == TEXT_TO_IMAGE and not stock,
+        unguided=family.pipelines[0] if data.pipeline_tag == TEXT_TO_IMAGE and not stock else None,
         dtype=dtype,
         variant=variant,
         lora=lora,

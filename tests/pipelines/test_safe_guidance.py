@@ -5,18 +5,27 @@ import warnings
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, PNDMScheduler, StableDiffusionPipeline
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+)
+from tiny_text_to_image import make
 from torch.testing import assert_close
 
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.families import get_family
+from sa_diffusers.families.samplers import make_scheduler
 from sa_diffusers.io.loading import copy_pipeline, load_pipeline
+from sa_diffusers.pipelines import SafeGuidancePipeline
 from sa_diffusers.pipelines.safe_guidance import (
     SAFETY_CONCEPT,
     SAFETY_LEVELS,
-    SafeGuidancePipeline,
-    SafelyGuidedUNet,
+    SafelyGuided,
     SafetySettings,
+    noise_unit,
     safety_term,
 )
 
@@ -65,38 +74,91 @@ def test_the_term_equals_the_slow_reference(settings):
         assert_close(actual, expected, rtol=1e-12, atol=1e-12)
 
 
-def slow_draw(pipeline, prompt: str, seed: int, settings: SafetySettings, guidance_scale: float) -> torch.Tensor:
-    """One image by DDIM written out, one evaluation of the UNet for each of the three texts, in float64."""
-    texts = [pipeline.encode_prompt(text, "cpu", 1, False)[0] for text in ("", prompt, CONCEPT)]
-    schedule = pipeline.scheduler
+def slow_draw(family, prompt: str, seed: int, settings: SafetySettings, guidance_scale: float) -> torch.Tensor:
+    """One image in float64, one evaluation of the model for each of the three texts. What it predicts is made noise,
+    which is guided as the paper says, and taken by DDIM, or of a flow by Euler's method, written out."""
+    texts, schedule = [family.embed([text]) for text in ("", prompt, CONCEPT)], family.pipeline.scheduler
     schedule.set_timesteps(STEPS)
-    alphas = schedule.alphas_cumprod
-    shape = (1, 4, 8, 8)
-    latents = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    momentum = torch.zeros(shape, dtype=torch.float64)
+    predicts = schedule.config.get("prediction_type", "velocity")
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    momentum = torch.zeros_like(latents)
     for step, t in enumerate(schedule.timesteps.tolist()):
-        e_u, e_p, e_s = (pipeline.unet(latents, t, encoder_hidden_states=text).sample for text in texts)
+        name = "hidden_states" if predicts == "velocity" else "sample"
+        given = {name: latents, "timestep": torch.tensor([t])}
+        predicted = [family.module(**given, **text).sample for text in texts]
+        if predicts == "velocity":
+            s = t / schedule.config.num_train_timesteps
+            noises = [latents + (1 - s) * v for v in predicted]
+        else:
+            alpha = schedule.alphas_cumprod[t]
+            noises = predicted
+            if predicts == "v_prediction":
+                noises = [alpha.sqrt() * v + (1 - alpha).sqrt() * latents for v in predicted]
+        e_u, e_p, e_s = noises
         g, momentum = slow_term(e_u, e_p, e_s, momentum, settings)
         noise = e_u + guidance_scale * (e_p - e_u - (g if step >= settings.warmup_steps else 0))
+        if predicts == "velocity":
+            v_u, v_p, _ = predicted
+            velocity = (noise - latents) / (1 - s) if s < 1 else v_u + guidance_scale * (v_p - v_u)
+            # The scheduler rounds latents, not velocities.
+            latents = latents.float() + (schedule.sigmas[step + 1] - schedule.sigmas[step]) * velocity
+            continue
         before = t - schedule.config.num_train_timesteps // STEPS
-        alpha, alpha_before = alphas[t], alphas[before] if before >= 0 else schedule.final_alpha_cumprod
+        alpha_before = schedule.alphas_cumprod[before] if before >= 0 else schedule.final_alpha_cumprod
         clean = (latents - (1 - alpha).sqrt() * noise) / alpha.sqrt()
         latents = alpha_before.sqrt() * clean + (1 - alpha_before).sqrt() * noise
     return latents
 
 
+FAMILIES = [
+    "epsilon", "v_prediction", "xl", "xl-v", "sd3",
+    pytest.param("sd3-t5", marks=pytest.mark.slow),
+]  # fmt: skip
+
+
+@pytest.fixture
+def led(tiny_pipeline, tiny_tokenizer, request):
+    """The family of a pipeline that is led away."""
+    name = request.param
+    stock = make(name, tiny_tokenizer) if name.startswith(("xl", "sd3")) else tiny_pipeline(name)
+    if "unet" in stock.components:
+        tiny_parts(stock)
+        stock.scheduler = make_scheduler("ddim", stock.scheduler)
+    return get_family(stock, sampler="pipeline").safely_guided(CONCEPT, "medium", "pipeline")
+
+
+@pytest.mark.parametrize("led", FAMILIES, indirect=True)
 @torch.no_grad()
-def test_the_sampler_equals_a_slow_one_image_by_image(pipeline):
-    pipeline.to(torch.float64)
-    schedule = pipeline.scheduler
+def test_the_sampler_equals_a_slow_one_image_by_image_in_units_of_the_noise(led):
+    pipeline = led.pipeline.to(torch.float64)
     for name in ("alphas_cumprod", "final_alpha_cumprod"):  # the scheduler would compute with them in float32
-        setattr(schedule, name, getattr(schedule, name).double())
+        if hasattr(pipeline.scheduler, name):
+            setattr(pipeline.scheduler, name, getattr(pipeline.scheduler, name).double())
     drawn = draw(pipeline, safety=SETTINGS)
-    slow = [slow_draw(pipeline, *request, SETTINGS, 5.0) for request in (("a red digit", 3), ("a blue seven", 4))]
+    slow = [slow_draw(led, *request, SETTINGS, 5.0) for request in (("a red digit", 3), ("a blue seven", 4))]
     assert_close(drawn, torch.cat(slow), rtol=1e-9, atol=1e-9)
-    assert (
-        drawn - draw(StableDiffusionPipeline(**pipeline.components, requires_safety_checker=False))
-    ).abs().max() > 0.1
+    assert (drawn - draw(led.stock(**pipeline.components))).abs().max() > 0.01
+
+
+def test_differences_of_predictions_are_made_ones_of_the_noise():
+    """By what each kind of model predicts of the same picture and noises."""
+    picture, noises = torch.randn(4, dtype=torch.float64), torch.randn(2, 4, dtype=torch.float64)
+    velocity = DDIMScheduler(prediction_type="v_prediction")
+    signal = velocity.alphas_cumprod[700].double().sqrt()
+    # Of noisy latents: the same ones, whose picture a prediction of the noise says.
+    noisy = signal * picture + (1 - signal**2).sqrt() * noises[0]
+    pictures = (noisy - (1 - signal**2).sqrt() * noises) / signal
+    predicted = signal * noises - (1 - signal**2).sqrt() * pictures
+    expected = noises[1] - noises[0]
+    for timestep in (torch.tensor(700), torch.tensor(699.6)):
+        assert_close(noise_unit(velocity, timestep) * (predicted[1] - predicted[0]), expected, rtol=1e-6, atol=1e-6)
+    noisy = 0.25 * picture + 0.75 * noises[0]
+    predicted = noises - (noisy - 0.75 * noises) / 0.25
+    unit = noise_unit(FlowMatchEulerDiscreteScheduler(shift=3.0), torch.tensor([750.0, 750.0]))
+    assert_close(unit * (predicted[1] - predicted[0]), expected)
+    assert noise_unit(DDIMScheduler(), torch.tensor(700)) == 1
+    with pytest.raises(ValueError, match="got a DDIMScheduler with prediction_type 'sample'"):
+        noise_unit(DDIMScheduler(prediction_type="sample"), torch.tensor(700))
 
 
 @pytest.mark.parametrize(
@@ -154,10 +216,13 @@ def test_at_full_strength_the_concept_is_the_negative_prompt(pipeline):
     """With mu = 1 everywhere, e_p - e_u - (e_S - e_u) = e_p - e_S is what is guided along, from e_u."""
     embeds = pipeline.encode_prompt(CONCEPT, "cpu", 1, False)[0]
     prompts = pipeline.encode_prompt(["a red digit"] * 2, "cpu", 1, True)
-    guided = SafelyGuidedUNet(pipeline.unet, embeds, SafetySettings(0, 1e12, math.inf, 0.0, 0.0))
+    full = SafetySettings(0, 1e12, math.inf, 0.0, 0.0)
+    guided = SafelyGuided(pipeline.unet, {"encoder_hidden_states": embeds}, full, lambda timestep: 1.0)
     latents = torch.randn(1, 4, 8, 8).repeat(4, 1, 1, 1)
     with torch.no_grad():
-        away, towards = guided(latents, torch.tensor(5), torch.cat([prompts[1], prompts[0]]))[0].chunk(2)
+        away, towards = guided(latents, torch.tensor(5), encoder_hidden_states=torch.cat([prompts[1], prompts[0]]))[
+            0
+        ].chunk(2)
         e_p, e_s = pipeline.unet(latents[:2], 5, torch.cat([prompts[0][:1], embeds])).sample
     assert_close((towards - away)[0], e_p - e_s, rtol=1e-4, atol=1e-5)
 
@@ -194,9 +259,11 @@ def test_a_stock_pipeline_without_text_encoder_takes_embeddings(pipeline):
     assert_close(drawn, draw(pipeline, ["a red digit"], [3], safety=SETTINGS), rtol=1e-5, atol=1e-6)
 
 
-def test_a_family_draws_what_the_pipeline_does(pipeline):
+@pytest.mark.parametrize("led", ["epsilon", "xl", "sd3"], indirect=True)
+def test_a_family_draws_what_the_pipeline_does(led):
     """With the warm-up as the same share of its steps; of a copy, too, as forgetting makes one."""
-    for each in (pipeline, copy_pipeline(pipeline, "unet")):
+    pipeline = led.pipeline
+    for each in (pipeline, copy_pipeline(pipeline, led.component)):
         family = get_family(each, sampler="pipeline")
         drawn = family.draw([Condition("a red digit"), Condition("a blue seven")], [3, 4], 5.0, STEPS)
         settings = SAFETY_LEVELS[pipeline.config.safety_level].for_steps(STEPS)
@@ -228,17 +295,17 @@ def test_a_compiled_unet_is_guided_too(pipeline):
     assert_close(draw(pipeline, safety=SETTINGS), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_saved_and_loaded_by_its_own_class_and_by_the_stock_one(pipeline, tmp_path):
-    level = SafeGuidancePipeline(
-        **pipeline.components, requires_safety_checker=False, safety_concept=CONCEPT, safety_level="max"
-    )
+@pytest.mark.parametrize("led", ["epsilon", "xl", "sd3-t5"], indirect=True)
+def test_saved_and_loaded_by_its_own_class_and_by_the_stock_one(led, tmp_path):
+    level = led.safely_guided(CONCEPT, "max", "pipeline").pipeline
     level.save_pretrained(tmp_path)
     loaded = load_pipeline(str(tmp_path), None, None, "float32")
-    assert type(loaded) is SafeGuidancePipeline
+    assert type(loaded) is type(level) and isinstance(level, led.own_classes)
     assert (loaded.config.safety_concept, loaded.config.safety_level) == (CONCEPT, "max")
     assert_close(draw(loaded), draw(level), rtol=1e-5, atol=1e-6)
-    stock = StableDiffusionPipeline(**pipeline.components, requires_safety_checker=False)
-    assert_close(draw(StableDiffusionPipeline.from_pretrained(tmp_path)), draw(stock), rtol=1e-5, atol=1e-6)
+    stock = led.stock(**led.pipeline.components)
+    assert_close(draw(led.stock.from_pretrained(tmp_path)), draw(stock), rtol=1e-5, atol=1e-6)
+    assert (draw(level) - draw(stock)).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -252,6 +319,19 @@ def test_saved_and_loaded_by_its_own_class_and_by_the_stock_one(pipeline, tmp_pa
 def test_options_that_would_switch_safety_off_are_refused(pipeline, options, message):
     with pytest.raises(ValueError, match=message):
         draw(pipeline, safety=SETTINGS, **options)
+
+
+@pytest.mark.parametrize("led", ["sd3"], indirect=True)
+def test_options_of_other_pipelines_that_safety_is_not_defined_with_are_refused(led):
+    with pytest.raises(ValueError, match="skip_guidance_layers: safety guidance is not defined with it"):
+        draw(led.pipeline, safety=SETTINGS, skip_guidance_layers=[0])
+    with pytest.raises(ValueError, match="expected safety_concept_embeds and safety_concept_pooled_embeds"):
+        draw(led.pipeline, safety=SETTINGS, safety_concept_embeds=torch.zeros(1, 4, 32))
+    stock = led.stock(**led.pipeline.components)
+    usual = draw(stock, num_inference_steps=28, guidance_scale=7.0)
+    off = SafetySettings(0, 0.0, 1.0, 0.5, 0.5)
+    as_usual = draw(led.pipeline, safety=off, num_inference_steps=None, guidance_scale=None)
+    assert_close(as_usual, usual, rtol=1e-4, atol=1e-5)
 
 
 def test_a_sampler_that_ends_within_the_warm_up_is_refused(pipeline):

@@ -8,14 +8,17 @@ from sa_diffusers.core.batches import Batch
 from sa_diffusers.families.base import Configurations, register
 from sa_diffusers.families.requirements import check_flow
 from sa_diffusers.families.text_to_image.flows import FlowFamily
+from sa_diffusers.families.text_to_image.safely_guided import SafelyGuidedFamily
+from sa_diffusers.pipelines.safely_guided import SafeGuidanceSD3Pipeline
 
 
 @register
-class StableDiffusion3Family(FlowFamily):
+class StableDiffusion3Family(SafelyGuidedFamily, FlowFamily):
     """Adapter of a StableDiffusion3Pipeline, with T5 or without."""
 
     name = "stable_diffusion_3"
-    pipelines = ("StableDiffusion3Pipeline",)
+    pipelines = ("StableDiffusion3Pipeline", "SafeGuidanceSD3Pipeline")
+    own_classes = (SafeGuidanceSD3Pipeline,)
     stock = StableDiffusion3Pipeline
     readers = {"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2", "tokenizer_3": "text_encoder_3"}
     limits, sequence = {"tokenizer_3": 256}, ("tokenizer", "tokenizer_3")

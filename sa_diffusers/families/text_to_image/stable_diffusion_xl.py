@@ -11,21 +11,23 @@ from sa_diffusers.core.batches import Batch
 from sa_diffusers.families.base import Configurations, register
 from sa_diffusers.families.requirements import check_parts
 from sa_diffusers.families.scopes import SCOPES
-from sa_diffusers.families.text_to_image.family import TextToImageFamily
+from sa_diffusers.families.text_to_image.safely_guided import SafelyGuidedFamily
+from sa_diffusers.pipelines.safely_guided import SafeGuidanceXLPipeline
 
 
 POOLED = "add_embedding"  # the part of the UNet that the pooled text and the sizes enter by
 
 
 @register
-class StableDiffusionXLFamily(TextToImageFamily):
+class StableDiffusionXLFamily(SafelyGuidedFamily):
     """Adapter of a StableDiffusionXLPipeline; pictures are told to be whole and of the model's own size.
 
     The empty prompt is zeros where the pipeline says so (`force_zeros_for_empty_prompt`), as it is in guidance.
     """
 
     name = "stable_diffusion_xl"
-    pipelines = ("StableDiffusionXLPipeline",)
+    pipelines = ("StableDiffusionXLPipeline", "SafeGuidanceXLPipeline")
+    own_classes = (SafeGuidanceXLPipeline,)
     stock = StableDiffusionXLPipeline
     component = "unet"
     readers = {"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2"}
