@@ -73,7 +73,7 @@ def test_tokens_and_the_pooled_vector_each_carry_the_digit():
     family = get_family(load_pipeline("bundled/digits_flow/pipeline", None, None, "float32"))
     classifier = load_classifier(resolve("bundled/digits/classifier"))
     shown = {row["digit in"]: row["shown"] for row in measure(family, classifier, TextPathsConfig(images_class=3))}
-    assert shown["both"] >= 0.9 and shown["tokens alone"] >= 0.7 and shown["pooled alone"] >= 0.4
+    assert shown["both"] >= 0.9 and shown["tokens alone"] >= 0.7 and shown["pooled alone"] >= 0.7
 
 
 def test_attacks_leave_the_encoder_of_zeros_alone_which_reads_no_word_of_a_template():
