@@ -3,7 +3,7 @@
 The latter brings concepts back as well: Suriyakumar et al. 2024 (arXiv 2410.08074).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,7 @@ from sa_diffusers.attacks.target_loss import AttackSettings, prepare
 from sa_diffusers.attacks.weights import changed_weights, loss_of
 from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.conditions import Condition
-from sa_diffusers.core.objectives import Likelihood
+from sa_diffusers.core.objectives import Likelihood, LowRankChange
 from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.families import Family
 from sa_diffusers.families.text_to_image.template_encoder import PLACE
@@ -115,24 +115,26 @@ def relearn(
         changes = add_lora(family.module, family.adapted_layers("full", "attention"), RANK, RANK, settings.seed)
         earlier: dict[int, dict[str, Tensor]] = {}
 
-        def now() -> dict[str, Tensor]:
-            matrices = {name: change.matrices() for name, change in changes.items()}
-            found = {f"{name}.up": up.detach().cpu().clone() for name, (up, _) in matrices.items()}
-            return found | {f"{name}.down": down.detach().cpu().clone() for name, (_, down) in matrices.items()}
-
         def keep(steps: int, _: dict) -> None:
             if steps < settings.steps:
-                earlier[steps] = now()
+                earlier[steps] = _tensors(changes)
 
         try:
             train(
                 family.module, Likelihood(family.loss), batch, config, seed=seed, callback=keep,
                 callback_steps=every or None, description="relearn",
             )  # fmt: skip
-            found = now()
+            found = _tensors(changes)
         finally:
             family.module.unload_lora()
     adapter = FoundAdapter(found, concept_words[0], losses, earlier)
     with adapter.applied(family):
         losses.append(loss_of(loss, vectors))
     return adapter
+
+
+def _tensors(changes: Mapping[str, LowRankChange]) -> dict[str, Tensor]:
+    """Copies of what the adapters are now, by the names of `FoundAdapter`."""
+    matrices = {name: change.matrices() for name, change in changes.items()}
+    found = {f"{name}.up": up.detach().cpu().clone() for name, (up, _) in matrices.items()}
+    return found | {f"{name}.down": down.detach().cpu().clone() for name, (_, down) in matrices.items()}
