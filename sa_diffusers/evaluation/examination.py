@@ -52,21 +52,15 @@ def examination(
     """
     known = judge.classifier.config.attributes
     for row in rows:
-        if wrong := [(k, v) for k, v in row.items() if k in known and v not in known[k]]:
-            name, value = wrong[0]
-            raise ValueError(
-                f"the classifier knows {name} as one of {known[name]}, got {value!r} of {row['prompt']!r}"
-            )
+        for name, value in row.items():
+            if value not in known.get(name, [value]):
+                said = f"got {value!r} of {row['prompt']!r}"
+                raise ValueError(f"the classifier knows {name} as one of {known[name]}, {said}")
     targets = [(attribute, known[attribute][index]) for attribute, index in judge.targets]
     found = [judge.classifier.find_class([word]) for word in forgotten]
-    gone = [(attribute, known[attribute][index]) for attribute, index in filter(None, found)]
-    gone = [one for one in gone if one not in targets]
-    rows = [
-        row
-        for row in rows
-        if not mentions(row["prompt"], forgotten, concepts[0].plurals)
-        and not any(row.get(attribute) == name for attribute, name in gone)
-    ]
+    gone = {(attribute, known[attribute][index]) for attribute, index in filter(None, found)} - set(targets)
+    plurals = concepts[0].plurals
+    rows = [row for row in rows if not (row.items() & gone or mentions(row["prompt"], forgotten, plurals))]
 
     def chosen(purpose: Purpose, name: str, word: str, candidates: list[dict[str, str]], count: int) -> PromptSet:
         if not candidates and count:
@@ -81,7 +75,7 @@ def examination(
         for name, form, count in (("concept", "seen", num_concept), ("unseen", "held_out", num_other)):
             candidates = [row for row in naming if row["form"] == form]
             sets[name] += chosen("asks", name, concept.name, candidates, count)
-    others = [row for row in rows if not any(row.get(attribute) == own for attribute, own in targets)]
+    others = [row for row in rows if not row.items() & set(targets)]
     attributes = dict.fromkeys(attribute for attribute, _ in targets)
     open_ones = [row for row in others if not attributes.keys() <= row.keys()]
     sets["unnamed"] = chosen("open", "unnamed", "", open_ones, num_other)
