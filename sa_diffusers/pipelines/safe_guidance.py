@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import attrgetter
@@ -229,17 +229,9 @@ class SafeGuidance:
             value = options.get(name)
             if value is not None and not (name == "guidance_rescale" and value == 0):
                 raise ValueError(f"{name}: safety guidance is not defined with it; omit it")
-        texts = [one for one in (safety_concept_embeds, safety_concept_pooled_embeds) if one is not None]
-        if texts and len(texts) != len(self.reads):
-            raise ValueError(
-                f"expected safety_concept_embeds {'and' if len(self.reads) > 1 else 'without'} "
-                "safety_concept_pooled_embeds, as this model reads a text"
-            )
-        texts = texts or self._encode_concept(options)
-        guided = SafelyGuided(
-            model, dict(zip(self.reads, texts, strict=True)), settings, partial(noise_unit, self.scheduler)
-        )
-        setattr(self, self.guided_part, guided)
+        embedded = [one for one in (safety_concept_embeds, safety_concept_pooled_embeds) if one is not None]
+        concept = self._concept(embedded, options)
+        setattr(self, self.guided_part, SafelyGuided(model, concept, settings, partial(noise_unit, self.scheduler)))
         try:
             return super().__call__(
                 prompt, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, **options
@@ -247,8 +239,17 @@ class SafeGuidance:
         finally:
             setattr(self, self.guided_part, model)
 
-    def _encode_concept(self, options: Mapping[str, Any]) -> tuple[Tensor, ...]:
-        """The concept as `reads` says, [1, L, D] and [1, P], in as many tokens as these options give a prompt."""
-        own = dict.fromkeys(self.encodes_with) | {n: options[n] for n in ("max_sequence_length",) if n in options}
-        own |= {"device": self._execution_device, "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
-        return self.encode_prompt(self.config.safety_concept, **own)[::2]  # beside each, the one of what it leads from
+    def _concept(self, embedded: Sequence[Tensor], options: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The concept by the names of `reads`, [1, L, D] and [1, P]: as given, or else encoded here, in as many tokens
+        as these options give a prompt."""
+        if embedded and len(embedded) != len(self.reads):
+            raise ValueError(
+                f"expected safety_concept_embeds {'and' if len(self.reads) > 1 else 'without'} "
+                "safety_concept_pooled_embeds, as this model reads a text"
+            )
+        if not embedded:
+            own = dict.fromkeys(self.encodes_with) | {n: options[n] for n in ("max_sequence_length",) if n in options}
+            own |= {"device": self._execution_device, "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
+            # Beside each stands the one of what guidance leads away from.
+            embedded = self.encode_prompt(self.config.safety_concept, **own)[::2]
+        return dict(zip(self.reads, embedded, strict=True))

@@ -28,7 +28,8 @@ from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.evaluation.intervals import wilson_interval
 from sa_diffusers.evaluation.judges.classifier import AttributeClassifier
 from sa_diffusers.families import get_family
-from sa_diffusers.families.stable_diffusion import StableDiffusionFamily, TextToImageFamily
+from sa_diffusers.families.stable_diffusion import StableDiffusionFamily
+from sa_diffusers.families.text_to_image.family import TextToImageFamily
 from sa_diffusers.io.artifacts import StageMismatch
 from sa_diffusers.io.configuration import config_from_dict
 from sa_diffusers.io.forgotten import write_forgotten

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.data.sampling import Request, SamplingSettings, draw_samples, remove_parts
 from sa_diffusers.families import get_family
-from sa_diffusers.families.stable_diffusion import TextToImageFamily
+from sa_diffusers.families.text_to_image.family import TextToImageFamily
 
 
 SETTINGS = SamplingSettings(guidance_scale=2.0, num_inference_steps=3, batch_size=2)

@@ -15,7 +15,7 @@ from sa_diffusers.core.conditions import Condition
 from sa_diffusers.evaluation.judges.load_classifier import load_classifier
 from sa_diffusers.families import get_family
 from sa_diffusers.families.scopes import text_maps
-from sa_diffusers.families.stable_diffusion import TextToImageFamily
+from sa_diffusers.families.text_to_image.family import TextToImageFamily
 from sa_diffusers.io.bundled import resolve
 from sa_diffusers.io.loading import load_pipeline
 from sa_diffusers.methods.uce import concept_edits, edit_of_prompts

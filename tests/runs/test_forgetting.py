@@ -27,7 +27,7 @@ from sa_diffusers.evaluation.forgetting import Findings
 from sa_diffusers.families import get_family
 from sa_diffusers.families.base import select_parameters
 from sa_diffusers.families.scopes import SCOPES
-from sa_diffusers.families.stable_diffusion import TextToImageFamily
+from sa_diffusers.families.text_to_image.family import TextToImageFamily
 from sa_diffusers.io.artifacts import StageMismatch
 from sa_diffusers.io.atomic_files import DiskFull
 from sa_diffusers.io.configuration import config_from_dict

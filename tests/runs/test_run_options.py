@@ -24,7 +24,7 @@ from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.evaluation.forgetting import Findings, replay_loss
 from sa_diffusers.evaluation.judges.classifier import AttributeClassifier
 from sa_diffusers.families import get_family
-from sa_diffusers.families.stable_diffusion import TextToImageFamily
+from sa_diffusers.families.text_to_image.family import TextToImageFamily
 from sa_diffusers.io.hub import PushError
 from sa_diffusers.runs.forget import Outcome
 from sa_diffusers.runs.plan import NotEnoughMemory
