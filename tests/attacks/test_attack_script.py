@@ -184,8 +184,9 @@ def test_targets_reach_another_autoencoder_as_pictures(models, tmp_path):
     run = attack_stages.AttackRun(config)
     original, forgotten, control = (load_family(config, models[name]) for name in ("original", "forgotten", "control"))
     run.draw_targets(original, {"unet": "0"})
-    assert run._targets_for(forgotten) is run.targets
-    encoded = run._targets_for(control)
+    targets = run.targets, run.target_images
+    assert run._own(forgotten, *targets) is run.targets
+    encoded = run._own(control, *targets)
     assert encoded.shape == run.targets.shape
     posterior = control.pipeline.vae.encode(original.decode(run.targets)).latent_dist
     mean, std = (part * control.pipeline.vae.config.scaling_factor for part in (posterior.mean, posterior.std))
