@@ -25,7 +25,9 @@ from studies.many_tables import tables as tables_of_many
 from studies.rivals.spec import read_spec
 from studies.rivals.table import markdown as methods_table
 from studies.robust import markdown as robust_tables
+from studies.robust import short_table
 from studies.rows import table_of
+from studies.table1.table import markdown as table1
 
 
 Found = Any  # what a command wrote, as JSON
@@ -106,8 +108,10 @@ TABLES: dict[str, tuple[Callable[..., str], str]] = {
     "auto": (auto, "auto"),
     "many": (lambda found: tables_of_many(found["rows"]), "many"),
     "attacks": (lambda found: markdown_table(*attack_table(found)), "attacks"),
-    "robust": (lambda found: robust_tables(found) if found else "Not measured yet.", "robust"),
-    "finish": (side_by_side("digits"), "finish"),
+    "robust": (robust_tables, "robust"),
+    "robust_digit": (lambda found: short_table(found, "seven"), "robust"),
+    "table1": (table1, "table1"),
+    "robust_trials": (side_by_side("digits_robust_trials"), "robust_trials"),
     "flow": (before_and_after, "flow"),
     "flow_base": (part("bars"), "flow_base"),
     "flow_paths": (flow_paths, "flow_paths"),

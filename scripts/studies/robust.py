@@ -204,6 +204,17 @@ def table(rows: Mapping[str, Sequence[Numbers]]) -> str:
     return markdown_table(["", *rows], cells)
 
 
+SHORT = ("unseen words", "not named", *VECTORS, "two words", "relearned 50 steps", "others", "worst", "change")
+
+
+def short_table(result: Mapping[str, Any], concept: str) -> str:
+    """Markdown: a line a row of the study, the measures that tell most."""
+    rows = result["concepts"][concept]
+    cells = [[row, *(mean(rows, row, name) for name in SHORT)] for row in rows]
+    said = [[row, *(None if one is None else f"{one:.3f}" for one in found)] for row, *found in cells]
+    return markdown_table(["", *SHORT], said)
+
+
 def bars(concept: str, result: Mapping[str, Any]) -> list[tuple[str, float, float]]:
     """(what, at most, found) of the robust recipe; what has not been measured is left out."""
     rows, (unseen, attacked, change) = result["concepts"][concept], BARS.get(concept, BARS["seven"])
