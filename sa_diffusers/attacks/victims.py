@@ -42,8 +42,9 @@ def complete(config: AttackConfig) -> AttackConfig:
 def _in_its_place(config: AttackConfig) -> list[str]:
     """The templates with what the forgotten pipeline says took the concept's place; none where it says no words."""
     words = split_phrasings(config.concept)
-    told = [one["surrogate"] or "" for one in read_forgotten(config.forgotten) if mentions(one["concept"], words)]
-    surrogates = [said.strip() for said in "; ".join(told[-1:]).split(";") if said.strip()]
+    about = [one for one in read_forgotten(config.forgotten) if mentions(one["concept"], words)]
+    told = [one["surrogate"] or "" for one in about if one["surrogate_kind"] == "prompt"]
+    surrogates = [said.strip() for said in "; ".join(told[-1:]).split(";") if said.strip() not in ("", "noise")]
     prompts = [template.replace(PLACE, said) for template in config.templates for said in surrogates]
     return [prompt for prompt in prompts if not mentions(prompt, words)]
 

@@ -14,7 +14,7 @@ from sa_diffusers.io.model_names import is_on_hub
 
 FORGOTTEN = "forgotten.json"
 NAMED = ("concept", "method")  # in words, in every record
-OPEN = {"surrogate": None, "date": None}  # where a record says nothing of them
+OPEN = {"surrogate": None, "surrogate_kind": "prompt", "date": None}  # where a record says nothing of them
 LIBRARIES = ("diffusers", "transformers", "peft", "torch")
 
 
@@ -22,9 +22,9 @@ def write_forgotten(folder: Path, records: Sequence[Mapping[str, Any]]) -> None:
     """Write what has been forgotten, the oldest first, with a hash of every file that the folder holds now.
 
     Args:
-        records: concept, surrogate, method and model by name; "date", the day that its run began, or None; "before"
-            and "after", the hashes of every component. Those of this run have no versions yet, and get those of what
-            has made it.
+        records: concept, surrogate and its kind ("prompt", "images" or "noise"), method and model by name; "date", the
+            day that its run began, or None; "before" and "after", the hashes of every component. Those of this run
+            have no versions yet, and get those of what has made it.
     """
     versions = {"sa_diffusers": __version__} | {name: version(name) for name in LIBRARIES}
     hashes = {str(p.relative_to(folder)): file_hash(p) for p in sorted(folder.rglob("*")) if p.is_file()}

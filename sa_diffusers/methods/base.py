@@ -25,6 +25,7 @@ Weights = dict[str, nn.Parameter] | dict[str, LowRankChange]  # what is trained,
 Frozen = nn.Module | WithoutLora  # the model before forgetting, to be called like it
 NEEDS = ("samples", "replay_samples", "surrogate", "concept_samples", "fisher", "frozen", "edit")
 EDITOR = "uce"  # whose edit training starts at, where nothing else is said
+EVEN = "uniform", "none"  # density and weighting of noise levels
 # What a method settles that has none of Selective Amnesia's terms.
 ALONE = {"ewc_lambda": 0.0, "replay_weight": 0.0, "surrogate_target": "noise", "start": "model"}
 
@@ -60,6 +61,7 @@ class Method:
         favours_nothing: whether the surrogate may be "", which is nothing in particular.
         own_samples: whether what it needs as "surrogate" are the model's samples of the concept itself.
         takes_terms: whether it takes an adversary, and a mixture target where the concept is left open.
+        weighs: whether its terms have the options' density and weighting of noise levels.
         Edit: of what class its edits are.
     """
 
@@ -72,6 +74,7 @@ class Method:
     favours_nothing: ClassVar[bool] = False
     own_samples: ClassVar[bool] = False
     takes_terms: ClassVar[bool] = False
+    weighs: ClassVar[bool] = False
     Edit: ClassVar[type[ClosedFormEdit]] = ClosedFormEdit
 
     def __init__(self, name: str, title: str, summary: str, **fixes: Any):
@@ -90,8 +93,13 @@ class Method:
         """Raise ValueError for options that it cannot work with; before anything is loaded."""
         if options.lora_rank is not None and not self.takes_lora:
             raise ValueError(f"lora_rank: adapters are not trained by {self.name}; pass --lora_rank null")
-        if not self.takes_terms and (options.robust_weight or self.trains and options.replay_negative == "mixture"):
-            raise ValueError(f"{self.name} takes no robust_weight and no replay_negative mixture; omit them")
+        robust = options.robust_weight or options.robust_conflict
+        if not self.takes_terms and (robust or self.trains and options.replay_negative == "mixture"):
+            raise ValueError(
+                f"{self.name} takes no robust_weight, robust_conflict or replay_negative mixture; omit them"
+            )
+        if not self.weighs and (options.density, options.weighting) != EVEN:
+            raise ValueError(f"{self.name} takes noise levels as they come; omit density and weighting")
         kept = options.snapshot_steps or options.strength_sheet or options.strength or options.after
         if options.finish and (not self.trains or options.adapters == "each" or kept):
             raise ValueError(
@@ -155,7 +163,7 @@ def training_loss(context: Context) -> Loss:
     options, loss = context.options, copy(context.family.loss)
     if isinstance(loss, FlowMatchingLoss):
         loss.density, loss.weighting = options.density, options.weighting
-    elif (options.density, options.weighting) != ("uniform", "none"):
+    elif (options.density, options.weighting) != EVEN:
         raise ValueError("density and weighting are of models that draw by a velocity; omit them")
     return loss
 

@@ -14,7 +14,7 @@ from sa_diffusers.core.objectives import ESD, Objective, SelectiveAmnesiaWithESD
 from sa_diffusers.core.seeding import seeded
 from sa_diffusers.families.samplers import check_sampler, make_scheduler
 from sa_diffusers.io.configuration import Options, option
-from sa_diffusers.methods.base import ALONE, Context, Frozen, Method, Weights, register
+from sa_diffusers.methods.base import ALONE, Context, Frozen, Method, Weights, register, training_loss
 from sa_diffusers.methods.selective_amnesia import BACKWARD, SelectiveAmnesiaMethod, make_ewc
 from sa_diffusers.methods.sources import distils_replay
 
@@ -95,7 +95,7 @@ def _check(context: Context) -> None:
 def _esd(context: Context, frozen: Frozen) -> ESD:
     options, family = context.options, context.family
     return ESD(
-        family.loss,
+        training_loss(context),
         frozen,
         make_scheduler("ddim", family.pipeline.scheduler),
         options.esd_guidance,

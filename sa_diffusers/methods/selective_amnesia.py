@@ -72,7 +72,7 @@ class SelectiveAmnesiaMethod(Method):
 
     Options = RobustOptions
     minimised: ClassVar[type[SelectiveAmnesia]] = SelectiveAmnesia
-    takes_terms = True
+    takes_terms = weighs = True
 
     def needs(self, options: Any, concepts: Concepts) -> set[str]:
         needs = {

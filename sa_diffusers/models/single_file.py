@@ -173,7 +173,7 @@ def load_single_file(
     cls = getattr(diffusers, index["_class_name"])
     pipeline = cls.from_single_file(str(path), config=str(folder), dtype=dtype, local_files_only=True, **parts)
     if (marked := _marked(path)) and "prediction_type" in pipeline.scheduler.config:
-        pipeline.scheduler = type(pipeline.scheduler).from_config({**pipeline.scheduler.config, **marked})
+        pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **marked)
     return pipeline
 
 

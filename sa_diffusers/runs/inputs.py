@@ -9,10 +9,10 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from sa_diffusers import methods
-from sa_diffusers.core.concepts import Concepts, mentions, split_phrasings
+from sa_diffusers.core.concepts import Concepts, mentions
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.concepts import Rows, concepts_of
-from sa_diffusers.data.concepts.candidates import forgotten_besides, tries
+from sa_diffusers.data.concepts.candidates import forgotten_besides, phrasings_of, tries
 from sa_diffusers.data.images import image_paths, load_image
 from sa_diffusers.data.prompts import (
     concept_templates,
@@ -109,8 +109,7 @@ def read_inputs(
     if options.classifier:
         judges, sets = _judges_and_sets(options, concepts, rows, labels, gone)
     else:
-        looked_at = [prompt for prompt in prompts if not mentions(prompt, gone, options.plurals)]
-        judges, sets = {}, sets_to_look_at(concepts, looked_at, templates, options.seed)
+        judges, sets = {}, sets_to_look_at(concepts, prompts, templates, options.seed, gone)
     return Inputs(concepts, prompts, templates, judges, sets, notes, requested=len(requested))
 
 
@@ -122,7 +121,7 @@ def _check_surrogates(options: RunOptions, concepts: Concepts, forgotten: Sequen
         f"the surrogate {one.surrogate!r} was itself forgotten by this model: {said_of(record)}; pass another"
         for one in concepts
         for record in forgotten
-        if mentions(one.surrogate or "", split_phrasings(record["concept"]), options.plurals)
+        if mentions(one.surrogate or "", phrasings_of([record["concept"]]), options.plurals)
     ]
     if faults:
         raise ValueError("\n".join(faults))
@@ -150,11 +149,13 @@ def _judges_and_sets(
 
 
 def sets_to_look_at(
-    concepts: Concepts, prompts: list[str], templates: list[list[str]], seed: int
+    concepts: Concepts, prompts: list[str], templates: list[list[str]], seed: int, forgotten: Sequence[str] = ()
 ) -> dict[str, PromptSet]:
+    """Without a classifier; no prompt names what the model has `forgotten` besides."""
     captions = concept_captions(templates, concepts, LOOKED_AT * 3 * len(concepts), seed)  # they are judged
     asking = [Candidate(caption, word=one.name) for caption, _, one in captions]
-    without = [prompt for prompt in prompts if not concepts.named_in(prompt)]
+    plurals = concepts[0].plurals
+    without = [one for one in prompts if not (concepts.named_in(one) or mentions(one, forgotten, plurals))]
     others = [Candidate(prompt) for prompt in spread(without, LOOKED_AT * 2, seed) if prompt][:LOOKED_AT]
     drawn = {"concept": ("asks", "look", asking), "retained": ("keeps", "look at others", others)}
     return {

@@ -25,7 +25,7 @@ from sa_diffusers.runs.context import RunContext
 from sa_diffusers.runs.stages import stages_of
 from sa_diffusers.runs.stages.auto import choice_sections
 from sa_diffusers.runs.stages.fisher import FisherStage
-from sa_diffusers.runs.stages.train import TRAINED, made_by, start_of, starts_at_edit
+from sa_diffusers.runs.stages.train import TRAINED, made_by, method_of, start_of, starts_at_edit
 from sa_diffusers.training.strengths import offered
 
 
@@ -210,7 +210,7 @@ def _requests(context: RunContext, metrics: dict[str, Any]) -> tuple[list[str], 
         return None
     told = {side: {name: metrics[side].get(name) for name in TOLD} for side in ("before", "after")}
     first = {"concept": "nothing", "date": None, "method": None} | told["before"]
-    own = {"concept": context.requested.said, "date": context.started, "method": made_by(context)} | told["after"]
+    own = {"concept": context.requested.said, "date": context.started, "method": method_of(context)} | told["after"]
     return request_table([first, *metrics["chain"], own], metrics["attribute"])
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from sa_diffusers.io.atomic_files import DamagedFile, damages, explain_write_errors, file_hash, read_json
 from sa_diffusers.io.processes import say
@@ -15,6 +17,7 @@ from sa_diffusers.io.processes import say
 
 HASHES = "hashes.json"  # of a checkpoint's files
 WHOLE = "with whole weights"
+WRAPPED = "module."  # before the names of a model that several processes share
 
 
 class Checkpoints:
@@ -28,7 +31,9 @@ class Checkpoints:
     def __init__(self, accelerator: Accelerator, folder: Path | None, limit: int, registered: Sequence[object]):
         self.accelerator, self.folder, self.limit = accelerator, folder, limit
         accelerator.register_for_checkpointing(*registered)
-        accelerator.register_save_state_pre_hook(_leave_out_frozen)
+        if self._way() == WHOLE:
+            accelerator.register_save_state_pre_hook(_keep_trained)
+            accelerator.register_load_state_pre_hook(_load_trained)
 
     def existing(self) -> list[Path]:
         """Complete checkpoints, the oldest first."""
@@ -61,8 +66,7 @@ class Checkpoints:
             raise ValueError(
                 f"{newest} was written {written}, and this is {now}; resume it as it began, or remove {self.folder}"
             )
-        # Frozen weights are missing on purpose. Under FSDP2 and DeepSpeed all are there.
-        self.accelerator.load_state(str(newest), **({"strict": False} if now == WHOLE else {}))
+        self.accelerator.load_state(str(newest))
         history = json.loads((newest / "history.json").read_text())
         return int(newest.name.removeprefix("step_")), history
 
@@ -99,12 +103,27 @@ class Checkpoints:
         self.accelerator.wait_for_everyone()
 
 
-def _leave_out_frozen(models: list[nn.Module], weights: list[dict[str, Tensor]], folder: str) -> None:
-    """Weights that nothing trains are there before training begins again; beside an adapter they are nearly all."""
-    for model, state in zip(models, weights, strict=False):  # weights in parts are written by others
-        for name, parameter in model.named_parameters():
-            if not parameter.requires_grad:
-                state.pop(name, None)
+def _keep_trained(models: list[nn.Module], weights: list[dict[str, Tensor]], folder: str) -> None:
+    """Leave out weights that nothing trains: they are there before training begins again, and beside an adapter nearly
+    all. The names are those of one process, whatever wraps the model in several."""
+    for model, state in zip(models, weights, strict=True):
+        names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        names |= {name for name, _ in model.named_buffers()}
+        kept = {name.removeprefix(WRAPPED): tensor for name, tensor in state.items() if name in names}
+        state.clear()
+        state.update(kept)
+
+
+def _load_trained(models: list[nn.Module], folder: str) -> None:
+    """Load what `_keep_trained` left in the place of accelerate, which expects all names, and as they are wrapped."""
+    for number, model in enumerate(models):
+        path = Path(folder, f"model_{number}.safetensors" if number else "model.safetensors")
+        state = {name.removeprefix(WRAPPED): tensor for name, tensor in load_file(path).items()}
+        whole = model.module if isinstance(model, DistributedDataParallel) else model
+        missing = [name for name, one in whole.named_parameters() if one.requires_grad and name not in state]
+        if unknown := missing + whole.load_state_dict(state, strict=False).unexpected_keys:
+            raise ValueError(f"{path} is of another model: {unknown[0]} is not in both; remove {Path(folder).parent}")
+    models.clear()
 
 
 def damaged(checkpoint: Path) -> list[str]:

@@ -502,6 +502,10 @@ def test_all_relearns_by_what_took_the_concepts_place_or_says_that_nothing_is_kn
     assert [attacks[label].relearn_prompts for label in (ON_OTHERS, RELEARNED, "inversion")] == [
         found.relearn_prompts, [], []
     ]  # fmt: skip
+    for kind, said in (("noise", "noise"), ("images", "pictures")):
+        record = {"concept": "seven, 7", "surrogate": said, "surrogate_kind": kind, "method": "sa"}
+        write_forgotten(forgotten, [record])
+        assert complete(replace(config, forgotten=str(forgotten))).relearn_prompts == []
     given = complete(replace(config, forgotten=str(forgotten), relearn_prompts=["a dog"]))
     assert given.relearn_prompts == ["a dog"]
     with pytest.raises(ValueError, match="'a big 7' names 'seven, 7'"):

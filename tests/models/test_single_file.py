@@ -211,6 +211,11 @@ def test_a_model_that_predicts_v_is_told_by_its_file(said, tiny_tokenizer, tmp_p
     marks = {"v_pred": torch.empty(0)} | ({"ztsnr": torch.empty(0)} if said == "ztsnr" else {})
     metadata = {"modelspec.prediction_type": "v"} if said == "metadata" else None
     save_file(load_file(path) | (marks if metadata is None else {}), path, metadata)
+    schedule = path.with_suffix("") / "scheduler" / "scheduler_config.json"
+    settled = json.loads(schedule.read_text())  # which may say nothing of what it has by default
+    schedule.write_text(
+        json.dumps({k: v for k, v in settled.items() if k not in ("prediction_type", "rescale_betas_zero_snr")})
+    )
     copy = Path(shutil.copytree(path.with_suffix(""), tmp_path / "copy")).with_suffix(".safetensors")
     expected = ("v_prediction", said == "ztsnr")
     for file in (path, copy):

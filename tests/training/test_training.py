@@ -308,7 +308,7 @@ def test_checkpoint_limit(tmp_path):
 
 
 def test_a_checkpoint_holds_what_training_changes_and_nothing_else(tmp_path):
-    """Buffers too, and whole training goes on from it, as from one that also holds what is frozen."""
+    """Buffers too, and whole training goes on from it, as from one that also holds what is frozen, of two processes."""
     whole, resumed = Denoiser(), Denoiser()
     for model in (whole, resumed):
         model.register_buffer("running", torch.ones(2))
@@ -319,12 +319,24 @@ def test_a_checkpoint_holds_what_training_changes_and_nothing_else(tmp_path):
     newest = tmp_path / "cut" / "step_0000004" / "model.safetensors"
     kept = load_file(newest)
     assert kept.keys() == trained | {"running"}
-    save_file(kept | {"frozen": torch.ones(4)}, newest)
+    save_file({f"module.{name}": tensor for name, tensor in (kept | {"frozen": torch.ones(4)}).items()}, newest)
     (newest.parent / "hashes.json").write_text("{}")
     resumed = Denoiser()
     resumed.register_buffer("running", torch.zeros(2))
     run(resumed, tmp_path / "cut")
     assert_same_weights(resumed, whole)
+
+
+def test_a_checkpoint_without_a_trained_weight_is_refused(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(Denoiser(), tmp_path, interrupt_at(5))
+    newest = tmp_path / "step_0000004"
+    kept = load_file(newest / "model.safetensors")
+    kept["renamed"] = kept.pop(lost := next(iter(kept)))
+    save_file(kept, newest / "model.safetensors")
+    (newest / "hashes.json").write_text("{}")
+    with pytest.raises(ValueError, match=f"is of another model: {lost} is not in both"):
+        run(Denoiser(), tmp_path)
 
 
 def test_an_unfinished_checkpoint_is_not_resumed_from(tmp_path):

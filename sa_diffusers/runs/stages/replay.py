@@ -26,7 +26,10 @@ class ReplayStage(Stage[SampleSet]):
     leaves = ("samples/without_concept.safetensors",)
 
     def content(self, context: RunContext) -> dict:
-        return context.computed_in | context.concepts.key | {"siblings": context.concepts.each("siblings")}
+        said = {"siblings": context.concepts.each("siblings")}
+        if len(context.concepts) > 1:
+            said["negatives"] = "left open"  # once any of the concepts: of other kinds, too
+        return context.computed_in | context.concepts.key | said
 
     def compute(self, context: RunContext) -> SampleSet:
         options, kept = context.options, self._kept(context)

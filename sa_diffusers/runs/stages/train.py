@@ -141,11 +141,17 @@ class TrainStage(Stage[History]):
         return options.train_batch_size * (2 if options.replay_weight else 1) * steps, f"samples, {steps} steps"
 
 
+def method_of(context: RunContext) -> str:
+    """The method as records name it."""
+    return context.method.title + finished(context)
+
+
 def records_of(context: RunContext) -> list[dict]:
     """What forgotten.json says of this run, a record a concept."""
     method, options = context.method, context.options
     common = {
-        "method": method.title + finished(context),
+        "method": method_of(context),
+        "surrogate_kind": context.concepts.surrogate_kind,
         "date": context.started,
         "model": public_name(options.model),
         "revision": commit_of(options.model, options.revision),

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from sa_diffusers.core.concepts import Concepts
-from sa_diffusers.data.concepts.candidates import tries
+from sa_diffusers.data.concepts.candidates import forgotten_besides, tries
 from sa_diffusers.evaluation.judges.preference import PREFERENCE
 from sa_diffusers.io.atomic_files import read_json, write_json
 from sa_diffusers.io.model_names import folder_name
@@ -80,7 +80,8 @@ class TrialStage(Stage[Tried]):
         for name, value in (WITHOUT | short).items():
             setattr(options, name, value)
         concepts = Concepts([replace(context.concepts[row], surrogate=word)])
-        sets = sets_to_look_at(concepts, context.prompts, trial.templates, options.seed)
+        gone = forgotten_besides((record["concept"] for record in context.forgotten), concepts)
+        sets = sets_to_look_at(concepts, context.prompts, trial.templates, options.seed, gone)
         trial.inputs = replace(trial.inputs, concepts=concepts, judges={}, sets=sets, requested=None)
         trial.artifacts |= {
             "templates": Artifact(trial.templates, content_fingerprint(trial.templates)),
