@@ -308,7 +308,7 @@ def test_checkpoint_limit(tmp_path):
 
 
 def test_a_checkpoint_holds_what_training_changes_and_nothing_else(tmp_path):
-    """Buffers too, and whole training goes on from it, as from one that also holds what is frozen, of two processes."""
+    """Buffers too, and whole training goes on from it, as from one that holds more, of two processes."""
     whole, resumed = Denoiser(), Denoiser()
     for model in (whole, resumed):
         model.register_buffer("running", torch.ones(2))
