@@ -21,12 +21,14 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("runs/digits_study"), help="default: %(default)s")
     parser.add_argument("--config", default="configs/digits.yaml", help="default: %(default)s")
     parser.add_argument("--only", default=",".join(PARTS), help="parts to run, of: %(default)s")
+    parser.add_argument("--num_threads", default="2", help="CPU threads; default: %(default)s")
     args = parser.parse_args()
     wanted = args.only.split(",")
     unknown = set(wanted) - set(PARTS)
     if unknown:
         parser.error(f"unknown part {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}")
-    base = parse_config(ForgetConfig, ["--config", args.config, "--track_steps", "25", "--track_images", "64"])
+    options = ["--track_steps", "25", "--track_images", "64", "--num_threads", args.num_threads]
+    base = parse_config(ForgetConfig, ["--config", args.config, *options])
     with friendly_errors():
         run_parts(base, wanted, args.output_dir)
         print(f"{write_study(args.output_dir)}\n{args.output_dir / 'study.md'}, {args.output_dir / 'curves.png'}")

@@ -20,8 +20,12 @@ from sa_diffusers.report.metrics_table import metric_rows
 from sa_diffusers.report.tables import markdown_table
 from sa_diffusers.report.tables import measured as measured_by
 from studies.costs import tables as costs
+from studies.digits import PARTS as DIGITS
+from studies.digits import table as digits_table
 from studies.i2i import sections as i2i
 from studies.many_tables import tables as tables_of_many
+from studies.mnist.page import PARTS as MNIST
+from studies.mnist.page import part_markdown
 from studies.rivals.spec import read_spec
 from studies.rivals.table import markdown as methods_table
 from studies.robust import markdown as robust_tables
@@ -95,6 +99,16 @@ def preference(found: Found) -> str:
     return markdown_table([*header, "difference", "rank correlation"], rows)
 
 
+def digits(part: str) -> Callable[[Found], str]:
+    """A part of the study on the bundled pipeline."""
+    return lambda found: digits_table(found[part])
+
+
+def mnist(part: str) -> Callable[[Found], str]:
+    """A part of the MNIST study, its text and its tables."""
+    return lambda found: part_markdown(found["parts"][part])
+
+
 def part(name: str) -> Callable[[Found], str]:
     """Rows of a part of a file, as they are."""
     return lambda found: table_of(found[name])
@@ -117,6 +131,9 @@ TABLES: dict[str, tuple[Callable[..., str], str]] = {
     "flow_paths": (flow_paths, "flow_paths"),
     "flow_fisher": (table_of, "flow_fisher"),
     "flow_methods": (side_by_side("digits_flow"), "flow_methods"),
+    "rivals": (side_by_side("digits"), "rivals"),
+    **{f"digits_{name}": (digits(name), "digits") for name in DIGITS},
+    **{f"mnist_{name}": (mnist(name), "mnist") for name in MNIST},
     "theorem_bound": (part("bound"), "theorem"),
     "theorem_objective": (part("objective"), "theorem"),
     "i2i_rows": (i2i.rows_table, "i2i"),

@@ -20,6 +20,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--lora", metavar="ID", help="Repository for the LoRA, of a run that trained one.")
     parser.add_argument("--fisher", metavar="ID", help="Repository for the Fisher.")
     parser.add_argument("--samples", metavar="ID", help="Data set repository for the samples.")
+    parser.add_argument("--speed_retained", metavar="ID", help="Repository for what SPEED read of retained prompts.")
     parser.add_argument(
         "--fisher_dtype", choices=["float32", "float16"], default="float32", help="float16: half the size, rounded."
     )
@@ -28,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--private", action="store_true", help="Make new repositories private.")
     options = parser.parse_args(argv)
-    parts = ("pipeline", "lora", "fisher", "samples")
+    parts = ("pipeline", "lora", "fisher", "samples", "speed_retained")
     ids = {part: getattr(options, part) for part in parts if getattr(options, part)}
     if not ids:
         parser.error(f"expected the repository of at least one part: --{', --'.join(parts)}")

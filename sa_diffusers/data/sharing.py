@@ -1,4 +1,4 @@
-"""What a run leaves for others: Fishers and sample sets fetched from the hub, and all of it pushed with cards."""
+"""What a run leaves for others: Fishers, samples and SPEED's embeddings, from the hub and pushed with their cards."""
 
 import shutil
 from collections.abc import Mapping
@@ -11,13 +11,14 @@ from huggingface_hub import HfApi
 from sa_diffusers.core.fisher import Fisher
 from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.io.artifacts import RunLock
-from sa_diffusers.io.atomic_files import read_json, write_json
+from sa_diffusers.io.atomic_files import load_tensors, read_json, write_json
 from sa_diffusers.io.hub import PushError, check_push, fetch, push_folder, read_license
 from sa_diffusers.io.model_names import is_on_hub
-from sa_diffusers.report.cards import fisher_card, samples_card
+from sa_diffusers.report.cards import fisher_card, samples_card, speed_card
 
 
 FISHER_FILE = "fisher.safetensors"
+SPEED_FILE = "speed_retained.safetensors"
 SAMPLES_FILES = ("samples.json", "samples.safetensors")
 SAMPLES_PICTURE = "samples.png"
 # What can be pushed of a run, and the file that is written last of it.
@@ -26,7 +27,20 @@ PARTS = {
     "lora": "lora/README.md",
     "fisher": FISHER_FILE,
     "samples": "samples/samples.json",
+    "speed_retained": SPEED_FILE,
 }
+
+
+def locate(source: str | Path, name: str, revision: str | None = None) -> Path:
+    """The file itself, that of this name in a folder such as a run's, or the downloaded one of a hub id.
+
+    Raises ModelLoadError: not on the hub. A path that is not there is returned as it is.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return path / name
+    on_hub = path.suffix != ".safetensors" and is_on_hub(str(source))
+    return fetch(str(source), [name], revision) / name if on_hub else path
 
 
 def load_fisher(source: str | Path, revision: str | None = None) -> Fisher:
@@ -39,12 +53,7 @@ def load_fisher(source: str | Path, revision: str | None = None) -> Fisher:
     Raises:
         FileNotFoundError, FisherMismatch, ModelLoadError: no such file; it holds something else; not on the hub.
     """
-    path = Path(source)
-    if path.is_dir():
-        path = path / FISHER_FILE
-    elif path.suffix != ".safetensors" and is_on_hub(str(source)):
-        path = fetch(str(source), [FISHER_FILE], revision) / FISHER_FILE
-    return Fisher.load(path)
+    return Fisher.load(locate(source, FISHER_FILE, revision))
 
 
 def load_samples(source: str | Path, revision: str | None = None) -> SampleSet:
@@ -128,6 +137,22 @@ def push_samples(
         return push_folder(temporary, repo_id, private=private, repo_type="dataset", again=again, api=api)
 
 
+def push_speed_retained(path: str | Path, repo_id: str, *, private: bool = False, api: HfApi | None = None) -> str:
+    """Push what SPEED read of retained prompts and its card, in one commit, to a model repository; returns its URL.
+
+    Raises:
+        DamagedFile, PushError: another file; not logged in, or the upload failed.
+    """
+    _, notes = load_tensors(path, "text_encoders", "prompts")
+    check_push(repo_id, api)
+    with TemporaryDirectory(prefix="sa_diffusers_") as folder:
+        shutil.copy(path, Path(folder, SPEED_FILE))
+        card = speed_card(notes, repo_id, _license_of(notes.get("provenance", {})))
+        Path(folder, "README.md").write_text(card, encoding="utf-8")
+        again = f"{path} is whole. Push it again by the same command or call."
+        return push_folder(folder, repo_id, private=private, again=again, api=api)
+
+
 def push_run(
     run: str | Path,
     ids: Mapping[str, str],
@@ -167,6 +192,8 @@ def push_run(
                     urls[part] = push_fisher(load_fisher(run), repo_id, private=private, dtype=fisher_dtype, api=api)
                 elif part == "samples":
                     urls[part] = push_samples(run / "samples", repo_id, private=private, dtype=samples_dtype, api=api)
+                elif part == "speed_retained":
+                    urls[part] = push_speed_retained(run / SPEED_FILE, repo_id, private=private, api=api)
                 else:
                     urls[part] = push_folder(run / part, repo_id, private=private, api=api)
             except PushError as error:

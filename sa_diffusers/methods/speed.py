@@ -1,7 +1,6 @@
 """SPEED (Li et al., ICLR 2026, arXiv 2503.07392): a closed-form edit in the null space of what is retained."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,16 +10,17 @@ from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.null_space import NullSpaceEdit, null_space_edit
 from sa_diffusers.core.seeding import seeded
 from sa_diffusers.data.replay import spread
+from sa_diffusers.data.sharing import SPEED_FILE, locate
 from sa_diffusers.families import Family
 from sa_diffusers.io.atomic_files import load_tensors, save_tensors
 from sa_diffusers.io.configuration import Options, option
+from sa_diffusers.io.hub import provenance
 from sa_diffusers.io.loading import model_hash
 from sa_diffusers.io.processes import process_state
 from sa_diffusers.methods.base import ALONE, Context, register
 from sa_diffusers.methods.uce import UCEMethod, edits_of, embedded_rows, paired_rows
 
 
-RETAINED_FILE = "speed_retained.safetensors"
 CENTRES = 3  # of the empty prompt's tokens, kept exactly beside its first
 
 
@@ -38,7 +38,7 @@ class SpeedOptions(Options):
     speed_retain_scale: float = option(1.0, "Weight of the change of the matrices themselves.", above=0)
     speed_retained: str | None = option(
         None,
-        "Embeddings of retained prompts to reuse, where they are the same: a file, or a run's folder.",
+        "Embeddings of retained prompts to reuse, where they are the same: a file, a run's folder, or a hub id.",
         identity=False,
     )
 
@@ -108,7 +108,9 @@ def _kept(context: Context, retained: list[str]) -> dict[str, Tensor]:
         name = f"{part} of nothing"
         kept[name] = known[name] if known else embedded_rows(family, "")[part].cpu()
     if (missing or not known) and process_state().is_main_process:
-        save_tensors(kept, context.folder / RETAINED_FILE, text_encoders=_encoders(family), prompts=retained)
+        origin = provenance(context.options.model, context.options.revision)
+        notes = {"text_encoders": _encoders(family), "prompts": retained, "provenance": origin}
+        save_tensors(kept, context.folder / SPEED_FILE, **notes)
     return kept
 
 
@@ -116,13 +118,14 @@ def _known(context: Context) -> tuple[dict[str, Tensor], dict[str, int]]:
     """What the file holds that the options name, or that an earlier edit left in the run's folder, and each prompt's
     row.
 
-    Raises FileNotFoundError, DamagedFile; ValueError: the file that the options name is of other text encoders.
+    Raises FileNotFoundError, DamagedFile, ModelLoadError (not on the hub); ValueError: the file that the options name
+    is of other text encoders.
     """
-    given, path = context.options.speed_retained, context.folder / RETAINED_FILE
+    given, path = context.options.speed_retained, context.folder / SPEED_FILE
     if given:
-        path = Path(given) / RETAINED_FILE if Path(given).is_dir() else Path(given)
+        path = locate(given, SPEED_FILE)
         if not path.is_file():
-            raise FileNotFoundError(f"no embeddings at {path}; expected a file such as <run>/{RETAINED_FILE}")
+            raise FileNotFoundError(f"no embeddings at {path}; expected a file such as <run>/{SPEED_FILE}")
     elif not path.is_file():
         return {}, {}
     tensors, notes = load_tensors(path, "text_encoders", "prompts")

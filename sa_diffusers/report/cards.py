@@ -123,3 +123,13 @@ def samples_card(key: Mapping[str, Any], repo_id: str, license: str | None, pict
         settings=flatten(settings),
         parts=key.get("model", {}),
     )
+
+
+def speed_card(notes: Mapping[str, Any], repo_id: str, license: str | None) -> str:
+    """The card of a repository of SPEED's embeddings, from the notes of the file (`text_encoders`, `prompts`)."""
+    data = ModelCardData(
+        library_name="sa_diffusers", tags=["sa_diffusers", "text-embeddings", "concept-forgetting"], license=license
+    )
+    origin = notes.get("provenance", {})
+    values = {"base": origin.get("model") or "the model", "repo_id": repo_id, "license": license, "origin": origin}
+    return render("speed_card.md.j2", data=data.to_yaml(), notes=notes, **values)

@@ -83,8 +83,9 @@ def configure(base: ForgetConfig, overrides: dict, output_dir: Path, study_dir: 
     reference = study_dir / f"default-seed-{config.seed}"
     if output_dir == reference:
         return config
-    if config.concept != "red":  # other classes, so no picture that the reference asks for
-        config = replace(config, before=str(reference / "evaluation" / "before.safetensors"))
+    before = reference / "evaluation" / "before.safetensors"  # absent where what ships with the model served
+    if config.concept != "red" and before.is_file():  # red has other classes: no picture that the reference asks for
+        config = replace(config, before=str(before))
     if any(overrides.get(key, getattr(base, key)) != getattr(base, key) for key in OWN_SAMPLES):
         return config
     fisher = str(reference / "fisher.safetensors") if config.ewc_lambda else None

@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 from cheap_runs import context_of
+from fake_hub import cache_repository
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from torch.testing import assert_close
@@ -177,6 +178,9 @@ class TestRuns:
             assert_close(state(one.pipeline.unet), state(plain.pipeline.unet), rtol=0, atol=0)
         read.clear()
         # Of another concept it lacks the prompts that name the first.
+        cache_repository("someone/retained", {file.name: file.read_bytes()})
+        hub = run_cheaply(tmp_path / "hub", **given | {"speed_retained": "someone/retained"})
+        assert not read and not (hub.output_dir / file.name).exists()
         other = run_cheaply(tmp_path / "other", **given | {"speed_retained": str(file)}, concept="six")
         assert sorted(read) == ["a green seven", "a red seven"] and (other.output_dir / file.name).is_file()
         plain = run_cheaply(tmp_path / "plain other", method="speed", concept="six")

@@ -24,7 +24,7 @@ from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.data.sharing import fetch_samples, load_fisher, load_samples, push_fisher, push_run, push_samples
 from sa_diffusers.families import get_family
 from sa_diffusers.io.artifacts import RunFolderBusy, RunLock, fingerprint
-from sa_diffusers.io.atomic_files import write_json
+from sa_diffusers.io.atomic_files import save_tensors, write_json
 from sa_diffusers.io.hub import ModelLoadError, PushError, provenance
 from sa_diffusers.io.loading import load_pipeline, model_hash, save_pipeline
 from sa_diffusers.models import ConditionalVAE
@@ -311,6 +311,8 @@ def finished_run(samples_dir, fisher) -> Path:
     """As much of a finished run as is pushed."""
     run = samples_dir.parent
     fisher.save(run / "fisher.safetensors")
+    notes = {"text_encoders": ["0a1b"], "prompts": ["a red nine"], "provenance": {"model": "someone/base"}}
+    save_tensors({"tokens": torch.ones(1, 1, 4)}, run / "speed_retained.safetensors", **notes)
     for part in ("pipeline", "lora"):
         (run / part).mkdir()
         (run / part / "README.md").write_text(f"card of the {part}")
@@ -323,7 +325,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
             if path.is_file()}  # fmt: skip
 
 
-ALL = {part: f"someone/{part}" for part in ("pipeline", "lora", "fisher", "samples")}
+ALL = {part: f"someone/{part}" for part in ("pipeline", "lora", "fisher", "samples", "speed_retained")}
 
 
 def test_push_run_pushes_each_part(finished_run, fisher):
@@ -335,6 +337,10 @@ def test_push_run_pushes_each_part(finished_run, fisher):
     assert hub.files["someone/lora"]["README.md"] == b"card of the lora"
     assert load_fisher("someone/fisher").metadata == METADATA | {"dtype": "float16"}
     assert len(SampleSet.load(fetch_samples("someone/samples") / "samples.safetensors")) == 2
+    pushed, kept = hub.files["someone/speed_retained"], finished_run / "speed_retained.safetensors"
+    assert pushed["speed_retained.safetensors"] == kept.read_bytes()
+    card = pushed["README.md"].decode()
+    assert "someone/base" in card and "--speed_retained someone/speed_retained" in card and "| 1 | 0a1b |" in card
     assert snapshot(finished_run) == before
 
 

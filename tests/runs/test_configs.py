@@ -65,6 +65,10 @@ def test_bundled_prompts_are_what_the_script_composes() -> None:
 
 def test_study_shares_only_what_a_row_leaves_as_it_is(tmp_path: Path) -> None:
     base = parse_config(ForgetConfig, ["--config", str(CONFIGS / "digits.yaml")])
+    assert configure(base, PARTS["noise"]["noise, seed 1"], tmp_path / "row", tmp_path).before is None  # none was made
+    before = tmp_path / "default-seed-1" / "evaluation" / "before.safetensors"
+    before.parent.mkdir(parents=True)
+    before.touch()
     rows = {row: configure(base, PARTS[part][row], tmp_path / row, tmp_path) for part in PARTS for row in PARTS[part]}
     reference = configure(base, {"seed": 1}, tmp_path / "default-seed-1", tmp_path)
     assert reference.samples is None and reference.fisher is None and reference.before is None
@@ -72,7 +76,7 @@ def test_study_shares_only_what_a_row_leaves_as_it_is(tmp_path: Path) -> None:
     assert rows["no replay of the empty prompt"].samples is None
     assert rows["no replay, lambda 0"].fisher is None and rows["no replay, lambda 0"].samples is None
     assert rows["red → green"].fisher is not None and rows["red → green"].before is None
-    assert rows["noise, seed 1"].before == str(tmp_path / "default-seed-1" / "evaluation" / "before.safetensors")
+    assert rows["noise, seed 1"].before == str(before)
 
 
 @pytest.mark.parametrize("file", FILES)

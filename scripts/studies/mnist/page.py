@@ -48,8 +48,10 @@ def collect(study: Study) -> None:
 
 
 def _markdown(found: dict[str, dict]) -> str:
-    blocks = []
-    for part in found.values():
-        blocks += [f"## {part['title']}", " ".join(part["text"])]
-        blocks += [f"**{one['title']}**\n\n{markdown_table(one['columns'], one['rows'])}" for one in part["tables"]]
-    return "\n\n".join(blocks) + "\n"
+    return "\n\n".join(f"## {part['title']}\n\n{part_markdown(part)}" for part in found.values()) + "\n"
+
+
+def part_markdown(part: dict) -> str:
+    """What a part says, its paragraphs and then its tables."""
+    tables = [f"**{one['title']}**\n\n{markdown_table(one['columns'], one['rows'])}" for one in part["tables"]]
+    return "\n\n".join([" ".join(part["text"]), *tables])
