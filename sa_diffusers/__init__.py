@@ -14,7 +14,7 @@ _MODULES = {
     "ClassConditionalPipeline": "pipelines",
     "ConditionalVAE": "models",
     "ConditionalVAEPipeline": "pipelines",
-    "Forget": "data.concepts",
+    "Forget": "data.concepts.lists",
     "Fisher": "core.fisher",
     "estimate_fisher": "core.fisher",
     "DiffusionLoss": "core.losses",

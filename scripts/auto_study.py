@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sa_diffusers.cli.parse import friendly_errors
-from sa_diffusers.data.concepts import find_concept
+from sa_diffusers.data.concepts.given import find_concept
 from sa_diffusers.families import get_family
 from sa_diffusers.io.atomic_files import write_json, write_text
 from sa_diffusers.io.configuration import config_from_dict, layered, read_values

@@ -12,7 +12,7 @@ import json
 import random
 from pathlib import Path
 
-from sa_diffusers.data.digits import caption, fill, held_out_templates, random_attributes
+from sa_diffusers.data.digits.captions import caption, fill, held_out_templates, random_attributes
 from sa_diffusers.io.bundled import ASSETS
 
 

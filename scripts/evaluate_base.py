@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from sa_diffusers.cli.parse import parse_config
-from sa_diffusers.data.digits import ColoredDigits, load_strokes
+from sa_diffusers.data.digits.images import ColoredDigits, load_strokes
 from sa_diffusers.evaluation.judges.load_classifier import load_classifier
 from sa_diffusers.families import get_family
 from sa_diffusers.io.atomic_files import write_json

@@ -12,7 +12,7 @@ CHEAP = {
 def context_of(family, folder, concept: str = "seven", surrogate: str = "nine", **options):
     """What a run of such options on a model knows at its beginning, with no prompts and nobody to judge."""
     from sa_diffusers.core.concepts import Concepts
-    from sa_diffusers.data.concepts import find_concept
+    from sa_diffusers.data.concepts.given import find_concept
     from sa_diffusers.io.loading import pipeline_hashes
     from sa_diffusers.io.stages import Artifact
     from sa_diffusers.runs.context import Inputs, RunContext

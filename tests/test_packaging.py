@@ -96,7 +96,8 @@ def test_the_wheel_trains_the_bundled_pipeline_and_its_classifier(wheel, tmp_pat
     zipfile.ZipFile(wheel).extractall(tmp_path)
     code = """
 import os, random, sys, torch, sa_diffusers
-from sa_diffusers.data.digits import ATTRIBUTES, ColoredDigits, fill, held_out_templates
+from sa_diffusers.data.digits.captions import ATTRIBUTES, fill, held_out_templates
+from sa_diffusers.data.digits.images import ColoredDigits
 from sa_diffusers.runs.base.classifier import ClassifierConfig, train_and_save_classifier
 from sa_diffusers.runs.base.text_to_image import BaseConfig, train_base
 coverage = torch.randint(256, (20, len(ATTRIBUTES["stroke"]), 32, 32), dtype=torch.uint8)

@@ -70,7 +70,7 @@ def config_class(argv: list[str]) -> type[BaseConfig | LabelledBaseConfig]:
 
 def train_text_to_image(config: BaseConfig) -> None:
     if config.dataset == "digits":
-        from sa_diffusers.data.digits import ColoredDigits, load_strokes
+        from sa_diffusers.data.digits.images import ColoredDigits, load_strokes
 
         strokes = load_strokes(config.data_dir, "train", Path(config.output_dir) / "data", config.seed)
         data = ColoredDigits(*strokes, config.num_copies, config.seed, config.exclude_classes)

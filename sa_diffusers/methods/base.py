@@ -15,7 +15,7 @@ from sa_diffusers.core.closed_form import ClosedFormEdit
 from sa_diffusers.core.concepts import Concepts
 from sa_diffusers.core.losses import FlowMatchingLoss, Loss
 from sa_diffusers.core.objectives import LowRankChange, Objective
-from sa_diffusers.data.concepts import check_surrogate
+from sa_diffusers.data.concepts.given import check_surrogate
 from sa_diffusers.data.picture_groups import PictureGroup
 from sa_diffusers.families import CAPABILITIES, Family
 from sa_diffusers.training.lora import WithoutLora

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sa_diffusers.core.concepts import Concept, split_phrasings
-from sa_diffusers.data.concepts import Rows, options_of, read_rows, split_rows
+from sa_diffusers.data.concepts.lists import Rows, options_of, read_rows, split_rows
 from sa_diffusers.data.sharing import FISHER_FILE
 from sa_diffusers.io.atomic_files import read_json
 from sa_diffusers.io.forgotten import read_forgotten

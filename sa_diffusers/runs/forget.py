@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from sa_diffusers import methods
-from sa_diffusers.data.concepts import Forget, as_options
+from sa_diffusers.data.concepts.lists import Forget, as_options
 from sa_diffusers.evaluation.forgetting import pairs
 from sa_diffusers.families import checked_family, family_defaults, find_family, get_family
 from sa_diffusers.families.plain_parts import check_plain, take_over, unwrapped

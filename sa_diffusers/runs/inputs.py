@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerBase
 from sa_diffusers import methods
 from sa_diffusers.core.concepts import Concepts, mentions
 from sa_diffusers.core.seeding import derive_seed
-from sa_diffusers.data.concepts import Rows, concepts_of
 from sa_diffusers.data.concepts.candidates import forgotten_besides, phrasings_of, tries
+from sa_diffusers.data.concepts.lists import Rows, concepts_of
 from sa_diffusers.data.images import image_paths, load_image
 from sa_diffusers.data.prompts import (
     concept_templates,

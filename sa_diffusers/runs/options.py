@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from sa_diffusers import methods
 from sa_diffusers.core.concepts import split_phrasings
-from sa_diffusers.data.concepts import split_list
+from sa_diffusers.data.concepts.lists import split_list
 from sa_diffusers.data.sampling import DrawingOptions
 from sa_diffusers.evaluation.intervals import deciding_count
 from sa_diffusers.io.configuration import Options, option

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sa_diffusers.core.concepts import Concepts
-from sa_diffusers.data.concepts import find_concept, split_list
+from sa_diffusers.data.concepts.given import find_concept
+from sa_diffusers.data.concepts.lists import split_list
 from sa_diffusers.data.picture_groups import PictureGroup, check_apart, read_group
 from sa_diffusers.evaluation.completion import JUDGED
 from sa_diffusers.evaluation.judging import ClassifierJudge

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import derive_seed, seeded
-from sa_diffusers.data.digits import ColoredDigits, caption, fill, held_out_templates, random_attributes
+from sa_diffusers.data.digits.captions import caption, fill, held_out_templates, random_attributes
+from sa_diffusers.data.digits.images import ColoredDigits
 from sa_diffusers.data.sampling import Request, SamplingSettings, draw_samples
 from sa_diffusers.evaluation.images.metrics import manifold_metrics
 from sa_diffusers.evaluation.judges.classifier import ImageClassifier, Score, score_images

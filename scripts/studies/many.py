@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from sa_diffusers.core.fisher_file import Fisher
-from sa_diffusers.data.concepts import Forget, as_options
+from sa_diffusers.data.concepts.lists import Forget, as_options
 from sa_diffusers.evaluation.drawing import draw_sets
 from sa_diffusers.evaluation.forgetting import measure
 from sa_diffusers.families import get_family

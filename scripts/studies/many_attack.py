@@ -6,7 +6,7 @@ from sa_diffusers.attacks import AttackSettings, attack_embedding, draw_found
 from sa_diffusers.core.concepts import split_phrasings
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import derive_seed
-from sa_diffusers.data.concepts import Forget
+from sa_diffusers.data.concepts.lists import Forget
 from sa_diffusers.evaluation.judging import ClassifierJudge
 from sa_diffusers.families import get_family
 from sa_diffusers.io.bundled import resolve

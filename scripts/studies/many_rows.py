@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sa_diffusers.data.concepts import Forget
+from sa_diffusers.data.concepts.lists import Forget
 
 
 DIGITS = {

@@ -9,7 +9,7 @@ import torch
 
 from sa_diffusers.core.batches import Batch, map_tensors
 from sa_diffusers.core.seeding import derive_seed
-from sa_diffusers.data.digits import ATTRIBUTES, caption, random_attributes
+from sa_diffusers.data.digits.captions import ATTRIBUTES, caption, random_attributes
 from sa_diffusers.evaluation.intervals import wilson_interval
 from sa_diffusers.evaluation.judges.classifier import ImageClassifier
 from sa_diffusers.families import Family

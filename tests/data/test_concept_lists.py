@@ -10,7 +10,7 @@ from sa_diffusers import Forget
 from sa_diffusers.cli.parse import parse_config
 from sa_diffusers.core.concepts import Concept, Concepts, mentions
 from sa_diffusers.core.conditions import Condition, texts
-from sa_diffusers.data.concepts import as_options, concepts_of, read_rows, split_rows
+from sa_diffusers.data.concepts.lists import as_options, concepts_of, read_rows, split_rows
 from sa_diffusers.data.replay import (
     DistilledSurrogate,
     concept_captions,

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from sa_diffusers.data.digits import ATTRIBUTES, WORDS, ColoredDigits, caption, colorize, fill, held_out_templates
 from sa_diffusers.data.digits import captions as grammar
-from sa_diffusers.data.digits.images import BACKGROUND_RGB, HALF_WIDTH, INK_RGB, redraw
+from sa_diffusers.data.digits.captions import ATTRIBUTES, WORDS, caption, fill, held_out_templates
+from sa_diffusers.data.digits.images import BACKGROUND_RGB, HALF_WIDTH, INK_RGB, ColoredDigits, colorize, redraw
 from studies.base_quality import compose_prompt, composed_prompts, diversity_reference, held_out_prompts
 
 

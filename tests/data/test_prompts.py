@@ -7,7 +7,7 @@ import torch
 
 from sa_diffusers.core.concepts import Concept, Concepts, mentions, split_phrasings, substitute
 from sa_diffusers.core.conditions import Condition, texts
-from sa_diffusers.data.concepts import check_surrogate, find_concept
+from sa_diffusers.data.concepts.given import check_surrogate, find_concept
 from sa_diffusers.data.prompts import concept_templates, read_prompts, read_templates
 from sa_diffusers.data.replay import (
     DistilledSurrogate,

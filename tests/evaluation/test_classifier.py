@@ -11,7 +11,8 @@ from PIL import Image
 from sa_diffusers.core.concepts import Concept, Concepts
 from sa_diffusers.core.objectives import Classification
 from sa_diffusers.core.objectives.classification import disturb
-from sa_diffusers.data.digits import ATTRIBUTES, WORDS, colorize
+from sa_diffusers.data.digits.captions import ATTRIBUTES, WORDS
+from sa_diffusers.data.digits.images import colorize
 from sa_diffusers.evaluation.examination import examination
 from sa_diffusers.evaluation.forgetting import summarise
 from sa_diffusers.evaluation.intervals import mean_interval, share_interval

@@ -10,7 +10,7 @@ from tiny_clip import save_tiny_clip
 from sa_diffusers.core.concepts import Concepts
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import seeded
-from sa_diffusers.data.concepts import find_concept
+from sa_diffusers.data.concepts.given import find_concept
 from sa_diffusers.data.sampling import Request
 from sa_diffusers.evaluation.judges.clip import Clip, zero_shot
 from sa_diffusers.evaluation.judges.preference import DRAWS, PREFERENCE, ClipPreferenceJudge, PreferenceJudge

@@ -9,7 +9,7 @@ import yaml
 from sa_diffusers.core.concepts import mentions
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import derive_seed
-from sa_diffusers.data.concepts import find_concept
+from sa_diffusers.data.concepts.given import find_concept
 from sa_diffusers.data.prompts import read_labelled_prompts, read_prompts
 from sa_diffusers.data.sampling import Request
 from sa_diffusers.evaluation.judges.load_classifier import load_classifier

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from sa_diffusers.core.concepts import Concept, fold, mentions, split_phrasings, substitute
-from sa_diffusers.data.concepts import check_surrogate, describe_surrogate, find_concept
+from sa_diffusers.data.concepts.given import check_surrogate, describe_surrogate, find_concept
 from sa_diffusers.data.i2p import load_i2p
 from sa_diffusers.data.images import read_image
 from sa_diffusers.data.prompts import read_labelled_prompts, read_prompts, read_templates, template_of

@@ -5,7 +5,7 @@ import unicodedata
 import pytest
 
 from sa_diffusers.core.concepts import Concepts, fold, mentions, split_phrasings, substitute
-from sa_diffusers.data.concepts import check_surrogate, describe_surrogate, describe_surrogates, find_concept
+from sa_diffusers.data.concepts.given import check_surrogate, describe_surrogate, describe_surrogates, find_concept
 from sa_diffusers.io.model_names import folder_name
 from sa_diffusers.methods.uce import concept_edits
 from sa_diffusers.runs.inputs import read_concepts

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from sa_diffusers.cli.forget import main
 from sa_diffusers.cli.parse import parse_config
-from sa_diffusers.data.digits import ATTRIBUTES
+from sa_diffusers.data.digits.captions import ATTRIBUTES
 from sa_diffusers.data.sampling import draw_samples
 from sa_diffusers.evaluation.forgetting import Findings
 from sa_diffusers.evaluation.judges.classifier import AttributeClassifier

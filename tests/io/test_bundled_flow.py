@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from sa_diffusers.attacks import AttackSettings, attack_embedding, attack_text, draw_found
 from sa_diffusers.cli.forget import main
 from sa_diffusers.core.conditions import Condition
-from sa_diffusers.data.digits import ATTRIBUTES
+from sa_diffusers.data.digits.captions import ATTRIBUTES
 from sa_diffusers.evaluation.judges.load_classifier import load_classifier
 from sa_diffusers.families.architectures import ZEROS, build_text_to_image
 from sa_diffusers.families.base import get_family

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from sa_diffusers.core.concepts import Concepts
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import derive_seed
-from sa_diffusers.data.concepts import find_concept
+from sa_diffusers.data.concepts.given import find_concept
 from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.families import get_family
 from sa_diffusers.io.stages import Artifact

@@ -9,8 +9,8 @@ from torch.testing import assert_close
 
 from sa_diffusers import Forget, forget, methods
 from sa_diffusers.core.concepts import Concepts
-from sa_diffusers.data.concepts import find_concept
 from sa_diffusers.data.concepts.candidates import candidates, not_forgotten
+from sa_diffusers.data.concepts.given import find_concept
 from sa_diffusers.data.sampling import SamplingSettings
 from sa_diffusers.evaluation.judges.nearness import Nearness, shortlist
 from sa_diffusers.evaluation.judges.preference import PREFERENCE

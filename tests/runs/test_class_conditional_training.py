@@ -18,7 +18,7 @@ from sa_diffusers.core.conditions import Condition, texts
 from sa_diffusers.core.losses import DiffusionLoss
 from sa_diffusers.core.objectives import Likelihood
 from sa_diffusers.core.seeding import derive_seed, seeded
-from sa_diffusers.data.concepts import find_concept
+from sa_diffusers.data.concepts.given import find_concept
 from sa_diffusers.data.labelled_images import LabelledImages
 from sa_diffusers.data.replay import Replay
 from sa_diffusers.data.sample_set import SampleSet

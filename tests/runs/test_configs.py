@@ -13,7 +13,7 @@ import yaml
 from sa_diffusers.cli.parse import parse_config
 from sa_diffusers.cli.train_base import config_class
 from sa_diffusers.core.concepts import mentions
-from sa_diffusers.data.concepts import find_concept
+from sa_diffusers.data.concepts.given import find_concept
 from sa_diffusers.data.prompts import concept_templates, read_prompts, read_templates
 from sa_diffusers.evaluation.options import PipelineEvaluationConfig
 from sa_diffusers.families import family_defaults

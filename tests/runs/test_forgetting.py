@@ -19,7 +19,7 @@ from sa_diffusers.core.concepts import Concepts, mentions
 from sa_diffusers.core.conditions import Condition, texts
 from sa_diffusers.core.fisher import Fisher, FisherMismatch
 from sa_diffusers.core.objectives import ElasticWeightConsolidation, SelectiveAmnesia
-from sa_diffusers.data.concepts import find_concept
+from sa_diffusers.data.concepts.given import find_concept
 from sa_diffusers.data.replay import negative_requests, select_replay
 from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.data.sampling import SamplingSettings, draw_samples

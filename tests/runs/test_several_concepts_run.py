@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from sa_diffusers import Forget, forget, forget_sequence
 from sa_diffusers.core.concepts import Concepts, mentions
 from sa_diffusers.core.conditions import Condition, texts
-from sa_diffusers.data.concepts import find_concept
+from sa_diffusers.data.concepts.given import find_concept
 from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.data.sharing import load_fisher
 from sa_diffusers.evaluation.forgetting import Findings

@@ -8,8 +8,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from sa_diffusers.core.concepts import Concept, Concepts, split_phrasings
-from sa_diffusers.data.concepts import find_concept
 from sa_diffusers.data.concepts.candidates import forgotten_besides
+from sa_diffusers.data.concepts.given import find_concept
 from sa_diffusers.data.i2p import load_i2p
 from sa_diffusers.data.prompts import read_labelled_prompts, read_prompts, read_templates
 from sa_diffusers.evaluation.images.comparison import open_real

@@ -8,7 +8,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from sa_diffusers.core.concepts import fold, split_phrasings
-from sa_diffusers.data.concepts import Forget, as_options
+from sa_diffusers.data.concepts.lists import Forget, as_options
 from sa_diffusers.families import checked_family
 from sa_diffusers.io.configuration import config_from_dict
 from sa_diffusers.io.loading import copy_pipeline

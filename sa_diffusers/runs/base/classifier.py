@@ -13,7 +13,8 @@ from torch import Generator, Tensor
 from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.objectives import Classification
 from sa_diffusers.core.seeding import derive_seed, seeded
-from sa_diffusers.data.digits import ATTRIBUTES, WORDS, ColoredDigits, load_strokes
+from sa_diffusers.data.digits.captions import ATTRIBUTES, WORDS
+from sa_diffusers.data.digits.images import ColoredDigits, load_strokes
 from sa_diffusers.data.labelled_images import HUB_IDS, LabelledImages, load_labelled_images
 from sa_diffusers.data.picture_groups import read_group
 from sa_diffusers.evaluation.judges.classifier import AttributeClassifier, ImageClassifier, Score, score_images

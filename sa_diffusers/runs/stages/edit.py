@@ -4,7 +4,7 @@ from pathlib import Path
 
 from sa_diffusers import methods
 from sa_diffusers.core.closed_form import ClosedFormEdit
-from sa_diffusers.data.concepts import describe_surrogates
+from sa_diffusers.data.concepts.given import describe_surrogates
 from sa_diffusers.io.atomic_files import atomic_path
 from sa_diffusers.io.configuration import identity_names
 from sa_diffusers.io.processes import process_state

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sa_diffusers.core.concepts import Concept, lone
 from sa_diffusers.core.conditions import Condition
-from sa_diffusers.data.concepts import describe_surrogates
+from sa_diffusers.data.concepts.given import describe_surrogates
 from sa_diffusers.data.images import image_paths, load_image
 from sa_diffusers.data.replay import concept_captions, surrogate_requests
 from sa_diffusers.data.sample_set import SampleSet, surrogate_from_images, uniform_noise

@@ -10,7 +10,7 @@ from sa_diffusers.attacks import AttackSettings, attack_embedding, attack_text, 
 from sa_diffusers.core.batches import Batch, map_tensors
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import derive_seed
-from sa_diffusers.data.concepts import find_concept
+from sa_diffusers.data.concepts.given import find_concept
 from sa_diffusers.families import Family, get_family
 from sa_diffusers.io.artifacts import hash_tensors
 from sa_diffusers.io.loading import load_pipeline, model_hash, pipeline_hashes

@@ -9,7 +9,7 @@ from torch import Tensor
 from sa_diffusers.core.concepts import Concepts
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import derive_seed
-from sa_diffusers.data.concepts import find_concept
+from sa_diffusers.data.concepts.given import find_concept
 from sa_diffusers.data.prompts import read_labelled_prompts
 from sa_diffusers.data.sampling import Request, SamplingSettings
 from sa_diffusers.evaluation.drawing import draw_sets
