@@ -1,4 +1,4 @@
-"""Commands, one a file; each has `main(argv)`."""
+"""Commands, one a file; each has `main(argv)`, whose None is the arguments of this process."""
 
 import os
 

@@ -26,7 +26,6 @@ from sa_diffusers.cli.parse import friendly_errors, parse_config
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command with these arguments; None: those of this process."""
     argv = sys.argv[1:] if argv is None else argv
     if argv and not argv[0].startswith("-"):
         argv = ["--forgotten", *argv]

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command with these arguments; None: those of this process."""
     parser = plain_parser(__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="Folder of a finished run.")
     wanted = parser.add_mutually_exclusive_group(required=True)

@@ -51,7 +51,6 @@ def convert_checkpoint(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command with these arguments; None: those of this process."""
     shape = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=shape, allow_abbrev=False)
     kinds = parser.add_subparsers(dest="kind", required=True, parser_class=plain_parser)

@@ -37,7 +37,6 @@ COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command with these arguments; None: those of this process."""
     command, *rest = (sys.argv[1:] if argv is None else argv) or [""]
     name = Path(sys.argv[0]).name
     if command in ("-h", "--help"):

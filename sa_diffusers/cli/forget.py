@@ -15,7 +15,6 @@ from sa_diffusers.runs.options import ForgetConfig
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command with these arguments; None: those of this process."""
     config = parse_config(ForgetConfig, argv, description=__doc__)
     with friendly_errors(argv):
         from sa_diffusers.families import family_defaults

@@ -13,7 +13,6 @@ from sa_diffusers.cli.parse import friendly_errors, plain_parser
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command with these arguments; None: those of this process."""
     parser = plain_parser(__doc__)
     parser.add_argument("run", type=Path, help="Folder of the run.")
     parser.add_argument("--pipeline", metavar="ID", help="Repository for the pipeline that has forgotten.")

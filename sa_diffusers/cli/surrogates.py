@@ -37,7 +37,6 @@ def predictions(family: Family, samples: SampleSet, prompts: list[str], seed: in
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command with these arguments; None: those of this process."""
     config = parse_config(ForgetConfig, argv, description=__doc__)
     with friendly_errors(argv):
         from pathlib import Path

@@ -98,7 +98,6 @@ def train_labelled(config: LabelledBaseConfig) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command with these arguments; None: those of this process."""
     argv = sys.argv[1:] if argv is None else argv
     config = parse_config(config_class(argv), argv, description=__doc__)
     with friendly_errors(argv):

@@ -22,7 +22,6 @@ from sa_diffusers.runs.base.classifier import ClassifierConfig, train_and_save_c
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command with these arguments; None: those of this process."""
     config = parse_config(ClassifierConfig, argv, description=__doc__)
     with friendly_errors(argv):
         scores = train_and_save_classifier(config)

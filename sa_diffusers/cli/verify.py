@@ -13,7 +13,6 @@ from sa_diffusers.cli.parse import friendly_errors, plain_parser
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command with these arguments; None: those of this process."""
     parser = plain_parser(__doc__)
     parser.add_argument("source", metavar="RUN", help="Folder of a run or of a pipeline, or a hub id of a pipeline.")
     source = parser.parse_args(argv).source

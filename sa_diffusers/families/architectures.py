@@ -8,7 +8,6 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
-    DDPMScheduler,
     FlowMatchEulerDiscreteScheduler,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
@@ -30,6 +29,7 @@ from transformers import (
 )
 
 from sa_diffusers.core.seeding import derive_seed
+from sa_diffusers.families.samplers import pixel_schedule
 from sa_diffusers.models import ConditionalVAE
 from sa_diffusers.pipelines import (
     ClassConditionalPipeline,
@@ -162,15 +162,7 @@ def build_class_conditional(
     """
     torch.manual_seed(derive_seed(seed, "unet"))
     unet = make_unet(options, image_size, channels, len(names))
-    schedule = DDPMScheduler(
-        num_train_timesteps=options.num_train_timesteps,  # by name: diffusers forgets what is given by position
-        beta_start=1e-4,
-        beta_end=0.02,
-        beta_schedule=options.beta_schedule,
-        prediction_type=options.prediction_type,
-        clip_sample=False,
-    )
-    return ClassConditionalPipeline(unet, schedule, _id2label(names))
+    return ClassConditionalPipeline(unet, pixel_schedule(options, options.beta_schedule), _id2label(names))
 
 
 def build_conditional_vae(

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from diffusers import (
     DDIMScheduler,
+    DDPMScheduler,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
     SchedulerMixin,
@@ -23,6 +24,18 @@ class EvenFlowScheduler(FlowMatchEulerDiscreteScheduler):
         """`sigmas` of a pipeline count, and no more: FLUX's says its own in place of a number."""
         count = num_inference_steps or len(sigmas)
         super().set_timesteps(sigmas=np.linspace(1, 1 / count, count), device=device)
+
+
+def pixel_schedule(options: Any, beta_schedule: str = "linear") -> DDPMScheduler:
+    """The noise schedule of a model of pixels that is trained from nothing: beta from 1e-4 to 0.02."""
+    return DDPMScheduler(
+        num_train_timesteps=options.num_train_timesteps,  # by name: diffusers forgets what is given by position
+        beta_start=1e-4,
+        beta_end=0.02,
+        beta_schedule=beta_schedule,
+        prediction_type=options.prediction_type,
+        clip_sample=False,
+    )
 
 
 def make_scheduler(sampler: str, scheduler: SchedulerMixin) -> SchedulerMixin:

@@ -10,7 +10,6 @@ from sa_diffusers.cli.parse import friendly_errors, plain_parser
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command with these arguments; None: those of this process."""
     parser = plain_parser(__doc__)
     parser.add_argument("run", metavar="RUN", help="Folder of the last run.")
     parser.add_argument("--concept", required=True, help="One of the phrasings of what is taken back.")

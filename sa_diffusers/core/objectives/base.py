@@ -6,6 +6,7 @@ from typing import Protocol
 from torch import Generator, Tensor, nn
 
 from sa_diffusers.core.batches import Batch
+from sa_diffusers.core.objectives.ewc import ElasticWeightConsolidation, LowRankEWC
 
 
 class Objective(Protocol):
@@ -14,8 +15,10 @@ class Objective(Protocol):
     `draw` adds all randomness to the whole batch of an optimiser step, before the loop cuts that batch into the parts
     of each process and accumulation step; `__call__` is then deterministic. So the result depends on neither.
 
-    The other three are for terms that depend on the weights alone, such as EWC; here there are none.
+    The other three are for terms that depend on the weights alone: here those of `ewc`, or none.
     """
+
+    ewc: ElasticWeightConsolidation | LowRankEWC | None = None
 
     def draw(self, batch: Batch, generator: Generator) -> Batch:
         """The batch with the noise and terms of this optimiser step added."""
@@ -31,6 +34,8 @@ class Objective(Protocol):
         Called once, before the first step, under FSDP2 and DeepSpeed, where a copy of the module is trained: the
         values are the same, but under FSDP2 each process holds a part of them (see `sharding`).
         """
+        if self.ewc is not None:
+            self.ewc.attach(parameters)
 
     def add_gradient(self) -> None:
         """Add the gradient of terms that depend on the weights alone to `.grad`.
@@ -38,7 +43,9 @@ class Objective(Protocol):
         Called on every process once an optimiser step, after gradients were averaged over processes and unscaled, and
         before they are clipped; under DeepSpeed before the last backward pass.
         """
+        if self.ewc is not None:
+            self.ewc.add_gradient()
 
     def regularisation(self) -> dict[str, Tensor]:
         """The value of those terms for the log; called on every process, only when logging."""
-        return {}
+        return {} if self.ewc is None else {"ewc_penalty": self.ewc.value()}

@@ -9,7 +9,7 @@ from torch import Generator, Tensor, nn
 from sa_diffusers.core.batches import Batch, take, to
 from sa_diffusers.core.losses import CompletionLoss
 from sa_diffusers.core.objectives.base import Objective
-from sa_diffusers.core.objectives.encoder import EncoderForgetting, l1_norm
+from sa_diffusers.core.objectives.encoder import EncoderForgetting, with_sparsity
 
 
 class OutputForgetting(Objective):
@@ -51,10 +51,7 @@ class OutputForgetting(Objective):
                 }[self.targets]()
             parts["forget_loss"] = self._mean(model, batch["forget"], target)
             total = total + (-self.alpha if self.targets == "own" else self.alpha) * parts["forget_loss"]
-        if "sparsity" in batch:
-            parts["l1"] = l1_norm(self.weights)
-            total = total + batch["sparsity"].mean() * parts["l1"]
-        return total, {name: part.detach() for name, part in parts.items()}
+        return with_sparsity(total, parts, batch, self.weights)
 
     def _mean(self, model: nn.Module, batch: Batch, target: Tensor | None) -> Tensor:
         nothing = torch.zeros(len(batch["sample"]), device=batch["sample"].device)

@@ -53,22 +53,18 @@ class EncoderForgetting(Objective):
         count = len(batch["forget"]["sample"])
         parts = {"forget_loss": errors[:count].mean()} | ({"retain_loss": errors[count:].mean()} if kept else {})
         total = self.alpha * parts["forget_loss"] + self.retain_weight * parts.get("retain_loss", 0.0)
-        if "sparsity" in batch:
-            parts["l1"] = l1_norm(self.weights)
-            total = total + batch["sparsity"].mean() * parts["l1"]
-        return total, {name: part.detach() for name, part in parts.items()}
+        return with_sparsity(total, parts, batch, self.weights)
 
     def targets(self, batch: Batch, kept: list[Batch]) -> list[Tensor]:
         """Features [B, ...] a depth that those of the pictures to forget, and then to retain, should come to."""
         return self.features(self.frozen, cat([batch["surrogate"], *kept]))
 
-    def add_gradient(self) -> None:
-        if self.ewc is not None:
-            self.ewc.add_gradient()
 
-    def regularisation(self) -> dict[str, Tensor]:
-        return {} if self.ewc is None else {"ewc_penalty": self.ewc.value()}
-
-
-def l1_norm(weights: Mapping[str, Tensor]) -> Tensor:
-    return torch.stack([weight.abs().sum() for weight in weights.values()]).sum()
+def with_sparsity(
+    total: Tensor, parts: dict[str, Tensor], batch: Batch, weights: Mapping[str, Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """A loss and its parts, with the l1 norm of the weights where the batch has "sparsity", its weight [B]."""
+    if "sparsity" in batch:
+        parts["l1"] = torch.stack([weight.abs().sum() for weight in weights.values()]).sum()
+        total = total + batch["sparsity"].mean() * parts["l1"]
+    return total, {name: part.detach() for name, part in parts.items()}

@@ -124,17 +124,6 @@ class SelectiveAmnesia(Objective):
             rows.copy_(part.get("target", rows))
         return target
 
-    def attach(self, parameters: Mapping[str, Tensor]) -> None:
-        if self.ewc is not None:
-            self.ewc.attach(parameters)
-
-    def add_gradient(self) -> None:
-        if self.ewc is not None:
-            self.ewc.add_gradient()
-
-    def regularisation(self) -> dict[str, Tensor]:
-        return {} if self.ewc is None else {"ewc_penalty": self.ewc.value()}
-
 
 class NaiveForgetting(SelectiveAmnesia):
     """-loss(concept) + replay_weight * loss(replay) + EWC: minus the paper's Eq. 3, but without its 1/2.

@@ -3,10 +3,11 @@
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler, UNet2DModel, VQModel
+from diffusers import UNet2DModel, VQModel
 
 from sa_diffusers.core.conditions import COARSE
 from sa_diffusers.core.seeding import derive_seed
+from sa_diffusers.families.samplers import pixel_schedule
 from sa_diffusers.models import TokenTransformer
 from sa_diffusers.pipelines import PixelInpaintPipeline, TokenInpaintPipeline
 
@@ -86,12 +87,4 @@ def build_pixel_inpaint(options: Any, channels: int, seed: int) -> PixelInpaintP
         up_block_types=("UpBlock2D",) * len(widths),
         attention_head_dim=8,
     )
-    schedule = DDPMScheduler(
-        num_train_timesteps=options.num_train_timesteps,  # by name: diffusers forgets what is given by position
-        beta_start=1e-4,
-        beta_end=0.02,
-        beta_schedule="linear",
-        prediction_type=options.prediction_type,
-        clip_sample=False,
-    )
-    return PixelInpaintPipeline(unet, schedule)
+    return PixelInpaintPipeline(unet, pixel_schedule(options))
