@@ -23,7 +23,7 @@ from sa_diffusers.core.concepts import split_phrasings
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.families import Family
-from sa_diffusers.io.artifacts import Marker, RunLock, check_foreign, hash_tensors
+from sa_diffusers.io.artifacts import Marker, check_foreign, hash_tensors, run_lock
 from sa_diffusers.io.atomic_files import load_tensors, remove_leftovers, save_tensors
 from sa_diffusers.io.loading import model_hash, pipeline_hashes
 from sa_diffusers.io.processes import say
@@ -232,7 +232,7 @@ def run_attack(config: AttackConfig) -> dict:
     say(describe_plan(config, attacks, judge))
     for line in look(attacks, models):
         say(line)
-    with RunLock(config.output_dir):
+    with run_lock(config.output_dir):
         remove_leftovers(config.output_dir)
         runs, attacked = {label: AttackRun(one, label) for label, one in attacks.items()}, defaultdict(dict)
         for role, model in models.items():

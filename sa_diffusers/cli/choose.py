@@ -36,7 +36,7 @@ def choose(run: Path, kind: str, value: float) -> "Outcome":
         ValueError: no finished run, or none of what it offers.
         StageMismatch: the run's model, classifier or files are not what they were.
     """
-    from sa_diffusers.io.artifacts import Marker, RunLock
+    from sa_diffusers.io.artifacts import Marker, run_lock
     from sa_diffusers.io.configuration import config_from_dict
     from sa_diffusers.io.loading import read_run_options
     from sa_diffusers.runs.forget import run_forgetting
@@ -56,6 +56,6 @@ def choose(run: Path, kind: str, value: float) -> "Outcome":
         known = ", ".join(f"--{one}" for one in there.values())
         raise ValueError(f"{run} offers {known}; expected one of these, got --{kind} {value:g}")
     config.strength = None if there[kind, value].trained else value
-    with RunLock(run):
+    with run_lock(run):
         Marker(run, ChoiceStage.name, {}).clear()  # another choice replaces it
     return run_forgetting(config)

@@ -10,7 +10,7 @@ from huggingface_hub import HfApi
 
 from sa_diffusers.core.fisher import Fisher
 from sa_diffusers.data.sample_set import SampleSet
-from sa_diffusers.io.artifacts import RunLock
+from sa_diffusers.io.artifacts import run_lock
 from sa_diffusers.io.atomic_files import load_tensors, read_json, write_json
 from sa_diffusers.io.hub import PushError, check_push, fetch, push_folder, read_license
 from sa_diffusers.io.model_names import is_on_hub
@@ -185,7 +185,7 @@ def push_run(
     for repo_id in ids.values():
         check_push(repo_id, api)
     urls: dict[str, str] = {}
-    with RunLock(run):
+    with run_lock(run):
         for part, repo_id in ids.items():
             try:
                 if part == "fisher":

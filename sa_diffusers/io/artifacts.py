@@ -9,8 +9,8 @@ import hashlib
 import json
 import os
 import socket
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -78,57 +78,49 @@ def hash_tensors(state_dict: Mapping[str, torch.Tensor], half_as_float32: bool =
     return digest.hexdigest()
 
 
-class RunLock:
-    """Context manager that keeps a second run out of `output_dir`, which is made if missing.
+@contextmanager
+def run_lock(output_dir: str | Path) -> Iterator[None]:
+    """Keep a second run out of `output_dir`, which is made if missing, within the block.
 
     The kernel drops the lock when the process ends, however it ends, so a crash never leaves a folder locked; the file
     `.lock` stays and only says who holds it. In a job of several processes the main one takes it.
 
-    Raises on entry:
+    Raises:
         RunFolderBusy: another run holds the folder.
         ArtifactError: the folder cannot be made or written to.
     """
-
-    def __init__(self, output_dir: str | Path) -> None:
-        self.path = Path(output_dir) / ".lock"
-
-    def __enter__(self) -> "RunLock":
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            file = open(self.path, "a+", encoding="utf-8")
-        except OSError as error:
-            denied = " or change the folder's permissions" if isinstance(error, PermissionError) else ""
-            raise ArtifactError(
-                f"Cannot write to the output folder {self.path.parent}: {error.strerror}. "
-                f"Pass another --output_dir{denied}."
-            ) from error
+    path = Path(output_dir) / ".lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+", encoding="utf-8")
+    except OSError as error:
+        denied = " or change the folder's permissions" if isinstance(error, PermissionError) else ""
+        raise ArtifactError(
+            f"Cannot write to the output folder {path.parent}: {error.strerror}. Pass another --output_dir{denied}."
+        ) from error
+    with file:  # the end drops the lock; the file stays, since a removed one could be locked beside its successor
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            with file:
-                raise RunFolderBusy(
-                    f"Another run works in {self.path.parent} ({self._holder(file)}). "
-                    "Wait for it, stop it, or pass another --output_dir."
-                ) from error
+            raise RunFolderBusy(
+                f"Another run works in {path.parent} ({_holder(file)}). "
+                "Wait for it, stop it, or pass another --output_dir."
+            ) from error
         file.truncate(0)
         started = datetime.now().astimezone().isoformat(timespec="seconds")
         note = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "started": started})
         with suppress(OSError):  # on a full disk a finished run can be looked at all the same
             os.write(file.fileno(), f"{note}\n".encode())
-        self._file = file
-        return self
+        yield
 
-    def __exit__(self, *exception: object) -> None:
-        self._file.close()  # drops the lock; the file stays, since a removed one could be locked beside its successor
 
-    @staticmethod
-    def _holder(file: TextIO) -> str:
-        """Describe who holds the lock; the note may be missing for the instant between locking and writing it."""
-        file.seek(0)
-        try:
-            return "pid {pid} on {host}, since {started}".format(**json.loads(file.read()))
-        except (ValueError, KeyError):
-            return "just started"
+def _holder(file: TextIO) -> str:
+    """Describe who holds the lock; the note may be missing for the instant between locking and writing it."""
+    file.seek(0)
+    try:
+        return "pid {pid} on {host}, since {started}".format(**json.loads(file.read()))
+    except (ValueError, KeyError):
+        return "just started"
 
 
 def _flatten(fields: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -1,6 +1,6 @@
 """The cards that the hub shows for a pipeline, a LoRA, a Fisher and a sample set; their texts are the templates."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,8 @@ def write_model_card(
     base_model: str,
     metrics: Mapping[str, Any] | None,
     license: str | None,
-    dtype: str = "float32",
     pipeline_class: str | None = None,
-    variant: str | None = None,
     lora: bool = False,
-    requests: tuple[Sequence[str], Sequence[Sequence[str]]] | None = None,
     **said: Any,
 ) -> Path:
     """Write the folder's README.md, the card that the hub shows; returns its path.
@@ -36,13 +33,12 @@ def write_model_card(
         base_model: hub id or path of the pipeline that knew the concept; only an id is linked.
         metrics: as of `metric_rows`, or None where nothing was measured.
         license: the base model's licence id on the hub, which holds for this one too; None where unknown.
-        dtype: precision to load it in; without one transformers and diffusers choose differently.
         pipeline_class: the class that loads it: one of this package, or (or None) a stock one of diffusers.
-        variant: "fp16" where the folder also holds float16 files of this name (`loading.save_pipeline`).
         lora: the folder holds pytorch_lora_weights.safetensors, or an adapter a concept, in place of a pipeline.
-        requests: of a chain, see `request_table`.
         said: concept; surrogate (None: none that was chosen); method in words; settings by name, with their units;
-            images: paths in the folder.
+            images, paths in the folder; dtype, precision to load it in, since without one transformers and diffusers
+            choose differently; variant, "fp16" where the folder also holds float16 files of this name
+            (`loading.save_pipeline`), or None; requests, of a chain, see `request_table`, or None.
     """
     stock, family = pipeline_class not in own_pipeline_classes(), family_class(pipeline_class or "")
     data = _model_data(base_model, pipeline_class, license, lora)
@@ -58,13 +54,10 @@ def write_model_card(
         loader="DiffusionPipeline" if stock else pipeline_class,
         completes=data.pipeline_tag == COMPLETES,
         unguided=family.pipelines[0] if data.pipeline_tag == TEXT_TO_IMAGE and not stock else None,
-        dtype=dtype,
-        variant=variant,
         lora=lora,
         adapters=sorted(p.stem for p in path.parent.glob("*.safetensors") if p.stem != "pytorch_lora_weights"),
         rows=[(row.label, row.before, row.after) for row in metric_rows(metrics)] if metrics else [],
         license=license,
-        requests=requests,
         **said,
     )
     return path

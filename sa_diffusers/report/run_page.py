@@ -22,10 +22,6 @@ def write_report(
     history: Sequence[Mapping[str, Any]],
     config: Mapping[str, Any],
     prompts: Mapping[str, Sequence[Mapping[str, Any]]],
-    amounts: Mapping[str, Mapping[str, Any]] | None = None,
-    sheet: bool = False,
-    choices: Sequence[Mapping[str, Any]] = (),
-    requests: tuple[Sequence[str], Sequence[Sequence[str]]] | None = None,
     **said: Any,
 ) -> None:
     """Write one HTML page that needs nothing else: no network, no script, pictures and numbers inside.
@@ -35,13 +31,12 @@ def write_report(
         pairs, history: see `before_after` and `curves_png`; may be empty.
         config: the resolved configuration.
         prompts: of each set, {"prompt", "seeds"}.
-        amounts: {stage: {"count", "of", "per_second"}}, what each stage worked through.
-        sheet: whether strength.html lies beside it.
-        choices: {"said", "figures", "open"} of each concept whose surrogate the model chose.
-        requests: of a chain, see `request_table`.
         said: title; summary, what was done, in words; record, what holds the page to a model and a moment, and
             commands, to repeat and to go on, by their names; seconds, of wall-clock by stage, where a list under
-            "reused" names those that were not computed again; fisher, its metadata or None; notes, one sentence each.
+            "reused" names those that were not computed again; amounts, {stage: {"count", "of", "per_second"}}, what
+            each stage worked through; fisher, its metadata or None; notes, one sentence each; sheet, whether
+            strength.html lies beside it; choices, {"said", "figures", "open"} of each concept whose surrogate the
+            model chose; requests, of a chain, see `request_table`, or None.
     """
     groups = {
         name: [
@@ -64,10 +59,6 @@ def write_report(
         history=history,
         prompts=prompts,
         data=f"data:application/json;base64,{base64.b64encode(numbers).decode()}",
-        amounts=amounts or {},
-        sheet=sheet,
-        choices=choices,
-        requests=requests,
         config=json.dumps(config, indent=2, ensure_ascii=False, default=str),
         **said,
     )

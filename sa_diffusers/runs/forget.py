@@ -19,7 +19,7 @@ from sa_diffusers.data.concepts.lists import Forget, as_options
 from sa_diffusers.evaluation.forgetting import pairs
 from sa_diffusers.families import checked_family, family_defaults, find_family, get_family
 from sa_diffusers.families.plain_parts import check_plain, take_over, unwrapped
-from sa_diffusers.io.artifacts import RunLock
+from sa_diffusers.io.artifacts import run_lock
 from sa_diffusers.io.atomic_files import DiskFull, atomic_path
 from sa_diffusers.io.bundled import resolve
 from sa_diffusers.io.configuration import config_from_dict, config_to_yaml, layered
@@ -206,7 +206,7 @@ def run_forgetting(
     hub_id = options.hub_model_id or f"{base_name(options.model)}-without-{name}"
     if options.push_to_hub:
         check_push(hub_id)
-    with RunLock(output_dir) if state.is_main_process else nullcontext():
+    with run_lock(output_dir) if state.is_main_process else nullcontext():
         started = claim_folder(output_dir) if state.is_main_process else None
         state.wait_for_everyone()
         outcome = _run(options, pipeline, inputs, output_dir, forgotten=find_forgotten(), merge=merge, started=started)

@@ -23,7 +23,7 @@ from sa_diffusers.core.fisher import Fisher, FisherMismatch, estimate_fisher
 from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.data.sharing import fetch_samples, load_fisher, load_samples, push_fisher, push_run, push_samples
 from sa_diffusers.families import get_family
-from sa_diffusers.io.artifacts import RunFolderBusy, RunLock, fingerprint
+from sa_diffusers.io.artifacts import RunFolderBusy, fingerprint, run_lock
 from sa_diffusers.io.atomic_files import save_tensors, write_json
 from sa_diffusers.io.hub import ModelLoadError, PushError, provenance
 from sa_diffusers.io.loading import load_pipeline, model_hash, save_pipeline
@@ -374,7 +374,7 @@ def test_push_run_refuses_before_anything_is_pushed(finished_run, tmp_path):
         push_run(finished_run, {"pipeline": "someone/x", "fisher": "someone/x"}, api=hub)
     with pytest.raises(PushError, match="expected user/name"):
         push_run(finished_run, {"pipeline": "someone/x", "fisher": "a/b/c"}, api=hub)
-    with pytest.raises(RunFolderBusy), RunLock(finished_run):
+    with pytest.raises(RunFolderBusy), run_lock(finished_run):
         push_run(finished_run, {"pipeline": "someone/x"}, api=hub)
     assert hub.files == {}
 
@@ -468,7 +468,7 @@ def run_card(folder: Path, **replacements: Path) -> dict:
 
 def card_of(folder: Path, **options: object) -> None:
     texts = {"base_model": "base", "concept": "seven", "surrogate": "nine", "method": "Selective Amnesia"}
-    texts["pipeline_class"] = "StableDiffusionPipeline"
+    texts |= {"pipeline_class": "StableDiffusionPipeline", "dtype": "float32", "variant": None, "requests": None}
     write_model_card(folder, **texts | options, settings={}, metrics=None, images=[], license=None)
 
 

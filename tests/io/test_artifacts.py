@@ -14,7 +14,7 @@ from sa_diffusers.attacks.found import FoundEmbedding, FoundText
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.evaluation.forgetting import Findings
-from sa_diffusers.io.artifacts import Marker, RunFolderBusy, RunLock, StageMismatch, fingerprint, hash_tensors
+from sa_diffusers.io.artifacts import Marker, RunFolderBusy, StageMismatch, fingerprint, hash_tensors, run_lock
 from sa_diffusers.io.atomic_files import (
     ArtifactError,
     DamagedFile,
@@ -29,8 +29,8 @@ from sa_diffusers.io.atomic_files import (
 
 HOLD_LOCK = """
 import sys
-from sa_diffusers.io.artifacts import RunLock
-with RunLock(sys.argv[1]):
+from sa_diffusers.io.artifacts import run_lock
+with run_lock(sys.argv[1]):
     print("locked", flush=True)
     sys.stdin.read()
 """
@@ -176,28 +176,28 @@ def test_second_process_is_refused_until_the_first_dies(tmp_path):
     try:
         assert first.stdout.readline() == "locked\n"
         with pytest.raises(RunFolderBusy, match=rf"pid {first.pid} on .*, since 2.*--output_dir"):
-            with RunLock(tmp_path / "run"):
+            with run_lock(tmp_path / "run"):
                 pytest.fail("two runs in one folder")
     finally:
         first.kill()  # no clean-up of its own: the kernel drops the lock
         first.communicate()
-    with RunLock(tmp_path / "run"):
+    with run_lock(tmp_path / "run"):
         assert json.loads((tmp_path / "run" / ".lock").read_text())["pid"] == os.getpid()
 
 
 def test_lock_is_dropped_on_exit_and_on_errors(tmp_path):
-    with pytest.raises(ZeroDivisionError), RunLock(tmp_path):
+    with pytest.raises(ZeroDivisionError), run_lock(tmp_path):
         raise ZeroDivisionError
-    with RunLock(tmp_path), pytest.raises(RunFolderBusy), RunLock(tmp_path):
+    with run_lock(tmp_path), pytest.raises(RunFolderBusy), run_lock(tmp_path):
         pass
-    with RunLock(tmp_path):
+    with run_lock(tmp_path):
         pass
 
 
 def test_lock_in_an_unwritable_place_says_so(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ArtifactError, match="Cannot write to the output folder .*--output_dir"):
-        RunLock(tmp_path / "file" / "run").__enter__()
+        run_lock(tmp_path / "file" / "run").__enter__()
 
 
 def test_stage_is_reused_with_the_same_key(tmp_path):

@@ -138,6 +138,7 @@ def make_card(folder: Path, **changes) -> ModelCard:
         "images": ["before_after.png"],
         "license": "creativeml-openrail-m",
         "pipeline_class": "StableDiffusionPipeline",
+        **{"dtype": "float32", "variant": None, "requests": None},
     }
     path = write_model_card(folder, **(content | changes))
     assert path == folder / "README.md"

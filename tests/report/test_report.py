@@ -76,7 +76,7 @@ def make_page(path, **changes) -> str:
         "config": {"concept": NASTY, "train": {"learning_rate": 1e-4}},
         "fisher": {"num_samples": 96, "unit": None, "scale": 0.123456789},
         "notes": [f"Not proven erased: {NASTY}"],
-        "sheet": False,
+        **{"sheet": False, "amounts": {}, "choices": (), "requests": None},
     }
     write_report(path, **(content | changes))
     return path.read_text(encoding="utf-8")

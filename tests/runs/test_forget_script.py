@@ -14,7 +14,7 @@ import yaml
 from safetensors.torch import load_file
 
 from sa_diffusers.cli.forget import main
-from sa_diffusers.io.artifacts import RunLock
+from sa_diffusers.io.artifacts import run_lock
 
 
 ROOT = Path(__file__).parents[2]
@@ -99,7 +99,7 @@ def test_output_folder_that_cannot_be_made(refused, tmp_path):
 
 
 def test_two_runs_in_one_folder_at_once(refused, tmp_path):
-    with RunLock(tmp_path / "run"):
+    with run_lock(tmp_path / "run"):
         refused(1, "Another run works in", f"pid {os.getpid()}")
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
 
@@ -162,7 +162,7 @@ def test_a_run_ends_with_the_launcher_that_started_it(command, tmp_path):
     process.kill()
     stderr = process.communicate(timeout=100)[1]  # ends when the child does, which holds the pipe, too
     assert "terminated. Run the same command again" in stderr
-    with RunLock(tmp_path / "run"):
+    with run_lock(tmp_path / "run"):
         assert not (tmp_path / "run" / ".stages" / "samples.json").exists()
 
 

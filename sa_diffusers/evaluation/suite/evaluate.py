@@ -29,7 +29,7 @@ from sa_diffusers.evaluation.options import PipelineEvaluationConfig
 from sa_diffusers.evaluation.subjects import check_subjects, open_subjects
 from sa_diffusers.evaluation.suite.inputs import EvaluationInputs, describe_plan, read_inputs
 from sa_diffusers.evaluation.suite.sections import figures, sections
-from sa_diffusers.io.artifacts import RunLock, check_foreign
+from sa_diffusers.io.artifacts import check_foreign, run_lock
 from sa_diffusers.io.atomic_files import check_disk, write_json, write_text
 from sa_diffusers.io.configuration import public_values
 from sa_diffusers.io.model_names import folder_name
@@ -73,7 +73,7 @@ def evaluate_pipelines(config: PipelineEvaluationConfig) -> dict:
     say(describe_plan(config, subjects, inputs, output_dir, there))
     check_disk(output_dir, PNG_BYTES * (len(subjects) * sum(map(len, suite.values())) - there))
     check_subjects(subjects, size, alike, config.variant)
-    with RunLock(output_dir):
+    with run_lock(output_dir):
         pipelines, pictures = {}, {}
         for subject in subjects:
             drawn = draw_suite(subject, suite, output_dir, config, size)

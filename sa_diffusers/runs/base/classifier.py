@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from PIL import ImageOps
-from torch import Generator, Tensor
+from torch import Tensor
 
 from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.objectives import Classification
@@ -21,7 +21,7 @@ from sa_diffusers.evaluation.judges.classifier import AttributeClassifier, Image
 from sa_diffusers.evaluation.judges.digit_classifier import DigitClassifier
 from sa_diffusers.evaluation.judges.resnet_classifier import ResNetClassifier, saved_sizes
 from sa_diffusers.io.configuration import option
-from sa_diffusers.runs.base.run_folder import BaseOptions, claimed, save_model
+from sa_diffusers.runs.base.run_folder import BaseOptions, claimed, flip_half, save_model
 from sa_diffusers.training.loop import infinite_indices, train
 
 
@@ -213,12 +213,6 @@ def _all_at_once(data: LabelledImages, attribute: str) -> Examples:
         return (data.sample(indices) * 2 - 1).expand(-1, 3, -1, -1)  # grey: three equal channels
 
     return Examples(images, {attribute: data.labels}, {attribute: data.names})
-
-
-def flip_half(images: Tensor, generator: Generator) -> Tensor:
-    """Mirror each image of [B, C, H, W] from left to right with probability 1/2."""
-    mirrored = torch.rand(len(images), generator=generator) < 0.5
-    return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images)
 
 
 def make_classifier(examples: Examples, words: dict | None, config: ClassifierConfig) -> ImageClassifier:

@@ -17,7 +17,7 @@ from sa_diffusers.families.architectures import build_masked_autoencoder
 from sa_diffusers.io.configuration import option
 from sa_diffusers.io.processes import process_state
 from sa_diffusers.runs.base.labelled import LabelledBaseConfig
-from sa_diffusers.runs.base.run_folder import train_pipeline
+from sa_diffusers.runs.base.run_folder import flip_half, train_pipeline
 from sa_diffusers.training.loop import infinite_indices
 
 
@@ -80,13 +80,10 @@ class HoleBatches:
     def __call__(self, step: int) -> Batch:
         config, generator = self.config, seeded(self.config.seed, "holes", step)
         indices = infinite_indices(len(self.data), config.train_batch_size, step, derive_seed(config.seed, "order"))
-        images, kind = (
-            2 * self.data.sample(indices) - 1,
-            self.kinds[torch.randint(len(self.kinds), (), generator=generator)],
-        )
+        images = 2 * self.data.sample(indices) - 1
+        kind = self.kinds[torch.randint(len(self.kinds), (), generator=generator)]
         if config.flip:
-            mirrored = torch.rand(len(images), generator=generator) < 0.5
-            images[mirrored] = images[mirrored].flip(-1)
+            images = flip_half(images, generator)
         seeds = torch.randint(2**31, (len(images),), generator=generator).tolist()
         return self.family.batch(images, [Condition(mask=f"{kind} {s}" if kind == "random" else kind) for s in seeds])
 

@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
+from torch import Generator, Tensor
 
 from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.objectives import Objective
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.families import Family
-from sa_diffusers.io.artifacts import Marker, RunLock
+from sa_diffusers.io.artifacts import Marker, run_lock
 from sa_diffusers.io.atomic_files import remove_leftovers
 from sa_diffusers.io.configuration import identity_names, option
 from sa_diffusers.io.loading import save_pipeline
@@ -41,6 +42,12 @@ def claim_folder(config: BaseOptions) -> None:
         claim.finish(0.0)
 
 
+def flip_half(images: Tensor, generator: Generator) -> Tensor:
+    """Mirror each image of [B, C, H, W] from left to right with probability 1/2."""
+    mirrored = torch.rand(len(images), generator=generator) < 0.5
+    return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images)
+
+
 @contextmanager
 def claimed(config: BaseOptions) -> Iterator[Path]:
     """The folder of a training, claimed as by `claim_folder`, and kept from other runs for the block.
@@ -52,11 +59,25 @@ def claimed(config: BaseOptions) -> Iterator[Path]:
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     output_dir, main = Path(config.output_dir), process_state().is_main_process
-    with RunLock(output_dir) if main else nullcontext():
+    with run_lock(output_dir) if main else nullcontext():
         if main:
             claim_folder(config)
             remove_leftovers(output_dir)
         yield output_dir
+
+
+def part_settings(config: BaseOptions, part: str, steps: int, warmup: int, **options: Any) -> TrainingConfig:
+    """How a part is trained before the rest: by the options that start with its name, and a cosine."""
+    return TrainingConfig(
+        num_train_steps=steps,
+        train_batch_size=getattr(config, f"{part}_batch_size"),
+        learning_rate=getattr(config, f"{part}_learning_rate"),
+        lr_scheduler="cosine",
+        lr_warmup_steps=min(warmup, steps // 10),
+        mixed_precision=config.mixed_precision,
+        checkpointing_steps=config.checkpointing_steps,
+        **options,
+    )
 
 
 def train_pipeline(

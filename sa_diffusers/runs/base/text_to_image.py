@@ -8,7 +8,7 @@ as those of the digits, hardly a digit in 4,000 steps.
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
@@ -26,8 +26,11 @@ from sa_diffusers.io.bundled import resolve
 from sa_diffusers.io.configuration import option, read_yaml
 from sa_diffusers.io.processes import process_state, progress_bar
 from sa_diffusers.models.tokenizer import build_text_encoder, train_tokenizer
-from sa_diffusers.runs.base.run_folder import BaseOptions, claimed, save_model
-from sa_diffusers.training.loop import TrainingConfig, infinite_indices, train
+from sa_diffusers.runs.base.run_folder import BaseOptions, claimed, part_settings, save_model
+from sa_diffusers.training.loop import infinite_indices, train
+
+
+WARMUP = 100  # optimiser steps of the parts before the denoiser, or a tenth of theirs
 
 
 class CaptionedImages(Protocol):
@@ -126,21 +129,6 @@ class TrainableMatcher(nn.Module):
         return self.log_scale.exp().clamp(max=100) * image @ text.T
 
 
-def part_settings(config: BaseConfig, part: Literal["vae", "text"], **options: Any) -> TrainingConfig:
-    """How the autoencoder or the text encoder is trained: the fields that start with its name, and a cosine."""
-    steps = getattr(config, f"{part}_steps")
-    return TrainingConfig(
-        num_train_steps=steps,
-        train_batch_size=getattr(config, f"{part}_batch_size"),
-        learning_rate=getattr(config, f"{part}_learning_rate"),
-        lr_scheduler="cosine",
-        lr_warmup_steps=min(100, steps // 10),
-        mixed_precision=config.mixed_precision,
-        checkpointing_steps=config.checkpointing_steps,
-        **options,
-    )
-
-
 def train_vae(data: CaptionedImages, architecture: dict, config: BaseConfig, checkpoint_dir: Path) -> AutoencoderKL:
     """Train the autoencoder and set `scaling_factor` so that latents have unit variance (Rombach et al., App. G)."""
     torch.manual_seed(derive_seed(config.seed, "vae"))
@@ -156,7 +144,7 @@ def train_vae(data: CaptionedImages, architecture: dict, config: BaseConfig, che
         TrainableAutoencoder(vae),
         AutoencoderLikelihood(latent_shape, config.vae_kl_weight),
         batches,
-        part_settings(config, "vae", logging_steps=50),
+        part_settings(config, "vae", config.vae_steps, WARMUP, logging_steps=50),
         seed=derive_seed(config.seed, "vae"),
         checkpoint_dir=checkpoint_dir,
         description="autoencoder",
@@ -233,7 +221,7 @@ def train_text_encoder(
         TrainableMatcher(text_encoder, latent_channels=batches.latents.shape[1]),
         CaptionMatching(),
         lambda step: batches.tokenized(step, config.text_batch_size),
-        part_settings(config, "text", logging_steps=25, weight_decay=0.01),
+        part_settings(config, "text", config.text_steps, WARMUP, logging_steps=25, weight_decay=0.01),
         seed=derive_seed(config.seed, "text"),
         checkpoint_dir=checkpoint_dir,
         description="text encoder",

@@ -17,8 +17,8 @@ from sa_diffusers.families.completion.networks import build_codebook, build_toke
 from sa_diffusers.io.configuration import option
 from sa_diffusers.io.processes import process_state
 from sa_diffusers.runs.base.completion import CompletionConfig, HoleBatches, read_pictures
-from sa_diffusers.runs.base.run_folder import claimed, save_model
-from sa_diffusers.training.loop import TrainingConfig, infinite_indices, train
+from sa_diffusers.runs.base.run_folder import claimed, part_settings, save_model
+from sa_diffusers.training.loop import infinite_indices, train
 
 
 FITTED = 200  # pictures whose latents the codebook is fitted to
@@ -69,21 +69,11 @@ def train_codebook(data: LabelledImages, config: TokenInpaintConfig, checkpoints
     for name, steps in (("warmup", config.vq_warmup_steps), ("codebook", config.vq_steps)):
         if name == "codebook":
             fit_codebook(vq, data, config.seed)
-        settings = TrainingConfig(
-            num_train_steps=steps,
-            train_batch_size=config.vq_batch_size,
-            learning_rate=config.vq_learning_rate,
-            lr_scheduler="cosine",
-            lr_warmup_steps=min(50, steps // 10),
-            checkpointing_steps=config.checkpointing_steps,
-            mixed_precision=config.mixed_precision,
-            logging_steps=50,
-        )
         train(
             TrainableCodebook(vq, name == "codebook"),
             AutoencoderLikelihood((1, 1, 1), 1.0),  # whose KL is the commitment loss here
             batches,
-            settings,
+            part_settings(config, "vq", steps, 50, logging_steps=50),
             seed=derive_seed(config.seed, name),
             checkpoint_dir=checkpoints / name,
             description=name,
