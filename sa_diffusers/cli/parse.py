@@ -121,14 +121,14 @@ class _ConfigParser(HfArgumentParser):
             formatter_class=_HelpFormatter,
             **kwargs,
         )
-        self.cls, own = cls, {action.dest: action for action in self._actions}
+        own = {action.dest for action in self._actions}
         for name, field in concern_of(cls).items():  # argparse knows groups, but has no public way to move into one
             groups = {group.title: group for group in self._action_groups}
             group = groups.get(field) or self.add_argument_group(field)
             moved = [action for action in self._optionals._group_actions if action.dest == name]
             group._group_actions += moved
             self._optionals._group_actions = [a for a in self._optionals._group_actions if a not in moved]
-        self.everyday = {f.name for f in dataclasses.fields(cls) if f.metadata.get("everyday")} or set(own)
+        self.everyday = {f.name for f in dataclasses.fields(cls) if f.metadata.get("everyday")} or own
         self.topics = cls.topics() if hasattr(cls, "topics") else {}
         more = "; all: every option; methods: what there is; or a method, for its own" if self.topics else ""
         self.add_argument("-h", "--help", action=_Help, nargs="?", metavar="TOPIC", help=f"Print this{more}.")

@@ -56,8 +56,8 @@ class Family:
     """Everything the stages need of a pipeline. Latents are what the loss sees: scaled, never decoded on the way.
 
     A subclass in a module of this package registers itself, by `@register`; nothing else names it. The constructor
-    takes the pipeline, the name of a sampler (None: the usual one), and the dtype that forward passes autocast to
-    (None: the weights' own).
+    takes the pipeline, the name of a sampler (None: the usual one; one that is not known is a ValueError), and the
+    dtype that forward passes autocast to (None: the weights' own).
     """
 
     name: ClassVar[str]
@@ -91,9 +91,13 @@ class Family:
         self.module = getattr(pipeline, self.component)
         self.device = self.module.device
         self.loss = self.make_loss()
+        self.set_up_drawing(sampler)
 
     def make_loss(self) -> Loss:
         raise NotImplementedError
+
+    def set_up_drawing(self, sampler: str | None) -> None:
+        """What it draws by, where a sampler of this name does: nothing."""
 
     def draw(
         self,

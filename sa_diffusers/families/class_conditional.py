@@ -22,10 +22,8 @@ from sa_diffusers.pipelines import ClassConditionalPipeline
 class ClassConditionalFamily(PixelFamily):
     """Adapter of a ClassConditionalPipeline. Its latents are the images themselves, [B, C, H, W] in [-1, 1].
 
-    The loss is summed over pixels, as in the authors' code for these models, so that lambda is in their unit.
-
-    Raises:
-        ValueError: an unknown sampler, or a model that predicts neither noise nor v.
+    The loss is summed over pixels, as in the authors' code for these models, so that lambda is in their unit. A model
+    that predicts neither noise nor v is a ValueError.
     """
 
     name = "class_conditional"
@@ -39,13 +37,8 @@ class ClassConditionalFamily(PixelFamily):
     image_channels = property(attrgetter("module.config.in_channels"))
     resolution = property(attrgetter("module.config.sample_size"))
 
-    def __init__(
-        self,
-        pipeline: ClassConditionalPipeline,
-        sampler: str | None = None,
-        compute_dtype: torch.dtype | None = None,
-    ):
-        super().__init__(pipeline, sampler, compute_dtype)
+    def set_up_drawing(self, sampler: str | None) -> None:
+        pipeline = self.pipeline
         self.sampler = make_scheduler(sampler or "dpmsolver++", type(pipeline.scheduler).from_config(self._schedule()))
         self._sampling_pipeline = type(pipeline)(pipeline.unet, self.sampler, pipeline.config.id2label)
         self._sampling_pipeline.set_progress_bar_config(disable=True)

@@ -4,7 +4,6 @@ import base64
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -95,16 +94,10 @@ def write_strength_page(
     write_page(path, "strength.html.j2", verdicts=verdicts, rows=rows, groups=strips, **said)
 
 
-@dataclass(frozen=True)
-class NotebookView:
-    """Verdict, pictures and numbers of a run as a notebook shows them; called, it gives the HTML."""
-
-    metrics: Mapping[str, Any]
-    pairs: Sequence[Mapping[str, Any]]
-
-    def __call__(self) -> str:
-        strip, buffer = None, io.BytesIO()
-        if self.pairs:
-            before_after(first_of_each(self.pairs, 4)).save(buffer, format="PNG")
-            strip = data_uri(buffer.getvalue())
-        return render("notebook.html.j2", strip=strip, rows=metric_rows(self.metrics), **self.metrics["verdict"])
+def notebook_view(metrics: Mapping[str, Any], pairs: Sequence[Mapping[str, Any]]) -> str:
+    """Verdict, pictures and numbers of a run as a notebook shows them, in HTML."""
+    strip, buffer = None, io.BytesIO()
+    if pairs:
+        before_after(first_of_each(pairs, 4)).save(buffer, format="PNG")
+        strip = data_uri(buffer.getvalue())
+    return render("notebook.html.j2", strip=strip, rows=metric_rows(metrics), **metrics["verdict"])

@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ from sa_diffusers.models.precision import (
 )
 from sa_diffusers.models.quantization import quantized
 from sa_diffusers.models.single_file import configurations
-from sa_diffusers.report.run_page import NotebookView
+from sa_diffusers.report.run_page import notebook_view
 from sa_diffusers.runs import options as run_options
 from sa_diffusers.runs.chain import Merge, chain_of, saying, taken_over
 from sa_diffusers.runs.checks import check_run
@@ -276,7 +276,7 @@ def _run_stages(context: RunContext) -> Outcome:
     pipeline, shown = context.family.pipeline, pairs(context.value("before"), context.value(context.result))
     pipeline.metrics, pipeline.pictures = metrics, shown
     pipeline.forgotten = read_forgotten(str(context.folder / "pipeline"))
-    pipeline._repr_html_ = NotebookView(metrics, shown)
+    pipeline._repr_html_ = partial(notebook_view, metrics, shown)
     return Outcome(pipeline, metrics, context.folder, commands(context, metrics))
 
 

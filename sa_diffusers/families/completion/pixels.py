@@ -21,11 +21,7 @@ from sa_diffusers.pipelines import PixelInpaintPipeline
 
 @register
 class PixelInpaintFamily(FillingFamily):
-    """Adapter of a PixelInpaintPipeline. Besides holes, `--masks` may be "grey", to be coloured, or "coarse".
-
-    Raises:
-        ValueError: an unknown sampler.
-    """
+    """Adapter of a PixelInpaintPipeline. Besides holes, `--masks` may be "grey", to be coloured, or "coarse"."""
 
     name = "pixel_inpaint"
     pipelines = ("PixelInpaintPipeline",)
@@ -35,12 +31,9 @@ class PixelInpaintFamily(FillingFamily):
     image_channels = property(attrgetter("module.config.out_channels"))
     resolution = property(attrgetter("module.config.sample_size"))
 
-    def __init__(
-        self, pipeline: PixelInpaintPipeline, sampler: str | None = None, compute_dtype: torch.dtype | None = None
-    ):
-        super().__init__(pipeline, sampler, compute_dtype)
-        self.sampler = make_scheduler(sampler or self.defaults["sampler"], pipeline.scheduler)
-        self._filling = type(pipeline)(self.module, self.sampler)
+    def set_up_drawing(self, sampler: str | None) -> None:
+        self.sampler = make_scheduler(sampler or self.defaults["sampler"], self.pipeline.scheduler)
+        self._filling = type(self.pipeline)(self.module, self.sampler)
         self._filling.set_progress_bar_config(disable=True)
 
     def make_loss(self) -> FillingLoss:

@@ -27,9 +27,6 @@ class StableDiffusionInpaintFamily(FillingFamily):
     """Adapter of a StableDiffusionInpaintPipeline, under the empty prompt and without guidance.
 
     What is visible is pasted back. The VAE encodes to the posterior's mode; the safety checker is never run.
-
-    Raises:
-        ValueError: an unknown sampler.
     """
 
     name = "stable_diffusion_inpaint"
@@ -40,16 +37,10 @@ class StableDiffusionInpaintFamily(FillingFamily):
     cell = property(lambda self: self.pipeline.vae_scale_factor)
     resolution = property(lambda self: self.module.config.sample_size * self.cell)
 
-    def __init__(
-        self,
-        pipeline: StableDiffusionInpaintPipeline,
-        sampler: str | None = None,
-        compute_dtype: torch.dtype | None = None,
-    ):
-        super().__init__(pipeline, sampler, compute_dtype)
-        self.sampler = make_scheduler(sampler or self.defaults["sampler"], pipeline.scheduler)
+    def set_up_drawing(self, sampler: str | None) -> None:
+        self.sampler = make_scheduler(sampler or self.defaults["sampler"], self.pipeline.scheduler)
         parts = {"scheduler": self.sampler, "safety_checker": None, "requires_safety_checker": False}
-        self._filling = StableDiffusionInpaintPipeline(**pipeline.components | parts)
+        self._filling = StableDiffusionInpaintPipeline(**self.pipeline.components | parts)
         self._filling.set_progress_bar_config(disable=True)
 
     def make_loss(self) -> FillingLoss:

@@ -32,13 +32,7 @@ class TextToImageFamily(Family):
     """The trained part is trained in place; everything else stays as it is. The safety checker is never run.
 
     What a prompt is encoded as is a batch: all that the trained part takes besides latents and a time. Only
-    deterministic samplers make an image a function of its seed alone.
-
-    Args:
-        sampler: see `make_scheduler`; None: as the family draws by default.
-
-    Raises:
-        ValueError: an unknown sampler.
+    deterministic samplers (see `make_scheduler`) make an image a function of its seed alone.
     """
 
     capabilities = frozenset(("text", "guidance", "denoising", "text_maps", "token_embedding", "adapters"))
@@ -48,11 +42,8 @@ class TextToImageFamily(Family):
     sequence: ClassVar[tuple[str, ...]] = ("tokenizer",)  # whose tokens' embeddings stand one after the other
     latent_pixels = property(lambda self: self.pipeline.vae_scale_factor)  # in its height
 
-    def __init__(
-        self, pipeline: DiffusionPipeline, sampler: str | None = None, compute_dtype: torch.dtype | None = None
-    ):
-        super().__init__(pipeline, sampler, compute_dtype)
-        self.sampler = make_scheduler(sampler or self.defaults.get("sampler", "dpmsolver++"), pipeline.scheduler)
+    def set_up_drawing(self, sampler: str | None) -> None:
+        self.sampler = make_scheduler(sampler or self.defaults.get("sampler", "dpmsolver++"), self.pipeline.scheduler)
         self._encoded: dict[str, Batch] = {}
         self._drawing = self.drawing_pipeline(self.stock)
 

@@ -31,11 +31,7 @@ class PixelInpaintConfig(CompletionConfig):
 
 
 def train_pixel_inpaint(config: PixelInpaintConfig) -> DiffusionPipeline:
-    """Train the model that `<output_dir>/pipeline` then holds; an interrupted run goes on.
-
-    Raises:
-        RunFolderBusy, StageMismatch: as `claimed`. ValueError: pictures or an architecture that do not fit.
-    """
+    """As `train_masked_autoencoder`."""
     data = read_pictures(config)
     pipeline = build_pixel_inpaint(config, data.images.shape[1], config.seed)
     family = get_family(pipeline.to(process_state().device))

@@ -94,11 +94,7 @@ def fit_codebook(vq: VQModel, data: LabelledImages, seed: int) -> None:
 
 
 def train_token_inpaint(config: TokenInpaintConfig) -> DiffusionPipeline:
-    """Train the model that `<output_dir>/pipeline` then holds; an interrupted run goes on.
-
-    Raises:
-        RunFolderBusy, StageMismatch: as `claimed`. ValueError: pictures or an architecture that do not fit.
-    """
+    """As `train_masked_autoencoder`."""
     data = read_pictures(config)
     vq = build_codebook(config, data.images.shape[1], config.seed)
     places = FITTED * build_token_inpaint(config, vq, config.seed).transformer.config.rows ** 2
