@@ -11,7 +11,6 @@ from torch import Tensor
 
 from sa_diffusers.attacks.found import Found, FoundText
 from sa_diffusers.attacks.options import FROM_PICTURES, AttackConfig
-from sa_diffusers.core.concepts import split_phrasings
 from sa_diffusers.evaluation.intervals import wilson_interval
 from sa_diffusers.evaluation.judging import ClassifierJudge
 from sa_diffusers.io.atomic_files import write_json, write_text
@@ -38,13 +37,6 @@ class Attacked:
     after: list[Tensor]
     found: list[Found]
     on_the_way: list[dict[int, Tensor]]  # pictures of each restart after so many steps of relearning
-
-
-def load_judge(config: AttackConfig) -> ClassifierJudge | None:
-    """That of the options; None: they name none. Raises ValueError if the classifier has no such class."""
-    if config.classifier is None:
-        return None
-    return ClassifierJudge.load(config.classifier, split_phrasings(config.concept))
 
 
 def read(judge: ClassifierJudge, images: Tensor) -> dict[str, float]:

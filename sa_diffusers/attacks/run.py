@@ -16,12 +16,13 @@ from sa_diffusers.attacks.options import FROM_PICTURES, OWN, AttackConfig
 from sa_diffusers.attacks.pictures import FoundPictures, invert
 from sa_diffusers.attacks.plan import attacks_of, describe_plan, look
 from sa_diffusers.attacks.relearning import FoundAdapter, relearn
-from sa_diffusers.attacks.results import Attacked, load_judge, summarise, write_results
+from sa_diffusers.attacks.results import Attacked, summarise, write_results
 from sa_diffusers.attacks.victims import check_victims, complete, load_family, roles
 from sa_diffusers.attacks.weights import FoundWeights, change_weights
 from sa_diffusers.core.concepts import split_phrasings
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import derive_seed, seeded
+from sa_diffusers.evaluation.judging import ClassifierJudge
 from sa_diffusers.families import Family
 from sa_diffusers.io.artifacts import Marker, check_foreign, hash_tensors, run_lock
 from sa_diffusers.io.atomic_files import load_tensors, remove_leftovers, save_tensors
@@ -224,7 +225,9 @@ def run_attack(config: AttackConfig) -> dict:
     """
     check_foreign(Path(config.output_dir), "attack.json")
     config = complete(config)
-    models, judge = roles(config), load_judge(config)
+    models, judge = roles(config), None
+    if config.classifier is not None:
+        judge = ClassifierJudge.load(config.classifier, split_phrasings(config.concept))
     check_victims(config, judge.classifier.config.image_size if judge else None)
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)

@@ -8,7 +8,6 @@ absolute one of 2e-12 of the largest, and only those below that become 0.
 
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -74,7 +73,7 @@ class Fisher:
         try:
             with safe_open(path, "pt") as file:
                 header = file.metadata() or {}
-                if not _is_fisher(header):
+                if header.get("format") not in (FORMAT, SCALED_FORMAT):
                     raise FisherMismatch(f"{path} is no Fisher of this format; its header says {header.get('format')}")
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no dict
             for name, exponent in json.loads(header.get("exponents", "{}")).items():
@@ -99,10 +98,6 @@ class Fisher:
                 f"the Fisher{origin} belongs to another model or unit ({'; '.join(differing)}); omit --fisher to "
                 "estimate it, or pass the one of this model"
             )
-
-
-def _is_fisher(header: Mapping[str, str]) -> bool:
-    return header.get("format") in (FORMAT, SCALED_FORMAT)
 
 
 def _to_float16(tensor: Tensor) -> tuple[Tensor, int]:

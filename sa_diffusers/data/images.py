@@ -2,9 +2,10 @@
 
 import io
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,11 +86,16 @@ def _pixels(image: Image.Image) -> Tensor:
 
 
 @contextmanager
-def opened_image(file: str | Path | bytes, name: str | None = None) -> Iterator[Image.Image]:
-    """A file, or the content of one, opened. Raises ValueError where it, in messages by its name, is no image."""
+def opened_image(file: str | Path | Mapping[str, Any], name: str | None = None) -> Iterator[Image.Image]:
+    """A file, or a picture of a data set ("bytes", or where these are None the "path" of a file), opened.
+
+    Raises ValueError where it, in messages by its name, is no image.
+    """
     name = name or str(file)
+    if isinstance(file, Mapping):
+        file = file["path"] if file["bytes"] is None else io.BytesIO(file["bytes"])
     try:
-        image = Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
+        image = Image.open(file)
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name} is too large a picture ({error}); scale it down") from error
     except Exception as error:
@@ -153,5 +159,4 @@ class CaptionedImageFolder:
         return self._data[index]["image"]["path"] or f"picture {index} of {self._source}"
 
     def _opened(self, index: int):
-        file = self._data[index]["image"]
-        return opened_image(file["path"] if file["bytes"] is None else file["bytes"], self._name(index))
+        return opened_image(self._data[index]["image"], self._name(index))

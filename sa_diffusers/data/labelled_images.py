@@ -102,9 +102,8 @@ def load_labelled_images(dataset: DatasetName, data_dir: str | None, split: Spli
         raise ValueError(f"expected one of the data sets {', '.join(get_args(DatasetName))}, got {dataset!r}")
     source = HUB_IDS[dataset] if data_dir is None else data_dir
     tables, names = _load_tables(source), ("train", "test") if split == "all" else (split,)
-    parts = [_read_split(dataset, tables, name, source) for name in names]
-    images, labels = (torch.cat([getattr(part, name) for part in parts]) for name in ("images", "labels"))
-    return LabelledImages(images, labels, parts[0].names)
+    first, *rest = (_read_split(dataset, tables, name, source) for name in names)
+    return sum(rest, first)
 
 
 def _load_digits8x8(split: SplitName) -> LabelledImages:

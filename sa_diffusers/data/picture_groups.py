@@ -71,12 +71,10 @@ def read_group(
         ModelLoadError: nothing that can be loaded.
     """
     source, names = split_spec(spec)
-    splits = _small_digits(size) if source == "digits8x8" else None
-    found = (
-        [_wanted(part, names, count, flag, spec) for part, count in zip(splits, per_class, strict=True)]
-        if splits
-        else (_read(HUB_IDS.get(source, source), names, size, per_class, crop, flag))
-    )
+    if source == "digits8x8":
+        found = _small_digits(spec, names, size, per_class, flag)
+    else:
+        found = _read(HUB_IDS.get(source, source), names, size, per_class, crop, flag)
     if not all(map(len, found)):
         counts = " and ".join(str(len(part)) for part in found)
         raise ValueError(f"{flag}: expected pictures to train and to judge by in {spec}, got {counts}; add some")
@@ -116,18 +114,16 @@ def _hash(image: Tensor) -> str:
     return hashlib.sha256(image.numpy().tobytes()).hexdigest()[:16]
 
 
-def _small_digits(size: int) -> list[LabelledImages]:
+def _small_digits(
+    spec: str, names: list[str], size: int, per_class: tuple[int | None, int | None], flag: str
+) -> list[LabelledImages]:
     found = []
-    for split in ("train", "test"):
+    for split, count in zip(("train", "test"), per_class, strict=True):
         data = load_labelled_images("digits8x8", None, split)
         scaled = F.interpolate(data.images.float(), size=(size, size), mode="bilinear").round().to(torch.uint8)
-        found.append(LabelledImages(scaled, data.labels, data.names))
+        rows = _chosen(data.labels.tolist(), data.names, names, count, flag, spec)
+        found.append(LabelledImages(scaled, data.labels, data.names).take(torch.tensor(rows, dtype=torch.long)))
     return found
-
-
-def _wanted(data: LabelledImages, names: list[str], count: int | None, flag: str, spec: str) -> LabelledImages:
-    rows = torch.tensor(_chosen(data.labels.tolist(), data.names, names, count, flag, spec), dtype=torch.long)
-    return data.take(rows)
 
 
 def _chosen(
@@ -187,7 +183,7 @@ def _read(
 
 def _pixels(file: dict[str, Any], size: int, crop: int | None, name: str) -> Tensor:
     """uint8 [1, size, size] of a grey picture, [3, size, size] of one in RGB. Raises ValueError: another mode."""
-    with opened_image(file["path"] if file["bytes"] is None else file["bytes"], name) as opened:
+    with opened_image(file, name) as opened:
         grey = opened.mode in ("1", "L") or opened.mode.startswith("I;16")
         if not grey and opened.mode != "RGB":
             raise ValueError(

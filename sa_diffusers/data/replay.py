@@ -48,11 +48,6 @@ def needs_negative(prompt: str, concepts: Concepts, mode: str) -> bool:
     return mode == "all" or any(one.left_open_by(prompt) for one in concepts)
 
 
-def open_conditions(samples: SampleSet, concepts: Concepts, mode: str) -> list[Condition]:
-    """Of the samples that are drawn anew."""
-    return [one for one in samples.conditions if needs_negative(one.text, concepts, mode)]
-
-
 def negative_requests(samples: SampleSet, concepts: Concepts, mode: str, seed: int) -> list[Request]:
     """The requests that take the place of samples which may show a concept, as many as there are of them.
 

@@ -75,7 +75,8 @@ def layered(cls: type, *layers: Mapping[str, Any]) -> dict[str, Any]:
 def config_from_dict(cls: type[ConfigT], values: dict[str, Any]) -> ConfigT:
     """Build `cls` from its defaults and `values`; ValueError as `check_values`, or for a field left without value."""
     checked = check_values(cls, values, source="options")
-    missing = [name for name, field in _init_fields(cls).items() if name not in checked and _is_required(field)]
+    required = [n for n, f in _init_fields(cls).items() if f.default is f.default_factory is dataclasses.MISSING]
+    missing = [name for name in required if name not in checked]
     if missing:
         raise ValueError(f"options: expected a value for {', '.join(missing)}, got none")
     return cls(**checked)
@@ -203,10 +204,6 @@ def _check_range(name: str, value: float, above: float | None, least: float | No
 
 def _init_fields(cls: type) -> dict[str, dataclasses.Field]:
     return {field.name: field for field in dataclasses.fields(cls) if field.init}
-
-
-def _is_required(field: dataclasses.Field) -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _describe(hint: Any) -> str:

@@ -85,7 +85,6 @@ class SpeedMethod(UCEMethod):
         return "a higher --speed_threshold, a nearer --surrogate", "a lower --speed_threshold"
 
     def strength(self, options: Any) -> str:
-        """What an edit that training starts at is called in a page."""
         return f"SPEED's edit at threshold {options.speed_threshold:g}"
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from sa_diffusers.core.conditions import texts
-from sa_diffusers.data.replay import needs_negative, negative_requests, open_conditions, select_replay
+from sa_diffusers.data.replay import needs_negative, negative_requests, select_replay
 from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.data.sampling import Request
 from sa_diffusers.io.stages import Stage
@@ -66,8 +66,8 @@ class ReplayStage(Stage[SampleSet]):
     @staticmethod
     def _as_asked(context: RunContext, drawn: SampleSet) -> SampleSet:
         """Samples drawn anew under the prompts that leave the concepts open, whatever these were drawn with."""
-        samples, mode = context.value(SamplesStage.name), context.options.replay_negative
-        return SampleSet(drawn.latents, open_conditions(samples, context.concepts, mode))
+        asked, mode = context.value(SamplesStage.name).conditions, context.options.replay_negative
+        return SampleSet(drawn.latents, [one for one in asked if needs_negative(one.text, context.concepts, mode)])
 
     @staticmethod
     def _count(context: RunContext) -> int:
