@@ -15,6 +15,7 @@ from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.losses import Loss
 from sa_diffusers.families.plain_parts import unwrapped
+from sa_diffusers.io.hub import read_part
 
 
 # What a family may be able to do, in words that complete "a model that ...".
@@ -184,6 +185,8 @@ class Family:
 class PixelFamily(Family):
     """A family whose latents are the pictures themselves, square, [B, C, H, W] in [-1, 1]."""
 
+    sized_by: ClassVar[tuple[str, str] | None] = None  # the part, and its option, that says their height; None: none
+
     @property
     def latent_shape(self) -> tuple[int, ...]:
         return self.image_channels, self.resolution, self.resolution
@@ -195,6 +198,10 @@ class PixelFamily(Family):
     def encode(self, images: Tensor, generator: Generator) -> Tensor:
         """[B, 3, H, W] to [B, C, H, W]; for a grey model the mean of the channels."""
         return images.mean(1, keepdim=True) if self.image_channels == 1 else images
+
+    @classmethod
+    def resolution_of(cls, source: str) -> int | None:
+        return read_part(source, cls.sized_by[0]).get(cls.sized_by[1]) if cls.sized_by else None
 
 
 _REGISTRY: dict[str, type[Family]] = {}

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +65,10 @@ class RunContext:
     def method(self) -> methods.Method:
         return methods.get(self.options.method)
 
-    @property
-    def concepts(self) -> Concepts:
-        return self.inputs.concepts
+    concepts = property(attrgetter("inputs.concepts"))
+    prompts = property(attrgetter("inputs.prompts"))
+    templates = property(attrgetter("inputs.templates"))
+    pictures = property(attrgetter("inputs.pictures"))
 
     @property
     def requested(self) -> Concepts:
@@ -127,18 +129,6 @@ class RunContext:
         """Whether words take the concepts' places."""
         in_words = self.method.favours and self.concepts.surrogate_kind == "prompt"
         return in_words and all(one.surrogate for one in self.concepts)
-
-    @property
-    def prompts(self) -> list[str]:
-        return self.inputs.prompts
-
-    @property
-    def templates(self) -> list[list[str]]:
-        return self.inputs.templates
-
-    @property
-    def pictures(self) -> dict[str, PictureGroup]:
-        return self.inputs.pictures
 
     @property
     def needs(self) -> set[str]:

@@ -11,7 +11,6 @@ from sa_diffusers.core.losses import CompletionLoss
 from sa_diffusers.families.base import Configurations, register
 from sa_diffusers.families.completion.patches import PatchFamily
 from sa_diffusers.io.configuration import read_yaml
-from sa_diffusers.io.hub import read_part
 from sa_diffusers.pipelines import MaskedAutoencoderInpaintPipeline
 
 
@@ -26,6 +25,7 @@ class MaskedAutoencoderFamily(PatchFamily):
     name = "masked_autoencoder"
     pipelines = ("MaskedAutoencoderInpaintPipeline",)
     own_classes = (MaskedAutoencoderInpaintPipeline,)
+    sized_by = ("mae", "image_size")
     component = "mae"
     scopes = {
         "full": lambda name: not name.endswith(("position_embeddings", "decoder_pos_embed")),
@@ -58,7 +58,3 @@ class MaskedAutoencoderFamily(PatchFamily):
                 f"expected a masked autoencoder of square pictures that its patches divide, got image_size {size} and "
                 f"patch_size {patch}"
             )
-
-    @classmethod
-    def resolution_of(cls, source: str) -> int | None:
-        return read_part(source, "mae").get("image_size")

@@ -14,7 +14,6 @@ from sa_diffusers.families.base import Configurations, register
 from sa_diffusers.families.completion.denoising import FillingFamily
 from sa_diffusers.families.samplers import make_scheduler
 from sa_diffusers.io.configuration import read_yaml
-from sa_diffusers.io.hub import read_part
 from sa_diffusers.models.precision import autocast_forward
 from sa_diffusers.pipelines import PixelInpaintPipeline
 
@@ -26,6 +25,7 @@ class PixelInpaintFamily(FillingFamily):
     name = "pixel_inpaint"
     pipelines = ("PixelInpaintPipeline",)
     own_classes = (PixelInpaintPipeline,)
+    sized_by = ("unet", "sample_size")
     defaults = read_yaml("bundled/families/pixel_inpaint.yaml")
 
     image_channels = property(attrgetter("module.config.out_channels"))
@@ -79,7 +79,3 @@ class PixelInpaintFamily(FillingFamily):
             )
         if schedule.get("prediction_type", "epsilon") not in ("epsilon", "v_prediction"):
             raise ValueError(f"expected prediction_type epsilon or v_prediction, got {schedule['prediction_type']!r}")
-
-    @classmethod
-    def resolution_of(cls, source: str) -> int | None:
-        return read_part(source, "unet").get("sample_size")

@@ -12,7 +12,6 @@ from sa_diffusers.core.losses import TokenLoss
 from sa_diffusers.families.base import Configurations, register
 from sa_diffusers.families.completion.patches import PatchFamily
 from sa_diffusers.io.configuration import read_yaml
-from sa_diffusers.io.hub import read_part
 from sa_diffusers.pipelines import TokenInpaintPipeline
 
 
@@ -23,6 +22,7 @@ class TokenInpaintFamily(PatchFamily):
     name = "token_inpaint"
     pipelines = ("TokenInpaintPipeline",)
     own_classes = (TokenInpaintPipeline,)
+    sized_by = ("vq", "sample_size")
     component = "transformer"
     scopes = {
         "full": lambda name: True,
@@ -58,7 +58,3 @@ class TokenInpaintFamily(PatchFamily):
                 f"expected a transformer of the {codes.get('num_vq_embeddings', 256)} codes and {rows} rows that its "
                 f"VQModel makes, got num_tokens {found[0]} and rows {found[1]}"
             )
-
-    @classmethod
-    def resolution_of(cls, source: str) -> int | None:
-        return read_part(source, "vq").get("sample_size")

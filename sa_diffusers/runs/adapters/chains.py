@@ -83,12 +83,11 @@ def merge(
     output_dir: str | Path,
     concepts: Sequence[str] = (),
     density: float | None = None,
-    pipeline: DiffusionPipeline | None = None,
 ) -> Outcome:
     """Make a plain pipeline of the adapters of some concepts of a chain.
 
     Args:
-        run, output_dir, pipeline: as of `unforget`; numbers are before as of the original.
+        run, output_dir: as of `unforget`; numbers are before as of the original.
         concepts: a phrasing of each; none: all.
         density: of TIES; None: the changes are added.
 
@@ -101,7 +100,7 @@ def merge(
     kept = _named(links, concepts) if concepts else list(_phrasings(links))
     how = [] if density is None else ["--how", "ties", "--density", f"{density:g}"]
     command = shlex.join(["sa-diffusers", "merge", str(run), *how, *(["--concepts", *kept] if concepts else [])])
-    return _merge(links, kept, output_dir, pipeline, density=density, taken_back=None, command=command)
+    return _merge(links, kept, output_dir, None, density=density, taken_back=None, command=command)
 
 
 def _phrasings(links: Sequence[Link]) -> dict[str, tuple[str, ...]]:
