@@ -163,7 +163,7 @@ def diversity_reference(data: ColoredDigits, num_images: int, seed: int) -> Dive
 
 @torch.no_grad()
 def diversity(
-    classifier: ImageClassifier, reference: DiversityReference, generated: Tensor, k: int = 5
+    classifier: ImageClassifier, reference: DiversityReference, generated: Tensor
 ) -> dict[str, dict[str, float]]:
     """Overlap of generated with real images on the classifier's features, beside that of real with real images.
 
@@ -178,7 +178,7 @@ def diversity(
 
     first = features(reference.first)
     metrics = {
-        name: manifold_metrics(real=first, generated=features(images), k=k)
+        name: manifold_metrics(real=first, generated=features(images))
         for name, images in (("generated", generated), ("real", reference.second))
     }
     return metrics | {"ratio": {name: value / metrics["real"][name] for name, value in metrics["generated"].items()}}

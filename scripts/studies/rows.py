@@ -6,10 +6,10 @@ from typing import Any
 from sa_diffusers.report.tables import markdown_table
 
 
-def table_of(rows: Sequence[Mapping[str, Any]], spec: str = ".3g") -> str:
+def table_of(rows: Sequence[Mapping[str, Any]]) -> str:
     """A Markdown table with a column for every key of any row; lists are left out, what is missing is blank."""
     keys = list(dict.fromkeys(key for row in rows for key, value in row.items() if not isinstance(value, list)))
-    return markdown_table(keys, ([row.get(key) for key in keys] for row in rows), spec, missing="") + "\n"
+    return markdown_table(keys, ([row.get(key) for key in keys] for row in rows), ".3g", missing="") + "\n"
 
 
 def duration(seconds: float) -> str:

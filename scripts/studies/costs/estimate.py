@@ -84,12 +84,12 @@ FROM_NOTHING = Job("nothing cached", 5_000 + 500 + 400, 20, 20_000, 1_000, 8, 40
 SHARED = Job("samples and Fisher shared", 500 + 400, 20, 0, 1_000, 8, 400)
 
 
-def job_of(config: ForgetConfig, name: str, num_terms: int = 1000) -> Job:
+def job_of(config: ForgetConfig, name: str) -> Job:
     """The run of a configuration, without its evaluation; where no siblings are known, the empty prompt's samples are
     drawn anew without the concept."""
     config = config.resolved()
     redrawn = {"open": config.empty_prompt_fraction, "all": 1.0}.get(config.replay_negative, 0.0)
-    terms = num_terms if config.terms is None else 2 * config.terms
+    terms = 1000 if config.terms is None else 2 * config.terms
     return Job(
         name,
         round(config.num_samples * (1 + redrawn)) + config.num_surrogate_samples,
@@ -166,10 +166,10 @@ def job_seconds(job: Job, share: float) -> dict[str, float]:
     return stages | {"files": file_seconds(job), "total": total}
 
 
-def estimate_times(jobs: Sequence[Job] = (FROM_NOTHING, SHARED)) -> list[dict[str, Any]]:
+def estimate_times() -> list[dict[str, Any]]:
     """One row a job and a share of an H200's peak: how long each stage takes."""
     rows = []
-    for job in jobs:
+    for job in (FROM_NOTHING, SHARED):
         for share in SHARES:
             seconds = job_seconds(job, share)
             row = {"job": job.name, "share of peak": f"{share:.0%}", "TFLOP/s": round(share * PEAK / 1e12)}

@@ -38,7 +38,6 @@ def optimise_input(
     start_condition: Tensor,
     condition_mode: ConditionMode = "simplex",
     *,
-    latent_free: bool = True,
     steps: int = 1000,
     learning_rate: float = 0.1,
     keep_every: int = 100,
@@ -55,13 +54,12 @@ def optimise_input(
         start_condition: [B, K]. "free": c itself, any real numbers. "simplex": its logits, c = softmax of them, so
             that a one-hot row starts nearly flat. "fixed": c is the one-hot row of `target` throughout, and this gives
             its shape only; so the three modes can be compared from one start.
-        latent_free: whether z moves.
         keep_every: record every so many steps, and the last one.
     """
     latents, weights = start_latents.detach().clone(), start_condition.detach().clone()
     if condition_mode == "fixed":
         weights = one_hot(torch.full((len(weights),), target), weights.shape[1]).to(weights)
-    moving = [latents] * latent_free + [weights] * (condition_mode != "fixed")
+    moving = [latents] + [weights] * (condition_mode != "fixed")
     optimizer = torch.optim.Adam([tensor.requires_grad_() for tensor in moving], lr=learning_rate)
     records = []
     with torch.enable_grad():  # whatever the caller's setting is

@@ -103,6 +103,6 @@ def spell(digits: Sequence[int]) -> str:
     return ", ".join(f"{digit} x {len(list(run))}" for digit, run in groupby(digits))
 
 
-def counts(found: Mapping[str, dict], key: str = "count") -> str:
+def counts(found: Mapping[str, dict]) -> str:
     """A count of every model, for a sentence: "8 of 100 (forgot 1), 99 of 100 (original)"."""
-    return ", ".join(f"{numbers[key]} of {numbers['total']} ({name})" for name, numbers in found.items())
+    return ", ".join(f"{numbers['count']} of {numbers['total']} ({name})" for name, numbers in found.items())
