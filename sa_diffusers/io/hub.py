@@ -129,11 +129,7 @@ def fetch_folder(source: str, patterns: Sequence[str]) -> Path:
 
 
 def read_part(model: str, part: str, revision: str | None = None) -> dict[str, Any]:
-    """The configuration of a pipeline's part, without its weights.
-
-    Raises:
-        ModelLoadError: it cannot be read.
-    """
+    """The configuration of a pipeline's part, without its weights. Raises ModelLoadError: it cannot be read."""
     source = resolve(model)
     path = Path(source, part, "scheduler_config.json" if part == "scheduler" else "config.json")
     if is_on_hub(source):

@@ -31,11 +31,7 @@ SHARED = ("config.yaml", "metrics.json", "pipeline/*", "lora/*", "samples/sample
 
 @dataclass(frozen=True)
 class Link:
-    """A finished run that others go on from, by its folder.
-
-    Raises:
-        ValueError: no finished run.
-    """
+    """A finished run that others go on from, by its folder. Raises ValueError: no finished run."""
 
     folder: Path
 
