@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.merge_utils import ties
 from safetensors.torch import save_file
 from torch import nn
@@ -49,8 +50,8 @@ def add_lora(module: nn.Module, layers: list[str], rank: int, alpha: float, seed
             down, up = (part[ADAPTER] for part in (layer.lora_A, layer.lora_B))
             for matrix in (down, up):  # in at least float32 over weights of any precision: steps are small
                 matrix.to(torch.promote_types(matrix.weight.dtype, torch.float32)).requires_grad_(True)
-            down, up = down.weight, up.weight
-            changes[f"{name}.weight"] = LowRankChange(down, up, layer.scaling[ADAPTER])
+            names = tuple(f"{name}.{part}.{ADAPTER}.weight" for part in ("lora_A", "lora_B"))
+            changes[f"{name}.weight"] = LowRankChange(down.weight, up.weight, layer.scaling[ADAPTER], names)
     return changes
 
 
@@ -68,16 +69,22 @@ class WithoutLora:
 
     def __init__(self, module: nn.Module):
         self.module = module
-        self.kept = [p for name, p in module.named_parameters() if ".lora_" in name and not p.requires_grad]
+
+    def attach(self, module: nn.Module) -> None:
+        """Take the copy that is trained in the module's place (see `train`)."""
+        self.module = module
 
     def __call__(self, *arguments: Any, **conditions: Any) -> Any:
-        self.module.disable_adapters()
+        layers = [layer for layer in self.module.modules() if isinstance(layer, BaseTunerLayer)]
+        # The public switch also changes what requires a gradient, which FSDP2 takes for good at the first pass.
+        before = [layer._disable_adapters for layer in layers]
         try:
+            for layer in layers:
+                layer._disable_adapters = True
             return self.module(*arguments, **conditions)
         finally:
-            self.module.enable_adapters()
-            for part in self.kept:  # which peft has made trainable again
-                part.requires_grad_(False)
+            for layer, disabled in zip(layers, before, strict=True):
+                layer._disable_adapters = disabled
 
 
 def save_lora(family: Family, folder: Path, dtype: str, others: Path | None = None) -> None:

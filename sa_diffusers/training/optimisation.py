@@ -159,10 +159,12 @@ class Optimisation:
 
     @torch.no_grad()
     def _gather(self) -> None:
-        """Copy the whole weights into the caller's module, one tensor after the other."""
+        """Copy what has changed, whole, into the caller's module, one tensor after the other."""
         targets = self.model.to(self.accelerator.device).state_dict()
+        frozen = {name for name, parameter in self.model.named_parameters() if not parameter.requires_grad}
         for name, value in self._module.state_dict().items():
-            targets[name].copy_(whole_like(local_part(value), value))
+            if name not in frozen:
+                targets[name].copy_(whole_like(local_part(value), value))
 
 
 class Average:

@@ -28,16 +28,25 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from torch.testing import assert_close
 
 from sa_diffusers.core.losses import DiffusionLoss
-from sa_diffusers.core.objectives import ESD, ElasticWeightConsolidation, SelectiveAmnesia
+from sa_diffusers.core.objectives import (
+    ESD,
+    ElasticWeightConsolidation,
+    LowRankChange,
+    LowRankEWC,
+    SelectiveAmnesia,
+)
 from sa_diffusers.core.seeding import seeded
 from sa_diffusers.core.sharding import local_part, part_like, sum_over_parts, whole_like
+from sa_diffusers.models.precision import compute_dtype
 from sa_diffusers.training.launching import check_launch
 from sa_diffusers.training.loop import TrainingConfig, TrainingDiverged, train
+from sa_diffusers.training.lora import WithoutLora, add_lora
 
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "accelerate"
 STEPS = 4
 FROZEN = ("time_embedding.", "conv_in.bias")
+ADAPTED = ["conv_in", "to_k", "to_v", "to_out.0", "conv1", "conv_out"]  # in blocks and outside; the last has one row
 
 
 def make_model() -> nn.Module:
@@ -78,6 +87,20 @@ def amnesia(model: nn.Module, shared_anchor: bool) -> SelectiveAmnesia:
     return SelectiveAmnesia(DiffusionLoss(torch.linspace(0.99, 0.1, 10)), ewc)
 
 
+def adapter_batches(step: int) -> dict:
+    """One sample alone is denoised as without the adapter, so that the other process has none."""
+    return {name: part | {"distilled": torch.arange(4) == step % 4} for name, part in batches(step).items()}
+
+
+def adapters(model: nn.Module, precision: str | None) -> tuple[SelectiveAmnesia, WithoutLora]:
+    """Low-rank EWC and a frozen model; the weights are in the precision that is computed in, as those of a run are."""
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    changes = add_lora(model.to(compute_dtype(precision) or torch.float32), ADAPTED, 3, 6.0, seed=1)
+    fisher = {name: 1e3 * torch.rand(shapes[name], generator=seeded(name)) for name in changes}
+    ewc, frozen = LowRankEWC(changes, fisher, 2.0), WithoutLora(model)
+    return SelectiveAmnesia(DiffusionLoss(torch.linspace(0.99, 0.1, 10)), ewc, frozen=frozen), frozen
+
+
 def esd(model: nn.Module) -> ESD:
     """Trained on latents that the model draws as it is being trained, whose parts lie on both processes."""
     scheduler, frozen = DDIMScheduler(10, clip_sample=False), copy.deepcopy(model).requires_grad_(False)
@@ -85,17 +108,22 @@ def esd(model: nn.Module) -> ESD:
 
 
 def run(
-    model: nn.Module, shared_anchor: bool | None, folder: Path | None = None, callback=None, drawn=None, **options
+    model: nn.Module, shared_anchor: bool | str | None, folder: Path | None = None, callback=None, drawn=None, **options
 ) -> list[dict]:
-    """Selective Amnesia; ESD, which has no anchor, for a shared_anchor of None."""
-    drawn = drawn or (batches if shared_anchor is not None else esd_batches)
-    objective = amnesia(model, shared_anchor) if shared_anchor is not None else esd(model)
+    """Selective Amnesia; ESD, which has no anchor, for a shared_anchor of None, or adapters for "lora"."""
+    attach = None
+    if shared_anchor == "lora":
+        (objective, frozen), drawn = adapters(model, options.get("mixed_precision")), adapter_batches
+        attach = frozen.attach
+    else:
+        drawn = drawn or (batches if shared_anchor is not None else esd_batches)
+        objective = amnesia(model, shared_anchor) if shared_anchor is not None else esd(model)
     # Some gradients are 0 but for rounding, which Adam's usual epsilon would blow up.
     defaults = {"num_train_steps": STEPS, "train_batch_size": 4, "learning_rate": 1e-2, "adam_epsilon": 1e-3,
                 "logging_steps": 1, "checkpointing_steps": 2, "ema_decay": 0.5, "lr_warmup_steps": 2}  # fmt: skip
     return train(
         model, objective, drawn, TrainingConfig(**defaults | options),
-        seed=3, checkpoint_dir=folder, callback=callback, callback_steps=1,
+        seed=3, checkpoint_dir=folder, callback=callback, callback_steps=1, attach=attach,
     )  # fmt: skip
 
 
@@ -103,6 +131,7 @@ CASES = {
     "plain": {"shared_anchor": False, "ema_decay": None},
     "averaged": {"shared_anchor": True, "gradient_accumulation_steps": 2, "gradient_checkpointing": True},
     "esd": {"shared_anchor": None, "gradient_accumulation_steps": 2},
+    "lora": {"shared_anchor": "lora", "gradient_accumulation_steps": 2, "gradient_checkpointing": True},
 }
 
 
@@ -111,7 +140,7 @@ def look(model: nn.Module, seen: list, interrupt_at: int | None, step: int, row:
     assert not any(isinstance(p, DTensor) for p in model.parameters()) and not model.training
     if os.environ.get("RANK", "0") == "0":
         model(torch.zeros(1, 1, 4, 4), 1, torch.zeros(1, 3, 5))
-    seen.append(model.conv_in.weight.detach().clone())
+    seen.append(next(p for p in model.parameters() if p.requires_grad).detach().clone())
     if step == interrupt_at:
         raise KeyboardInterrupt
 
@@ -143,6 +172,7 @@ def train_in_parts(way: str, folder: Path, cases: list[str]) -> None:
         del interrupted, resumed
     if way == "fsdp2":
         check_parts()
+        check_low_rank_parts()
     else:
         check_nothing_is_left()
         check_divergence()
@@ -216,6 +246,30 @@ def check_parts() -> None:
     assert_close(sum_over_parts(whole.sum(), parameter), whole.sum())
 
 
+def check_low_rank_parts() -> None:
+    """EWC of adapters in parts is the whole one's part, in float64: linear, of one row, and a convolution's."""
+    shapes = {"linear": ((3, 4), (5, 3)), "row": ((1, 4), (1, 1)), "conv": ((3, 2, 3, 3), (4, 3, 1, 1))}
+    for mesh, placements in ((init_device_mesh("cpu", (2,)), [Shard(0)]),
+                             (init_device_mesh("cpu", (2, 1)), [Replicate(), Shard(0)])):  # fmt: skip
+        changes, fisher, parameters = {}, {}, {}
+        for name, pair in shapes.items():
+            draw = {"generator": seeded(name), "dtype": torch.float64}
+            down, up = (nn.Parameter(torch.randn(shape, **draw)) for shape in pair)
+            fisher[name] = torch.rand(len(up), *down.shape[1:], **draw)
+            changes[name] = LowRankChange(down, up, 1.5, (f"{name}.down", f"{name}.up"))
+            for part, matrix in zip(changes[name].names, (down, up), strict=True):
+                parameters[part] = nn.Parameter(distribute_tensor(matrix.detach(), mesh, placements))
+        whole, parts = (LowRankEWC(changes, fisher, 0.7, torch.float64) for _ in range(2))
+        parts.attach(parameters)
+        assert [len(f) for f in parts.fisher] == [len(local_part(p)) for n, p in parameters.items() if "up" in n]
+        assert_close(parts.value(), whole.value())
+        for ewc in (whole, parts):
+            ewc.add_gradient()
+        for change in changes.values():
+            for name, matrix in zip(change.names, (change.down, change.up), strict=True):
+                assert_close(local_part(parameters[name].grad), part_like(matrix.grad, parameters[name]))
+
+
 def launch_environment(way: str, **options: str) -> dict[str, str]:
     """What `accelerate launch --config_file configs/accelerate/<way>.yaml` hands to its processes."""
     arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
@@ -268,7 +322,7 @@ def compare_two_processes(way: str, folder: Path, cases: list[str], precision: s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("precision", "cases"), [("no", ["plain", "averaged", "esd"]), ("bf16", ["averaged"])])
+@pytest.mark.parametrize(("precision", "cases"), [("no", ["plain", "averaged", "esd", "lora"]), ("bf16", ["averaged", "lora"])])
 def test_two_processes_with_a_part_of_the_weights_each_equal_one_with_all(
     tmp_path, fresh_accelerator, precision, cases
 ):
@@ -278,7 +332,7 @@ def test_two_processes_with_a_part_of_the_weights_each_equal_one_with_all(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "precision", "cases"),
-    [("1", "no", ["averaged"]), ("2", "no", ["plain", "averaged"]), ("2", "bf16", ["averaged"])],
+    [("1", "no", ["averaged"]), ("2", "no", ["plain", "averaged", "lora"]), ("2", "bf16", ["averaged", "lora"])],
 )
 def test_two_processes_under_deepspeed_equal_one(tmp_path, fresh_accelerator, stage, precision, cases):
     pytest.importorskip("deepspeed", reason="an extra, which .ci/run installs for this test alone")
@@ -356,7 +410,7 @@ def test_the_configurations_are_such_that_training_takes(monkeypatch, deepspeed_
     for variable, value in launch_environment(way).items():
         monkeypatch.setenv(variable, value)
     check_launch(TrainingConfig())
-    with pytest.raises(ValueError, match=f"trained whole on every process; launch without {name}"):
+    with pytest.raises(ValueError, match=f"are whole on every process; launch without {name}"):
         check_launch(TrainingConfig(), shardable=False)
 
 

@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from sa_diffusers.core.sharding import local_part, part_like, sum_over_parts
+from sa_diffusers.core.sharding import local_part, part_like, sum_over_parts, whole_like
 
 
 GROUP_SIZE = 2**26  # weights whose pull is computed at once: the buffers take 4 bytes for each, or 12 where streamed
@@ -168,18 +168,22 @@ def _ready(kept: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class LowRankChange:
-    """A change of one weight, dW = scaling * up @ down, with the matrices in the shapes of their layers."""
+    """A change of one weight, dW = scaling * up @ down, with the matrices in the shapes of their layers.
+
+    In parts (see `sharding`) a process has the rows of dW that its part of `up` makes, and takes all of `down` for that.
+    """
 
     down: nn.Parameter  # A, [r, in] of a linear layer or [r, in, kh, kw] of a convolution
     up: nn.Parameter  # B, [out, r] or [out, r, 1, 1]
     scaling: float  # alpha / r
+    names: tuple[str, str] = ("", "")  # of down and up in their module
 
     def matrices(self) -> tuple[Tensor, Tensor]:
-        """B [out, r] and A [r, in * kh * kw]."""
-        return self.up.flatten(1), self.down.flatten(1)
+        """B [out, r], of which the rows that lie here, and A [r, in * kh * kw]; every process must call."""
+        return local_part(self.up).flatten(1), whole_like(local_part(self.down), self.down).flatten(1)
 
     def delta(self) -> Tensor:
-        """dW as a matrix, [out, in * kh * kw]."""
+        """dW as a matrix, [out, in * kh * kw], of which the rows that lie here; every process must call."""
         up, down = self.matrices()
         return self.scaling * up @ down
 
@@ -217,7 +221,14 @@ class LowRankEWC:
         self.fisher = [keep(fisher[name].flatten(1).to(dtype), change.up, device) for name, change in changes.items()]
 
     def attach(self, parameters: Mapping[str, Tensor]) -> None:
-        raise ValueError("low-rank adapters are trained whole on every process; launch without FSDP2 or DeepSpeed")
+        """See `Objective.attach`; this process keeps those rows of the Fisher alone that its parts of `up` make."""
+        named = ((change, *(parameters[name] for name in change.names)) for change in self.changes)
+        self.changes = [replace(change, down=down, up=up) for change, down, up in named]
+        ups = [change.up for change in self.changes]
+        rows = [torch.arange(len(up)).view(-1, *[1] * (up.dim() - 1)).expand(up.shape) for up in ups]
+        mine = [part_like(index, up).flatten(1)[:, 0] for index, up in zip(rows, ups, strict=True)]
+        kept = zip(self.fisher, mine, strict=True)
+        self.fisher = [f if len(own) == len(f) else keep(f[own.to(f.device)], f, None) for f, own in kept]
 
     @torch.no_grad()
     def add_gradient(self) -> None:
@@ -229,15 +240,17 @@ class LowRankEWC:
                 if matrix.grad is None:
                     matrix.grad = torch.zeros_like(matrix)
             up, down = change.matrices()
-            pull = change.delta() * fisher * (2 * self.ewc_lambda * change.scaling)
-            change.up.grad += (pull @ down.T).view_as(change.up)
-            change.down.grad += (up.T @ pull).view_as(change.down)
+            pull = (change.scaling * up @ down) * fisher * (2 * self.ewc_lambda * change.scaling)
+            of_up, of_down = local_part(change.up.grad), local_part(change.down.grad)
+            of_up += (pull @ down.T).view_as(of_up)
+            whole = sum_over_parts(up.T @ pull, change.up).view(change.down.shape)  # of all rows
+            of_down += part_like(whole, change.down)
 
     @torch.no_grad()
     def value(self) -> Tensor:
-        """ewc_lambda * sum F dW^2, a scalar."""
+        """ewc_lambda * sum F dW^2, a scalar; every process must call."""
         terms = [(change.delta().square() * fisher).sum() for change, fisher in self._there()]
-        return self.ewc_lambda * torch.stack(terms).sum()
+        return self.ewc_lambda * sum_over_parts(torch.stack(terms).sum(), self.changes[0].up)
 
     def _there(self) -> Iterator[tuple[LowRankChange, Tensor]]:
         """Each change with its Fisher, on its device."""

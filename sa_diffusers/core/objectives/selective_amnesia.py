@@ -72,6 +72,7 @@ class SelectiveAmnesia(Objective):
             raise ValueError(f"expected replay_weight >= 0, got {replay_weight}")
         self.loss, self.ewc, self.replay_weight, self.frozen = loss, ewc, replay_weight, frozen
         self.terms = {term.part: term for term in terms}
+        self._attached = False
 
     def draw(self, batch: Batch, generator: Generator) -> Batch:
         parts = {}
@@ -117,12 +118,20 @@ class SelectiveAmnesia(Objective):
         """What was drawn, but the frozen model's prediction for the samples that are marked."""
         target = self.loss.target(data, terms, noise).clone()
         marked = torch.cat([part["distilled"] for part in parts])
-        if marked.any():
-            chosen = take(cat([part["frozen"] for part in parts]), marked) | {"sample": data["sample"][marked]}
-            target[marked] = self.loss.predict(self.frozen, chosen, terms[marked], noise[marked])
+        shown = marked.clone()
+        # The frozen model may be of weights in parts, and every process is to call it: for nothing where none is marked.
+        shown[0] |= self._attached and not marked.any()
+        if shown.any():
+            chosen = take(cat([part["frozen"] for part in parts]), shown) | {"sample": data["sample"][shown]}
+            predicted = self.loss.predict(self.frozen, chosen, terms[shown], noise[shown])
+            target[marked] = predicted[marked[shown]]
         for part, rows in zip(parts, target.split([len(part["terms"]) for part in parts]), strict=True):
             rows.copy_(part.get("target", rows))
         return target
+
+    def attach(self, parameters: Mapping[str, Tensor]) -> None:
+        super().attach(parameters)
+        self._attached = True
 
 
 class NaiveForgetting(SelectiveAmnesia):

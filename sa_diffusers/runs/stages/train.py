@@ -219,6 +219,7 @@ def forget_by_training(context: RunContext) -> History:
                 checkpoint_dir=context.folder / "checkpoints",
                 callback=tracker(context),
                 callback_steps=options.callback_steps,
+                attach=frozen.attach if isinstance(frozen, WithoutLora) else None,
                 log_dir=context.folder / "logs",
                 description="forget",
             )
