@@ -13,7 +13,6 @@ from sa_diffusers.io.stages import Stages
 from sa_diffusers.models.memory import free_memory
 from sa_diffusers.runs.context import RunContext
 from sa_diffusers.runs.options import RunOptions
-from sa_diffusers.training.launching import sharded
 
 
 FLOAT32 = 4  # bytes
@@ -94,9 +93,8 @@ def disk_bytes(context: RunContext, left: Collection[str]) -> int:
         if every := config.checkpointing_steps:
             there = len(list((context.folder / "checkpoints").glob("step_*[0-9]")))
             written = min(config.checkpoints_total_limit + 1, -(-config.num_train_steps // every))
-            weights = module if sharded() else FLOAT32 * stepped
             average = 0 if config.ema_decay is None else FLOAT32
-            needed["train"] += max(written - there, 1) * (weights + stepped * (_adam(config) + average))
+            needed["train"] += max(written - there, 1) * stepped * (FLOAT32 + _adam(config) + average)
     return sum(needed.get(name, 0) for name in left)
 
 

@@ -86,7 +86,7 @@ class Checkpoints:
         self.accelerator.wait_for_everyone()
         try:
             with explain_write_errors(final):
-                self.accelerator.save_state(str(partial))
+                self.accelerator.save_state(str(partial), exclude_frozen_parameters=True)  # of DeepSpeed
                 self.accelerator.wait_for_everyone()
                 if self.accelerator.is_main_process:
                     (partial / "history.json").write_text(json.dumps(history))

@@ -16,11 +16,6 @@ from sa_diffusers.training.options import TrainingConfig
 BUCKET_SIZE = 50_000_000  # weights whose gradients DeepSpeed sends at once; its own 500,000,000 would take 2 GB
 
 
-def sharded() -> bool:
-    """Whether `accelerate launch` spreads weights, or what steps them, over its processes."""
-    return any(parse_flag_from_env(f"ACCELERATE_USE_{name}") for name in ("FSDP", "DEEPSPEED"))
-
-
 def check_launch(config: TrainingConfig, shardable: bool = True) -> None:
     """Raise ValueError where `accelerate launch` was told of something that training cannot honour, or where a batch
     does not divide by its processes and their accumulation steps.

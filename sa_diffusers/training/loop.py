@@ -15,7 +15,7 @@ from sa_diffusers.core.batches import Batch, take, to
 from sa_diffusers.core.objectives import Objective
 from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.io.processes import tell, working
-from sa_diffusers.models.precision import mixed_precision
+from sa_diffusers.models.precision import autocast_forward, compute_dtype, mixed_precision
 from sa_diffusers.training.checkpoints import Checkpoints
 from sa_diffusers.training.launching import check_launch
 from sa_diffusers.training.optimisation import Optimisation, TrainingDiverged
@@ -196,8 +196,14 @@ class _Loop:
     def _check_trained(self, step: int, batch: Batch) -> None:
         """Raise TrainingDiverged where the weights to be saved have no finite loss: no step comes that would tell."""
         optimisation = self.optimisation
-        # Of weights in parts the whole model has no checkpointing of its own, and no objective of theirs a gradient.
-        with optimisation.shown(), torch.set_grad_enabled(not optimisation.copied):
+        # Of weights in parts the whole model has no checkpointing or autocast of its own, and no objective of theirs a
+        # gradient.
+        dtype = compute_dtype(self.config.mixed_precision) if optimisation.copied else None
+        with (
+            optimisation.shown(),
+            autocast_forward(optimisation.model, dtype),
+            torch.set_grad_enabled(not optimisation.copied),
+        ):
             loss, _ = self.objective(optimisation.model, self._share(batch, 0))
         # All processes must agree: one that alone raised would leave the others waiting for it.
         self._check_finite(f"after step {step + 1}", self.accelerator.reduce(loss.detach(), "mean"))

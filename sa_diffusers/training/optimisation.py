@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -65,6 +66,9 @@ class Optimisation:
         self.prepared, self.optimizer = accelerator.prepare(self._module, optimizer)
         self.engine = self.prepared if deepspeed else None
         dtype = compute_dtype(config.mixed_precision)
+        if self.copied:  # only now: its weights' way into parts may be by a state dict
+            self._module.register_state_dict_post_hook(_without_frozen)
+            self._module.register_load_state_dict_post_hook(_expecting_no_frozen)
         if self.copied and dtype is not None:
             self._module.forward = autocasting(self._module, dtype, accelerator.device)
         self.parameters = {name: p for name, p in self._module.named_parameters() if p.requires_grad}
@@ -161,10 +165,8 @@ class Optimisation:
     def _gather(self) -> None:
         """Copy what has changed, whole, into the caller's module, one tensor after the other."""
         targets = self.model.to(self.accelerator.device).state_dict()
-        frozen = {name for name, parameter in self.model.named_parameters() if not parameter.requires_grad}
         for name, value in self._module.state_dict().items():
-            if name not in frozen:
-                targets[name].copy_(whole_like(local_part(value), value))
+            targets[name].copy_(whole_like(local_part(value), value))
 
 
 class Average:
@@ -203,6 +205,21 @@ class Average:
         shadows = zip(state["shadow_params"], self.parameters, strict=True)
         self.ema.load_state_dict(state | {"shadow_params": [part_like(s, p).clone() for s, p in shadows]})
         self.ema.to(local_part(self.parameters[0]).device)
+
+
+def _frozen(module: nn.Module) -> set[str]:
+    return {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
+
+
+def _without_frozen(module: nn.Module, state: dict[str, Tensor], prefix: str, _: dict) -> None:
+    """Leave out what nothing trains: the caller's module has it, and a checkpoint needs none of it."""
+    for name in _frozen(module):
+        del state[prefix + name]
+
+
+def _expecting_no_frozen(module: nn.Module, keys: Any) -> None:
+    frozen = _frozen(module)
+    keys.missing_keys[:] = [name for name in keys.missing_keys if name not in frozen]
 
 
 def _optimizer(parameters: list[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:

@@ -170,7 +170,7 @@ def _ready(kept: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
 class LowRankChange:
     """A change of one weight, dW = scaling * up @ down, with the matrices in the shapes of their layers.
 
-    In parts (see `sharding`) a process has the rows of dW that its part of `up` makes, and takes all of `down` for that.
+    In parts (see `sharding`) a process makes the rows of dW that those of its part of `up` make, with all of `down`.
     """
 
     down: nn.Parameter  # A, [r, in] of a linear layer or [r, in, kh, kw] of a convolution

@@ -119,7 +119,7 @@ class SelectiveAmnesia(Objective):
         target = self.loss.target(data, terms, noise).clone()
         marked = torch.cat([part["distilled"] for part in parts])
         shown = marked.clone()
-        # The frozen model may be of weights in parts, and every process is to call it: for nothing where none is marked.
+        # The frozen model's weights may be in parts: every process must call it, for nothing where none is marked.
         shown[0] |= self._attached and not marked.any()
         if shown.any():
             chosen = take(cat([part["frozen"] for part in parts]), shown) | {"sample": data["sample"][shown]}
