@@ -211,18 +211,11 @@ def forget_by_training(context: RunContext) -> History:
             family.encoders_at_hand() if searching else nullcontext(),
         ):
             return train(
-                family.module,
-                objective,
-                batches,
-                settings,
-                seed=derive_seed(options.seed, "train"),
-                checkpoint_dir=context.folder / "checkpoints",
-                callback=tracker(context),
-                callback_steps=options.callback_steps,
+                family.module, objective, batches, settings, seed=derive_seed(options.seed, "train"),
+                checkpoint_dir=context.folder / "checkpoints", callback=tracker(context),
+                callback_steps=options.callback_steps, log_dir=context.folder / "logs", description="forget",
                 attach=frozen.attach if isinstance(frozen, WithoutLora) else None,
-                log_dir=context.folder / "logs",
-                description="forget",
-            )
+            )  # fmt: skip
     finally:
         if copied:
             release(frozen)
