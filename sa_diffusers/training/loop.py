@@ -39,7 +39,7 @@ def train(
     checkpoint_dir: Path | None = None,
     callback: Callback | None = None,
     callback_steps: int | None = None,
-    attach: Callable[[nn.Module], None] | None = None,
+    attach: Callable[[nn.Module], None] = lambda _: None,
     log_dir: Path | None = None,
     description: str = "train",
 ) -> list[dict]:
@@ -47,8 +47,7 @@ def train(
 
     Every random number is a function of (seed, step), and a batch is drawn whole before processes and accumulation
     steps share it. So one process or several, accumulated or not, interrupted or not, give the same weights up to
-    rounding; with dropout or batch norm, only while processes and accumulation stay as they are. Under FSDP2 each
-    process holds a part of the weights; on return each has them all.
+    rounding; with dropout or batch norm, only while both stay as they are. On return every process has all weights.
 
     Args:
         model: left in eval mode with the trained weights (their moving average if `ema_decay` is set).
@@ -79,8 +78,7 @@ def train(
     optimisation = Optimisation(accelerator, model, config)
     if optimisation.copied:
         objective.attach(optimisation.parameters)
-        if attach is not None:
-            attach(optimisation.prepared)
+        attach(optimisation.prepared)
     checkpoints = Checkpoints(accelerator, checkpoint_dir, config.checkpoints_total_limit, optimisation.stateful)
     loop = _Loop(accelerator, optimisation, objective, config, checkpoints, seed, callback, callback_steps)
     try:

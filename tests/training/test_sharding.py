@@ -119,10 +119,10 @@ def run(
     **options,
 ) -> list[dict]:
     """Selective Amnesia; ESD, which has no anchor, for a shared_anchor of None, or adapters for "lora"."""
-    attach = None
+    attach = {}
     if shared_anchor == "lora":
         (objective, frozen), drawn = adapters(model, options.get("mixed_precision")), adapter_batches
-        attach = frozen.attach
+        attach = {"attach": frozen.attach}
     else:
         drawn = drawn or (batches if shared_anchor is not None else esd_batches)
         objective = amnesia(model, shared_anchor) if shared_anchor is not None else esd(model)
@@ -131,7 +131,7 @@ def run(
                 "logging_steps": 1, "checkpointing_steps": 2, "ema_decay": 0.5, "lr_warmup_steps": 2}  # fmt: skip
     return train(
         model, objective, drawn, TrainingConfig(**defaults | options),
-        seed=3, checkpoint_dir=folder, callback=callback, callback_steps=1, attach=attach,
+        seed=3, checkpoint_dir=folder, callback=callback, callback_steps=1, **attach,
     )  # fmt: skip
 
 

@@ -214,7 +214,7 @@ def forget_by_training(context: RunContext) -> History:
                 family.module, objective, batches, settings, seed=derive_seed(options.seed, "train"),
                 checkpoint_dir=context.folder / "checkpoints", callback=tracker(context),
                 callback_steps=options.callback_steps, log_dir=context.folder / "logs", description="forget",
-                attach=frozen.attach if isinstance(frozen, WithoutLora) else None,
+                **({"attach": frozen.attach} if isinstance(frozen, WithoutLora) else {}),
             )  # fmt: skip
     finally:
         if copied:
