@@ -24,7 +24,6 @@ from studies.digits import PARTS as DIGITS
 from studies.digits import table as digits_table
 from studies.i2i import sections as i2i
 from studies.many_tables import tables as tables_of_many
-from studies.mnist.page import PARTS as MNIST
 from studies.mnist.page import part_markdown
 from studies.rivals.spec import read_spec
 from studies.rivals.table import markdown as methods_table
@@ -133,7 +132,9 @@ TABLES: dict[str, tuple[Callable[..., str], str]] = {
     "flow_methods": (side_by_side("digits_flow"), "flow_methods"),
     "rivals": (side_by_side("digits"), "rivals"),
     **{f"digits_{name}": (digits(name), "digits") for name in DIGITS},
-    **{f"mnist_{name}": (mnist(name), "mnist") for name in MNIST},
+    **{f"mnist_{name}": (mnist(name), "mnist") for name in ("paper", "sequential", "attacks", "outliers")},
+    "fisher": (table_of, "fisher"),
+    "fisher_class_conditional": (table_of, "fisher_class_conditional"),
     "theorem_bound": (part("bound"), "theorem"),
     "theorem_objective": (part("objective"), "theorem"),
     "i2i_rows": (i2i.rows_table, "i2i"),

@@ -8,10 +8,13 @@ import sys
 import time
 from pathlib import Path
 
+import launch_in_parts
 import pytest
 import torch
 import yaml
+from launch_in_parts import launch_environment
 from safetensors.torch import load_file
+from torch.testing import assert_close
 
 from sa_diffusers.cli.forget import main
 from sa_diffusers.io.artifacts import run_lock
@@ -188,3 +191,21 @@ def test_two_processes_give_what_one_gives(command, tmp_path):
     histories = [json.loads((tmp_path / r / "history.json").read_text()) for r in ("run", "one")]
     for row, expected in zip(*histories, strict=True):
         assert row == pytest.approx(expected, rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_two_processes_with_a_part_of_the_adapter_each_forget_as_one_with_all(command, tmp_path):
+    lora = ["--lora_rank", "3", "--lora_targets", "attention+conv", "--ewc_lambda", "100"]
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", launch_in_parts.__file__]
+    environment = launch_environment("fsdp2", mixed_precision="no") | {"ACCELERATE_USE_CPU": "true"}
+    subprocess.run(
+        [sys.executable, *launch, *command[2:], *lora], check=True, timeout=600,
+        env=os.environ | environment | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert run(command, *lora, "--output_dir", str(tmp_path / "one")).returncode == 0
+    two, one = (load_file(tmp_path / name / "lora" / "pytorch_lora_weights.safetensors") for name in ("run", "one"))
+    assert_close(two, one, rtol=1e-2, atol=1e-4)  # Adam makes much of rounding where a gradient is next to nothing
+    histories = (json.loads((tmp_path / name / "history.json").read_text()) for name in ("run", "one"))
+    for row, expected in zip(*histories, strict=True):
+        assert row == pytest.approx(expected, rel=1e-3, abs=1e-6)
+    assert expected["ewc_penalty"] > 0

@@ -12,16 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import PartialState
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType
-from accelerate.utils.launch import (
-    prepare_deepspeed_cmd_env,
-    prepare_multi_gpu_env,
-    prepare_simple_launcher_cmd_env,
-)
+from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 from diffusers import DDIMScheduler
+from launch_in_parts import launch_environment, on_cpus
 from torch import nn
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.device_mesh import init_device_mesh
@@ -44,7 +39,6 @@ from sa_diffusers.training.loop import TrainingConfig, TrainingDiverged, train
 from sa_diffusers.training.lora import WithoutLora, add_lora
 
 
-CONFIGS = Path(__file__).parents[2] / "configs" / "accelerate"
 STEPS = 4
 FROZEN = ("time_embedding.", "conv_in.bias")
 ADAPTED = ["conv_in", "to_k", "to_v", "to_out.0", "conv1", "conv_out"]  # in blocks and outside; the last has one row
@@ -156,18 +150,14 @@ def look(model: nn.Module, seen: list, interrupt_at: int | None, step: int, row:
 
 def train_in_parts(way: str, folder: Path, cases: list[str]) -> None:
     """What each of two processes runs in the tests below."""
-    # Accelerate offers both to processes with accelerators only; on CPUs they work as well once it is told of some.
-    PartialState(cpu=True)
+    on_cpus(way)
     if way == "deepspeed":
         import deepspeed
 
         from sa_diffusers.training import launching
 
-        PartialState._shared_state["distributed_type"] = DistributedType.DEEPSPEED
         launching.BUCKET_SIZE = 200  # so that many are sent while backward goes on
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else it compiles for a minute
-    else:
-        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     rank = int(os.environ["RANK"])
     for name in cases:
         options = CASES[name]
@@ -277,17 +267,6 @@ def check_low_rank_parts() -> None:
         for change in changes.values():
             for name, matrix in zip(change.names, (change.down, change.up), strict=True):
                 assert_close(local_part(parameters[name].grad), part_like(matrix.grad, parameters[name]))
-
-
-def launch_environment(way: str, **options: str) -> dict[str, str]:
-    """What `accelerate launch --config_file configs/accelerate/<way>.yaml` hands to its processes."""
-    arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
-    config = str(CONFIGS / f"{way}.yaml")
-    parsed = launch_command_parser().parse_args(["--config_file", config, *arguments, "scripts/forget.py"])
-    parsed, _, _ = _validate_launch_command(parsed)
-    assert (parsed.use_fsdp, parsed.use_deepspeed) == (way == "fsdp2", way == "deepspeed")
-    parsed.deepspeed_fields_from_accelerate_config = ""  # which the launcher fills in where it has found devices
-    return prepare_multi_gpu_env(parsed) if way == "fsdp2" else prepare_deepspeed_cmd_env(parsed)[1]
 
 
 @pytest.fixture

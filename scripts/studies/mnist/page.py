@@ -52,6 +52,7 @@ def _markdown(found: dict[str, dict]) -> str:
 
 
 def part_markdown(part: dict) -> str:
-    """What a part says, its paragraphs and then its tables."""
-    tables = [f"**{one['title']}**\n\n{markdown_table(one['columns'], one['rows'])}" for one in part["tables"]]
-    return "\n\n".join([" ".join(part["text"]), *tables])
+    """What a part says, its paragraphs and then its tables, but those of every classifier, which the page has."""
+    tables = [one for one in part["tables"] if "every classifier" not in one["title"]]
+    shown = [f"**{one['title']}**\n\n{markdown_table(one['columns'], one['rows'])}" for one in tables]
+    return "\n\n".join([*part["text"], *shown])
