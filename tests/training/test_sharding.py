@@ -293,7 +293,8 @@ def compare_two_processes(way: str, folder: Path, cases: list[str], precision: s
     """
     compared = 0
     tolerance = {"no": 1e-4, "bf16": 1e-2}[precision]
-    environment = launch_environment(way, mixed_precision=precision, **options) | {"OMP_NUM_THREADS": "1"}
+    environment = launch_environment(way, mixed_precision=precision, **options)
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     if way == "fsdp2":
         environment["ACCELERATE_USE_CPU"] = "true"  # which turns DeepSpeed off
     subprocess.run(
