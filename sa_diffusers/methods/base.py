@@ -14,15 +14,13 @@ from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.closed_form import ClosedFormEdit
 from sa_diffusers.core.concepts import Concepts
 from sa_diffusers.core.losses import FlowMatchingLoss, Loss
-from sa_diffusers.core.objectives import LowRankChange, Objective
+from sa_diffusers.core.objectives import Frozen, LowRankChange, Objective
 from sa_diffusers.data.concepts.given import check_surrogate
 from sa_diffusers.data.picture_groups import PictureGroup
 from sa_diffusers.families import CAPABILITIES, Family
-from sa_diffusers.training.lora import WithoutLora
 
 
 Weights = dict[str, nn.Parameter] | dict[str, LowRankChange]  # what is trained, by the weight's name
-Frozen = nn.Module | WithoutLora  # the model before forgetting, to be called like it
 NEEDS = ("samples", "replay_samples", "surrogate", "concept_samples", "fisher", "frozen", "edit")
 EDITOR = "uce"  # whose edit training starts at, where nothing else is said
 EVEN = "uniform", "none"  # density and weighting of noise levels

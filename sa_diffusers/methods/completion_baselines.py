@@ -3,8 +3,8 @@
 from typing import Any
 
 from sa_diffusers.core.concepts import Concepts
-from sa_diffusers.core.objectives import Objective, OutputForgetting, RandomEncoder
-from sa_diffusers.methods.base import Context, Frozen, Weights, register
+from sa_diffusers.core.objectives import Frozen, Objective, OutputForgetting, RandomEncoder
+from sa_diffusers.methods.base import Context, Weights, register
 from sa_diffusers.methods.encoder import FIXED, EncoderMethod
 
 

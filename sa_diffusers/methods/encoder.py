@@ -9,11 +9,11 @@ import torch
 from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.concepts import Concepts
 from sa_diffusers.core.conditions import MASKS, Condition
-from sa_diffusers.core.objectives import EncoderForgetting, Objective
+from sa_diffusers.core.objectives import EncoderForgetting, Frozen, Objective
 from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.data.picture_groups import PictureGroup
 from sa_diffusers.io.configuration import Options, option
-from sa_diffusers.methods.base import ALONE, Context, Frozen, Method, Weights, register
+from sa_diffusers.methods.base import ALONE, Context, Method, Weights, register
 from sa_diffusers.methods.selective_amnesia import BACKWARD, make_ewc
 from sa_diffusers.methods.stand_ins import stand_ins
 from sa_diffusers.training.loop import infinite_indices

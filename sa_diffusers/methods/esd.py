@@ -10,11 +10,11 @@ import torch
 from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.concepts import Concepts
 from sa_diffusers.core.conditions import Condition
-from sa_diffusers.core.objectives import ESD, Objective, SelectiveAmnesiaWithESD
+from sa_diffusers.core.objectives import ESD, Frozen, Objective, SelectiveAmnesiaWithESD
 from sa_diffusers.core.seeding import seeded
 from sa_diffusers.families.samplers import check_sampler, make_scheduler
 from sa_diffusers.io.configuration import Options, option
-from sa_diffusers.methods.base import ALONE, Context, Frozen, Method, Weights, register, training_loss
+from sa_diffusers.methods.base import ALONE, Context, Method, Weights, register, training_loss
 from sa_diffusers.methods.selective_amnesia import BACKWARD, SelectiveAmnesiaMethod, make_ewc
 from sa_diffusers.methods.sources import distils_replay
 

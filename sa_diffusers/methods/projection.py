@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from sa_diffusers.core.batches import Batch
-from sa_diffusers.core.objectives import GradientProjection, Objective
-from sa_diffusers.methods.base import Context, Frozen, Weights, register, training_loss
+from sa_diffusers.core.objectives import Frozen, GradientProjection, Objective
+from sa_diffusers.methods.base import Context, Weights, register, training_loss
 from sa_diffusers.methods.selective_amnesia import SelectiveAmnesiaMethod
 
 

@@ -12,6 +12,7 @@ from sa_diffusers.core.concepts import Concepts
 from sa_diffusers.core.objectives import (
     Adversary,
     ElasticWeightConsolidation,
+    Frozen,
     HeldAdversary,
     LowRankEWC,
     MixtureTarget,
@@ -22,7 +23,7 @@ from sa_diffusers.core.objectives import (
 )
 from sa_diffusers.io.configuration import Options, option
 from sa_diffusers.io.processes import process_state
-from sa_diffusers.methods.base import Context, Frozen, Method, Weights, editor, register, require, training_loss
+from sa_diffusers.methods.base import Context, Method, Weights, editor, register, require, training_loss
 from sa_diffusers.methods.sources import (
     Sources,
     adversary_encoder,

@@ -39,7 +39,6 @@ def train(
     checkpoint_dir: Path | None = None,
     callback: Callback | None = None,
     callback_steps: int | None = None,
-    attach: Callable[[nn.Module], None] = lambda _: None,
     log_dir: Path | None = None,
     description: str = "train",
 ) -> list[dict]:
@@ -55,7 +54,6 @@ def train(
         batches: the whole batch of an optimiser step on the CPU, as a function of the step.
         checkpoint_dir: where to keep checkpoints and to resume from the newest; None: keep none.
         callback: called every `callback_steps` steps with the weights that would be saved in `model`.
-        attach: gets the copy of `model` that FSDP2 and DeepSpeed train in its place, to be called by all processes.
         log_dir: where trackers such as tensorboard write.
 
     Returns:
@@ -77,8 +75,7 @@ def train(
         accelerator.init_trackers(description, config={k: v for k, v in asdict(config).items() if v is not None})
     optimisation = Optimisation(accelerator, model, config)
     if optimisation.copied:
-        objective.attach(optimisation.parameters)
-        attach(optimisation.prepared)
+        objective.attach(optimisation.parameters, optimisation.prepared)
     checkpoints = Checkpoints(accelerator, checkpoint_dir, config.checkpoints_total_limit, optimisation.stateful)
     loop = _Loop(accelerator, optimisation, objective, config, checkpoints, seed, callback, callback_steps)
     try:

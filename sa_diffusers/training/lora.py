@@ -71,7 +71,7 @@ class WithoutLora:
         self.module = module
 
     def attach(self, module: nn.Module) -> None:
-        """Take the copy that is trained in the module's place (see `train`)."""
+        """Take the copy that is trained in the module's place (see `Objective.attach`)."""
         self.module = module
 
     def __call__(self, *arguments: Any, **conditions: Any) -> Any:

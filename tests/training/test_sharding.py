@@ -87,15 +87,15 @@ def adapter_batches(step: int) -> dict:
     return {name: part | {"distilled": torch.arange(4) == step % 4} for name, part in batches(step).items()}
 
 
-def adapters(model: nn.Module, precision: str | None) -> tuple[SelectiveAmnesia, WithoutLora]:
-    """Low-rank EWC and a frozen model; the weights are in the precision that is computed in, as those of a run are."""
+def adapters(model: nn.Module, precision: str | None) -> SelectiveAmnesia:
+    """With low-rank EWC and a frozen model; the weights are in the precision that is computed in, as a run's are."""
     shapes = {name: p.shape for name, p in model.named_parameters()}
     if dtype := compute_dtype(precision):
         model.to(dtype)
     changes = add_lora(model, ADAPTED, 3, 6.0, seed=1)
     fisher = {name: 1e3 * torch.rand(shapes[name], generator=seeded(name)) for name in changes}
-    ewc, frozen = LowRankEWC(changes, fisher, 2.0), WithoutLora(model)
-    return SelectiveAmnesia(DiffusionLoss(torch.linspace(0.99, 0.1, 10)), ewc, frozen=frozen), frozen
+    ewc = LowRankEWC(changes, fisher, 2.0)
+    return SelectiveAmnesia(DiffusionLoss(torch.linspace(0.99, 0.1, 10)), ewc, frozen=WithoutLora(model))
 
 
 def esd(model: nn.Module) -> ESD:
@@ -113,20 +113,21 @@ def run(
     **options,
 ) -> list[dict]:
     """Selective Amnesia; ESD, which has no anchor, for a shared_anchor of None, or adapters for "lora"."""
-    attach = {}
     if shared_anchor == "lora":
-        (objective, frozen), drawn = adapters(model, options.get("mixed_precision")), adapter_batches
-        attach = {"attach": frozen.attach}
+        objective, drawn = adapters(model, options.get("mixed_precision")), adapter_batches
     else:
         drawn = drawn or (batches if shared_anchor is not None else esd_batches)
         objective = amnesia(model, shared_anchor) if shared_anchor is not None else esd(model)
     # Some gradients are 0 but for rounding, which Adam's usual epsilon would blow up.
     defaults = {"num_train_steps": STEPS, "train_batch_size": 4, "learning_rate": 1e-2, "adam_epsilon": 1e-3,
                 "logging_steps": 1, "checkpointing_steps": 2, "ema_decay": 0.5, "lr_warmup_steps": 2}  # fmt: skip
-    return train(
+    history = train(
         model, objective, drawn, TrainingConfig(**defaults | options),
-        seed=3, checkpoint_dir=folder, callback=callback, callback_steps=1, **attach,
+        seed=3, checkpoint_dir=folder, callback=callback, callback_steps=1,
     )  # fmt: skip
+    if shared_anchor == "lora":  # the caller's module stays in main memory where a copy is trained
+        assert (objective.frozen.module is model) == ("RANK" not in os.environ)
+    return history
 
 
 CASES = {

@@ -1,7 +1,7 @@
 """What is minimised: Selective Amnesia, its rivals, and the likelihoods that base models are trained with."""
 
 from sa_diffusers.core.objectives.adversary import Adversary
-from sa_diffusers.core.objectives.base import Objective
+from sa_diffusers.core.objectives.base import Frozen, Objective
 from sa_diffusers.core.objectives.classification import Classification
 from sa_diffusers.core.objectives.completion_baselines import OutputForgetting, RandomEncoder
 from sa_diffusers.core.objectives.encoder import EncoderForgetting
@@ -21,6 +21,7 @@ __all__ = [
     "ESD",
     "ElasticWeightConsolidation",
     "EncoderForgetting",
+    "Frozen",
     "GradientProjection",
     "HeldAdversary",
     "Likelihood",

@@ -1,12 +1,25 @@
 """What the training loop asks of an objective."""
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Generator, Tensor, nn
 
 from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.objectives.ewc import ElasticWeightConsolidation, LowRankEWC
+
+
+class SharingFrozen(Protocol):
+    """The model before forgetting, to be called like it, by the weights of the one that is trained."""
+
+    def attach(self, module: nn.Module) -> None:
+        """Take the copy that is trained in the module's place."""
+        ...
+
+    def __call__(self, *arguments: Any, **conditions: Any) -> Any: ...
+
+
+Frozen = nn.Module | SharingFrozen  # a copy, or what shares its weights
 
 
 class Objective(Protocol):
@@ -19,6 +32,7 @@ class Objective(Protocol):
     """
 
     ewc: ElasticWeightConsolidation | LowRankEWC | None = None
+    frozen: Frozen | None = None  # the model before forgetting, for those that ask it
 
     def draw(self, batch: Batch, generator: Generator) -> Batch:
         """The batch with the noise and terms of this optimiser step added."""
@@ -28,14 +42,17 @@ class Objective(Protocol):
         """The loss (a mean over the batch), and its parts for the log."""
         ...
 
-    def attach(self, parameters: Mapping[str, Tensor]) -> None:
-        """Take the trained parameters, by name, that stand in for the module's own from now on.
+    def attach(self, parameters: Mapping[str, Tensor], module: nn.Module) -> None:
+        """Take the trained parameters, by name, that stand in for the module's own from now on, and their module.
 
         Called once, before the first step, under FSDP2 and DeepSpeed, where a copy of the module is trained: the
-        values are the same, but under FSDP2 each process holds a part of them (see `sharding`).
+        values are the same, but under FSDP2 each process holds a part of them (see `sharding`), and all processes must
+        call the copy together.
         """
         if self.ewc is not None:
             self.ewc.attach(parameters)
+        if self.frozen is not None and not isinstance(self.frozen, nn.Module):
+            self.frozen.attach(module)
 
     def add_gradient(self) -> None:
         """Add the gradient of terms that depend on the weights alone to `.grad`.

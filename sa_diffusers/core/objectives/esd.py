@@ -9,7 +9,7 @@ from torch import Generator, Tensor, nn
 
 from sa_diffusers.core.batches import Batch, cat, conditions_of
 from sa_diffusers.core.losses import DenoisingLoss
-from sa_diffusers.core.objectives.base import Objective
+from sa_diffusers.core.objectives.base import Frozen, Objective
 from sa_diffusers.core.objectives.ewc import ElasticWeightConsolidation
 from sa_diffusers.core.objectives.selective_amnesia import SelectiveAmnesia
 
@@ -47,7 +47,7 @@ class ESD(Objective):
     def __init__(
         self,
         loss: DenoisingLoss,
-        frozen: Callable,
+        frozen: Frozen,
         scheduler: Any,
         negative_guidance: float = 1.0,
         start_guidance: float = 3.0,
@@ -129,7 +129,7 @@ class SelectiveAmnesiaWithESD(SelectiveAmnesia):
         esd: ESD,
         ewc: ElasticWeightConsolidation | None,
         replay_weight: float = 1.0,
-        frozen: nn.Module | None = None,
+        frozen: Frozen | None = None,
         esd_weight: float = 1.0,
     ):
         if esd_weight < 0:

@@ -78,7 +78,7 @@ class GradientProjection(SelectiveAmnesia):
         cosine = product / (surrogate_norm * replay_norm).clamp(min=tiny)
         return total, {name: value.detach() for name, value in losses.items()} | {"gradient_cosine": cosine}
 
-    def attach(self, parameters: Mapping[str, Tensor]) -> None:
+    def attach(self, parameters: Mapping[str, Tensor], module: nn.Module) -> None:
         raise ValueError(
             "projection needs the gradients of whole weights on every process; launch without FSDP2 or DeepSpeed"
         )
@@ -131,7 +131,7 @@ class HeldAdversary(SelectiveAmnesia):
                 parameter.grad = gradient
         return holds
 
-    def attach(self, parameters: Mapping[str, Tensor]) -> None:
+    def attach(self, parameters: Mapping[str, Tensor], module: nn.Module) -> None:
         raise ValueError("robust_conflict needs the gradients of whole weights; launch without FSDP2 or DeepSpeed")
 
 

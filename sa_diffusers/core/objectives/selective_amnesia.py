@@ -8,7 +8,7 @@ from torch import Generator, Tensor, nn
 
 from sa_diffusers.core.batches import Batch, cat, conditions_of, take
 from sa_diffusers.core.losses import Loss
-from sa_diffusers.core.objectives.base import Objective
+from sa_diffusers.core.objectives.base import Frozen, Objective
 from sa_diffusers.core.objectives.ewc import ElasticWeightConsolidation
 
 
@@ -65,7 +65,7 @@ class SelectiveAmnesia(Objective):
         loss: Loss,
         ewc: ElasticWeightConsolidation | None,
         replay_weight: float = 1.0,
-        frozen: nn.Module | None = None,
+        frozen: Frozen | None = None,
         terms: Sequence[Term] = (),
     ):
         if replay_weight < 0:
@@ -129,8 +129,8 @@ class SelectiveAmnesia(Objective):
             rows.copy_(part.get("target", rows))
         return target
 
-    def attach(self, parameters: Mapping[str, Tensor]) -> None:
-        super().attach(parameters)
+    def attach(self, parameters: Mapping[str, Tensor], module: nn.Module) -> None:
+        super().attach(parameters, module)
         self._attached = True
 
 

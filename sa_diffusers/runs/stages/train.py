@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from sa_diffusers.core.closed_form import start_from_edit
+from sa_diffusers.core.objectives import Frozen
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.io.atomic_files import atomic_path, file_hash, write_json
 from sa_diffusers.io.configuration import identity_names
@@ -19,7 +20,7 @@ from sa_diffusers.io.model_names import folder_name, public_name
 from sa_diffusers.io.processes import process_state
 from sa_diffusers.io.stages import Artifact, Stage
 from sa_diffusers.methods import editor
-from sa_diffusers.methods.base import Frozen, Weights
+from sa_diffusers.methods.base import Weights
 from sa_diffusers.models.precision import autocast_forward, release
 from sa_diffusers.models.quantization import unquantized
 from sa_diffusers.models.single_file import is_single_file, save_single_file
@@ -214,7 +215,6 @@ def forget_by_training(context: RunContext) -> History:
                 family.module, objective, batches, settings, seed=derive_seed(options.seed, "train"),
                 checkpoint_dir=context.folder / "checkpoints", callback=tracker(context),
                 callback_steps=options.callback_steps, log_dir=context.folder / "logs", description="forget",
-                **({"attach": frozen.attach} if isinstance(frozen, WithoutLora) else {}),
             )  # fmt: skip
     finally:
         if copied:
