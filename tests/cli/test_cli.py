@@ -1,5 +1,6 @@
 """Configurations: precedence, refusals and the way back to YAML."""
 
+import platform
 import signal
 import subprocess
 import sys
@@ -340,3 +341,33 @@ def test_the_handler_of_a_signal_is_restored():
             assert signal.getsignal(signal.SIGTERM) is not before
             raise error
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+PAGES = """
+import resource, torch
+{first}
+def work():
+    kept = [torch.zeros(size) for size in range(500_000, 1_000_000, 50_000)]
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.set_num_threads(1)
+work()
+before = faults()
+for _ in range(20):
+    work()
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+def test_a_command_keeps_the_pages_of_tensors_that_it_frees(monkeypatch):
+    monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)
+
+    def faults(first: str) -> int:
+        command = [sys.executable, "-c", PAGES.format(first=first)]
+        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    usual = faults("")
+    assert faults("import sa_diffusers.cli") < usual / 3
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")  # what its user has said holds
+    assert faults("import sa_diffusers.cli") > usual / 3
