@@ -8,9 +8,9 @@ import sys
 # transformers would begin every command with notices about torchvision, which nothing here needs.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-# Of malloc.h: from which size on a block is a mapping of its own (glibc takes 32 MiB at most), and how much free memory
-# a process keeps. A pass on the CPU makes and frees hundreds of tensors of some MB: their pages would go back to the
-# system and be faulted in again each time, for a fifth of the time of a small UNet's pass.
+# Of malloc.h: from which size on a block is a mapping of its own (glibc takes 32 MiB at most), and how much memory
+# that is free a process keeps. A pass on the CPU makes and frees hundreds of tensors of some MB: their pages would go
+# back to the system and be faulted in again each time, for a fifth of the time of a small UNet's pass.
 _MALLOPT = {-3: 32 << 20, -1: 256 << 20}
 
 
