@@ -1,5 +1,7 @@
 """Pipelines of the large text-to-image families in miniature: 16 x 16 pictures, 8 x 8 latents, 20 noise levels."""
 
+from collections.abc import Sequence
+
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -38,14 +40,15 @@ NAMES = ("xl", "xl-v", "sd3", "sd3-t5", "flux-dev", "flux-schnell", "klein")
 WORDS = "zero one two three four five six seven eight nine a red green blue digit on black white 7 9".split()
 
 
-def t5() -> tuple[PreTrainedTokenizerFast, T5EncoderModel]:
-    words = Tokenizer(WordLevel({w: i for i, w in enumerate(["<pad>", "</s>", "<unk>", *WORDS])}, unk_token="<unk>"))
-    words.pre_tokenizer = Whitespace()
-    words.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+def t5(words: Sequence[str] = WORDS) -> tuple[PreTrainedTokenizerFast, T5EncoderModel]:
+    vocabulary = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", *words])}
+    reader = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    reader.pre_tokenizer = Whitespace()
+    reader.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, eos_token="</s>", pad_token="<pad>", unk_token="<unk>", model_max_length=512
+        tokenizer_object=reader, eos_token="</s>", pad_token="<pad>", unk_token="<unk>", model_max_length=512
     )
-    config = T5Config(vocab_size=len(WORDS) + 3, d_model=32, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    config = T5Config(vocab_size=len(vocabulary), d_model=32, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
     return tokenizer, T5EncoderModel(config)
 
 

@@ -71,7 +71,8 @@ class Vocabulary:
         self.encoder, self.tokenizer, self.table = encoder, encoder.tokenizer, encoder.table
         self.forbidden = [fold(phrase) for phrase in forbidden if fold(phrase)]
         special = set(self.tokenizer.all_special_ids)
-        texts = {i: self.text([i]) for i in range(min(len(self.tokenizer), len(self.table))) if i not in special}
+        shared = encoder.shared.ge(0).all(0)[: len(self.tokenizer)].nonzero()[:, 0].tolist()
+        texts = {i: self.text([i]) for i in shared if i not in special}
         texts = {i: text for i, text in texts.items() if text.isprintable() and not self._is_forbidden(text)}
         # A token at a word's end reads as itself wherever it stands between spaces; others join their neighbours.
         words = [i for i, text in texts.items() if text.isalnum()]

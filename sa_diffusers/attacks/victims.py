@@ -115,5 +115,5 @@ def _check_fit(config: AttackConfig, model: str, family: Family, word: str) -> T
     encoder = TemplateEncoder(family, config.templates, config.num_tokens)
     encoder.check_places(word)
     if config.attack == "text":
-        _ = encoder.table  # there is one where all encoders read the same tokens
+        _ = encoder.shared  # raises where no word can be typed for all encoders
     return encoder

@@ -13,11 +13,12 @@ from diffusers import (
     FluxPipeline,
 )
 from peft import get_peft_model_state_dict
-from tiny_text_to_image import NAMES, make
+from tiny_text_to_image import NAMES, WORDS, make, t5
 from torch import Tensor
 from torch.testing import assert_close
 
 from sa_diffusers.attacks import AttackSettings, attack_embedding, attack_text, draw_found
+from sa_diffusers.attacks.searches import Vocabulary
 from sa_diffusers.core.batches import map_tensors, take
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.fisher import estimate_fisher, stratified_terms
@@ -378,12 +379,33 @@ def test_attacks_go_through_every_encoder_and_the_pooled_text(pipeline, family):
         with pytest.raises(ValueError, match="another token; pass templates like 'a {}'"):
             attack_text(family, latents, templates, ["seven"], settings)
         templates = ["a {}", "a red {} on black"]
-    if len({len(reader.table) for reader in encoder.readers}) == 1:
-        text = attack_text(family, latents, templates, ["seven"], settings)
-        assert draw_found(family, text, templates, [0, 1], 2.0, 1).shape == latents.shape
-    else:
-        with pytest.raises(ValueError, match="read different tokens; pass --attack embedding"):
-            attack_text(family, latents, templates, ["seven"], settings)
+    text = attack_text(family, latents, templates, ["seven"], settings)
+    assert draw_found(family, text, templates, [0, 1], 2.0, 1).shape == latents.shape
+
+
+@pytest.mark.parametrize("name", ["sd3-t5", "flux-dev", "sd3"])
+def test_typed_words_are_one_token_to_every_encoder_each_by_its_own_number(pipelines, name):
+    """Also to a T5, whose tokenizer is another."""
+    family, templates = get_family(pipelines[name]), ["a {}", "{} on black"]
+    encoder = TemplateEncoder(family, templates, 2)
+    words, table = Vocabulary(encoder).words.tolist(), encoder.table
+    typed = {encoder.text([i]): i for i in words}
+    assert {"seven", "red"} <= typed.keys()
+    if name != "sd3":  # a syllable of CLIP's is no word of the other's
+        assert typed.keys() <= set(WORDS)
+    ids = [typed["red"], typed["seven"]]
+    assert encoder.reads_as("red seven", ids)
+    assert not encoder.reads_as("seven red", ids)
+    expected = family.encode_prompts(["a red seven", "red seven on black"])
+    assert_close(encoder(table[ids], [0, 1]), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_encoders_that_share_no_word_are_not_searched_for_any(pipelines):
+    pipeline = copy.copy(pipelines["flux-dev"])
+    pipeline.tokenizer_2, pipeline.text_encoder_2 = t5([word[::-1] for word in WORDS if len(word) > 1])
+    encoder = TemplateEncoder(get_family(pipeline), ["a {}"], 1)
+    with pytest.raises(ValueError, match="share no word; pass --attack embedding"):
+        Vocabulary(encoder)
 
 
 def test_esd_denoises_a_flow_by_eulers_method_on_the_grid_of_training(exact):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +48,12 @@ class Reader:
     def tokens(self, text: str) -> list[int]:
         """Token ids of a piece of text, without the special ones."""
         return self.tokenizer(text, add_special_tokens=False).input_ids
+
+    def single(self, texts: Sequence[str]) -> list[int]:
+        """The id of each text that is one token of its own in the middle of a sentence, -1 of others."""
+        read = self.tokenizer([self.space + text for text in texts], add_special_tokens=False).input_ids
+        special = self.tokenizer.all_special_ids  # the unknown one is among them
+        return [ids[0] if len(ids) == 1 and ids[0] not in special else -1 for ids in read]
 
     def start(self, words: str) -> list[int]:
         """K token ids of some words: those of fewer are repeated, those beyond K are left out."""
@@ -131,16 +138,30 @@ class TemplateEncoder:
         self.tokenizer = self.readers[0].tokenizer
         self.widths = [reader.table.shape[1] for reader in self.readers]
 
-    @property
-    def table(self) -> Tensor:
-        """[V, D] of all encoders side by side. Raises ValueError where they do not read the same tokens, or the words
-        that are typed other ones."""
-        words = [reader.tokenizer.get_vocab() for reader in self.readers]
-        if any(other != words[0] for other in words[1:]):
-            raise ValueError("the text encoders of this model read different tokens; pass --attack embedding")
+    @cached_property
+    def shared(self) -> Tensor:
+        """[E, V] for tokens of the first of E encoders: how each encoder numbers them, -1 where it has no such token.
+
+        Raises ValueError: they share none, or read the first word of a text in another way than the others.
+        """
         if self.readers[0].space and any(template.startswith(PLACE) for template in self.templates):
             raise ValueError("this model reads the first word of a text as another token; pass templates like 'a {}'")
-        return torch.cat([reader.table for reader in self.readers], dim=1).to(self.device)
+        known, numbers = self.tokenizer.get_vocab(), torch.arange(len(self.readers[0].table))
+        texts = [self.text([i]) if i < len(self.tokenizer) else "" for i in numbers.tolist()]
+        same = [reader.tokenizer.get_vocab() == known for reader in self.readers]
+        rows = [
+            numbers if is_same else torch.tensor(reader.single(texts))
+            for reader, is_same in zip(self.readers, same, strict=True)
+        ]
+        if not (shared := torch.stack(rows)).ge(0).all(0).any():
+            raise ValueError("the text encoders of this model share no word; pass --attack embedding")
+        return shared
+
+    @property
+    def table(self) -> Tensor:
+        """[V, D] for tokens of the first encoder, of all encoders side by side; only `shared` ones mean something."""
+        tables = [reader.table[rows.clamp_min(0)] for reader, rows in zip(self.readers, self.shared, strict=True)]
+        return torch.cat(tables, dim=1).to(self.device)
 
     @property
     def scale(self) -> float:
@@ -167,10 +188,10 @@ class TemplateEncoder:
 
     def reads_as(self, text: str, token_ids: Sequence[int]) -> bool:
         """Whether every template, filled with the text, is read as these tokens in the place of {}."""
-        filled, values = [template.replace(PLACE, text) for template in self.templates], torch.tensor([*token_ids])
+        filled, values = [template.replace(PLACE, text) for template in self.templates], self.shared[:, [*token_ids]]
         return all(
-            torch.equal(r.read(filled), torch.where(r.slots < 0, r.ids, values[r.slots.clamp_min(0)]))
-            for r in self.readers
+            torch.equal(r.read(filled), torch.where(r.slots < 0, r.ids, ids[r.slots.clamp_min(0)]))
+            for r, ids in zip(self.readers, values, strict=True)
         )
 
     def check_places(self, word: str) -> None:
