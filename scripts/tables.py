@@ -50,6 +50,24 @@ def before_and_after(metrics: Found) -> str:
     return markdown_table(["measure", "before", "after"], rows)
 
 
+def seeds(*runs: Found) -> str:
+    """What runs of several seeds leave and lose; the largest loss of a class and of an attribute, named."""
+    rows = []
+    for seed, run in enumerate(runs):
+        before, after = run["before"], run["after"]
+        row = {"seed": seed}
+        for label, name in {"concept": "concept_probability", "unseen": "concept_probability_unseen"}.items():
+            row[label] = f"{after[name]:.3f}"
+        for label, name in {"not named": "concept_rate_when_unnamed", "others": "retained_accuracy"}.items():
+            row[label] = f"{before[name]:.3f} → {after[name]:.3f}"
+        for label, name in {"class": "retained_accuracy_by_class", "attribute": "attribute_accuracy"}.items():
+            lost = {one: value - after[name][one] for one, value in before[name].items()}
+            worst = max(lost, key=lost.get)
+            row[f"largest loss, {label}"] = f"{lost[worst]:.3f} ({worst})"
+        rows.append(row)
+    return table_of(rows)
+
+
 def seconds(metrics: Found) -> str:
     """The stages of a run."""
     stages = {name: value for name, value in metrics["seconds"].items() if name != "reused"}
@@ -125,7 +143,8 @@ TABLES: dict[str, tuple[Callable[..., str], str]] = {
     "robust_digit": (lambda found: short_table(found, "seven"), "robust"),
     "table1": (table1, "table1"),
     "robust_trials": (side_by_side("digits_robust_trials"), "robust_trials"),
-    "flow": (before_and_after, "flow"),
+    "flow": (before_and_after, "flow_seed_0"),
+    "flow_seeds": (seeds, "flow_seed_0 flow_seed_1 flow_seed_2"),
     "flow_base": (part("bars"), "flow_base"),
     "flow_paths": (flow_paths, "flow_paths"),
     "flow_fisher": (table_of, "flow_fisher"),
