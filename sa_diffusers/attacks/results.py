@@ -127,7 +127,9 @@ def table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 def _table_of_all(attacks: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
     first, judged = next(iter(attacks.values())), _judged(next(iter(attacks.values())))
     header = [f"{'P' if judged else 'loss, start → best,'} after", *first["models"]]
-    rows = [["asked by name", *(_cell(one["before"], "probability") for one in first["models"].values())]] * judged
+    rows = []
+    if judged:
+        rows.append(["asked by name", *(_cell(one["before"], "probability") for one in first["models"].values())])
     for label, result in attacks.items():
         cells = []
         for entry in result["models"].values():

@@ -76,8 +76,8 @@ class Vocabulary:
         texts = {i: text for i, text in texts.items() if text.isprintable() and not self._is_forbidden(text)}
         # A token at a word's end reads as itself wherever it stands between spaces; others join their neighbours.
         words = [i for i, text in texts.items() if text.isalnum()]
-        read = self.tokenizer([texts[i] for i in words], add_special_tokens=False).input_ids if words else []
-        words = [i for i, ids in zip(words, read, strict=True) if ids == [i]]
+        read = encoder.readers[0].single([texts[i] for i in words]) if words else []
+        words = [i for i, one in zip(words, read, strict=True) if one == i]
         if not words:
             raise ValueError(f"no token of the tokenizer is a word without {', '.join(self.forbidden)}; forbid less")
         self.words, self.tokens = (torch.tensor(ids, device=encoder.device) for ids in (words, list(texts)))
@@ -197,5 +197,9 @@ def attack_text(
             if better:
                 vectors.copy_(table[better[-1]])  # the search goes on from there
     if search.best is None:
-        raise ValueError(f"every text that the attack came by holds one of {', '.join(forbidden)}; forbid less")
+        without = f"holds one of {', '.join(forbidden)}, or " if forbidden else ""
+        raise ValueError(
+            f"every text that the attack came by {without}is read as other tokens in a template; pass more --steps"
+            + (", or forbid less" if forbidden else "")
+        )
     return FoundText(vocabulary.text(search.best), search.best, losses)

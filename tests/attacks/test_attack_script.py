@@ -436,6 +436,17 @@ def test_all_attacks_share_targets_and_stand_in_one_table(models, tmp_path, monk
 
 
 @pytest.mark.slow
+def test_all_attacks_without_a_classifier_leave_a_table_of_losses(models, tmp_path, monkeypatch):
+    attacks = {"one vector": {"attack": "embedding"}, "merged": {"attack": "merged"}}
+    monkeypatch.setattr("sa_diffusers.attacks.plan.ALL", attacks)
+    run_attack(configure(models, tmp_path, all=True, num_restarts=1, classifier=None))
+    lines = (tmp_path / "attack.md").read_text().splitlines()
+    assert "| loss, start → best, after | original | forgotten | never learned it |" in lines
+    (row,) = (line for line in lines if line.startswith("| one vector"))
+    assert row.count("→") == 3 and (tmp_path / "report.html").exists()
+
+
+@pytest.mark.slow
 def test_relearning_is_judged_on_the_way_and_on_something_else(models, tmp_path):
     told = ["a three", "a red three on black", "a nine"]
     shared = {"attack": "relearn", "num_restarts": 1, "steps": 5, "relearn_pictures": 4, "relearn_rate": 0.03}

@@ -57,11 +57,13 @@ class StableDiffusionXLFamily(SafelyGuidedFamily):
     def _vae(self) -> Iterator[nn.Module]:
         """In float32 where its configuration says that it overflows in float16."""
         with super()._vae() as vae:
-            dtype = vae.dtype
+            if vae.dtype != torch.float16 or not vae.config.force_upcast:
+                yield vae
+                return
             try:
-                yield vae.float() if dtype == torch.float16 and vae.config.force_upcast else vae
+                yield vae.float()
             finally:
-                vae.to(dtype)
+                vae.to(torch.float16)
 
     @classmethod
     def check(cls, configurations: Configurations) -> None:
