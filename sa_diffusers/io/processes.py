@@ -1,6 +1,7 @@
 """Which process this is, of how many, its device, and what it tells while it works (docs/events.md lists it all)."""
 
 import json
+import logging
 import os
 import sys
 import time
@@ -183,6 +184,19 @@ def progress_bar(items: Iterable, what: str, unit: str = "") -> Iterator:
             advance()
 
 
+class _FirstCut(logging.Filter):
+    """Of diffusers' notices that a prompt was cut, one for each long prompt and text encoder, the first alone."""
+
+    given = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if "input was truncated" not in record.getMessage():
+            return True
+        given, self.given = self.given, True
+        record.msg, record.args = f"{record.getMessage()} (of further prompts that are cut nothing is said)", ()
+        return not given
+
+
 @contextmanager
 def reporting(
     quiet: bool = False, log_json: str | Path | None = None, callback: Listener | None = None
@@ -208,7 +222,10 @@ def reporting(
                 raise ValueError(f"cannot write {log_json}: {error.strerror}; pass another --log_json") from error
             listeners.append(lambda event: print(json.dumps(event, default=str), file=file))
         listeners += [callback] if callback is not None else []
-        _reporter = Reporter(*listeners)
+        _reporter, first_cut = Reporter(*listeners), _FirstCut()
+        for handler in diffusers_logging.get_logger("diffusers").handlers:
+            handler.addFilter(first_cut)
+            stack.callback(handler.removeFilter, first_cut)
         try:
             for library in shown if barless else ():
                 library.disable_progress_bar()

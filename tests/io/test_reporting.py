@@ -2,9 +2,11 @@
 
 import io
 import json
+import logging
 from contextlib import redirect_stderr
 
 import pytest
+from diffusers.utils import logging as diffusers_logging
 
 from sa_diffusers.io.processes import RunStopped, Terminal, progress_bar, reporter, reporting, say, tell, working
 
@@ -92,3 +94,20 @@ def test_a_line_now_and_then_where_no_terminal_shows_a_bar():
             work = {"what": "train", "from": 0, "done": done, "of": 2500, "unit": "steps", "seconds_left": seconds}
             terminal({"event": "progress", **work})
     assert stream.getvalue() == "  train: 1,000 of 2,500 steps, loss=0.5, 1:02:05 left\n"
+
+
+def test_of_prompts_that_are_cut_diffusers_tells_once(monkeypatch):
+    handlers = diffusers_logging.get_logger("diffusers").handlers
+    (handler,) = (one for one in handlers if type(one) is logging.StreamHandler)
+    logger, lines = diffusers_logging.get_logger("diffusers.pipelines.some"), io.StringIO()
+    monkeypatch.setattr(handler, "stream", lines)
+    monkeypatch.setattr(logger, "disabled", False)
+    with reporting(quiet=True):
+        for notice in ("input was truncated: ['a']", "input was truncated: ['b']", "something else", "something else"):
+            logger.warning(notice)
+    logger.warning("input was truncated: ['c']")
+    assert [line for line in lines.getvalue().splitlines() if line] == [
+        "input was truncated: ['a'] (of further prompts that are cut nothing is said)",
+        *["something else"] * 2,
+        "input was truncated: ['c']",
+    ]
