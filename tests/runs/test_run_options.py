@@ -25,6 +25,7 @@ from sa_diffusers.evaluation.forgetting import Findings, replay_loss
 from sa_diffusers.evaluation.judges.classifier import AttributeClassifier
 from sa_diffusers.families import get_family
 from sa_diffusers.families.text_to_image.family import TextToImageFamily
+from sa_diffusers.io.artifacts import StageMismatch
 from sa_diffusers.io.hub import PushError
 from sa_diffusers.runs.forget import Outcome
 from sa_diffusers.runs.plan import NotEnoughMemory
@@ -116,6 +117,13 @@ def note_seeds(patch: pytest.MonkeyPatch) -> list[int]:
 
     patch.setattr(TextToImageFamily, "draw", noted)
     return drawn
+
+
+@pytest.mark.slow
+def test_other_pictures_to_judge_by_are_refused_by_the_options_that_say_which(start, shared, make_judge, unwatched):
+    folder, options = unwatched[0].output_dir, make_judge(DIGITS, DIGITS[::-1]) | shared
+    with pytest.raises(StageMismatch, match="exam.exams.*\n.*pictures that are judged, by eval_prompts, eval_images_"):
+        start(folder, **options, eval_images_concept=5)
 
 
 @pytest.mark.slow
