@@ -79,7 +79,10 @@ class Vocabulary:
         read = encoder.readers[0].single([texts[i] for i in words]) if words else []
         words = [i for i, one in zip(words, read, strict=True) if one == i]
         if not words:
-            raise ValueError(f"no token of the tokenizer is a word without {', '.join(self.forbidden)}; forbid less")
+            names = ", ".join(self.forbidden)
+            raise ValueError(
+                "no token of the tokenizer is a word" + (f" without {names}; forbid less" if names else "")
+            )
         self.words, self.tokens = (torch.tensor(ids, device=encoder.device) for ids in (words, list(texts)))
         self._readable: dict[tuple[int, ...], bool] = {}
 

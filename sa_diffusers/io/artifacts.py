@@ -143,10 +143,19 @@ class Marker:
         output_dir: the run's folder.
         name: the stage's name, also the marker's file name.
         key: JSON-like fields that decide the result: the stage's settings and the fingerprints of its inputs.
+        advice, legends: for an error where it holds another key: what to do, and what parts of keys are made of.
     """
 
-    def __init__(self, output_dir: str | Path, name: str, key: Mapping[str, Any], advice: str = OVERWRITE) -> None:
+    def __init__(
+        self,
+        output_dir: str | Path,
+        name: str,
+        key: Mapping[str, Any],
+        advice: str = OVERWRITE,
+        legends: Iterable[tuple[str, str]] = (),
+    ) -> None:
         self.output_dir, self.name, self.key, self.advice = Path(output_dir), name, dict(key), advice
+        self.legends = legends
         self.fingerprint = fingerprint(key)
         self.path = self.output_dir / ".stages" / f"{name}.json"
 
@@ -163,6 +172,7 @@ class Marker:
         old, new = _flatten(marker["key"]), _flatten(self.key)
         names = [name for name in sorted(old | new) if old.get(name) != new.get(name)]
         lines = [f"  {name}: {old.get(name, '(absent)')} -> {new.get(name, '(absent)')}" for name in names]
+        lines += [f"  ({part}: {said})" for part, said in self.legends if any(name.startswith(part) for name in names)]
         raise StageMismatch(
             f"{self.output_dir} holds the stage '{self.name}' of another configuration:\n"
             + "\n".join(lines)

@@ -184,17 +184,19 @@ def progress_bar(items: Iterable, what: str, unit: str = "") -> Iterator:
             advance()
 
 
-class _FirstCut(logging.Filter):
-    """Of diffusers' notices that a prompt was cut, one for each long prompt and text encoder, the first alone."""
+class _FirstCuts(logging.Filter):
+    """Of diffusers' notices that a prompt was cut, one for each long prompt, the first of each length that is read."""
 
-    given = False
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: set[str] = set()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if "input was truncated" not in record.getMessage():
+        notice, _, cut = record.getMessage().partition("[")
+        if not cut or "truncated" not in notice or notice not in self.said:
+            self.said.add(notice)
             return True
-        given, self.given = self.given, True
-        record.msg, record.args = f"{record.getMessage()} (of further prompts that are cut nothing is said)", ()
-        return not given
+        return False
 
 
 @contextmanager
@@ -222,10 +224,10 @@ def reporting(
                 raise ValueError(f"cannot write {log_json}: {error.strerror}; pass another --log_json") from error
             listeners.append(lambda event: print(json.dumps(event, default=str), file=file))
         listeners += [callback] if callback is not None else []
-        _reporter, first_cut = Reporter(*listeners), _FirstCut()
+        _reporter = Reporter(*listeners)
         for handler in diffusers_logging.get_logger("diffusers").handlers:
-            handler.addFilter(first_cut)
-            stack.callback(handler.removeFilter, first_cut)
+            handler.addFilter(first_cuts := _FirstCuts())
+            stack.callback(handler.removeFilter, first_cuts)
         try:
             for library in shown if barless else ():
                 library.disable_progress_bar()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from sa_diffusers.io.artifacts import OVERWRITE, Marker, fingerprint
+from sa_diffusers.io.artifacts import Marker, fingerprint
 from sa_diffusers.io.atomic_files import write_text
 from sa_diffusers.io.processes import process_state, reporter
 
@@ -39,7 +39,7 @@ class Stage(Generic[T]):
         fields: names of the options that decide its result.
         leaves: patterns of the files that `load` reads, in the run's folder.
         shown: whether its result is read though nothing that takes it is left to be computed.
-        advice: what a user is told where the folder holds it of another key.
+        legends: where the folder holds it of another key, parts of the key and what these are made of.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Stage(Generic[T]):
     fields: tuple[str, ...] = ()
     leaves: tuple[str, ...] = ()
     shown: bool = False
-    advice: str = OVERWRITE
+    legends: tuple[tuple[str, str], ...] = ()
 
     def content(self, context: Any) -> dict[str, Any]:
         """What decides its result beside inputs and fields: JSON-like, no path."""
@@ -122,7 +122,7 @@ class Stages:
                 self.done.add(stage.name)
                 continue
             key = stage.key(self.context)
-            self.markers[stage.name] = marker = Marker(self.context.folder, stage.name, key, stage.advice)
+            self.markers[stage.name] = marker = Marker(self.context.folder, stage.name, key, legends=stage.legends)
             self.context.artifacts[stage.name] = Artifact(None, marker.fingerprint)
             if marker.done(self.overwrite):
                 self.done.add(stage.name)

@@ -17,6 +17,7 @@ from sa_diffusers.core.losses import DiffusionLoss
 from sa_diffusers.core.objectives import ESD, ElasticWeightConsolidation, SelectiveAmnesia, SelectiveAmnesiaWithESD
 from sa_diffusers.families import get_family
 from sa_diffusers.training.loop import TrainingConfig, train
+from sa_diffusers.training.lora import WithoutLora
 
 
 T, LEVELS = 20, 5
@@ -284,6 +285,15 @@ def test_hybrid_of_weight_zero_is_selective_amnesia():
     assert model.calls == calls + 2
     with pytest.raises(ValueError, match="expected esd_weight >= 0, got -1"):
         SelectiveAmnesiaWithESD(esd, None, esd_weight=-1)
+
+
+def test_a_frozen_model_without_weights_of_its_own_takes_the_copy_that_is_trained():
+    """Though only ESD asks it."""
+    model, esd = small()
+    esd.frozen = WithoutLora(model)
+    copied = copy.deepcopy(model)
+    SelectiveAmnesiaWithESD(esd, None).attach({}, copied)
+    assert esd.frozen.module is copied
 
 
 def run(hybrid: bool, parts: int = 1, steps: int = 4, one_prompt: bool = False) -> tuple[dict, list[dict]]:

@@ -122,8 +122,11 @@ def note_seeds(patch: pytest.MonkeyPatch) -> list[int]:
 @pytest.mark.slow
 def test_other_pictures_to_judge_by_are_refused_by_the_options_that_say_which(start, shared, make_judge, unwatched):
     folder, options = unwatched[0].output_dir, make_judge(DIGITS, DIGITS[::-1]) | shared
-    with pytest.raises(StageMismatch, match="exam.exams.*\n.*pictures that are judged, by eval_prompts, eval_images_"):
+    with pytest.raises(StageMismatch, match=r"exam.exams.*\n  \(exam.exams: of eval_prompts, eval_images_concept"):
         start(folder, **options, eval_images_concept=5)
+    with pytest.raises(StageMismatch) as error:
+        start(folder, **options, guidance_scale=3.0)
+    assert "guidance_scale" in str(error.value) and "eval_prompts" not in str(error.value)
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """Erased Stable Diffusion (Gandikota et al., ICCV 2023), by itself and as a third term of Selective Amnesia."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -136,6 +136,10 @@ class SelectiveAmnesiaWithESD(SelectiveAmnesia):
             raise ValueError(f"expected esd_weight >= 0, got {esd_weight}")
         super().__init__(esd.loss, ewc, replay_weight, frozen)
         self.esd, self.esd_weight = esd, esd_weight
+
+    def attach(self, parameters: Mapping[str, Tensor], module: nn.Module) -> None:
+        super().attach(parameters, module)
+        self.esd.attach(parameters, module)  # whose frozen model may be the only one
 
     def draw(self, batch: Batch, generator: Generator) -> Batch:
         parts = super().draw(batch, generator)

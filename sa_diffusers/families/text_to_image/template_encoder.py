@@ -140,19 +140,23 @@ class TemplateEncoder:
 
     @cached_property
     def shared(self) -> Tensor:
-        """[E, V] for tokens of the first of E encoders: how each encoder numbers them, -1 where it has no such token.
+        """[E, V] for tokens of the first of E encoders: how each encoder numbers them, -1 where it has no such token;
+        of other tokenizers, words alone.
 
         Raises ValueError: they share none, or read the first word of a text in another way than the others.
         """
         if self.readers[0].space and any(template.startswith(PLACE) for template in self.templates):
             raise ValueError("this model reads the first word of a text as another token; pass templates like 'a {}'")
-        known, numbers = self.tokenizer.get_vocab(), torch.arange(len(self.readers[0].table))
-        texts = [self.text([i]) if i < len(self.tokenizer) else "" for i in numbers.tolist()]
-        same = [reader.tokenizer.get_vocab() == known for reader in self.readers]
-        rows = [
-            numbers if is_same else torch.tensor(reader.single(texts))
-            for reader, is_same in zip(self.readers, same, strict=True)
-        ]
+        numbers = torch.arange(len(self.readers[0].table))
+        rows, known, words = [numbers], self.tokenizer.get_vocab(), None
+        for reader in self.readers[1:]:
+            if reader.tokenizer.get_vocab() == known:
+                rows.append(numbers)
+                continue
+            if words is None:
+                texts = [self.text([i]) if i < len(self.tokenizer) else "" for i in numbers.tolist()]
+                words = [text if text.isalnum() else "" for text in texts]
+            rows.append(torch.tensor(reader.single(words)))
         if not (shared := torch.stack(rows)).ge(0).all(0).any():
             raise ValueError("the text encoders of this model share no word; pass --attack embedding")
         return shared

@@ -14,7 +14,7 @@ from sa_diffusers.evaluation.judges.clip import Clip
 from sa_diffusers.evaluation.judges.preference import ClipPreferenceJudge, PreferenceJudge
 from sa_diffusers.evaluation.prompt_sets import PromptSet
 from sa_diffusers.io import bundled
-from sa_diffusers.io.artifacts import OVERWRITE, fingerprint
+from sa_diffusers.io.artifacts import fingerprint
 from sa_diffusers.io.loading import model_hash
 from sa_diffusers.io.processes import process_state
 from sa_diffusers.io.stages import Artifact, Stage, content_fingerprint
@@ -31,7 +31,7 @@ class EvaluateStage(Stage[Findings]):
 
     counts_as, fields = "evaluate", ("guidance_scale", "num_inference_steps", "sampler", "seed")
     reads, shown = (ReplayStage.name,), True
-    advice = f"exam: the pictures that are judged, by eval_prompts, eval_images_concept, _class, _other. {OVERWRITE}"
+    legends = (("exam.exams", "of eval_prompts, eval_images_concept, eval_images_class and eval_images_other"),)
     known: Mapping[str, Tensor] = {}  # of `draw_sets`
 
     def __init__(self, name: str, inputs: tuple[str, ...]):
