@@ -23,7 +23,7 @@ from sa_diffusers.io.loading import pipeline_hashes
 from sa_diffusers.report.tables import markdown_table
 from studies.rivals.judging import Counts, Judge
 from studies.rivals.matching import Kept, Measured, matched
-from studies.rivals.runs import original_point, run_row
+from studies.rivals.runs import original_point, reference_of, run_row
 from studies.rivals.spec import ConceptSpec
 
 
@@ -109,7 +109,7 @@ def _measured(study: RobustStudy, spec: ConceptSpec, seed: int) -> Iterator[tupl
     kept = Kept(judge.retained_classes, judge.neighbours, {name: judge.groups(name) for name in judge.sets})
     for name, row in spec.rows.items():
         print(f"\n{spec.name}, seed {seed}: {name}", flush=True)
-        points = run_row(spec, row, folder / name, seed, reference=folder / spec.ours)
+        points = run_row(spec, row, folder / name, seed, reference_of(spec, folder))
         points = points[-1:] if name.startswith((EDIT, ROBUST)) else points  # those are judged as they ship
         paths = {point: folder / name / "judged" / f"{point.strength}.safetensors" for point in points}
         values = {point: judge.read(point.pipeline_dir, path, original) for point, path in paths.items()}

@@ -69,6 +69,13 @@ def run_row(spec: ConceptSpec, row: Row, folder: Path, seed: int, reference: Pat
     return points
 
 
+def reference_of(spec: ConceptSpec, folder: Path) -> Path:
+    """The run in a seed's folder that drew the samples for all of its rows: of a table that was begun with its rows in
+    another order, none that comes first now; else ours."""
+    drew = (folder / name for name in spec.rows if (folder / name / "samples" / "samples.json").exists())
+    return next(drew, folder / spec.ours)
+
+
 def original_point(spec: ConceptSpec) -> Point:
     return Point("–", resolve(spec.options["model"]), 0.0, 0.0)
 

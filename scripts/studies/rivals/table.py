@@ -15,7 +15,7 @@ from studies.rivals.attacking import Attack, draw_targets, parts_of
 from studies.rivals.figures import PANELS, draw_curves, draw_samples
 from studies.rivals.judging import Counts, Judge
 from studies.rivals.matching import ERASED, Kept, Measured, Pooled, compare, curve, describe, matched
-from studies.rivals.runs import Point, original_point, run_row
+from studies.rivals.runs import Point, original_point, reference_of, run_row
 from studies.rivals.spec import ConceptSpec
 
 
@@ -127,7 +127,7 @@ def measure_concept(table: MethodTable, spec: ConceptSpec) -> Finished:
             sweeps.setdefault(name, []).append([Measured(Point("–", source, 0.0, 0.0), values, kept)])
         for name, row in spec.rows.items():
             print(f"\n{spec.name}, seed {seed}: {name}", flush=True)
-            points = run_row(spec, row, folder / name, seed, reference=folder / spec.ours)
+            points = run_row(spec, row, folder / name, seed, reference_of(spec, folder))
             judged = folder / name / "judged"
             sweeps.setdefault(name, []).append(
                 [

@@ -17,7 +17,7 @@ from sa_diffusers.runs.options import ForgetConfig
 from scripts import paper_table
 from studies.rivals.judging import Counts, Judge
 from studies.rivals.matching import COMPARABLE, Kept, Measured, Pooled, compare, curve, matched
-from studies.rivals.runs import Point, stage_seconds
+from studies.rivals.runs import Point, reference_of, stage_seconds
 from studies.rivals.spec import only_rows, read_spec
 from studies.rivals.table import MethodTable, check_extra
 
@@ -98,6 +98,15 @@ class TestSpec:
         assert list(only_rows(spec, ["uce"]).rows) == [spec.ours, "uce"]
         with pytest.raises(ValueError, match="seven has no row uec; it has sa-edit, sa-robust"):
             only_rows(spec, ["uec"])
+
+
+    def test_the_row_that_drew_serves_all_wherever_it_stands(self, tmp_path):
+        spec = read_spec(Path("configs/paper/digits/seven.yaml"))
+        assert reference_of(spec, tmp_path) == tmp_path / spec.ours
+        (tmp_path / "sa-lora" / "samples").mkdir(parents=True)
+        assert reference_of(spec, tmp_path) == tmp_path / spec.ours
+        (tmp_path / "sa-lora" / "samples" / "samples.json").touch()
+        assert reference_of(spec, tmp_path) == tmp_path / "sa-lora"
 
 
 class TestExtra:
