@@ -99,7 +99,6 @@ class TestSpec:
         with pytest.raises(ValueError, match="seven has no row uec; it has sa-edit, sa-robust"):
             only_rows(spec, ["uec"])
 
-
     def test_the_row_that_drew_serves_all_wherever_it_stands(self, tmp_path):
         spec = read_spec(Path("configs/paper/digits/seven.yaml"))
         assert reference_of(spec, tmp_path) == tmp_path / spec.ours
