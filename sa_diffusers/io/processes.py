@@ -193,10 +193,11 @@ class _FirstCuts(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         notice, _, cut = record.getMessage().partition("[")
-        if not cut or "truncated" not in notice or notice not in self.said:
-            self.said.add(notice)
+        if not cut or "truncated" not in notice:
             return True
-        return False
+        known = notice in self.said
+        self.said.add(notice)
+        return not known
 
 
 @contextmanager

@@ -370,6 +370,8 @@ def test_a_command_keeps_the_pages_of_tensors_that_it_frees(monkeypatch):
         return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
     usual = faults("")
+    if usual < 5000:
+        pytest.skip("the system's pages are too large here to tell by their number")
     assert faults("import sa_diffusers.cli") < usual / 3
     for name, said in {"MALLOC_TRIM_THRESHOLD_": "131072", "GLIBC_TUNABLES": "glibc.malloc.arena_max=1"}.items():
         monkeypatch.setenv(name, said)  # what its user has said holds

@@ -70,8 +70,8 @@ def run_row(spec: ConceptSpec, row: Row, folder: Path, seed: int, reference: Pat
 
 
 def reference_of(spec: ConceptSpec, folder: Path) -> Path:
-    """The run in a seed's folder that drew the samples for all of its rows: of a table that was begun with its rows in
-    another order, none that comes first now; else ours."""
+    """Of a seed's folder the run that drew the samples of all its rows: ours, unless the table was begun with them in
+    another order."""
     drew = (folder / name for name in spec.rows if (folder / name / "samples" / "samples.json").exists())
     return next(drew, folder / spec.ours)
 
