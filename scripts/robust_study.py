@@ -6,10 +6,12 @@
 
 Rows are those of configs/paper/digits/, at equal erasure; sa-edit is always one. A pipeline that never learned the
 concept is another where --never has it. Every run, judgement and search is kept: to resume, or to add rows, run the
-command again. One concept and seed takes an hour or more of one core. Writes robust.json and robust.md, which grow.
+command again. One concept and seed takes a quarter of an hour of one core, seed 0 half an hour. Writes robust.json and
+robust.md, which grow, and at the end a picture of them, robust.png.
 """
 
 import argparse
+import json
 from pathlib import Path
 
 from sa_diffusers.cli.parse import friendly_errors
@@ -17,6 +19,7 @@ from sa_diffusers.evaluation.judges.load_classifier import load_classifier
 from sa_diffusers.io.bundled import resolve
 from studies.rivals.spec import only_rows, read_spec
 from studies.robust import EDIT, ROBUST, RobustStudy, make_study
+from studies.robust_figure import draw_robustness
 
 
 def main() -> None:
@@ -37,6 +40,8 @@ def main() -> None:
         seeds = [int(seed) for seed in args.seeds.split(",")]
         study = RobustStudy(specs, args.output_dir, classifier, seeds, args.never, args.searches, args.images)
         print(make_study(study))
+        found = json.loads((args.output_dir / "robust.json").read_text(encoding="utf-8"))
+        draw_robustness(found["concepts"], args.output_dir / "robust.png")
 
 
 if __name__ == "__main__":

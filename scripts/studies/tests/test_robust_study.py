@@ -5,12 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from sa_diffusers.evaluation.judges.load_classifier import load_classifier
 from sa_diffusers.io.bundled import resolve
 from studies.rivals.judging import Judge
 from studies.rivals.spec import read_spec
 from studies.robust import RobustStudy, attacked, bars, markdown, table
+from studies.robust_figure import draw_robustness
 
 
 ROWS = {
@@ -39,6 +41,15 @@ def test_what_is_missed_is_said_and_what_was_not_measured_is_left_out():
     }
     assert not any(math.isnan(number) for _, number in found.values())
     assert "| one vector | 0.08 | 0.15 | missed |" in markdown({"concepts": {"seven": ROWS}})
+
+
+def test_the_picture_has_a_pair_of_panels_a_concept_and_takes_rows_that_lack_measures(tmp_path):
+    rows = ROWS | {"never": [{"asked by name": 0.1, "relearned 25 steps": [0.2]}]}
+    widths = []
+    for concepts in ({"seven": rows}, {"seven": rows, "red": {"original": [{}]}}):
+        draw_robustness(concepts, tmp_path / "robust.png")
+        widths.append(Image.open(tmp_path / "robust.png").width)
+    assert widths[1] > 1.5 * widths[0]
 
 
 @pytest.mark.slow
