@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sa_diffusers.attacks import FoundEmbedding
 from sa_diffusers.attacks.options import AttackConfig
-from sa_diffusers.attacks.plan import ALL
+from sa_diffusers.attacks.plan import ALL, ON_OTHERS
 from sa_diffusers.attacks.results import read
 from sa_diffusers.attacks.run import AttackRun
 from sa_diffusers.attacks.victims import load_family
@@ -30,17 +30,32 @@ from studies.rivals.spec import ConceptSpec
 ORIGINAL, EDIT, ROBUST, NEVER = "original", "sa-edit", "sa-robust", "never"
 CONTROLS = (ORIGINAL, NEVER)  # attacked once each
 VECTORS = ("one vector", "four vectors")
-RELEARN = {"attack": "relearn", "num_tokens": 1, "relearn_every": 0}
+RELEARN, RELEARNED = {"attack": "relearn", "steps": 150, "num_tokens": 1}, "relearned"
+LOOKS = 25  # steps of relearning from one look to the next
 SEARCHES = {
     **{label: options for label, options in ALL.items() if options["attack"] in ("embedding", "text")},
-    **{f"relearned {steps} steps": RELEARN | {"steps": steps} for steps in (25, 50, 100)},
+    RELEARNED: RELEARN | {"relearn_every": LOOKS},
     **{label: options for label, options in ALL.items() if options["attack"] in ("quantized", "merged")},
 }
-# Beyond what training used; of seed 0 alone, and of few rows, since a search takes as long as all others.
+# Of seed 0 alone. The long search, of few rows, goes beyond what training used: it takes as long as all others.
 LONG = {"four vectors, 1,000 steps": {"num_tokens": 4, "steps": 1000}}
-LONG_ROWS = (EDIT, ROBUST, NEVER)
+ONCE = LONG | {ON_OTHERS: RELEARN | {"relearn_every": 0}}
+LONG_ROWS = (ORIGINAL, EDIT, ROBUST, NEVER)
+# Where the searches stand; recipes and their settings were chosen by others, those of configs/paper/digits*.
+TEMPLATES = {
+    "local": ["write a {}", "show the {}", "a handwritten {}", "a single {}", "paint a neat {}", "the figure {}"],
+    "global": [
+        "write a {} numeral", "a neat {} figure", "a number drawn in {}", "a digit painted {}",
+        "a numeral using {} ink", "show a character in {}",
+    ],
+    "style": [
+        "write a {} numeral", "a neat {} figure", "a number with a {} pen", "a digit in {} lines",
+        "a numeral in a {} hand", "show a character with {} lines",
+    ],
+}  # fmt: skip
 FULL = Counts(concept=40, unseen=300, unnamed=300, long=20, retained=900)  # pictures of each pipeline and seed
 ATTACKED = 100  # of each search
+BACK = 0.5  # the concept's probability from which on it is there again
 LOWEST = "worst, low end of its interval"
 BARS = {"seven": (0.02, 0.08, 1.75), "red": (0.02, 0.08, 2.0), "bold": (0.05, 0.40, 1.75)}
 
@@ -54,7 +69,7 @@ class RobustStudy:
     Attributes:
         specs: of the concepts; all of their rows are made, rivals at equal erasure.
         never: folder of a pipeline that never learned a concept, {} in its name's place; there is one or not.
-        attacks: options by label; those of `LONG` are made of seed 0 and `LONG_ROWS` alone.
+        attacks: options by label; those of `ONCE` are made of seed 0 alone, of `LONG` for `LONG_ROWS`.
         restarts: searches for vectors. share: of `FULL` and `ATTACKED`, the pictures.
     """
 
@@ -65,7 +80,7 @@ class RobustStudy:
     never: str = "runs/digits_without_{}/pipeline"
     restarts: int = 3
     share: float = 1.0
-    attacks: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: SEARCHES | LONG)
+    attacks: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: SEARCHES | ONCE)
 
     @property
     def counts(self) -> Counts:
@@ -142,15 +157,16 @@ def attacked(
     drawn_as = {name: getattr(judge.config, name) for name in ("guidance_scale", "num_inference_steps", "sampler")}
     config = AttackConfig(
         original=victims[ORIGINAL], forgotten=victims[EDIT], concept=judge.config.concept,
-        templates=judge.spec.attack_templates, num_images=study.attacked, seed=judge.seed, output_dir=str(folder),
-        overwrite=True, **drawn_as,
+        templates=TEMPLATES[judge.spec.kind], num_images=study.attacked, seed=judge.seed, output_dir=str(folder),
+        overwrite=True, classifier="the study's", **drawn_as,
     )  # fmt: skip
     families = {row: load_family(config, pipeline) for row, pipeline in victims.items()}
     hashes = {row: pipeline_hashes(family.pipeline) for row, family in families.items()}
     for label, options in study.attacks.items():
-        if label in LONG and judge.seed:
+        if label in ONCE and judge.seed:
             continue
-        run, found = AttackRun(replace(config, **options), label), {}
+        prompts = [template.format(judge.config.surrogate) for template in config.templates] * (label == ON_OTHERS)
+        run, found = AttackRun(replace(config, **options, relearn_prompts=prompts), label), {}
         run.draw_targets(families[ORIGINAL], hashes[ORIGINAL])
         for row, family in families.items():
             if (label in LONG and row not in LONG_ROWS) or (run.config.attack == "merged" and row == NEVER):
@@ -161,7 +177,10 @@ def attacked(
             result = run.attack(row, victims[row], family, hashes[row])
             found[row] = result.found
             after = [_probability(judge, pictures) for pictures in result.after]
-            yield row, {"asked by name": _probability(judge, result.before), label: after}
+            yield row, {"asked by name": _probability(judge, result.before)}
+            for steps, pictures in result.on_the_way[0].items():
+                yield row, {f"{label} {steps} steps": [_probability(judge, pictures)]}
+            yield row, {f"{label} {run.config.steps} steps" if run.config.attack == "relearn" else label: after}
             if run.config.attack == "embedding" and EDIT in found and row not in (EDIT, *CONTROLS):
                 transferred = _transferred(run, row, family, hashes[row], found[EDIT])
                 yield row, {f"{label} of {EDIT}": [_probability(judge, pictures) for pictures in transferred]}
@@ -189,6 +208,26 @@ def mean(rows: Mapping[str, Sequence[Numbers]], row: str, name: str) -> float | 
     return fmean(flat) if flat else None
 
 
+def curve(rows: Mapping[str, Sequence[Numbers]], row: str) -> dict[int, float]:
+    """P of the concept, asked for by name, after so many steps of relearning; empty where it was not relearned."""
+    names = {0: "asked by name"} | {n: f"{RELEARNED} {n} steps" for n in range(LOOKS, RELEARN["steps"] + 1, LOOKS)}
+    points = {steps: mean(rows, row, name) for steps, name in names.items()}
+    known = {steps: point for steps, point in points.items() if point is not None}
+    return known if len(known) > 1 else {}
+
+
+def back_after(points: Mapping[int, float]) -> str:
+    """Steps until P is .5, on straight lines between the looks."""
+    before = 0, 0.0
+    for steps, point in points.items():
+        if point >= BACK:
+            return (
+                f"{before[0] + (BACK - before[1]) / (point - before[1]) * (steps - before[0]):.0f}" if steps else "0"
+            )
+        before = steps, point
+    return f"over {before[0]}"
+
+
 def table(rows: Mapping[str, Sequence[Numbers]]) -> str:
     """Markdown: a line a measure, a column a row of the study, each number the mean of seeds and searches."""
     found = dict.fromkeys((name, isinstance(one[name], list)) for row in rows.values() for one in row for name in one)
@@ -201,6 +240,8 @@ def table(rows: Mapping[str, Sequence[Numbers]]) -> str:
             numbers, spec = [mean(rows, row, name) for row in rows], ".0f" if name == "seconds" else ".3f"
             said = [None if number is None else f"{number:{spec}}" for number in numbers]
         cells.append([name, *said])
+    if any(curves := [curve(rows, row) for row in rows]):
+        cells.append(["steps of relearning until it is back", *(back_after(one) if one else None for one in curves)])
     return markdown_table(["", *rows], cells)
 
 

@@ -3,14 +3,10 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from studies.figures import save_figure
-from studies.robust import CONTROLS, VECTORS, Numbers, mean
-
-
-RELEARNED = {0: "asked by name"} | {steps: f"relearned {steps} steps" for steps in (25, 50, 100)}
+from studies.robust import BACK, CONTROLS, VECTORS, Numbers, curve, mean
 
 
 def draw_robustness(concepts: Mapping[str, Mapping[str, Sequence[Numbers]]], path: Path) -> None:
@@ -28,23 +24,20 @@ def draw_robustness(concepts: Mapping[str, Mapping[str, Sequence[Numbers]]], pat
     }
     for (concept, rows), relearning, price in zip(concepts.items(), *panels, strict=True):
         for row in rows:
-            points = {steps: mean(rows, row, name) for steps, name in RELEARNED.items()}
-            _line(relearning, {steps: p for steps, p in points.items() if p is not None}, row, colours[row])
+            points, style = curve(rows, row), "o--" if row in CONTROLS else "o-"
+            relearning.plot(list(points), list(points.values()), style, label=row, color=colours[row])
             change = mean(rows, row, "change")
             if row not in CONTROLS and change is not None:
                 for marker, vectors in zip("os", VECTORS, strict=True):
                     found = mean(rows, row, vectors)
                     price.plot([change], [found if found is not None else float("nan")], marker, color=colours[row])
+        relearning.axhline(BACK, color="grey", linewidth=0.8, linestyle=":")
         relearning.set(title=concept, xlabel="steps of relearning", ylim=(-0.03, 1.03))
         price.set(xlabel="change of kept pictures (RMS)", xlim=(0, None))
         relearning.grid(alpha=0.3)
         price.grid(alpha=0.3)
     panels[0, 0].set_ylabel("P(concept), asked by name")
     panels[1, 0].set_ylabel("P(concept), found vectors\n(round: one, square: four)")
-    lines = {line.get_label(): line for axis in panels[0] for line in axis.get_lines()}
+    lines = {line.get_label(): line for axis in panels[0] for line in axis.get_lines() if line.get_label() in colours}
     figure.legend(lines.values(), lines.keys(), loc="outside right", fontsize=9)
     save_figure(figure, path)
-
-
-def _line(axis: Axes, points: Mapping[int, float], row: str, colour: str) -> None:
-    axis.plot(list(points), list(points.values()), "o--" if row in CONTROLS else "o-", label=row, color=colour)

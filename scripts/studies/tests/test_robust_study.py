@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from sa_diffusers.attacks.plan import ON_OTHERS
 from sa_diffusers.evaluation.judges.load_classifier import load_classifier
 from sa_diffusers.io.bundled import resolve
 from studies.rivals.judging import Judge
 from studies.rivals.spec import read_spec
-from studies.robust import RobustStudy, attacked, bars, markdown, table
+from studies.robust import RobustStudy, attacked, back_after, bars, curve, markdown, table
 from studies.robust_figure import draw_robustness
 
 
@@ -43,6 +44,14 @@ def test_what_is_missed_is_said_and_what_was_not_measured_is_left_out():
     assert "| one vector | 0.08 | 0.15 | missed |" in markdown({"concepts": {"seven": ROWS}})
 
 
+def test_relearning_is_told_by_the_steps_until_the_concept_is_as_likely_as_not():
+    rows = {"sa-edit": [{"asked by name": 0.0, "relearned 25 steps": [0.2], "relearned 50 steps": [0.8]}]}
+    assert curve(rows, "sa-edit") == {0: 0.0, 25: 0.2, 50: 0.8}
+    assert back_after({0: 0.0, 25: 0.2, 50: 0.8}) == "38"  # half of the way from the one to the other
+    assert back_after({0: 0.9, 25: 0.95}) == "0" and back_after({0: 0.0, 25: 0.2}) == "over 25"
+    assert "| steps of relearning until it is back | 38 | – |" in table(rows | {"original": [{"others": 1.0}]})
+
+
 def test_the_picture_has_a_pair_of_panels_a_concept_and_takes_rows_that_lack_measures(tmp_path):
     rows = ROWS | {"never": [{"asked by name": 0.1, "relearned 25 steps": [0.2]}]}
     widths = []
@@ -57,6 +66,9 @@ def test_controls_are_attacked_once_and_what_one_row_finds_is_tried_on_the_next(
     spec = read_spec(Path("configs/paper/digits/seven.yaml"))
     spec = replace(spec, options=spec.options | {"num_inference_steps": 4})
     attacks = {"one vector": {"steps": 2, "num_targets": 4}, "merged": {"attack": "merged", "num_targets": 4}}
+    relearn = {"attack": "relearn", "num_targets": 4, "relearn_pictures": 2}
+    attacks["relearned"] = relearn | {"steps": 2, "relearn_every": 1}
+    attacks[ON_OTHERS] = relearn | {"steps": 1}
     classifier, model = (
         load_classifier(resolve("bundled/digits/classifier")).eval(),
         resolve("bundled/digits/pipeline"),
@@ -77,6 +89,8 @@ def test_controls_are_attacked_once_and_what_one_row_finds_is_tried_on_the_next(
     assert found["sa-robust"]["one vector of sa-edit"] == found["sa-edit"]["one vector"]
     assert [row for row, numbers in found.items() if "one vector of sa-edit" in numbers] == ["sa-robust"]
     assert [row for row, numbers in found.items() if "merged" in numbers] == ["original", "sa-edit", "sa-robust"]
+    assert all(len(numbers[f"relearned {n} steps"]) == 1 for numbers in found.values() for n in (1, 2))
+    assert all(len(numbers[f"{ON_OTHERS} 1 steps"]) == 1 for numbers in found.values())
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     assert make() == found
     assert stamps == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
