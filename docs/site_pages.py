@@ -1,17 +1,21 @@
 """The documentation's pages of methods and families, made of the registries while the site is built (mkdocs.yml)."""
 
+from __future__ import annotations
+
 import dataclasses
 import inspect
-from typing import Any
-
-from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
+from typing import TYPE_CHECKING, Any
 
 from sa_diffusers import methods
 from sa_diffusers.families import CAPABILITIES, Family
 from sa_diffusers.families.base import registry
 from sa_diffusers.report.tables import markdown_table
 from sa_diffusers.runs.options import ForgetConfig
+
+
+if TYPE_CHECKING:  # tests read the pages where mkdocs is absent
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
 
 
 def families() -> list[type[Family]]:
@@ -36,7 +40,8 @@ def method_page(method: methods.Method) -> str:
     named = [f"[{title(f)}](../families/{f.name}.md)" for f in families() if serves(method, f)]
     parts = [f"# {method.name}\n\n{method.title}: {method.summary}.", inspect.getdoc(type(method))]
     parts.append(f"For: {', '.join(named)}." + (" Also in a LoRA." if method.takes_lora and method.trains else ""))
-    parts.append(f'```bash\nsa-diffusers forget --concept "Brad Pitt" --method {method.name}\n```')
+    what = "--config bundled/digits_inpaint" if method.completes else '--concept "Brad Pitt"'
+    parts.append(f"```bash\nsa-diffusers forget {what} --method {method.name}\n```")
     if method.fixes:
         parts.append(f"## What it settles\n\nAnother value of these is refused.\n\n{values(method.fixes)}")
     own = dataclasses.fields(method.Options) if method.Options else ()
@@ -91,5 +96,7 @@ def on_config(config: MkDocsConfig) -> None:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> None:
+    from mkdocs.structure.files import File
+
     for path, (_, text) in pages().items():
         files.append(File.generated(config, path, content=text))
