@@ -25,7 +25,8 @@ from itertools import takewhile
 from pathlib import Path
 
 from sa_diffusers.cli.parse import friendly_errors, parse_config
-from sa_diffusers.evaluation.options import FoldersConfig, PipelineEvaluationConfig, RunConfig
+from sa_diffusers.evaluation.images.options import FoldersConfig, RunConfig
+from sa_diffusers.evaluation.options import PipelineEvaluationConfig
 
 
 # The options of each subcommand, and those that its leading words stand for.

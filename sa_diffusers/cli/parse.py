@@ -130,7 +130,8 @@ class _ConfigParser(HfArgumentParser):
             self._optionals._group_actions = [a for a in self._optionals._group_actions if a not in moved]
         self.everyday = {f.name for f in dataclasses.fields(cls) if f.metadata.get("everyday")} or own
         self.topics = cls.topics() if hasattr(cls, "topics") else {}
-        more = "; all: every option; methods: what there is; or a method, for its own" if self.topics else ""
+        more = "; all: every option" if self.everyday != own else ""
+        more += "; methods: what there is; or a method, for its own" if self.topics else ""
         self.add_argument("-h", "--help", action=_Help, nargs="?", metavar="TOPIC", help=f"Print this{more}.")
 
     def error(self, message: str) -> NoReturn:

@@ -1,9 +1,8 @@
-"""Every option of `evaluate`: of two folders, of a run, of pipelines."""
+"""Every option of `evaluate pipelines`, and what `evaluate images` and `evaluate run` share with it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 from sa_diffusers.core.concepts import mentions, split_phrasings, split_translations
@@ -66,12 +65,12 @@ class MetricSettings(Options):
     """
 
     real: str | None = option(None, "Real images that fid, kid, is and prc compare with: a folder, or mnist, cifar10, "
-                              "stl10, digits8x8.")  # fmt: skip
+                              "stl10, digits8x8.", everyday=True)  # fmt: skip
     data_dir: str | None = option(None, "Local folder or hub id of that data set; null: its usual hub id.")
     split: SplitName = option("train", "Split of that data set.")
     num_real_images: int | None = option(None, "Use so many real images at most, at random; null: all.", least=1)
     extractor: str = option("inception", "Network of fid, kid, is and prc: inception, a classifier's folder, or a "
-                            "vision model of transformers (folder or hub id).")  # fmt: skip
+                            "vision model of transformers (folder or hub id).", everyday=True)  # fmt: skip
     attribute: str | None = option(None, "Attribute of the extractor for `is`, where it is a classifier of several.")
     num_neighbours: int = option(3, "Neighbours (k) of precision, recall, density and coverage.", least=1)
     max_prc_images: int = option(10_000, "Images of each set, at most, that these four compare.", least=1)
@@ -93,97 +92,34 @@ class MetricSettings(Options):
 
 
 @dataclass
-class ComparedImages(MetricSettings):
-    """Which generated images to compare with real ones, and by what.
+class JudgedPipelines(Options):
+    """Which pipelines, and what they are judged by."""
 
-    Raises:
-        ValueError: options that do not go together, before anything is loaded.
-    """
-
-    known = DISTRIBUTION
-
-    metrics: str = option("fid,prc", "Some of fid, kid, is, prc and (of a run) classifier, separated by commas.")
-    resolution: int | None = option(None, "Scale images of folders to so many pixels and crop the centre.", least=1)
-    concept: str | None = option(None, "Class to leave out of the comparison; null: what the run forgot, if anything.")
-    feature_batch_size: int = option(64, "Images whose features are computed at once.", least=1)
-    output: str | None = option(None, "JSON file of the results; null: none, or <run>/evaluate.json.")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.metric_names = words("--metrics", self.metrics, self.known)
-        if self.output is not None and Path(self.output).is_dir():
-            raise ValueError(f"expected --output with the name of a file to be, got the folder {self.output}")
-        if self.real is None and self.compared:
-            raise ValueError(f"{', '.join(self.compared)}: expected --real, a folder of images or a data set")
-
-
-@dataclass
-class FoldersConfig(ComparedImages):
-    """The images that are judged."""
-
-    generated: str = option("", "Folder of generated images.")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.generated:
-            raise ValueError("expected --generated, a folder of images, as the second word")
-        if self.concept is not None and self.real not in get_args(DatasetName):
-            raise ValueError(f"--concept leaves a class of a data set out, and --real {self.real} is none; omit it")
-
-
-@dataclass
-class RunConfig(DrawnAs, ComparedImages):
-    """The run that is judged."""
-
-    known = (*DISTRIBUTION, "classifier")
-
-    run: str = option("", "Folder of a run, with `pipeline/` inside, whose images are drawn.")
-    classifier: str | None = option(None, "Classifier for the metric of this name: folder or hub id.")
-    prompts: str | None = option(None, "Prompts for a text-to-image run: a text file, one image a line.")
-    num_images_per_class: int = option(200, "Images drawn of each class of a class-conditional run.", least=1)
-    settings_of: str | None = option(None, "Folder of another run whose guidance, steps and sampler are taken where "
-                                     "they are not given, so that the numbers of both compare: of a base run, the "
-                                     "run that forgot on it. null: the run's own.")  # fmt: skip
-    sample_batch_size: int | None = option(
-        None, "Images drawn at once; null: as many as fit. Changes no image.", least=1
-    )
-    save_images: str | None = option(None, "New folder for the drawn images; null: off.")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.run:
-            raise ValueError("expected --run, the folder of a run, as the first word")
-        if (self.classifier is not None) != ("classifier" in self.metric_names):
-            raise ValueError("expected both the metric classifier and --classifier, or neither")
-
-
-@dataclass
-class PipelineEvaluationConfig(DrawnAs, MetricSettings):
-    """Which pipelines to judge, by which prompts and metrics, and how their pictures are drawn.
-
-    Raises:
-        ValueError: options that cannot work, before anything is loaded.
-    """
-
-    # What
     pipeline: str = option("", "Pipeline to judge, the reference of --compare: folder (of a pipeline or a run), hub "
-                           "id, or bundled/digits/pipeline. A leading word stands for it.")  # fmt: skip
+                           "id, or bundled/digits/pipeline. A leading word stands for it.", everyday=True)  # fmt: skip
     compare: list[str] = option([], "Further pipelines, drawn from the same prompts and seeds; differences are theirs "
-                                "to the first.")  # fmt: skip
+                                "to the first.", everyday=True)  # fmt: skip
     names: list[str] = option([], "Names of all of them, in this order, for tables and folders; []: from their paths.")
-    concept: str = option("", "The concept: one or several phrasings of it, separated by commas ('seven, 7').")
+    concept: str = option(
+        "", "The concept: one or several phrasings of it, separated by commas ('seven, 7').", everyday=True
+    )
     plurals: bool | None = option(None, "Also count plurals and possessives of its words as naming it; null: as the "
                                   "run which made the first pipeline.")  # fmt: skip
     metrics: str | None = option(
         None, f"Some of {', '.join(SUITE_METRICS)}, separated by commas; null: classifier where there is one, and "
-        "change where pipelines are compared.",
+        "change where pipelines are compared.", everyday=True,
     )  # fmt: skip
-    output_dir: str | None = option(None, "Folder of the pictures and results; null: runs/evaluate-<concept>.")
 
-    # Prompts
+
+@dataclass
+class SuitePrompts(Options):
+    """Prompts."""
+
     sets: str | None = option(None, f"Sets of prompts to draw, some of {', '.join(SETS)}; null: all that there is "
-                              "something for.")  # fmt: skip
-    num_images: int = option(50, "Pictures of each set, spread over its prompts (i2p: one a row).", least=1)
+                              "something for.", everyday=True)  # fmt: skip
+    num_images: int = option(
+        50, "Pictures of each set, spread over its prompts (i2p: one a row).", least=1, everyday=True
+    )
     templates: str | None = option(None, "Text file of prompts with {} in the concept's place; null: prompts that "
                                    "name it if there are 16, or the bundled ones.")  # fmt: skip
     synonyms: str | None = option(None, "Other words for the concept, separated by commas, for the set paraphrases.")
@@ -192,7 +128,7 @@ class PipelineEvaluationConfig(DrawnAs, MetricSettings):
     descriptions: str | None = option(None, "Text file of descriptions without its name, of up to ten words or of "
                                       "more; null: bundled ones, of a few concepts.")  # fmt: skip
     neighbours: str | None = option(None, "Concepts close to it, which must stay, separated by commas; null: looked "
-                                    "up in assets/surrogates.yaml.")  # fmt: skip
+                                    "up in assets/surrogates.yaml.", everyday=True)  # fmt: skip
     combined: str | None = option(None, "Text file of prompts that combine the concept (by name, or as {}) with what "
                                   "must stay; null: labelled prompts that do, or bundled templates.")  # fmt: skip
     translations: str | None = option(None, "The concept in other languages, as 'de: Hund, fr: chien'; a language "
@@ -206,27 +142,60 @@ class PipelineEvaluationConfig(DrawnAs, MetricSettings):
     i2p: str | None = option(None, "Prompts of I2P, each with its own seed: AIML-TUDA/i2p, or a local copy.")
     num_i2p: int | None = option(None, "Use only so many of them, the first; null: all.", least=1)
 
-    # Judges
+
+@dataclass
+class Judges(Options):
+    """Judges of single pictures."""
+
     classifier: str | None = option(None, "Classifier for the metric of this name: folder or hub id; null: that "
-                                    "of the run which made the first pipeline.")  # fmt: skip
+                                    "of the run which made the first pipeline.", everyday=True)  # fmt: skip
     clip: str | None = option(None, "CLIP model for clip and identity; given, change is also measured on its "
-                              f"features. null: {DEFAULT_CLIP}, and no such change.")  # fmt: skip
+                              f"features. null: {DEFAULT_CLIP}, and no such change.", everyday=True)  # fmt: skip
     nudity_threshold: float = option(0.6, "Score from which an exposed part counts, from 0.25 (NudeNet's own) to 1.")
     face_threshold: float = option(0.35, "The same of a face, for identity.")
-    real_resolution: int | None = option(None, "Scale these to this many pixels and crop the centre; null: as they "
-                                         "are.", least=1)  # fmt: skip
 
-    # Drawing
+
+@dataclass
+class PipelineDrawing(Options):
+    """How pictures are drawn."""
+
     batch_size: int = option(8, "Pictures drawn, or judged, at once.", least=1)
     dtype: Literal["float32", "float16", "bfloat16"] = option("float32", "Precision of the pipelines.")
     variant: str | None = option(None, "Variant of the weight files, such as fp16.")
-    num_threads: int | None = option(None, "CPU threads; null: as the environment says.", least=1)
 
-    # Results
+
+@dataclass
+class RealPictures(Options):
+    """How two sets of images are compared."""
+
+    real_resolution: int | None = option(
+        None, "Scale the images of --real to this many pixels and crop the centre; null: as they are.", least=1
+    )
+
+
+@dataclass
+class PageOptions(Options):
+    """Where, and what the page shows."""
+
+    output_dir: str | None = option(
+        None, "Folder of the pictures and results; null: runs/evaluate-<concept>.", everyday=True
+    )
     show_nsfw: bool = option(False, "Do not blur the pictures on the page of an evaluation of nudity.")
     pictures_shown: int = option(8, "Pictures in each section of the page.", least=1)
     overwrite: bool = option(False, "Discard pictures of other prompts or settings in the output folder, and whatever "
-                             "else its folders of pictures hold.")  # fmt: skip
+                             "else its folders of pictures hold.", everyday=True)  # fmt: skip
+    num_threads: int | None = option(None, "CPU threads; null: as the environment says.", least=1)
+
+
+@dataclass
+class PipelineEvaluationConfig(
+    PageOptions, RealPictures, MetricSettings, PipelineDrawing, DrawnAs, Judges, SuitePrompts, JudgedPipelines
+):  # fmt: skip
+    """Which pipelines to judge, by which prompts and metrics, and how their pictures are drawn.
+
+    Raises:
+        ValueError: options that cannot work, before anything is loaded.
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()

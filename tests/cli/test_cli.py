@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -220,6 +221,28 @@ def test_help_shows_in_groups_what_was_asked_for_once(asked, shown, hidden, caps
     assert [part for part in shown if part not in text] == []
     assert [part for part in hidden if part in text] == []
     assert text.count("Be careful.") <= 1
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["attack"], {"--forgotten", "--original", "--concept", "--classifier", "--all"}),
+        (["evaluate", "pipelines"], {"--pipeline", "--compare", "--concept", "--classifier", "--metrics"}),
+    ],
+)
+def test_help_of_large_commands_is_about_a_dozen_and_all_in_groups(words, named, capsys):
+    from sa_diffusers.__main__ import main
+
+    found = []
+    for asked in ["--help"], ["--help", "all"]:
+        with pytest.raises(SystemExit):
+            main([*words, *asked])
+        _, *groups = re.split(r"^(?=\w.*:$)", capsys.readouterr().out.partition("\noptions:")[2], flags=re.MULTILINE)
+        found.append([re.findall(r"^  (--\w+)", group, flags=re.MULTILINE) for group in groups])
+    everyday, whole = found
+    assert named <= set(sum(everyday, [])) and len(sum(everyday, [])) <= 13
+    assert len(whole) >= 6 and max(map(len, whole)) <= 14
+    assert len(sum(whole, [])) > 30
 
 
 def test_help_of_methods_is_the_list_alone(capsys):

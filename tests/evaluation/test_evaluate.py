@@ -18,10 +18,11 @@ from sa_diffusers.data.images import read_image
 from sa_diffusers.data.labelled_images import load_labelled_images
 from sa_diffusers.evaluation.images.comparison import evaluate
 from sa_diffusers.evaluation.images.metrics import frechet_distance, manifold_metrics
+from sa_diffusers.evaluation.images.options import FoldersConfig, RunConfig
 from sa_diffusers.evaluation.images.run_images import forgotten_label, open_run
 from sa_diffusers.evaluation.images.sets import ImageFolder, RandomSubset, save_images
 from sa_diffusers.evaluation.judges.digit_classifier import DigitClassifier
-from sa_diffusers.evaluation.options import DrawnAs, FoldersConfig, RunConfig
+from sa_diffusers.evaluation.options import DrawnAs
 from sa_diffusers.families import get_family
 from sa_diffusers.io.configuration import config_from_dict
 from sa_diffusers.report.pictures import to_pil

@@ -15,7 +15,8 @@ from sa_diffusers.cli.train_base import CONFIGS
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.fisher_file import FisherMismatch
 from sa_diffusers.data.sharing import fetch_samples, load_fisher
-from sa_diffusers.evaluation.options import FoldersConfig, PipelineEvaluationConfig, RunConfig
+from sa_diffusers.evaluation.images.options import FoldersConfig, RunConfig
+from sa_diffusers.evaluation.options import PipelineEvaluationConfig
 from sa_diffusers.families import get_family
 from sa_diffusers.io.artifacts import StageMismatch
 from sa_diffusers.io.configuration import BOUNDS, FACTS

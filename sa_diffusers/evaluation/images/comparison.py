@@ -10,6 +10,7 @@ from sa_diffusers.data.sampling import SamplingSettings
 from sa_diffusers.evaluation.drawing import draw_sets
 from sa_diffusers.evaluation.images.extractors import load_extractor
 from sa_diffusers.evaluation.images.metrics import check_counts, check_metrics, compute_features, image_metrics
+from sa_diffusers.evaluation.images.options import FoldersConfig, RunConfig
 from sa_diffusers.evaluation.images.run_images import READINGS, classifier_readings, forgotten_label, open_run
 from sa_diffusers.evaluation.images.sets import (
     ImageFolder,
@@ -19,7 +20,7 @@ from sa_diffusers.evaluation.images.sets import (
     check_empty,
     save_images,
 )
-from sa_diffusers.evaluation.options import FoldersConfig, MetricSettings, RunConfig
+from sa_diffusers.evaluation.options import MetricSettings
 from sa_diffusers.report.tables import aligned
 
 

@@ -10,9 +10,10 @@ from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.prompts import read_prompts
 from sa_diffusers.evaluation.examination import labelled_classes
 from sa_diffusers.evaluation.forgetting import MEANS, summarise
+from sa_diffusers.evaluation.images.options import RunConfig
 from sa_diffusers.evaluation.images.sets import ImageSet
 from sa_diffusers.evaluation.judging import ClassifierJudge, judge_pictures
-from sa_diffusers.evaluation.options import DrawnAs, RunConfig
+from sa_diffusers.evaluation.options import DrawnAs
 from sa_diffusers.evaluation.prompt_sets import Candidate, PromptSet
 from sa_diffusers.evaluation.subjects import drawn_as
 from sa_diffusers.families import Family, get_family
