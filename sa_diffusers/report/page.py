@@ -27,20 +27,23 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def render(template: str, **values: Any) -> str:
+def render(template: str | Path, **values: Any) -> str:
     """Fill a template.
 
     Args:
-        template: its file name, such as "report.html.j2". Values are escaped where the name ends in .html.j2.
+        template: its file name, such as "report.html.j2", or the Path of a page's that lies elsewhere and may extend
+            those here. Values are escaped, but where a name does not end in .html.j2.
         values: whatever the template names. The filter `cell` and the function `markdown_table` are always there.
 
     Raises:
         jinja2.TemplateNotFound: no such file among the templates.
         jinja2.UndefinedError: the template names a value that was not given.
     """
+    if isinstance(template, Path):
+        return _environment().from_string(template.read_text(encoding="utf-8")).render(**values)
     return _environment().get_template(template).render(**values)
 
 
-def write_page(path: str | Path, template: str, **values: Any) -> None:
+def write_page(path: str | Path, template: str | Path, **values: Any) -> None:
     """Write what `render` makes of a template, atomically, as UTF-8."""
     write_text(render(template, **values), path)

@@ -1,6 +1,7 @@
 """The page of the MNIST study: what its parts found, in their order."""
 
 import json
+from pathlib import Path
 
 from sa_diffusers.io.atomic_files import atomic_path, write_json
 from sa_diffusers.report.page import write_page
@@ -36,7 +37,7 @@ def collect(study: Study) -> None:
         temporary.write_text(_markdown(found))
     write_page(
         study.folder / "report.html",
-        "study.html.j2",
+        Path(__file__).with_suffix(".html.j2"),
         title=f"Selective Amnesia on {'MNIST' if study.base_config.dataset == 'mnist' else 'digits8x8'}",
         parts=found,
         missing=[name for name in PARTS if name not in found],
