@@ -1,4 +1,4 @@
-"""Pages in headless Chromium: each at the width of a desk and of a phone, light and dark."""
+"""Pages in headless Chromium: each at the width of a desk and of a phone, light and dark, and printed."""
 
 import html
 import json
@@ -11,6 +11,7 @@ import pytest
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+MOST_SHEETS = 40  # more, and something is laid out as on no paper
 # Every page stands in frames of one document, which looks into them: a window is never as narrow as a phone.
 LOOK = """
 function overflowing(page) {
@@ -50,6 +51,8 @@ def assert_whole(pages: list[Path], folder: Path, subtests: pytest.Subtests) -> 
         if CHROMIUM is None:
             pytest.skip("no Chromium here to look at the pages (Debian: apt-get install chromium)")
         assert look_at(pages, folder) == []
+        sheets = {str(page.relative_to(folder)): printed(page, folder) for page in pages}
+        assert {page: count for page, count in sheets.items() if not 1 <= count <= MOST_SHEETS} == {}
 
 
 def look_at(pages: list[Path], folder: Path) -> list[str]:
@@ -61,9 +64,24 @@ def look_at(pages: list[Path], folder: Path) -> list[str]:
     ]  # fmt: skip
     look = folder / "look.html"
     look.write_text(f"<!doctype html><meta charset=utf-8><script>{LOOK}</script><body>{''.join(frames)}</body>")
-    options = "--headless --no-sandbox --disable-gpu --hide-scrollbars --dump-dom".split()
-    command = [CHROMIUM, *options, f"--user-data-dir={folder}/chromium", look.as_uri()]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    shown = _chromium(folder, "--hide-scrollbars", "--dump-dom", look.as_uri())
     found = re.search(r'<pre id="found">(.*)</pre>', shown.stdout, re.S)
     assert found is not None, shown.stderr
     return json.loads(html.unescape(found[1]))
+
+
+def printed(page: Path, folder: Path) -> int:
+    """On how many sheets of paper it is printed."""
+    file = folder / "printed.pdf"
+    file.unlink(missing_ok=True)
+    said = _chromium(folder, "--no-pdf-header-footer", f"--print-to-pdf={file}", page.as_uri())
+    assert file.is_file(), said.stderr
+    data = file.read_bytes()
+    assert data.startswith(b"%PDF") and data.rstrip().endswith(b"%%EOF")
+    counts = re.findall(rb"/Type /Pages\s[^>]*/Count (\d+)", data)  # of the whole tree, and of its branches
+    return max(map(int, counts), default=0)
+
+
+def _chromium(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}/chromium", *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=200)

@@ -38,6 +38,7 @@ from sa_diffusers.io.loading import load_pipeline
 from sa_diffusers.models import ConditionalVAE
 from sa_diffusers.pipelines import ConditionalVAEPipeline
 from sa_diffusers.report.pictures import mosaic, to_pil
+from tests.browser import assert_whole
 
 
 TEMPLATES = ["a {}", "a red {} on black"]
@@ -396,7 +397,7 @@ def test_the_command_prints_the_table(models, finished, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_all_attacks_share_targets_and_stand_in_one_table(models, tmp_path, monkeypatch):
+def test_all_attacks_share_targets_and_stand_in_one_table(models, tmp_path, monkeypatch, subtests):
     monkeypatch.setattr("sa_diffusers.attacks.plan.ALL", {
         "two words": {"attack": "text", "num_tokens": 2},
         "relearned 1 steps": {"attack": "relearn"}, "in int4": {"attack": "quantized", "precision": "int4"},
@@ -433,6 +434,7 @@ def test_all_attacks_share_targets_and_stand_in_one_table(models, tmp_path, monk
     assert "after, two words, best restart" in page
     shown = 3 + 3 * (4 + 6 * 4 + 3)  # of each attack four; of the targets, and of what they lead to, all three
     assert page.count("data:image/png") == shown
+    assert_whole([tmp_path / "all" / "report.html"], tmp_path, subtests)
 
 
 @pytest.mark.slow
