@@ -27,7 +27,7 @@ def title(family: type[Family]) -> str:
 
 
 def serves(method: methods.Method, family: type[Family]) -> bool:
-    return method.requires <= family.capabilities
+    return method.requires <= family.capabilities and method.completes == ("completion" in family.capabilities)
 
 
 def values(given: dict[str, Any]) -> str:

@@ -13,6 +13,12 @@ from sa_diffusers.__main__ import main
 PAGES = runpy.run_path(str(ROOT / "docs" / "site_pages.py"))["pages"]()
 
 
+def test_methods_of_words_and_of_pictures_name_their_own_families() -> None:
+    words, pictures = PAGES["methods/sa.md"][1], PAGES["methods/encoder.md"][1]
+    assert "families/stable_diffusion.md" in words and "families/masked_autoencoder.md" not in words
+    assert "families/stable_diffusion.md" not in pictures and "families/masked_autoencoder.md" in pictures
+
+
 class PlannedError(Exception):
     """Every check has passed, and the first stage would start."""
 
