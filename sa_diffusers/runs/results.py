@@ -262,13 +262,16 @@ def commands(context: RunContext, metrics: dict[str, Any], named: Callable[[str]
     run, model = (shlex.quote(named(str(path))) for path in (context.folder, context.options.model))
     again = context.merge.command if context.merge else f"sa-diffusers forget --config {run}/config.yaml"
     repeat = {"Repeat it": f"{again} --output_dir {run}-again"}
-    if context.pictures:
-        return repeat
+    if context.pictures:  # which `evaluate` does not draw
+        holes = "half quarter ring top bottom left right random"
+        return repeat | {"Judge the same under more holes": f"{again} --output_dir {run}-holes --eval_masks {holes}"}
+    judges = "".join(f" --classifier {shlex.quote(named(name))}" for name in context.options.classifier[:1])
     if not context.family.can("text"):
-        return repeat | {"Compare it with REAL, a folder": f"sa-diffusers evaluate run {run} --real REAL"}
+        what = "Judge more pictures of each class" if judges else "Compare it with REAL, a folder of pictures"
+        by = f"--metrics classifier{judges}" if judges else "--real REAL"
+        return repeat | {what: f"sa-diffusers evaluate run {run} {by}"}
     worst = next(iter(metrics["after"].get("concept_probability_by_concept") or ()), context.concepts[0].name)
     words = shlex.quote(next(one.said for one in context.concepts if one.name == worst))
-    judges = "".join(f" --classifier {shlex.quote(named(name))}" for name in context.options.classifier[:1])
     by = "" if judges else " --metrics clip,change"
     return repeat | {
         "Test it in more phrasings": f"sa-diffusers evaluate pipelines {model} --compare {run} --concept {words}{by}",

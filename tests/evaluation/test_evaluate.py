@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 import sys
 
 import pytest
@@ -23,9 +24,11 @@ from sa_diffusers.evaluation.images.run_images import forgotten_label, open_run
 from sa_diffusers.evaluation.images.sets import ImageFolder, RandomSubset, save_images
 from sa_diffusers.evaluation.judges.digit_classifier import DigitClassifier
 from sa_diffusers.evaluation.options import DrawnAs
-from sa_diffusers.families import get_family
-from sa_diffusers.io.configuration import config_from_dict
+from sa_diffusers.families import family_defaults, get_family
+from sa_diffusers.io.configuration import config_from_dict, layered
 from sa_diffusers.report.pictures import to_pil
+from sa_diffusers.runs.forget import run_forgetting
+from sa_diffusers.runs.options import ForgetConfig
 
 
 NAMES = [str(digit) for digit in range(10)]
@@ -332,6 +335,21 @@ def test_a_base_run_is_drawn_as_the_run_that_forgot_on_it(tiny_pipeline, classif
     assert "drawn with: guidance_scale 7.5, num_inference_steps 1, sampler dpmsolver++\n" in shown
     other_settings = json.loads((tmp_path / "base" / "evaluate.json").read_text())
     assert other_settings["frechet_distance"] != forgot["frechet_distance"]
+
+
+@pytest.mark.usefixtures("few_pictures")
+def test_the_command_that_a_run_prints_judges_it(pipeline, classifier, tmp_path, capsys):
+    pipeline.save_pretrained(tmp_path / "base")
+    options = config_from_dict(ForgetConfig, layered(ForgetConfig, family_defaults("ConditionalVAEPipeline"), {
+        "model": str(tmp_path / "base"), "concept": "3", "surrogate": "noise", "output_dir": str(tmp_path / "forgot"),
+        "num_samples": 20, "num_surrogate_samples": 4, "fisher_samples": 4, "num_train_steps": 1,
+        "train_batch_size": 2, "eval_images_concept": 2, "eval_images_class": 1, "eval_images_other": 2,
+        "classifier": [classifier],
+    }))  # fmt: skip
+    words = shlex.split(run_forgetting(options).commands["Judge more pictures of each class"])
+    assert words[:3] == ["sa-diffusers", "evaluate", "run"]
+    script.main([*words[2:], "--num_images_per_class", "3"])
+    assert "concept_probability" in capsys.readouterr().out
 
 
 def test_a_concept_is_a_class_by_any_of_its_names():

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from tiny_mae import tiny_mae
 from torch.testing import assert_close
 
 from sa_diffusers import forget, methods
+from sa_diffusers.__main__ import main
 from sa_diffusers.cli.parse import parse_config
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.objectives import EncoderForgetting, OutputForgetting, RandomEncoder
@@ -210,6 +212,17 @@ def test_a_run_changes_the_encoder_alone_and_says_what_it_did(outcome, saved, ru
     again = run(outcome.output_dir, masks=["half", "random"], encoder_l1=1e-5)
     assert set(again.metrics["seconds"]["reused"]) == {"before", "train", "after"}
     assert_close(dict(again.pipeline.mae.state_dict()), dict(after.state_dict()), rtol=0, atol=0)
+
+
+def test_the_command_that_it_prints_judges_the_same_under_more_holes(outcome, capsys):
+    words = shlex.split(outcome.commands["Judge the same under more holes"])
+    main(words[1:])
+    found, before = (
+        json.loads((folder / "metrics.json").read_text())["after"]
+        for folder in (Path(words[words.index("--output_dir") + 1]), outcome.output_dir)
+    )
+    assert {"forget, quarter", "third, ring", "retain, random"} <= set(found)
+    assert found["forget"]["masked_mse"] == before["forget"]["masked_mse"]
 
 
 def test_the_page_shows_truth_masked_before_and_after(outcome):
