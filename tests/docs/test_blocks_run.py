@@ -13,12 +13,15 @@ import pytest
 import torch
 from accelerate.commands.launch import launch_command_parser
 from accelerate.state import AcceleratorState
+from datasets import ClassLabel, Dataset, Features
+from datasets import Image as HubImage
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from snippets import ROOT, Block, blocks
 
 import sa_diffusers
 from sa_diffusers.__main__ import main
+from sa_diffusers.attacks.plan import ALL
 from sa_diffusers.io.bundled import resolve
 from tests.browser import assert_whole
 
@@ -36,10 +39,15 @@ INSTEAD = {  # of what is on a hub or on the reader's disk, or large
     "CompVis/stable-diffusion-v1-4": "small",
     "my/model": "small",
     "models/my-flux": "small",
+    "models/my-xl.safetensors": "small",  # tests/models/test_single_file.py reads such files
+    "black-forest-labs/FLUX.2-klein-4B": "small",
     "runs/cifar10_base/pipeline": "runs/digits8x8_base/pipeline",
     "airplane": "0",
     "me/sd-fisher": "runs/brad-pitt",
     "me/sd-samples": "runs/brad-pitt/samples",
+    "me/sd-without-brad-pitt": "runs/brad-pitt",
+    "runs/digits-edit": "runs/digits-seven",
+    "ylecun/mnist": "mnist_files",
 }
 # Installing and launching of processes have tests of their own.
 ELSEWHERE = ("pip", "pytest", "make")
@@ -51,6 +59,7 @@ BUDGETS = {
     "--eval_images_class 1 --eval_images_other 2",
     "surrogates": "",
     "choose": "",
+    "verify": "",
     "attack": f"--num_targets 2 --num_images 2 --num_restarts 1 --steps 1 --keep_every 1 {DRAW}",
     "train_base": f"{FEW} --num_threads 1 --train_batch_size 4",
     "train_classifier": f"{FEW} --train_batch_size 4",
@@ -62,6 +71,7 @@ OF_TEXT = {  # options that other kinds of model refuse
     "forget": f"{DRAW} --replay_prompts prompts.txt",
     "train_base": "--vae_steps 2 --text_steps 2 --vae_batch_size 4 --text_batch_size 4",
 }
+OF_TOKENS = "--vq_warmup_steps 2 --vq_steps 2"
 WITHOUT_TEXT = ("8x8", "cvae", "cifar10", "inpaint")
 PYTHON_BUDGET = {
     "num_samples": 8, "num_surrogate_samples": 4, "fisher_samples": 6, "fisher_terms": "4", "num_train_steps": 2,
@@ -94,8 +104,24 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for ink, form in (("red", "seen"), ("green", "held_out")) for digit in ("seven", "three")
     ] + [{"prompt": "a red digit", "form": "seen", "ink": "red"}]  # fmt: skip
     Path("my_prompts.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in asked))
+    write_mnist(Path("mnist_files"))
+    monkeypatch.setattr("sa_diffusers.attacks.pictures.INVERSION_STEPS", 2)
+    few = {label: options | {"steps": 1} for label, options in ALL.items() if options["attack"] == "relearn"}
+    monkeypatch.setattr("sa_diffusers.attacks.plan.ALL", ALL | few)
     Path("prompts.txt").write_text("a red three\na green four\na blue nine\n")
     return tmp_path
+
+
+def write_mnist(folder: Path) -> None:
+    """A few strokes of every class, in the files of MNIST."""
+    features = Features({"image": HubImage(), "label": ClassLabel(names=[str(digit) for digit in range(10)])})
+    for split in ("train", "test"):
+        images = [Image.new("L", (28, 28)) for _ in range(20)]
+        for index, image in enumerate(images):
+            image.paste(255, (8 + index % 10, 4, 12 + index % 10, 24))
+        folder.mkdir(exist_ok=True)
+        rows = {"image": images, "label": [index % 10 for index in range(20)]}
+        Dataset.from_dict(rows, features).to_parquet(folder / f"{split}-00000-of-00001.parquet")
 
 
 def small(words: list[str]) -> None:
@@ -115,6 +141,8 @@ def small(words: list[str]) -> None:
         given += OF_TEXT.get(name, "").split()
         if name in ("forget", "surrogates"):
             given += ["--model", "small"] * ("--model" not in rest)
+    if any("token_inpaint" in word for word in rest):
+        given += OF_TOKENS.split()
     AcceleratorState._reset_state(reset_partial_state=True)  # every command is a process of its own
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [words[1], *given])
