@@ -54,6 +54,11 @@ class RobustOptions(Options):
     robust_steps: int = option(10, "Steps of a search; 1: a signed one.", above=0)
     robust_tokens: int = option(1, "Vectors that it finds.", above=0)
     robust_slots: bool = option(False, "They stand after the concept's name, not in its place.")
+    robust_embedding: float | None = option(
+        None,
+        "Move the whole text embedding, in place of vectors, by this share of its root mean square a step; null: off.",
+        above=0,
+    )
     robust_samples: int = option(8, "Pictures of the concept in a search.", above=0)
     robust_groups: int = option(
         1, "Groups of these with vectors of their own, which processes and accumulation steps share.", above=0
@@ -100,6 +105,8 @@ class SelectiveAmnesiaMethod(Method):
                 f"{options.negative_guidance_scale}; or pass --replay_negative none"
             )
         if self.takes_terms:
+            if options.robust_embedding and (options.robust_slots or options.robust_tokens > 1):
+                raise ValueError("robust_embedding moves all tokens; omit robust_slots and robust_tokens")
             _check_shares(options)
             _check_conflict(options)
 
@@ -214,7 +221,7 @@ def further_terms(context: Context) -> list[Term]:
     options, concept, loss, terms = context.options, context.concepts[0], training_loss(context), []
     if options.robust_weight:
         encoder = adversary_encoder(context)
-        rate = ADVERSARY_RATE * encoder.scale
+        rate = (options.robust_embedding or ADVERSARY_RATE) * encoder.scale
         terms.append(Adversary(loss, encoder, options.robust_weight, options.robust_steps, rate))
     if mixes(options):
         # Siblings have as many wordings as the concept: "one, 1" beside "seven, 7".

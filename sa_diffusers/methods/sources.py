@@ -14,6 +14,7 @@ from sa_diffusers.data.replay import DistilledSurrogate, Replay, spread
 from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.data.sampling import FreshNoise, FreshSamples, frozen_family
 from sa_diffusers.families import Family
+from sa_diffusers.families.text_to_image.caption_encoder import CaptionEncoder
 from sa_diffusers.families.text_to_image.template_encoder import PLACE, TemplateEncoder, fits
 from sa_diffusers.methods.base import Context
 from sa_diffusers.training.loop import infinite_indices
@@ -112,7 +113,9 @@ class Sources:
 
 
 def fitting(family: Family, concept: Concept, captions: Sequence[str], options: Any) -> list[int]:
-    """Indices of the captions of the concept that have room for an adversary's vectors."""
+    """Indices of the captions of the concept that have room for an adversary's vectors, where it seeks such."""
+    if options.robust_embedding:
+        return list(range(len(captions)))
     templates = adversarial_templates(concept, captions, options)
     return [i for i, t in enumerate(templates) if fits(family, t, options.robust_tokens, concept.name)]
 
@@ -123,10 +126,12 @@ def adversarial_templates(concept: Concept, captions: Sequence[str], options: An
     return [concept.replaced_in(caption, place) for caption in captions]
 
 
-def adversary_encoder(context: Context) -> TemplateEncoder:
-    """Of one template for each of the concept's own pictures that fits."""
+def adversary_encoder(context: Context) -> TemplateEncoder | CaptionEncoder:
+    """Of one template, or caption, for each of the concept's own pictures that fits."""
     options, captions = context.options, texts(context.value("concept_samples").conditions)
     kept = [captions[index] for index in fitting(context.family, context.concepts[0], captions, options)]
+    if options.robust_embedding:
+        return CaptionEncoder(context.family, kept)
     templates = adversarial_templates(context.concepts[0], kept, options)
     return TemplateEncoder(context.family, templates, options.robust_tokens)
 
@@ -134,7 +139,8 @@ def adversary_encoder(context: Context) -> TemplateEncoder:
 class AdversarySource:
     """The concept's own pictures, in groups with what `Adversary` starts at and takes besides.
 
-    Its starts are the concept's name and noise (half), siblings where there are any, and tokens at random.
+    Its starts are the concept's name and noise (half), siblings where there are any, and tokens at random; of whole
+    embeddings the captions' own.
 
     Raises:
         ValueError: no caption has room for the vectors.
@@ -167,6 +173,8 @@ class AdversarySource:
         return grouped | {"start": torch.stack([self._start(generator) for _ in range(options.robust_groups)])}
 
     def _start(self, generator: Generator) -> Tensor:
+        if isinstance(self.encoder, CaptionEncoder):
+            return self.encoder.start()
         concept, kind = self.context.concepts[0], float(torch.rand((), generator=generator))
         if kind < 0.5:
             word = self.encoder.start(concept.name).float().cpu()

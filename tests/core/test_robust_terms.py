@@ -16,6 +16,7 @@ from sa_diffusers.core.objectives import Adversary, MixtureTarget, SelectiveAmne
 from sa_diffusers.core.objectives.mixture import mixture_weights
 from sa_diffusers.core.seeding import seeded
 from sa_diffusers.families import get_family
+from sa_diffusers.families.text_to_image.caption_encoder import CaptionEncoder
 from sa_diffusers.families.text_to_image.template_encoder import TemplateEncoder
 
 
@@ -117,6 +118,45 @@ def test_an_adversary_finds_and_teaches_what_a_slow_loop_does(family, frozen):
     assert_close(total, logged["surrogate_loss"] + 3.0 * logged["adversary_loss"])
     gradient = torch.autograd.grad(total, next(iter(family.module.parameters())))[0]
     assert gradient.abs().max() > 0 and not any(p.grad is not None for p in family.module.parameters())
+
+
+def test_one_signed_step_on_whole_embeddings_is_what_each_picture_says_by_itself(family, frozen):
+    captions, size = [template.replace("{}", "seven") for template in TEMPLATES], 0.3
+    encoder = CaptionEncoder(family, captions)
+    adversary = Adversary(family.loss, encoder, 1.0, 1, size)
+    batch = searched(family, groups=1) | {"start": encoder.start()[None].double()}
+    group = take(adversary.draw(batch, seeded("draw")), 0)
+    parts, pulls = [], 0
+    for row in range(2):
+        told = map_tensors(family.embed([captions[int(group["rows"][row])]]), torch.Tensor.double)
+        read = {name: part.clone().requires_grad_() for name, part in family.text_parts(told).items()}
+        added = told.get("added_cond_kwargs")
+        names = {"tokens": "encoder_hidden_states", "pooled": "pooled_projections"}
+        if added is None:
+            embedded = {names[name]: part for name, part in read.items()}
+        else:
+            embedded = {names["tokens"]: read["tokens"], "added_cond_kwargs": added | {"text_embeds": read["pooled"]}}
+        drawn = group["sample"][row], int(group["terms"][row]), group["noise"][row]
+        with torch.no_grad():
+            target = predicted(family, frozen, *drawn, take(group["asked"], [row]))
+        error = (predicted(family, family.module, *drawn, embedded) - target).square().mean()
+        units = {name: float(part.detach().square().mean()) ** 0.5 for name, part in read.items()}
+        gradients = torch.autograd.grad(error, list(read.values()))
+        pulls += torch.cat([units[n] * g.flatten() for n, g in zip(read, gradients, strict=True)])
+        parts.append({name: (part.detach(), units[name]) for name, part in read.items()})
+    moves = -size * pulls.sign()
+    found = adversary.search(family.module, frozen, group)
+    certain = pulls.abs() > 1e-9 * pulls.abs().max()  # the sign of what is zero but for rounding is anything
+    assert certain.float().mean() > 0.5
+    assert_close(found[certain], moves[certain], rtol=1e-6, atol=0)
+    taught = family.text_parts(encoder(found, group["rows"].tolist()))
+    for row, part in enumerate(parts):
+        start = 0
+        for name, (own, unit) in part.items():
+            own_moves = found[start : start + own.numel()].view(own.shape[1:])
+            assert_close(taught[name][row], own[0] + unit * own_moves, rtol=1e-9, atol=1e-12)
+            start += own.numel()
+        assert start == len(found)
 
 
 @pytest.mark.parametrize("family", ["sd"], indirect=True)

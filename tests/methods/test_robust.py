@@ -55,6 +55,13 @@ def test_a_run_where_the_adversary_gives_way_compares_gradients_at_steps_with_a_
     assert all(("adversary_loss" in row) == ("gradient_cosine" in row) for row in history)
 
 
+@pytest.mark.parametrize("options", [{"robust_embedding": 0.1}, pytest.param({}, marks=pytest.mark.slow)])
+def test_one_signed_step_may_be_on_the_whole_embedding_or_on_vectors(options, run_cheaply, tmp_path):
+    found = run_cheaply(tmp_path / "signed", **ROBUST | {"robust_steps": 1} | options)
+    history = json.loads((found.output_dir / "history.json").read_text())
+    assert [row.get("adversary_loss", 0) > 0 for row in history] == [True, False, True, False]
+
+
 @pytest.mark.slow
 def test_accumulation_makes_no_difference(whole, run_cheaply, tmp_path):
     parts = run_cheaply(tmp_path / "run", **ROBUST, gradient_accumulation_steps=2)
@@ -94,6 +101,7 @@ def test_it_resumes_with_nothing_but_the_step(whole, run_cheaply, tmp_path):
         ({"method": "esd-x", "density": "mode"}, "esd-x takes noise levels as they come"),
         ({"method": "uce", "weighting": "cosmap"}, "uce takes noise levels as they come"),
         ({"robust_weight": -1.0}, "robust_weight"),
+        ({"robust_embedding": 0.1, "robust_tokens": 2}, "robust_embedding moves all tokens; omit robust_slots"),
         ({"robust_conflict": True}, "robust_conflict needs a robust_weight, and replay or EWC"),
         (
             {"robust_conflict": True, "robust_weight": 1.0, "replay_weight": 0.0, "ewc_lambda": 0.0},

@@ -20,14 +20,17 @@ class Adversary:
         minimise over v  |eps(x_t, t, template(v)) - eps*(x_t, t, concept)|^2,   eps* of the frozen model,
 
     and eps(x_t, t, template(v)) is then taught eps*(x_t, t, surrogate) in one pass with the other terms. Groups share
-    nothing, so that it makes no difference where each is computed. With one step Adam's is the sign of the gradient.
+    nothing, so that it makes no difference where each is computed. One step is by the sign of the gradient. What is
+    sought may also be the perturbation of whole embeddings, with one step as in AEGIS, which carries its own on from
+    update to update, where this begins at the concept's captions each time, a function of seed and step.
 
     A batch has G groups of R rows: "sample" [G, R, C, H, W]; "asked" and "frozen", the conditions of the concept and
-    of the surrogate; "rows", the templates [G, R]; "start", the vectors [G, K, D].
+    of the surrogate; "rows", the templates [G, R]; "start", the vectors [G, K, D] or perturbations [G, N].
 
     Args:
         loss: of the other terms.
-        encode: the conditions of templates [R] filled with vectors [K, D]; gradients pass to these.
+        encode: the conditions of templates [R] filled with vectors [K, D], or of captions [R] moved by [N]; gradients
+            pass to these.
         weight: of the term, > 0.
         steps: of the search, >= 1.
         rate: of its Adam, in the unit of the vectors.
@@ -58,7 +61,7 @@ class Adversary:
         return kept | {"data": cat(data), "distilled": torch.ones_like(kept["terms"], dtype=torch.bool)}
 
     def search(self, model: Callable, frozen: Callable, group: Batch) -> Tensor:
-        """The vectors found of one group, [K, D]."""
+        """What was found of one group, as its "start"."""
         data, terms, noise = {"sample": group["sample"]}, group["terms"], group["noise"]
         with torch.no_grad():
             target = self.loss.predict(frozen, data | group["asked"], terms, noise)
@@ -67,7 +70,8 @@ class Adversary:
         with torch.enable_grad():
             for _ in range(self.steps):
                 values = self.loss(model, data | self._encoded(vectors, group), terms, noise, target)
-                (vectors.grad,) = torch.autograd.grad(values.mean(), [vectors])
+                (gradient,) = torch.autograd.grad(values.mean(), [vectors])
+                vectors.grad = gradient.sign() if self.steps == 1 else gradient
                 optimizer.step()
         return vectors.detach()
 

@@ -36,6 +36,7 @@ from sa_diffusers.training.options import TrainingConfig
 
 History = list[dict]
 TRAINED = "trained"  # folder of what training left, where another strength was chosen as the result
+LATER = ("robust_embedding",)  # runs of before, which are the same without, have no such options in their keys
 FOR_OTHERS = SINGLE_FILE, LORA_FILE = "pipeline.safetensors", "lora.safetensors"  # other programs
 
 
@@ -72,7 +73,8 @@ class TrainStage(Stage[History]):
                 said |= {"chain_memory": False}
             if options.adapters == "each":
                 said |= {"adapters": "each"} | ({"edit": EditStage().key(context)} if "edit" in context.needs else {})
-        return said | {name: getattr(options, name) for name in names}
+        values = {name: getattr(options, name) for name in names}
+        return said | {name: value for name, value in values.items() if name not in LATER or value is not None}
 
     def compute(self, context: RunContext) -> History:
         options, family, folder, state = context.options, context.family, context.folder, process_state()
@@ -206,7 +208,8 @@ def forget_by_training(context: RunContext) -> History:
     # Training's own forward passes autocast by accelerate, those of a frozen copy do not.
     copied = isinstance(frozen, nn.Module)
     try:
-        searching = "concept_samples" in context.needs  # through the text encoders, every few steps
+        # Through the text encoders, every few steps.
+        searching = "concept_samples" in context.needs and not options.robust_embedding
         with (
             autocast_forward(frozen, family.compute_dtype) if copied else nullcontext(),
             family.encoders_at_hand() if searching else nullcontext(),
