@@ -36,6 +36,12 @@ METHODS |= {
     name: {"method": name}
     for name in ("ewc", "replay", "naive", "projection-symmetric", "sa+esd", "esd-u", "esd-x-strict", "speed")
 }
+ROBUST = {
+    "robust_weight": 2.0, "robust_every": 2, "robust_steps": 1, "robust_samples": 4, "train_batch_size": 4,
+    "num_surrogate_samples": 12, "replay_negative": "mixture",
+}  # fmt: skip
+METHODS |= {"robust": ROBUST, "robust embedding": ROBUST | {"robust_embedding": 0.1}}
+CASES += [(name, "robust") for name in ("xl", "sd3", "flux-dev")] + [("flux-dev", "robust embedding")]
 CASES += [(name, method) for name in ("xl", "sd3") for method in ("ewc", "projection-symmetric", "esd-u", "speed")]
 CASES += [(name, method) for name in ("xl-v", "flux-dev") for method in ("replay", "naive", "sa+esd", "esd-x-strict")]
 
