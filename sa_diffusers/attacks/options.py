@@ -12,7 +12,7 @@ SEARCHES = ("embedding", "text", "relearn")  # these have restarts: others searc
 FROM_PICTURES = ("inversion", "image_to_image", "inpainting")
 # Options of a few attacks alone.
 OWN = {
-    "allow_concept_words": ("text",), "precision": ("quantized",), "merged_share": ("merged",),
+    "allow_concept_words": ("text",), "word_list": ("text",), "precision": ("quantized",), "merged_share": ("merged",),
     "strength": ("image_to_image",), "unnamed": ("image_to_image", "inpainting"),
 }  # fmt: skip
 
@@ -88,6 +88,11 @@ class SearchOptions(Options):
     )
     keep_every: int = option(50, "Steps between two comparisons of an embedding, of which the best is kept.", above=0)
     allow_concept_words: bool = option(False, "Let the attack `text` also find the concept's own words.")
+    word_list: str | None = option(
+        None,
+        "Words that the attack `text` may find, of a file such as bundled/surrogate_words.txt: those of three letters "
+        "or more that are one token each; null: whatever can be typed.",
+    )
 
 
 @dataclass(kw_only=True)

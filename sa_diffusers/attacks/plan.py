@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from sa_diffusers.attacks.options import SEARCHES, AttackConfig
-from sa_diffusers.attacks.victims import DoesNotFit, first_tokens, load_family, roles
+from sa_diffusers.attacks.victims import DoesNotFit, first_tokens, load_family, meets, roles
+from sa_diffusers.data.concepts.candidates import WORDS
 from sa_diffusers.evaluation.judging import ClassifierJudge
 from sa_diffusers.io.processes import say
 
@@ -15,6 +16,7 @@ RELEARNED, ON_OTHERS = "relearned", "relearned on something else"
 ALL = {
     "one vector": {"attack": "embedding", "num_tokens": 1}, "four vectors": {"attack": "embedding", "num_tokens": 4},
     "two words": {"attack": "text", "num_tokens": 2},
+    "two real words": {"attack": "text", "num_tokens": 2, "word_list": WORDS},
     **{label: {"attack": "relearn", "steps": 100, "num_tokens": 1} for label in (RELEARNED, ON_OTHERS)},
     **{f"in {precision}": {"attack": "quantized", "precision": precision} for precision in ("fp8", "int8", "int4")},
     "merged with half of the original": {"attack": "merged"},
@@ -49,9 +51,12 @@ def look(attacks: dict[str, AttackConfig], models: Mapping[str, str]) -> list[st
         What is to be said of attacks, of which those that do not fit a model are dropped. Raises where none is left.
     """
     said: dict[str, None] = {}
-    for model in models.values():
+    for role, model in models.items():
         family = load_family(next(iter(attacks.values())), model)
         for label, config in list(attacks.items()):
+            if not meets(config, role):
+                said[f"{label or config.attack}: not of {model}, whose weights were trained apart"] = None
+                continue
             try:
                 said[first_tokens(config, model, family)] = None
             except DoesNotFit as error:
@@ -66,13 +71,14 @@ def describe_plan(config: AttackConfig, attacks: Mapping[str, AttackConfig], jud
     """What is about to be done, for the terminal."""
     models, searched = roles(config), [one.steps for one in attacks.values() if one.attack in SEARCHES]
     times = sum(one.restarts for one in attacks.values())
-    count = len(models) * times
-    looks = len(models) * sum(one.restarts * len(one.looks) for one in attacks.values())
+    made = [one for one in attacks.values() for role in models if meets(one, role)]
+    count, looks = sum(one.restarts for one in made), sum(one.restarts * len(one.looks) for one in made)
     pictures = config.num_targets + config.num_images * (len(models) + count + looks)
     lines = [f"bring {config.concept!r} back by {', '.join(attacks) if config.all else f'--attack {config.attack}'}"]
     lines += [f"  {role}: {model}" for role, model in models.items()]
     lines += [
-        f"{count:,} attacks ({len(models)} models x {times})"
+        f"{count:,} attacks"
+        + f" ({len(models)} models x {times})" * (count == len(models) * times)
         + f"{' of' + ' up to' * config.all} {max(searched, default=0):,} steps, {config.batch_size} targets each"
         * bool(searched),
         f"{pictures:,} pictures: {config.num_targets:,} targets, and {config.num_images:,} of each model before and "

@@ -125,14 +125,18 @@ def table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def _table_of_all(attacks: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    first, judged = next(iter(attacks.values())), _judged(next(iter(attacks.values())))
+    first = max(attacks.values(), key=lambda one: len(one["models"]))  # not every attack is made on a control
+    judged = _judged(first)
     header = [f"{'P' if judged else 'loss, start → best,'} after", *first["models"]]
     rows = []
     if judged:
         rows.append(["asked by name", *(_cell(one["before"], "probability") for one in first["models"].values())])
     for label, result in attacks.items():
         cells = []
-        for entry in result["models"].values():
+        for role in first["models"]:
+            if (entry := result["models"].get(role)) is None:
+                cells.append("–")
+                continue
             best = entry["restarts"][entry["best"]]
             several = f", best {best['probability']:.1%}" if judged and len(entry["restarts"]) > 1 else ""
             several += f"; {back}" if (back := _back(entry)) else ""
@@ -257,7 +261,7 @@ def write_results(
             }
             for role, parts in pictures.items()
         },
-        models={role: public_values(one.model) for role, one in next(iter(attacked.values())).items()},
+        models={role: public_values(one.model) for roles in attacked.values() for role, one in roles.items()},
         blurred=config.blurred,
         settings={key: public_values(value) for key, value in asdict(config).items() if value is not None},
     )

@@ -17,7 +17,15 @@ from sa_diffusers.attacks.pictures import FoundPictures, invert
 from sa_diffusers.attacks.plan import attacks_of, describe_plan, look
 from sa_diffusers.attacks.relearning import FoundAdapter, relearn
 from sa_diffusers.attacks.results import Attacked, summarise, write_results
-from sa_diffusers.attacks.victims import check_victims, complete, load_family, roles
+from sa_diffusers.attacks.victims import (
+    check_victims,
+    complete,
+    forbidden,
+    listed_words,
+    load_family,
+    meets,
+    roles,
+)
 from sa_diffusers.attacks.weights import FoundWeights, change_weights
 from sa_diffusers.core.concepts import split_phrasings
 from sa_diffusers.core.conditions import Condition
@@ -50,6 +58,7 @@ class AttackRun:
         self.config, self.folder = config, Path(config.output_dir)
         self.label = f"{label.replace(',', '').replace(' ', '-')}-" if label else ""
         self.words = split_phrasings(config.concept)
+        self.listed = listed_words(config)
         self.word = FoundText(self.words[0], [], [])
         self.seconds: dict[str, float] = {}  # by stage
         self.targets = self.target_images = self.target_vae = self.original = None
@@ -77,6 +86,7 @@ class AttackRun:
                 "targets": hash_tensors({"targets": targets}), "model": hashes,
             }  # fmt: skip
             key |= {name: getattr(self.config, name) for name, known in OWN.items() if self.config.attack in known}
+            key |= {"word_list": self.listed} if key.pop("word_list", None) else {}
             key |= {"original": self.original} if self.config.attack == "merged" else {}
             if self.config.attack == "relearn" and self.config.relearn_every:
                 key["relearn_every"] = self.config.relearn_every
@@ -200,7 +210,7 @@ class AttackRun:
         config, attack = self.config, self.config.attack
         known = family, targets, config.templates, self.words, self.settings(restart)
         if attack == "text":
-            return attack_text(*known, () if config.allow_concept_words else self.words)
+            return attack_text(*known, forbidden(config), self.listed)
         if attack == "quantized":
             return change_weights(*known, precision=config.precision)
         if attack == "merged":
@@ -242,6 +252,8 @@ def run_attack(config: AttackConfig) -> dict:
             family = load_family(config, model)
             hashes = pipeline_hashes(family.pipeline)
             for label, run in runs.items():
+                if not meets(run.config, role):
+                    continue
                 say(f"attack{f' ({label})' * bool(label)}: {role} ({model})")
                 attacked[label][role] = run.attack(role, model, family, hashes)
         targets = to_uint8(run.target_images)

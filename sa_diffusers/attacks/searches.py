@@ -24,6 +24,7 @@ from sa_diffusers.io.processes import progress_bar
 
 NUM_EXCHANGES = 2  # tried at each step
 NUM_PROMISING = 256  # of each place
+FEWEST_LISTED = 8  # words of a list
 
 
 def attack_embedding(
@@ -65,9 +66,10 @@ class Vocabulary:
     Args:
         encoder: of the templates that the text must keep its tokens in.
         forbidden: words or phrases that no token and no text may contain, in any case, not even within another word.
+        listed: words that alone may be used, where they are one token each; None: any.
     """
 
-    def __init__(self, encoder: TemplateEncoder, forbidden: Sequence[str] = ()):
+    def __init__(self, encoder: TemplateEncoder, forbidden: Sequence[str] = (), listed: Sequence[str] | None = None):
         self.encoder, self.tokenizer, self.table = encoder, encoder.tokenizer, encoder.table
         self.forbidden = [fold(phrase) for phrase in forbidden if fold(phrase)]
         special = set(self.tokenizer.all_special_ids)
@@ -83,7 +85,16 @@ class Vocabulary:
             raise ValueError(
                 "no token of the tokenizer is a word" + (f" without {names}; forbid less" if names else "")
             )
+        if listed is not None:
+            words = [i for i in words if fold(texts[i]) in set(map(fold, listed))]
+            texts = {i: texts[i] for i in words}
+            if len(words) < FEWEST_LISTED:
+                raise ValueError(
+                    f"expected {FEWEST_LISTED} or more words of the list that are one token each, got {len(words)}; "
+                    "pass another --word_list"
+                )
         self.words, self.tokens = (torch.tensor(ids, device=encoder.device) for ids in (words, list(texts)))
+        self._listed = None if listed is None else set(words)
         self._readable: dict[tuple[int, ...], bool] = {}
 
     def text(self, token_ids: Sequence[int]) -> str:
@@ -96,6 +107,7 @@ class Vocabulary:
             text = self.text(key)
             self._readable[key] = (
                 not self._is_forbidden(text)
+                and (self._listed is None or self._listed.issuperset(key))
                 and self.encoder.tokens(text) == list(key)
                 and self.encoder.reads_as(text, key)
             )
@@ -161,6 +173,7 @@ def attack_text(
     concept_words: Sequence[str],
     settings: AttackSettings,
     forbidden: Sequence[str] = (),
+    listed: Sequence[str] | None = None,
 ) -> FoundText:
     """Minimise the model's denoising loss on targets over K tokens in the concept's place. Its weights stay.
 
@@ -169,13 +182,13 @@ def attack_text(
         concept_words: also tried as they are, where they come to K tokens and are not forbidden.
         settings: `initial` are the words to start from; None: K whole words at random, so that other seeds start
             elsewhere.
-        forbidden: see `Vocabulary`.
+        forbidden, listed: see `Vocabulary`.
 
     Raises:
         TypeError, ValueError, FloatingPointError: as `attack_embedding` and `Vocabulary`; or no text was found.
     """
     loss = prepare(family, latents, templates, concept_words, settings)
-    encoder, vocabulary = loss.encoder, Vocabulary(loss.encoder, forbidden)
+    encoder, vocabulary = loss.encoder, Vocabulary(loss.encoder, forbidden, listed)
     table = vocabulary.table.float()
     vectors = table[vocabulary.draw(settings)] if settings.initial is None else encoder.start(settings.initial).float()
     optimizer = settings.optimizer(vectors, encoder.scale)

@@ -1,9 +1,13 @@
 """The models under attack, checked before anything is drawn: their kind, their pictures' size, the first words."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from sa_diffusers.attacks.options import FROM_PICTURES, SEARCHES, AttackConfig
+from sa_diffusers.attacks.searches import Vocabulary
 from sa_diffusers.core.concepts import mentions, split_phrasings
+from sa_diffusers.data.concepts.candidates import words_of
+from sa_diffusers.data.prompts import read_prompts
 from sa_diffusers.evaluation.subjects import Subject, check_subjects, open_subjects, pipeline_of
 from sa_diffusers.families import Family, family_class, get_family
 from sa_diffusers.families.base import registry
@@ -11,6 +15,9 @@ from sa_diffusers.families.text_to_image.template_encoder import PLACE, Reader, 
 from sa_diffusers.io.forgotten import read_forgotten
 from sa_diffusers.io.hub import read_part
 from sa_diffusers.io.loading import load_pipeline, read_model_index
+
+
+CONTROL = "never learned it"
 
 
 class DoesNotFit(ValueError):
@@ -58,7 +65,24 @@ def _subjects(config: AttackConfig) -> list[Subject]:
 def roles(config: AttackConfig) -> dict[str, str]:
     """{role: pipeline} of the models to attack; the original comes first."""
     models = {"original": config.original, "forgotten": config.forgotten}
-    return models | ({"never learned it": config.control} if config.control else {})
+    return models | ({CONTROL: config.control} if config.control else {})
+
+
+def meets(config: AttackConfig, role: str) -> bool:
+    """Whether an attack is made on the model of this role: what was trained apart is not merged."""
+    return config.attack != "merged" or role != CONTROL
+
+
+def forbidden(config: AttackConfig) -> Sequence[str]:
+    """What the attack `text` must not find."""
+    return () if config.allow_concept_words else split_phrasings(config.concept)
+
+
+def listed_words(config: AttackConfig) -> list[str] | None:
+    """The words of `word_list`; None: any. Raises OSError, ValueError: no file of words."""
+    if config.word_list is None:
+        return None
+    return sorted({word for line in read_prompts(config.word_list) for word in words_of(line)})
 
 
 def check_victims(config: AttackConfig, image_size: int | None) -> None:
@@ -116,4 +140,6 @@ def _check_fit(config: AttackConfig, model: str, family: Family, word: str) -> T
     encoder.check_places(word)
     if config.attack == "text":
         _ = encoder.shared  # raises where no word can be typed for all encoders
+        if config.word_list:
+            Vocabulary(encoder, forbidden(config), listed_words(config))
     return encoder

@@ -33,13 +33,13 @@ VECTORS = ("one vector", "four vectors")
 RELEARN, RELEARNED = {"attack": "relearn", "steps": 150, "num_tokens": 1}, "relearned"
 LOOKS = 25  # steps of relearning from one look to the next
 SEARCHES = {
-    **{label: options for label, options in ALL.items() if options["attack"] in ("embedding", "text")},
+    **{label: ALL[label] for label in (*VECTORS, "two words")},
     RELEARNED: RELEARN | {"relearn_every": LOOKS},
     **{label: options for label, options in ALL.items() if options["attack"] in ("quantized", "merged")},
 }
 # Of seed 0 alone. The long search, of few rows, goes beyond what training used: it takes as long as all others.
 LONG = {"four vectors, 1,000 steps": {"num_tokens": 4, "steps": 1000}}
-ONCE = LONG | {ON_OTHERS: RELEARN | {"relearn_every": 0}}
+ONCE = LONG | {"two real words": ALL["two real words"], ON_OTHERS: RELEARN | {"relearn_every": 0}}
 LONG_ROWS = (ORIGINAL, EDIT, ROBUST, NEVER)
 # Where the searches stand; recipes and their settings were chosen by others, those of configs/paper/digits*.
 TEMPLATES = {

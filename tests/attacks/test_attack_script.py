@@ -314,6 +314,15 @@ def test_of_all_attacks_those_are_left_out_that_do_not_fit_a_model(models, tmp_p
     attacks = {"merged": replace(config, attack="merged"), "in int8": replace(config, attack="quantized")}
     said = look(attacks, {"original": models["original"], "other": str(tmp_path / "other")})
     assert list(attacks) == ["in int8"] and re.search("without merged: .* differs .* unet's block_out_ch", said[-1])
+    words = tmp_path / "words.txt"
+    words.write_text("a seven\nnine\nred")
+    attacks = {"real": replace(config, attack="text", word_list=str(words)), "in int8": attacks["in int8"]}
+    said = look(attacks, {"original": models["original"]})
+    assert list(attacks) == ["in int8"] and "without real: expected 8 or more words" in said[0]
+    control = {"never learned it": models["control"]}
+    attacks = {"merged": replace(config, attack="merged"), "in int8": attacks["in int8"]}
+    said = look(attacks, control)
+    assert list(attacks) == ["merged", "in int8"] and said[0].startswith("merged: not of ")
     with pytest.raises(DoesNotFit, match="merged: .*other differs from the original"):
         look({"": replace(config, attack="merged")}, {"other": str(tmp_path / "other")})
 
@@ -409,15 +418,17 @@ def test_all_attacks_share_targets_and_stand_in_one_table(models, tmp_path, monk
     config = configure(models, tmp_path / "all", all=True, num_restarts=1)
     run_attack(config)
     result = read_json(tmp_path / "all" / "attack.json")
-    assert [list(one["models"]) for one in result["attacks"].values()] == [
-        ["original", "forgotten", "never learned it"]
-    ] * 7
+    roles = ["original", "forgotten", "never learned it"]
+    assert {label: list(one["models"]) for label, one in result["attacks"].items()} == {
+        label: roles[: 2 if label == "merged" else 3] for label in result["attacks"]
+    }
+    assert len(result["attacks"]) == 7
     lines = (tmp_path / "all" / "attack.md").read_text().splitlines()
     assert "| P after | original | forgotten | never learned it |" in lines
     rows = {line.split(" | ")[0]: line.split(" | ")[1:] for line in lines if "%" in line}
     asked = result["attacks"]["merged"]["models"]
     assert [cell.split("%")[0] for cell in rows["| asked by name"]] == [
-        f"{100 * one['before']['probability']:.1f}" for one in asked.values()
+        f"{100 * one['before']['probability']:.1f}" for one in result["attacks"]["two words"]["models"].values()
     ]
     changes = {
         role: abs(one["before"]["probability"] - one["after_mean"]["probability"]) for role, one in asked.items()
@@ -432,7 +443,9 @@ def test_all_attacks_share_targets_and_stand_in_one_table(models, tmp_path, monk
         assert entry["after_mean"] == result["attacks"]["relearned 1 steps"]["models"][role]["after_mean"]
     page = (tmp_path / "all" / "report.html").read_text()
     assert "after, two words, best restart" in page
-    shown = 3 + 3 * (4 + 6 * 4 + 3)  # of each attack four; of the targets, and of what they lead to, all three
+    assert rows["| merged"][-1] == "– |"
+    # Of each attack four, the control's merge excepted; of the targets, and of what they lead to, all three.
+    shown = 3 + 3 * (4 + 6 * 4 + 3) - 4
     assert page.count("data:image/png") == shown
     assert_whole([tmp_path / "all" / "report.html"], tmp_path, subtests)
 

@@ -264,6 +264,20 @@ def test_forbidden_words_never_come(family, latents):
         Vocabulary(encoder, letters)
 
 
+def test_of_a_list_only_words_that_are_one_token_come(family, latents, monkeypatch):
+    monkeypatch.setattr("sa_diffusers.attacks.searches.FEWEST_LISTED", 2)
+    encoder = TemplateEncoder(family, TEMPLATES, 2)
+    listed = ["Red", "nine", "seven", "incomprehensibilities", "green"]
+    vocabulary = Vocabulary(encoder, ["seven"], listed)
+    assert {vocabulary.text([i]) for i in vocabulary.tokens.tolist()} == {"red", "nine", "green"}
+    ids = {word: encoder.tokens(word)[0] for word in ("red", "black", "green")}
+    assert vocabulary.readable([ids["red"], ids["green"]]) and not vocabulary.readable([ids["red"], ids["black"]])
+    found = attack_text(family, latents, TEMPLATES, ["black"], replace(SETTINGS, num_tokens=2), ["seven"], listed)
+    assert set(found.text.split()) <= {"red", "nine", "green"} and len(found.token_ids) == 2
+    with pytest.raises(ValueError, match="expected 2 or more words of the list that are one token each, got 1"):
+        Vocabulary(encoder, ["seven"], ["seven", "red"])
+
+
 def test_what_does_not_read_as_its_tokens_gives_way_to_whole_words(family):
     encoder = TemplateEncoder(family, TEMPLATES, 2)
     vocabulary = Vocabulary(encoder)
