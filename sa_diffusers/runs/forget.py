@@ -167,7 +167,7 @@ def run_forgetting(
     """
     options, state = taken_over(config.resolved()), process_state()
     method = methods.get(options.method)
-    check_launch(options, shardable=method.shardable and not (options.robust_weight or options.quantize_base))
+    check_launch(options, shardable=method.shardable and not (options.robust_conflict or options.quantize_base))
     if options.num_threads is not None:
         torch.set_num_threads(options.num_threads)
 

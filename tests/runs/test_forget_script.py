@@ -169,6 +169,10 @@ def test_a_run_ends_with_the_launcher_that_started_it(command, tmp_path):
         assert not (tmp_path / "run" / ".stages" / "samples.json").exists()
 
 
+ROBUST = (
+    "--robust_weight 2 --robust_every 2 --robust_steps 2 --robust_samples 4 --robust_groups 2 "
+    "--replay_negative mixture --train_batch_size 8 --num_surrogate_samples 12"
+).split()
 SHARED = ("samples/samples", "surrogate/surrogate", "fisher")
 
 
@@ -177,13 +181,16 @@ def largest(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 @pytest.mark.slow
-def test_two_processes_give_what_one_gives(command, tmp_path):
+@pytest.mark.parametrize("more", [[], ROBUST], ids=["plain", "robust"])
+def test_two_processes_give_what_one_gives(more, command, tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    result = subprocess.run([*launch, *command[1:]], capture_output=True, text=True, timeout=900, env=environment)
+    result = subprocess.run(
+        [*launch, *command[1:], *more], capture_output=True, text=True, timeout=900, env=environment
+    )
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("Plan for") == 1  # two that know nothing of each other would print two
-    assert run(command, "--output_dir", str(tmp_path / "one")).returncode == 0
+    assert run(command, *more, "--output_dir", str(tmp_path / "one")).returncode == 0
     torch.testing.assert_close(weights(tmp_path / "run"), weights(tmp_path / "one"), rtol=1e-3, atol=1e-5)
     two, one = ({n: load_file(tmp_path / r / f"{n}.safetensors") for n in SHARED} for r in ("run", "one"))
     for name in SHARED:

@@ -26,9 +26,11 @@ from torch.testing import assert_close
 from sa_diffusers.core.losses import DiffusionLoss
 from sa_diffusers.core.objectives import (
     ESD,
+    Adversary,
     ElasticWeightConsolidation,
     LowRankChange,
     LowRankEWC,
+    MixtureTarget,
     SelectiveAmnesia,
 )
 from sa_diffusers.core.seeding import seeded
@@ -74,12 +76,34 @@ def esd_batches(step: int) -> dict:
     return {"concept": parts["surrogate"], "empty": empty}
 
 
-def amnesia(model: nn.Module, shared_anchor: bool) -> SelectiveAmnesia:
+def further_batches(step: int) -> dict:
+    """Of two groups for an adversary, and of prompts that leave the concept open."""
+
+    def draw(name: str, *shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=seeded(name, "further", step))
+
+    asked = {name: {"encoder_hidden_states": draw(name, 2, 2, 3, 5)} for name in ("asked", "frozen")}
+    rows = {"rows": torch.zeros(2, 2, dtype=torch.long), "start": draw("start", 2, 3, 5)}
+    mixed = {"sample": draw("open", 4, 1, 4, 4), "encoder_hidden_states": draw("prompts", 4, 3, 5)}
+    words = {"asked": {"encoder_hidden_states": draw("words", 4, 2, 3, 5)}}
+    return {"adversary": rows | asked | {"sample": draw("sample", 2, 2, 1, 4, 4)}, "open": mixed | words}
+
+
+def further_terms(loss: DiffusionLoss) -> list:
+    def encode(vectors: torch.Tensor, rows: list[int]) -> dict:
+        return {"encoder_hidden_states": vectors.expand(len(rows), -1, -1)}
+
+    return [Adversary(loss, encode, 1.0, 2, 0.1), MixtureTarget(loss, 1.0, 1.0)]
+
+
+def amnesia(model: nn.Module, shared_anchor: bool, further: bool = False) -> SelectiveAmnesia:
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     fisher = {name: 100 * torch.rand(p.shape, generator=seeded(name)) for name, p in trained.items()}
     anchor = {name: p.detach().clone() for name, p in trained.items()} if shared_anchor else None
     ewc = ElasticWeightConsolidation(trained, fisher, 2.0, anchor=anchor)
-    return SelectiveAmnesia(DiffusionLoss(torch.linspace(0.99, 0.1, 10)), ewc)
+    loss = DiffusionLoss(torch.linspace(0.99, 0.1, 10))
+    frozen = copy.deepcopy(model).requires_grad_(False) if further else None
+    return SelectiveAmnesia(loss, ewc, 1.0, frozen, further_terms(loss) if further else ())
 
 
 def adapter_batches(step: int) -> dict:
@@ -87,7 +111,7 @@ def adapter_batches(step: int) -> dict:
     return {name: part | {"distilled": torch.arange(4) == step % 4} for name, part in batches(step).items()}
 
 
-def adapters(model: nn.Module, precision: str | None) -> SelectiveAmnesia:
+def adapters(model: nn.Module, precision: str | None, further: bool = False) -> SelectiveAmnesia:
     """With low-rank EWC and a frozen model; the weights are in the precision that is computed in, as a run's are."""
     shapes = {name: p.shape for name, p in model.named_parameters()}
     if dtype := compute_dtype(precision):
@@ -95,7 +119,8 @@ def adapters(model: nn.Module, precision: str | None) -> SelectiveAmnesia:
     changes = add_lora(model, ADAPTED, 3, 6.0, seed=1)
     fisher = {name: 1e3 * torch.rand(shapes[name], generator=seeded(name)) for name in changes}
     ewc = LowRankEWC(changes, fisher, 2.0)
-    return SelectiveAmnesia(DiffusionLoss(torch.linspace(0.99, 0.1, 10)), ewc, frozen=WithoutLora(model))
+    loss = DiffusionLoss(torch.linspace(0.99, 0.1, 10))
+    return SelectiveAmnesia(loss, ewc, 1.0, WithoutLora(model), further_terms(loss) if further else ())
 
 
 def esd(model: nn.Module) -> ESD:
@@ -110,14 +135,17 @@ def run(
     folder: Path | None = None,
     callback=None,
     drawn=None,
+    further: bool = False,
     **options,
 ) -> list[dict]:
     """Selective Amnesia; ESD, which has no anchor, for a shared_anchor of None, or adapters for "lora"."""
     if shared_anchor == "lora":
-        objective, drawn = adapters(model, options.get("mixed_precision")), adapter_batches
+        objective, drawn = adapters(model, options.get("mixed_precision"), further), adapter_batches
     else:
         drawn = drawn or (batches if shared_anchor is not None else esd_batches)
-        objective = amnesia(model, shared_anchor) if shared_anchor is not None else esd(model)
+        objective = amnesia(model, shared_anchor, further) if shared_anchor is not None else esd(model)
+    if further:
+        drawn = lambda step, drawn=drawn: drawn(step) | further_batches(step)  # noqa: E731
     # Some gradients are 0 but for rounding, which Adam's usual epsilon would blow up.
     defaults = {"num_train_steps": STEPS, "train_batch_size": 4, "learning_rate": 1e-2, "adam_epsilon": 1e-3,
                 "logging_steps": 1, "checkpointing_steps": 2, "ema_decay": 0.5, "lr_warmup_steps": 2}  # fmt: skip
@@ -135,6 +163,8 @@ CASES = {
     "averaged": {"shared_anchor": True, "gradient_accumulation_steps": 2, "gradient_checkpointing": True},
     "esd": {"shared_anchor": None, "gradient_accumulation_steps": 2},
     "lora": {"shared_anchor": "lora", "gradient_accumulation_steps": 2, "gradient_checkpointing": True},
+    "robust": {"shared_anchor": True, "further": True},
+    "robust lora": {"shared_anchor": "lora", "further": True, "gradient_checkpointing": True},
 }
 
 
@@ -324,7 +354,13 @@ def compare_two_processes(way: str, folder: Path, cases: list[str], precision: s
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("precision", "cases"), [("no", ["plain", "averaged", "esd"]), ("no", ["lora"]), ("bf16", ["averaged", "lora"])]
+    ("precision", "cases"),
+    [
+        ("no", ["plain", "averaged", "esd"]),
+        ("no", ["lora"]),
+        ("bf16", ["averaged", "lora"]),
+        ("no", ["robust", "robust lora"]),
+    ],
 )
 def test_two_processes_with_a_part_of_the_weights_each_equal_one_with_all(
     tmp_path, fresh_accelerator, precision, cases
@@ -335,7 +371,12 @@ def test_two_processes_with_a_part_of_the_weights_each_equal_one_with_all(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "precision", "cases"),
-    [("1", "no", ["averaged"]), ("2", "no", ["plain", "averaged", "lora"]), ("2", "bf16", ["averaged", "lora"])],
+    [
+        ("1", "no", ["averaged"]),
+        ("2", "no", ["plain", "averaged", "lora"]),
+        ("2", "bf16", ["averaged", "lora"]),
+        ("2", "no", ["robust", "robust lora"]),
+    ],
 )
 def test_two_processes_under_deepspeed_equal_one(tmp_path, fresh_accelerator, stage, precision, cases):
     pytest.importorskip("deepspeed", reason="an extra, which .ci/run installs for this test alone")
