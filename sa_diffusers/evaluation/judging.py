@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sa_diffusers.core.concepts import Concept
+from sa_diffusers.evaluation.composition import swapped
 from sa_diffusers.evaluation.images.sets import ImageSet, index_batches
 from sa_diffusers.evaluation.judges.classifier import ImageClassifier, entropies, rights
 from sa_diffusers.evaluation.judges.clip import Clip, clip_score, perceptual_change, zero_shot
@@ -103,11 +104,27 @@ class ClassifierJudge:
                 rows = zip(best[name], prompts.labels, strict=True)
                 own = [math.nan if name in labels else float(one == index) for one, labels in rows]
                 found[SHOWS + word] = torch.tensor(own, dtype=torch.float64)
+        if prompts.purpose == "keeps":
+            found["binding"] = self._at_once(right, prompts)
         return found | {
             "accuracy": accuracy,
             "probability": probability.where(accuracy.isfinite(), torch.nan),
             "concept_shown": torch.tensor([float(any(r)) if r else torch.nan for r in shown], dtype=torch.float64),
         }
+
+    def _at_once(self, right: Mapping[str, Tensor], prompts: PromptSet) -> Tensor:
+        """Whether all is right together that a prompt names and was not forgotten; NaN where that is less than two."""
+        parts = []
+        for name, values in right.items():
+            gone = [labels.get(name) in self._forgotten(name) for labels in prompts.labels]
+            parts.append(values.masked_fill(torch.tensor(gone), torch.nan))
+        each = torch.stack(parts)
+        return each.nan_to_num(1.0).prod(0).masked_fill(each.isfinite().sum(0) < 2, torch.nan)
+
+    def _forgotten(self, name: str) -> set[str]:
+        """The classes of an attribute that are concepts."""
+        known = self.classifier.config.attributes[name]
+        return {known[index] for attribute, index in self.targets if attribute == name}
 
     def _judged_by(self, one: Candidate, asks: bool) -> tuple[str, int]:
         """The attribute and class that a picture is read for: the concept's, or what is to stay."""
@@ -119,8 +136,7 @@ class ClassifierJudge:
 
     def _beside(self, name: str, right: Tensor, judged: list[tuple[str, int]], prompts: PromptSet) -> Tensor | None:
         """Whether an attribute is right where it is not what is judged, nor forgotten; None where that is nowhere."""
-        known = self.classifier.config.attributes[name]
-        forgotten = {known[index] for attribute, index in self.targets if attribute == name}
+        forgotten = self._forgotten(name)
         rows = zip(judged, prompts.labels, strict=True)
         out = [own == name or labels.get(name) in forgotten for (own, _), labels in rows]
         return None if all(own == name for own, _ in judged) else right.masked_fill(torch.tensor(out), torch.nan)
@@ -128,7 +144,8 @@ class ClassifierJudge:
 
 @dataclass(frozen=True)
 class ClipJudge:
-    """CLIP's score of each picture for its prompt, and whether the name that fits best is the one asked for.
+    """CLIP's score of each picture for its prompt, and whether the name that fits best is the one asked for; of kept
+    ones also whether their prompt fits better than with two things in it exchanged.
 
     The names are the concept's first phrasing and its siblings; without siblings there is nothing to choose among.
     """
@@ -138,6 +155,8 @@ class ClipJudge:
 
     def __call__(self, images: Tensor, prompts: PromptSet, before: Tensor | None) -> dict[str, Tensor]:
         found = {"clip_score": clip_score(self.clip, images, prompts.prompts)}
+        if prompts.purpose == "keeps":
+            found["clip_binding"] = self._told_apart(images, prompts.prompts, found["clip_score"])
         names = [self.concept.name, *self.concept.siblings]
         if len(names) < 2 or prompts.purpose == "i2p":
             return found
@@ -145,6 +164,14 @@ class ClipJudge:
         asked = [self.concept.name if prompts.purpose == "asks" else one.word for one in prompts.candidates]
         values = [float(names[i] == word) if word in names else math.nan for i, word in zip(best, asked, strict=True)]
         return found | {"clip_concept" if prompts.purpose == "asks" else "clip_accuracy": torch.tensor(values)}
+
+    def _told_apart(self, images: Tensor, prompts: Sequence[str], scores: Tensor) -> Tensor:
+        """Whether a picture fits its prompt better than that with two things exchanged; NaN: it names no two."""
+        others = {row: text for row, prompt in enumerate(prompts) if (text := swapped(prompt))}
+        found, rows = torch.full((len(prompts),), torch.nan), list(others)
+        if rows:
+            found[rows] = (scores[rows] > clip_score(self.clip, images[rows], list(others.values()))).float()
+        return found
 
 
 @dataclass(frozen=True)

@@ -422,7 +422,8 @@ def test_clip_names_what_was_asked_for(tiny_tokenizer, tmp_path):
     asked = judge(images, prompt_set("asks", ["a 7"] * 4), None)
     assert asked["clip_concept"].tolist() == [float(index == 0) for index in best]
     assert "clip_accuracy" not in asked
-    assert list(ClipJudge(clip, Concept(("seven",), "noise"))(images, kept, None)) == ["clip_score"]
+    found = ClipJudge(clip, Concept(("seven",), "noise"))(images, kept, None)
+    assert list(found) == ["clip_score", "clip_binding"] and found["clip_binding"].isnan().all()
 
 
 @pytest.mark.slow
