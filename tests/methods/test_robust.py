@@ -60,6 +60,8 @@ def test_one_signed_step_may_be_on_the_whole_embedding_or_on_vectors(options, ru
     found = run_cheaply(tmp_path / "signed", **ROBUST | {"robust_steps": 1} | options)
     history = json.loads((found.output_dir / "history.json").read_text())
     assert [row.get("adversary_loss", 0) > 0 for row in history] == [True, False, True, False]
+    key = json.loads((found.output_dir / ".stages" / "train.json").read_text())["key"]
+    assert key["robust_steps"] == 1 and ("robust_embedding" in key) == bool(options)  # runs of before are reused
 
 
 @pytest.mark.slow

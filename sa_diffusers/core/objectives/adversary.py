@@ -76,7 +76,7 @@ class Adversary:
         return vectors.detach()
 
     def _encoded(self, vectors: Tensor, group: Batch) -> Batch:
-        """In the precision of the samples; without a graph where the vectors take no gradient."""
+        """In the precision and on the device of the samples; without a graph where the vectors take no gradient."""
         with torch.set_grad_enabled(vectors.requires_grad):
             encoded = self.encode(vectors, group["rows"].tolist())
-            return map_tensors(encoded, lambda tensor: tensor.to(group["sample"].dtype))
+            return map_tensors(encoded, lambda tensor: tensor.to(group["sample"]))
