@@ -26,7 +26,6 @@ CAPABILITIES = {
     "denoising": "predicts noise at many levels",
     "prior": "decodes latents of a known prior in one pass",
     "completion": "completes pictures",
-    "reconstruction": "is trained to give back what was hidden",
     "text_maps": "makes keys and values of a text's embedding",
     "safe_guidance": "can be led away from a text while it draws",
     "token_embedding": "reads embeddings of its tokens",

@@ -11,8 +11,6 @@ from sa_diffusers.methods.encoder import FIXED, EncoderMethod
 class OutputMethod(EncoderMethod):
     """Training of the whole model on pictures to retain, and away from those to forget; see `OutputForgetting`."""
 
-    requires = EncoderMethod.requires | {"reconstruction"}
-
     def __init__(self, name: str, title: str, summary: str, targets: str):
         super().__init__(name, title, summary, **FIXED, ewc_lambda=0.0, train_scope="full")
         self.targets = targets
@@ -26,8 +24,9 @@ class OutputMethod(EncoderMethod):
             raise ValueError(f"{self.name} trains on pictures to retain; pass --retain_images")
 
     def objective(self, context: Context, weights: Weights, frozen: Frozen | None) -> Objective:
-        options, loss = context.options, context.family.loss
-        return OutputForgetting(loss, frozen, self.targets, options.forget_alpha, options.retain_weight, weights)
+        options, family = context.options, context.family
+        strengths = options.forget_alpha, options.retain_weight
+        return OutputForgetting(family.loss, frozen, self.targets, *strengths, weights, family.noised)
 
 
 class RandomEncoderMethod(EncoderMethod):

@@ -1,5 +1,6 @@
 """Models of pixels: what they are shown, the pipeline, the family and its loss, forgetting, and training one."""
 
+import copy
 import json
 
 import pytest
@@ -9,6 +10,7 @@ from torch.testing import assert_close
 
 from sa_diffusers import forget
 from sa_diffusers.core.conditions import Condition, degraded
+from sa_diffusers.core.objectives import OutputForgetting
 from sa_diffusers.families import get_family
 from sa_diffusers.families.completion.networks import build_pixel_inpaint
 from sa_diffusers.io.loading import check_model, load_pipeline
@@ -92,6 +94,64 @@ def test_the_loss_is_the_error_of_v(family):
         target = alpha.sqrt() * noise[index] - (1 - alpha).sqrt() * images[index]
         found = module(torch.cat([noisy, hole[index], shown[index]])[None], terms[index]).sample[0]
         assert_close(values[index], (found - target).square().mean(), rtol=1e-4, atol=1e-5)
+
+
+def in_float64(seed: int):
+    """A family whose weights, and what it is given, are in float64."""
+    torch.manual_seed(seed)
+    pipeline = tiny()
+    for weight in pipeline.unet.parameters():
+        weight.data += 0.1 * torch.randn(weight.shape)
+    pipeline.unet.double()
+    return get_family(pipeline)
+
+
+def slow_prediction(family, image, context, condition, term, noise):
+    """What a model predicts of one noisy picture [C, H, W] beside what is shown of another."""
+    alpha = family.pipeline.scheduler.alphas_cumprod[term].double()
+    shown = torch.cat([family.holes([condition])[0].double(), family.shown(context[None], [condition])[0]])
+    noisy = alpha.sqrt() * image + (1 - alpha).sqrt() * noise
+    return family.module(torch.cat([noisy, shown])[None], term).sample[0]
+
+
+def slow_velocity(family, image, term, noise):
+    alpha = family.pipeline.scheduler.alphas_cumprod[term].double()
+    return alpha.sqrt() * noise - (1 - alpha).sqrt() * image
+
+
+@pytest.mark.parametrize("targets", ["own", "noise", "retain", "none"])
+@torch.no_grad()
+def test_baselines_of_outputs_are_the_training_loss_towards_their_targets(targets):
+    before, after = in_float64(0), in_float64(1)
+    images = {
+        name: pictures(6).double().roll(seed, 0)[:3] for seed, name in enumerate(("forget", "retain", "surrogate"))
+    }
+    parts = {name: after.batch(given, KINDS) for name, given in images.items()}
+    frozen = copy.deepcopy(before.module)
+    objective = OutputForgetting(after.loss, frozen, targets, 0.3, 2.0, {}, after.noised)
+    batch = objective.draw(parts, torch.Generator().manual_seed(0))
+    assert not batch["forget"]["noise"].equal(batch["retain"]["noise"])
+    expected = torch.zeros((), dtype=torch.float64)
+    for index, condition in enumerate(KINDS):
+        term, noise = (batch["retain"][name][index] for name in ("terms", "noise"))
+        image = images["retain"][index]
+        found = slow_prediction(after, image, image, condition, term, noise)
+        expected += 2.0 * (found - slow_velocity(after, image, term, noise)).square().mean() / 3
+
+        term, noise = (batch["forget"][name][index] for name in ("terms", "noise"))
+        context = filled = images["forget"][index]
+        if targets == "noise":  # the surrogate where the hole is, beside the context of the picture to forget
+            filled = torch.where(after.holes([condition])[0], images["surrogate"][index], context)
+        found, target = (
+            slow_prediction(after, filled, context, condition, term, noise),
+            slow_velocity(after, filled, term, noise),
+        )
+        if targets == "retain":
+            other = images["retain"][index]
+            target = slow_prediction(before, other, other, condition, term, noise)
+        weight = {"own": -0.3, "none": 0.0}.get(targets, 0.3)
+        expected += weight * (found - target).square().mean() / 3
+    assert_close(objective(after.module, batch)[0], expected, rtol=1e-9, atol=1e-9)
 
 
 IMAGE = torch.full((1, 3, 8, 8), 0.5)

@@ -3,7 +3,7 @@
 from sa_diffusers.core.losses.autoencoding import CompletionLoss, VAELoss
 from sa_diffusers.core.losses.denoising import DenoisingLoss, DiffusionLoss, FlowMatchingLoss
 from sa_diffusers.core.losses.filling import FillingLoss
-from sa_diffusers.core.losses.protocol import Loss
+from sa_diffusers.core.losses.protocol import Loss, PatchLoss
 from sa_diffusers.core.losses.tokens import TokenLoss
 
 
@@ -14,6 +14,7 @@ __all__ = [
     "FillingLoss",
     "FlowMatchingLoss",
     "Loss",
+    "PatchLoss",
     "TokenLoss",
     "VAELoss",
 ]

@@ -8,7 +8,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from sa_diffusers.core.batches import Batch, conditions_of
-from sa_diffusers.core.losses.protocol import Loss
+from sa_diffusers.core.losses.protocol import Loss, PatchLoss
 
 
 class VAELoss(Loss):
@@ -42,7 +42,7 @@ class VAELoss(Loss):
         return errors.flatten(1).sum(1) + kl.sum(1)
 
 
-class CompletionLoss(Loss):
+class CompletionLoss(PatchLoss):
     """Mean squared error over the hidden patches of a picture (masked autoencoders: He et al. 2022, section 3).
 
     The model is called as `model(sample, noise=noise)`, as ViTMAEForPreTraining of transformers: it is shown the

@@ -11,12 +11,15 @@ from sa_diffusers.core.conditions import degraded
 from sa_diffusers.core.losses.denoising import DiffusionLoss
 
 
+OWN = ("hidden", "kinds", "context", "terms", "noise")  # of a batch, what the model is not told by these names
+
+
 class FillingLoss(DiffusionLoss):
     """`DiffusionLoss` of latents z(x), with the model called as `model([noisy, mask, z(visible)], timesteps, ...)`.
 
     A batch holds "sample" x, whole pictures [B, C, H, W] in [-1, 1], and "hidden", the pixels that the mask hides
     [B, 1, H, W], of the same kind in each cell of the latents; visible is x with 0 in their place, or as `degraded` by
-    "kinds".
+    "kinds", or that of "context", other pictures. What was drawn for it, "terms" and "noise", may stand in it too.
 
     Args:
         encode: pictures to latents, without a gradient.
@@ -46,10 +49,11 @@ class FillingLoss(DiffusionLoss):
     def encoded(self, batch: Batch) -> Batch:
         """The batch in latents, with "shown", [B, 1 + C, h, w], in the place of the mask."""
         sample, hidden = batch["sample"], batch["hidden"]
-        rest = {name: part for name, part in conditions_of(batch).items() if name not in ("hidden", "kinds")}
+        rest = {name: part for name, part in conditions_of(batch).items() if name not in OWN}
         kinds = batch["kinds"] if "kinds" in batch else torch.zeros(len(sample), dtype=torch.long)
         mask = F.interpolate(hidden.to(sample), self.latent_shape[1:], mode="nearest")
-        shown = torch.cat([mask, self.encode(degraded(sample, hidden, kinds.to(sample.device)))], 1)
+        seen = degraded(batch.get("context", sample), hidden, kinds.to(sample.device))
+        shown = torch.cat([mask, self.encode(seen)], 1)
         return rest | {"sample": self.encode(sample), "shown": shown}
 
     def call(self, model: Callable, noisy: Tensor, times: Tensor, conditions: Batch) -> Tensor:
@@ -58,11 +62,19 @@ class FillingLoss(DiffusionLoss):
 
     def look(self, model: Callable, batch: Batch) -> None:
         """Call the model as training does, with the "terms" and "noise" of the batch; without, at pure noise."""
-        drawn = ("terms", "noise")
-        data = self.encoded({name: part for name, part in batch.items() if name not in drawn})
         if "noise" in batch:
-            self.predict(model, data, batch["terms"], batch["noise"])
+            self.outputs(model, batch)
         else:
+            data = self.encoded(batch)
             noise = self.sample_noise(batch, Generator().manual_seed(0))
             last = torch.full((len(noise),), self.num_terms - 1, device=noise.device)
             self.call(model, noise, self.times(last), conditions_of(data))
+
+    def outputs(self, model: Callable, batch: Batch) -> Tensor:
+        """What the model predicts [B, C, h, w] with the "terms" and "noise" of the batch."""
+        return self.predict(model, self.encoded(batch), batch["terms"], batch["noise"])
+
+    def towards(self, batch: Batch, others: Tensor) -> tuple[Batch, None]:
+        """As of `PatchLoss`: the holes of what is noisy are those of other pictures, and the context stays."""
+        sample = batch["sample"]
+        return {**batch, "sample": torch.where(batch["hidden"], others, sample), "context": sample}, None

@@ -5,7 +5,7 @@ mean estimates a T-th of the sum; the Fisher needs the gradient of the sum over 
 """
 
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Generator, Tensor
@@ -58,3 +58,21 @@ class Loss(Protocol):
     def call(self, model: Callable, noisy: Tensor, times: Tensor, conditions: Batch) -> Tensor:
         """What a model predicts of noisy samples [B, ...] at these times [B], under what a batch holds besides."""
         raise NotImplementedError(f"{type(self).__name__} predicts nothing of noisy samples")
+
+
+class PatchLoss(Loss, Protocol):
+    """A loss by the patches, or tokens, of what was hidden."""
+
+    patches: Callable[[Tensor], Tensor]  # of pictures [B, C, H, W], the target of a loss
+
+    def forward(self, model: Callable, batch: Batch) -> Any:
+        """The model's output of what a batch leaves visible, with `.logits`."""
+        ...
+
+    def outputs(self, model: Callable, batch: Batch) -> Tensor:
+        """What the model fills holes with, in the form of a target, [B, ...]."""
+        return self.forward(model, batch).logits
+
+    def towards(self, batch: Batch, others: Tensor) -> tuple[Batch, Tensor]:
+        """A batch, and its target, by which holes are filled as those of other pictures [B, C, H, W] should be."""
+        return batch, self.patches(others)

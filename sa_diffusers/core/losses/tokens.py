@@ -9,10 +9,10 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from sa_diffusers.core.batches import Batch
-from sa_diffusers.core.losses.protocol import Loss
+from sa_diffusers.core.losses.protocol import PatchLoss
 
 
-class TokenLoss(Loss):
+class TokenLoss(PatchLoss):
     """Mean cross-entropy of hidden tokens (Chang et al. 2022, Eq. 1), in nats; a single term.
 
     The model is called as `model(tokens, hidden)` and returns an object with `.logits` [B, L, K] and `.features`. A

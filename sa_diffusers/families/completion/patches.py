@@ -14,7 +14,7 @@ from sa_diffusers.families.base import PixelFamily
 class PatchFamily(PixelFamily):
     """Conditions are masks, and latents the whole pictures, [B, C, H, W] in [-1, 1]."""
 
-    capabilities = frozenset(("completion", "reconstruction"))
+    capabilities = frozenset(("completion",))
     example = Condition(mask="half")
     rows: int  # of patches
 
