@@ -80,6 +80,7 @@ class Family:
     latent_shape: tuple[int, ...]  # of one sample
     labels: list[str] | None = None  # names of its classes; None: it reads free text
     example: Condition = Condition()  # one that it can always read
+    depths: int = 1  # how many `features` there are
     sampler: SchedulerMixin | None = None  # draws by many predictions of the module; None: it draws in another way
     compute_dtype: torch.dtype | None
     device: torch.device  # where the module was at first; under sharded training it waits in main memory for a while
@@ -134,8 +135,12 @@ class Family:
         """
         raise NotImplementedError
 
-    def noised(self, batch: Batch, generator: Generator) -> Batch:
-        """The batch with what `features` are seen in while training, of the same names and at random: nothing."""
+    def noised(self, batch: Batch, generator: Generator, shares: Sequence[float] = (0.0, 1.0)) -> Batch:
+        """The batch with what `features` are seen in while training added at random: nothing.
+
+        Args:
+            shares: of the schedule, between which noise levels are.
+        """
         return batch
 
     def complete(

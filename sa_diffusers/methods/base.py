@@ -144,6 +144,10 @@ class Method:
         """The batch of an optimiser step, as a function of the step."""
         raise NotImplementedError
 
+    def fisher_loss(self, context: Context) -> Loss:
+        """What the Fisher is of: the training loss."""
+        return context.family.loss
+
     def edit(self, context: Context) -> dict[str, ClosedFormEdit]:
         """The closed-form edit that the method is, of the maps that read text, by what they read of it."""
         raise NotImplementedError

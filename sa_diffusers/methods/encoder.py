@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -9,13 +10,15 @@ import torch
 from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.concepts import Concepts
 from sa_diffusers.core.conditions import MASKS, Condition
+from sa_diffusers.core.losses import EmbeddingLoss, Loss
 from sa_diffusers.core.objectives import EncoderForgetting, Frozen, Objective
+from sa_diffusers.core.objectives.encoder import Features, Noised, at_depths
 from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.data.picture_groups import PictureGroup
 from sa_diffusers.io.configuration import Options, option
 from sa_diffusers.methods.base import ALONE, Context, Method, Weights, register
 from sa_diffusers.methods.selective_amnesia import BACKWARD, make_ewc
-from sa_diffusers.methods.stand_ins import stand_ins
+from sa_diffusers.methods.stand_ins import principal_factors, stand_ins
 from sa_diffusers.training.loop import infinite_indices
 
 
@@ -48,6 +51,36 @@ class EncoderOptions(Options):
         "Which noise --surrogate noise is: with the mean and spread of the batch; of each pixel; N(0, 1); uniform; or "
         "the batch's mean. Other surrogates: other (real pictures), nearest, mean, blur, or a folder.",
     )
+    noise_rank: int = option(
+        0,
+        "Of --noise gaussian: along how many directions its pixels vary together, the first principal components of "
+        "the pictures to forget; 0: each pixel alone.",
+        least=0,
+    )
+    surrogate_context: Literal["own", "real"] = option(
+        "own",
+        "Of models that fill holes by denoising: what is visible beside the surrogate, its own or, as in the released "
+        "code, the real picture's, so that the surrogate is in the hole alone.",
+    )
+    timestep_range: list[float] = option(
+        [0.0, 1.0],
+        "Of models that fill holes by denoising: between which shares of the timesteps features are compared; 0 0.3: "
+        "at little noise only.",
+        least=0,
+    )
+    feature_depths: list[int] = option(
+        [], "Which of the encoder's features are compared, of UNets one a block from 0 on; -1: the deepest; none: all."
+    )
+    authors_baselines: bool = option(
+        False,
+        "Random Encoder and Retain Label as the released code for tokens weighs them: both terms are of pictures to "
+        "retain, and those to forget are left out.",
+    )
+    fisher_of: Literal["loss", "embeddings"] = option(
+        "loss",
+        "What the Fisher is of: the training loss, or the encoder's features under a Gaussian, in units of the loss "
+        "of retaining.",
+    )
     encoder_l1: float = option(0.0, "Weight of the l1 norm of what is trained, which falls to 0 linearly.", least=0)
 
 
@@ -58,6 +91,7 @@ class EncoderMethod(Method):
     """The encoder's features of what is to be forgotten go to those of a surrogate, those of the rest stay."""
 
     minimised: ClassVar[type[EncoderForgetting]] = EncoderForgetting
+    ignores: ClassVar[tuple[str, ...]] = ("authors_baselines",)  # of its options, those that it cannot take
     Options = EncoderOptions
     requires = frozenset(("completion",))
     shardable = takes_lora = False
@@ -69,6 +103,15 @@ class EncoderMethod(Method):
         super().check_options(options)
         if options.track_steps or options.gradient_checkpointing:
             raise ValueError(f"{self.name} knows no track_steps and no gradient_checkpointing; omit them")
+        usual = EncoderOptions()
+        if given := [name for name in self.ignores if getattr(options, name) != getattr(usual, name)]:
+            raise ValueError(f"{self.name} takes no {given[0]}; omit it")
+        if options.noise_rank and options.noise != "gaussian":
+            raise ValueError(f"noise_rank is of --noise gaussian, got {options.noise}; omit it")
+        if len(options.timestep_range) != 2 or not 0 <= options.timestep_range[0] < options.timestep_range[1] <= 1:
+            raise ValueError(
+                f"expected timestep_range of two shares from 0 to 1, the lower one first, got {options.timestep_range}"
+            )
 
     def check(self, context: Context) -> None:
         super().check(context)
@@ -79,11 +122,36 @@ class EncoderMethod(Method):
                     f"expected {known[context.family.image_channels]}, as the model completes, got "
                     f"{known[group.channels]} of {group.name}; convert them"
                 )
+        self._check_features(context)
+        count = len(context.pictures["forget"].train)
+        if context.options.noise_rank >= count:
+            raise ValueError(f"expected a noise_rank below the {count} pictures to forget; pass a lower one")
         for mask in (*context.options.masks, *context.options.eval_masks):
             context.family.batch(torch.zeros(1, *context.family.latent_shape), [Condition(mask=mask)])
             whole = context.family.holes([Condition(mask=mask)]).all()
             if whole and mask in context.options.masks and context.options.surrogate == "nearest":
                 raise ValueError(f"the surrogate nearest goes by visible pixels, and {mask} leaves none; pass other")
+
+    @staticmethod
+    def _check_features(context: Context) -> None:
+        options, family = context.options, context.family
+        whole = options.timestep_range == EncoderOptions().timestep_range
+        if family.loss.num_terms == 1 and (options.surrogate_context == "real" or not whole):
+            raise ValueError(
+                "surrogate_context and timestep_range are of models that fill holes by denoising; omit them"
+            )
+        first, end = (round(share * family.loss.num_terms) for share in options.timestep_range)
+        if first == end:
+            raise ValueError(
+                f"expected a timestep_range with one of {family.loss.num_terms} timesteps or more, got "
+                f"{options.timestep_range}"
+            )
+        depths = {depth % family.depths for depth in options.feature_depths if -family.depths <= depth < family.depths}
+        if len(depths) < len(options.feature_depths):
+            raise ValueError(
+                f"expected feature_depths from {-family.depths} to {family.depths - 1}, each once, got "
+                f"{options.feature_depths}"
+            )
 
     def training_passes(self, options: Any) -> float:
         rows = 1 + (options.retain_images is not None)
@@ -94,11 +162,25 @@ class EncoderMethod(Method):
 
     def objective(self, context: Context, weights: Weights, frozen: Frozen | None) -> Objective:
         options, ewc = context.options, make_ewc(context, weights, frozen)
-        family, strengths = context.family, (options.forget_alpha, options.retain_weight)
-        return self.minimised(family.features, frozen, weights, ewc, *strengths, family.noised)
+        features, noised = compared(context)
+        return self.minimised(features, frozen, weights, ewc, options.forget_alpha, options.retain_weight, noised)
+
+    def fisher_loss(self, context: Context) -> Loss:
+        options = context.options
+        if options.fisher_of == "loss":
+            return super().fisher_loss(context)
+        told = {"timestep_range": str(options.timestep_range), "feature_depths": str(options.feature_depths or "all")}
+        return EmbeddingLoss(*compared(context), told)
 
     def batches(self, context: Context) -> Callable[[int], Batch]:
         return PictureBatches(context)
+
+
+def compared(context: Context) -> tuple[Features, Noised]:
+    """The features that are compared, and what they are seen in."""
+    options, family = context.options, context.family
+    noised = partial(family.noised, shares=options.timestep_range)
+    return at_depths(family.features, options.feature_depths), noised
 
 
 class PictureBatches:
@@ -108,6 +190,8 @@ class PictureBatches:
         self.context = context
         self.images = {name: pixels(group) for name, group in context.pictures.items()}
         self.pool = self.images.get("surrogate", self.images.get("retain", self.images["forget"]))
+        rank = context.options.noise_rank
+        self.factors = principal_factors(self.images["forget"], rank) if rank else None
 
     def __call__(self, step: int) -> Batch:
         options, family = self.context.options, self.context.family
@@ -119,16 +203,21 @@ class PictureBatches:
                 rows = infinite_indices(len(self.images[name]), size, step, order)
                 parts[name] = family.batch(self.images[name][rows], [condition] * size)
         forget, kind = parts["forget"], self.context.concepts[0].surrogate_kind
+        holes = family.holes([condition] * size)
         replaced = stand_ins(
             "pictures" if kind == "images" else self.context.concepts[0].surrogate,
             options.noise,
             forget["sample"],
-            family.holes([condition] * size),
+            holes,
             self.pool,
             self.images["forget"],
             seeded(options.seed, "surrogate", step),
+            self.factors,
         )
-        parts["surrogate"] = {**forget, "sample": replaced}
+        if options.surrogate_context == "real":
+            replaced = torch.where(holes, replaced, forget["sample"])
+            parts = {name: {**part, "context": part["sample"]} for name, part in parts.items()}
+        parts["surrogate"] = {**parts["forget"], "sample": replaced}
         if options.encoder_l1:
             parts["sparsity"] = torch.full((size,), options.encoder_l1 * (1 - step / options.num_train_steps))
         return parts

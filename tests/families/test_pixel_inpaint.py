@@ -2,6 +2,7 @@
 
 import copy
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from torch.testing import assert_close
 
 from sa_diffusers import forget
 from sa_diffusers.core.conditions import Condition, degraded
-from sa_diffusers.core.objectives import OutputForgetting
+from sa_diffusers.core.objectives import EncoderForgetting, OutputForgetting
+from sa_diffusers.core.objectives.encoder import at_depths
 from sa_diffusers.families import get_family
 from sa_diffusers.families.completion.networks import build_pixel_inpaint
 from sa_diffusers.io.loading import check_model, load_pipeline
@@ -106,12 +108,16 @@ def in_float64(seed: int):
     return get_family(pipeline)
 
 
-def slow_prediction(family, image, context, condition, term, noise):
-    """What a model predicts of one noisy picture [C, H, W] beside what is shown of another."""
+def slow_prediction(family, image, context, condition, term, noise, deepest=False):
+    """What a model predicts of one noisy picture [C, H, W] beside what is shown of another; or deep features."""
     alpha = family.pipeline.scheduler.alphas_cumprod[term].double()
     shown = torch.cat([family.holes([condition])[0].double(), family.shown(context[None], [condition])[0]])
     noisy = alpha.sqrt() * image + (1 - alpha).sqrt() * noise
-    return family.module(torch.cat([noisy, shown])[None], term).sample[0]
+    found = []
+    hook = family.module.mid_block.register_forward_hook(lambda *given: found.append(given[2][0]))
+    predicted = family.module(torch.cat([noisy, shown])[None], term).sample[0]
+    hook.remove()
+    return found[0] if deepest else predicted
 
 
 def slow_velocity(family, image, term, noise):
@@ -152,6 +158,44 @@ def test_baselines_of_outputs_are_the_training_loss_towards_their_targets(target
         weight = {"own": -0.3, "none": 0.0}.get(targets, 0.3)
         expected += weight * (found - target).square().mean() / 3
     assert_close(objective(after.module, batch)[0], expected, rtol=1e-9, atol=1e-9)
+
+
+def test_deep_features_at_little_noise_go_to_the_surrogates_in_the_hole():
+    before, after = in_float64(0), in_float64(1)
+    images = {name: pictures(6).double().roll(seed, 0)[:3] for seed, name in enumerate(("forget", "retain"))}
+    parts = {name: after.batch(given, KINDS) | {"context": given} for name, given in images.items()}
+    surrogate = torch.where(after.holes(KINDS), pictures(9).double()[6:], images["forget"])
+    parts["surrogate"] = {**parts["forget"], "sample": surrogate}
+    noised, deepest = partial(after.noised, shares=(0.1, 0.35)), at_depths(after.features, [-1])
+    objective = EncoderForgetting(deepest, before.module, {}, None, 0.3, 2.0, noised)
+    batch = objective.draw(parts, torch.Generator().manual_seed(0))
+    loss, _ = objective(after.module, batch)
+    expected = torch.zeros((), dtype=torch.float64)
+    for name, weight, target in (("forget", 0.3, surrogate), ("retain", 2.0, images["retain"])):
+        for index, condition in enumerate(KINDS):
+            term, noise = (batch[name][drawn][index] for drawn in ("terms", "noise"))
+            image = images[name][index]
+            with torch.no_grad():
+                found = slow_prediction(after, image, image, condition, term, noise, deepest=True)
+                wanted = slow_prediction(before, target[index], image, condition, term, noise, deepest=True)
+            expected += weight * (found - wanted).square().mean() / 3
+    assert_close(loss.double(), expected, rtol=1e-5, atol=1e-7)  # features are float32
+
+    # Also where shallow features alone are compared each weight of the encoder has a gradient, if one of 0.
+    shallow = EncoderForgetting(at_depths(after.features, [0]), before.module, {}, None, 1.0, 1.0, noised)
+    shallow(after.module, batch)[0].backward()
+    pulled = {name for name, weight in after.trainable("encoder").items() if weight.grad.abs().sum() > 0}
+    assert any(n.startswith("down_blocks.0") for n in pulled) and not any(n.startswith("mid_block") for n in pulled)
+
+
+def test_noise_levels_are_of_the_shares_and_all_by_default(family):
+    batch = family.batch(pictures(1).expand(400, -1, -1, -1), KINDS[:1] * 400)
+    few = family.noised(batch, torch.Generator().manual_seed(0), (0.1, 0.35))["terms"]
+    assert set(few.tolist()) == set(range(2, 7))  # of 20
+    every = family.noised(batch, torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    assert every["terms"].equal(family.loss.sample_terms(400, generator))
+    assert every["noise"].equal(family.loss.sample_noise(batch, generator))
 
 
 IMAGE = torch.full((1, 3, 8, 8), 0.5)
@@ -219,3 +263,23 @@ def test_training_learns_and_its_encoder_forgets_how_to_colour(few_pictures, tmp
     changed = {n for n, p in forgotten.unet.named_parameters() if not p.equal(pipeline.unet.get_parameter(n))}
     assert changed and changed <= set(get_family(pipeline).trainable("encoder"))
     assert {"forget", "retain", "forget, half"} <= set(forgotten.metrics["after"])
+
+    options = {
+        "forget_images": f"{tmp_path / 'pictures'}:red", "retain_images": f"{tmp_path / 'pictures'}:blue",
+        "eval_masks": ["half"], "num_train_steps": 2, "train_batch_size": 2, "num_inference_steps": 2,
+        "eval_images_class": 1, "lr_warmup_steps": 1, "checkpointing_steps": 2, "method": "encoder",
+        "surrogate_context": "real", "noise": "normal", "timestep_range": [0, 0.3], "ewc_lambda": 0.1,
+        "fisher_samples": 2, "fisher_of": "embeddings",
+    }  # fmt: skip
+    deep = forget(pipeline, "red", "noise", output_dir=tmp_path / "deep", feature_depths=[-1], **options)
+    assert {"forget", "retain"} <= set(deep.metrics["after"])
+    for change, said in (
+        ({"timestep_range": [0.3, 0.2]}, "two shares from 0 to 1, the lower one first"),
+        ({"timestep_range": [0.01, 0.02]}, "with one of 20 timesteps or more"),
+        ({"feature_depths": [3]}, r"feature_depths from -3 to 2, each once, got \[3\]"),
+        ({"feature_depths": [-1, 2]}, "each once"),
+        ({"noise_rank": 2}, "noise_rank is of --noise gaussian, got normal"),
+        ({"noise": "gaussian", "noise_rank": 16}, "a noise_rank below the 16 pictures to forget"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            forget(pipeline, "red", "noise", output_dir=tmp_path / "no", **options | change)

@@ -17,11 +17,15 @@ from sa_diffusers import forget, methods
 from sa_diffusers.__main__ import main
 from sa_diffusers.cli.parse import parse_config
 from sa_diffusers.core.conditions import Condition
+from sa_diffusers.core.fisher_file import Fisher
 from sa_diffusers.core.objectives import EncoderForgetting, OutputForgetting, RandomEncoder
+from sa_diffusers.data.picture_groups import read_group
 from sa_diffusers.families import family_defaults, get_family
 from sa_diffusers.io.configuration import config_from_dict, layered
 from sa_diffusers.io.loading import load_pipeline
-from sa_diffusers.methods.stand_ins import NOISES, stand_ins
+from sa_diffusers.methods.completion_baselines import AuthorsBatches
+from sa_diffusers.methods.encoder import pixels
+from sa_diffusers.methods.stand_ins import NOISES, principal_factors, stand_ins
 from sa_diffusers.runs.forget import run_forgetting
 from sa_diffusers.runs.options import ForgetConfig
 
@@ -142,6 +146,31 @@ def test_noises_have_the_moments_that_they_say():
     assert noise("moments").equal(found["moments"])
 
 
+def test_noise_of_some_rank_varies_as_the_pictures_do():
+    generator = torch.Generator().manual_seed(0)
+    ways = torch.randn(6, 16, generator=generator) * torch.tensor([3.0, 2, 1, 0.5, 0.2, 0.1])[:, None]
+    forgotten = (0.01 * torch.randn(300, 6, generator=generator) @ ways).view(300, 1, 4, 4) + 0.1
+    covariance = forgotten.flatten(1).double().T.cov()
+    values, vectors = torch.linalg.eigh(covariance)
+    for rank in (2, 6):
+        factors = principal_factors(forgotten, rank)
+        best = (vectors[:, -rank:] * values[-rank:]) @ vectors[:, -rank:].T
+        flat = factors.flatten(1).double()
+        assert_close(flat.T @ flat, best, rtol=1e-3, atol=1e-7)
+        images = torch.zeros(40000, 1, 4, 4)
+        drawn = stand_ins("noise", "gaussian", images, images > 9, images, forgotten, generator, factors)
+        found, expected = drawn.flatten(1).double().T.cov(), best.clone()
+        expected.diagonal().copy_(covariance.diagonal())  # the variance of each pixel is theirs at any rank
+        assert (found - expected).norm() < 0.03 * expected.norm()
+        assert_close(drawn.mean(0), forgotten.mean(0), rtol=0, atol=1e-3)
+
+
+def test_the_authors_weights_push_pictures_to_retain_alone():
+    one = {"sample": torch.arange(3.0)}
+    parts = AuthorsBatches(lambda step: {"forget": {"sample": -one["sample"]}, "retain": one, "surrogate": one})(0)
+    assert parts["forget"]["sample"].tolist() == [1, 2, 0] and parts["retain"]["sample"].tolist() == [0, 1, 2]
+
+
 def test_other_surrogates_are_what_they_say():
     images, pool, forgotten = pictures(4), pictures(9, 1), pictures(5, 2)
     hole = torch.zeros(4, 1, 8, 8, dtype=torch.bool)
@@ -255,6 +284,37 @@ def test_without_pictures_to_retain_ewc_holds_the_rest(run, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_fisher_of_embeddings_costs_what_retaining_does(run, tmp_path):
+    """A change of one weight raises the loss of retaining by F times its square: here summed over those of a layer."""
+    run(tmp_path / "run", ewc_lambda=1e-3, fisher_of="embeddings", num_train_steps=1, eval_masks=["half"],
+        fisher_samples=40, images_class=None, checkpointing_steps=1)  # fmt: skip
+    fisher = Fisher.load(tmp_path / "run" / "fisher.safetensors")
+    assert fisher.metadata["prediction_type"] == "embeddings" and fisher.metadata["feature_depths"] == "all"
+    mae = tiny_mae().mae.double()
+    family = get_family(tiny_mae())
+    group = read_group("digits8x8:0,1", "retain_images", 8)
+    images = pixels(group)[:40].double()
+    batch = family.batch(images, [Condition(mask="half")] * len(images))
+    before = family.features(mae, batch)[0].detach()
+    weight = mae.get_parameter("vit.layers.1.mlp.fc2.weight")
+    expected = 0.0
+    for index in range(weight.numel()):
+        with torch.no_grad():
+            weight.view(-1)[index] += 1e-4
+            expected += (family.features(mae, batch)[0] - before).square().mean() / 1e-8
+            weight.view(-1)[index] -= 1e-4
+    found = fisher.tensors["vit.layers.1.mlp.fc2.weight"].sum()
+    assert 0.8 < found / expected < 1.25
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["random-encoder", "retain-label"])
+def test_the_authors_weights_can_be_had(run, tmp_path, name):
+    outcome = run(tmp_path, method=name, authors_baselines=True, num_train_steps=2, eval_masks=["half"])
+    assert "forget_loss" in json.loads((tmp_path / "history.json").read_text())[0] and outcome.metrics["after"]
+
+
+@pytest.mark.slow
 def test_a_folder_can_take_their_place_from_python(few_pictures, tmp_path):
     (tmp_path / "grey").mkdir()
     for index in range(6):
@@ -286,6 +346,12 @@ def test_a_folder_can_take_their_place_from_python(few_pictures, tmp_path):
         ({"track_steps": 1}, "knows no track_steps"),
         ({"lora_rank": 2}, "adapters are not trained by encoder"),
         ({"method": "max-loss", "retain_images": None, "ewc_lambda": None}, "nothing would hold the rest"),
+        ({"timestep_range": [0, 0.5]}, "are of models that fill holes by denoising; omit them"),
+        ({"surrogate_context": "real"}, "are of models that fill holes by denoising; omit them"),
+        ({"feature_depths": [1]}, "feature_depths from -1 to 0"),
+        ({"authors_baselines": True}, "encoder takes no authors_baselines; omit it"),
+        ({"method": "max-loss", "feature_depths": [0], "ewc_lambda": None}, "max-loss takes no feature_depths"),
+        ({"method": "max-loss", "authors_baselines": True, "ewc_lambda": None}, "max-loss takes no authors_baselines"),
         ({"method": "finetune"}, "forgets words or classes; pass --method encoder"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from sa_diffusers.core.losses.autoencoding import CompletionLoss, VAELoss
 from sa_diffusers.core.losses.denoising import DenoisingLoss, DiffusionLoss, FlowMatchingLoss
+from sa_diffusers.core.losses.embeddings import EmbeddingLoss
 from sa_diffusers.core.losses.filling import FillingLoss
 from sa_diffusers.core.losses.protocol import Loss, PatchLoss
 from sa_diffusers.core.losses.tokens import TokenLoss
@@ -11,6 +12,7 @@ __all__ = [
     "CompletionLoss",
     "DenoisingLoss",
     "DiffusionLoss",
+    "EmbeddingLoss",
     "FillingLoss",
     "FlowMatchingLoss",
     "Loss",

@@ -1,6 +1,6 @@
 """What Li et al. (ICLR 2024, arXiv 2402.00351, section 4.1) compare forgetting in the encoder with."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -9,7 +9,7 @@ from torch import Generator, Tensor, nn
 from sa_diffusers.core.batches import Batch, take, to
 from sa_diffusers.core.losses import FillingLoss, PatchLoss
 from sa_diffusers.core.objectives.base import Objective
-from sa_diffusers.core.objectives.encoder import EncoderForgetting, with_sparsity
+from sa_diffusers.core.objectives.encoder import EncoderForgetting, Noised, with_sparsity
 
 
 class OutputForgetting(Objective):
@@ -34,7 +34,7 @@ class OutputForgetting(Objective):
         alpha: float,
         retain_weight: float,
         weights: Mapping[str, Tensor],
-        noised: Callable[[Batch, Generator], Batch] = lambda batch, _: batch,
+        noised: Noised = lambda batch, _: batch,
     ):
         self.loss, self.frozen, self.targets, self.weights = loss, frozen, targets, weights
         self.noised = noised

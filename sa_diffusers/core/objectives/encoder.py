@@ -1,6 +1,6 @@
 """Forgetting in the encoder of a model that completes pictures (Li et al., ICLR 2024, arXiv 2402.00351)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from sa_diffusers.core.objectives.ewc import ElasticWeightConsolidation
 
 
 Features = Callable[[nn.Module, Batch], list[Tensor]]
+Noised = Callable[[Batch, torch.Generator], Batch]
 
 
 class EncoderForgetting(Objective):
@@ -35,14 +36,14 @@ class EncoderForgetting(Objective):
         ewc: ElasticWeightConsolidation | None,
         alpha: float,
         retain_weight: float,
-        noised: Callable[[Batch, torch.Generator], Batch] = lambda batch, _: batch,
+        noised: Noised = lambda batch, _: batch,
     ):
         self.features, self.frozen, self.weights, self.ewc, self.noised = features, frozen, weights, ewc, noised
         self.alpha, self.retain_weight = alpha, retain_weight
 
     def draw(self, batch: Batch, generator: torch.Generator) -> Batch:
         drawn = {name: self.noised(batch[name], generator) for name in ("forget", "retain") if name in batch}
-        return {**batch, **drawn, "surrogate": {**drawn["forget"], "sample": batch["surrogate"]["sample"]}}
+        return {**batch, **drawn, "surrogate": {**drawn["forget"], **batch["surrogate"]}}
 
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         kept = [batch["retain"]] if "retain" in batch else []
@@ -58,6 +59,18 @@ class EncoderForgetting(Objective):
     def targets(self, batch: Batch, kept: list[Batch]) -> list[Tensor]:
         """Features [B, ...] a depth that those of the pictures to forget, and then to retain, should come to."""
         return self.features(self.frozen, cat([batch["surrogate"], *kept]))
+
+
+def at_depths(features: Features, depths: Sequence[int]) -> Features:
+    """Features at these depths alone; none: at all."""
+
+    def chosen(model: nn.Module, batch: Batch) -> list[Tensor]:
+        found = features(model, batch)
+        # Where processes share the work, each weight that is trained has to have a gradient, if one of 0.
+        nothing = 0 * torch.stack([part.sum() for part in found]).sum()
+        return [found[depth] + nothing for depth in depths]
+
+    return chosen if depths else features
 
 
 def with_sparsity(

@@ -25,6 +25,7 @@ class FillingFamily(PixelFamily):
     cell = 1  # height and width of what one latent stands for, in pixels
 
     loss: FillingLoss
+    depths = property(lambda self: len(self.module.down_blocks) + 1)
 
     def holes(self, conditions: Sequence[Condition]) -> Tensor:
         """Holes snap outward to cells."""
@@ -35,8 +36,9 @@ class FillingFamily(PixelFamily):
     def batch(self, latents: Tensor, conditions: Sequence[Condition]) -> Batch:
         return {"sample": latents, "hidden": self.holes(conditions)}
 
-    def noised(self, batch: Batch, generator: Generator) -> Batch:
-        terms = self.loss.sample_terms(len(batch["sample"]), generator)
+    def noised(self, batch: Batch, generator: Generator, shares: Sequence[float] = (0.0, 1.0)) -> Batch:
+        first, end = (round(share * self.loss.num_terms) for share in shares)
+        terms = first + torch.randint(end - first, (len(batch["sample"]),), generator=generator)
         return {**batch, "terms": terms, "noise": self.loss.sample_noise(batch, generator)}
 
     def features(self, model: nn.Module, batch: Batch) -> list[Tensor]:

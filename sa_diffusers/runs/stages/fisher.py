@@ -15,6 +15,7 @@ from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.fisher import FisherSums, estimate_fisher, merge
 from sa_diffusers.core.fisher_file import Fisher, FisherMismatch
 from sa_diffusers.core.fisher_linear import estimate_linear_fisher, is_linear
+from sa_diffusers.core.losses import Loss
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.data.sampling import remove_parts
@@ -70,7 +71,7 @@ class FisherStage(Stage[Fisher]):
         folder, count = self.workspace(context), self._count(context)
         samples, options = context.value(SamplesStage.name), context.options
         names = None if options.fisher_layers == "all" else trained_names(context)
-        sums = estimate_sums(context.family, options, samples, count, folder, names)
+        sums = estimate_sums(context.family, options, samples, count, folder, names, loss_of(context))
         fisher = sums.finish(self._metadata(context))
         # As one that was loaded: EWC takes what it needs to the device, in its own precision.
         fisher.tensors = {name: tensor.cpu() for name, tensor in fisher.tensors.items()}
@@ -90,7 +91,7 @@ class FisherStage(Stage[Fisher]):
         return context.folder / ".fisher_parts"
 
     def describe(self, context: RunContext) -> str:
-        exact = self._count(context) * context.family.loss.num_terms
+        exact = self._count(context) * loss_of(context).num_terms
         return f"{self._gradients(context)} gradient evaluations (the paper's way: {exact})"
 
     def passes(self, context: RunContext) -> float:
@@ -115,11 +116,11 @@ class FisherStage(Stage[Fisher]):
 
     @staticmethod
     def _terms(context: RunContext) -> int | None:
-        return None if context.family.loss.num_terms == 1 else context.options.terms
+        return None if loss_of(context).num_terms == 1 else context.options.terms
 
     def _gradients(self, context: RunContext) -> int:
         terms = self._terms(context)
-        return self._count(context) * (context.family.loss.num_terms if terms is None else 2 * terms)
+        return self._count(context) * (loss_of(context).num_terms if terms is None else 2 * terms)
 
     @staticmethod
     def _count(context: RunContext) -> int:
@@ -147,14 +148,19 @@ def changed_names(context: RunContext) -> list[str] | None:
 
 def belongs_to(context: RunContext) -> dict:
     """The model and the unit of its loss, by the names of a Fisher's metadata."""
-    family = context.family
+    loss = loss_of(context)
     return {
-        "model_hash": context.artifacts["model"].fingerprint[family.component],
-        "reduction": family.loss.reduction,
-        "num_terms": family.loss.num_terms,
-        "prediction_type": family.loss.prediction_type,
-        **family.loss.grid,
+        "model_hash": context.artifacts["model"].fingerprint[context.family.component],
+        "reduction": loss.reduction,
+        "num_terms": loss.num_terms,
+        "prediction_type": loss.prediction_type,
+        **loss.grid,
     }
+
+
+def loss_of(context: RunContext) -> Loss:
+    """What the Fisher is of."""
+    return context.method.fisher_loss(context)
 
 
 def estimate_sums(
@@ -164,11 +170,13 @@ def estimate_sums(
     count: int,
     parts_dir: Path,
     names: Sequence[str] | None = None,
+    loss: Loss | None = None,
 ) -> FisherSums:
     """This process's share of the samples, saved now and then; then the sums of all processes.
 
     Args:
         names: of the weights; None: all.
+        loss: what it is of; None: the family's own.
     """
     state = process_state()
     own_path = parts_dir / f"{state.process_index}_of_{state.num_processes}.safetensors"
@@ -180,7 +188,8 @@ def estimate_sums(
         left = [index for index in mine if index not in sums.unbiased]
         advance = shown.enter_context(working("fisher", len(mine), "samples", len(mine) - len(left)))
         for start in range(0, max(len(left), 1), block):  # once at least: a process without samples adds zeros
-            _add(family, options, samples, left[start : start + block], sums, advance, parameters)
+            chosen = left[start : start + block]
+            _add(family, options, samples, chosen, sums, advance, parameters, loss or family.loss)
             _save_sums(sums, own_path)
     if state.num_processes == 1:
         return sums
@@ -218,9 +227,10 @@ def _add(
     sums: FisherSums,
     advance: Callable,
     parameters: Mapping[str, nn.Parameter],
+    loss: Loss,
 ) -> None:
     """Add the squared gradients of some samples to the sums."""
-    loss, quirks, seed = family.loss, options.paper_quirks, derive_seed(options.seed, "fisher")
+    plain, quirks, seed = loss, options.paper_quirks, derive_seed(options.seed, "fisher")
     if "fisher_label_dropout" in quirks:
         loss = FisherLabelDropout(loss, family.pipeline.null_class)
 
@@ -229,8 +239,8 @@ def _add(
         found = family.batch(part.latents, part.conditions)
         return quirky_fisher_batch(found, quirks, loss.num_terms, chosen[0], seed) if quirks else found
 
-    if options.fisher_layers == "all" and is_linear(family.module, family.loss):
-        estimate_linear_fisher(family.module, family.loss, batch, indices, seed=seed, sums=sums)
+    if options.fisher_layers == "all" and is_linear(family.module, plain):
+        estimate_linear_fisher(family.module, plain, batch, indices, seed=seed, sums=sums)
         advance(len(indices))
         return
     for index in indices:
@@ -240,7 +250,7 @@ def _add(
             parameters,
             lambda i: batch([i]),
             [index],
-            terms=None if family.loss.num_terms == 1 else options.terms,  # of one term there is no choice
+            terms=None if plain.num_terms == 1 else options.terms,  # of one term there is no choice
             chunk_size=options.fisher_chunk_size,
             loss_scale=float16_scale(family) if family.compute_dtype == torch.float16 else None,
             seed=seed,
