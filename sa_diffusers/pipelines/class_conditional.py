@@ -1,22 +1,15 @@
-"""Draw images of given classes with a diffusion model on pixels, with classifier-free guidance.
-
-A copy of this file is saved beside the weights as `pipeline.py`, so that diffusers alone loads them; so it imports
-nothing of this package.
-"""
+"""Draw images of given classes with a diffusion model on pixels, with classifier-free guidance."""
 
 import inspect
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput, SchedulerMixin, UNet2DModel
+from diffusers import ImagePipelineOutput, SchedulerMixin, UNet2DModel
 from diffusers.utils.pil_utils import numpy_to_pil
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-
-FILE = "pipeline.py"
+from sa_diffusers.pipelines.own_code import OwnCodePipeline
 
 
 def name_classes(num_classes: int, id2label: Mapping[str, str] | None) -> dict[str, str]:
@@ -51,7 +44,7 @@ def check_output_type(output_type: str) -> None:
         raise ValueError(f"expected output_type 'pil', 'np' or 'pt', got {output_type!r}")
 
 
-class ClassConditionalPipeline(DiffusionPipeline):
+class ClassConditionalPipeline(OwnCodePipeline):
     """Labels in, images out. The label after the last class is the null class, which guidance leads away from.
 
     Args:
@@ -148,19 +141,3 @@ class ClassConditionalPipeline(DiffusionPipeline):
         both = torch.cat([negative.expand(len(condition)), condition])
         away, towards = self.unet(torch.cat([noisy, noisy]), timestep, class_labels=both).sample.chunk(2)
         return away + guidance_scale * (towards - away)
-
-    def save_config(self, save_directory, push_to_hub: bool = False, **kwargs) -> None:
-        """As diffusers does, and this file beside it, where `from_pretrained(..., trust_remote_code=True)` looks."""
-        super().save_config(save_directory, push_to_hub, **kwargs)
-        index = Path(save_directory) / self.config_name
-        content = json.loads(index.read_text()) | {"_class_name": [Path(FILE).stem, type(self).__name__]}
-        index.write_text(json.dumps(content, indent=2) + "\n")
-        (Path(save_directory) / FILE).write_text(inspect.getsource(inspect.getmodule(type(self))))
-
-    @classmethod
-    def _dict_from_json_file(cls, json_file) -> dict:
-        """The configuration without the file to find the class in: who has this class needs no code of a folder's."""
-        content = super()._dict_from_json_file(json_file)
-        if isinstance(content.get("_class_name"), list):
-            content["_class_name"] = content["_class_name"][1]
-        return content

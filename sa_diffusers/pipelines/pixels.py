@@ -1,22 +1,18 @@
 """Complete pictures by denoising pixels: fill holes, colour, sharpen."""
 
+import inspect
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput, SchedulerMixin, UNet2DModel
+from diffusers import ImagePipelineOutput, SchedulerMixin, UNet2DModel
 from torch import Tensor
 
 from sa_diffusers.core.conditions import DEGRADATIONS, degraded
-from sa_diffusers.pipelines.masked_autoencoder import (
-    generators_of,
-    patches_of,
-    processors,
-    read_masks,
-    read_pictures,
-)
+from sa_diffusers.pipelines.own_code import OwnCodePipeline
+from sa_diffusers.pipelines.pictures import generators_of, patches_of, processors, read_masks, read_pictures
 
 
-class PixelInpaintPipeline(DiffusionPipeline):
+class PixelInpaintPipeline(OwnCodePipeline):
     """Pictures, and masks or a degradation, in; completed pictures out (Saharia et al. 2022, Palette).
 
     Args:
@@ -87,8 +83,10 @@ class PixelInpaintPipeline(DiffusionPipeline):
         shown = torch.cat([hidden.to(dtype), degraded(images, hidden, kinds.to(device))], 1)
         noise = torch.stack([torch.randn(images.shape[1:], generator=one) for one in generators])
         self.scheduler.set_timesteps(num_inference_steps, device)
+        takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
+        extra = {"generator": generators} if takes_generator else {}  # DDPM draws in each step
         sample = noise.to(device, dtype) * self.scheduler.init_noise_sigma
         for time in self.progress_bar(self.scheduler.timesteps):
             given = torch.cat([self.scheduler.scale_model_input(sample, time), shown], 1)
-            sample = self.scheduler.step(self.unet(given, time).sample, time, sample).prev_sample
+            sample = self.scheduler.step(self.unet(given, time).sample, time, sample, **extra).prev_sample
         return torch.where(hidden, sample.clamp(-1, 1), images)

@@ -4,20 +4,14 @@ import math
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput, VQModel
+from diffusers import ImagePipelineOutput, ModelMixin, VQModel
 from torch import Tensor
 
-from sa_diffusers.models import TokenTransformer
-from sa_diffusers.pipelines.masked_autoencoder import (
-    generators_of,
-    patches_of,
-    processors,
-    read_masks,
-    read_pictures,
-)
+from sa_diffusers.pipelines.own_code import OwnCodePipeline
+from sa_diffusers.pipelines.pictures import generators_of, patches_of, processors, read_masks, read_pictures
 
 
-class TokenInpaintPipeline(DiffusionPipeline):
+class TokenInpaintPipeline(OwnCodePipeline):
     """Pictures and masks in, completed pictures out: what is visible stays, pixel by pixel.
 
     Decoding is MaskGIT's (Chang et al. 2022, section 3.2): all hidden tokens are drawn, all but the least sure of them
@@ -25,11 +19,11 @@ class TokenInpaintPipeline(DiffusionPipeline):
 
     Args:
         vq: square pictures in [-1, 1], grey or RGB, to tokens and back.
-        transformer: tells hidden tokens from visible ones.
+        transformer: a `TokenTransformer`, tells hidden tokens from visible ones.
         choice_temperature: of the noise in what is the surest, which falls to 0 linearly.
     """
 
-    def __init__(self, vq: VQModel, transformer: TokenTransformer, choice_temperature: float = 4.5):
+    def __init__(self, vq: VQModel, transformer: ModelMixin, choice_temperature: float = 4.5):
         super().__init__()
         self.register_modules(vq=vq, transformer=transformer)
         self.register_to_config(choice_temperature=choice_temperature)

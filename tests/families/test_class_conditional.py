@@ -2,7 +2,6 @@
 
 import ast
 import copy
-import inspect
 import json
 
 import pytest
@@ -11,7 +10,6 @@ from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline, DPMSolver
 from PIL import Image
 from torch.testing import assert_close
 
-import sa_diffusers.pipelines.class_conditional
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.fisher import stratified_terms
 from sa_diffusers.core.seeding import derive_seed, seeded
@@ -227,12 +225,11 @@ def test_stock_diffusers_loads_it_by_the_file_beside_the_weights(pipeline, saved
 
 def test_the_file_beside_the_weights_needs_nothing_of_this_package(saved):
     source = (saved / "pipeline.py").read_text()
-    assert source == inspect.getsource(sa_diffusers.pipelines.class_conditional)
     imported = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import | ast.ImportFrom)]
     names = {getattr(node, "module", None) or "." for node in imported if isinstance(node, ast.ImportFrom)}
     names |= {alias.name for node in imported if isinstance(node, ast.Import) for alias in node.names}
     assert {name.split(".")[0] for name in names} == {
-        "collections", "diffusers", "inspect", "json", "pathlib", "torch",
+        "collections", "diffusers", "importlib", "inspect", "json", "pathlib", "re", "torch", "types",
     }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from sa_diffusers.families import get_family
 from sa_diffusers.families.completion.networks import build_token_inpaint
 from sa_diffusers.io.loading import check_model, load_pipeline
 from sa_diffusers.pipelines import TokenInpaintPipeline
-from sa_diffusers.pipelines.masked_autoencoder import generators_of
+from sa_diffusers.pipelines.pictures import generators_of
 from sa_diffusers.runs.base.completion import HoleBatches, read_pictures
 from sa_diffusers.runs.base.tokens import TokenInpaintConfig, train_token_inpaint
 
