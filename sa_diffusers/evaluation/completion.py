@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import seeded
@@ -13,6 +14,7 @@ from sa_diffusers.evaluation.forgetting import Findings, spread_rows
 from sa_diffusers.evaluation.images.extractors import ClassifierExtractor
 from sa_diffusers.evaluation.images.metrics import frechet_distance
 from sa_diffusers.evaluation.intervals import mean_interval, share_interval
+from sa_diffusers.evaluation.judges.classifier import entropies
 from sa_diffusers.evaluation.judging import ClassifierJudge
 from sa_diffusers.families import Family
 from sa_diffusers.report.pictures import to_uint8
@@ -22,6 +24,7 @@ JUDGED = {"forget": "forget", "retain": "retain", "other": "third"}  # groups of
 TITLES = {"forget": "To forget", "retain": "To retain", "third": "Neither"}
 SHOWN = 12  # pictures of each group on the page
 AT_ONCE = 100  # pictures completed at once
+FINEST = 4e-10  # a squared error below it is none: 100 dB
 DECODED = 1000  # training pictures that a new decoder is fitted to, at most
 PENALTIES = tuple(10.0**power for power in range(-5, 3))  # of ridge, as shares of the kernel's mean diagonal
 
@@ -36,10 +39,12 @@ def examine_completions(
 ) -> Findings:
     """Complete the test pictures of every group under every mask; numbers of the first mask come first.
 
-    Values are {"forget" | "retain" | "third": {"masked_mse", "accuracy", "frechet_distance", "num_images"}}: squared
-    error of the hidden pixels, in [-1, 1]; share that a classifier reads as their class; distance from the true
-    pictures in its features. Those of a further mask stand under "forget, ring", say. "fresh_decoder" is what ridge
-    regression makes of the encoder's features of the pictures to forget, beside controls.
+    Values are {"forget" | "retain" | "third": {"masked_mse", "psnr", "accuracy", "feature_cosine", "classifier_score",
+    "frechet_distance", "num_images"}}: squared error of the hidden pixels, in [-1, 1], and their peak signal-to-noise
+    ratio in dB; share that a classifier reads as their class; cosine with the true picture in its features; what is
+    the Inception Score of its probabilities, in one split; distance from the true pictures in its features. Those of a
+    further mask stand under "forget, ring", say. "fresh_decoder" is what ridge regression makes of the encoder's
+    features of the pictures to forget, beside controls.
     """
     judged = {JUDGED[name]: group for name, group in groups.items() if name in JUDGED}
     values, intervals, captions, shown = {}, {}, [], {"truth": [], "masked": [], "filled": []}
@@ -77,18 +82,25 @@ def measured(
 ) -> tuple[dict, dict]:
     """Numbers and 95 % intervals of completions, see `examine_completions`; None where no classifier reads them."""
     errors = masked_errors(truth, filled, hole)
-    values = {"masked_mse": errors.mean().item(), "accuracy": None, "frechet_distance": None, "num_images": len(truth)}
-    intervals = {"masked_mse": mean_interval(errors), "accuracy": None}
+    found = {"masked_mse": errors, "psnr": 10 * (4 / errors.clamp(min=FINEST)).log10()}
+    values: dict = {name: each.mean().item() for name, each in found.items()}
+    values |= dict.fromkeys(("accuracy", "feature_cosine", "classifier_score", "frechet_distance"))
+    values["num_images"] = len(truth)
+    intervals = {name: mean_interval(each) for name, each in found.items()} | {"accuracy": None}
     for classifier in classifiers:
         pair = [images.expand(-1, 3, -1, -1) for images in (truth, filled)]
         attribute, _ = classifier.require_class([group.classes[0]])
-        read = classifier.probabilities(pair[1])[attribute].argmax(1)
+        told = classifier.probabilities(pair[1])[attribute].double()
+        read = told.argmax(1)
         wanted = {i: classifier.require_class([n])[1] for i, n in enumerate(group.test.names) if n in group.classes}
         right = (read == torch.tensor([wanted[label] for label in group.test.labels.tolist()])).double()
         values["accuracy"], intervals["accuracy"] = right.mean().item(), share_interval(right)
         extractor = ClassifierExtractor(classifier, attribute)
         with torch.no_grad():
             features = [extractor(images.to(classifier.device)).cpu() for images in pair]
+        alike = F.cosine_similarity(*(part.double() for part in features))
+        values["feature_cosine"], intervals["feature_cosine"] = alike.mean().item(), mean_interval(alike)
+        values["classifier_score"] = (entropies(told.mean(0, keepdim=True)) - entropies(told).mean()).exp().item()
         if len(truth) > 1:
             values["frechet_distance"] = frechet_distance(real=features[0], generated=features[1])
     return values, intervals

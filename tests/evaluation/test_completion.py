@@ -9,9 +9,10 @@ from sa_diffusers.core.conditions import Condition
 from sa_diffusers.data.labelled_images import LabelledImages
 from sa_diffusers.data.picture_groups import PictureGroup, read_group
 from sa_diffusers.evaluation.completion import completed, examine_completions, fresh_decoder, measured, ridge
-from sa_diffusers.evaluation.images.metrics import frechet_distance
+from sa_diffusers.evaluation.images.metrics import frechet_distance, inception_score
 from sa_diffusers.evaluation.judges.digit_classifier import DigitClassifier
 from sa_diffusers.evaluation.judging import ClassifierJudge
+from sa_diffusers.evaluation.options import MetricSettings
 from sa_diffusers.families import get_family
 from sa_diffusers.report.verdict import verdict
 
@@ -46,8 +47,18 @@ def test_numbers_of_a_group(groups, classifier):
     features = [classifier.features(images.expand(-1, 3, -1, -1)) for images in (truth, filled)]
     assert values["frechet_distance"] == pytest.approx(frechet_distance(real=features[0], generated=features[1]))
     assert values["num_images"] == 12
+    ratios = [10 * torch.log10(2**2 / error) for error in errors]
+    assert values["psnr"] == pytest.approx(torch.stack(ratios).mean().item())
+    cosines = [a @ b / (a.norm() * b.norm()) for a, b in zip(*features, strict=True)]
+    assert values["feature_cosine"] == pytest.approx(torch.stack(cosines).mean().item(), rel=1e-5)
+    logits = classifier.probabilities(expected.expand(-1, 3, -1, -1))["digit"].log()
+    score = inception_score(logits, MetricSettings(num_splits=1))["mean"]
+    assert values["classifier_score"] == pytest.approx(score, rel=1e-6)
+    assert set(intervals) == {"masked_mse", "psnr", "accuracy", "feature_cosine"}
     perfect, _ = measured(truth, truth, hole, groups["forget"], [])
-    assert perfect == {"masked_mse": 0.0, "accuracy": None, "frechet_distance": None, "num_images": 12}
+    unread = dict.fromkeys(("accuracy", "feature_cosine", "classifier_score", "frechet_distance"))
+    assert perfect == {"masked_mse": 0.0, "psnr": pytest.approx(100), **unread, "num_images": 12}
+    assert measured(truth, truth, hole, groups["forget"], [classifier])[0]["feature_cosine"] == pytest.approx(1)
 
 
 def test_every_group_and_mask_is_judged(groups, classifier):
