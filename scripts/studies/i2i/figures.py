@@ -9,10 +9,11 @@ from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 
 from sa_diffusers.core.conditions import Condition
-from sa_diffusers.evaluation.completion import completed
+from sa_diffusers.evaluation.completion import TITLES, completed
 from sa_diffusers.families import Family
 from studies.figures import save_figure
 from studies.i2i.probes import CURVES, HOLE, Bench
+from studies.i2i.sections import kind_of
 from studies.mnist.strips import Strip, strips_figure
 
 
@@ -26,18 +27,19 @@ def save_figures(bench: Bench, found: Mapping[str, Any], families: Mapping[str, 
     shown = {"truth": truth, "shown": bench.base.shown(truth, [Condition(mask=HOLE)] * len(truth))}
     shown |= {name: completed(family, group, HOLE, 0)[1] for name, family in families.items()}
     strips = [Strip(name, (images.clamp(-1, 1) + 1) / 2) for name, images in shown.items()]
-    save_figure(strips_figure(strips, "Pictures to forget"), folder / "fills.png")
+    save_figure(strips_figure(strips, f"Pictures to forget: {kind_of(found).title}"), folder / "fills.png")
     save_figure(_curves({name: found[name] for name in families}), folder / "curves.png")
     save_figure(_places(bench, families), folder / "tsne.png")
 
 
 def _curves(found: Mapping[str, Any]) -> Figure:
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    for axis, group in zip(figure.subplots(1, 2, sharey=True), ("forget", "retain"), strict=True):
+    figure = Figure(figsize=(15, 4.5), layout="constrained")
+    figure.suptitle(kind_of(found).title)
+    for axis, (group, title) in zip(figure.subplots(1, len(TITLES), sharey=True), TITLES.items(), strict=True):
         for name, runs in found.items():
             curves = next(iter(runs.values()))["probes"]["curves"]
             axis.plot(CURVES, [curves[mask][group]["masked_mse"] for mask in CURVES], "o-", label=name)
-        axis.set(title=f"pictures to {group}", ylabel="error of hidden pixels")
+        axis.set(title=title, ylabel="error of hidden pixels")
         axis.tick_params(axis="x", rotation=45)
     axis.legend(fontsize=8)
     return figure

@@ -1,4 +1,4 @@
-"""What a masked autoencoder that has forgotten still knows, and whether it shows: measures of one model each."""
+"""What a model that has forgotten still knows, and whether it shows: measures of one model each."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,7 +15,14 @@ from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.objectives import Likelihood
 from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.data.picture_groups import PictureGroup
-from sa_diffusers.evaluation.completion import completed, masked_errors, measured, with_random_weights
+from sa_diffusers.evaluation.completion import (
+    JUDGED,
+    completed,
+    masked_errors,
+    measured,
+    ridge,
+    with_random_weights,
+)
 from sa_diffusers.evaluation.forgetting import spread_rows
 from sa_diffusers.evaluation.judging import ClassifierJudge
 from sa_diffusers.families import Family, get_family
@@ -26,13 +33,18 @@ from studies.i2i.smile import smile
 
 
 HOLE = "half"
-CURVES = ("ring 75", "ring 50", "ring 25", "left 25", "left", "left 75", "right", "top", "bottom")
-JUDGED = 40  # test pictures of each class under the masks of the curves
+CURVES = (
+    "quarter", "random", "ring 75", "ring 50", "ring 25", "left 25", "left", "left 75", "right", "top", "bottom",
+)  # fmt: skip
+PER_CURVE = 40  # test pictures of each class under the masks of the curves
 GIVEN = 10  # pictures of each class that attacks are given, and as many to say when to stop
 RELEARN_STEPS, RELEARN_RATE = 30, 3e-4
 SEARCH_STEPS, SEARCH_RATE = 60, 1e-3
 LOOKED_AT = 5  # steps
 FITTED = 400  # pictures of each class that a detector and a critic are fitted to
+
+
+Fills = tuple[Tensor, Tensor]  # the truth, and what a model makes of it
 
 
 @dataclass
@@ -66,39 +78,62 @@ class Bench:
     def hole(self) -> Tensor:
         return self.base.holes([Condition(mask=HOLE)])
 
-    def fills(self, family: Family, train: bool) -> tuple[Tensor, Tensor]:
+    @cached_property
+    def untaught(self) -> list[Tensor]:
+        """What the retrained model makes of the training and of the test pictures to forget."""
+        return [self.fills(self.retrained, train)[1] for train in (True, False)]
+
+    def fills(self, family: Family, train: bool) -> Fills:
         """Pictures to forget, and what a model makes of them."""
         return completed(family, self.part("forget", FITTED, train), HOLE, 0)[:2]
 
 
-def probe(bench: Bench, family: Family, seed: int) -> dict[str, Any]:
-    """All measures of a model but its conspicuousness; see the functions below."""
+def unmeasured(family: Family, known: Mapping[str, Any]) -> list[str]:
+    """Which measures of a model are missing among those that are known, or are of fewer masks and groups."""
+    there = known.get("curves", {})
+    whole = all(there.get(mask, {}).keys() >= {*JUDGED.values()} for mask in CURVES)
+    asked = [name for name in MEASURES if name != "latent_search" or searchable(family)]
+    return [name for name in asked if name not in known or (name == "curves" and not whole)]
+
+
+def probe(bench: Bench, family: Family, seed: int, known: Mapping[str, Any]) -> dict[str, Any]:
+    """All measures of a model but its conspicuousness; see the functions below. Those that are known stay."""
     train, test = (bench.fills(family, side) for side in (True, False))
-    return {
-        "curves": curves(bench, family),
-        "smile": smile(*(tuple(map(squares(bench.hole), pair)) for pair in (train, test)), seed),
-        "second_generation": second_generation(bench, family, test),
-        "membership": membership(bench, train, test),
-        "latent_search": latent_search(bench, family, lambda batch: family.features(family.module, batch)[0]),
-        "relearned": relearned(bench, family, seed),
-    }
+    missing = unmeasured(family, known)
+    return {**known, **{name: MEASURES[name](bench, family, seed, (train, test), known) for name in missing}}
 
 
-def curves(bench: Bench, family: Family) -> dict[str, dict]:
-    """{mask: {"forget" | "retain": {"masked_mse", "accuracy"}}} over outpainting ratios and removed sides."""
+def searchable(family: Family) -> bool:
+    """Whether there is a decoder of one pass, from features to pixels."""
+    return family.name == "masked_autoencoder"
+
+
+def curves(bench: Bench, family: Family, known: Mapping[str, Mapping]) -> dict[str, dict]:
+    """{mask: {"forget" | "retain" | "third": {"masked_mse", "accuracy"}}}; what is known stays."""
     found: dict[str, dict] = {}
     for mask in CURVES:
-        for name in ("forget", "retain"):
-            group = bench.part(name, JUDGED)
+        found[mask] = dict(known.get(mask, {}))
+        for name in [name for name, said in JUDGED.items() if said not in found[mask]]:
+            group = bench.part(name, PER_CURVE)
             values, _ = measured(*completed(family, group, mask, 0), group, [bench.judge.classifier])
-            found.setdefault(mask, {})[name] = {key: values[key] for key in ("masked_mse", "accuracy")}
+            found[mask][JUDGED[name]] = {key: values[key] for key in ("masked_mse", "accuracy")}
     return found
+
+
+def groups_filled(bench: Bench, family: Family, seed: int) -> dict[str, dict]:
+    """Metrics of all test pictures, as of a run."""
+    return {
+        said: measured(
+            *completed(family, bench.groups[name], HOLE, seed), bench.groups[name], [bench.judge.classifier]
+        )[0]
+        for name, said in JUDGED.items()
+    }
 
 
 def filled_without_a_model(bench: Bench, seed: int) -> dict[str, dict]:
     """Metrics of holes that are black, or have the moments of the pictures: {"black hole": ..., "noise hole": ...}."""
     found: dict[str, dict] = {"black hole": {}, "noise hole": {}}
-    for name, said in (("forget", "forget"), ("retain", "retain"), ("other", "third")):
+    for name, said in JUDGED.items():
         group = bench.groups[name]
         truth = 2 * group.test.sample(torch.arange(len(group.test))) - 1
         noise = stand_ins("noise", "moments", truth, bench.hole, truth, truth, seeded(seed, "noise hole"))
@@ -108,7 +143,7 @@ def filled_without_a_model(bench: Bench, seed: int) -> dict[str, dict]:
     return found
 
 
-def second_generation(bench: Bench, family: Family, test: tuple[Tensor, Tensor]) -> dict[str, Any]:
+def second_generation(bench: Bench, test: Fills) -> dict[str, Any]:
     """What the model before forgetting makes around the middle that this one filled in; numbers as of a fill."""
     group = bench.part("forget", FITTED)
     around = [Condition(mask="ring")] * len(test[0])
@@ -116,7 +151,7 @@ def second_generation(bench: Bench, family: Family, test: tuple[Tensor, Tensor])
     return measured(test[0], second, bench.base.holes(around[:1]), group, [bench.judge.classifier])[0]
 
 
-def membership(bench: Bench, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> float:
+def membership(bench: Bench, train: Fills, test: Fills) -> float:
     """AUC of telling training pictures to forget from test ones by a low error in the hole; 0.5: none leaks."""
     errors = [masked_errors(*pair, bench.hole) for pair in (train, test)]
     return float(roc_auc_score([1] * len(errors[0]) + [0] * len(errors[1]), -torch.cat(errors)))
@@ -169,25 +204,61 @@ def decoded(mae: nn.Module, features: Tensor, family: Family) -> Tensor:
     return mae.unpatchify(mae.decoder(features, places.expand(len(features), -1)).logits)
 
 
-def references(bench: Bench, seed: int) -> dict[str, Any]:
-    """What the measures come to of no model: SMILE of the truth and noise, and `latent_search` of controls.
+def references(bench: Bench, seed: int, known: Mapping[str, Any]) -> dict[str, Any]:
+    """What the measures come to of no model; those that are known stay.
 
-    These are the base's decoder behind an encoder with random weights, and behind the visible pixels.
+    SMILE of the truth and noise; `latent_search` of the base's decoder behind an encoder with random weights, and
+    behind the visible pixels; and `membership_controls`.
     """
-    module = with_random_weights(bench.base.module, seed)
-    width = module.config.hidden_size
+    found = dict(known)
+    if "smile" not in found:
+        truths = [squares(bench.hole)(bench.fills(bench.base, train)[0]) for train in (True, False)]
+        noise = [torch.randn(truth.shape, generator=seeded(seed, "reference", len(truth))) for truth in truths]
+        found["smile"] = smile(*zip(truths, noise, strict=True), seed)
+    if searchable(bench.base) and "visible_pixels" not in found:
+        module = with_random_weights(bench.base.module, seed)
+        width = module.config.hidden_size
 
-    def pixels(batch: dict) -> Tensor:
-        patches = bench.base.loss.patches(batch["sample"])
-        shown = patches[:, ~batch["hidden"][0]]
-        return F.pad(shown, (0, width - shown.shape[2], 1, 0))
+        def pixels(batch: dict) -> Tensor:
+            patches = bench.base.loss.patches(batch["sample"])
+            shown = patches[:, ~batch["hidden"][0]]
+            return F.pad(shown, (0, width - shown.shape[2], 1, 0))
 
-    truths = [squares(bench.hole)(bench.fills(bench.base, train)[0]) for train in (True, False)]
-    noise = [torch.randn(truth.shape, generator=seeded(seed, "reference", len(truth))) for truth in truths]
+        found["random_encoder"] = latent_search(bench, bench.base, lambda batch: bench.base.features(module, batch)[0])
+        found["visible_pixels"] = latent_search(bench, bench.base, pixels)
+    if "membership_of" not in found:
+        found["membership_of"] = membership_controls(bench, seed)
+    return found
+
+
+def membership_controls(bench: Bench, seed: int) -> dict[str, float]:
+    """`membership` of what has seen none of the pictures: how far training and test ones differ by themselves.
+
+    "random_encoder" are fills of the base with random weights in its encoder, "visible_pixels" those of ridge
+    regression from the visible pixels, fitted to pictures to retain.
+    """
+    base = bench.base
+    blind = get_family(copy_pipeline(base.pipeline, base.component))
+    random = with_random_weights(base.module, seed)
+    with torch.no_grad():
+        for name, weight in blind.trainable("encoder").items():
+            weight.copy_(random.get_parameter(name))
+    retained = bench.part("retain", FITTED // 2, train=True).test
+    images = 2 * retained.sample(torch.arange(len(retained))) - 1
+    hole = bench.hole.expand_as(images[:1]).flatten()
+
+    def visible(images: Tensor) -> Tensor:
+        return base.shown(images, [Condition(mask=HOLE)] * len(images)).flatten(1)
+
+    def regressed(truth: Tensor) -> Fills:
+        filled = truth.flatten(1).clone()
+        filled[:, hole] = ridge(visible(images), images.flatten(1)[:, hole], visible(truth)).clamp(-1, 1).float()
+        return truth, filled.view_as(truth)
+
+    fills = [bench.fills(blind, train) for train in (True, False)]
     return {
-        "smile": smile(*zip(truths, noise, strict=True), seed),
-        "random_encoder": latent_search(bench, bench.base, lambda batch: bench.base.features(module, batch)[0]),
-        "visible_pixels": latent_search(bench, bench.base, pixels),
+        "random_encoder": membership(bench, *fills),
+        "visible_pixels": membership(bench, *(regressed(truth) for truth, _ in fills)),
     }
 
 
@@ -214,13 +285,28 @@ def relearned(bench: Bench, family: Family, seed: int, rate: float = RELEARN_RAT
 def conspicuousness(bench: Bench, family: Family, seed: int) -> float:
     """AUC, on test pictures, of a network that is trained to tell fills from the retrained model's; 0.5: it cannot."""
     sides = []
-    for train in (True, False):
-        fills = [squares(bench.hole, 16)(bench.fills(one, train)[1]) for one in (bench.retrained, family)]
+    for train, never in zip((True, False), bench.untaught, strict=True):
+        fills = [squares(bench.hole, 16)(part) for part in (never, bench.fills(family, train)[1])]
         labels = [label for label, part in enumerate(fills) for _ in part]
         sides.append((torch.cat([_with_texture(part) for part in fills]).numpy(), labels))
     detector = MLPClassifier((64,), early_stopping=True, random_state=derive_seed(seed, "detector") % 2**32)
     detector.fit(*sides[0])
     return float(roc_auc_score(sides[1][1], detector.predict_proba(sides[1][0])[:, 1]))
+
+
+# Of a bench, a model, a seed, its fills of training and of test pictures, and of what is known already.
+MEASURES: dict[str, Callable[[Bench, Family, int, tuple[Fills, Fills], Mapping[str, Any]], Any]] = {
+    "curves": lambda bench, family, seed, fills, known: curves(bench, family, known.get("curves", {})),
+    "smile": lambda bench, family, seed, fills, known: smile(
+        *(tuple(map(squares(bench.hole), pair)) for pair in fills), seed
+    ),
+    "second_generation": lambda bench, family, seed, fills, known: second_generation(bench, fills[1]),
+    "membership": lambda bench, family, seed, fills, known: membership(bench, *fills),
+    "latent_search": lambda bench, family, seed, fills, known: latent_search(
+        bench, family, lambda batch: family.features(family.module, batch)[0]
+    ),
+    "relearned": lambda bench, family, seed, fills, known: relearned(bench, family, seed),
+}
 
 
 def squares(hole: Tensor, side: int = 8) -> Callable[[Tensor], Tensor]:
