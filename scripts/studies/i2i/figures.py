@@ -12,8 +12,8 @@ from sa_diffusers.core.conditions import Condition
 from sa_diffusers.evaluation.completion import TITLES, completed
 from sa_diffusers.families import Family
 from studies.figures import save_figure
+from studies.i2i.equal import kind_of
 from studies.i2i.probes import CURVES, HOLE, Bench
-from studies.i2i.sections import kind_of
 from studies.mnist.strips import Strip, strips_figure
 
 

@@ -20,16 +20,8 @@ from sa_diffusers.methods.base import get, require
 from sa_diffusers.runs.forget import run_forgetting
 from sa_diffusers.runs.options import ForgetConfig
 from studies.i2i.figures import save_figures
-from studies.i2i.probes import (
-    HOLE,
-    Bench,
-    conspicuousness,
-    filled_without_a_model,
-    groups_filled,
-    probe,
-    references,
-    unmeasured,
-)
+from studies.i2i.probes import HOLE, Bench, conspicuousness, groups_filled, probe, unmeasured
+from studies.i2i.references import filled_without_a_model, references
 from studies.i2i.rows import FISHER_OF, FORGOTTEN, KINDS, ONCE, PROBED, RETAINED, ROWS, THIRD, rows_of
 from studies.i2i.sections import table
 

@@ -16,11 +16,13 @@ from sa_diffusers.families.architectures import build_masked_autoencoder
 from sa_diffusers.families.completion.networks import build_codebook, build_pixel_inpaint, build_token_inpaint
 from sa_diffusers.methods.base import get
 from sa_diffusers.runs.base.pixels import PixelInpaintConfig
-from studies.i2i import probes
+from studies.i2i import probes, references
 from studies.i2i import table as runs
+from studies.i2i.bars import bars
+from studies.i2i.equal import at_forgetting, better, compared, equal_table
 from studies.i2i.figures import save_figures
 from studies.i2i.rows import FISHER_OF, LINES, PROBED, ROWS, WIDER, rows_of
-from studies.i2i.sections import at_forgetting, bars, better, compared, equal_table, probes_table, table
+from studies.i2i.sections import probes_table, table
 from studies.i2i.smile import estimate, smile
 from studies.i2i.table import I2IConfig, Study, run_study
 
@@ -113,7 +115,7 @@ def test_pictures_that_differ_by_themselves_are_told_by_the_controls(bench):
     before = {name: weight.clone() for name, weight in bench.base.module.state_dict().items()}
     for one, other in ((0, 1), (1, 0)):
         groups = bench.groups | {"forget": PictureGroup("2", data[one], data[other])}
-        found = probes.membership_controls(probes.Bench(groups, bench.judge, bench.base, None), 0)
+        found = references.membership_controls(probes.Bench(groups, bench.judge, bench.base, None), 0)
         assert abs(found["visible_pixels"] - other) < 0.1 and 0 <= found["random_encoder"] <= 1
     torch.testing.assert_close(dict(bench.base.module.state_dict()), before)
 
@@ -125,7 +127,7 @@ def test_other_families_are_measured_by_all_but_the_search(bench, cheap, kind):
     found = probes.probe(own, families[0], 0, {})
     assert found.keys() == probes.MEASURES.keys() - {"latent_search"} and not probes.unmeasured(families[0], found)
     assert {group for part in found["curves"].values() for group in part} == {"forget", "retain", "third"}
-    assert probes.references(own, 0, {}).keys() == {"smile", "membership_of"}
+    assert references.references(own, 0, {}).keys() == {"smile", "membership_of"}
     assert 0 <= probes.conspicuousness(own, families[0], 0) <= 1
 
 
@@ -138,7 +140,7 @@ def test_what_is_known_stays_and_what_is_missing_is_added(bench, cheap):
     assert found["curves"]["left 25"].pop("forget") == told
     assert found["curves"]["left 25"].keys() == {"retain", "third"} and found["curves"]["quarter"].keys() > {"forget"}
     known = {"smile": 1, "random_encoder": 2, "visible_pixels": 3}
-    assert probes.references(bench, 0, known).items() > known.items()
+    assert references.references(bench, 0, known).items() > known.items()
 
 
 def test_a_new_map_and_a_short_training_lower_the_error(bench):
