@@ -13,7 +13,7 @@ from sa_diffusers.evaluation.completion import TITLES, completed
 from sa_diffusers.families import Family
 from studies.figures import save_figure
 from studies.i2i.equal import kind_of
-from studies.i2i.probes import CURVES, HOLE, Bench
+from studies.i2i.probes import HOLE, Bench
 from studies.mnist.strips import Strip, strips_figure
 
 
@@ -38,7 +38,7 @@ def _curves(found: Mapping[str, Any]) -> Figure:
     for axis, (group, title) in zip(figure.subplots(1, len(TITLES), sharey=True), TITLES.items(), strict=True):
         for name, runs in found.items():
             curves = next(iter(runs.values()))["probes"]["curves"]
-            axis.plot(CURVES, [curves[mask][group]["masked_mse"] for mask in CURVES], "o-", label=name)
+            axis.plot(list(curves), [part[group]["masked_mse"] for part in curves.values()], "o-", label=name)
         axis.set(title=title, ylabel="error of hidden pixels")
         axis.tick_params(axis="x", rotation=45)
     axis.legend(fontsize=8)

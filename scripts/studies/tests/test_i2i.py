@@ -316,7 +316,7 @@ def test_another_family_runs_by_the_same_command(tmp_path, monkeypatch, cheap, k
     monkeypatch.setattr(runs, "say", said.append)
     config = I2IConfig(
         model=str(tmp_path / "0"), retrained=str(tmp_path / "1"), output_dir=str(tmp_path / "study"), seeds=[0, 1],
-        num_train_steps=1, eval_images_class=2,
+        num_train_steps=1, eval_images_class=3,  # 30 points or more of t-SNE
     )  # fmt: skip
     found = run_study(config)
     assert any(line.startswith("left out: max-loss, alpha 0.05. max-loss needs a model that") for line in said)
