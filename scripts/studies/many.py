@@ -1,12 +1,14 @@
 """Several concepts at once, one after another, and adapters composed: the runs, how all are judged, and the tables.
 
 Whatever made a pipeline, it is judged by the same prompts and seeds: those of all concepts forgotten by then.
+A row that is there and lacks a measure that came later is made again for that measure alone.
 """
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
@@ -27,9 +29,11 @@ from sa_diffusers.runs.adapters.chains import merge
 from sa_diffusers.runs.forget import run_forgetting
 from sa_diffusers.runs.inputs import read_inputs
 from studies.many_attack import attacked
+from studies.many_cost import stage_seconds
 from studies.many_rows import (
     AT_ONCE,
     CHAINS,
+    COMPOSED,
     CORE,
     DIGITS,
     FEW,
@@ -59,6 +63,9 @@ class ManyConfig(Options):
         1.0, "Pictures, as a share of 16 a concept, 24 in unseen words, 40 a kept class, 96 open ones.", above=0
     )
     requests: int = option(6, "Requests in turn.", above=0)
+    attacks: int = option(
+        1, "Concepts of each row at once to search for, the worst in unseen words; 0: none.", least=0
+    )
     quick: bool = option(False, "Hardly anything of everything, to see that it works.")
 
 
@@ -116,8 +123,14 @@ class Study:
         copy_drawn(folder, store)
         return folder, seconds["surrogate"] + seconds["train"]
 
-    def judge(self, pipeline: Path | str, forgotten: Sequence[Forget], share: float = 1.0, **said: Any) -> dict:
-        """What a pipeline does, by the examination of what has been forgotten, and of the digits that always stay."""
+    def judge(
+        self, pipeline: Path | str, forgotten: Sequence[Forget], share: float = 1.0, rest: bool = False, **said: Any
+    ) -> dict[str, Any]:
+        """What a pipeline does, by the examination of what has been forgotten, and of the digits that always stay.
+
+        Args:
+            rest: judge every digit that it keeps, which are "rest" of what is returned.
+        """
         share *= 0.1 if self.config.quick else self.config.images
         counts = {name: max(1, round(share * count)) for name, count in COUNTS.items()}
         config = self.options(forgotten, counts)
@@ -126,7 +139,7 @@ class Study:
         unseen = max(1, round(share * UNSEEN))
         sets["unseen"] = sets["unseen"].take([i for i in range(len(sets["unseen"])) if i % other < unseen])
         labels = sets["retained"].labels
-        stays = [i for i, one in enumerate(labels) if not DIGITS.keys() & set(one.values())]
+        stays = [i for i, one in enumerate(labels) if rest or not DIGITS.keys() & set(one.values())]
         sets["retained"] = sets["retained"].take(stays)
         family = get_family(load_pipeline(str(pipeline), None, None, "float32"), sampler=config.sampler)
         values, _ = measure(judge, sets, draw_sets(family, sets, config.judged))
@@ -134,7 +147,9 @@ class Study:
             values[f"{name}_by_concept"] or {forgotten[0].concept.split(",")[0]: values[name]}
             for name in ("concept_probability", "concept_probability_unseen")
         )
-        kept = {name: values["retained_accuracy_by_class"].get(name) for name in KEPT}
+        by_class = values["retained_accuracy_by_class"]
+        kept = {name: by_class.get(name) for name in KEPT}
+        said |= {"rest": {name: by_class[name] for name in (*KEPT, *DIGITS) if name in by_class}} if rest else {}
         share = fmean(value for value in kept.values() if value is not None)
         worst = max(seen.values())
         return said | {
@@ -147,19 +162,30 @@ class Study:
             "H_o": 2 * (1 - worst) * share / max(1 - worst + share, 1e-9),
         }
 
-    def original(self, forgotten: Sequence[Forget]) -> Judged:
-        return [self.judge(resolve("bundled/digits/pipeline"), forgotten, seconds=0.0)]
+    def original(self, forgotten: Sequence[Forget], known: Judged | None) -> Judged:
+        return known or [self.judge(resolve("bundled/digits/pipeline"), forgotten, seconds=0.0)]
 
-    def at_once(self, requests: Sequence[Forget], changes: Mapping[str, Any]) -> Judged:
+    def at_once(self, requests: Sequence[Forget], changes: Mapping[str, Any], known: Judged | None) -> Judged:
+        """`known`: what has been found of this row, as of all; what that lacks is added."""
+        wanted = min(self.config.attacks, len(requests))
+        if known and "stages" in known[-1] and len(known[-1].get("attacks", ())) >= wanted:
+            return known
         folder, seconds = self.run(requests, changes)
-        found = self.judge(folder / "pipeline", requests, seconds=seconds)
-        if len(requests) == len(DIGITS):
-            steps = 4 if self.config.quick else 200
-            found["attacked"] = attacked(folder / "pipeline", requests[0], self.options(requests[:1], {}), steps)
+        found = dict(known[-1]) if known else self.judge(folder / "pipeline", requests, seconds=seconds)
+        found["stages"] = stage_seconds(folder)
+        words = sorted(found["unseen"], key=found["unseen"].__getitem__, reverse=True)[:wanted]
+        steps = 4 if self.config.quick else 200
+        found["attacks"] = found.get("attacks", {}) | {
+            one.concept.split(",")[0]: attacked(folder / "pipeline", one, self.options([one], {}), steps)
+            for one in requests
+            if one.concept.split(",")[0] in set(words) - found.get("attacks", {}).keys()
+        }
         return [found]
 
-    def in_turn(self, order: Sequence[str], changes: Mapping[str, Any], memory: bool) -> Judged:
+    def in_turn(self, order: Sequence[str], changes: Mapping[str, Any], memory: bool, known: Judged | None) -> Judged:
         """Judged after every request: with memory of those before, or each from the last result."""
+        if known and all("stages" in one for one in known):
+            return known
         found, last, wanted = [], None, [DIGITS[name] for name in order[: self.config.requests]]
         for number, request in enumerate(wanted, 1):
             own = {} if last is None else {"after": str(last)} if memory else {"model": str(last / "pipeline")}
@@ -168,11 +194,18 @@ class Study:
             last, seconds = self.run([request], usual | own, wanted[: number - 1] if memory else ())
             said = {"seconds": seconds, "request": request.concept}
             share = 1.0 if number == len(wanted) else 0.5
-            found.append(self.judge(last / "pipeline", wanted[:number], share, **said))
+            one = known[number - 1] if known else self.judge(last / "pipeline", wanted[:number], share, **said)
+            found.append(one | {"stages": stage_seconds(last, first=number == 1)})
         return found
 
-    def composed(self) -> Judged:
-        """Each of six adapters alone, every pair, all by their sum, and all by TIES."""
+    def composed(self, known: Judged | None, full: bool = False) -> Judged:
+        """Each of six adapters alone, every pair, all by their sum, and all by TIES.
+
+        Args:
+            full: judged by all pictures and by every digit that is kept, of two adapters four more than of six.
+        """
+        if known:
+            return known
         digits = list(DIGITS)[: self.config.requests]
         run, seconds = self.run([DIGITS[name] for name in digits], SHORT | {"adapters": "each"})
         sizes = sorted({1, min(2, len(digits)), len(digits)})
@@ -183,29 +216,30 @@ class Study:
             folder = run.with_name(f"{run.name}-{said.replace(' ', '_').replace(',', '')}")
             merge(run, folder, names, density)
             chosen = [DIGITS[name] for name in names]
-            share = 1.0 if len(names) == len(digits) else 0.5
+            share = 1.0 if full or len(names) == len(digits) else 0.5
             said = {"adapters": said, "seconds": seconds / len(digits)}
-            found.append(self.judge(folder / "pipeline", chosen, share, **said))
+            found.append(self.judge(folder / "pipeline", chosen, share, full, **said))
         return found
 
-    def rows(self) -> Iterator[tuple[str, Any]]:
-        """Name of each row, and what makes it."""
+    def rows(self) -> Iterator[tuple[str, Callable[[Judged | None], Judged]]]:
+        """Name of each row, and what makes it, or adds to what is known of it."""
         digits = list(DIGITS.values())
         for count in (1, 3, 6):
-            yield f"at once, {count}: original", lambda n=count: self.original(digits[:n])
+            yield f"at once, {count}: original", partial(self.original, digits[:count])
             for name, changes in AT_ONCE.items():
-                yield f"at once, {count}: {name}", lambda n=count, c=changes: self.at_once(digits[:n], c)
-        yield "at once, digits and inks: original", lambda: self.original(INKS)
+                yield f"at once, {count}: {name}", partial(self.at_once, digits[:count], changes)
+        yield "at once, digits and inks: original", partial(self.original, INKS)
         for name, changes in AT_ONCE.items():
             if changes is MIXTURE:  # which is of one kind
                 continue
-            yield f"at once, digits and inks: {name}", lambda c=changes: self.at_once(INKS, c)
+            yield f"at once, digits and inks: {name}", partial(self.at_once, INKS, changes)
         for order, names in ORDERS.items():
             for name, changes in CHAINS.items():
-                yield f"in turn{order}: {name}", lambda o=names, c=SHORT | changes: self.in_turn(o, c, True)
+                yield f"in turn{order}: {name}", partial(self.in_turn, names, SHORT | changes, True)
             for name, changes in REPEATED.items():
-                yield f"in turn{order}: {name}", lambda o=names, c=changes: self.in_turn(o, c, False)
+                yield f"in turn{order}: {name}", partial(self.in_turn, names, changes, False)
         yield "composed", self.composed
+        yield COMPOSED, partial(self.composed, full=True)
 
 
 def copy_drawn(source: Path, target: Path) -> None:
@@ -243,8 +277,9 @@ def run_study(config: ManyConfig) -> dict[str, dict[str, Judged]]:
     for seed in config.seeds:
         for name, make in Study(config, seed).rows():
             asked = any(text == name if text in names else text in name for text in config.rows or CORE)
-            if asked and str(seed) not in found.get(name, {}):
-                found.setdefault(name, {})[str(seed)] = make()
+            known = found.get(name, {}).get(str(seed))
+            if asked and (made := make(known)) is not known:
+                found.setdefault(name, {})[str(seed)] = made
                 there["rows"] = found = {row: found[row] for row in names if row in found}  # whenever they were made
                 write_json(there, path)
                 write_text(tables(found), path.with_name("study.md"))

@@ -12,6 +12,7 @@ from sa_diffusers.families import get_family
 from sa_diffusers.io.bundled import resolve
 from sa_diffusers.io.loading import load_pipeline
 from sa_diffusers.runs.options import RunOptions
+from studies.many_rows import DIGITS, INK_TEMPLATES
 
 
 TEMPLATES = ["{}", "a {}", "draw a {}", "the digit {}", "a picture of {}", "here is a {}"]
@@ -21,14 +22,15 @@ PICTURES = 48  # drawn by the original as targets, and with what was found
 def attacked(pipeline: Path, request: Forget, config: RunOptions, steps: int) -> float:
     """Probability of a concept in pictures drawn with the vector that is found for it in so many steps."""
     words, drawing = split_phrasings(request.concept), (config.guidance_scale, config.num_inference_steps)
+    templates = TEMPLATES if request in DIGITS.values() else INK_TEMPLATES
     original, victim = (
         get_family(load_pipeline(path, None, None, "float32"), sampler=config.sampler)
         for path in (resolve("bundled/digits/pipeline"), str(pipeline))
     )
-    asked = [Condition(TEMPLATES[i % len(TEMPLATES)].format(words[0])) for i in range(PICTURES)]
+    asked = [Condition(templates[i % len(templates)].format(words[0])) for i in range(PICTURES)]
     targets, seeds = ([derive_seed(config.seed, name, i) for i in range(PICTURES)] for name in ("target", "attacked"))
     settings = AttackSettings(steps=steps, seed=config.seed)
-    found = attack_embedding(victim, original.draw(asked, targets, *drawing), TEMPLATES, words, settings)
-    images = victim.decode(draw_found(victim, found, TEMPLATES, seeds, *drawing))
+    found = attack_embedding(victim, original.draw(asked, targets, *drawing), templates, words, settings)
+    images = victim.decode(draw_found(victim, found, templates, seeds, *drawing))
     judge = ClassifierJudge.load(config.classifier[0], words)
     return judge.classifier.probabilities(images)[judge.attribute][:, judge.index].mean().item()

@@ -14,6 +14,8 @@ DIGITS = {
 }  # fmt: skip
 KEPT = ("zero", "two", "three", "five")
 ORDERS = {"": tuple(DIGITS), ", other order": ("four", "one", "seven", "nine", "six", "eight")}
+# Captions that a search goes by, where the row forgets an ink.
+INK_TEMPLATES = ["a {} digit", "draw a {} number", "a digit in {} ink", "{} ink", "a {} character", "a figure in {}"]
 INKS = [DIGITS["seven"], DIGITS["eight"], Forget("red", "green"), Forget("blue", "cyan")]
 # Methods, by what they change of configs/digits_many.yaml.
 BARE: dict[str, Any] = {"lora_rank": None, "ema_decay": None}
@@ -75,6 +77,7 @@ REPEATED = {
     "uce repeated": UCE,
     "speed repeated": SPEED,
 }
+COMPOSED = "composed, in full"  # which judges more than the row "composed", whose adapters are the same
 # The rows that are made unless others are asked for: they settle what is claimed of several concepts.
 CORE = [
     *(
@@ -93,7 +96,7 @@ CORE = [
     *(f"at once, {count}: mixture" for count in (1, 3, 6)),
     "in turn: mixture",
     "in turn, other order: fisher first",
-    "composed",
+    COMPOSED,
 ]  # fmt: skip
 QUICK = {
     "num_samples": 40, "num_surrogate_samples": 24, "num_inference_steps": 4, "fisher_samples": 4, "fisher_terms": "2",

@@ -2,18 +2,25 @@
 
 import copy
 import json
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from PIL import Image
 from torch.testing import assert_close
 
 from sa_diffusers import methods
 from sa_diffusers.core.fisher_file import Fisher
 from sa_diffusers.families import get_family
+from sa_diffusers.io.artifacts import Marker
 from sa_diffusers.io.bundled import resolve
 from sa_diffusers.io.loading import load_pipeline
 from sa_diffusers.methods import base
 from studies.many import ManyConfig, Study, copy_drawn, run_study, unit_fisher
+from studies.many_bars import verdicts
+from studies.many_cost import stage_seconds
+from studies.many_figure import draw_curves
 from studies.many_rows import AT_ONCE, CHAINS, CORE, DIGITS, REPEATED
 from studies.many_tables import tables
 from studies.projection import PROJECTED, projections_of
@@ -56,6 +63,102 @@ def test_tables_name_the_worst_concept_of_the_means():
     assert "| in turn: plain | 2 | 0.400 (seven) |" in text
     assert "| seven, 7 | 2 | 0.250 (seven) | 0.250 (seven) | 0.900 | 0.800 | 0.50 | 0.100 | 0.940 |  | 30 |" in text
     assert "| seven eight | 1 | 0.300 (seven) |" in text
+
+
+def row(*judged: dict) -> dict:
+    return {"0": list(judged)}
+
+
+def test_bars_are_held_against_the_edits_the_original_and_one_concept():
+    stages = {"samples": 100.0, "surrogate": 10.0, "train": 20.0}
+    found = {
+        "at once, 1: recipe": row(judgement(0.0, stages=stages)),
+        "at once, 6: original": row(judgement(0.9, open=0.5)),
+        "at once, 6: recipe": row(
+            judgement(0.019, stages=stages | {"train": 60.0}, attacks={"seven": 0.2, "six": 0.4})
+        ),
+        "at once, 6: mixture": row(judgement(0.021, kept=0.986, open=0.2, H_o=0.9549, attacks={"seven": 0.1})),
+        "at once, 6: uce": row(judgement(0.5, H_o=0.96, attacks={"seven": 0.3})),
+        "at once, 6: speed": row(judgement(0.5, H_o=0.2)),
+    }
+    lines = verdicts(found).splitlines()
+    assert len(lines) == 5 and "| at once, 1: recipe | 0.010 | 0.900 missed | – | – | – | 1.000 |" in lines
+    # Seconds of what every run shares do not count: 70 of 30. Of the searched-for concepts the worst counts.
+    assert (
+        "| at once, 6: recipe | 0.019 | 0.900 missed | -0.020 missed | 0.200 | 0.100 missed | 2.333 missed |" in lines
+    )
+    assert "| at once, 6: mixture | 0.021 missed | 0.986 | -0.005 missed | 0.400 missed | -0.200 | – |" in lines
+
+
+def test_a_request_in_turn_costs_all_that_it_makes_and_what_serves_all_is_named_where_it_is_made_anew():
+    first = judgement(0.0, kept=1.0, request="seven, 7", stages={"samples": 20.0, "fisher": 10.0, "train": 5.0})
+    then = {"kept": 0.99, "request": "eight, 8"}
+    found = {
+        "in turn: recipe anew": row(first, judgement(0.03, **then, stages={"fisher": 30.0, "train": 6.0})),
+        "in turn: fisher first": row(first, judgement(0.01, **then, stages={"replay_samples": 1.0, "train": 6.0})),
+        "in turn: plain": row(judgement(0.03, kept=1.0, request="x"), judgement(0.01, **then)),
+    }
+    lines = verdicts(found).splitlines()
+    assert "| in turn: recipe anew | 0.990 | 0.030 missed | 0.030 missed | – | 1.029 missed | fisher |" in lines
+    assert "| in turn: fisher first | 0.990 | 0.010 | 0.010 | – | 0.200 | nothing |" in lines
+    assert "| in turn: plain | 0.990 | 0.030 missed | 0.010 | – | – | – |" in lines
+
+
+def test_the_rest_is_compared_with_each_adapter_alone_on_what_both_keep():
+    def alone(name: str, **rest: float) -> dict:
+        return judgement(0.0, adapters=name, rest={"zero": 1.0, "two": 1.0} | rest)
+
+    pair = judgement(0.0, adapters="seven eight", rest={"zero": 1.0, "two": 0.96})
+    found = {"composed, in full": row(alone("seven", eight=0.2), alone("eight", seven=0.1, two=0.97), pair)}
+    assert "| seven eight | 0.010 (eight) | 0.020 missed (most: two 0.040) |" in verdicts(found)
+
+
+def test_a_row_without_a_later_measure_is_made_again_for_that_alone(tmp_path, monkeypatch):
+    study = Study(ManyConfig(output_dir=str(tmp_path), attacks=1), 0)
+    monkeypatch.setattr(Study, "run", lambda self, requests, *_: (tmp_path / requests[-1].concept, 3.0))
+    monkeypatch.setattr("studies.many.stage_seconds", lambda folder, first=False: {"train": 2.0, "first": first})
+    monkeypatch.setattr(
+        "studies.many.attacked", lambda pipeline, one, *_: {"seven, 7": 0.7, "eight, 8": 0.8}[one.concept]
+    )
+    requests, known = [DIGITS["seven"], DIGITS["eight"]], [judgement(0.02, attacked=0.5)]
+    made = study.at_once(requests, {}, known)
+    assert made == [known[0] | {"stages": {"train": 2.0, "first": False}, "attacks": {"seven": 0.7}}]
+    assert study.at_once(requests, {}, made) is made
+    study.config.attacks = 7
+    (both,) = study.at_once(requests, {}, made)
+    assert both["attacks"] == {"seven": 0.7, "eight": 0.8} and "stages" not in known[0]
+
+    known = [judgement(0.1, request="seven, 7"), judgement(0.2, request="eight, 8")]
+    made = study.in_turn(("seven", "eight"), {}, True, known)
+    assert [one.pop("stages")["first"] for one in made] == [True, False] and made == known
+
+
+def test_the_first_of_a_chain_pays_for_what_it_was_given(tmp_path):
+    def run(name: str, stages: dict[str, float], options: dict, reused: list[str]) -> Path:
+        for stage, seconds in stages.items():
+            Marker(tmp_path / name, stage, {}).finish(seconds)
+        (tmp_path / name / "config.yaml").write_text(yaml.safe_dump(options))
+        (tmp_path / name / "metrics.json").write_text(json.dumps({"seconds": {"reused": reused}}))
+        return tmp_path / name
+
+    made = {"samples": 20.0, "fisher": 10.0, "train": 5.0, "before": 3.0, "after": 3.0, "run": 0.0}
+    shared = run("shared", made, {}, [])
+    given = {"samples": str(shared / "samples"), "fisher": str(shared / "fisher.safetensors")}
+    both = run("both", {"train": 4.0}, given, ["samples", "fisher"])
+    none = run("none", {"train": 4.0}, given, [])  # which needed neither
+    assert stage_seconds(shared) == {"fisher": 10.0, "samples": 20.0, "train": 5.0}
+    assert stage_seconds(both) == stage_seconds(none, first=True) == {"train": 4.0}
+    assert stage_seconds(both, first=True) == {"train": 4.0, "samples": 20.0, "fisher": 10.0}
+
+
+def test_the_picture_has_a_line_of_panels_an_order(tmp_path):
+    runs = row(judgement(0.1, request="seven, 7"), judgement(0.2, request="eight, 8"))
+    assert draw_curves({"at once, 1: uce": runs}, tmp_path / "study.png") is None
+    heights = []
+    for names in (["in turn: plain"], ["in turn: plain", "in turn, other order: uce repeated"]):
+        draw_curves(dict.fromkeys(names, runs), tmp_path / "study.png")
+        heights.append(Image.open(tmp_path / "study.png").height)
+    assert heights[1] > 1.5 * heights[0]
 
 
 def test_what_was_made_is_kept_and_other_settings_are_refused(tmp_path):
