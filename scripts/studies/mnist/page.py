@@ -24,6 +24,7 @@ PARTS = {
     "latent": spaces.compute,
     "outliers": rarest.compute,
     "projection": comparison.compute,
+    "chain": turns.compute_chain,
 }
 
 

@@ -14,7 +14,7 @@ from studies.mnist.study import Study, draw, read
 
 
 DIGITS = (0, 1, 2, 3, 4)  # in the order in which they are forgotten
-PLAIN, IMPROVED = "plain", "improved"
+PLAIN, IMPROVED, CHAIN = "plain", "improved", "with memory"
 WATCHED = 9  # the retained digit whose probability the study reports
 STUDY_PROBABILITIES = (0.9133, 0.9252, 0.9315, 0.9306, 0.9270, 0.9193)  # of WATCHED: the original, then each round
 
@@ -42,25 +42,26 @@ class Round:
 
 
 def forget_in_turn(study: Study, variant: str, folder: Path) -> list[Path]:
-    """The pipelines: the original, and that after each round. Each round starts from the last one's pipeline.
+    """The pipelines: the original, and that after each round. Each round starts from the last one's pipeline, but for
+    CHAIN, whose rounds go on as the package does (`after`): from the original, with all that was forgotten by then.
 
     Args:
-        variant: PLAIN or IMPROVED. The improved one replays every other digit, so also its own grey pictures of those
-            already forgotten; the plain one has nothing for these, neither in the replay nor in the Fisher.
+        variant: PLAIN, IMPROVED or CHAIN. The improved one replays every other digit, so also its own grey pictures of
+            those already forgotten; the plain one has nothing for these, neither in the replay nor in the Fisher.
         folder: where the prompts of the plain variant are kept.
     """
     labels = study.load(study.base()).labels
     pipelines = [study.base(), default_run(study, DIGITS[0])[0]]  # nothing was forgotten before the first round
     for number, digit in enumerate(DIGITS[1:], 2):
-        options = {}
+        options = {"after": str(pipelines[-1].parent)} if variant == CHAIN else {"model": pipelines[-1]}
         if variant == PLAIN:
             prompts = folder / f"remaining_{number}.txt"
             remaining = [labels[index] for index in retained(number - 1, len(labels))]
             with atomic_path(prompts) as temporary:
                 temporary.write_text("\n".join(remaining) + "\n")
             options["replay_prompts"] = str(prompts)
-        name = f"sequential_{variant}_{number}_forget_{digit}"
-        pipelines.append(study.forget(name, digit, model=pipelines[-1], **options)[0])
+        name = f"sequential_{variant.replace(' ', '_')}_{number}_forget_{digit}"
+        pipelines.append(study.forget(name, digit, **options)[0])
     return pipelines
 
 

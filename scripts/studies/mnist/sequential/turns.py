@@ -1,4 +1,6 @@
-"""Part 2 of the study: forget 0, 1, 2, 3, 4 one after the other, with and without a term for those before."""
+"""Part 2 of the study: forget 0, 1, 2, 3, 4 one after the other, with and without a term for those before.
+
+And the same as the package's own chain of runs, beside the plain one."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -9,6 +11,7 @@ from torch import Tensor
 from studies.mnist.sections import section, table
 from studies.mnist.sequential.figures import save_curves, save_grids, save_matrices
 from studies.mnist.sequential.rounds import (
+    CHAIN,
     DIGITS,
     IMPROVED,
     PLAIN,
@@ -29,13 +32,26 @@ STILL_GREY = 0.1  # distance from grey below which a digit counts as grey; that 
 
 def compute(study: Study, folder: Path) -> dict:
     """Forgets, on first use, one digit after the other in both variants."""
-    pipelines = {variant: forget_in_turn(study, variant, folder) for variant in (PLAIN, IMPROVED)}
+    title = "Forgetting one digit after the other"
+    return _part(study, folder, (PLAIN, IMPROVED), title, _method_text())
+
+
+def compute_chain(study: Study, folder: Path) -> dict:
+    """As `compute`, of the plain variant and of a chain of runs."""
+    title = "Forgetting one digit after the other, with memory"
+    return _part(study, folder, (PLAIN, CHAIN), title, [*_method_text()[1:], _chain_text()])
+
+
+def _part(study: Study, folder: Path, variants: Sequence[str], title: str, text: list[str]) -> dict:
+    prompts = study.folder / "sequential"  # of the plain variant, whichever part runs it first
+    pipelines = {variant: forget_in_turn(study, variant, prompts) for variant in variants}
     found = {path: examine(study, path) for paths in pipelines.values() for path in paths}  # the first two are shared
     rounds = {variant: [found[path] for path in paths] for variant, paths in pipelines.items()}
-    figures = [save_grids(study, paths, name, folder / f"grids_{name}.png") for name, paths in pipelines.items()]
-    figures += [save_matrices(own, variant, folder / f"matrices_{variant}.png") for variant, own in rounds.items()]
-    return {"title": "Forgetting one digit after the other"} | section(
-        [*_method_text(), *_result_text(study, rounds)],
+    files = {variant: f"{variant.replace(' ', '_')}.png" for variant in variants}
+    figures = [save_grids(study, paths, name, folder / f"grids_{files[name]}") for name, paths in pipelines.items()]
+    figures += [save_matrices(own, name, folder / f"matrices_{files[name]}") for name, own in rounds.items()]
+    return {"title": title} | section(
+        [*text, *_result_text(study, rounds)],
         [_watched_table(study, rounds), _rounds_table(rounds), _grey_table(rounds)],
         [*figures, save_curves(rounds, folder / "curves.png")],
         {variant: [_numbers(study, own) for own in rounds[variant]] for variant in rounds},
@@ -107,6 +123,15 @@ def _method_text() -> list[str]:
         "The distance from grey is the mean of |pixel − .5| over the pictures of a digit: 0 is flat grey; a digit "
         f"counts as grey below {STILL_GREY}.",
     ]
+
+
+def _chain_text() -> str:
+    return (
+        "With memory, each request is a run with --after of the last one, as sa_diffusers.forget_sequence makes it: "
+        f"the original forgets all of the digits {', '.join(map(str, DIGITS))} that have come by then, in equal "
+        "shares, on the samples and the Fisher of the first run, and none of them is replayed. Plain is that variant "
+        "of the part before: each round starts from the last one's model."
+    )
 
 
 def _result_text(study: Study, rounds: Mapping[str, Sequence[Round]]) -> list[str]:

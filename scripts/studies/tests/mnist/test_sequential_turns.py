@@ -1,5 +1,6 @@
 """Part 2 of the MNIST study: what each round starts from and replays, and what its tables make of the readings."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,12 +10,14 @@ from sa_diffusers.evaluation.judges.classifier import entropies
 from sa_diffusers.evaluation.judges.digit_classifier import DigitClassifier
 from sa_diffusers.families import family_defaults
 from sa_diffusers.io.configuration import config_from_dict
+from sa_diffusers.io.forgotten import read_forgotten
 from sa_diffusers.models import ConditionalVAE
 from sa_diffusers.pipelines import ConditionalVAEPipeline
 from sa_diffusers.runs.inputs import read_inputs
 from sa_diffusers.runs.options import ForgetConfig
 from studies.mnist.sequential import turns
 from studies.mnist.sequential.rounds import (
+    CHAIN,
     DIGITS,
     IMPROVED,
     PLAIN,
@@ -84,6 +87,34 @@ def test_each_round_starts_from_the_last_one(study, tmp_path, variant) -> None:
     assert runs[0] == ("forget_0", {"concept": 0})  # shared by both variants
     assert [options["model"] for _, options in runs[1:]] == pipelines[1:-1]
     assert pipelines[0] == study.base() and len(set(pipelines)) == 6
+
+
+def test_with_memory_each_run_goes_on_after_the_last_one(study, tmp_path) -> None:
+    pipelines = forget_in_turn(study, CHAIN, tmp_path)
+    runs = list(study.asked.values())
+    assert [options["concept"] for options in runs] == list(DIGITS) and runs[0] == {"concept": 0}
+    assert [options["after"] for options in runs[1:]] == [str(path.parent) for path in pipelines[1:-1]]
+    assert not any("model" in options for options in runs)  # of which each run finds the original
+
+
+@pytest.mark.slow
+def test_the_package_forgets_all_digits_of_the_chain(tmp_path, monkeypatch) -> None:
+    torch.manual_seed(0)
+    model = tmp_path / "base" / "pipeline"
+    ConditionalVAEPipeline(ConditionalVAE(8, hidden_sizes=(16,), latent_dim=3)).save_pretrained(model)
+    config = StudyConfig(output_dir=str(tmp_path / "study"), model=str(model), num_images=2, num_threads=1)
+    config.forget_steps, small = 2, {"image_size": 8, "kernel_size": 3, "padding": 1}
+    DigitClassifier(NAMES, **small, channels=(4, 4), num_features=8).save_pretrained(tmp_path / "classifier")
+    config.classifier = [str(tmp_path / "classifier")]
+    monkeypatch.setattr("studies.mnist.sequential.rounds.DIGITS", DIGITS[:3])
+    monkeypatch.setattr("sa_diffusers.runs.results.write_report", lambda path, **_: path.write_text("<html></html>"))
+    study = Study(config)
+    settings, few = study.settings, {"num_samples": 20, "num_surrogate_samples": 4, "fisher_samples": 4}
+    study.settings = lambda concept, **options: settings(concept, **few | options)
+    last = forget_in_turn(study, CHAIN, tmp_path)[-1]
+    assert [record["concept"] for record in read_forgotten(str(last))] == ["0", "1", "2"]
+    metrics = json.loads((last.parent / "metrics.json").read_text())
+    assert [link["concept"] for link in metrics["chain"]] == ["0", "1"]
 
 
 def test_plain_rounds_know_nothing_of_digits_already_forgotten(study, tmp_path) -> None:
@@ -171,6 +202,10 @@ def test_part(study) -> None:
     for variant in (PLAIN, IMPROVED):
         for number in found["numbers"][variant]:
             assert [sum(row) for row in number["probabilities"]] == pytest.approx([1] * 10)
+    chain = study.part("chain", turns.compute_chain)
+    assert chain["numbers"][PLAIN] == found["numbers"][PLAIN] and set(chain["numbers"]) == {PLAIN, CHAIN}
+    assert all((study.folder / "chain" / figure["file"]).stat().st_size > 0 for figure in chain["figures"])
+    assert any("--after" in told for told in chain["text"])
     # Both variants share the original and the first round; later rounds are models of their own.
     plain, improved = (found["numbers"][variant] for variant in (PLAIN, IMPROVED))
     assert plain[:2] == improved[:2] and plain[2] != improved[2]
