@@ -11,7 +11,7 @@ table1: digits8x8 runs offline in minutes on a CPU; tiny and small are CIFAR10 w
 minutes of a GPU; full are the authors' settings on CIFAR10 and STL10. Every row is a file of
 configs/paper/table1/<scale>/ that scripts/train_base.py or scripts/forget.py also takes by itself. Rows whose file has
 changed are made anew, but for base models, which are refused then. Writes table1.json, table1.md, samples.png and
-curves.png.
+curves.png, in which rows stay that an earlier command made and judged alike.
 digits: every concept is a file of configs/paper/digits/ with its methods and the strengths of each. Methods are
 compared at equal erasure; those whose rows have changed are made anew. Writes methods.json, methods.md and two
 figures a concept. All of it takes hours on two CPU cores; processes that are given other --seeds may share the folder,

@@ -123,6 +123,11 @@ def read_rows(folder: Path) -> dict[str, dict[str, Any]]:
     missing = {"original", REFERENCE} - set(rows)
     if missing:
         raise ValueError(f"expected the rows original.yaml and {REFERENCE}.yaml in {folder}, got {sorted(rows)}")
+    return in_order(rows)
+
+
+def in_order(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """In that of the paper's table, those that it does not have last."""
     known = list(TITLES)
     return dict(sorted(rows.items(), key=lambda row: known.index(row[0]) if row[0] in known else len(known)))
 
@@ -248,7 +253,8 @@ def mean_and_spread(found: dict[str, Any], key: str) -> str:
 
 
 def markdown(found: dict[str, Any]) -> str:
-    """One line a row, mean ± standard deviation over classifiers; the floor that noise should come to last."""
+    """One line a row, mean ± standard deviation over classifiers; last the floor that noise should come to, and below
+    the table how well the classifiers read real images."""
     overlap = ("frechet_distance", "precision", "recall", "coverage")
     rows = []
     for row in found["rows"].values():
@@ -260,11 +266,29 @@ def markdown(found: dict[str, Any]) -> str:
     rows.append(["held-out real images", *["–"] * len(MEASURES), *held_out, "–", "–"])
     columns = ["row", *MEASURES.values(), "Frechet distance", "precision", "recall", "coverage", "steps", "training s"]
     rows.append(["pure noise", *floor, *["–"] * (len(columns) - 3)])
-    return markdown_table(columns, rows) + "\n"
+    first = next(iter(found["rows"].values()))
+    said = f"Held-out real images that the {len(first['by_classifier'])} classifier(s) read right: "
+    return f"{markdown_table(columns, rows)}\n\n{said}{mean_and_spread(first, 'classifier_accuracy')}.\n"
+
+
+def rows_before(table: Table, found: dict[str, Any]) -> dict[str, Any]:
+    """Rows that the folder's table1.json has beside those found now, judged by the same classifiers and counts."""
+    path, alike = table.folder / "table1.json", next(iter(found.values()))
+    there = json.loads(path.read_text())["rows"] if path.exists() else {}
+    return {
+        name: row
+        for name, row in there.items()
+        if name not in found
+        and (table.folder / name / "table1.safetensors").exists()
+        and row["num_images"] == alike["num_images"]
+        and list(row["by_classifier"]) == list(alike["by_classifier"])
+    }
 
 
 def make_table(table: Table) -> str:
     """Run and judge every row that is not done; writes table1.json, table1.md, samples.png and curves.png.
+
+    Rows of another run into the folder stay in these.
 
     Returns:
         The table as Markdown.
@@ -272,6 +296,7 @@ def make_table(table: Table) -> str:
     order = sorted(table.rows, key=lambda name: (name != "original", name != REFERENCE))  # others share its files
     found = {name: judge_row(table, name, run_row(table, name)) for name in order}
     rows = {name: {"title": title(table, name)} | found[name] for name in table.rows}
+    rows = in_order(rows | rows_before(table, found))
     held_out = compare(table.trained_on, table.real_features("test"), table.seed)
     result = {"rows": rows, "held_out": held_out}
     write_json(result, table.folder / "table1.json")

@@ -112,7 +112,8 @@ def test_a_table_is_written_with_a_line_a_row(made):
     for name in FILES:
         assert (table.folder / name).stat().st_size > 100
     assert (table.folder / "table1.md").read_text() == text
-    lines = text.strip().split("\n")
+    *lines, _, said = text.strip().split("\n")
+    assert said == "Held-out real images that the 2 classifier(s) read right: 0.500 ± 0.000."
     titles = [line.split("|")[1].strip() for line in lines]
     assert titles == [
         "row", "---", "original", "never saw the class", "SA, λ = 0.01", "no replay, λ = 0.01",
@@ -236,6 +237,19 @@ def test_a_changed_row_is_made_again_and_the_others_stay(made, no_figures):
     last = times(table.folder, "*/pipeline/unet/*.safetensors", "*/table1.safetensors", "*/fisher.safetensors")
     changed = {path.relative_to(table.folder).parts[0] for path in after if after[path] != last[path]}
     assert changed == {"lambda_10", "no_replay", "replay_500"}
+
+
+@pytest.mark.slow
+def test_rows_that_are_not_asked_for_stay_in_the_table(made, no_figures):
+    table, text = made
+    before = json.loads((table.folder / "table1.json").read_text())
+    few = {name: ROWS[name] for name in ("original", "lambda_10")}
+    assert make_table(again(table, rows=few)) == text
+    assert json.loads((table.folder / "table1.json").read_text()) == before
+    # Of other counts or classifiers they would be another table's.
+    fewer = make_table(again(table, rows=few, images_concept=3))
+    assert "never saw the class" not in fewer and "| original |" in fewer
+    make_table(table)
 
 
 @pytest.mark.slow
