@@ -36,7 +36,12 @@ def test_every_number_has_a_bound(cls):
         if {hints[field.name], *get_args(hints[field.name])} & numbers
     }
     unbounded = {name for name, field in fields.items() if not field.metadata.keys() & set(BOUNDS)}
-    assert unbounded <= {"nudity_threshold", "face_threshold", "strength_scales"}  # which say their range themselves
+    assert unbounded <= {
+        "nudity_threshold",
+        "face_threshold",
+        "strength_scales",
+        "feature_depths",
+    }  # they say their range
     assert fields.keys() - unbounded and set(BOUNDS) < FACTS
 
 
