@@ -106,8 +106,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("my_prompts.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in asked))
     write_mnist(Path("mnist_files"))
     monkeypatch.setattr("sa_diffusers.attacks.pictures.INVERSION_STEPS", 2)
-    few = {label: options | {"steps": 1} for label, options in ALL.items() if options["attack"] == "relearn"}
-    monkeypatch.setattr("sa_diffusers.attacks.plan.ALL", ALL | few)
+    labels = {options["attack"]: label for label, options in reversed(ALL.items())}  # one of each kind
+    few = {label: ALL[label] | {"steps": 1} for label in labels.values()}
+    monkeypatch.setattr("sa_diffusers.attacks.plan.ALL", few)
     Path("prompts.txt").write_text("a red three\na green four\na blue nine\n")
     return tmp_path
 
