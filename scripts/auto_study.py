@@ -106,7 +106,8 @@ def study(model: str, concept: str, seed: int, args: argparse.Namespace) -> dict
         folders = {word: folder / f"{name}_to_{folder_name(word)}" for word in words}
         runs = {word: forget_with(model, concept, word, path, seed) for word, path in folders.items()}
         choice["forgotten"] = list(runs.values())
-        choice["meets"] = meets(runs[choice["chosen"]], runs.get(choice["by_hand"], ENOUGH))
+        by_hand = ENOUGH if args.among else runs.get(choice["by_hand"], ENOUGH)
+        choice["meets"] = meets(runs[choice["chosen"]], by_hand)
     return choice
 
 

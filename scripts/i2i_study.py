@@ -8,7 +8,7 @@
 
 That is of the bundled masked autoencoder. By --model it is one of tokens or of pixels, as train-base makes them by
 configs/digits_token_inpaint_base.yaml and configs/digits_pixel_inpaint_base.yaml, with a --retrained and an
---output_dir of its own. Rows whose method such a model cannot be trained by are named and left out.
+--output_dir of its own.
 
 Leaves study.json with every number, study.md with tables, and three figures. Seed by seed; to resume, run the same
 command again: what study.json holds is not run again. Half an hour of one core for the second command, an hour for the

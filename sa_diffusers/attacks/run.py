@@ -119,7 +119,7 @@ class AttackRun:
         attack = self.seconds[f"original-attack-{self.label}0"]
         drawn = [seconds for name, seconds in self.seconds.items() if name.startswith(f"original-after-{self.label}0")]
         pictures, before = sum(drawn), drawn[0]
-        models = len(roles(self.config))
+        models = sum(meets(self.config, role) for role in roles(self.config))
         others = models * self.config.restarts - 1
         left = others * (attack + pictures) + (models - 1) * before
         about = f"{left:.0f} s" if left < 90 else f"{left / 60:.0f} min"

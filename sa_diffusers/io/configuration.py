@@ -19,7 +19,8 @@ from sa_diffusers.io.model_names import base_name
 
 ConfigT = TypeVar("ConfigT")
 BOUNDS = ("above", "least", "below")
-FACTS = frozenset((*BOUNDS, "identity", "otherwise", "everyday", "blank", "listed"))  # of a field, beside its help
+# Of a field, beside its help.
+FACTS = frozenset((*BOUNDS, "identity", "later", "otherwise", "everyday", "blank", "listed"))
 
 
 def option(default: Any, help: str, **facts: Any) -> Any:
@@ -28,9 +29,10 @@ def option(default: Any, help: str, **facts: Any) -> Any:
     Args:
         facts: above, least, below: a number, or each of several, must be above, at least, or below this, where it is
             not None. blank: True where an empty text means something. listed: True where a command line may repeat it,
-            which is one text with "; " between. identity: False where the option says how a run
-            is watched, shared or fitted into memory, and changes no result. otherwise: what None stands for, where a
-            method has no value of its own. everyday: True for the few that --help shows when it is not asked for more.
+            which is one text with "; " between. identity: False where the option says how a run is watched, shared or
+            fitted into memory, and changes no result. later: True where runs were made before there was such an
+            option, and did what its default does; see `unsaid`. otherwise: what None stands for, where a method has no
+            value of its own. everyday: True for the few that --help shows when it is not asked for more.
     """
     unknown = facts.keys() - FACTS
     if unknown:
@@ -62,6 +64,16 @@ class Options:
 def identity_names(cls: type) -> tuple[str, ...]:
     """The fields of a configuration that decide what is computed."""
     return tuple(name for name, field in _init_fields(cls).items() if field.metadata.get("identity", True))
+
+
+def unsaid(config: Any) -> set[str]:
+    """Later options at their defaults: what names a run, or is its key, leaves them out, and finds runs of before."""
+    later = [field for field in _init_fields(type(config)).values() if field.metadata.get("later")]
+    return {field.name for field in later if getattr(config, field.name) == _default(field)}
+
+
+def _default(field: dataclasses.Field) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def layered(cls: type, *layers: Mapping[str, Any]) -> dict[str, Any]:

@@ -47,6 +47,7 @@ class OutputMethod(Rival):
         super().__init__(name, title, summary, **FIXED, ewc_lambda=0.0, train_scope="full")
         self.targets = targets
         self.ignores = OutputMethod.ignores + (() if targets == "retain" else EncoderMethod.ignores)
+        self.ignores += () if targets == "noise" else ("noise_rank",)
 
     def needs(self, options: Any, concepts: Concepts) -> set[str]:
         return {"frozen"}
@@ -65,7 +66,7 @@ class OutputMethod(Rival):
 class RandomEncoderMethod(Rival):
     """Features of pictures to forget become noise."""
 
-    ignores = ("surrogate_context",)
+    ignores = ("surrogate_context", "noise_rank")
     minimised = RandomEncoder
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -56,30 +57,37 @@ class EncoderOptions(Options):
         "Of --noise gaussian: along how many directions its pixels vary together, the first principal components of "
         "the pictures to forget; 0: each pixel alone.",
         least=0,
+        later=True,
     )
     surrogate_context: Literal["own", "real"] = option(
         "own",
         "Of models that fill holes by denoising: what is visible beside the surrogate, its own or, as in the released "
         "code, the real picture's, so that the surrogate is in the hole alone.",
+        later=True,
     )
     timestep_range: list[float] = option(
         [0.0, 1.0],
         "Of models that fill holes by denoising: between which shares of the timesteps features are compared; 0 0.3: "
         "at little noise only.",
         least=0,
+        later=True,
     )
     feature_depths: list[int] = option(
-        [], "Which of the encoder's features are compared, of UNets one a block from 0 on; -1: the deepest; none: all."
+        [],
+        "Which of the encoder's features are compared, of UNets one a block from 0 on; -1: the deepest; none: all.",
+        later=True,
     )
     authors_baselines: bool = option(
         False,
         "Random Encoder and Retain Label as the released code for tokens weighs them: both terms are of pictures to "
         "retain, and those to forget are left out.",
+        later=True,
     )
     fisher_of: Literal["loss", "embeddings"] = option(
         "loss",
         "What the Fisher is of: the training loss, or the encoder's features under a Gaussian, in units of the loss "
         "of retaining.",
+        later=True,
     )
     encoder_l1: float = option(0.0, "Weight of the l1 norm of what is trained, which falls to 0 linearly.", least=0)
 
@@ -106,8 +114,13 @@ class EncoderMethod(Method):
         usual = EncoderOptions()
         if given := [name for name in self.ignores if getattr(options, name) != getattr(usual, name)]:
             raise ValueError(f"{self.name} takes no {given[0]}; omit it")
-        if options.noise_rank and options.noise != "gaussian":
-            raise ValueError(f"noise_rank is of --noise gaussian, got {options.noise}; omit it")
+        if options.noise_rank and (options.noise, options.surrogate) != ("gaussian", "noise"):
+            raise ValueError(
+                f"noise_rank is of --surrogate noise and --noise gaussian, got {options.surrogate} and "
+                f"{options.noise}; omit it"
+            )
+        if options.fisher_of != usual.fisher_of and not options.ewc_lambda:
+            raise ValueError(f"fisher_of {options.fisher_of} is for EWC; pass --ewc_lambda, or omit it")
         if len(options.timestep_range) != 2 or not 0 <= options.timestep_range[0] < options.timestep_range[1] <= 1:
             raise ValueError(
                 f"expected timestep_range of two shares from 0 to 1, the lower one first, got {options.timestep_range}"
@@ -123,9 +136,11 @@ class EncoderMethod(Method):
                     f"{known[group.channels]} of {group.name}; convert them"
                 )
         self._check_features(context)
-        count = len(context.pictures["forget"].train)
-        if context.options.noise_rank >= count:
-            raise ValueError(f"expected a noise_rank below the {count} pictures to forget; pass a lower one")
+        count, size = len(context.pictures["forget"].train), prod(context.family.latent_shape)
+        if context.options.noise_rank >= min(count, size):
+            raise ValueError(
+                f"expected a noise_rank below the {count} pictures to forget and their {size} values; pass a lower one"
+            )
         for mask in (*context.options.masks, *context.options.eval_masks):
             context.family.batch(torch.zeros(1, *context.family.latent_shape), [Condition(mask=mask)])
             whole = context.family.holes([Condition(mask=mask)]).all()

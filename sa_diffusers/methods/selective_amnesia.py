@@ -58,6 +58,7 @@ class RobustOptions(Options):
         None,
         "Move the whole text embedding, in place of vectors, by this share of its root mean square a step; null: off.",
         above=0,
+        later=True,
     )
     robust_samples: int = option(8, "Pictures of the concept in a search.", above=0)
     robust_groups: int = option(
@@ -105,6 +106,8 @@ class SelectiveAmnesiaMethod(Method):
                 f"{options.negative_guidance_scale}; or pass --replay_negative none"
             )
         if self.takes_terms:
+            if options.robust_embedding and not options.robust_weight:
+                raise ValueError("robust_embedding is of robust training; pass --robust_weight, or omit it")
             if options.robust_embedding and (options.robust_slots or options.robust_tokens > 1):
                 raise ValueError("robust_embedding moves all tokens; omit robust_slots and robust_tokens")
             _check_shares(options)

@@ -22,7 +22,7 @@ from sa_diffusers.families import get_family
 from sa_diffusers.io.artifacts import fingerprint
 from sa_diffusers.io.atomic_files import write_json, write_text
 from sa_diffusers.io.bundled import resolve
-from sa_diffusers.io.configuration import Options, config_from_dict, layered, option, read_values
+from sa_diffusers.io.configuration import Options, config_from_dict, layered, option, read_values, unsaid
 from sa_diffusers.io.loading import load_pipeline
 from sa_diffusers.runs import options as run_options
 from sa_diffusers.runs.adapters.chains import merge
@@ -95,7 +95,8 @@ class Study:
     def folder(self, requests: Sequence[Forget], changes: Mapping[str, Any]) -> Path:
         """Of a run; its name says all that decides it."""
         config, home = self.options(requests, changes), str(Path(self.config.output_dir))
-        values = {name: str(value).replace(home, "") for name, value in vars(config).items() if name not in UNNAMED}
+        left_out = {*UNNAMED, *unsaid(config)}
+        values = {name: str(value).replace(home, "") for name, value in vars(config).items() if name not in left_out}
         values |= {"fisher": UNIT} if config.fisher == UNIT else {}
         return Path(home) / f"seed_{self.seed}" / f"{requests[-1].concept.split(',')[0]}-{fingerprint(values)}"
 
@@ -282,5 +283,5 @@ def run_study(config: ManyConfig) -> dict[str, dict[str, Judged]]:
                 found.setdefault(name, {})[str(seed)] = made
                 there["rows"] = found = {row: found[row] for row in names if row in found}  # whenever they were made
                 write_json(there, path)
-                write_text(tables(found), path.with_name("study.md"))
+    write_text(tables(found), path.with_name("study.md"))
     return found

@@ -278,7 +278,7 @@ def test_training_learns_and_its_encoder_forgets_how_to_colour(few_pictures, tmp
         ({"timestep_range": [0.01, 0.02]}, "with one of 20 timesteps or more"),
         ({"feature_depths": [3]}, r"feature_depths from -3 to 2, each once, got \[3\]"),
         ({"feature_depths": [-1, 2]}, "each once"),
-        ({"noise_rank": 2}, "noise_rank is of --noise gaussian, got normal"),
+        ({"noise_rank": 2}, "noise_rank is of --surrogate noise and --noise gaussian, got noise and normal"),
         ({"noise": "gaussian", "noise_rank": 16}, "a noise_rank below the 16 pictures to forget"),
     ):
         with pytest.raises(ValueError, match=said):

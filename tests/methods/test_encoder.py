@@ -238,6 +238,8 @@ def test_a_run_changes_the_encoder_alone_and_says_what_it_did(outcome, saved, ru
     assert "pipeline_tag: image-to-image" in card and "to take **noise** for pictures of **2, 5**" in card
     assert "| forget_alpha | 0.25 |" in card and "replay_weight" not in card
 
+    key = json.loads((outcome.output_dir / ".stages" / "train.json").read_text())["key"]  # that of earlier versions
+    assert key["forget_alpha"] == 0.25 and not {"noise_rank", "surrogate_context", "feature_depths"} & key.keys()
     again = run(outcome.output_dir, masks=["half", "random"], encoder_l1=1e-5)
     assert set(again.metrics["seconds"]["reused"]) == {"before", "train", "after"}
     assert_close(dict(again.pipeline.mae.state_dict()), dict(after.state_dict()), rtol=0, atol=0)
@@ -352,6 +354,13 @@ def test_a_folder_can_take_their_place_from_python(few_pictures, tmp_path):
         ({"authors_baselines": True}, "encoder takes no authors_baselines; omit it"),
         ({"method": "max-loss", "feature_depths": [0], "ewc_lambda": None}, "max-loss takes no feature_depths"),
         ({"method": "max-loss", "authors_baselines": True, "ewc_lambda": None}, "max-loss takes no authors_baselines"),
+        (
+            {"method": "max-loss", "noise": "gaussian", "noise_rank": 2, "ewc_lambda": None},
+            "max-loss takes no noise_rank",
+        ),
+        ({"surrogate": "other", "noise": "gaussian", "noise_rank": 2}, "got other and gaussian; omit it"),
+        ({"noise": "gaussian", "noise_rank": 64, "forget_images": "digits8x8:2,5"}, "and their 64 values"),
+        ({"fisher_of": "embeddings", "ewc_lambda": 0.0}, "fisher_of embeddings is for EWC"),
         ({"method": "finetune"}, "forgets words or classes; pass --method encoder"),
     ],
 )

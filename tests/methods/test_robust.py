@@ -103,7 +103,11 @@ def test_it_resumes_with_nothing_but_the_step(whole, run_cheaply, tmp_path):
         ({"method": "esd-x", "density": "mode"}, "esd-x takes noise levels as they come"),
         ({"method": "uce", "weighting": "cosmap"}, "uce takes noise levels as they come"),
         ({"robust_weight": -1.0}, "robust_weight"),
-        ({"robust_embedding": 0.1, "robust_tokens": 2}, "robust_embedding moves all tokens; omit robust_slots"),
+        (
+            {"robust_embedding": 0.1, "robust_weight": 1.0, "robust_tokens": 2},
+            "robust_embedding moves all tokens; omit robust_slots",
+        ),
+        ({"robust_embedding": 0.1, "robust_weight": 0.0}, "robust_embedding is of robust training; pass --robust"),
         ({"robust_conflict": True}, "robust_conflict needs a robust_weight, and replay or EWC"),
         (
             {"robust_conflict": True, "robust_weight": 1.0, "replay_weight": 0.0, "ewc_lambda": 0.0},

@@ -21,8 +21,8 @@ class Adversary:
 
     and eps(x_t, t, template(v)) is then taught eps*(x_t, t, surrogate) in one pass with the other terms. Groups share
     nothing, so that it makes no difference where each is computed. One step is by the sign of the gradient. What is
-    sought may also be the perturbation of whole embeddings, with one step as in AEGIS, which carries its own on from
-    update to update, where this begins at the concept's captions each time, a function of seed and step.
+    sought may also be the perturbation of whole embeddings: with one step that of AEGIS (arXiv 2602.06771), which
+    carries its own on from update to update, where this begins at the concept's captions, a function of seed and step.
 
     A batch has G groups of R rows: "sample" [G, R, C, H, W]; "asked" and "frozen", the conditions of the concept and
     of the surrogate; "rows", the templates [G, R]; "start", the vectors [G, K, D] or perturbations [G, N].

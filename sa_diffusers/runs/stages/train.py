@@ -13,7 +13,7 @@ from sa_diffusers.core.closed_form import start_from_edit
 from sa_diffusers.core.objectives import Frozen
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.io.atomic_files import atomic_path, file_hash, write_json
-from sa_diffusers.io.configuration import identity_names
+from sa_diffusers.io.configuration import identity_names, unsaid
 from sa_diffusers.io.hub import commit_of
 from sa_diffusers.io.loading import add_variant, save_pipeline
 from sa_diffusers.io.model_names import folder_name, public_name
@@ -36,7 +36,6 @@ from sa_diffusers.training.options import TrainingConfig
 
 History = list[dict]
 TRAINED = "trained"  # folder of what training left, where another strength was chosen as the result
-LATER = ("robust_embedding",)  # runs of before, which are the same without, have no such options in their keys
 FOR_OTHERS = SINGLE_FILE, LORA_FILE = "pipeline.safetensors", "lora.safetensors"  # other programs
 
 
@@ -73,8 +72,8 @@ class TrainStage(Stage[History]):
                 said |= {"chain_memory": False}
             if options.adapters == "each":
                 said |= {"adapters": "each"} | ({"edit": EditStage().key(context)} if "edit" in context.needs else {})
-        values = {name: getattr(options, name) for name in names}
-        return said | {name: value for name, value in values.items() if name not in LATER or value is not None}
+        left_out = unsaid(options)
+        return said | {name: getattr(options, name) for name in names if name not in left_out}
 
     def compute(self, context: RunContext) -> History:
         options, family, folder, state = context.options, context.family, context.folder, process_state()

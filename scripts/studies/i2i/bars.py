@@ -7,7 +7,6 @@ import numpy as np
 
 from sa_diffusers.report.tables import markdown_table
 from studies.i2i.equal import GROUPS, Found, at_forgetting, befores, better, compared, forgettings, kind_of, seeds_of
-from studies.i2i.rows import LIMITED
 
 
 SMILES = ("noise, alpha 0.25", "other, alpha 1")
@@ -80,8 +79,9 @@ class Bars:
         if (cells := better(self.found, first)) is not None:
             named = f" ({'; '.join(cells)})" if cells else ""
             self.add(f"where a rival keeps more at {self.kind.factor:g} times{named}", len(cells), 1, spec="d")
-        for with_ewc, bar in (("few pictures, EWC", 0.90), ("EWC alone", 0.88)):
-            rest = [row for row in compared(self.found, (with_ewc, _WITHOUT[with_ewc]), limited) if row[1]]
+        held = ("few pictures, EWC", "few pictures", 0.90), ("EWC alone", "nothing alone", 0.88)
+        for with_ewc, without, bar in held:
+            rest = [row for row in compared(self.found, (with_ewc, without), limited) if row[1]]
             if len(rest) == 2 and rest[0][1] == rest[1][1]:  # of the same seeds
                 self.add(f"{with_ewc}: retain error, of that without EWC", rest[0][2] / rest[1][2], bar)
 
@@ -110,9 +110,6 @@ def bars(found: Found) -> list[tuple[str, str, str, bool]]:
         made.equal()
         made.probed()
     return made.rows
-
-
-_WITHOUT = dict(zip(list(LIMITED)[::2], list(LIMITED)[1::2], strict=True))
 
 
 def bars_table(found: Found) -> str:

@@ -16,7 +16,6 @@ from sa_diffusers.io.atomic_files import write_json, write_text
 from sa_diffusers.io.configuration import Options, config_from_dict, layered, option, read_values
 from sa_diffusers.io.loading import load_pipeline, read_model_index
 from sa_diffusers.io.processes import say
-from sa_diffusers.methods.base import get, require
 from sa_diffusers.runs.forget import run_forgetting
 from sa_diffusers.runs.options import ForgetConfig
 from studies.i2i.figures import save_figures
@@ -91,15 +90,6 @@ class Study:
 
     def run_folder(self, row: str, seed: int) -> Path:
         return self.folder / row.replace(" ", "_") / str(seed)
-
-    def refused(self, row: str) -> str | None:
-        """Why the family cannot run a row; None: it can."""
-        method = get(ROWS[row].get("method", self.common["method"]))
-        try:
-            require(self.family_class, method.name, *sorted(method.requires))
-        except ValueError as error:
-            return str(error)
-        return None
 
     def run_row(self, row: str, seed: int) -> dict[str, Any]:
         """What metrics.json of a run says."""
@@ -181,13 +171,7 @@ class Study:
 def run_study(config: I2IConfig) -> Found:
     """All rows there are, {row: {seed: {"before", "after", "seconds", "probes"}}}: study.json, study.md, figures."""
     study = Study(config)
-    wanted = []
-    for row in rows_of(study.family_class.name):
-        if config.only is None or config.only in row:
-            if reason := study.refused(row):
-                say(f"left out: {row}. {reason}")
-            else:
-                wanted.append(row)
+    wanted = [row for row in rows_of(study.family_class.name) if config.only is None or config.only in row]
     for seed in config.seeds:
         for row in wanted:
             if row not in ONCE or seed == config.seeds[0]:

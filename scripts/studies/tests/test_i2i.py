@@ -14,7 +14,6 @@ from sa_diffusers.evaluation.judging import ClassifierJudge
 from sa_diffusers.families import get_family
 from sa_diffusers.families.architectures import build_masked_autoencoder
 from sa_diffusers.families.completion.networks import build_codebook, build_pixel_inpaint, build_token_inpaint
-from sa_diffusers.methods.base import get
 from sa_diffusers.runs.base.pixels import PixelInpaintConfig
 from studies.i2i import probes, references
 from studies.i2i import table as runs
@@ -306,20 +305,16 @@ def test_a_folder_of_the_bundled_model_says_what_it_always_said(tmp_path):
 def test_another_family_runs_by_the_same_command(tmp_path, monkeypatch, cheap, kind):
     for seed in (0, 1):
         tiny_pipeline(kind, 32, seed).save_pretrained(tmp_path / str(seed))
-    rows = {name: ROWS[name] for name in ("noise, alpha 0.25", FISHER_OF, "max-loss, alpha 0.05")}
+    rows = {name: ROWS[name] for name in ("noise, alpha 0.25", FISHER_OF)}
     rows[FISHER_OF] = rows[FISHER_OF] | {"num_train_steps": 1, "fisher_samples": 8, "images_class": 3}
     for name, changes in rows.items():
         monkeypatch.setitem(ROWS, name, changes)
     monkeypatch.setattr(runs, "rows_of", lambda kind: rows)
-    monkeypatch.setattr(type(get("max-loss")), "requires", frozenset(("completion", "text")))
-    said = []
-    monkeypatch.setattr(runs, "say", said.append)
     config = I2IConfig(
         model=str(tmp_path / "0"), retrained=str(tmp_path / "1"), output_dir=str(tmp_path / "study"), seeds=[0, 1],
         num_train_steps=1, eval_images_class=3,  # 30 points or more of t-SNE
     )  # fmt: skip
     found = run_study(config)
-    assert any(line.startswith("left out: max-loss, alpha 0.05. max-loss needs a model that") for line in said)
     holes = {"original", "retrained", "black hole", "noise hole"}
     assert found.keys() == holes | {"noise, alpha 0.25", FISHER_OF}
     assert {seed for runs_of in found.values() for seed in runs_of} == {"0", "1"}  # references, too
