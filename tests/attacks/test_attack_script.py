@@ -200,12 +200,12 @@ def test_an_interrupted_run_goes_on(models, tmp_path, monkeypatch):
     config = configure(models, tmp_path, control=None, classifier=None, attack="text", num_tokens=2)
     attacks, original = [], attack_stages.attack_text
 
-    def attack(family, latents, templates, words, settings, forbidden):
+    def attack(family, latents, templates, words, settings, forbidden, listed):
         attacks.append(settings.seed)
-        assert forbidden == ("seven", "7")
+        assert list(forbidden) == ["seven", "7"] and listed is None
         if len(attacks) == 2:
             raise KeyboardInterrupt
-        return original(family, latents, templates, words, settings, forbidden)
+        return original(family, latents, templates, words, settings, forbidden, listed)
 
     monkeypatch.setattr(attack_stages, "attack_text", attack)
     with pytest.raises(KeyboardInterrupt):
@@ -227,7 +227,7 @@ def test_an_interrupted_run_goes_on(models, tmp_path, monkeypatch):
     best = entry["restarts"][entry["best"]]
     assert f"| forgotten | {best['text']} | {best['losses'][0]:.4f} → " in table.replace("\\|", "|")
     assert "No classifier: pictures only" in table and "interval" not in table
-    monkeypatch.setattr(attack_stages, "attack_text", lambda *_: FoundText("seven", [_[-1] == ()], [1.0]))
+    monkeypatch.setattr(attack_stages, "attack_text", lambda *_: FoundText("seven", [_[-2] == ()], [1.0]))
     run_attack(configure(models, tmp_path / "own", control=None, attack="text", allow_concept_words=True))
     assert FoundText.load(tmp_path / "own" / "forgotten" / "text-0.json").token_ids == [True]
 

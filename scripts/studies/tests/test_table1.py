@@ -241,7 +241,8 @@ def test_a_changed_row_is_made_again_and_the_others_stay(made, no_figures):
 
 @pytest.mark.slow
 def test_rows_that_are_not_asked_for_stay_in_the_table(made, no_figures):
-    table, text = made
+    table, _ = made
+    text = make_table(table)  # tests before this one may have made rows again
     before = json.loads((table.folder / "table1.json").read_text())
     few = {name: ROWS[name] for name in ("original", "lambda_10")}
     assert make_table(again(table, rows=few)) == text
