@@ -7,7 +7,7 @@ import numpy as np
 
 from sa_diffusers.evaluation.intervals import mean_interval
 from sa_diffusers.report.tables import markdown_table, measured
-from studies.i2i.rows import BY_OUTPUTS, DEFAULT, KINDS, LINES, ONCE, SPARSER, Kind
+from studies.i2i.rows import BY_OUTPUTS, DEFAULT, KINDS, LINES, ONCE, SELECTIVE, SPARSER, Kind
 
 
 GROUPS = ("forget", "retain", "third")
@@ -111,8 +111,9 @@ def equal_table(found: Found) -> str:
     first, limited = forgettings(kind)
     header = ("seeds", "retain", "beside the first", "third", "beside the first", "retain: accuracy")
     at = f"error {kind.limited:g}" if kind.limited else f"error {kind.factor:g} times as before"
+    lines = ("noise", "other", *RETAINED_RIVALS, *SELECTIVE)
     parts = [
-        (f"error of forgotten pictures {kind.factor:g} times as before", ("noise", "other", *RETAINED_RIVALS), first),
+        (f"error of forgotten pictures {kind.factor:g} times as before", lines, first),
         (f"{at}, no pictures to retain", ("EWC alone", "nothing alone"), limited),
         (f"{at}, 5 a class", ("few pictures, EWC", "few pictures"), limited),
     ]

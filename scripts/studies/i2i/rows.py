@@ -22,11 +22,11 @@ class Kind:
     fooled: float | None = None
 
 
-DEFAULT = "masked_autoencoder"
+DEFAULT, PIXELS = "masked_autoencoder", "pixel_inpaint"
 KINDS = {
     DEFAULT: Kind("masked autoencoder", 1.5, 0.65, (("accuracy", 0.88, True), ("masked_mse", 0.30, False)), 0.62),
     "token_inpaint": Kind("model of tokens", 1.25),
-    "pixel_inpaint": Kind("diffusion of pixels", 1.2),
+    PIXELS: Kind("diffusion of pixels", 1.2),
 }
 FORGOTTEN, RETAINED, THIRD = "2,5,8", "0,1,3,4", "6,7,9"
 OTHER = {"surrogate": "other"}
@@ -78,10 +78,20 @@ ONCE = {
     **{f"{kind}, alpha 0.25": {"surrogate": kind} for kind in ("nearest", "mean", "blur")},
     "proxy: third retained": {"retain_images": THIRD, "other_images": RETAINED},
 }
+# Of a diffusion of pixels alone, whose features of pictures to forget and to retain moved alike: what may part them.
+SELECTIVE = {
+    "low timesteps": _named("low timesteps", "alpha", (0.25, 1.0, 4.0), {"timestep_range": [0.0, 0.3]}),
+    "deepest features": _named("deepest features", "alpha", (0.25, 1.0, 4.0), {"feature_depths": [-1]}),
+    "released target": _named(
+        "released target", "alpha", (0.25, 1.0, 4.0), {"surrogate_context": "real", "noise": "normal"}
+    ),
+    "retain weight 10": _named("retain weight 10", "alpha", (1.0, 4.0, 16.0), {"retain_weight": 10.0}),
+}
 ROWS: dict[str, dict] = {
     **NOISE, **OTHERS, **FURTHER, **SPARSE,
     **{name: row for rows in (*RIVALS.values(), *WIDER.values(), *LIMITED.values()) for name, row in rows.items()},
     **ONCE,
+    **{name: row for rows in SELECTIVE.values() for name, row in rows.items()},
 }  # fmt: skip
 PROBED = ("noise, alpha 0.25", "noise, alpha 1", "other, alpha 1", "max-loss, alpha 0.05", "retain-only")
 SPARSER = "sparse (l1)"
@@ -92,11 +102,12 @@ LINES: dict[str, tuple[str, ...]] = {
     "random-encoder": ("original", *RIVALS["random-encoder"], *WIDER["random-encoder"]),
     **{name: ("retain-only", *RIVALS[name], *WIDER[name]) for name in BY_OUTPUTS},
     SPARSER: ("retain-only", *SPARSE),
-    **{name: ("original", *rows) for name, rows in LIMITED.items()},
+    **{name: ("original", *rows) for name, rows in (LIMITED | SELECTIVE).items()},
 }
 
 
 def rows_of(kind: str) -> dict[str, dict]:
     """The rows that a model of a family is asked."""
-    left = {name for rows in WIDER.values() for name in rows} if kind == DEFAULT else set()
+    others = (WIDER if kind == DEFAULT else {}, SELECTIVE if kind != PIXELS else {})
+    left = {name for part in others for rows in part.values() for name in rows}
     return {name: changes for name, changes in ROWS.items() if name not in left}

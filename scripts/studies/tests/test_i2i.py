@@ -20,7 +20,7 @@ from studies.i2i import table as runs
 from studies.i2i.bars import bars
 from studies.i2i.equal import at_forgetting, better, compared, equal_table
 from studies.i2i.figures import save_figures
-from studies.i2i.rows import FISHER_OF, LINES, PROBED, ROWS, WIDER, rows_of
+from studies.i2i.rows import FISHER_OF, LINES, PROBED, ROWS, SELECTIVE, WIDER, rows_of
 from studies.i2i.sections import probes_table, table
 from studies.i2i.smile import estimate, smile
 from studies.i2i.table import I2IConfig, Study, run_study
@@ -73,8 +73,9 @@ def bench():
 def test_rows_differ_and_those_that_are_compared_exist():
     assert len({json.dumps(changes, sort_keys=True) for changes in ROWS.values()}) == len(ROWS)
     assert {FISHER_OF, *PROBED, *(row for line in LINES.values() for row in line)} <= {"original", *ROWS}
-    wider = {name for rows in WIDER.values() for name in rows}
-    assert rows_of("masked_autoencoder").keys() == ROWS.keys() - wider and rows_of("token_inpaint") == ROWS
+    wider, selective = ({name for rows in part.values() for name in rows} for part in (WIDER, SELECTIVE))
+    assert rows_of("masked_autoencoder").keys() == ROWS.keys() - wider - selective
+    assert rows_of("token_inpaint").keys() == ROWS.keys() - selective and rows_of("pixel_inpaint") == ROWS
 
 
 def test_smile_is_its_formula_and_tells_pairs_from_noise():
@@ -230,6 +231,26 @@ def test_another_family_has_its_own_forgetting_and_bars(found):
     assert held["noise at 1.25 times: retain"] == "1.250" and "the model before: accuracy" not in held
     text = table(found)
     assert "| asked of the model of tokens |" in text and "model of tokens: error of forgotten pictures 1.25" in text
+
+
+def test_what_is_tried_of_a_diffusion_stands_at_equal_forgetting(found):
+    found["low timesteps, alpha 1"] = found["noise, alpha 0.25"]
+    for seeds in found.values():
+        for entry in seeds.values():
+            entry["family"] = "pixel_inpaint"
+    assert "| low timesteps | 2 | 0.120 |" in equal_table(found)
+
+
+@pytest.mark.slow
+def test_what_is_tried_of_a_diffusion_can_be_run(tmp_path):
+    tiny_pipeline("pixel_inpaint", 32).save_pretrained(tmp_path / "pixels")
+    study = Study(
+        I2IConfig(
+            output_dir=str(tmp_path / "study"), model=str(tmp_path / "pixels"), num_train_steps=1, eval_images_class=2
+        )
+    )
+    for rows in SELECTIVE.values():
+        assert study.run_row(next(iter(rows)), 0)["after"]["forget"]["masked_mse"] > 0
 
 
 def test_a_ratio_is_of_the_same_seeds(found):
