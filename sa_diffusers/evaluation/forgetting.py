@@ -241,11 +241,12 @@ def spread_rows(total: int, count: int) -> list[int]:
     return torch.linspace(0, total - 1, min(count, total)).long().tolist()
 
 
-def pairs(before: Findings, after: Findings) -> list[dict]:
-    """Pictures of the same prompt and seed side by side, as `report` takes them."""
+def pairs(before: Findings, after: Findings, retrained: Findings | None = None) -> list[dict]:
+    """Pictures of the same prompt and seed side by side, as `report` takes them; maybe of a model retrained, too."""
     rows = zip(before.captions, before.pictures, after.pictures, strict=True)
     return [
         {"group": g, "prompt": p or "(empty prompt)", "before": to_pil(b), "after": to_pil(a)}
         | ({"beside": {name: to_pil(part[i]) for name, part in before.beside.items()}} if before.beside else {})
+        | ({"retrained": to_pil(retrained.pictures[i])} if retrained else {})
         for i, ((g, p), b, a) in enumerate(rows)
     ]

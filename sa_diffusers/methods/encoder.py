@@ -38,6 +38,12 @@ class EncoderOptions(Options):
         None, "Pictures that training never sees, to judge what becomes of everything else.", identity=False
     )
     fisher_images: str | None = option(None, "Pictures that the Fisher is of; null: those to retain.", identity=False)
+    retrained: str | None = option(
+        None,
+        "A model like this one, trained without what is forgotten: the page shows its fills beside those after; null: "
+        "none.",
+        identity=False,
+    )
     images_class: int | None = option(None, "Pictures of each class to train on, at most; null: all.", above=0)
     masks: list[str] = option(
         ["half"],

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sa_diffusers.report.curves import curves_png
+from sa_diffusers.report.curves import SIDES, curves_png, figure_png, holes_figure
 from sa_diffusers.report.metrics_table import metric_rows
 from sa_diffusers.report.page import render, write_page
 from sa_diffusers.report.pictures import before_after, by_group, data_uri, figure, first_of_each
@@ -39,11 +39,12 @@ def write_report(
     """
     groups = {
         name: [
-            figure(pair.get("beside", {}) | {side: pair[side] for side in ("before", "after")}, pair["prompt"])
+            figure(pair.get("beside", {}) | {side: pair[side] for side in SIDES if side in pair}, pair["prompt"])
             for pair in part
         ]
         for name, part in by_group(pairs).items()
     }
+    holes = holes_figure(metrics, config.get("eval_masks", ()))
     numbers = json.dumps({"metrics": metrics, "prompts": prompts}, ensure_ascii=False, default=str).encode()
     write_page(
         path,
@@ -54,6 +55,7 @@ def write_report(
         constants=metric_rows(metrics, "constant"),
         with_intervals="intervals" in metrics,
         groups=groups,
+        holes=data_uri(figure_png(holes)) if holes else None,
         curves=data_uri(curves_png(history)) if history else None,
         history=history,
         prompts=prompts,

@@ -52,7 +52,7 @@ from sa_diffusers.runs.checks import check_run
 from sa_diffusers.runs.context import Inputs, RunContext, prepared
 from sa_diffusers.runs.inputs import claim_folder, read_inputs
 from sa_diffusers.runs.options import RunOptions
-from sa_diffusers.runs.pictures import read_picture_inputs
+from sa_diffusers.runs.pictures import read_picture_inputs, read_retrained
 from sa_diffusers.runs.plan import announce
 from sa_diffusers.runs.results import all_written, combine, commands, table, write_results
 from sa_diffusers.runs.stages import stages_of
@@ -244,6 +244,8 @@ def _run(
             if inputs.pictures:
                 hashes = {name: group.fingerprint for name, group in inputs.pictures.items()}
                 context.artifacts["pictures"] = Artifact(inputs.pictures, hashes)
+                if options.retrained:
+                    context.artifacts["retrained_model"] = read_retrained(options, family)
             settle_surrogates(context)
             if not inputs.judges and not inputs.pictures:
                 context.preference = preference_of(context)

@@ -202,9 +202,10 @@ class RunOptions(
         if self.quantize_base is not None:
             self._check_quantized()
         method = methods.get(self.method)
-        if self.forget_images and not method.completes:
+        asked = next((name for name in ("forget_images", "retrained") if getattr(self, name)), None)
+        if asked and not method.completes:
             fitting = " or ".join(name for name, one in methods.registry().items() if one.completes)
-            raise ValueError(f"forget_images: {self.method} forgets words or classes; pass --method {fitting}")
+            raise ValueError(f"{asked}: {self.method} forgets words or classes; pass --method {fitting}")
         for name, own in method.fixes.items():
             if getattr(self, name) not in (None, own):
                 raise ValueError(

@@ -4,11 +4,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sa_diffusers.core.concepts import Concepts
+from sa_diffusers.core.conditions import Condition
 from sa_diffusers.data.concepts.given import find_concept
 from sa_diffusers.data.concepts.lists import split_list
 from sa_diffusers.data.picture_groups import PictureGroup, check_apart, read_group
 from sa_diffusers.evaluation.completion import JUDGED
 from sa_diffusers.evaluation.judging import ClassifierJudge
+from sa_diffusers.families import Family, family_class, get_family
+from sa_diffusers.io.loading import load_pipeline, pipeline_hashes, read_model_index
+from sa_diffusers.io.stages import Artifact
 from sa_diffusers.methods.stand_ins import KINDS
 from sa_diffusers.runs.context import Inputs
 from sa_diffusers.runs.options import RunOptions
@@ -61,3 +65,23 @@ def read_picture_inputs(options: RunOptions, find_resolution: Callable[[], int])
                 judge = ClassifierJudge.load(source, [known])
                 judges.setdefault(source, judge)
     return Inputs(Concepts([concept]), [], [["{}"]], judges, {}, pictures=groups)
+
+
+def read_retrained(options: RunOptions, family: Family) -> Artifact[Family]:
+    """The model that was trained without what is forgotten, beside `family`, which is to forget it.
+
+    Raises:
+        ModelLoadError: there is none. ValueError: its family, size, channels or patches are others.
+    """
+    source = options.retrained
+    kind = read_model_index(source)["_class_name"]
+    if family_class(kind) is not type(family):
+        raise ValueError(f"retrained: expected a {type(family.pipeline).__name__} as the model is, got {kind}")
+    pipeline = load_pipeline(source, None, None, "float32")
+    found, hole = get_family(pipeline, sampler=options.sampler), [Condition(mask=options.eval_masks[0])]
+    if found.latent_shape != family.latent_shape or not found.holes(hole).equal(family.holes(hole)):
+        raise ValueError(
+            f"retrained: expected a model of {family.latent_shape} with the same holes as --model has, got "
+            f"{found.latent_shape} of {source}; train it by the same settings"
+        )
+    return Artifact(found, pipeline_hashes(pipeline, found.component))

@@ -54,6 +54,7 @@ def judged(context: RunContext, name: str) -> dict[str, Any]:
         metrics["strength"] = str(context.strength)
     if context.merge:
         metrics["taken_back"] = context.merge.taken_back
+    metrics |= {"retrained": retrained.values} if (retrained := context.value("retrained")) else {}
     if context.chain:
         metrics["chain"] = [link.numbers for link in context.chain]
     judges = list(context.inputs.judges.values())
@@ -83,7 +84,7 @@ def write_results(context: RunContext, metrics: dict[str, Any]) -> None:
     """metrics.json, before_after.png, the pages, and a model card inside every folder that can be pushed."""
     folder, options = context.folder, context.options
     write_json(metrics, folder / "metrics.json")
-    shown = pairs(context.value("before"), context.value(context.result))
+    shown = pairs(context.value("before"), context.value(context.result), context.value("retrained"))
     if options.strength_sheet:
         _write_sheet(context)
     some, requests = first_of_each(shown), _requests(context, metrics)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 import yaml
 from PIL import Image
 from tiny_mae import tiny_mae
+from tiny_tokens import tiny_tokens
 from torch.testing import assert_close
 
 from sa_diffusers import forget, methods
@@ -20,6 +22,8 @@ from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.fisher_file import Fisher
 from sa_diffusers.core.objectives import EncoderForgetting, OutputForgetting, RandomEncoder
 from sa_diffusers.data.picture_groups import read_group
+from sa_diffusers.evaluation.completion import examine_completions
+from sa_diffusers.evaluation.forgetting import Findings, pairs
 from sa_diffusers.families import family_defaults, get_family
 from sa_diffusers.io.configuration import config_from_dict, layered
 from sa_diffusers.io.loading import load_pipeline
@@ -257,8 +261,6 @@ def test_the_command_that_it_prints_judges_the_same_under_more_holes(outcome, ca
 
 
 def test_the_page_shows_truth_masked_before_and_after(outcome):
-    from sa_diffusers.evaluation.forgetting import Findings, pairs
-
     found = [Findings.load(outcome.output_dir / "evaluation" / f"{side}.safetensors") for side in ("before", "after")]
     shown = pairs(*found)
     assert {pair["group"] for pair in shown} == {"To forget", "To retain", "Neither"}
@@ -269,6 +271,22 @@ def test_the_page_shows_truth_masked_before_and_after(outcome):
         assert truth[~hole].equal(masked[~hole]) and (masked[hole] == 128).all()
         after = torch.from_numpy(np.array(pair["after"]))
         assert after[~hole].equal(truth[~hole])
+
+
+def test_the_page_shows_a_retrained_model_beside_a_finished_run(outcome, run, tmp_path):
+    tiny_mae(seed=1).save_pretrained(tmp_path / "retrained")
+    options = {"masks": ["half", "random"], "encoder_l1": 1e-5}
+    again = run(outcome.output_dir, retrained=str(tmp_path / "retrained"), **options)
+    assert set(again.metrics["seconds"]["reused"]) == {"before", "train", "after"}
+    group = read_group(OPTIONS["forget_images"], "forget_images", 8, (20, 4))
+    errors = examine_completions(get_family(tiny_mae(seed=1)), {"forget": group}, {}, ["half"], 0).values["forget"]
+    assert again.metrics["retrained"]["forget"] == pytest.approx(errors, nan_ok=True)
+    page = (outcome.output_dir / "report.html").read_text()
+    tiles = re.findall(r'<span title="(\w+)">', page)
+    assert tiles == ["truth", "masked", "before", "after", "retrained"] * (len(tiles) // 5) and tiles
+    found = [Findings.load(outcome.output_dir / "evaluation" / f"{n}.safetensors") for n in ("before", "retrained")]
+    assert found[0].beside["truth"].equal(found[1].beside["truth"]) and found[0].captions == found[1].captions
+    assert not found[0].pictures.equal(found[1].pictures)
 
 
 @pytest.mark.slow
@@ -361,6 +379,10 @@ def test_a_folder_can_take_their_place_from_python(few_pictures, tmp_path):
         ({"surrogate": "other", "noise": "gaussian", "noise_rank": 2}, "got other and gaussian; omit it"),
         ({"noise": "gaussian", "noise_rank": 64, "forget_images": "digits8x8:2,5"}, "and their 64 values"),
         ({"fisher_of": "embeddings", "ewc_lambda": 0.0}, "fisher_of embeddings is for EWC"),
+        (
+            {"method": "finetune", "forget_images": None, "retain_images": None, "retrained": "x"},
+            "^retrained: finetune forgets words or classes; pass --method encoder",
+        ),
         ({"method": "finetune"}, "forgets words or classes; pass --method encoder"),
     ],
 )
@@ -379,6 +401,20 @@ def test_the_papers_settings_name_pictures_that_must_be_there(tmp_path, monkeypa
     with pytest.raises(ValueError, match="^forget_images: expected a folder of pictures or a data set, got [^\n]*$"):
         run_forgetting(config, tiny_mae())
     assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "said"),
+    [
+        (tiny_mae(channels=3), r"retrained: expected a model of \(1, 8, 8\) .* got \(3, 8, 8\)"),
+        (tiny_tokens(), "retrained: expected a MaskedAutoencoderInpaintPipeline as the model is, got TokenInpaint"),
+    ],
+)
+def test_a_retrained_model_of_another_kind_is_refused_before_training(run, tmp_path, pipeline, said):
+    pipeline.save_pretrained(tmp_path / "retrained")
+    with pytest.raises(ValueError, match=said):
+        run(tmp_path / "run", retrained=str(tmp_path / "retrained"))
+    assert not (tmp_path / "run" / "evaluation").exists()
 
 
 def test_pictures_of_another_mode_are_refused(few_pictures, tmp_path):

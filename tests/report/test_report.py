@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sa_diffusers.report.curves import curves_png
+from sa_diffusers.report.curves import curves_png, holes_figure
 from sa_diffusers.report.metrics_table import metric_rows, metrics_table, request_table
 from sa_diffusers.report.page import render
 from sa_diffusers.report.pictures import figure, save_before_after
@@ -164,6 +164,24 @@ def test_curves_without_any_value_still_draw(tmp_path):
     (tmp_path / "curves.png").write_bytes(curves_png([{"step": 0, "loss": 1.0, "ewc": 0.0}]))
     (tmp_path / "empty.png").write_bytes(curves_png([]))
     assert (tmp_path / "empty.png").stat().st_size > 1000
+
+
+def test_holes_of_several_sizes_are_curves(tmp_path):
+    def side(base: float) -> dict:
+        masks = {"": 50, ", left 75": 75, ", left 25": 25, ", ring": 1, ", half": 2}
+        return {f"forget{name}": {"masked_mse": base + value, "accuracy": None} for name, value in masks.items()}
+
+    metrics = METRICS | {"before": side(0), "after": side(100), "retrained": side(200), "intervals": {}}
+    masks = ["left", "left 75", "left 25", "ring", "half"]
+    error, accuracy = holes_figure(metrics, masks).axes
+    assert [line.get_xydata().tolist() for line in error.lines] == [
+        [[25, base + 25], [50, base + 50], [75, base + 75]] for base in (0, 100, 200)
+    ]
+    assert [line.get_label() for line in error.lines] == ["forget, before", "forget, after", "forget, retrained"]
+    assert error.get_xlabel().startswith("left") and not accuracy.lines
+    assert holes_figure(metrics, ["left", "ring", "half"]) is None and holes_figure(METRICS, masks) is None
+    pages = [make_page(tmp_path / "report.html", metrics=metrics, config={"eval_masks": part}) for part in (masks, [])]
+    assert [page.count("against the size of the hole") for page in pages] == [1, 0]
 
 
 def test_page_is_self_contained_and_escaped(tmp_path):

@@ -5,7 +5,7 @@ from sa_diffusers.runs.adapters.merge import ChainEndStage, MergeStage
 from sa_diffusers.runs.context import RunContext
 from sa_diffusers.runs.stages.carried import CarriedFisherStage
 from sa_diffusers.runs.stages.edit import EditStage
-from sa_diffusers.runs.stages.evaluate import EvaluateStage
+from sa_diffusers.runs.stages.evaluate import EvaluateStage, RetrainedStage
 from sa_diffusers.runs.stages.fisher import FisherStage
 from sa_diffusers.runs.stages.replay import ReplayStage
 from sa_diffusers.runs.stages.samples import PicturesStage, SamplesStage
@@ -38,9 +38,10 @@ def stages_of(context: RunContext) -> list[Stage]:
         EvaluateStage("before", ("model", "exam", "pictures", ReplayStage.name)),
         EvaluateStage("after", ("train", "exam", "pictures")),
     )
+    retrained = [RetrainedStage()] if "retrained_model" in context.artifacts else []
     strengths = [one for one in offered(context.options) if context.options.strength_sheet or one == context.strength]
     others = [StrengthStage(one) for one in strengths if not one.trained]
     # Where another was chosen before, what training ended with must also be chosen.
     choice = [ChoiceStage()] if not context.strength.trained or (context.folder / TRAINED).exists() else []
     made = (stage for stage in making if stage.name in needs)
-    return [*made, judging[0], TrainStage(context.folder), judging[1], *others, *choice]
+    return [*made, judging[0], *retrained, TrainStage(context.folder), judging[1], *others, *choice]

@@ -1,6 +1,7 @@
 """What the model is found to do, before and after: by classifiers, or by pictures and its own loss."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -124,6 +125,18 @@ class EvaluateStage(Stage[Findings]):
 
     def _path(self, folder: Path) -> Path:
         return folder / "evaluation" / f"{self.name}.safetensors"
+
+
+class RetrainedStage(EvaluateStage):
+    """The same of a model that never learned what is forgotten, which leaves the memory then."""
+
+    def __init__(self):
+        super().__init__("retrained", ("retrained_model", "exam", "pictures"))
+
+    def _examine(self, context: RunContext) -> Findings:
+        model = context.artifacts["retrained_model"]
+        context.artifacts["retrained_model"] = replace(model, value=None)
+        return super()._examine(replace(context, family=model.value))
 
 
 def exam_content(inputs: Inputs) -> dict:
