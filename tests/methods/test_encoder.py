@@ -30,6 +30,7 @@ from sa_diffusers.io.loading import load_pipeline
 from sa_diffusers.methods.completion_baselines import AuthorsBatches
 from sa_diffusers.methods.encoder import pixels
 from sa_diffusers.methods.stand_ins import NOISES, principal_factors, stand_ins
+from sa_diffusers.report.run_page import write_report
 from sa_diffusers.runs.forget import run_forgetting
 from sa_diffusers.runs.options import ForgetConfig
 
@@ -273,7 +274,8 @@ def test_the_page_shows_truth_masked_before_and_after(outcome):
         assert after[~hole].equal(truth[~hole])
 
 
-def test_the_page_shows_a_retrained_model_beside_a_finished_run(outcome, run, tmp_path):
+def test_the_page_shows_a_retrained_model_beside_a_finished_run(outcome, run, tmp_path, monkeypatch):
+    monkeypatch.setattr("sa_diffusers.runs.results.write_report", write_report)  # which such runs leave out
     tiny_mae(seed=1).save_pretrained(tmp_path / "retrained")
     options = {"masks": ["half", "random"], "encoder_l1": 1e-5}
     again = run(outcome.output_dir, retrained=str(tmp_path / "retrained"), **options)

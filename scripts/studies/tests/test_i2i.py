@@ -1,11 +1,13 @@
 """The study of models that complete pictures: a row runs, its model is measured, and both stand in the tables."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from sa_diffusers import methods
 from sa_diffusers.data.labelled_images import LabelledImages
 from sa_diffusers.data.picture_groups import PictureGroup, read_group
 from sa_diffusers.evaluation.completion import completed, masked_errors, measured
@@ -241,16 +243,25 @@ def test_what_is_tried_of_a_diffusion_stands_at_equal_forgetting(found):
     assert "| low timesteps | 2 | 0.120 |" in equal_table(found)
 
 
-@pytest.mark.slow
-def test_what_is_tried_of_a_diffusion_can_be_run(tmp_path):
-    tiny_pipeline("pixel_inpaint", 32).save_pretrained(tmp_path / "pixels")
-    study = Study(
-        I2IConfig(
-            output_dir=str(tmp_path / "study"), model=str(tmp_path / "pixels"), num_train_steps=1, eval_images_class=2
-        )
-    )
-    for rows in SELECTIVE.values():
-        assert study.run_row(next(iter(rows)), 0)["after"]["forget"]["masked_mse"] > 0
+def test_what_is_tried_of_a_diffusion_is_asked_of_it(tmp_path, monkeypatch):
+    pipeline, asked = tiny_pipeline("pixel_inpaint", 32), {}
+    pipeline.save_pretrained(tmp_path / "pixels")
+    study = Study(I2IConfig(output_dir=str(tmp_path / "study"), model=str(tmp_path / "pixels")))
+    (tmp_path / "study" / "before_0.safetensors").touch()
+
+    def run(config):
+        methods.get(config.method)._check_features(SimpleNamespace(options=config, family=get_family(pipeline)))
+        asked[Path(config.output_dir).parent.name] = config
+        return SimpleNamespace(metrics={"before": {}, "after": {}, "seconds": {"train": 0.0}})
+
+    monkeypatch.setattr(runs, "run_forgetting", run)
+    for name in (name for rows in SELECTIVE.values() for name in rows):
+        study.run_row(name, 0)
+    assert len(asked) == 12 and asked["low_timesteps,_alpha_4"].timestep_range == [0.0, 0.3]
+    assert asked["deepest_features,_alpha_1"].feature_depths == [-1]
+    released = asked["released_target,_alpha_0.25"]
+    assert (released.surrogate_context, released.noise, released.forget_alpha) == ("real", "normal", 0.25)
+    assert asked["retain_weight_10,_alpha_16"].retain_weight == 10
 
 
 def test_a_ratio_is_of_the_same_seeds(found):
