@@ -192,7 +192,8 @@ class Findings:
         header = {k: getattr(self, k) for k in ("values", "intervals", "captions", "by_classifier", "key")}
         latents = {LATENTS: torch.stack(list(self.drawn.values()))} if self.drawn else {}
         tensors = {"pictures": self.pictures, **self.beside, **latents}
-        save_tensors(tensors, path, findings=header, requests=list(self.drawn))
+        # Files of tensors are sorted by name; a page shows them in their own order.
+        save_tensors(tensors, path, findings=header, requests=list(self.drawn), beside=list(self.beside))
 
     @classmethod
     def load(cls, path: Path) -> "Findings":
@@ -200,7 +201,9 @@ class Findings:
         tensors, notes = load_tensors(path)
         with explain_read_errors(path):
             drawn = dict(zip(notes.get("requests", ()), tensors.pop(LATENTS, ()), strict=True))
-            return cls(pictures=tensors.pop("pictures"), beside=tensors, drawn=drawn, **notes["findings"])
+            pictures, order = tensors.pop("pictures"), notes.get("beside", tensors)
+            beside = {name: tensors[name] for name in order}
+            return cls(pictures=pictures, beside=beside, drawn=drawn, **notes["findings"])
 
 
 def examine(
