@@ -11,7 +11,7 @@ from sa_diffusers.core.concepts import Concept, split_phrasings
 from sa_diffusers.data.concepts.lists import Rows, options_of, read_rows, split_rows
 from sa_diffusers.data.sharing import FISHER_FILE
 from sa_diffusers.io.atomic_files import read_json
-from sa_diffusers.io.forgotten import read_forgotten
+from sa_diffusers.io.forgotten import FORGOTTEN, read_forgotten
 from sa_diffusers.io.hub import fetch_folder
 from sa_diffusers.io.loading import read_run_options
 from sa_diffusers.io.model_names import base_name
@@ -25,8 +25,12 @@ TOLD = (
     "concept_preference", "replay_loss",
 )  # fmt: skip
 
+# What a run keeps of those before it (see `keep_earlier`): a folder each by its number, from 1 on, and beside these
+# what it was given itself.
+EARLIER = "earlier"
+
 # What others go on from, of a run's folder on the hub.
-SHARED = ("config.yaml", "metrics.json", "pipeline/*", "lora/*", "samples/samples.*", FISHER_FILE)
+SHARED = ("config.yaml", "metrics.json", "pipeline/*", "lora/*", "samples/samples.*", FISHER_FILE, f"{EARLIER}/*")
 
 
 @dataclass(frozen=True)
@@ -68,9 +72,23 @@ class Link:
     def forgotten(self) -> list[dict[str, Any]]:
         return read_forgotten(str(self.folder / "pipeline"))
 
+    @property
+    def kept(self) -> list[Path]:
+        """Folders of what it keeps of the runs before it, the first one first."""
+        found = (path for path in (self.folder / EARLIER).glob("*") if path.name.isdecimal())
+        return sorted(found, key=lambda path: int(path.name))
+
+    def held(self, option: str, name: str, holds: str = "") -> Path | None:
+        """What its folder has of what serves every request: made by it, or kept of what it was given."""
+        places = [self.folder / name]
+        if self.options.get(option):  # of itself, where that is not the chain's
+            places += [self.folder / EARLIER / name, *(folder / name for folder in self.kept)]
+        return next((place for place in places if (place / holds).exists()), None)
+
     def shared(self, option: str, name: str, holds: str = "") -> str | None:
         """What it made, or was given, of what serves every request; None where it needed none."""
-        return str(self.folder / name) if (self.folder / name / holds).exists() else self.options.get(option)
+        held = self.held(option, name, holds)
+        return str(held) if held else self.options.get(option)
 
 
 @dataclass(frozen=True)
@@ -106,10 +124,21 @@ class Merge:
 def chain_of(after: str | None) -> list[Link]:
     """The runs that one goes on from, the first one first. Raises ValueError: a chain of runs that are not there."""
     links: list[Link] = []
+    kept: list[Path] = []
     while after:
-        links.insert(0, Link(fetch_folder(after, SHARED)))
+        links.insert(0, _find(after, kept.pop() if kept else None))
+        kept = links[0].kept or kept
         after = links[0].options.get("after")
     return links
+
+
+def _find(after: str, kept: Path | None) -> Link:
+    """A run in its own place, or as a later one keeps it, where that place has none or, elsewhere, another run."""
+    if kept is None:
+        return Link(fetch_folder(after, SHARED))
+    own, copied = Link(Path(after).expanduser()), Link(kept)
+    is_there = (own.folder / "pipeline" / FORGOTTEN).is_file()
+    return own if is_there and own.forgotten == copied.forgotten else copied
 
 
 def rows_of(file: str | None, *given: str | None) -> Rows:

@@ -50,6 +50,7 @@ from sa_diffusers.runs import options as run_options
 from sa_diffusers.runs.chain import Merge, chain_of, saying, taken_over
 from sa_diffusers.runs.checks import check_run
 from sa_diffusers.runs.context import Inputs, RunContext, prepared
+from sa_diffusers.runs.earlier import keep_earlier
 from sa_diffusers.runs.inputs import claim_folder, read_inputs
 from sa_diffusers.runs.options import RunOptions
 from sa_diffusers.runs.pictures import read_picture_inputs, read_retrained
@@ -274,6 +275,7 @@ def _run_stages(context: RunContext) -> Outcome:
     tell("verdict", **metrics["verdict"])
     if main:
         with _room_to_look(context, stages):
+            keep_earlier(context)
             write_results(context, metrics)
     pipeline, shown = context.family.pipeline, pairs(context.value("before"), context.value(context.result))
     pipeline.metrics, pipeline.pictures = metrics, shown

@@ -1,8 +1,10 @@
 """Runs that forget several concepts at once: what they draw, leave and say, by every way to name them."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,6 +29,7 @@ from sa_diffusers.io.stages import Artifact
 from sa_diffusers.models import ConditionalVAE
 from sa_diffusers.pipelines import ConditionalVAEPipeline
 from sa_diffusers.runs.chain import chain_of, taken_over
+from sa_diffusers.runs.earlier import keep_earlier
 from sa_diffusers.runs.inputs import read_concepts
 from sa_diffusers.runs.options import ForgetConfig
 from sa_diffusers.runs.stages.fisher import estimate_sums
@@ -270,6 +273,73 @@ def test_what_a_run_of_a_chain_takes_over(chain):
     assert [row.concept for _, row in link.rows] == ["seven, 7"] and all(file.is_file() for file in link.adapters)
     with pytest.raises(ValueError, match="chain_fisher none takes no other Fisher"):
         ForgetConfig(**given, fisher=fisher, chain_fisher="none")
+
+
+@pytest.mark.slow
+def test_a_run_of_a_chain_is_gone_on_from_without_those_before_it(chain, tiny_pipeline, tmp_path):
+    """By its folder alone, wherever that lies: the third request is the same, byte for byte, and so is a fourth's."""
+    folder = chain[0]
+    given = read_run_options(folder / "2")
+    dropped = ("concept", "surrogate", "siblings", "samples", "fisher", "model", "dtype", "after", "output_dir")
+    given = {name: value for name, value in given.items() if name not in dropped}
+
+    def third(after, output_dir):
+        forget(tiny_pipeline(), [Forget("six", "nine")], after=after, output_dir=output_dir, **given)
+        return chain_of(str(output_dir)), taken_over(goes_on(output_dir))
+
+    def goes_on(after):
+        given = {"concept": "nine", "surrogate": "six", "after": str(after), "model": "StableDiffusionPipeline"}
+        return ForgetConfig(**given).resolved()
+
+    links, fourth = third(folder / "2", tmp_path / "here")
+    assert [link.folder for link in links] == [folder / "1", folder / "2", tmp_path / "here"]
+    expected, left = _said(links, fourth), _files(tmp_path / "here")
+    shutil.copytree(folder / "2", tmp_path / "moved")
+    elsewhere = folder.rename(tmp_path / "elsewhere")
+    try:
+        folder.mkdir()
+        for file in elsewhere.glob("*.txt"):
+            shutil.copy(file, folder)
+        shutil.copytree(elsewhere / "2", folder / "1")  # another run in the first one's place
+        found, fourth = third(tmp_path / "moved", tmp_path / "there")
+        assert _files(tmp_path / "there") == left and _said(found, fourth) == expected
+        shutil.rmtree(tmp_path / "moved")
+        cache_repository("me/third", {str(p): content for p, content in _files(tmp_path / "there", "*").items()})
+        shutil.rmtree(tmp_path / "there")
+        assert _said(chain_of("me/third"), taken_over(goes_on("me/third"))) == expected
+    finally:
+        shutil.rmtree(folder)
+        elsewhere.rename(folder)
+
+
+def _files(folder, pattern="*.safetensors"):
+    return {p.relative_to(folder): p.read_bytes() for p in sorted(folder.rglob(pattern)) if p.is_file()}
+
+
+def _said(links, options):
+    """What a request takes of the runs before it."""
+    files = [file for link in links for file in link.adapters]
+    files += [
+        Path(options.fisher),
+        *(Path(options.samples, f"samples.{suffix}") for suffix in ("json", "safetensors")),
+    ]
+    return [([row for _, row in link.rows], link.numbers) for link in links], [file.read_bytes() for file in files]
+
+
+@pytest.mark.slow
+def test_what_only_options_from_elsewhere_name_is_not_kept(chain, tmp_path):
+    shutil.copytree(chain[0] / "2", tmp_path / "2")
+    private = tmp_path / "private.safetensors"
+    private.write_text("secret")
+    named = {"fisher": str(private), "samples": str(tmp_path), "after": None}
+    values = read_run_options(tmp_path / "2") | named
+    config_to_yaml(config_from_dict(ForgetConfig, values), tmp_path / "2" / "config.yaml")
+    shutil.rmtree(tmp_path / "2" / "earlier")
+    options = taken_over(ForgetConfig(after=str(tmp_path / "2"), model="StableDiffusionPipeline").resolved())
+    assert options.fisher == str(private)
+    keep_earlier(SimpleNamespace(chain=chain_of(options.after), options=options, artifacts={}, folder=tmp_path / "3"))
+    own = ("config.yaml", f"lora/{LORA_FILE}", "metrics.json", "pipeline/forgotten.json")
+    assert [str(name) for name in _files(tmp_path / "3", "*")] == [f"earlier/1/{name}" for name in own]
 
 
 def test_a_run_of_some_of_its_concepts_shows_theirs_alone(tiny_pipeline, tmp_path):
