@@ -24,15 +24,14 @@ def keep_earlier(context: RunContext) -> None:
     """
     if not context.chain:
         return
-    files = _serving(context)
+    files = {name: file for name, file in _serving(context).items() if file.is_file() and file.stat().st_size <= LARGEST}
     for number, link in enumerate(context.chain, 1):
         own = [*(link.folder / name for name in SMALL), *link.adapters]
         files |= {f"{number}/{file.relative_to(link.folder)}": file for file in own}
     with atomic_path(context.folder / EARLIER) as new:
         for name, file in files.items():
-            if file.stat().st_size <= LARGEST:
-                (new / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, new / name)
+            (new / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, new / name)
 
 
 def _serving(context: RunContext) -> dict[str, Path]:
