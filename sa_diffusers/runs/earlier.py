@@ -24,7 +24,8 @@ def keep_earlier(context: RunContext) -> None:
     """
     if not context.chain:
         return
-    files = {name: file for name, file in _serving(context).items() if file.is_file() and file.stat().st_size <= LARGEST}
+    serving = _serving(context).items()
+    files = {name: file for name, file in serving if file.is_file() and file.stat().st_size <= LARGEST}
     for number, link in enumerate(context.chain, 1):
         own = [*(link.folder / name for name in SMALL), *link.adapters]
         files |= {f"{number}/{file.relative_to(link.folder)}": file for file in own}

@@ -284,11 +284,11 @@ def test_a_run_of_a_chain_is_gone_on_from_without_those_before_it(chain, tiny_pi
     given = {name: value for name, value in given.items() if name not in dropped}
 
     def third(after, output_dir):
-        forget(tiny_pipeline(), [Forget("six", "nine")], after=after, output_dir=output_dir, **given)
+        forget(tiny_pipeline(), [Forget("two", "one")], after=after, output_dir=output_dir, **given)
         return chain_of(str(output_dir)), taken_over(goes_on(output_dir))
 
     def goes_on(after):
-        given = {"concept": "nine", "surrogate": "six", "after": str(after), "model": "StableDiffusionPipeline"}
+        given = {"concept": "four", "surrogate": "one", "after": str(after), "model": "StableDiffusionPipeline"}
         return ForgetConfig(**given).resolved()
 
     links, fourth = third(folder / "2", tmp_path / "here")
