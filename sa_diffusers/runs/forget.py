@@ -47,10 +47,10 @@ from sa_diffusers.models.quantization import quantized
 from sa_diffusers.models.single_file import configurations
 from sa_diffusers.report.run_page import notebook_view
 from sa_diffusers.runs import options as run_options
+from sa_diffusers.runs.adapters.earlier import keep_earlier
 from sa_diffusers.runs.chain import Merge, chain_of, saying, taken_over
 from sa_diffusers.runs.checks import check_run
 from sa_diffusers.runs.context import Inputs, RunContext, prepared
-from sa_diffusers.runs.earlier import keep_earlier
 from sa_diffusers.runs.inputs import claim_folder, read_inputs
 from sa_diffusers.runs.options import RunOptions
 from sa_diffusers.runs.pictures import read_picture_inputs, read_retrained

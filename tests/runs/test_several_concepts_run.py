@@ -28,8 +28,8 @@ from sa_diffusers.io.loading import read_run_options
 from sa_diffusers.io.stages import Artifact
 from sa_diffusers.models import ConditionalVAE
 from sa_diffusers.pipelines import ConditionalVAEPipeline
+from sa_diffusers.runs.adapters.earlier import keep_earlier
 from sa_diffusers.runs.chain import chain_of, taken_over
-from sa_diffusers.runs.earlier import keep_earlier
 from sa_diffusers.runs.inputs import read_concepts
 from sa_diffusers.runs.options import ForgetConfig
 from sa_diffusers.runs.stages.fisher import estimate_sums
