@@ -1,10 +1,11 @@
 """The surrogate that the model chooses: of which words, by what, and that a run keeps to it."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
-from cheap_runs import CHEAP, PROMPTS
+from cheap_runs import CHEAP, PROMPTS, context_of
 from torch.testing import assert_close
 
 from sa_diffusers import Forget, forget, methods
@@ -18,7 +19,7 @@ from sa_diffusers.families import get_family
 from sa_diffusers.io.configuration import read_yaml
 from sa_diffusers.runs.inputs import read_inputs
 from sa_diffusers.runs.options import ForgetConfig
-from sa_diffusers.runs.stages.auto import check_auto
+from sa_diffusers.runs.stages.auto import AutoStage, check_auto
 from sa_diffusers.runs.surrogates.settling import best_of
 
 
@@ -76,6 +77,51 @@ def test_shortlist_takes_what_is_near_and_what_tells(nearness):
     assert shortlist(nearness.family, "seven", words, 9) == words
     some = shortlist(nearness.family, "seven", words, 3)
     assert len(some) == 3 and set(some) < set(words)
+
+
+# What a word shows, and the nats by which it is told from what does not show it; any other word shows itself.
+PERSON, MALE, FEMALE, YOUNG, PAINTED = ("person", 12), ("male", 4), ("female", 4), ("young", 30), ("paint", 12)
+SHOWN = {
+    "brad pitt": (PERSON, MALE, ("brad pitt", 20)), "tom cruise": (PERSON, MALE, ("tom cruise", 20)),
+    "a person": (PERSON,), "a man": (PERSON, MALE), "a woman": (PERSON, FEMALE), "a boy": (PERSON, MALE, YOUNG),
+    "a girl": (PERSON, FEMALE, YOUNG), "a child": (PERSON, YOUNG), "": (),
+    "a van gogh": (PAINTED, ("van gogh", 20)), "a monet": (PAINTED, ("monet", 20)), "a painting": (PAINTED,),
+}  # fmt: skip
+
+
+@pytest.fixture
+def choose(telling, monkeypatch, tmp_path):
+    """What is chosen by a model, and an encoder, in which what words show adds up: squared distances are nats."""
+    places: dict[str, int] = {}
+
+    def read(words):
+        found = torch.zeros(len(words), 400)
+        for row, word in zip(found, words, strict=True):
+            for name, nats in SHOWN.get(word.lower(), [(part, 60) for part in word.split()]):
+                row[places.setdefault(name, len(places))] = nats**0.5
+        return found
+
+    def choose(concept, siblings):
+        family = get_family(telling)
+        monkeypatch.setattr(family, "encode_prompts", lambda words: read(words))
+        monkeypatch.setattr(family, "text_parts", lambda vectors: {"tokens": vectors[:, None]})
+        monkeypatch.setattr(Nearness, "predictions", lambda _, prompts: read(prompts)[None])
+        monkeypatch.setattr(Nearness, "drawn", lambda _, prompts: torch.zeros(len(prompts), 4, 8, 8))
+        monkeypatch.setattr(Nearness, "taken_for_concept", lambda *_: 0.0)
+        context = context_of(family, tmp_path, concept, "auto")
+        concepts = Concepts([find_concept(concept, "auto", siblings)])
+        context.inputs = replace(context.inputs, concepts=concepts)
+        (choice,) = AutoStage().compute(context)
+        assert choice["finalists"][0]["nats"] < choice["nats_of_nothing"]
+        return choice["chosen"]
+
+    return choose
+
+
+def test_a_person_gives_way_to_a_person_and_a_style_to_its_absence(choose):
+    """And to no other of the kind: what the two share is nearer than what each has of its own."""
+    assert choose("Brad Pitt", "Tom Cruise") == "a man"
+    assert choose("a Van Gogh", "a Monet") == "a painting"
 
 
 GIVEN = CHEAP | {"method": "uce", "ewc_lambda": 0.0, "sample_batch_size": 48, "progress": False}

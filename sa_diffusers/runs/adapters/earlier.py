@@ -1,6 +1,8 @@
 """What a run's folder keeps of the runs that it goes on from, so that others can go on from that folder alone."""
 
+import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from sa_diffusers.data.sharing import FISHER_FILE, SAMPLES_FILES, fetch_samples, locate
@@ -32,7 +34,15 @@ def keep_earlier(context: RunContext) -> None:
     with atomic_path(context.folder / EARLIER) as new:
         for name, file in files.items():
             (new / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, new / name)
+            _place(file, new / name)
+
+
+def _place(file: Path, at: Path) -> None:
+    """A file there too; large ones, which nobody writes to but by replacing them, take no room twice on one disk."""
+    if file.suffix == ".safetensors":
+        with suppress(OSError):
+            return os.link(file.resolve(), at)
+    shutil.copyfile(file, at)
 
 
 def _serving(context: RunContext) -> dict[str, Path]:
