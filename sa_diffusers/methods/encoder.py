@@ -43,6 +43,7 @@ class EncoderOptions(Options):
         "A model like this one, trained without what is forgotten: the page shows its fills beside those after; null: "
         "none.",
         identity=False,
+        later=True,
     )
     images_class: int | None = option(None, "Pictures of each class to train on, at most; null: all.", above=0)
     masks: list[str] = option(
