@@ -460,3 +460,4 @@ def test_the_configurations_are_such_that_training_takes(monkeypatch, deepspeed_
 
 if __name__ == "__main__":
     train_in_parts(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])
+    torch.distributed.destroy_process_group()  # else its threads may still run when Python ends, which aborts then
