@@ -254,10 +254,10 @@ def friendly_errors(argv: list[str] | None = None) -> Iterator[None]:
     before = {number: signal.signal(number, stop) for number in heeded}
     _end_with_launcher()
     resume, said = "Run the same command again to continue.", plain_parser(add_help=False).parse_known_args(argv)[0]
-    from sa_diffusers.io.processes import reporting  # seconds, which --help need not take
+    from sa_diffusers.io.processes import processes_part, reporting  # seconds, which --help need not take
 
     try:
-        with reporting(quiet="quiet" in said, log_json=getattr(said, "log_json", None)):
+        with processes_part(), reporting(quiet="quiet" in said, log_json=getattr(said, "log_json", None)):
             yield
     except KeyboardInterrupt:
         print(f"\ninterrupted. {resume}", file=sys.stderr)

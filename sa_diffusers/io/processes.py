@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from diffusers.utils import logging as diffusers_logging
@@ -25,6 +26,14 @@ Listener = Callable[[Event], object]  # returning False asks to stop
 def process_state() -> PartialState:
     """Accelerate's state of this process; it honours ACCELERATE_USE_CPU, which PartialState alone ignores."""
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+
+
+@contextmanager
+def processes_part() -> Iterator[None]:
+    """After the block: threads that still wait for the other processes when Python ends may abort this one."""
+    yield
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 class RunStopped(RuntimeError):

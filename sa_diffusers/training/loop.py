@@ -83,8 +83,8 @@ def train(
         optimisation.finish()
     finally:
         optimisation.close()
-    if config.report_to:
-        accelerator.end_training()
+    for tracker in accelerator.trackers:  # `end_training` would part the processes too, which have more to do
+        tracker.finish()
     return history
 
 

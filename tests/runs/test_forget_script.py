@@ -173,6 +173,7 @@ ROBUST = (
     "--robust_weight 2 --robust_every 2 --robust_steps 2 --robust_samples 4 --robust_groups 2 "
     "--replay_negative mixture --train_batch_size 8 --num_surrogate_samples 12"
 ).split()
+TRACKED = ["--report_to", "tensorboard"]  # a tracker that ends must leave the processes together
 SHARED = ("samples/samples", "surrogate/surrogate", "fisher")
 
 
@@ -181,8 +182,10 @@ def largest(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [[], ROBUST], ids=["plain", "robust"])
+@pytest.mark.parametrize("more", [[], ROBUST, TRACKED], ids=["plain", "robust", "tracked"])
 def test_two_processes_give_what_one_gives(more, command, tmp_path):
+    if more == TRACKED:
+        pytest.importorskip("tensorboard")
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     result = subprocess.run(

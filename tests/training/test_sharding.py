@@ -35,6 +35,7 @@ from sa_diffusers.core.objectives import (
 )
 from sa_diffusers.core.seeding import seeded
 from sa_diffusers.core.sharding import local_part, part_like, sum_over_parts, whole_like
+from sa_diffusers.io.processes import processes_part
 from sa_diffusers.models.precision import compute_dtype
 from sa_diffusers.training.launching import check_launch
 from sa_diffusers.training.loop import TrainingConfig, TrainingDiverged, train
@@ -459,5 +460,5 @@ def test_the_configurations_are_such_that_training_takes(monkeypatch, deepspeed_
 
 
 if __name__ == "__main__":
-    train_in_parts(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])
-    torch.distributed.destroy_process_group()  # else its threads may still run when Python ends, which aborts then
+    with processes_part():
+        train_in_parts(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])
