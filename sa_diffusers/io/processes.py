@@ -30,10 +30,15 @@ def process_state() -> PartialState:
 
 @contextmanager
 def processes_part() -> Iterator[None]:
-    """After the block: threads that still wait for the other processes when Python ends may abort this one."""
+    """Leave the process group after the block, with gloo's threads at rest.
+
+    Such a thread frees the tensors of the last message shortly after it came. That needs the interpreter, and aborts
+    the process where the interpreter has begun to end; neither torch nor Python waits for these threads.
+    """
     yield
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+        time.sleep(0.5)  # in which the interpreter is theirs
 
 
 class RunStopped(RuntimeError):

@@ -29,6 +29,7 @@ from studies.rivals.spec import ConceptSpec
 
 ORIGINAL, EDIT, ROBUST, NEVER = "original", "sa-edit", "sa-robust", "never"
 CONTROLS = (ORIGINAL, NEVER)  # attacked once each
+OURS = ("sa-", *CONTROLS)
 VECTORS = ("one vector", "four vectors")
 RELEARN, RELEARNED = {"attack": "relearn", "steps": 150, "num_tokens": 1}, "relearned"
 LOOKS = 25  # steps of relearning from one look to the next
@@ -37,10 +38,10 @@ SEARCHES = {
     RELEARNED: RELEARN | {"relearn_every": LOOKS},
     **{label: options for label, options in ALL.items() if options["attack"] in ("quantized", "merged")},
 }
-# Of seed 0 alone. The long search, of few rows, goes beyond what training used: it takes as long as all others.
+# Of seed 0 alone. The long search, of our rows and controls, goes beyond what training used: it takes as long as all
+# others.
 LONG = {"four vectors, 1,000 steps": {"num_tokens": 4, "steps": 1000}}
 ONCE = LONG | {"two real words": ALL["two real words"], ON_OTHERS: RELEARN | {"relearn_every": 0}}
-LONG_ROWS = (ORIGINAL, EDIT, ROBUST, NEVER)
 # Where the searches stand; recipes and their settings were chosen by others, those of configs/paper/digits*.
 TEMPLATES = {
     "local": ["write a {}", "show the {}", "a handwritten {}", "a single {}", "paint a neat {}", "the figure {}"],
@@ -69,7 +70,7 @@ class RobustStudy:
     Attributes:
         specs: of the concepts; all of their rows are made, rivals at equal erasure.
         never: folder of a pipeline that never learned a concept, {} in its name's place; there is one or not.
-        attacks: options by label; those of `ONCE` are made of seed 0 alone, of `LONG` for `LONG_ROWS`.
+        attacks: options by label; those of `ONCE` are made of seed 0 alone, of `LONG` not for rivals.
         restarts: searches for vectors. share: of `FULL` and `ATTACKED`, the pictures.
     """
 
@@ -169,7 +170,7 @@ def attacked(
         run, found = AttackRun(replace(config, **options, relearn_prompts=prompts), label), {}
         run.draw_targets(families[ORIGINAL], hashes[ORIGINAL])
         for row, family in families.items():
-            if (label in LONG and row not in LONG_ROWS) or (run.config.attack == "merged" and row == NEVER):
+            if (label in LONG and not row.startswith(OURS)) or (run.config.attack == "merged" and row == NEVER):
                 continue  # what was trained apart is not merged
             print(f"\n{judge.spec.name}, seed {judge.seed}: {row}, {label}", flush=True)
             restarts = study.restarts if run.config.attack == "embedding" and row not in CONTROLS else 1
