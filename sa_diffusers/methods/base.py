@@ -18,6 +18,7 @@ from sa_diffusers.core.objectives import Frozen, LowRankChange, Objective
 from sa_diffusers.data.concepts.given import check_surrogate
 from sa_diffusers.data.picture_groups import PictureGroup
 from sa_diffusers.families import CAPABILITIES, Family
+from sa_diffusers.io.processes import process_state
 
 
 Weights = dict[str, nn.Parameter] | dict[str, LowRankChange]  # what is trained, by the weight's name
@@ -176,6 +177,14 @@ def require(family: Family | type[Family], what: str, *capabilities: str) -> Non
         if name not in family.capabilities:
             kind = " ".join(family.name.split("_"))
             raise ValueError(f"{what} needs a model that {CAPABILITIES[name]}, which a {kind} does not; omit it")
+
+
+def require_whole_gradients(name: str, options: Any) -> None:
+    """Raise ValueError where gradients of a whole batch, which the option `name` compares, are not at hand."""
+    if process_state().num_processes * options.gradient_accumulation_steps > 1:
+        raise ValueError(f"{name} compares gradients of a whole batch: one process, no accumulation; omit it")
+    if options.compile_backend or options.mixed_precision == "fp16":
+        raise ValueError(f"{name} takes unscaled gradients of one pass: no compile_backend, and not fp16")
 
 
 _REGISTRY: dict[str, Method] = {}

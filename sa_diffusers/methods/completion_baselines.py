@@ -41,7 +41,7 @@ class AuthorsBatches:
 class OutputMethod(Rival):
     """Training of the whole model on pictures to retain, and away from those to forget; see `OutputForgetting`."""
 
-    ignores = ("timestep_range", "feature_depths", "surrogate_context", "fisher_of")
+    ignores = ("timestep_range", "feature_depths", "surrogate_context", "fisher_of", "retain_bound")
 
     def __init__(self, name: str, title: str, summary: str, targets: str):
         super().__init__(name, title, summary, **FIXED, ewc_lambda=0.0, train_scope="full")
@@ -66,7 +66,7 @@ class OutputMethod(Rival):
 class RandomEncoderMethod(Rival):
     """Features of pictures to forget become noise."""
 
-    ignores = ("surrogate_context", "noise_rank")
+    ignores = ("surrogate_context", "noise_rank", "retain_bound")
     minimised = RandomEncoder
 
 

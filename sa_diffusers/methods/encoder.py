@@ -12,12 +12,12 @@ from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.concepts import Concepts
 from sa_diffusers.core.conditions import MASKS, Condition
 from sa_diffusers.core.losses import EmbeddingLoss, Loss
-from sa_diffusers.core.objectives import EncoderForgetting, Frozen, Objective
+from sa_diffusers.core.objectives import BoundedForgetting, EncoderForgetting, Frozen, Objective
 from sa_diffusers.core.objectives.encoder import Features, Noised, at_depths
 from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.data.picture_groups import PictureGroup
 from sa_diffusers.io.configuration import Options, option
-from sa_diffusers.methods.base import ALONE, Context, Method, Weights, register
+from sa_diffusers.methods.base import ALONE, Context, Method, Weights, register, require_whole_gradients
 from sa_diffusers.methods.selective_amnesia import BACKWARD, make_ewc
 from sa_diffusers.methods.stand_ins import principal_factors, stand_ins
 from sa_diffusers.training.loop import infinite_indices
@@ -54,6 +54,13 @@ class EncoderOptions(Options):
     eval_masks: list[str] = option(["half", "quarter", "ring"], "Holes to judge under, the first one first.")
     forget_alpha: float = option(0.25, "Weight of forgetting, the paper's alpha.", least=0)
     retain_weight: float = option(1.0, "Weight of retaining.", least=0)
+    retain_bound: float | None = option(
+        None,
+        "Forget as far as features of pictures to retain move by this share of their mean square at most; in place of "
+        "retain_weight. null: off.",
+        above=0,
+        later=True,
+    )
     noise: Literal["moments", "gaussian", "normal", "uniform", "constant"] = option(
         "moments",
         "Which noise --surrogate noise is: with the mean and spread of the batch; of each pixel; N(0, 1); uniform; or "
@@ -128,6 +135,10 @@ class EncoderMethod(Method):
             )
         if options.fisher_of != usual.fisher_of and not options.ewc_lambda:
             raise ValueError(f"fisher_of {options.fisher_of} is for EWC; pass --ewc_lambda, or omit it")
+        if options.retain_bound:
+            if not options.retain_images or options.retain_weight != usual.retain_weight:
+                raise ValueError("retain_bound needs retain_images, and no retain_weight, whose place it takes")
+            require_whole_gradients("retain_bound", options)
         if len(options.timestep_range) != 2 or not 0 <= options.timestep_range[0] < options.timestep_range[1] <= 1:
             raise ValueError(
                 f"expected timestep_range of two shares from 0 to 1, the lower one first, got {options.timestep_range}"
@@ -177,15 +188,20 @@ class EncoderMethod(Method):
 
     def training_passes(self, options: Any) -> float:
         rows = 1 + (options.retain_images is not None)
-        return rows * (2 + BACKWARD)
+        return rows * (2 + BACKWARD * (3 if options.retain_bound else 1))
 
     def remedies(self, options: Any) -> tuple[str, str]:
-        return "more --num_train_steps, a higher --forget_alpha", "a lower --forget_alpha, more --retain_images"
+        dial = "retain_bound" if options.retain_bound else "forget_alpha"
+        return f"more --num_train_steps, a higher --{dial}", f"a lower --{dial}, more --retain_images"
 
     def objective(self, context: Context, weights: Weights, frozen: Frozen | None) -> Objective:
         options, ewc = context.options, make_ewc(context, weights, frozen)
         features, noised = compared(context)
-        return self.minimised(features, frozen, weights, ewc, options.forget_alpha, options.retain_weight, noised)
+        bounded = options.retain_bound is not None
+        minimised, hold = (
+            (BoundedForgetting, options.retain_bound) if bounded else (self.minimised, options.retain_weight)
+        )
+        return minimised(features, frozen, weights, ewc, options.forget_alpha, hold, noised)
 
     def fisher_loss(self, context: Context) -> Loss:
         options = context.options

@@ -23,7 +23,16 @@ from sa_diffusers.core.objectives import (
 )
 from sa_diffusers.io.configuration import Options, option
 from sa_diffusers.io.processes import process_state
-from sa_diffusers.methods.base import Context, Method, Weights, editor, register, require, training_loss
+from sa_diffusers.methods.base import (
+    Context,
+    Method,
+    Weights,
+    editor,
+    register,
+    require,
+    require_whole_gradients,
+    training_loss,
+)
 from sa_diffusers.methods.sources import (
     Sources,
     adversary_encoder,
@@ -180,15 +189,12 @@ def _check_shares(options: Any) -> None:
 
 
 def _check_conflict(options: Any) -> None:
-    """Raise ValueError where there are no two gradients to compare, or where they are not at hand whole."""
+    """Raise ValueError where there are no two gradients to compare, whole."""
     if not options.robust_conflict:
         return
     if not options.robust_weight or not (options.replay_weight or options.ewc_lambda):
         raise ValueError("robust_conflict needs a robust_weight, and replay or EWC; omit it, or pass these")
-    if process_state().num_processes * options.gradient_accumulation_steps > 1:
-        raise ValueError("robust_conflict compares gradients of a whole batch: one process, no accumulation; omit it")
-    if options.compile_backend or options.mixed_precision == "fp16":
-        raise ValueError("robust_conflict takes unscaled gradients of one pass: no compile_backend, and not fp16")
+    require_whole_gradients("robust_conflict", options)
 
 
 def _check_terms(context: Context) -> None:

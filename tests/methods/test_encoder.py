@@ -20,7 +20,7 @@ from sa_diffusers.__main__ import main
 from sa_diffusers.cli.parse import parse_config
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.fisher_file import Fisher
-from sa_diffusers.core.objectives import EncoderForgetting, OutputForgetting, RandomEncoder
+from sa_diffusers.core.objectives import BoundedForgetting, EncoderForgetting, OutputForgetting, RandomEncoder
 from sa_diffusers.data.picture_groups import read_group
 from sa_diffusers.evaluation.completion import examine_completions
 from sa_diffusers.evaluation.forgetting import Findings, pairs
@@ -71,6 +71,76 @@ def test_the_objective_is_the_papers():
     alone, logs = objective(after.mae, {name: parts[name] for name in ("forget", "surrogate")})
     assert_close(alone.double(), alpha * forgotten, rtol=1e-5, atol=1e-6)
     assert set(logs) == {"forget_loss"}
+
+
+def kept_and_forgotten() -> tuple:
+    """A family, and a batch of pictures to forget, of their surrogates and of others to retain."""
+    family = get_family(tiny_mae(seed=0))
+    asked = [Condition(mask="half")] * 3
+    names = ("forget", "retain", "surrogate")
+    return family, {name: family.batch(pictures(3, seed), asked) for seed, name in enumerate(names)}
+
+
+@pytest.mark.parametrize(("bound", "over"), [(1e-6, 1.0), (10.0, -1.0), (None, 0.0)])
+def test_a_bound_holds_by_the_gradient_that_is_nearest_to_forgetting(bound, over):
+    _, parts = kept_and_forgotten()
+    before, after = tiny_mae(seed=0).mae.double(), tiny_mae(seed=1).mae.double()
+    family = get_family(tiny_mae(seed=1))
+    parts = {n: {k: v.double() if v.is_floating_point() else v for k, v in part.items()} for n, part in parts.items()}
+    after.decoder.requires_grad_(False)
+    trained = [parameter for parameter in after.parameters() if parameter.requires_grad]
+
+    def gradient(value: torch.Tensor) -> torch.Tensor:
+        found = torch.autograd.grad(value, trained, allow_unused=True, materialize_grads=True)
+        return torch.cat([part.flatten() for part in found])
+
+    def moved(name: str, towards: str) -> torch.Tensor:
+        with torch.no_grad():
+            (target,) = family.features(before, parts[towards])
+        (found,) = family.features(after, parts[name])
+        return (found - target).square().mean() / (1 if towards == "surrogate" else target.square().mean())
+
+    share = moved("retain", "retain").item()
+    objective = BoundedForgetting(family.features, before, {}, None, 0.3, bound or share)
+    loss, logs = objective(after, objective.draw(parts, torch.Generator()))
+    found, forgets, retains = (
+        gradient(loss),
+        gradient(0.3 * moved("forget", "surrogate")),
+        gradient(moved("retain", "retain")),
+    )
+    allowed = over * forgets.norm() * retains.norm()
+    # The nearest point of a half space.
+    short = (allowed - forgets @ retains).clamp(min=0)
+    assert_close(found, forgets + short / retains.square().sum() * retains)
+    assert found @ retains >= allowed - 1e-9 * forgets.norm() * retains.norm()
+    assert over == 0 or (short > 0) == (over > 0)
+    assert set(logs) == {"forget_loss", "retain_loss"}
+
+
+def test_what_is_retained_moves_as_far_as_its_bound():
+    family, parts = kept_and_forgotten()
+    frozen = copy.deepcopy(family.module)
+    with torch.no_grad():
+        (target,) = family.features(frozen, parts["retain"])
+
+    def trained(bound: float) -> tuple[float, float]:
+        model = copy.deepcopy(frozen)
+        objective = BoundedForgetting(family.features, frozen, {}, None, 1.0, bound)
+        optimizer, batch = torch.optim.Adam(model.parameters(), 1e-3), objective.draw(parts, torch.Generator())
+        found = []
+        for _ in range(150):
+            optimizer.zero_grad()
+            loss, logs = objective(model, batch)
+            loss.backward()
+            optimizer.step()
+            found.append((logs["forget_loss"].item(), (logs["retain_loss"] / target.square().mean()).item()))
+        return tuple(np.mean(found[-20:], axis=0))
+
+    bounds = (0.003, 0.02)
+    (much, little), (less, more) = trained(bounds[0]), trained(bounds[1])
+    assert less < 0.9 * much
+    for share, bound in zip((little, more), bounds, strict=True):
+        assert 0.5 * bound < share < 1.5 * bound
 
 
 @pytest.mark.parametrize("targets", ["own", "noise", "retain", "none"])
@@ -168,6 +238,17 @@ def test_noise_of_some_rank_varies_as_the_pictures_do():
         expected.diagonal().copy_(covariance.diagonal())  # the variance of each pixel is theirs at any rank
         assert (found - expected).norm() < 0.03 * expected.norm()
         assert_close(drawn.mean(0), forgotten.mean(0), rtol=0, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_a_bound_on_what_is_retained_holds_in_a_run(run, tmp_path):
+    """The last steps' batches, of a model that moves by its learning rate at every step."""
+
+    def shares(name: str, **changes) -> list[float]:
+        run(tmp_path / name, num_train_steps=60, learning_rate=1e-3, eval_masks=["half"], **changes)
+        return [row["retain_loss"] for row in json.loads((tmp_path / name / "history.json").read_text())[-20:]]
+
+    assert np.mean(shares("bounded", retain_bound=1e-3)) < 0.3 * np.mean(shares("free", retain_bound=10.0))
 
 
 def test_the_authors_weights_push_pictures_to_retain_alone():
@@ -381,6 +462,9 @@ def test_a_folder_can_take_their_place_from_python(few_pictures, tmp_path):
         ({"surrogate": "other", "noise": "gaussian", "noise_rank": 2}, "got other and gaussian; omit it"),
         ({"noise": "gaussian", "noise_rank": 64, "forget_images": "digits8x8:2,5"}, "and their 64 values"),
         ({"fisher_of": "embeddings", "ewc_lambda": 0.0}, "fisher_of embeddings is for EWC"),
+        ({"retain_bound": 0.1, "retain_weight": 2.0}, "retain_bound needs retain_images, and no retain_weight"),
+        ({"retain_bound": 0.1, "gradient_accumulation_steps": 2}, "compares gradients of a whole batch: one process"),
+        ({"method": "random-encoder", "retain_bound": 0.1}, "random-encoder takes no retain_bound; omit it"),
         (
             {"method": "finetune", "forget_images": None, "retain_images": None, "retrained": "x"},
             "^retrained: finetune forgets words or classes; pass --method encoder",

@@ -4,7 +4,7 @@ from sa_diffusers.core.objectives.adversary import Adversary
 from sa_diffusers.core.objectives.base import Frozen, Objective
 from sa_diffusers.core.objectives.classification import Classification
 from sa_diffusers.core.objectives.completion_baselines import OutputForgetting, RandomEncoder
-from sa_diffusers.core.objectives.encoder import EncoderForgetting
+from sa_diffusers.core.objectives.encoder import BoundedForgetting, EncoderForgetting
 from sa_diffusers.core.objectives.esd import ESD, SelectiveAmnesiaWithESD
 from sa_diffusers.core.objectives.ewc import ElasticWeightConsolidation, LowRankChange, LowRankEWC
 from sa_diffusers.core.objectives.likelihood import AutoencoderLikelihood, CaptionMatching, Likelihood
@@ -16,6 +16,7 @@ from sa_diffusers.core.objectives.selective_amnesia import NaiveForgetting, Sele
 __all__ = [
     "Adversary",
     "AutoencoderLikelihood",
+    "BoundedForgetting",
     "CaptionMatching",
     "Classification",
     "ESD",

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from sa_diffusers.core.batches import Batch, cat
 from sa_diffusers.core.objectives.base import Objective
 from sa_diffusers.core.objectives.ewc import ElasticWeightConsolidation
+from sa_diffusers.core.objectives.projection import gradient_of, products
 
 
 Features = Callable[[nn.Module, Batch], list[Tensor]]
@@ -53,12 +54,61 @@ class EncoderForgetting(Objective):
         errors = sum((a - b).square().flatten(1).mean(1) for a, b in zip(found, targets, strict=True)) / len(found)
         count = len(batch["forget"]["sample"])
         parts = {"forget_loss": errors[:count].mean()} | ({"retain_loss": errors[count:].mean()} if kept else {})
-        total = self.alpha * parts["forget_loss"] + self.retain_weight * parts.get("retain_loss", 0.0)
+        total = self.combined(model, parts, [target[count:] for target in targets])
         return with_sparsity(total, parts, batch, self.weights)
+
+    def combined(self, model: nn.Module, parts: dict[str, Tensor], kept: list[Tensor]) -> Tensor:
+        """The loss of both parts; kept are targets [B, ...] a depth of what is to be retained."""
+        return self.alpha * parts["forget_loss"] + self.retain_weight * parts.get("retain_loss", 0.0)
 
     def targets(self, batch: Batch, kept: list[Batch]) -> list[Tensor]:
         """Features [B, ...] a depth that those of the pictures to forget, and then to retain, should come to."""
         return self.features(self.frozen, cat([batch["surrogate"], *kept]))
+
+
+class BoundedForgetting(EncoderForgetting):
+    """Forget as far as what is retained allows: min alpha f subject to r <= bound (Feng et al., arXiv 2408.01689).
+
+    f is the loss of forgetting, and r that of retaining as a share of the mean square of the retained features. With
+    g_f and g_r the gradients of alpha f and r over all weights, flattened, the update is
+
+        g_f + b g_r,   b = |g_f| / |g_r| max(0, s - cos(g_f, g_r)),   s = clip((r - bound) / bound, -1, 1),
+
+    the d nearest to g_f with <g_r, d> >= s |g_f| |g_r|, whose right side has the sign of what r is above its bound:
+    far below it nothing is held, at the bound r may not rise, and above it has to fall. After Adam's scaling and
+    momentum the step keeps that in part alone. The loss returned has this gradient, its value means nothing by itself.
+
+    A batch is that of `EncoderForgetting` with "retain", whole: processes and accumulation steps that share it would
+    each hold their part.
+
+    Args:
+        bound: of r, above 0; the other arguments are those of `EncoderForgetting`.
+    """
+
+    def __init__(
+        self,
+        features: Features,
+        frozen: nn.Module,
+        weights: Mapping[str, Tensor],
+        ewc: ElasticWeightConsolidation | None,
+        alpha: float,
+        bound: float,
+        noised: Noised = lambda batch, _: batch,
+    ):
+        super().__init__(features, frozen, weights, ewc, alpha, 1.0, noised)
+        self.bound = bound
+
+    def combined(self, model: nn.Module, parts: dict[str, Tensor], kept: list[Tensor]) -> Tensor:
+        size = torch.stack([target.square().mean() for target in kept]).mean()
+        forget, retain = self.alpha * parts["forget_loss"], parts["retain_loss"] / size
+        if not torch.is_grad_enabled():
+            return forget + retain
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        product, forgets, retains = products(*(gradient_of(value, parameters) for value in (forget, retain)))
+        over = (retain.detach() / self.bound - 1).clamp(-1, 1)
+        tiny = torch.finfo(product.dtype).tiny  # at the first step the norm is 0, and so is what it divides
+        held = (over * forgets * retains - product).clamp(min=0) / retains.square().clamp(min=tiny)
+        return forget + held * retain
 
 
 def at_depths(features: Features, depths: Sequence[int]) -> Features:

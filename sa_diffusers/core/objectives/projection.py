@@ -63,7 +63,7 @@ class GradientProjection(SelectiveAmnesia):
         losses = self.mean_losses(model, {name: part for name, part in batch.items() if name != "step"})
         surrogate, replay = losses.values()
         found = [gradient_of(value, self.parameters) for value in (surrogate, replay)]
-        product, surrogate_norm, replay_norm = _products(*found)
+        product, surrogate_norm, replay_norm = products(*found)
         removed = product.clamp(max=0) if self.conflict_only else product
         # A gradient of norm 0 has a product of 0, so the clamp makes its 0 / 0 a 0.
         tiny = torch.finfo(product.dtype).tiny
@@ -107,7 +107,7 @@ class HeldAdversary(SelectiveAmnesia):
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         forgets = gradient_of(self.terms["adversary"].weight * means["adversary_loss"], parameters)
         holds = self._holding(means, parameters)
-        product, forgets_norm, holds_norm = _products(forgets, holds)
+        product, forgets_norm, holds_norm = products(forgets, holds)
         tiny = torch.finfo(product.dtype).tiny
         along = product.clamp(max=0) / holds_norm.square().clamp(min=tiny)  # a
         # A sum of the value 0 whose gradient is -a g_h.
@@ -141,7 +141,7 @@ def gradient_of(value: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tenso
     return list(found)
 
 
-def _products(first: Sequence[Tensor], second: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+def products(first: Sequence[Tensor], second: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """<g_1, g_2>, |g_1| and |g_2| of two gradients: three scalars."""
     product = torch.stack([(a * b).sum() for a, b in zip(first, second, strict=True)]).sum()
     norms = [torch.stack(torch._foreach_norm(list(gradient))).norm() for gradient in (first, second)]
