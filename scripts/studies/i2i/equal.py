@@ -111,7 +111,7 @@ def equal_table(found: Found) -> str:
     first, limited = forgettings(kind)
     header = ("seeds", "retain", "beside the first", "third", "beside the first", "retain: accuracy")
     at = f"error {kind.limited:g}" if kind.limited else f"error {kind.factor:g} times as before"
-    lines = ("noise", "other", *RETAINED_RIVALS, *SELECTIVE)
+    lines = ("noise", "other", "bounded", *RETAINED_RIVALS, *SELECTIVE)
     parts = [
         (f"error of forgotten pictures {kind.factor:g} times as before", lines, first),
         (f"{at}, no pictures to retain", ("EWC alone", "nothing alone"), limited),

@@ -41,13 +41,17 @@ BY_OUTPUTS = {"max-loss": (0.02, 0.05), "noisy-label": (0.1, 1.0), "retain-label
 
 
 def _named(lead: str, dial: str, values: tuple[float, ...], changes: dict) -> dict[str, dict]:
-    options = {"lambda": "ewc_lambda", "alpha": "forget_alpha", "steps": "num_train_steps", "l1": "encoder_l1"}
+    options = {
+        "lambda": "ewc_lambda", "alpha": "forget_alpha", "bound": "retain_bound", "steps": "num_train_steps",
+        "l1": "encoder_l1",
+    }  # fmt: skip
     option = options[dial]
     return {f"{lead}, {dial} {value:g}": changes | {option: value} for value in values}
 
 
 NOISE = _named("noise", "alpha", (0.02, 0.03, 0.25, 1.0), {})
 OTHERS = _named("other", "alpha", (0.25, 1.0, 2.0), OTHER)
+BOUNDED = _named("bounded", "bound", (0.003, 0.01, 0.03, 0.1), {})
 RIVALS = {
     **{name: _named(name, "alpha", alphas, {"method": name}) for name, alphas in BY_OUTPUTS.items()},
     "random-encoder": _named("random-encoder", "alpha", (0.1, 1.0), {"method": "random-encoder"}),
@@ -88,7 +92,7 @@ SELECTIVE = {
     "retain weight 10": _named("retain weight 10", "alpha", (1.0, 4.0, 16.0), {"retain_weight": 10.0}),
 }
 ROWS: dict[str, dict] = {
-    **NOISE, **OTHERS, **FURTHER, **SPARSE,
+    **NOISE, **OTHERS, **BOUNDED, **FURTHER, **SPARSE,
     **{name: row for rows in (*RIVALS.values(), *WIDER.values(), *LIMITED.values()) for name, row in rows.items()},
     **ONCE,
     **{name: row for rows in SELECTIVE.values() for name, row in rows.items()},
@@ -99,6 +103,7 @@ SPARSER = "sparse (l1)"
 LINES: dict[str, tuple[str, ...]] = {
     "noise": ("original", *NOISE, *WIDER["noise"]),
     "other": ("original", *OTHERS, *WIDER["other"]),
+    "bounded": ("original", *BOUNDED),
     "random-encoder": ("original", *RIVALS["random-encoder"], *WIDER["random-encoder"]),
     **{name: ("retain-only", *RIVALS[name], *WIDER[name]) for name in BY_OUTPUTS},
     SPARSER: ("retain-only", *SPARSE),
