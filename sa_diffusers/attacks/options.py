@@ -159,7 +159,8 @@ class AttackConfig(
             raise ValueError(f"all makes every attack, got attack {self.attack} besides; omit one of them")
         for name, attacks in OWN.items():
             if getattr(self, name) != getattr(AttackConfig, name) and self.attack not in attacks:
-                raise ValueError(f"{name} is for --attack {' or '.join(attacks)}, got {self.attack}; omit it")
+                said = "--all, whose settings are fixed" if self.all else self.attack
+                raise ValueError(f"{name} is for --attack {' or '.join(attacks)}, got {said}; omit it")
         if self.relearn_prompts and self.attack != "relearn" and not self.all:
             raise ValueError(f"relearn_prompts is for --attack relearn or --all, got {self.attack}; omit it")
         if named := [prompt for prompt in self.relearn_prompts if mentions(prompt, split_phrasings(self.concept))]:

@@ -1,11 +1,13 @@
 """Bring a concept back from a picture of it: inverted without any text, noised and drawn on, or half of it hidden.
 
-Inversion is DDIM's (Mokady et al. 2023) from the empty prompt, without guidance; noised pictures are SDEdit (Meng et
+Inversion is DDIM's (Mokady et al. 2023) from the empty prompt, without guidance (a model that is told a guidance is
+told what it was trained with, both ways); noised pictures are SDEdit (Meng et
 al. 2022); what is hidden is filled as in RePaint (Lugmayr et al. 2022), without its resampling. All walk along the
 deterministic path of diffusion (DDIM, Song et al. 2021, Eq. 12 with eta 0), which of a flow is Euler's method.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -110,15 +112,15 @@ class FoundPictures:
         num_inference_steps: int,
         batch_size: int,
     ) -> Tensor:
-        """One a seed, from pictures in turn; of an inversion, where seeds count for nothing, at most one a picture."""
-        inverted = self.attack == "inversion"
-        count = min(len(seeds), len(self.latents)) if inverted else len(seeds)
+        """One a seed and picture of the concept, [N, C, h, w]: as many as there are of both."""
+        inverted = self.attack == "inversion"  # where seeds count for nothing
+        count = min(len(seeds), len(self.latents))
         steps = max(INVERSION_STEPS, num_inference_steps) if inverted else num_inference_steps
         terms, drawn = path(family, steps, self.strength), []
-        guided = self.text and guidance_scale != 1 and family.guided_passes > 1
+        guided = self.text and guidance_scale > 1 and family.guided_passes > 1  # as pipelines have it
         for start in progress_bar(range(0, count, batch_size), "draw", "batches"):
             places = range(start, min(start + batch_size, count))
-            latents, settle = self.latents[[place % len(self.latents) for place in places]].to(family.device), None
+            latents, settle = self.latents[places.start : places.stop].to(family.device), None
             told = [
                 templates[place % len(templates)].replace(PLACE, self.text) if self.text else "" for place in places
             ]
@@ -126,11 +128,13 @@ class FoundPictures:
             if not inverted:
                 noise = torch.stack([_noise(family, seeds[place]) for place in places]).to(latents)
                 mixed = partial(_mixed, family, latents, noise)
-                hidden = torch.stack([hidden_half(place, *latents.shape[-2:]) for place in places])[:, None]
+                halves = [place // len(templates) for place in places]  # so that each template meets every half
+                hidden = torch.stack([hidden_half(half, *latents.shape[-2:]) for half in halves])[:, None]
                 if self.attack == "inpainting":
                     settle = partial(_filled, hidden.to(latents.device), mixed)
                 latents = mixed(torch.full((len(told),), terms[0], device=latents.device))
-            drawn.append(walk(family, latents, terms, family.embed(told), avoided, guidance_scale, settle).cpu())
+            with family.told_guidance(guidance_scale) if self.text else nullcontext():
+                drawn.append(walk(family, latents, terms, family.embed(told), avoided, guidance_scale, settle).cpu())
         return torch.cat(drawn)
 
 

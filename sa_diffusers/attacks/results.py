@@ -40,7 +40,11 @@ class Attacked:
 
 
 def read(judge: ClassifierJudge, images: Tensor) -> dict[str, float]:
-    """Of uint8 pictures [N, 3, H, W]: mean probability of the concept, and share read as it rather than others."""
+    """Of uint8 pictures [N, 3, H, W]: mean probability of the concept, and share read as it rather than others.
+
+    Raises:
+        ValueError: pictures of another size than the classifier's.
+    """
     probabilities = judge.classifier.probabilities(images.float() / 127.5 - 1)[judge.attribute]
     return {
         "probability": probabilities[:, judge.index].double().mean().item(),
@@ -195,8 +199,9 @@ def notes(result: Mapping[str, Any]) -> list[str]:
     ]
     if any(one["attack"] in FROM_PICTURES for one in attacks):
         found.append(
-            "What begins at a picture of the concept brings it back from any model, the more so the less noise there "
-            "is: such numbers mean something only beside those of a model that never learned it."
+            "What begins at a picture of the concept is drawn at most once from each target. It brings the concept "
+            "back from any model, the more so the less noise there is: such numbers mean something only beside those "
+            "of a model that never learned it."
         )
     if judged and (every := [one["settings"]["relearn_every"] for one in attacks if _relearned(one)]):
         looked = f"every {every[0]} steps" if every[0] else "at the end"

@@ -7,7 +7,7 @@ That of Selective Amnesia's MNIST experiments, and the same for 8x8 digits, whic
     sa-diffusers train-classifier --config configs/digits8x8_classifier.yaml
 The ResNet-34 of its CIFAR10 and STL10 experiments, from ImageNet weights or, without a network, from scratch:
     sa-diffusers train-classifier --config configs/cifar10_classifier.yaml
-    sa-diffusers train-classifier --config configs/cifar10_classifier.yaml --pretrained null --input_size null \\
+    sa-diffusers train-classifier --config configs/cifar10_classifier.yaml --pretrained null --input_size null \
         --stem small --learning_rate 1e-3 --lr_scheduler cosine --num_train_steps 15000 --data_dir my_copy_of_cifar10
 Your own images, a folder with metadata.jsonl ({"file_name": ..., "digit": "seven", "ink": "red"} a line):
     sa-diffusers train-classifier --data_dir my_images --attributes digit,ink --output_dir runs/my_classifier

@@ -39,7 +39,7 @@ def read_image(path: Path, resolution: int | None = None) -> Tensor:
         resolution: scale the short side to this many pixels and crop the centre; None: the image as it is.
 
     Raises:
-        ValueError: the file is no readable image, or one of several frames or of numbers without a range.
+        ValueError: the file is no readable image, has several frames, transparent pixels or numbers without range.
     """
     with opened_image(path) as opened:
         image = to_rgb(opened, str(path))
@@ -50,7 +50,7 @@ def to_rgb(opened: Image.Image, name: str) -> Image.Image:
     """An image as RGB of 8 bits, upright; 16 bits of grey are scaled, which Pillow would clip.
 
     Raises:
-        ValueError: the file is damaged, has several frames, or numbers without a range.
+        ValueError: the file is damaged, has several frames, transparent pixels, or numbers without a range.
     """
     if opened.mode in ("I", "F"):
         raise ValueError(f"expected 8 or 16 bits a channel, got the mode {opened.mode} in {name}; convert the image")
@@ -60,9 +60,14 @@ def to_rgb(opened: Image.Image, name: str) -> Image.Image:
         opened.load()
         if opened.mode.startswith("I;16"):
             opened = Image.fromarray((np.asarray(opened, dtype=np.float32) / 257).round().astype(np.uint8))
-        return ImageOps.exif_transpose(opened).convert("RGB")
+        image, least = ImageOps.exif_transpose(opened).convert("RGB"), 255
+        if "A" in opened.getbands() or "transparency" in opened.info:
+            least = opened.convert("RGBA").getextrema()[-1][0]
     except Exception as error:  # Pillow's decoders raise SyntaxError, struct.error, EOFError, ... for damaged files
         raise ValueError(f"{name} is no readable image ({error}); repair or remove it") from error
+    if least < 255:
+        raise ValueError(f"{name} is transparent in part, with nothing behind it; put it on a background")
+    return image
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -105,7 +110,11 @@ def opened_image(file: str | Path | Mapping[str, Any], name: str | None = None) 
 
 
 def image_paths(folder: str | Path) -> list[Path]:
-    """Image files in a folder, sorted. Raises ValueError when it holds none, or one that cannot be read."""
+    """Image files in a folder, sorted.
+
+    Raises:
+        FileNotFoundError: no such folder. ValueError: it holds no image, or one that cannot be read.
+    """
     files = [path for path in Path(folder).iterdir() if path.name[0] != "."]  # no previews, ._1.png, ...
     paths = sorted(path for path in files if path.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
@@ -149,6 +158,7 @@ class CaptionedImageFolder:
         return len(self._data)
 
     def image(self, index: int) -> Tensor:
+        """[3, resolution, resolution] in [-1, 1]. Raises ValueError as `to_rgb` does."""
         with self._opened(index) as image:
             return crop_to_square(to_rgb(image, self._name(index)), self._resolution)
 

@@ -79,21 +79,29 @@ def _one_of(words: Sequence[str], turn: int) -> str:
     return min(words, key=lambda word: derive_seed(word, turn))
 
 
-def select_replay(samples: SampleSet, concepts: Concepts, mode: str) -> SampleSet:
-    """The samples to replay as they are: neither naming a concept nor to be drawn anew.
+def kept_rows(prompts: Sequence[str], concepts: Concepts, mode: str) -> list[int]:
+    """Which replay prompts keep their samples: those that neither name a concept nor are to be drawn anew.
 
     Raises:
-        ValueError: nothing is left, since every prompt names one.
+        ValueError: none does, since every one names a concept, or, where nothing is drawn anew, leaves it open.
     """
-    prompts = texts(samples.conditions)
     named = [concepts.named_in(prompt) for prompt in prompts]
     if all(named[i] for i, prompt in enumerate(prompts) if prompt.strip()) and any(named):
         raise ValueError(
             f"every replay prompt mentions {concepts.name!r}: there is nothing to keep; pass other --replay_prompts"
         )
-    return samples.take(
-        [i for i, prompt in enumerate(prompts) if not named[i] and not needs_negative(prompt, concepts, mode)]
-    )
+    kept = [i for i, prompt in enumerate(prompts) if not named[i] and not needs_negative(prompt, concepts, mode)]
+    if mode == "mixture" and not kept:
+        raise ValueError(
+            f"every replay prompt leaves {concepts.name!r} open, and replay_negative mixture draws none anew: there "
+            "is nothing to keep; pass --replay_prompts that name its siblings, or --replay_negative open"
+        )
+    return kept
+
+
+def select_replay(samples: SampleSet, concepts: Concepts, mode: str) -> SampleSet:
+    """The samples to replay as they are. Raises ValueError as `kept_rows`."""
+    return samples.take(kept_rows(texts(samples.conditions), concepts, mode))
 
 
 class Replay:

@@ -64,7 +64,7 @@ class SampleSet:
 
 
 def surrogate_from_images(family: Family, images: Sequence[Tensor], captions: Sequence[str], seed: int) -> SampleSet:
-    """Encode images, each under a caption of the concept."""
+    """Encode images, [3, H, W] in [-1, 1], each under a caption of the concept."""
     latents = [family.encode(image[None], seeded(seed, "surrogate image", i)) for i, image in enumerate(images)]
     return SampleSet(torch.cat(latents), list(map(Condition, captions)))
 

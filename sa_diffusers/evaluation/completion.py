@@ -11,10 +11,9 @@ from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import seeded
 from sa_diffusers.data.picture_groups import PictureGroup
 from sa_diffusers.evaluation.forgetting import Findings, spread_rows
-from sa_diffusers.evaluation.images.extractors import ClassifierExtractor
 from sa_diffusers.evaluation.images.metrics import frechet_distance
 from sa_diffusers.evaluation.intervals import mean_interval, share_interval
-from sa_diffusers.evaluation.judges.classifier import entropies
+from sa_diffusers.evaluation.judges.classifier import ImageClassifier, entropies
 from sa_diffusers.evaluation.judging import ClassifierJudge
 from sa_diffusers.families import Family
 from sa_diffusers.report.pictures import to_uint8
@@ -48,12 +47,12 @@ def examine_completions(
     """
     judged = {JUDGED[name]: group for name, group in groups.items() if name in JUDGED}
     values, intervals, captions, shown = {}, {}, [], {"truth": [], "masked": [], "filled": []}
-    classifiers = [judge.classifier for judge in judges.values()]
+    classifier = next((judge.classifier for judge in judges.values()), None)
     for mask in masks:
         for name, group in judged.items():
             truth, filled, hole = completed(family, group, mask, seed, steps)
             key = name if mask == masks[0] else f"{name}, {mask}"
-            values[key], intervals[key] = measured(truth, filled, hole, group, classifiers[:1])
+            values[key], intervals[key] = measured(truth, filled, hole, group, classifier)
             if mask == masks[0]:
                 rows = spread_rows(len(truth), SHOWN)
                 captions += [(TITLES[name], group.test.names[group.test.labels[row]]) for row in rows]
@@ -78,7 +77,7 @@ def completed(
 
 
 def measured(
-    truth: Tensor, filled: Tensor, hole: Tensor, group: PictureGroup, classifiers: Sequence[nn.Module]
+    truth: Tensor, filled: Tensor, hole: Tensor, group: PictureGroup, classifier: ImageClassifier | None
 ) -> tuple[dict, dict]:
     """Numbers and 95 % intervals of completions, see `examine_completions`; None where no classifier reads them."""
     errors = masked_errors(truth, filled, hole)
@@ -87,7 +86,7 @@ def measured(
     values |= dict.fromkeys(("accuracy", "feature_cosine", "classifier_score", "frechet_distance"))
     values["num_images"] = len(truth)
     intervals = {name: mean_interval(each) for name, each in found.items()} | {"accuracy": None}
-    for classifier in classifiers:
+    if classifier is not None:
         pair = [images.expand(-1, 3, -1, -1) for images in (truth, filled)]
         attribute, _ = classifier.require_class([group.classes[0]])
         told = classifier.probabilities(pair[1])[attribute].double()
@@ -95,9 +94,7 @@ def measured(
         wanted = {i: classifier.require_class([n])[1] for i, n in enumerate(group.test.names) if n in group.classes}
         right = (read == torch.tensor([wanted[label] for label in group.test.labels.tolist()])).double()
         values["accuracy"], intervals["accuracy"] = right.mean().item(), share_interval(right)
-        extractor = ClassifierExtractor(classifier, attribute)
-        with torch.no_grad():
-            features = [extractor(images.to(classifier.device)).cpu() for images in pair]
+        features = [classifier.features_of(images) for images in pair]
         alike = F.cosine_similarity(*(part.double() for part in features))
         values["feature_cosine"], intervals["feature_cosine"] = alike.mean().item(), mean_interval(alike)
         values["classifier_score"] = (entropies(told.mean(0, keepdim=True)) - entropies(told).mean()).exp().item()

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+from accelerate.utils import gather_object
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
@@ -66,21 +67,26 @@ def draw_sets(
     settings: SamplingSettings,
     what: str = "evaluate",
     known: Mapping[str, Tensor] | None = None,
+    parts_dir: Path | None = None,
 ) -> dict[str, DrawnImages]:
     """The pictures of each set, by its name, in memory.
 
     Args:
         known: latents that this model gave with these settings, by the fingerprints of requests: not drawn again.
+        parts_dir: as of `draw_samples`.
     """
     drawn, known = {}, known or {}
     left = {name: [one for one in part.requests if one.fingerprint not in known] for name, part in sets.items()}
     if settings.batch_size is None:
-        settings = replace(settings, batch_size=largest_batch(family) if any(left.values()) else MOST)
+        fits = largest_batch(family) if any(left.values()) else MOST
+        settings = replace(settings, batch_size=min(gather_object([fits])))  # processes that share must cut alike
     with working(what, sum(map(len, left.values())), "images"):
         for name, prompts in sets.items():
             none = torch.empty(0, *family.latent_shape)
             asked = prompts.requests
-            latents = draw_samples(family, asked, settings, known=known).latents if asked else none
+            # In a folder of the batch size: resumed where more or less memory is free it may be another.
+            parts = parts_dir and parts_dir / f"{name}_{settings.batch_size}"
+            latents = draw_samples(family, asked, settings, parts, known=known).latents if asked else none
             drawn[name] = DrawnImages(f"{what}, {name}", family, latents, settings.batch_size)
     return drawn
 

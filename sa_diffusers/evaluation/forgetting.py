@@ -145,7 +145,8 @@ def measure_preference(
 
 
 def replay_loss(family: Family, replay, count: int, seed: int) -> float:
-    """Mean denoising loss on the first `count` replay samples, one timestep each, the same noise at every call."""
+    """Mean denoising loss on the first `count` replay samples, of which there is one or more; one timestep each, the
+    same noise at every call."""
     values = []
     for start in range(0, min(count, len(replay)), 8):
         part = replay.take(range(start, min(start + 8, count, len(replay))))

@@ -46,7 +46,11 @@ class ClassifierJudge:
 
     @classmethod
     def load(cls, source: str, phrasings: Sequence[str], *others: Sequence[str]) -> "ClassifierJudge":
-        """Raises ModelLoadError; ValueError: it has no class of a concept's phrasings, or one class for two."""
+        """Of a hub id, folder or bundled one, on this process's device, for a concept's phrasings and others' besides.
+
+        Raises:
+            ModelLoadError: it cannot be read. ValueError: it has no class of a concept's phrasings, or one for two.
+        """
         classifier, seen = load_classifier(source), {}
         for words in (phrasings, *others):
             found = classifier.require_class(words)
@@ -85,9 +89,7 @@ class ClassifierJudge:
         judged = [self._judged_by(one, asks) for one in prompts.candidates]
         own = [right[name][row].item() for row, (name, _) in enumerate(judged)]
         found = {RIGHT + name: self._beside(name, right[name], judged, prompts) for name in right}
-        found = {name: values for name, values in found.items() if values is not None}
-        if found:
-            found["attributes"] = torch.stack(list(found.values())).nanmean(0)
+        found["attributes"] = torch.stack(list(found.values())).nanmean(0)
         probability = torch.stack([probabilities[name][row, index] for row, (name, index) in enumerate(judged)])
         if asks:
             entropy = {name: entropies(part) for name, part in probabilities.items()}
@@ -134,12 +136,12 @@ class ClassifierJudge:
         name = next((name for name in names if one.labels[name] == one.word), (*names, self.attribute)[0])
         return name, self.classifier.config.attributes[name].index(one.labels[name]) if names else 0
 
-    def _beside(self, name: str, right: Tensor, judged: list[tuple[str, int]], prompts: PromptSet) -> Tensor | None:
-        """Whether an attribute is right where it is not what is judged, nor forgotten; None where that is nowhere."""
+    def _beside(self, name: str, right: Tensor, judged: list[tuple[str, int]], prompts: PromptSet) -> Tensor:
+        """Whether an attribute is right, where it is not what is judged, nor forgotten; else NaN."""
         forgotten = self._forgotten(name)
         rows = zip(judged, prompts.labels, strict=True)
         out = [own == name or labels.get(name) in forgotten for (own, _), labels in rows]
-        return None if all(own == name for own, _ in judged) else right.masked_fill(torch.tensor(out), torch.nan)
+        return right.masked_fill(torch.tensor(out), torch.nan)
 
 
 @dataclass(frozen=True)

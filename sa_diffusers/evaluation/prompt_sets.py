@@ -47,10 +47,10 @@ class PromptSet:
     def groups(self, attribute: str | None) -> Sequence[Hashable]:
         """What each picture shares with others: its prompt. Where each class has but one, nothing.
 
-        Classes of the attribute are all that there are, of prompts there might be others: so the names of classes are
-        no sample of prompts.
+        Classes of the attribute, or without labels the words, are all that there are, of prompts there might be
+        others: so the names of classes are no sample of prompts.
         """
-        classes = {labels.get(attribute) for labels in self.labels}
+        classes = {one.labels.get(attribute, one.word) for one in self.candidates}
         return range(len(self)) if len(set(self.prompts)) <= len(classes) else self.prompts
 
     def __add__(self, other: "PromptSet") -> "PromptSet":

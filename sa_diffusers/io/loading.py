@@ -140,7 +140,7 @@ def save_pipeline(
     variant: str | None = None,
     forgotten: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """Save atomically, the trained module in `dtype` like the rest; in memory it stays as it is.
+    """Save atomically, the trained module in `dtype` like the rest; in memory its values are rounded to it, too.
 
     Args:
         variant: "fp16" writes every part a second time, in float16, as `*.fp16.safetensors` beside the files in

@@ -38,6 +38,7 @@ class Stage(Generic[T]):
         reads: names of those that it takes besides, which decide nothing that its inputs do not.
         fields: names of the options that decide its result.
         leaves: patterns of the files that `load` reads, in the run's folder.
+        keeps_work: whether its workspace stays when it is done.
         shown: whether its result is read though nothing that takes it is left to be computed.
         legends: where the folder holds it of another key, parts of the key and what these are made of.
     """
@@ -48,6 +49,7 @@ class Stage(Generic[T]):
     reads: tuple[str, ...] = ()
     fields: tuple[str, ...] = ()
     leaves: tuple[str, ...] = ()
+    keeps_work: bool = False
     shown: bool = False
     legends: tuple[tuple[str, str], ...] = ()
 
@@ -151,6 +153,7 @@ class Stages:
             return self.context.artifacts[stage.name].value
         marker = self.markers[stage.name]
         if stage.name in self.done:
+            self._discard_work(stage)  # which a kill may have left
             result = stage.load(self.context) if stage.name in self.read else None
             elapsed = marker.seconds
             self.reused.append(stage.name)
@@ -177,8 +180,14 @@ class Stages:
         if state.is_main_process:
             files = [path for pattern in stage.leaves for path in marker.output_dir.glob(pattern) if path.is_file()]
             marker.finish(elapsed, files, stage.info(result))
+            self._discard_work(stage)  # only now that a marker vouches for what came of it
         state.wait_for_everyone()
         return result, elapsed
+
+    def _discard_work(self, stage: Stage) -> None:
+        workspace = stage.workspace(self.context)
+        if workspace is not None and not stage.keeps_work and process_state().is_main_process:
+            shutil.rmtree(workspace, ignore_errors=True)
 
 
 def content_fingerprint(value: Any) -> str:

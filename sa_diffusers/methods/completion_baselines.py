@@ -50,7 +50,7 @@ class OutputMethod(Rival):
         self.ignores += () if targets == "noise" else ("noise_rank",)
 
     def needs(self, options: Any, concepts: Concepts) -> set[str]:
-        return {"frozen"}
+        return {"frozen"} if self.targets == "retain" else set()
 
     def check(self, context: Context) -> None:
         super().check(context)

@@ -21,6 +21,7 @@ from sa_diffusers.core.objectives import (
     SelectiveAmnesia,
     Term,
 )
+from sa_diffusers.data.replay import kept_rows
 from sa_diffusers.io.configuration import Options, option
 from sa_diffusers.io.processes import process_state
 from sa_diffusers.methods.base import (
@@ -212,6 +213,7 @@ def _check_terms(context: Context) -> None:
         require(family, "replay_negative mixture", "text", "denoising")
         if not options.empty_prompt_fraction and not any(map(context.concepts.left_open_by, context.prompts)):
             raise ValueError("replay_negative mixture: no replay prompt leaves the concept open; pass none")
+        kept_rows(context.prompts, context.concepts, "mixture")
     if not options.robust_weight:
         return
     require(family, "robust_weight", "token_embedding", "denoising")

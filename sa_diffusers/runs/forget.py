@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from sa_diffusers import methods
 from sa_diffusers.data.concepts.lists import Forget, as_options
 from sa_diffusers.evaluation.forgetting import pairs
-from sa_diffusers.families import checked_family, family_defaults, find_family, get_family
+from sa_diffusers.families import checked_family, find_family, get_family
 from sa_diffusers.families.plain_parts import check_plain, take_over, unwrapped
 from sa_diffusers.io.artifacts import run_lock
 from sa_diffusers.io.atomic_files import DiskFull, atomic_path
@@ -146,7 +146,7 @@ def forget(
 
 def _config_of(pipeline: DiffusionPipeline, dtype: str, options: dict[str, Any]) -> RunOptions:
     """The options of a run on a pipeline, over its kind's. Raises ValueError for another model or dtype."""
-    given = layered(RunOptions, family_defaults(type(pipeline).__name__), options)
+    given = layered(RunOptions, dict(find_family(type(pipeline)).defaults), options)
     config = config_from_dict(run_options.ForgetConfig, given)
     model = str(pipeline.name_or_path or type(pipeline).__name__)  # a Path where it was loaded by one
     for name, value in {"model": model, "dtype": dtype}.items():

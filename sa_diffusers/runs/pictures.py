@@ -33,6 +33,8 @@ def check_pictures(options: RunOptions) -> None:
     surrogate = options.surrogate or "noise"
     if surrogate not in KINDS and not ("/" in surrogate and Path(surrogate).is_dir()):
         raise ValueError(f"expected the surrogate {', '.join(KINDS)} or a folder (./pictures), got {surrogate!r}")
+    if len(options.classifier) > 1:
+        raise ValueError(f"pictures are read by one classifier, got {', '.join(options.classifier)}; omit the others")
     if not options.masks or not options.eval_masks:
         raise ValueError("expected a mask to forget under and one to judge by, got none")
 
@@ -58,12 +60,11 @@ def read_picture_inputs(options: RunOptions, find_resolution: Callable[[], int])
         groups["surrogate"] = read_group(concept.surrogate, "surrogate", size, counts)
     for name in ("fisher", "surrogate"):  # else what is to be forgotten would be held, or forgotten towards itself
         check_apart({part: groups[part] for part in ("forget", name) if part in groups})
-    judges = {}
-    for source in options.classifier:
-        for name in JUDGED:
-            for known in groups[name].classes if name in groups else ():
-                judge = ClassifierJudge.load(source, [known])
-                judges.setdefault(source, judge)
+    known = [one for name in JUDGED if name in groups for one in groups[name].classes]
+    judges = {source: ClassifierJudge.load(source, known[:1]) for source in options.classifier}
+    for judge in judges.values():
+        for name in known:
+            judge.classifier.require_class([name])
     return Inputs(Concepts([concept]), [], [["{}"]], judges, {}, pictures=groups)
 
 

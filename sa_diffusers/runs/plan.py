@@ -9,6 +9,7 @@ import torch
 from sa_diffusers.data.sampling import blank_pass
 from sa_diffusers.families import Family
 from sa_diffusers.io.atomic_files import check_disk
+from sa_diffusers.io.processes import process_state
 from sa_diffusers.io.stages import Stages
 from sa_diffusers.models.memory import free_memory
 from sa_diffusers.runs.context import RunContext
@@ -115,10 +116,11 @@ def announce(context: RunContext, stages: Stages) -> str:
     check_memory(memory, context.family.device)
     free = check_disk(context.folder, disk)
     per_pass = seconds_per_sample(context.family, context.options.sample_batch_size) if stages.left else 0.0
+    processes = process_state().num_processes  # which share every stage
     width = max(len(stage.name) for stage in stages.stages)
     lines, total = [f"Plan for {context.folder}"], 0.0
     for stage in stages.stages:
-        seconds = 0.0 if stage.name in stages.done else stage.passes(context) * per_pass
+        seconds = 0.0 if stage.name in stages.done else stage.passes(context) * per_pass / processes
         given = stage.name not in stages.markers
         cost = "given" if given else "reused" if stage.name in stages.done else f"about {_duration(seconds)}"
         source = getattr(context.options, stage.name, None) or "what ships with the model"

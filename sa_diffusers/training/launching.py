@@ -47,7 +47,8 @@ def check_launch(config: TrainingConfig, shardable: bool = True) -> None:
         _check_deepspeed(config)
     if (fsdp or deepspeed) and not shardable:
         raise ValueError(
-            f"quantised weights and projected gradients are whole on every process; launch without {name}"
+            "quantised weights, projected gradients and forgetting in an encoder take weights that are whole on every "
+            f"process; launch without {name}"
         )
     if (fsdp or deepspeed) and config.optimizer == "adamw_8bit":
         raise ValueError(f"adamw_8bit cannot update weights in parts; expected optimizer adamw under {name}")

@@ -46,14 +46,16 @@ def train(
 
     Every random number is a function of (seed, step), and a batch is drawn whole before processes and accumulation
     steps share it. So one process or several, accumulated or not, interrupted or not, give the same weights up to
-    rounding; with dropout or batch norm, only while both stay as they are. On return every process has all weights.
+    rounding (but for objectives that say otherwise); with dropout or batch norm, only while both stay as they are. On
+    return every process has all weights.
 
     Args:
         model: left in eval mode with the trained weights (their moving average if `ema_decay` is set).
         objective: its terms that depend on the weights alone must be of this very model's weights.
         batches: the whole batch of an optimiser step on the CPU, as a function of the step.
         checkpoint_dir: where to keep checkpoints and to resume from the newest; None: keep none.
-        callback: called every `callback_steps` steps with the weights that would be saved in `model`.
+        callback: called by every process, every `callback_steps` steps, with the step and its row of the history,
+            while `model` has the weights that would be saved; training ends where it returns True.
         log_dir: where trackers such as tensorboard write.
 
     Returns:
@@ -83,8 +85,8 @@ def train(
         optimisation.finish()
     finally:
         optimisation.close()
-    for tracker in accelerator.trackers:  # `end_training` would part the processes too, which have more to do
-        tracker.finish()
+        for tracker in accelerator.trackers:  # `end_training` would part the processes too, which have more to do
+            tracker.finish()
     return history
 
 

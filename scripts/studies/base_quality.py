@@ -172,13 +172,9 @@ def diversity(
         quotients}; 1 is as varied as reality.
     """
 
-    def features(images: Tensor) -> Tensor:
-        parts = images.split(256)
-        return torch.cat([classifier.features(part.to(classifier.device)).cpu() for part in parts])
-
-    first = features(reference.first)
+    first = classifier.features_of(reference.first)
     metrics = {
-        name: manifold_metrics(real=first, generated=features(images))
+        name: manifold_metrics(real=first, generated=classifier.features_of(images))
         for name, images in (("generated", generated), ("real", reference.second))
     }
     return metrics | {"ratio": {name: value / metrics["real"][name] for name, value in metrics["generated"].items()}}

@@ -260,6 +260,8 @@ def test_wrong_input_is_refused_before_anything_is_drawn(models, tmp_path, nothi
         attack(initial="<|endoftext|>")
     with pytest.raises(ValueError, match="allow_concept_words is for --attack text"):
         attack(allow_concept_words=True)
+    with pytest.raises(ValueError, match="for --attack text, got --all, whose settings are fixed; omit it"):
+        attack(allow_concept_words=True, all=True)
     for wrong in ({"strength": 0.5}, {"precision": "int8", "attack": "merged"}, {"unnamed": True, "attack": "text"}):
         with pytest.raises(ValueError, match=r"is for --attack (image_to_image|quantized).* got .*; omit it"):
             attack(**wrong)
@@ -444,8 +446,8 @@ def test_all_attacks_share_targets_and_stand_in_one_table(models, tmp_path, monk
     page = (tmp_path / "all" / "report.html").read_text()
     assert "after, two words, best restart" in page
     assert rows["| merged"][-1] == "– |"
-    # Of each attack four, the control's merge excepted; of the targets, and of what they lead to, all three.
-    shown = 3 + 3 * (4 + 6 * 4 + 3) - 4
+    # Of each attack four, the control's merge excepted; of the targets, and of what begins at them, all three.
+    shown = 3 + 3 * (4 + 4 * 4 + 3 * 3) - 4
     assert page.count("data:image/png") == shown
     assert_whole([tmp_path / "all" / "report.html"], tmp_path, subtests)
 

@@ -266,6 +266,18 @@ def test_script_trains_on_an_image_folder(tmp_path, monkeypatch, capsys):
     assert classifier.config.accuracy == {"colour": 1.0}
 
 
+def test_classes_that_folders_name_have_these_names(tmp_path):
+    for name, grey in (("dog", 20), ("cat", 200)):
+        (tmp_path / name).mkdir()
+        for index in range(12):
+            Image.new("RGB", (20, 20), (grey,) * 3).save(tmp_path / name / f"{index}.png")
+    train, test = load_folder(ClassifierConfig(data_dir=str(tmp_path), attributes="label", resolution=16))
+    assert train.classes == test.classes == {"label": ["cat", "dog"]}
+    for part in (train, test):
+        bright = part.images(list(range(len(part)))).mean((1, 2, 3)) > 0
+        assert bright.equal(part.labels["label"] == 0)
+
+
 def test_script_names_a_missing_column(tmp_path):
     write_image_folder(tmp_path / "images", {"red": (255, 0, 0)}, count=10)
     config = ClassifierConfig(data_dir=str(tmp_path / "images"), attributes="colour,shape")

@@ -35,7 +35,7 @@ def classifier():
 def test_numbers_of_a_group(groups, classifier):
     family = get_family(tiny_mae())
     truth, filled, hole = completed(family, groups["forget"], "half", 0)
-    values, intervals = measured(truth, filled, hole, groups["forget"], [classifier])
+    values, intervals = measured(truth, filled, hole, groups["forget"], classifier)
     data = groups["forget"].test
     expected = family.complete(2 * data.sample(range(12)) - 1, [Condition(mask="half")] * 12, [0] * 12)
     errors = [(expected[i, 0, 2:6, 2:6] - truth[i, 0, 2:6, 2:6]).double().square().mean() for i in range(12)]
@@ -55,10 +55,10 @@ def test_numbers_of_a_group(groups, classifier):
     score = inception_score(logits, MetricSettings(num_splits=1))["mean"]
     assert values["classifier_score"] == pytest.approx(score, rel=1e-6)
     assert set(intervals) == {"masked_mse", "psnr", "accuracy", "feature_cosine"}
-    perfect, _ = measured(truth, truth, hole, groups["forget"], [])
+    perfect, _ = measured(truth, truth, hole, groups["forget"], None)
     unread = dict.fromkeys(("accuracy", "feature_cosine", "classifier_score", "frechet_distance"))
     assert perfect == {"masked_mse": 0.0, "psnr": pytest.approx(100), **unread, "num_images": 12}
-    assert measured(truth, truth, hole, groups["forget"], [classifier])[0]["feature_cosine"] == pytest.approx(1)
+    assert measured(truth, truth, hole, groups["forget"], classifier)[0]["feature_cosine"] == pytest.approx(1)
 
 
 def test_every_group_and_mask_is_judged(groups, classifier):

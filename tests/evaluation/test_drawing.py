@@ -33,6 +33,29 @@ def test_known_pictures_are_not_drawn(tiny_pipeline):
     assert len(drawn["asks"]) == 0 and drawn["open"].latents[0].equal(marked)
 
 
+def test_pictures_to_judge_by_are_gone_on_with(tiny_pipeline, tmp_path, monkeypatch):
+    family, settings = get_family(tiny_pipeline()), SamplingSettings(2.0, 2, 2)
+    sets = {
+        name: PromptSet.of(name, [Request(Condition(f"a {name}"), seed) for seed in range(4)])
+        for name in ("asks", "keeps")
+    }
+    whole, draw, calls = draw_sets(family, sets, settings), family.draw, []
+
+    def interrupted(*arguments, **options):
+        calls.append(arguments[0])
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return draw(*arguments, **options)
+
+    monkeypatch.setattr(family, "draw", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        draw_sets(family, sets, settings, parts_dir=tmp_path)
+    resumed = draw_sets(family, sets, settings, parts_dir=tmp_path)
+    assert len(calls) == 5
+    for name, part in whole.items():
+        assert torch.equal(resumed[name].latents, part.latents)
+
+
 @pytest.mark.parametrize(("fitting", "batch"), [(0.2, 1), (5.5, 5), (1e6, MOST)])
 def test_as_many_are_drawn_at_once_as_fit(tiny_pipeline, monkeypatch, fitting, batch):
     """Each is two passes, with guidance; half of the memory is theirs. A module that is compiled is measured, too."""

@@ -4,6 +4,7 @@ import json
 import math
 import shlex
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from sa_diffusers.data.labelled_images import load_labelled_images
 from sa_diffusers.evaluation.images.comparison import evaluate
 from sa_diffusers.evaluation.images.metrics import frechet_distance, manifold_metrics
 from sa_diffusers.evaluation.images.options import FoldersConfig, RunConfig
-from sa_diffusers.evaluation.images.run_images import forgotten_label, open_run
+from sa_diffusers.evaluation.images.run_images import forgotten_labels, open_run
 from sa_diffusers.evaluation.images.sets import ImageFolder, RandomSubset, save_images
 from sa_diffusers.evaluation.judges.digit_classifier import DigitClassifier
 from sa_diffusers.evaluation.options import DrawnAs
@@ -83,6 +84,15 @@ def test_images_are_read_as_they_are(tmp_path, mode):
     assert found.shape == (3, 6, 5)
     if mode in ("L", "1", "LA"):
         assert found[0].equal(found[1]) and found[0].equal(found[2])
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_lies_behind_transparent_pixels_is_not_made_up(tmp_path, mode):
+    image = to_pil(noise(1, 6)[0]).convert("RGBA")
+    image.putpixel((2, 3), (9, 9, 9, 0))
+    image.convert(mode).save(tmp_path / "image.png", **({"transparency": 0} if mode == "P" else {}))
+    with pytest.raises(ValueError, match="image.png is transparent in part, with nothing behind it"):
+        read_image(tmp_path / "image.png")
 
 
 def test_deep_grey_and_broken_files_are_refused(tmp_path):
@@ -283,9 +293,9 @@ def test_options_come_from_the_run_its_kind_or_the_command(run, tmp_path):
     assert opened().drawn_as == DrawnAs(1.0, 1, "dpmsolver++")  # of a conditional VAE
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump({"num_inference_steps": 7, "concept": "ignored"}))
     assert opened(guidance_scale=3.0).drawn_as == DrawnAs(3.0, 7, "dpmsolver++")
-    assert (opened().forgotten, opened(concept="5").forgotten) == ("3", "5")
+    assert (opened().forgotten, opened(concept="5").forgotten) == (["3"], ["5"])
     (tmp_path / "run" / "metrics.json").unlink()
-    assert opened().forgotten is None  # not forgotten yet
+    assert opened().forgotten == []  # not forgotten yet
 
 
 def test_settings_come_from_another_run_where_they_are_not_given(run, pipeline, tmp_path):
@@ -301,7 +311,7 @@ def test_settings_come_from_another_run_where_they_are_not_given(run, pipeline, 
     found = opened("base", settings_of=run)
     assert base.drawn_as == DrawnAs(1.0, 1, "dpmsolver++")
     assert found.drawn_as == forgot.drawn_as == DrawnAs(2.5, 7, "ddim")
-    assert found.forgotten is None  # the base run forgot nothing
+    assert found.forgotten == []  # the base run forgot nothing
     assert opened("base", settings_of=run, guidance_scale=4.0).drawn_as == DrawnAs(4.0, 7, "ddim")
     # the other way round: the settings of a base run are those of its kind, whatever the run says itself
     found = opened("run", settings_of=str(tmp_path / "base"))
@@ -353,8 +363,20 @@ def test_the_command_that_a_run_prints_judges_it(pipeline, classifier, tmp_path,
 
 
 def test_a_concept_is_a_class_by_any_of_its_names():
-    assert forgotten_label(["six", "seven"], "7, seven") == "seven"
-    assert forgotten_label(["six", "seven"], None) is None
+    assert forgotten_labels(["six", "seven"], "7, seven") == ["seven"]
+    assert forgotten_labels(["six", "seven", "3"], "seven; 3") == ["seven", "3"]
+    assert forgotten_labels(["six", "seven"], None) == []
+
+
+@pytest.mark.usefixtures("few_pictures")
+def test_a_run_that_forgot_several_classes_retains_none_of_them(run, classifier):
+    (Path(run) / "metrics.json").write_text(json.dumps({"concept": "3; 8, eight", "after": {}}))
+    options = {"real": "digits8x8", "extractor": classifier, "metrics": "fid,classifier", "classifier": classifier}
+    found = evaluate(RunConfig(run=run, num_images_per_class=3, **options))
+    assert found["run"]["forgotten"] == found["real"]["left_out"] == "3; 8"
+    assert found["generated"]["num_images"] == 24
+    assert set(found["classifier"]["class_accuracy"]) == {*NAMES} - {"3", "8"}
+    assert 0 <= found["classifier"]["concept_probability"] <= 1
 
 
 def test_wrong_input_is_refused_before_anything_is_drawn(run, classifier, tmp_path, monkeypatch):

@@ -7,8 +7,10 @@ from torch.testing import assert_close
 from sa_diffusers.core.concepts import Concept, Concepts, mentions
 from sa_diffusers.evaluation.examination import examination
 from sa_diffusers.evaluation.forgetting import summarise
+from sa_diffusers.evaluation.images.sets import ImageSet
 from sa_diffusers.evaluation.judges.classifier import AttributeClassifier
-from sa_diffusers.evaluation.judging import ClassifierJudge
+from sa_diffusers.evaluation.judging import ClassifierJudge, judge_pictures
+from sa_diffusers.evaluation.prompt_sets import Candidate, PromptSet
 from sa_diffusers.report.metrics_table import metric_rows
 from sa_diffusers.report.verdict import verdict
 
@@ -106,6 +108,35 @@ def test_numbers_are_those_of_a_loop_over_pictures(judge, sets):
     for row, one in enumerate(sets["concept"].candidates):
         assert ink[row].isnan() == (one.word == "red" or one.labels.get("ink") in (None, "red"))
     assert_close(read["concept"]["concept_probability"][:8], of["concept"]["digit"][:8, 1].double())
+
+
+def test_pictures_of_classes_without_labels_count_one_by_one():
+    """Two classes by their names are no sample of two prompts; two phrasings of one concept are."""
+    classes = [Candidate(name, word=name) for name in ("0", "1") * 4]
+    said = [Candidate(prompt, word="seven") for prompt in ("a seven", "a 7") * 4]
+    for candidates, expected in ((classes, range(8)), (said, ["a seven", "a 7"] * 4)):
+        assert PromptSet.seeded("asks", candidates, int).groups("") == expected
+
+
+def test_what_batches_lack_leaves_every_value_at_its_picture(judge, sets):
+    """Of kept prompts the first batches have no ink to be right beside."""
+    part = sets["retained"]
+    rows = sorted(range(len(part)), key=lambda row: part.candidates[row].word != "six")
+    kept = {"retained": part.take(rows)}
+    pictures = {"retained": Drawn(torch.rand(len(rows), 3, 16, 16) * 2 - 1)}
+    at_once, by_two = (judge_pictures([judge], kept, pictures, batch_size=size)["retained"] for size in (99, 2))
+    assert at_once.keys() == by_two.keys()
+    for name, values in by_two.items():
+        assert_close(values, at_once[name], equal_nan=True, msg=name)
+
+
+class Drawn(ImageSet):
+    def __init__(self, pixels: torch.Tensor):
+        super().__init__("drawn", (16, 16), len(pixels))
+        self.pixels = pixels
+
+    def images(self, indices) -> torch.Tensor:
+        return self.pixels[list(indices)]
 
 
 def test_two_concepts_are_two_classes(tmp_path, judge):

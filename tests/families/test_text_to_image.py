@@ -30,6 +30,7 @@ from sa_diffusers.families.samplers import make_scheduler
 from sa_diffusers.families.text_to_image.template_encoder import TemplateEncoder
 from sa_diffusers.io.loading import check_model, load_pipeline
 from sa_diffusers.methods.uce import edit_of_prompts
+from sa_diffusers.runs.forget import _config_of
 from sa_diffusers.runs.stages.replay import ReplayStage
 from sa_diffusers.training.lora import add_lora, fuse_lora, save_lora
 
@@ -438,3 +439,14 @@ def test_saved_pipelines_are_checked_and_loaded_whole(pipelines, name, tmp_path)
     assert type(loaded) is type(pipelines[name])
     family = get_family(loaded, sampler="pipeline")
     assert type(family).resolution_of(str(tmp_path)) == family.resolution == 16
+
+
+def test_a_pipeline_of_a_class_of_its_own_has_the_defaults_of_what_it_inherits_from(tiny_tokenizer):
+    class Own(FluxPipeline):
+        pass
+
+    stock = make("flux-dev", tiny_tokenizer)
+    pipeline = Own(**stock.components)
+    config = _config_of(pipeline, "float32", {"concept": "seven"})
+    assert (config.sampler, config.guidance_scale) == ("pipeline", 3.5)
+    assert type(get_family(pipeline, sampler=config.sampler)).name == "flux"

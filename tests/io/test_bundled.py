@@ -23,7 +23,6 @@ from sa_diffusers.io.bundled import beside, resolve
 from sa_diffusers.io.loading import load_pipeline, pipeline_hashes
 from sa_diffusers.runs.inputs import read_inputs
 from sa_diffusers.runs.options import ForgetConfig
-from sa_diffusers.runs.stages.evaluate import EvaluateStage
 from scripts import benchmark
 
 
@@ -67,7 +66,7 @@ def test_stock_diffusers_draws_the_digit_that_is_asked_for(pipeline_dir):
 def test_the_evaluation_that_ships_is_of_the_pipeline_and_prompts_that_ship(pipeline_dir):
     config = parse_config(ForgetConfig, ["--config", str(ROOT / "configs" / "digits.yaml")])
     found = Findings.load(Path(beside(config.model, "before.safetensors")))
-    requests = EvaluateStage.requests(read_inputs(config).sets)
+    requests = [one for part in read_inputs(config).sets.values() for one in part.requests]
     assert set(found.drawn) == {one.fingerprint for one in requests}
     family = get_family(load_pipeline(config.model, None, None, "float32"))
     assert found.key["model"] == pipeline_hashes(family.pipeline, family.component)

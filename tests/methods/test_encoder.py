@@ -4,12 +4,14 @@ import copy
 import json
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from cheap_runs import context_of
 from PIL import Image
 from tiny_mae import tiny_mae
 from tiny_tokens import tiny_tokens
@@ -33,6 +35,7 @@ from sa_diffusers.methods.stand_ins import NOISES, principal_factors, stand_ins
 from sa_diffusers.report.run_page import write_report
 from sa_diffusers.runs.forget import run_forgetting
 from sa_diffusers.runs.options import ForgetConfig
+from sa_diffusers.runs.stages.samples import PicturesStage
 
 
 def pictures(count: int, seed: int = 0) -> torch.Tensor:
@@ -173,6 +176,11 @@ def test_baselines_of_outputs_are_losses_towards_their_targets(targets):
     sparse, _ = objective(after.mae, parts | {"sparsity": torch.full((3,), 0.01)})
     norm = sum(weight.detach().double().abs().sum() for weight in trained.values())
     assert_close(sparse.double(), expected + 0.01 * norm, rtol=1e-5, atol=1e-5)
+
+
+def test_only_what_reads_the_frozen_model_holds_one():
+    needs = {name: methods.get(name).needs(ForgetConfig(concept="2"), None) for name in ("max-loss", "retain-label")}
+    assert needs == {"max-loss": set(), "retain-label": {"frozen"}}
 
 
 def test_random_targets_have_the_moments_of_the_frozen_features():
@@ -386,6 +394,21 @@ def test_without_pictures_to_retain_ewc_holds_the_rest(run, tmp_path):
     assert change[10.0] < 0.7 * change[1e-6]
 
 
+def test_a_fisher_of_few_pictures_is_of_all_classes(tmp_path):
+    """A folder has them class by class; mixed ones are taken as they come."""
+    group = read_group("digits8x8:0,1,3", "retain", 8, (10, 4))
+    context = context_of(get_family(tiny_mae()), tmp_path, "2", "noise", fisher_samples=6, masks=["half"])
+    for order, told in ((group.train.labels.argsort(stable=True), {"rows": "spread"}), (torch.randperm(30), {})):
+        pictures = group.train.take(order)
+        context.inputs.pictures["retain"] = replace(group, train=pictures)
+        stage = PicturesStage()
+        samples = stage.compute(context)
+        there = 2 * pictures.sample(range(30)) - 1
+        rows = [int((there - one).square().flatten(1).sum(1).argmin()) for one in samples.latents]
+        assert len(pictures.labels[rows].unique()) == 3 and stage.content(context) == told
+        assert told or rows == list(range(6))
+
+
 @pytest.mark.slow
 def test_a_fisher_of_embeddings_costs_what_retaining_does(run, tmp_path):
     """A change of one weight raises the loss of retaining by F times its square: here summed over those of a layer."""
@@ -462,6 +485,7 @@ def test_a_folder_can_take_their_place_from_python(few_pictures, tmp_path):
         ({"surrogate": "other", "noise": "gaussian", "noise_rank": 2}, "got other and gaussian; omit it"),
         ({"noise": "gaussian", "noise_rank": 64, "forget_images": "digits8x8:2,5"}, "and their 64 values"),
         ({"fisher_of": "embeddings", "ewc_lambda": 0.0}, "fisher_of embeddings is for EWC"),
+        ({"classifier": ["one", "two"]}, "pictures are read by one classifier, got one, two; omit the others"),
         ({"retain_bound": 0.1, "retain_weight": 2.0}, "retain_bound needs retain_images, and no retain_weight"),
         ({"retain_bound": 0.1, "gradient_accumulation_steps": 2}, "compares gradients of a whole batch: one process"),
         ({"method": "random-encoder", "retain_bound": 0.1}, "random-encoder takes no retain_bound; omit it"),

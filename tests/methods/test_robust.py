@@ -134,10 +134,13 @@ def test_options_that_cannot_work_are_refused(options, error):
         ({"robust_weight": 1.0, "surrogate": "noise"}, "robust_weight needs a surrogate in words, got noise"),
         ({"robust_weight": 1.0, "robust_tokens": 11}, "no template has room for robust_tokens 11"),
         ({"replay_negative": "mixture", "empty_prompt_fraction": 0.0}, "no replay prompt leaves the concept open"),
+        ({"replay_negative": "mixture"}, "draws none anew: there is nothing to keep; pass --replay_prompts that name"),
     ],
 )
 def test_concepts_and_prompts_that_cannot_work_are_refused(options, error, tiny_pipeline, tmp_path):
     context = context_of(get_family(tiny_pipeline()), tmp_path, **options)
+    if "empty_prompt_fraction" not in options:
+        context.inputs.prompts += ["a digit", "a red digit"]  # that leave it open
     with pytest.raises(ValueError, match=error):
         context.method.check(context)
 
@@ -186,7 +189,7 @@ def test_a_mixture_of_several_of_a_kind_is_among_those_that_stay(tiny_pipeline, 
     options = {"replay_negative": "mixture", "open_siblings": 4, "train_batch_size": 8}
     context = context_of(get_family(tiny_pipeline()), tmp_path, "seven, 7", "three", **options)
     both = Concepts([*context.concepts, find_concept("eight, 8", "five")])
-    context.inputs = replace(context.inputs, concepts=both)
+    context.inputs = replace(context.inputs, concepts=both, prompts=["a red digit", "a nine"])
     context.method.check(context)
     samples = SampleSet(torch.zeros(2, 4, 8, 8), [Condition("a red digit"), Condition("a nine")])
     context.artifacts["samples"] = Artifact(samples, None)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from tiny_text_to_image import make
 from torch.testing import assert_close
 
+from sa_diffusers.cli.choose import choose
 from sa_diffusers.families import get_family
 from sa_diffusers.io.hub import ModelLoadError
 from sa_diffusers.io.loading import check_model, load_pipeline
@@ -337,3 +338,11 @@ def test_a_run_takes_a_file_and_leaves_one(tiny_pipeline, run_cheaply, tmp_path)
     stock.fuse_lora()
     stock.unload_lora_weights()
     assert_close(stock.unet.state_dict(), saved.unet.state_dict(), rtol=1e-3, atol=1e-3)
+    choose(tmp_path / "run", "scale", 0.5)
+    half, chosen = tiny_pipeline(), load_pipeline(str(tmp_path / "run" / "pipeline"), None, None, "float32")
+    half.load_lora_weights(tmp_path / "run" / "lora.safetensors")
+    half.fuse_lora()
+    half.unload_lora_weights()
+    assert_close(half.unet.state_dict(), chosen.unet.state_dict(), rtol=1e-3, atol=1e-3)
+    whole = stock.unet.state_dict()
+    assert any(not torch.allclose(weight, whole[name]) for name, weight in half.unet.state_dict().items())

@@ -27,7 +27,7 @@ import sa_diffusers.runs.stages.train
 from sa_diffusers.core.fisher import Fisher
 from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.evaluation.forgetting import Findings
-from sa_diffusers.io.artifacts import StageMismatch
+from sa_diffusers.io.artifacts import Marker, StageMismatch
 from sa_diffusers.io.atomic_files import ArtifactError, DiskFull, atomic_path, explain_write_errors, remove_leftovers
 from sa_diffusers.io.configuration import config_from_dict
 from sa_diffusers.io.stages import Stage, Stages
@@ -384,6 +384,21 @@ def test_unfinished_work_outlives_a_full_disk(tmp_path):
     with pytest.raises(OSError), small_files(0):
         run(out_of_room)
     assert run(part.read_text) == "hours of work"
+
+
+def test_unfinished_work_stays_until_its_result_is_vouched_for(tmp_path, monkeypatch):
+    def compute() -> str:
+        (tmp_path / "parts" / "first").touch()
+        return "result"
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Marker, "finish", killed)
+        run_slow_work(compute, tmp_path, seed=0)
+    assert (tmp_path / "parts" / "first").exists()
+    assert run_slow_work(compute, tmp_path, seed=0) == "result" and not (tmp_path / "parts").exists()
 
 
 def test_unfinished_work_of_another_key_is_not_gone_on_with(tmp_path):

@@ -16,6 +16,7 @@ from torch.testing import assert_close
 from sa_diffusers import Forget, forget, forget_sequence
 from sa_diffusers.core.concepts import Concepts, mentions
 from sa_diffusers.core.conditions import Condition, texts
+from sa_diffusers.core.fisher_file import FisherMismatch
 from sa_diffusers.data.concepts.given import find_concept
 from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.data.sharing import load_fisher
@@ -251,6 +252,21 @@ def test_the_fisher_of_a_chain_is_carried_on(chain, tiny_pipeline, tmp_path):
     fuse_lora(pipeline.unet)
     saved = type(pipeline).from_pretrained(tmp_path / "pipeline").unet.state_dict()
     assert_close(saved, pipeline.unet.state_dict(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_fisher_that_lacks_layers_is_refused_before_any_estimate(chain, tiny_pipeline, tmp_path, monkeypatch):
+    folder, own = shutil.copytree(chain[0], tmp_path / "chain"), {"chain_fisher": "carried", "adapters": "each"}
+    fisher = load_fisher(folder / "1")
+    removed = sorted(fisher.tensors)[0]
+    del fisher.tensors[removed]
+    fisher.save(folder / "1" / "fisher.safetensors")
+    monkeypatch.setattr("sa_diffusers.runs.stages.fisher.estimate_sums", None)  # calling it would raise
+    again = read_run_options(folder / "2") | own | {"concept": [Forget("eight", "six")], "after": str(folder / "1")}
+    again |= {"output_dir": tmp_path / "run", "progress": False}
+    dropped = ("surrogate", "siblings", "fisher", "model", "dtype")
+    with pytest.raises(FisherMismatch, match=f"is of fewer layers: it has no {removed}; pass chain_fisher none"):
+        forget(tiny_pipeline(), **{name: value for name, value in again.items() if name not in dropped})
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from sa_diffusers.cli.choose import choose
 from sa_diffusers.cli.verify import verify
 from sa_diffusers.evaluation.forgetting import Findings
 from sa_diffusers.families import family_defaults
-from sa_diffusers.io.artifacts import StageMismatch
+from sa_diffusers.io.artifacts import Marker, StageMismatch
 from sa_diffusers.io.configuration import config_from_dict, layered
 from sa_diffusers.io.loading import model_hash
 from sa_diffusers.runs.forget import run_forgetting
@@ -115,6 +115,22 @@ def test_a_scale_that_is_chosen_is_the_result_in_all_that_a_run_leaves(adapted, 
     assert_close(load_file(folder / "lora" / LORA), adapter, rtol=0, atol=0)
     assert "strength" not in json.loads((folder / "metrics.json").read_text())
     assert verify(str(folder))[0] == []
+
+
+@pytest.mark.slow
+def test_a_choice_that_is_killed_loses_nothing_of_training(adapted, tmp_path, monkeypatch):
+    folder = shutil.copytree(adapted, tmp_path / "run")
+    trained = unet(folder / "pipeline")
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Marker, "rename", killed)
+        choose(folder, "scale", 0.5)
+    choose(folder, "scale", 0.5)
+    assert verify(str(folder))[0] == []
+    assert_close(unet(folder / "trained" / "pipeline"), trained, rtol=0, atol=0)
 
 
 @pytest.mark.slow

@@ -4,12 +4,14 @@ import math
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -70,6 +72,32 @@ def interrupt_at(step: int):
             raise KeyboardInterrupt
 
     return callback
+
+
+class Tracker(GeneralTracker):
+    """Counts how often it was ended."""
+
+    name, requires_logging_directory, tracker = "counter", False, None
+
+    def __init__(self):
+        super().__init__()
+        self.ended = 0
+
+    def store_init_configuration(self, values: dict) -> None: ...
+
+    def log(self, values: dict, step: int | None = None, **_) -> None: ...
+
+    def finish(self) -> None:
+        self.ended += 1
+
+
+@pytest.mark.parametrize("callback", [None, interrupt_at(2)])
+def test_a_tracker_is_ended_however_training_ends(callback):
+    model, tracker, config = Denoiser(), Tracker(), settings()
+    config.report_to = tracker
+    with pytest.raises(KeyboardInterrupt) if callback else nullcontext():
+        train(model, selective_amnesia(model), batches, config, seed=3, callback=callback, callback_steps=1)
+    assert tracker.ended == 1
 
 
 def test_trains_what_requires_a_gradient_and_nothing_else():

@@ -19,17 +19,19 @@ class OutputForgetting(Objective):
 
     Args:
         loss: the model's own.
-        frozen: the model before forgetting.
+        frozen: the model before forgetting; for other targets than retain it is not read.
         targets: of the pictures to forget. own: themselves, to be made unlikely, so that the second term has a minus
             (Max Loss); noise: the surrogate in the holes (Noisy Label); retain: what the frozen model makes of the
             pictures to retain of the same batch (Retain Label); none: no second term.
+        alpha, retain_weight: of the two terms, not below 0.
         weights: what is trained, for its l1 norm.
+        noised: as of `EncoderForgetting`.
     """
 
     def __init__(
         self,
         loss: PatchLoss | FillingLoss,
-        frozen: nn.Module,
+        frozen: nn.Module | None,
         targets: Literal["own", "noise", "retain", "none"],
         alpha: float,
         retain_weight: float,
@@ -65,7 +67,10 @@ class OutputForgetting(Objective):
 
 
 class RandomEncoder(EncoderForgetting):
-    """As `EncoderForgetting`, towards normal noise of the mean and spread of the frozen encoder's features of x_f."""
+    """As `EncoderForgetting`, towards normal noise of the mean and spread of the frozen encoder's features of x_f.
+
+    Each part of a batch that is shared has its own mean and spread.
+    """
 
     def draw(self, batch: Batch, generator: Generator) -> Batch:
         batch = super().draw(batch, generator)

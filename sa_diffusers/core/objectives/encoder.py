@@ -26,6 +26,8 @@ class EncoderForgetting(Objective):
         features: what the encoder of a model makes of a batch, [B, ...] a depth; errors are means over each.
         frozen: the model before forgetting.
         weights: what is trained, for its l1 norm.
+        ewc: holds the weights besides; None: nothing does.
+        alpha, retain_weight: of forgetting and retaining, not below 0.
         noised: adds to a batch what the features are seen in, at random; the surrogate's is that of the forgotten.
     """
 
@@ -82,21 +84,8 @@ class BoundedForgetting(EncoderForgetting):
     each hold their part.
 
     Args:
-        bound: of r, above 0; the other arguments are those of `EncoderForgetting`.
+        retain_weight: the bound, above 0; the other arguments are those of `EncoderForgetting`.
     """
-
-    def __init__(
-        self,
-        features: Features,
-        frozen: nn.Module,
-        weights: Mapping[str, Tensor],
-        ewc: ElasticWeightConsolidation | None,
-        alpha: float,
-        bound: float,
-        noised: Noised = lambda batch, _: batch,
-    ):
-        super().__init__(features, frozen, weights, ewc, alpha, 1.0, noised)
-        self.bound = bound
 
     def combined(self, model: nn.Module, parts: dict[str, Tensor], kept: list[Tensor]) -> Tensor:
         size = torch.stack([target.square().mean() for target in kept]).mean()
@@ -105,7 +94,7 @@ class BoundedForgetting(EncoderForgetting):
             return forget + retain
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         product, forgets, retains = products(*(gradient_of(value, parameters) for value in (forget, retain)))
-        over = (retain.detach() / self.bound - 1).clamp(-1, 1)
+        over = (retain.detach() / self.retain_weight - 1).clamp(-1, 1)
         tiny = torch.finfo(product.dtype).tiny  # at the first step the norm is 0, and so is what it divides
         held = (over * forgets * retains - product).clamp(min=0) / retains.square().clamp(min=tiny)
         return forget + held * retain

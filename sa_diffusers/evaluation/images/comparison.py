@@ -11,7 +11,7 @@ from sa_diffusers.evaluation.drawing import draw_sets
 from sa_diffusers.evaluation.images.extractors import load_extractor
 from sa_diffusers.evaluation.images.metrics import check_counts, check_metrics, compute_features, image_metrics
 from sa_diffusers.evaluation.images.options import FoldersConfig, RunConfig
-from sa_diffusers.evaluation.images.run_images import READINGS, classifier_readings, forgotten_label, open_run
+from sa_diffusers.evaluation.images.run_images import READ_KEYS, classifier_readings, forgotten_labels, open_run
 from sa_diffusers.evaluation.images.sets import (
     ImageFolder,
     ImageSet,
@@ -36,19 +36,17 @@ MEANING = {  # which of the two sets a share is of
 }
 
 
-def open_real(config: MetricSettings, resolution: int | None, concept: str | None) -> tuple[ImageSet, str | None]:
-    """The real images, and the class that is left out of them: None of a folder, whose images have no classes.
+def open_real(config: MetricSettings, resolution: int | None, concept: str | None) -> tuple[ImageSet, list[str]]:
+    """The real images, and the classes that are left out of them: none of a folder, whose images have no classes.
 
     Raises:
         ValueError: as `ImageFolder` and `load_labelled_images`; or the data set has no class of the concept's name.
     """
-    left_out = None
+    left_out = []
     if config.real in get_args(DatasetName):
         data = load_labelled_images(config.real, config.data_dir, config.split)
-        left_out = forgotten_label(data.names, concept)
-        images: ImageSet = LabelledImageSet(
-            f"{config.real} {config.split}", data.without([left_out] if left_out else [])
-        )
+        left_out = forgotten_labels(data.names, concept)
+        images: ImageSet = LabelledImageSet(f"{config.real} {config.split}", data.without(left_out))
     else:
         images = ImageFolder(config.real, resolution)
     if config.num_real_images is not None and config.num_real_images < len(images):
@@ -77,7 +75,7 @@ def evaluate(config: FoldersConfig | RunConfig) -> dict:
         count = len(generated)
     if extractor is not None:
         classes = run is not None and run.family.labels is not None
-        real, left_out = open_real(config, config.resolution, run.forgotten if classes else config.concept)
+        real, left_out = open_real(config, config.resolution, "; ".join(run.forgotten) if classes else config.concept)
         check_counts(config.compared, (len(real), count), config)
 
     result: dict = {}
@@ -86,7 +84,7 @@ def evaluate(config: FoldersConfig | RunConfig) -> dict:
         settings = SamplingSettings(how.guidance_scale, how.num_inference_steps, config.sample_batch_size)
         pictures = draw_sets(run.family, run.sets, settings, config.run)
         counted = {} if run.family.labels is None else {"num_images_per_class": config.num_images_per_class}
-        result["run"] = {"forgotten": run.forgotten, **asdict(how), **counted}
+        result["run"] = {"forgotten": "; ".join(run.forgotten) or None, **asdict(how), **counted}
         generated = next(iter(pictures.values()))
         if run.judge is not None:
             result["classifier"] = {"name": config.classifier} | classifier_readings(run, pictures)
@@ -99,7 +97,7 @@ def evaluate(config: FoldersConfig | RunConfig) -> dict:
             kind: {"name": part.name, "num_images": len(part), "image_size": list(part.image_size)}
             for kind, part in sets.items()
         }
-        found["real"]["left_out"] = left_out
+        found["real"]["left_out"] = "; ".join(left_out) or None
         found["extractor"] = {"name": config.extractor, "num_features": features["real"].features.shape[1]}
         found |= image_metrics(**features, metrics=config.compared, extractor=extractor, settings=config)
         result = found | result
@@ -142,7 +140,7 @@ def _rows(result: dict) -> Iterator[tuple[str, str, str]]:
         elif name == "prc":
             yield from ((key, f"{part[key]:.4f}", MEANING[key]) for key in SHARES)
         elif name == "classifier":
-            for key in (*READINGS, "classifier_accuracy"):
+            for key in (*READ_KEYS, "classifier_accuracy"):
                 worst = f"of {part['retained_worst_class']!r}" if key == "retained_worst_accuracy" else ""
                 if part[key] is not None:
                     yield key, f"{part[key]:.4f}", MEANING.get(key, worst)

@@ -21,19 +21,25 @@ from sa_diffusers.io.atomic_files import read_json
 from sa_diffusers.io.loading import load_pipeline
 
 
-READINGS = tuple(name for name, (of, _, _) in MEANS.items() if of == "retained" or name in (
+READ_KEYS = tuple(name for name, (of, _, _) in MEANS.items() if of == "retained" or name in (
     "concept_probability", "concept_entropy"
 ))  # fmt: skip
 
 
-def forgotten_label(labels: Sequence[str], concept: str | None) -> str | None:
-    """The class that a concept is, None for None. Raises ValueError where no class has its name."""
-    if concept is None:
-        return None
-    for name in split_phrasings(concept):
-        if name in labels:
-            return name
-    raise ValueError(f"expected the concept to be one of the classes {', '.join(labels)}, got {concept!r}")
+def forgotten_labels(labels: Sequence[str], concept: str | None) -> list[str]:
+    """The classes of concepts as a run's records say them ("7, seven; 3"); None: none.
+
+    Raises:
+        ValueError: no class has a concept's name.
+    """
+    found = []
+    for part in concept.split(";") if concept else ():
+        own = [name for name in split_phrasings(part) if name in labels]
+        if not own:
+            known = ", ".join(labels)
+            raise ValueError(f"expected the concept to be one of the classes {known}, got {part.strip()!r}")
+        found.append(own[0])
+    return found
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,7 @@ class OpenRun:
 
     Attributes:
         drawn_as: how.
-        forgotten: the forgotten class; None: none, or a model of free text.
+        forgotten: the forgotten classes; none of a model of free text.
         sets: what is drawn: "retained" or, of free text, "drawn", which are compared with real images; where there is
             a forgotten class that is to be looked at, "forgotten".
         judge: reads them; None: no classifier was asked for.
@@ -50,7 +56,7 @@ class OpenRun:
 
     family: Family
     drawn_as: DrawnAs
-    forgotten: str | None
+    forgotten: list[str]
     sets: dict[str, PromptSet]
     judge: ClassifierJudge | None
 
@@ -80,20 +86,19 @@ def open_run(config: RunConfig) -> OpenRun:
             raise ValueError(f"{config.run} takes free text: expected --prompts, and not the metric classifier")
         seeds = [derive_seed(config.seed, "evaluate", prompt, index) for index, prompt in enumerate(prompts)]
         drawn = PromptSet.seeded("keeps", list(map(Candidate, prompts)), seeds.__getitem__)
-        sets, judge, forgotten = {"drawn": drawn}, None, None
+        sets, judge, forgotten = {"drawn": drawn}, None, []
     else:
         if prompts:
             raise ValueError(f"expected no --prompts: {config.run} draws its classes {', '.join(family.labels)}")
-        forgotten = forgotten_label(family.labels, concept)
-        judge = None if config.classifier is None else ClassifierJudge.load(
-            config.classifier, [forgotten or family.labels[0]]
-        )  # fmt: skip
+        forgotten = forgotten_labels(family.labels, concept)
+        known = [[name] for name in forgotten or family.labels[:1]]
+        judge = None if config.classifier is None else ClassifierJudge.load(config.classifier, *known)
         sets = _class_sets(config, family, forgotten, judge)
     return OpenRun(family, settings, forgotten, sets, judge)
 
 
 def _class_sets(
-    config: RunConfig, family: Family, forgotten: str | None, judge: ClassifierJudge | None
+    config: RunConfig, family: Family, forgotten: Sequence[str], judge: ClassifierJudge | None
 ) -> dict[str, PromptSet]:
     if judge is not None:
         judge.classifier.require_size(family.resolution)
@@ -101,12 +106,12 @@ def _class_sets(
     parts = {}
     for row in rows:
         name, labels = row["prompt"], {key: row[key] for key in row if key not in ("prompt", "form")}
-        asked = [Candidate(name, labels)] * config.num_images_per_class
+        asked = [Candidate(name, labels, name if name in forgotten else "")] * config.num_images_per_class
         parts[name] = PromptSet.seeded("keeps", asked, partial(derive_seed, config.seed, "evaluate", name))
-    own = parts.pop(forgotten) if forgotten else None
+    own = sum((parts.pop(name) for name in forgotten), PromptSet("asks", [], []))
     sets = {"retained": sum(parts.values(), PromptSet("keeps", [], []))}
-    if own is not None and (judge is not None or config.save_images is not None):
-        sets["forgotten"] = PromptSet("asks", own.requests, own.candidates)
+    if len(own) and (judge is not None or config.save_images is not None):
+        sets["forgotten"] = own
     return sets
 
 
@@ -114,7 +119,7 @@ def classifier_readings(run: OpenRun, pictures: dict[str, ImageSet]) -> dict:
     """What a classifier reads in images of the retained classes and of the forgotten one.
 
     Returns:
-        The numbers of a run's metrics.json that are of these (`READINGS`), the share read right of every class, which
+        The numbers of a run's metrics.json that are of these (`READ_KEYS`), the share read right of every class, which
         is the worst, and the classifier's own share right on real images, None if it was never measured. None stands
         where nothing was drawn. Ready for JSON.
     """
@@ -122,14 +127,11 @@ def classifier_readings(run: OpenRun, pictures: dict[str, ImageSet]) -> dict:
     sets, drawn = ({names.get(name, name): part for name, part in parts.items()} for parts in (run.sets, pictures))
     read = judge_pictures([run.judge], sets, drawn)
     values, intervals = summarise(run.judge.attribute, sets, read)
-    rows: dict[str, list[int]] = {}
-    for row, labels in enumerate(sets["retained"].labels):
-        rows.setdefault(labels[run.judge.attribute], []).append(row)
-    by_class = {name: read["retained"]["accuracy"][own].mean().item() for name, own in rows.items()}
+    by_class = values["retained_accuracy_by_class"]
     return {
         "classifier_accuracy": run.judge.accuracy,
-        **{name: values[name] for name in READINGS},
+        **{name: values[name] for name in READ_KEYS},
         "retained_worst_class": min(by_class, key=by_class.__getitem__),
         "class_accuracy": by_class,
-        "intervals": {name: intervals[name] for name in READINGS},
+        "intervals": {name: intervals[name] for name in READ_KEYS},
     }

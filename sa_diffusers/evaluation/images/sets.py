@@ -33,7 +33,7 @@ class ImageFolder(ImageSet):
     """The images of a folder, in the order of their names; grey ones have three equal channels.
 
     Args:
-        folder: PNG, JPEG, WebP or BMP files; folders inside it are not looked into.
+        folder: of pictures, see `data.images.IMAGE_SUFFIXES`; folders inside it are not looked into.
         resolution: scale the short side to this many pixels and crop the centre; None: the images as they are.
 
     Raises:
@@ -69,7 +69,8 @@ class LabelledImageSet(ImageSet):
 
 
 class DrawnImages(ImageSet):
-    """What a model has drawn, decoded whenever it is read, a few at a time: latents take less memory than images."""
+    """What a model has drawn, latents [N, C, h, w] that are decoded whenever they are read, `decoded_at_once` at a
+    time: they take less memory than images."""
 
     def __init__(self, name: str, family: Family, latents: Tensor, decoded_at_once: int = 8):
         super().__init__(name, (family.resolution, family.resolution), len(latents))

@@ -1,8 +1,9 @@
 """Image classifiers with one head per attribute: they judge what models draw and never help to train them."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -55,16 +56,24 @@ class ImageClassifier(ModelMixin, ConfigMixin):
         Raises:
             ValueError: no images, or images of another size.
         """
+        logits = self._in_eval_mode(self, images, batch_size)
+        names = self.config.attributes
+        return {name: torch.cat([part[name].float().softmax(1).cpu() for part in logits]) for name in names}
+
+    @torch.no_grad()
+    def features_of(self, images: Tensor, batch_size: int = 256) -> Tensor:
+        """`features` [N, num_features] of many images, float32 on the CPU; in eval mode, and raises, as above."""
+        return torch.cat([part.float().cpu() for part in self._in_eval_mode(self.features, images, batch_size)])
+
+    def _in_eval_mode(self, compute: Callable[[Tensor], Any], images: Tensor, batch_size: int) -> list:
         if len(images) == 0:
             raise ValueError("expected at least one image, got none")
         training = self.training
         self.eval()
         try:
-            logits = [self(part.to(self.device, self.dtype)) for part in images.split(batch_size)]
+            return [compute(part.to(self.device, self.dtype)) for part in images.split(batch_size)]
         finally:
             self.train(training)
-        names = self.config.attributes
-        return {name: torch.cat([part[name].float().softmax(1).cpu() for part in logits]) for name in names}
 
     def named(self, probabilities: dict[str, Tensor]) -> dict[str, list[str]]:
         """The most probable class of every attribute, by its name, from what `probabilities` returns."""

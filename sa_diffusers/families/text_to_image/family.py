@@ -3,7 +3,7 @@
 import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -163,6 +163,10 @@ class TextToImageFamily(Family):
                 **options,
             ).images
         return latents.float().cpu()
+
+    def told_guidance(self, guidance_scale: float) -> AbstractContextManager[None]:
+        """Within the block a model that is told its guidance, as of distillation, is told this one by its loss."""
+        return nullcontext()
 
     @staticmethod
     def text_parts(embedded: Batch) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """FLUX.1: a transformer over packed latents and the tokens of T5, with the pooled text of a CLIP encoder."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from diffusers import FluxPipeline
@@ -61,6 +62,15 @@ class FluxFamily(FlowFamily):
         loss = super().make_loss()
         loss.guidance = GUIDANCE if self.module.config.guidance_embeds else None
         return loss
+
+    @contextmanager
+    def told_guidance(self, guidance_scale: float) -> Iterator[None]:
+        before = self.loss.guidance
+        self.loss.guidance = None if before is None else guidance_scale
+        try:
+            yield
+        finally:
+            self.loss.guidance = before
 
     @property
     def latent_shape(self) -> tuple[int, ...]:

@@ -138,13 +138,17 @@ def load_folder(config: ClassifierConfig) -> tuple[Examples, Examples]:
     missing = set(columns) - set(splits["train"].column_names)
     if missing:
         raise ValueError(f"{config.data_dir} has no column {sorted(missing)}; it has {splits['train'].column_names}")
-    for column in columns:
-        unseen = set(splits["test"][column]) - set(splits["train"][column])
-        if unseen:
+
+    def values(rows: Any, column: str) -> list[str]:
+        feature = rows.features[column]  # of a folder with one inside it a class, their names are numbered
+        return [feature.int2str(value) if hasattr(feature, "int2str") else str(value) for value in rows[column]]
+
+    classes = {name: sorted(set(values(splits["train"], name))) for name in columns}
+    for column, known in classes.items():
+        if unseen := set(values(splits["test"], column)) - set(known):
             raise ValueError(
                 f"{column} {sorted(unseen)} occurs in held-out images only: add images of it for training"
             )
-    classes = {name: sorted({str(value) for value in splits["train"][name]}) for name in columns}
 
     def examples(rows: Any) -> Examples:
         def image(index: int) -> Tensor:
@@ -152,7 +156,7 @@ def load_folder(config: ClassifierConfig) -> tuple[Examples, Examples]:
             fitted = ImageOps.fit(rows[index]["image"].convert("RGB"), (config.resolution, config.resolution))
             return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).float() / 127.5 - 1
 
-        labels = {name: torch.tensor([known.index(str(v)) for v in rows[name]]) for name, known in classes.items()}
+        labels = {name: torch.tensor(list(map(known.index, values(rows, name)))) for name, known in classes.items()}
         return Examples(lambda indices: torch.stack([image(index) for index in indices]), labels, classes)
 
     return examples(splits["train"]), examples(splits["test"])
@@ -259,6 +263,7 @@ def train_classifier(examples: Examples, words: dict | None, config: ClassifierC
             config,
             seed=derive_seed(config.seed, "classifier"),
             checkpoint_dir=output_dir / "checkpoints",
+            log_dir=output_dir / "logs",
             description="classifier",
         )
     return classifier

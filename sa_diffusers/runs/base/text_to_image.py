@@ -282,6 +282,7 @@ def train_base(data: CaptionedImages, config: BaseConfig) -> DiffusionPipeline:
             config,
             seed=derive_seed(config.seed, family.component),
             checkpoint_dir=checkpoints / family.component,
+            log_dir=output_dir / "logs",
             description=family.component,
         )
         save_model(pipeline, output_dir / "pipeline", config.save_dtype)

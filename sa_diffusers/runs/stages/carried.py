@@ -12,7 +12,7 @@ from sa_diffusers.io.processes import process_state
 from sa_diffusers.io.stages import Artifact
 from sa_diffusers.models.precision import kept_weights
 from sa_diffusers.runs.context import RunContext
-from sa_diffusers.runs.stages.fisher import FisherStage
+from sa_diffusers.runs.stages.fisher import FisherStage, trained_names
 from sa_diffusers.runs.stages.samples import SamplesStage
 from sa_diffusers.runs.stages.train import load_weights
 
@@ -29,15 +29,17 @@ class CarriedFisherStage(FisherStage):
 
     def compute(self, context: RunContext) -> Fisher:
         last, before, samples = context.chain[-1], _before(context), context.value(SamplesStage.name)
+        every = dict(context.family.module.named_parameters())
+        names = every if context.options.fisher_layers == "all" else trained_names(context)
+        if missing := sorted(set(names) - before.tensors.keys()):
+            raise FisherMismatch(
+                f"the Fisher of {last.folder} is of fewer layers: it has no {missing[0]}; pass chain_fisher none"
+            )
         earlier = Concepts(context.concepts[: len(context.concepts) - len(context.requested)])
         kept = Artifact(select_replay(samples, earlier, "none"), context.artifacts[SamplesStage.name].fingerprint)
         with kept_weights(context.family.module):
             load_weights(context.family.module, last.folder / "pipeline", context.family.component)
             fisher = super().compute(replace(context, artifacts=context.artifacts | {SamplesStage.name: kept}))
-        if missing := sorted(fisher.tensors.keys() - before.tensors.keys()):
-            raise FisherMismatch(
-                f"the Fisher of {last.folder} is of fewer layers: it has no {missing[0]}; pass chain_fisher none"
-            )
         weight = context.options.chain_decay * before.metadata.get("weight", 1.0)
         for name, tensor in fisher.tensors.items():
             tensor.add_(before.tensors[name], alpha=weight).div_(1 + weight)

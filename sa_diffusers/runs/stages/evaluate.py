@@ -13,7 +13,6 @@ from sa_diffusers.evaluation.drawing import draw_sets
 from sa_diffusers.evaluation.forgetting import Findings, examine, replay_loss
 from sa_diffusers.evaluation.judges.clip import Clip
 from sa_diffusers.evaluation.judges.preference import ClipPreferenceJudge, PreferenceJudge
-from sa_diffusers.evaluation.prompt_sets import PromptSet
 from sa_diffusers.io import bundled
 from sa_diffusers.io.artifacts import fingerprint
 from sa_diffusers.io.loading import model_hash
@@ -78,6 +77,9 @@ class EvaluateStage(Stage[Findings]):
     def load(self, context: RunContext) -> Findings:
         return Findings.load(self._path(context.folder))
 
+    def workspace(self, context: RunContext) -> Path:
+        return context.folder / "evaluation" / f".{self.name}_parts"
+
     def describe(self, context: RunContext) -> str:
         there = self._there(context)
         return f"{self._count(context)} pictures" + (f", {there} of them drawn before" if there else "")
@@ -96,7 +98,8 @@ class EvaluateStage(Stage[Findings]):
         if inputs.pictures:
             asked = options.eval_masks, options.seed, options.num_inference_steps
             return examine_completions(family, inputs.pictures, inputs.judges, *asked)
-        pictures = draw_sets(family, inputs.sets, options.judged, known=self.known)
+        workspace = self.workspace(context)
+        pictures = draw_sets(family, inputs.sets, options.judged, known=self.known, parts_dir=workspace)
         judged, earlier = (inputs.judges, options.seed, context.preference), context.value("before")
         findings = examine(family, inputs.sets, pictures, *judged, earlier)
         if self.name == "before":
@@ -108,12 +111,9 @@ class EvaluateStage(Stage[Findings]):
         return findings
 
     @staticmethod
-    def requests(sets: Mapping[str, PromptSet]) -> list[Request]:
-        """All pictures of an evaluation, in the order in which they are drawn."""
-        return [request for part in sets.values() for request in part.requests]
-
-    def _requests(self, context: RunContext) -> list[Request]:
-        return self.requests(context.inputs.sets)
+    def _requests(context: RunContext) -> list[Request]:
+        """All pictures, in the order in which they are drawn."""
+        return [request for part in context.inputs.sets.values() for request in part.requests]
 
     def _there(self, context: RunContext) -> int:
         return sum(request.fingerprint in self.known for request in self._requests(context)) if self.known else 0

@@ -18,7 +18,6 @@ from sa_diffusers.core.fisher_linear import estimate_linear_fisher, is_linear
 from sa_diffusers.core.losses import Loss
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.sample_set import SampleSet
-from sa_diffusers.data.sampling import remove_parts
 from sa_diffusers.data.sharing import load_fisher
 from sa_diffusers.families import Family
 from sa_diffusers.io.artifacts import fingerprint
@@ -81,7 +80,6 @@ class FisherStage(Stage[Fisher]):
             error = fisher.metadata["total_relative_error"]
             if error is not None:
                 say(f"fisher: its sum over all weights is known to {error:.1%} (standard error, {count} samples)")
-        remove_parts(folder)
         return fisher
 
     def load(self, context: RunContext) -> Fisher:

@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 
 from sa_diffusers.core.conditions import Condition
+from sa_diffusers.data.labelled_images import LabelledImages
 from sa_diffusers.data.replay import sample_requests
 from sa_diffusers.data.sample_set import SampleSet
-from sa_diffusers.data.sampling import Request, SamplingSettings, draw_samples, remove_parts
+from sa_diffusers.data.sampling import Request, SamplingSettings, draw_samples
 from sa_diffusers.data.sharing import fetch_samples
+from sa_diffusers.evaluation.forgetting import spread_rows
 from sa_diffusers.families import Family
 from sa_diffusers.io.artifacts import Marker, fingerprint, read_marker
 from sa_diffusers.io.atomic_files import read_json, write_json
@@ -75,11 +77,23 @@ class PicturesStage(Stage[SampleSet]):
     name = counts_as = SamplesStage.name
     inputs, fields = ("model", "pictures"), ("fisher_samples", "masks")
 
+    def content(self, context: RunContext) -> dict:
+        return {"rows": "spread"} if self._apart(context) else {}
+
     def compute(self, context: RunContext) -> SampleSet:
-        group, masks = context.pictures.get("fisher", context.pictures.get("retain")), context.options.masks
-        rows = range(min(context.options.fisher_samples, len(group.train)))
-        images = context.family.encode((2 * group.train.sample(rows) - 1).expand(-1, 3, -1, -1), torch.Generator())
-        return SampleSet(images, [Condition(mask=masks[row % len(masks)]) for row in rows])
+        pictures, masks, count = self._pictures(context), context.options.masks, context.options.fisher_samples
+        rows = spread_rows(len(pictures), count) if self._apart(context) else range(min(count, len(pictures)))
+        images = context.family.encode((2 * pictures.sample(rows) - 1).expand(-1, 3, -1, -1), torch.Generator())
+        return SampleSet(images, [Condition(mask=masks[place % len(masks)]) for place in range(len(rows))])
+
+    @staticmethod
+    def _pictures(context: RunContext) -> LabelledImages:
+        return context.pictures.get("fisher", context.pictures.get("retain")).train
+
+    def _apart(self, context: RunContext) -> bool:
+        """Whether they stand class by class, as in a folder, so that the first of them lack some."""
+        labels = self._pictures(context).labels
+        return len(labels[: context.options.fisher_samples].unique()) < len(labels.unique())
 
     load = compute
 
@@ -154,7 +168,6 @@ def draw_and_save(
     if is_stretched(context):
         samples.latents = stretch(samples.latents)
     save_with_sheet(context.family, samples, context.folder / "samples", name)
-    remove_parts(parts_dir(context, name))
     return samples
 
 

@@ -15,11 +15,18 @@ from sa_diffusers.io.loading import add_variant, save_pipeline
 from sa_diffusers.io.processes import process_state
 from sa_diffusers.io.stages import Stage
 from sa_diffusers.models.precision import kept_weights
-from sa_diffusers.models.single_file import is_single_file, save_single_file
 from sa_diffusers.runs.context import RunContext
 from sa_diffusers.runs.stages.evaluate import EvaluateStage
 from sa_diffusers.runs.stages.tracking import snapshot_dir
-from sa_diffusers.runs.stages.train import FOR_OTHERS, SINGLE_FILE, TRAINED, TrainStage, load_weights, records_of
+from sa_diffusers.runs.stages.train import (
+    FOR_OTHERS,
+    LORA_FOR_OTHERS,
+    TRAINED,
+    TrainStage,
+    load_weights,
+    records_of,
+    save_for_others,
+)
 from sa_diffusers.training.lora import LORA_FILE
 from sa_diffusers.training.strengths import Strength
 
@@ -45,7 +52,7 @@ class ChoiceStage(Stage[None]):
 
     name = counts_as = "choice"
     inputs = ("model", "train")
-    leaves, shown = ("pipeline/**/*", "lora/*", SINGLE_FILE), True
+    leaves, shown = ("pipeline/**/*", "lora/*", *FOR_OTHERS), True
 
     def content(self, context: RunContext) -> dict:
         return {"strength": str(context.strength)}
@@ -55,21 +62,18 @@ class ChoiceStage(Stage[None]):
         _set(context, strength)
         if not process_state().is_main_process:
             return
-        if not (folder / TRAINED).exists():
-            _keep_trained(folder)
+        _keep_trained(folder)
         said = {} if strength.trained else {"strength": str(strength)}
         records = [*context.forgotten, *(one | said for one in records_of(context))]
         saved = (options.dtype, options.save_variant, records)
         save_pipeline(family.pipeline, folder / "pipeline", family.module, *saved)
         for name in FOR_OTHERS:
             (folder / name).unlink(missing_ok=True)  # training's, which are kept
-        if options.save_single_file and is_single_file(options.model):
-            save_single_file(
-                Path(options.model), family.module, folder / SINGLE_FILE, family.pipeline.scheduler.config
-            )
+        save_for_others(context, folder)
         shutil.rmtree(folder / "lora", ignore_errors=True)  # of what --overwrite replaces
-        if options.leaves_adapter:
-            _save_scaled(folder / TRAINED / "lora", folder / "lora", strength.value)
+        for name in (f"lora/{LORA_FILE}", LORA_FOR_OTHERS) if options.leaves_adapter else ():
+            if (trained := folder / TRAINED / name).exists():
+                _save_scaled(trained, folder / name, strength.value)
 
     def load(self, context: RunContext) -> None:
         load_weights(context.family.module, context.folder / "pipeline", context.family.component)
@@ -96,21 +100,23 @@ def _set(context: RunContext, strength: Strength) -> None:
 
 
 def _keep_trained(folder: Path) -> None:
-    """Copy what training left to `TRAINED`, and have its stage find it there."""
-    parts = [part for part in ("pipeline", "lora", *FOR_OTHERS) if (folder / part).exists()]
-    with atomic_path(folder / TRAINED) as new:
-        for part in parts:
-            (shutil.copyfile if part in FOR_OTHERS else shutil.copytree)(folder / part, new / part)
-    moved = Marker(folder, TrainStage.name, {})
-    moved.rename(lambda name: f"{TRAINED}/{name}" if name.split("/")[0] in parts else name)
+    """Copy what training left to `TRAINED`, where it is not there yet, and have its stage find it there."""
+    if not (folder / TRAINED).exists():
+        with atomic_path(folder / TRAINED) as new:
+            for part in ("pipeline", "lora", *FOR_OTHERS):
+                if (folder / part).exists():
+                    (shutil.copyfile if part in FOR_OTHERS else shutil.copytree)(folder / part, new / part)
+    moved = {part.name for part in (folder / TRAINED).iterdir()}
+    marker = Marker(folder, TrainStage.name, {})
+    marker.rename(lambda name: f"{TRAINED}/{name}" if name.split("/")[0] in moved else name)
 
 
-def _save_scaled(source: Path, folder: Path, scale: float) -> None:
+def _save_scaled(source: Path, path: Path, scale: float) -> None:
     """Write an adapter whose change is `scale` times that of another, with the same rank and alpha."""
-    with safe_open(source / LORA_FILE, "pt") as file:
+    with safe_open(source, "pt") as file:
         tensors, about = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
-    ups = {name: tensor * scale for name, tensor in tensors.items() if ".lora_B." in name}
-    with atomic_path(folder) as temporary:
-        temporary.mkdir()
-        save_file(tensors | ups, temporary / LORA_FILE, about)
-        sort_metadata(temporary / LORA_FILE)
+    ups = {n: tensor * scale for n, tensor in tensors.items() if ".lora_B." in n or ".lora_up." in n}
+    with atomic_path(path) as temporary:
+        save_file(tensors | ups, temporary, about)
+        if about:
+            sort_metadata(temporary)

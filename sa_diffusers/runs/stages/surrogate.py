@@ -1,6 +1,5 @@
 """Pictures of the surrogate under captions of the concept, from a prompt, a folder of images, or noise."""
 
-import hashlib
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
@@ -11,8 +10,9 @@ from sa_diffusers.data.concepts.given import describe_surrogates
 from sa_diffusers.data.images import image_paths, load_image
 from sa_diffusers.data.replay import concept_captions, surrogate_requests
 from sa_diffusers.data.sample_set import SampleSet, surrogate_from_images, uniform_noise
-from sa_diffusers.data.sampling import Request, draw_samples, remove_parts
+from sa_diffusers.data.sampling import Request, draw_samples
 from sa_diffusers.io.artifacts import DamagedFile
+from sa_diffusers.io.atomic_files import file_hash
 from sa_diffusers.io.stages import Stage
 from sa_diffusers.runs.context import RunContext
 from sa_diffusers.runs.stages.samples import (
@@ -45,8 +45,8 @@ class SurrogateStage(Stage[SampleSet]):
         concepts = context.concepts
         said = context.computed_in | concepts.key | {"kind": self._kind(context)}
         if self._kind(context) == "images":
-            folders = [[path.read_bytes() for path in image_paths(one.surrogate)] for one in concepts]
-            return said | {"images": lone([[hashlib.sha256(b).hexdigest()[:16] for b in part] for part in folders])}
+            hashes = [[file_hash(path)[:16] for path in image_paths(one.surrogate)] for one in concepts]
+            return said | {"images": lone(hashes)}
         return said | ({"surrogate": concepts.each("surrogate")} if self._kind(context) == "prompt" else {})
 
     def compute(self, context: RunContext) -> SampleSet:
@@ -66,7 +66,6 @@ class SurrogateStage(Stage[SampleSet]):
             drawn = draw_samples(family, requests, settings, workspace, "surrogate", known)
             samples = SampleSet(drawn.latents, list(map(Condition, captions)))
         save_with_sheet(family, samples, folder, self.name)
-        remove_parts(self.workspace(context))
         return replace(samples, shares=len(concepts))
 
     def load(self, context: RunContext) -> SampleSet:

@@ -36,7 +36,7 @@ from sa_diffusers.training.options import TrainingConfig
 
 History = list[dict]
 TRAINED = "trained"  # folder of what training left, where another strength was chosen as the result
-FOR_OTHERS = SINGLE_FILE, LORA_FILE = "pipeline.safetensors", "lora.safetensors"  # other programs
+FOR_OTHERS = SINGLE_FILE, LORA_FOR_OTHERS = "pipeline.safetensors", "lora.safetensors"  # other programs
 
 
 class TrainStage(Stage[History]):
@@ -44,11 +44,11 @@ class TrainStage(Stage[History]):
 
     name = counts_as = "train"
     inputs = ("model", "samples", "replay_samples", "surrogate", "concept_samples", "fisher", "edit", "pictures")
-    shown = True
+    keeps_work = shown = True
 
     def __init__(self, folder: Path):
         kept = f"{TRAINED}/" if (folder / TRAINED).exists() else ""
-        parts = ("pipeline/**/*", "lora/*", SINGLE_FILE, LORA_FILE)
+        parts = ("pipeline/**/*", "lora/*", SINGLE_FILE, LORA_FOR_OTHERS)
         self.home, self.leaves = folder / kept, (*(f"{kept}{part}" for part in parts), "history.json")
 
     def content(self, context: RunContext) -> dict:
@@ -87,7 +87,7 @@ class TrainStage(Stage[History]):
         if state.is_main_process and not each:
             shutil.rmtree(self.home / "lora", ignore_errors=True)  # of what --overwrite replaces
             if options.leaves_adapter:
-                others = self.home / LORA_FILE if options.save_single_file else None
+                others = self.home / LORA_FOR_OTHERS if options.save_single_file else None
                 save_lora(family, self.home / "lora", options.dtype, others)
         with unquantized(family.module, options.quantize_base):
             if options.lora_rank:
@@ -98,10 +98,7 @@ class TrainStage(Stage[History]):
                 # Saved before it is judged: whatever happens there, the result is not lost.
                 saved, records = (options.dtype, options.save_variant), [*context.forgotten, *records_of(context)]
                 save_pipeline(family.pipeline, self.home / "pipeline", family.module, *saved, records)
-                if options.save_single_file and is_single_file(options.model):
-                    save_single_file(
-                        Path(options.model), family.module, self.home / SINGLE_FILE, family.pipeline.scheduler.config
-                    )
+                save_for_others(context, self.home)
                 write_json(history, folder / "history.json")
         return history
 
@@ -294,3 +291,10 @@ def switch_off_dropout(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, DROPOUTS):
             part.p = 0.0
+
+
+def save_for_others(context: RunContext, folder: Path) -> None:
+    """The model in one file that other programs read, where that was asked for and it came in one."""
+    options, family = context.options, context.family
+    if options.save_single_file and is_single_file(options.model):
+        save_single_file(Path(options.model), family.module, folder / SINGLE_FILE, family.pipeline.scheduler.config)

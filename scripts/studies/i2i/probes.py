@@ -107,7 +107,7 @@ def curves(bench: Bench, family: Family, known: Mapping[str, Mapping]) -> dict[s
         found[mask] = dict(known.get(mask, {}))
         for name in [name for name, said in JUDGED.items() if said not in found[mask]]:
             group = bench.part(name, PER_CURVE)
-            values, _ = measured(*completed(family, group, mask, 0), group, [bench.judge.classifier])
+            values, _ = measured(*completed(family, group, mask, 0), group, bench.judge.classifier)
             found[mask][JUDGED[name]] = {key: values[key] for key in ("masked_mse", "accuracy")}
     return found
 
@@ -115,9 +115,9 @@ def curves(bench: Bench, family: Family, known: Mapping[str, Mapping]) -> dict[s
 def groups_filled(bench: Bench, family: Family, seed: int) -> dict[str, dict]:
     """Metrics of all test pictures, as of a run."""
     return {
-        said: measured(
-            *completed(family, bench.groups[name], HOLE, seed), bench.groups[name], [bench.judge.classifier]
-        )[0]
+        said: measured(*completed(family, bench.groups[name], HOLE, seed), bench.groups[name], bench.judge.classifier)[
+            0
+        ]
         for name, said in JUDGED.items()
     }
 
@@ -127,7 +127,7 @@ def second_generation(bench: Bench, test: Fills) -> dict[str, Any]:
     group = bench.part("forget", FITTED)
     around = [Condition(mask="ring")] * len(test[0])
     second = bench.base.complete(test[1], around, [0] * len(around))
-    return measured(test[0], second, bench.base.holes(around[:1]), group, [bench.judge.classifier])[0]
+    return measured(test[0], second, bench.base.holes(around[:1]), group, bench.judge.classifier)[0]
 
 
 def membership(bench: Bench, train: Fills, test: Fills) -> float:

@@ -27,7 +27,7 @@ def filled_without_a_model(bench: Bench, seed: int) -> dict[str, dict]:
         noise = stand_ins("noise", "moments", truth, bench.hole, truth, truth, seeded(seed, "noise hole"))
         for row, filling in (("black hole", torch.full_like(truth, -1)), ("noise hole", noise)):
             filled = torch.where(bench.hole, filling, truth)
-            found[row][said], _ = measured(truth, filled, bench.hole, group, [bench.judge.classifier])
+            found[row][said], _ = measured(truth, filled, bench.hole, group, bench.judge.classifier)
     return found
 
 

@@ -107,7 +107,7 @@ class Pooled:
         return {int(c): self.values["retained"][self.classes == c].mean().item() for c in self.classes.unique()}
 
     @property
-    def worst(self) -> Tensor:
+    def judges_worst(self) -> Tensor:
         """Which retained pictures judge the class that is the worst by those that choose."""
         chooses, right = ~self.judges["retained"], self.values["retained"]
         classes = self.classes[chooses].unique().tolist()
@@ -123,7 +123,7 @@ class Pooled:
             groups = self.groups.get(name)
             interval = mean_interval(values[said], groups=groups and _chosen(groups, said))
             numbers[name] = _number(values[said].mean().item(), interval, int(said.sum()))
-        worst, groups = self.values["retained"][self.worst], _chosen(self.groups["retained"], self.worst)
+        worst, groups = self.values["retained"][self.judges_worst], _chosen(self.groups["retained"], self.judges_worst)
         numbers["worst"] = _number(worst.mean().item(), mean_interval(worst, groups=groups), len(worst))
         points = [part.point for part in self.parts]
         return {
@@ -156,7 +156,7 @@ def compare(ours: Pooled, other: Pooled, measures: Sequence[str]) -> dict[str, d
         a, b = other.values[measure], ours.values[measure]
         both = ~(a.isnan() | b.isnan())
         if name == "worst":
-            both &= ours.worst
+            both &= ours.judges_worst
         groups = _chosen(ours.groups[measure], both)
         a, b = (a[both], b[both]) if COMPARABLE[name] else (b[both], a[both])
         interval = difference_interval(a, b, groups=groups)

@@ -108,7 +108,7 @@ class Table:
                 own = (data.labels == index).nonzero()[:, 0]
                 own = own[torch.randperm(len(own), generator=seeded(self.seed, "real", split, index))]
                 images = 2 * data.sample(own[: self.images_per_class]) - 1
-                features.append(features_of(judge, images.expand(-1, 3, -1, -1)))
+                features.append(judge.features_of(images.expand(-1, 3, -1, -1)))
         return torch.cat(features)
 
     @cached_property
@@ -130,13 +130,6 @@ def in_order(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """In that of the paper's table, those that it does not have last."""
     known = list(TITLES)
     return dict(sorted(rows.items(), key=lambda row: known.index(row[0]) if row[0] in known else len(known)))
-
-
-@torch.no_grad()
-def features_of(classifier: ImageClassifier, images: Tensor) -> Tensor:
-    """Features [N, D] of images [N, 3, H, W] in [-1, 1], on the CPU."""
-    parts = [classifier.features(part.to(classifier.device, classifier.dtype)) for part in images.split(256)]
-    return torch.cat([part.float().cpu() for part in parts])
 
 
 def title(table: Table, name: str) -> str:
@@ -216,7 +209,7 @@ def _judge(table: Table, family: Family, settings: SamplingSettings) -> tuple[di
         values |= floors(family, judge, 256, table.seed) | {"classifier_accuracy": judge.accuracy}
         by_classifier[source] = {key: values[key] for key in (*MEASURES, *FLOORS, "classifier_accuracy")}
     retained = images["retained"].images(range(len(images["retained"])))
-    generated = features_of(next(iter(table.judges.values())), retained)
+    generated = next(iter(table.judges.values())).features_of(retained)
     spread, first = torch.linspace(0, len(retained) - 1, SHOWN).long(), range(min(SHOWN, len(images["concept"])))
     pictures = {"concept": to_uint8(images["concept"].images(first)), "retained": to_uint8(retained[spread])}
     return {

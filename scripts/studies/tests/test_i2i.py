@@ -99,7 +99,7 @@ def test_a_part_of_a_group_has_so_many_of_each_class(bench):
 
 def test_the_second_generation_of_the_truth_is_what_the_first_model_makes_around_it(bench):
     truth, filled, hole = completed(bench.base, bench.groups["forget"], "ring", 0)
-    expected, _ = measured(truth, filled, hole, bench.groups["forget"], [bench.judge.classifier])
+    expected, _ = measured(truth, filled, hole, bench.groups["forget"], bench.judge.classifier)
     assert probes.second_generation(bench, (truth, truth)) == pytest.approx(expected)
 
 
