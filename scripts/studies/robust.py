@@ -71,6 +71,7 @@ class RobustStudy:
         specs: of the concepts; all of their rows are made, rivals at equal erasure.
         never: folder of a pipeline that never learned a concept, {} in its name's place; there is one or not.
         attacks: options by label; those of `ONCE` are made of seed 0 alone, of `LONG` not for rivals.
+        once: rows that are made of the first seed alone.
         restarts: searches for vectors. share: of `FULL` and `ATTACKED`, the pictures.
     """
 
@@ -82,6 +83,7 @@ class RobustStudy:
     restarts: int = 3
     share: float = 1.0
     attacks: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: SEARCHES | ONCE)
+    once: Sequence[str] = ()
 
     @property
     def counts(self) -> Counts:
@@ -102,7 +104,9 @@ def make_study(study: RobustStudy) -> str:
         rows = concepts.setdefault(spec.name, {})
         for seed in study.seeds:
             of_seed: dict[str, Numbers] = {}
-            for row, numbers in _measured(study, spec, seed):
+            left = study.once if seed != study.seeds[0] else ()
+            own = replace(spec, rows={name: row for name, row in spec.rows.items() if name not in left})
+            for row, numbers in _measured(study, own, seed):
                 if row not in of_seed:
                     rows.setdefault(row, []).append(of_seed.setdefault(row, {}))
                 of_seed[row].update(numbers)

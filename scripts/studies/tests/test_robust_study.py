@@ -1,8 +1,10 @@
 """The robust study: its table and bars, and a small one from end to end, which goes on where it stopped."""
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -10,9 +12,10 @@ from PIL import Image
 from sa_diffusers.attacks.plan import ON_OTHERS
 from sa_diffusers.evaluation.judges.load_classifier import load_classifier
 from sa_diffusers.io.bundled import resolve
+from studies import robust
 from studies.rivals.judging import Judge
 from studies.rivals.spec import read_spec
-from studies.robust import RobustStudy, attacked, back_after, bars, curve, markdown, table
+from studies.robust import RobustStudy, attacked, back_after, bars, curve, make_study, markdown, table
 from studies.robust_figure import draw_robustness
 
 
@@ -59,6 +62,16 @@ def test_the_picture_has_a_pair_of_panels_a_concept_and_takes_rows_that_lack_mea
         draw_robustness(concepts, tmp_path / "robust.png")
         widths.append(Image.open(tmp_path / "robust.png").width)
     assert widths[1] > 1.5 * widths[0]
+
+
+def test_some_rows_are_of_the_first_seed_alone(tmp_path, monkeypatch):
+    spec = read_spec(Path("configs/paper/digits/seven.yaml"))
+    spec = replace(spec, rows={name: {} for name in ("sa-edit", "sa-robust", "sa-search")})
+    monkeypatch.setattr(robust, "_measured", lambda study, spec, seed: ((row, {"change": 1.0}) for row in spec.rows))
+    classifier = SimpleNamespace(config=SimpleNamespace(accuracy=None))
+    make_study(RobustStudy([spec], tmp_path, classifier, [3, 4], once=["sa-search"]))
+    rows = json.loads((tmp_path / "robust.json").read_text())["concepts"]["seven"]
+    assert {name: len(seeds) for name, seeds in rows.items()} == {"sa-edit": 2, "sa-robust": 2, "sa-search": 1}
 
 
 @pytest.mark.slow
