@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 import torch
 
+from sa_diffusers.core.batches import map_tensors
 from sa_diffusers.data.sampling import blank_pass
 from sa_diffusers.families import Family
 from sa_diffusers.io.atomic_files import check_disk
@@ -17,6 +18,7 @@ from sa_diffusers.runs.options import RunOptions
 
 
 FLOAT32 = 4  # bytes
+MUCH = 4 * 10**9  # bytes of main memory that are worth a word
 
 
 class NotEnoughMemory(RuntimeError):
@@ -131,7 +133,19 @@ def announce(context: RunContext, stages: Stages) -> str:
         f"  {'total':<{width}}  about {_duration(total)}; training state {memory / 1e9:.2f} GB, disk {disk / 1e9:.2f} "
         f"GB of {free / 1e9:.0f} GB free"
     )
-    return "\n".join([*lines, *(f"  {note}" for note in context.inputs.notes)])
+    notes = [*context.inputs.notes, *_embeddings(context)] if stages.left else context.inputs.notes
+    return "\n".join([*lines, *(f"  {note}" for note in notes)])
+
+
+def _embeddings(context: RunContext) -> list[str]:
+    """What encoded prompts may take in main memory, where that is much."""
+    if not context.family.can("text"):
+        return []
+    sizes: list[int] = []
+    map_tensors(context.family.embed([""]), lambda tensor: sizes.append(tensor.nbytes))
+    count = len(set(context.prompts))
+    total = count * sum(sizes)
+    return [f"up to {total / 1e9:.0f} GB of main memory for {count:,} encoded prompts"] if total > MUCH else []
 
 
 def _duration(seconds: float) -> str:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cheap_runs import CHEAP, PROMPTS
+from cheap_runs import CHEAP, PROMPTS, context_of
 from tiny_text_to_image import make
 from torch.testing import assert_close
 
@@ -10,6 +10,7 @@ from sa_diffusers.core.fisher import estimate_fisher
 from sa_diffusers.core.fisher_file import Fisher, FisherMismatch
 from sa_diffusers.core.seeding import seeded
 from sa_diffusers.families import get_family
+from sa_diffusers.runs import plan
 from sa_diffusers.runs.forget import forget
 
 
@@ -87,3 +88,12 @@ def test_half_precision_gradients_are_squared_and_added_in_float32(tiny_tokenize
     assert_close(rough.sum(), exact.sum(), rtol=0.05, atol=0)
     # A square of what bfloat16 holds has more digits than bfloat16 does.
     assert not rough.equal(rough.bfloat16().float())
+
+
+def test_encoded_prompts_that_fill_main_memory_are_announced(tiny_pipeline, tmp_path, monkeypatch):
+    context = context_of(get_family(tiny_pipeline()), tmp_path)
+    context.inputs.prompts += [f"a digit, {index}" for index in range(40)] * 2
+    assert plan._embeddings(context) == []
+    each = context.family.embed(["a digit, 3"])["encoder_hidden_states"].nbytes
+    monkeypatch.setattr(plan, "MUCH", 40 * each - 1)
+    assert plan._embeddings(context) == ["up to 0 GB of main memory for 40 encoded prompts"]

@@ -97,7 +97,8 @@ class TextToImageFamily(Family):
         return min(self.limits[tokenizer], own)
 
     def embed(self, prompts: Sequence[str]) -> Batch:
-        """What the model is told of prompts, on the CPU; each distinct one is encoded once (encoders are frozen).
+        """What the model is told of prompts, on the CPU; each distinct one is encoded once (encoders are frozen), and
+        kept.
 
         The empty prompt is what guidance leads away from.
         """
