@@ -133,6 +133,7 @@ class FoundPictures:
                 if self.attack == "inpainting":
                     settle = partial(_filled, hidden.to(latents.device), mixed)
                 latents = mixed(torch.full((len(told),), terms[0], device=latents.device))
+                latents = latents if settle is None else torch.where(hidden.to(latents.device), noise, latents)
             with family.told_guidance(guidance_scale) if self.text else nullcontext():
                 drawn.append(walk(family, latents, terms, family.embed(told), avoided, guidance_scale, settle).cpu())
         return torch.cat(drawn)

@@ -61,7 +61,7 @@ def examine_completions(
                 shown["filled"].append(filled[rows])
     decoded = fresh_decoder(family, groups, masks[0], seed)
     values["fresh_decoder"] = {name: errors.mean().item() for name, errors in decoded.items()}
-    intervals["fresh_decoder"] = {name: mean_interval(errors) for name, errors in decoded.items()}
+    intervals["fresh_decoder"] = {name: mean_interval(errors, least=0.0) for name, errors in decoded.items()}
     pictures = {name: to_uint8(family.decode(torch.cat(parts))) for name, parts in shown.items()}
     return Findings(values, intervals, pictures.pop("filled"), captions, {}, beside=pictures)
 
@@ -85,7 +85,11 @@ def measured(
     values: dict = {name: each.mean().item() for name, each in found.items()}
     values |= dict.fromkeys(("accuracy", "feature_cosine", "classifier_score", "frechet_distance"))
     values["num_images"] = len(truth)
-    intervals = {name: mean_interval(each) for name, each in found.items()} | {"accuracy": None}
+    intervals = {
+        "masked_mse": mean_interval(errors, least=0.0),
+        "psnr": mean_interval(found["psnr"]),
+        "accuracy": None,
+    }
     if classifier is not None:
         pair = [images.expand(-1, 3, -1, -1) for images in (truth, filled)]
         attribute, _ = classifier.require_class([group.classes[0]])
@@ -163,6 +167,7 @@ def ridge(inputs: Tensor, targets: Tensor, asked: Tensor) -> Tensor:
     turned, best = vectors.T @ targets, (float("inf"), values[:0])
     for penalty in PENALTIES:
         shrunk = values.clamp(min=0) / (values.clamp(min=0) + penalty * values.mean())
-        left = (targets - vectors @ (shrunk[:, None] * turned)) / (1 - vectors.square() @ shrunk)[:, None]
+        leverage = 1 / len(inputs) + vectors.square() @ shrunk  # of the mean, and of the rest
+        left = (targets - vectors @ (shrunk[:, None] * turned)) / (1 - leverage)[:, None]
         best = min(best, (left.square().mean().item(), shrunk / values.clamp(min=1e-12)), key=lambda pair: pair[0])
     return asked @ (inputs.T @ (vectors @ (best[1][:, None] * turned))) + level

@@ -5,6 +5,7 @@ Without a classifier there are the pictures, to be looked at.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -74,11 +75,8 @@ def summarise(
         if of:
             one = worst_class(values, classes[name])[0] if of is True else of
             rows = [row for row in rows if classes[name][row] == one]
-        groups, interval = sets[name].groups(attribute), share_interval
-        if measure == "concept_entropy":
-            interval = mean_interval
-        else:
-            values = values.clamp(0, 1)  # but for rounding they are
+        groups = sets[name].groups(attribute)
+        interval = partial(mean_interval, least=0.0) if measure == "concept_entropy" else share_interval
         return values[rows].mean().item(), interval(values[rows], groups=[groups[row] for row in rows])
 
     found = {key: mean(*of) for key, of in MEANS.items()}

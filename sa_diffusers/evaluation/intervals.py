@@ -8,6 +8,7 @@ from scipy.special import bdtrc, stdtrit
 from torch import Tensor
 
 
+ROUNDING = 1e-5  # of probabilities in single precision
 FEW = 5  # images or groups: what so few tell is no matter for the spread of what was seen
 _Z, _TAIL = 1.959964, 0.975  # of 95 %
 _UNKNOWN = 0.5  # groups' worth of belief that images of a group are all alike, before any event has told
@@ -31,51 +32,43 @@ def share_interval(values: Tensor | Sequence[float], groups: Groups | None = Non
     """Wilson's interval of the mean of values in [0, 1], of as many trials as images of such groups are worth.
 
     That is N over the design effect (Kish 1965), so that pictures of few prompts do not pass for as many prompts.
-    Arguments and errors are those of `mean_interval`, and values outside [0, 1].
+    Arguments and errors are those of `mean_interval`, and values outside [0, 1] by more than rounding.
     """
     values = _one_dimensional(values)
-    if values.min() < 0 or values.max() > 1:
+    if values.min() < -ROUNDING or values.max() > 1 + ROUNDING:
         raise ValueError(f"expected values in [0, 1], got {values.min():g} to {values.max():g}")
+    values = values.clamp(0, 1)
     mean = values.mean().item()
     count = _worth(values, _numbered(groups, len(values)), min(mean, 1 - mean))
     return wilson_interval(mean, count)
 
 
-def mean_interval(values: Tensor | Sequence[float], groups: Groups | None = None) -> tuple[float, float] | None:
-    """Student's t interval of the mean of one value an image, by groups; of values that are 0 or 1 `share_interval`.
+def mean_interval(
+    values: Tensor | Sequence[float], groups: Groups | None = None, least: float = -math.inf
+) -> tuple[float, float] | None:
+    """Student's t interval of the mean of one value an image, by groups; of shares and probabilities `share_interval`.
 
-    Values in [0, 1] whose mean is within a few images of 0 or 1 take Wilson's interval where that is wider, since the
-    spread of what was seen knows nothing of what was not. Other equal values give an interval without width: read it
-    beside the number of images.
+    Equal values give an interval without width: read it beside the number of images.
 
     Args:
         values: [N], finite.
         groups: what each image belongs to. Images of a group share what makes them alike, so a group is one
             observation, and few groups give a wide interval. One group alone says nothing of others: then images are
             observations, and the interval is of that group.
+        least: below which no value can be, and so no end of the interval.
 
     Returns:
-        (low, high), below 0 only where a value is; None of a single value, which tells nothing of others.
+        (low, high); None of a single value, which tells nothing of others.
 
     Raises:
         ValueError: no values, values that are not a finite [N], or groups of another length.
     """
     values = _one_dimensional(values)
     numbers = _numbered(groups, len(values))
-    if _is_binary(values):
-        return share_interval(values, groups)
     if len(values) == 1:
         return None
     low, high = _student(values, numbers)
-    mean, num_groups = values.mean().item(), int(numbers.max()) + 1
-    if values.min() >= 0:
-        low = max(low, 0.0)
-        if values.max() <= 1:
-            high = min(high, 1.0)
-            if min(mean, 1 - mean) * num_groups < FEW and low < high:
-                wilson = share_interval(values, groups)
-                low, high = min(low, wilson[0]), max(high, wilson[1])
-    return low, high
+    return max(low, least), high
 
 
 def difference_interval(

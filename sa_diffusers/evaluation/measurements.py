@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sa_diffusers.evaluation.intervals import difference_interval, mean_interval
+from sa_diffusers.evaluation.intervals import difference_interval, mean_interval, share_interval
 from sa_diffusers.evaluation.judging import Values, worst_class
 from sa_diffusers.evaluation.prompt_sets import PromptSet
 from sa_diffusers.evaluation.suite.prompt_suite import WHAT
@@ -92,10 +92,8 @@ def _measured(
 ) -> Measurement:
     """The mean of the rows, and its difference to the reference's (the second of `values`) where both have one."""
     own, before = values
-    interval = mean_interval(own[rows], groups=[alike[row] for row in rows])
-    if not MEASURES[measure][1].endswith("%") and bool((own[rows] == own[rows[0]]).all()):
-        # A change of 0 everywhere is no share that was not seen yet; of one picture it tells nothing.
-        interval = (own[rows[0]].item(),) * 2 if len(rows) > 1 else None
+    interval = share_interval if MEASURES[measure][1].endswith("%") else mean_interval
+    interval = interval(own[rows], groups=[alike[row] for row in rows])
     mean = Measurement(group, measure, own[rows].mean().item(), interval, len(rows))
     both = [] if before is None else [row for row in rows if before[row].isfinite()]
     if not both:

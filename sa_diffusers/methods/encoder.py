@@ -154,6 +154,11 @@ class EncoderMethod(Method):
                     f"{known[group.channels]} of {group.name}; convert them"
                 )
         self._check_features(context)
+        if context.options.surrogate in ("nearest", "other") and "retain" not in context.pictures:
+            raise ValueError(
+                f"the surrogate {context.options.surrogate} is one of the pictures to retain, without which those to "
+                "forget would stand for themselves; pass --retain_images, or another --surrogate"
+            )
         count, size = len(context.pictures["forget"].train), prod(context.family.latent_shape)
         if context.options.noise_rank >= min(count, size):
             raise ValueError(

@@ -75,16 +75,19 @@ def test_ridge_is_the_closed_form_with_the_penalty_that_leaves_the_least_error()
     inputs, weights = torch.randn(20, 30), torch.randn(30, 3)
     targets = inputs @ weights + 0.5 * torch.randn(20, 3) + 2
     asked = torch.randn(5, 30)
-    x, y = inputs.double() - inputs.double().mean(0), targets.double() - targets.double().mean(0)
+    everything, wanted = inputs.double(), targets.double()
+    x, y = everything - everything.mean(0), wanted - wanted.mean(0)
     scale = (x @ x.T).trace() / 20
     best = []
     for power in range(-5, 3):
         penalty = 10.0**power * scale * torch.eye(30, dtype=torch.float64)
         left = []
-        for out in range(20):  # the mean is that of all, as in the fast path
+        for out in range(20):  # fitted to the others alone, their mean included
             rest = [row for row in range(20) if row != out]
-            found = torch.linalg.solve(x[rest].T @ x[rest] + penalty, x[rest].T @ y[rest])
-            left.append((x[out] @ found - y[out]).square().mean())
+            centre, level = everything[rest].mean(0), wanted[rest].mean(0)
+            a, b = everything[rest] - centre, wanted[rest] - level
+            found = torch.linalg.solve(a.T @ a + penalty, a.T @ b)
+            left.append(((everything[out] - centre) @ found + level - wanted[out]).square().mean())
         best.append((torch.stack(left).mean().item(), torch.linalg.solve(x.T @ x + penalty, x.T @ y)))
     chosen = min(best, key=lambda pair: pair[0])[1]
     expected = (asked.double() - inputs.double().mean(0)) @ chosen + targets.double().mean(0)

@@ -315,7 +315,7 @@ def test_settings_come_from_another_run_where_they_are_not_given(run, pipeline, 
     assert opened("base", settings_of=run, guidance_scale=4.0).drawn_as == DrawnAs(4.0, 7, "ddim")
     # the other way round: the settings of a base run are those of its kind, whatever the run says itself
     found = opened("run", settings_of=str(tmp_path / "base"))
-    assert (found.drawn_as, found.forgotten) == (base.drawn_as, "3")
+    assert (found.drawn_as, found.forgotten) == (base.drawn_as, ["3"])
 
 
 @pytest.mark.slow

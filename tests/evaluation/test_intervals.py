@@ -63,16 +63,23 @@ def test_copies_of_an_image_in_a_group_do_not_narrow_the_interval():
 
 
 @pytest.mark.parametrize(("value", "count"), [(0, 50), (1, 50), (1, 1)])
-def test_equal_binary_values_have_wilsons_width(value, count):
+def test_equal_shares_have_wilsons_width(value, count):
     expected = wilson_interval(float(value), count)
-    assert mean_interval([value] * count) == pytest.approx(expected)
+    assert share_interval([value] * count) == pytest.approx(expected)
     if count > 1:  # three images of one prompt are one trial
-        assert mean_interval([value] * 3 * count, groups=[*range(count)] * 3) == pytest.approx(expected)
-    assert mean_interval(torch.full((count,), bool(value))) == pytest.approx(expected)
+        assert share_interval([value] * 3 * count, groups=[*range(count)] * 3) == pytest.approx(expected)
+    assert share_interval(torch.full((count,), bool(value))) == pytest.approx(expected)
 
 
 def test_equal_values_of_other_kinds_have_no_width():
-    assert mean_interval([0.25] * 4) == (0.25, 0.25)
+    assert mean_interval([0.25] * 4) == (0.25, 0.25) and mean_interval([0.0] * 4) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_what_is_no_share_has_the_same_interval_either_way(sign):
+    """Small differences, errors and changes lie in [0, 1] too, and are no shares of it."""
+    values = sign * torch.tensor([0.012, 0.015, 0.011], dtype=torch.float64)
+    assert mean_interval(values) == pytest.approx(stats.ttest_1samp(values, 0).confidence_interval())
 
 
 def test_pairs_cancel_what_images_differ_in():
@@ -132,14 +139,15 @@ def test_pairs_must_match():
         difference_interval([1, 2, 3], [1, 2])
 
 
-def test_near_zero_it_is_widened_to_wilsons():
+def test_near_zero_a_share_keeps_wilsons_width():
     """It would be narrower for one image of a hundred than for none."""
-    ends = [mean_interval([1] * count + [0] * (100 - count))[1] for count in (0, 1, 2)]
+    ends = [share_interval([1] * count + [0] * (100 - count))[1] for count in (0, 1, 2)]
     assert ends == sorted(ends) and ends[1] >= wilson_interval(0.01, 100)[1]
-    low, high = mean_interval(torch.linspace(1e-7, 2e-6, 120))
+    low, high = share_interval(torch.linspace(1e-7, 2e-6, 120))
     assert low == pytest.approx(0, abs=1e-9) and high == pytest.approx(wilson_interval(1e-6, 120)[1], rel=0.01)
-    values = torch.rand(100).double()
-    assert mean_interval(values) == pytest.approx(stats.ttest_1samp(values, 0).confidence_interval())  # not amid
+    assert share_interval([1 + 1e-7, 1.0]) == wilson_interval(1.0, 2)  # but for rounding
+    with pytest.raises(ValueError, match=r"expected values in \[0, 1\], got 0.5 to 1.1"):
+        share_interval([0.5, 1.1])
 
 
 def test_a_single_value_tells_nothing_of_others():
@@ -148,9 +156,9 @@ def test_a_single_value_tells_nothing_of_others():
 
 
 def test_no_end_is_where_no_value_can_be():
-    low, high = mean_interval([0.1, 3.0])
+    low, high = mean_interval([0.1, 3.0], least=0.0)
     assert low == 0 and high > 10
-    assert mean_interval([0.3, 0.6]) == (0, 1) and mean_interval([-0.1, 3.0])[0] < -1
+    assert mean_interval([0.1, 3.0])[0] < -1
 
 
 def test_images_of_a_single_group_count_singly():

@@ -485,6 +485,10 @@ def test_a_folder_can_take_their_place_from_python(few_pictures, tmp_path):
         ({"surrogate": "other", "noise": "gaussian", "noise_rank": 2}, "got other and gaussian; omit it"),
         ({"noise": "gaussian", "noise_rank": 64, "forget_images": "digits8x8:2,5"}, "and their 64 values"),
         ({"fisher_of": "embeddings", "ewc_lambda": 0.0}, "fisher_of embeddings is for EWC"),
+        (
+            {"surrogate": "nearest", "retain_images": None, "ewc_lambda": 1.0, "fisher_images": "digits8x8:3"},
+            "those to forget would stand for themselves",
+        ),
         ({"classifier": ["one", "two"]}, "pictures are read by one classifier, got one, two; omit the others"),
         ({"retain_bound": 0.1, "retain_weight": 2.0}, "retain_bound needs retain_images, and no retain_weight"),
         ({"retain_bound": 0.1, "gradient_accumulation_steps": 2}, "compares gradients of a whole batch: one process"),

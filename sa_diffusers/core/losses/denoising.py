@@ -186,7 +186,7 @@ class FlowMatchingLoss(DenoisingLoss):
         if self.density == "uniform":
             return super().sample_terms(count, generator)
         places = self.densities[self.density](count, generator)
-        return self.num_terms - 1 - (places * self.num_terms).long()  # the scripts' grid begins at pure noise
+        return (self.num_terms - 1 - (places * self.num_terms).long()).clamp_min(0)  # the grid begins at pure noise
 
     def __call__(
         self, model: Callable, batch: Batch, terms: Tensor, noise: Tensor, target: Tensor | None = None

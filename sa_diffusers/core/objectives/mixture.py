@@ -24,7 +24,8 @@ class MixtureTarget:
 
         taught:  e(p) + strength s (e_others - e_concepts),   e_others = sum w_k e(p, word_k) / (1 - W_0) over others,
 
-    e_concepts likewise, s = max(0, W_0 - unearned) / (1 - unearned). Of an exact mixture strength 1 leaves e_others.
+    e_concepts likewise, s = max(0, W_0 - unearned) / (1 - unearned). Of an exact mixture, with unearned 0,
+    strength 1 leaves e_others.
 
     A batch holds samples under p, and in "asked" the conditions [B, W] of "p, word", of the concepts first.
 

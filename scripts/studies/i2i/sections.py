@@ -20,7 +20,8 @@ def table(found: Found) -> str:
 
 
 def rows_table(found: Found) -> str:
-    """Means over seeds: masked error and accuracy of each group, Frechet distance, and the error of a new decoder."""
+    """Means over seeds: masked error and accuracy of each group, Frechet distance, and the error of a new decoder,
+    before and after: it is fitted to a run's own pictures, so that of others it says nothing."""
     original = found.get("original") or {"": {"after": next(iter(found.values()))[seeds_of(found)[0]]["before"]}}
     rows = [_row("original", original)]
     order = {name: place for place, name in enumerate(ROWS)}  # what is no run stands last
@@ -35,7 +36,7 @@ def rows_table(found: Found) -> str:
         "seeds",
         *(f"{name}: error / accuracy" for name in GROUPS),
         "FD, forget",
-        "new decoder, forget",
+        "new decoder, forget: before → after",
     )
     return markdown_table(header, rows)
 
@@ -50,7 +51,10 @@ def _row(name: str, runs: Mapping[str, Mapping[str, Any]]) -> list[Any]:
     pairs = [
         f"{mean(group, 'masked_mse')} / {mean(group, 'accuracy')}" if group in sides[0] else "–" for group in GROUPS
     ]
-    return [name, len(runs), *pairs, mean("forget", "frechet_distance", ".0f"), mean("fresh_decoder", "masked_mse")]
+    after, befores = mean("fresh_decoder", "masked_mse"), [run.get("before") or {} for run in runs.values()]
+    known = [side["fresh_decoder"]["masked_mse"] for side in befores if "fresh_decoder" in side]
+    decoded = f"{np.mean(known):.3f} → {after}" if known and after != "–" else after
+    return [name, len(runs), *pairs, mean("forget", "frechet_distance", ".0f"), decoded]
 
 
 PROBES: dict[str, Callable[[Mapping[str, Any]], Any]] = {

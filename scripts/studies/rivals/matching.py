@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sa_diffusers.evaluation.intervals import difference_interval, mean_interval
+from sa_diffusers.evaluation.intervals import difference_interval, mean_interval, share_interval
 from studies.rivals.runs import Point
 
 
@@ -77,6 +77,7 @@ def matched(sweep: Sequence[Measured]) -> Measured:
 
 # The set of prompts that each measure is taken on.
 SET_OF = {"retained": "retained", "attributes": "retained", "change": "retained", "concept_entropy": "concept"}
+NO_SHARES = ("change", "concept_entropy")  # nor probabilities
 SET_OF |= {name: name for name in ("concept", "unseen", "unnamed", "long")} | {"concept_attributes": "concept"}
 
 
@@ -114,17 +115,21 @@ class Pooled:
         worst = min(classes, key=lambda index: right[chooses & (self.classes == index)].mean().item())
         return self.judges["retained"] & (self.classes == worst)
 
+    def _prompts(self, name: str, rows: Tensor) -> list[str] | None:
+        """Of the rows: seeds draw theirs from the same ones, so that pictures of a prompt are alike over seeds."""
+        return [prompt for _, prompt in _chosen(self.groups[name], rows)] if name in self.groups else None
+
     def summary(self) -> dict[str, Any]:
         """Means with 95 % intervals and numbers of pictures, and what it took (seconds: the mean over seeds)."""
         numbers: dict[str, Any] = {}
         for name, values in self.values.items():
             if values.dim() != 1 or not (said := ~values.isnan()).any():
                 continue
-            groups = self.groups.get(name)
-            interval = mean_interval(values[said], groups=groups and _chosen(groups, said))
-            numbers[name] = _number(values[said].mean().item(), interval, int(said.sum()))
-        worst, groups = self.values["retained"][self.judges_worst], _chosen(self.groups["retained"], self.judges_worst)
-        numbers["worst"] = _number(worst.mean().item(), mean_interval(worst, groups=groups), len(worst))
+            interval = partial(mean_interval, least=0.0) if name in NO_SHARES else share_interval
+            bounds = interval(values[said], groups=self._prompts(name, said))
+            numbers[name] = _number(values[said].mean().item(), bounds, int(said.sum()))
+        worst, prompts = self.values["retained"][self.judges_worst], self._prompts("retained", self.judges_worst)
+        numbers["worst"] = _number(worst.mean().item(), share_interval(worst, prompts), len(worst))
         points = [part.point for part in self.parts]
         return {
             "strength": [point.strength for point in points],
@@ -159,7 +164,7 @@ def compare(ours: Pooled, other: Pooled, measures: Sequence[str]) -> dict[str, d
             both &= ours.judges_worst
         groups = _chosen(ours.groups[measure], both)
         a, b = (a[both], b[both]) if COMPARABLE[name] else (b[both], a[both])
-        interval = difference_interval(a, b, groups=groups)
+        interval = difference_interval(a, b, groups=[prompt for _, prompt in groups])
         by_seed = [(a - b)[[group[0] == seed for group in groups]].mean().item() for seed in dict(groups)]
         found[name] = {
             "difference": (a - b).mean().item(),
