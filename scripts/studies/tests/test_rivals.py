@@ -173,6 +173,20 @@ class TestMatching:
         with pytest.raises(ValueError, match="expected two prompts of unseen pictures or more"):
             Kept(CLASSES, CLASSES == 1, GROUPS | {"unseen": [(0, "u"), (0, "u")]})
 
+    def test_pictures_of_a_prompt_are_alike_over_seeds(self):
+        """Three seeds of the same prompts tell no more of other prompts than one, where a prompt decides."""
+
+        def of_seed(seed: int) -> Measured:
+            groups = {name: [(seed, prompt) for _, prompt in part] for name, part in KEPT.groups.items()}
+            return measured(0.01, right=(1, 1, 1, 0, 1, 1), kept=Kept(CLASSES, CLASSES == 1, groups))
+
+        one, three = (Pooled([of_seed(seed) for seed in seeds]).summary() for seeds in ([0], [0, 1, 2]))
+        assert three["retained"]["num_images"] == 18
+        assert three["retained"]["interval"] == pytest.approx(one["retained"]["interval"])
+        gone = Pooled([measured(0.01, right=(0,) * 6, kept=of_seed(seed).kept) for seed in range(3)])
+        pair = Pooled([of_seed(seed) for seed in range(3)])
+        assert compare(gone, pair, ["retained"])["retained"]["better"] is False  # five prompts, not fifteen flips
+
     def test_who_keeps_more(self):
         ours = Pooled([measured(0.01, right=(1, 1, 0, 0, 0, 1), change=0.3)])
         other = Pooled([measured(0.01, right=(1, 1, 1, 1, 1, 1), change=0.1)])
