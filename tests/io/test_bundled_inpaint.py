@@ -32,9 +32,9 @@ def test_what_it_fills_in_is_read_as_the_digit_that_was_there():
     assert (len(group.train), len(group.test)) == (10, 120)
     family = get_family(load_pipeline("bundled/digits_inpaint/pipeline", None, None, "float32"))
     classifier = load_classifier("bundled/digits_inpaint/classifier")
-    values, _ = measured(*completed(family, group, "half", 0), group, [classifier])
+    values, _ = measured(*completed(family, group, "half", 0), group, classifier)
     assert values["masked_mse"] < 0.25 and values["accuracy"] > 0.85
-    black, _ = measured(*completed(family, group, "half", 0)[:1] * 2, torch.ones(1, 1, 32, 32), group, [classifier])
+    black, _ = measured(*completed(family, group, "half", 0)[:1] * 2, torch.ones(1, 1, 32, 32), group, classifier)
     assert black["accuracy"] > 0.95  # of the true pictures
 
 
