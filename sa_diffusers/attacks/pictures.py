@@ -1,9 +1,9 @@
 """Bring a concept back from a picture of it: inverted without any text, noised and drawn on, or half of it hidden.
 
 Inversion is DDIM's (Mokady et al. 2023) from the empty prompt, without guidance (a model that is told a guidance is
-told what it was trained with, both ways); noised pictures are SDEdit (Meng et
-al. 2022); what is hidden is filled as in RePaint (Lugmayr et al. 2022), without its resampling. All walk along the
-deterministic path of diffusion (DDIM, Song et al. 2021, Eq. 12 with eta 0), which of a flow is Euler's method.
+told what it was trained with, both ways); noised pictures are SDEdit (Meng et al. 2022); what is hidden is filled as
+in RePaint (Lugmayr et al. 2022), without its resampling. All walk along the deterministic path of diffusion (DDIM,
+Song et al. 2021, Eq. 12 with eta 0), which of a flow is Euler's method.
 """
 
 from collections.abc import Callable, Sequence

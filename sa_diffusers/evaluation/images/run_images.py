@@ -39,7 +39,7 @@ def forgotten_labels(labels: Sequence[str], concept: str | None) -> list[str]:
             known = ", ".join(labels)
             raise ValueError(f"expected the concept to be one of the classes {known}, got {part.strip()!r}")
         found.append(own[0])
-    return found
+    return list(dict.fromkeys(found))
 
 
 @dataclass(frozen=True)
