@@ -102,8 +102,8 @@ class Method:
         kept = options.snapshot_steps or options.strength_sheet or options.strength or options.after
         if options.finish and (not self.trains or options.adapters == "each" or kept):
             raise ValueError(
-                "finish: an edit follows training, and the result is whole weights; omit it, or after, adapters each, "
-                "snapshot_steps and strengths, and pass a method that trains"
+                "finish, or robust: an edit follows training, and the result is whole weights; omit it, or after, "
+                "adapters each, snapshot_steps and strengths, and pass a method that trains"
             )
         late = [step for step in options.snapshot_steps if not 1 <= step <= options.num_train_steps]
         if late or (options.snapshot_steps and not self.trains):

@@ -16,8 +16,8 @@ from sa_diffusers.data.sampling import DrawingOptions
 from sa_diffusers.evaluation.intervals import deciding_count
 from sa_diffusers.io.configuration import Options, option
 from sa_diffusers.models.single_file import is_single_file
-from sa_diffusers.runs.work_options import ConceptOptions, FisherOptions, MethodOptions, SampleOptions, SpeedOptions
-from sa_diffusers.training.options import TrainingConfig
+from sa_diffusers.runs.work_options import ConceptOptions, FisherOptions, MethodOptions, SampleOptions
+from sa_diffusers.training.options import PerformanceOptions, TrainingConfig
 from sa_diffusers.training.strengths import StrengthOptions, chosen
 
 
@@ -160,8 +160,9 @@ class SharingOptions(Options):
 
 @dataclass
 class RunOptions(
-    TrainingConfig, SpeedOptions, SharingOptions, TrackingOptions, EvaluationOptions, StrengthOptions, FisherOptions,
-    SampleOptions, DrawingOptions, PromptOptions, MethodOptions, FolderOptions, ModelOptions, ConceptOptions,
+    TrainingConfig, PerformanceOptions, SharingOptions, TrackingOptions, EvaluationOptions, StrengthOptions,
+    FisherOptions, SampleOptions, DrawingOptions, PromptOptions, MethodOptions, FolderOptions, ModelOptions,
+    ConceptOptions,
 ):  # fmt: skip
     """What every method can be told. Raises ValueError for values that cannot work, before anything is loaded."""
 

@@ -8,6 +8,9 @@ from sa_diffusers.io.configuration import Options, option
 from sa_diffusers.runs.paper_quirks import QUIRKS
 
 
+ROBUST = {"surrogate_target": "model", "start": "model", "finish": "edit"}
+
+
 @dataclass
 class ConceptOptions(Options):
     """What to forget, and what takes its place."""
@@ -188,6 +191,13 @@ class MethodOptions(SeveralOptions):
     weighting: Literal["none", "preconditioned", "sigma_sqrt", "cosmap"] = option(
         "none", "Of noise levels in the training of a flow, as in diffusers' scripts; not in the Fisher."
     )
+    robust: bool = option(
+        False,
+        "Train from the model, then edit the result: less of the concept comes back, or shows where nothing names it, "
+        "and more else changes. It means surrogate_target model, start model, finish edit.",
+        identity=False,
+        everyday=True,
+    )
     start: Literal["model", "edit"] | None = option(
         None,
         "Where training starts: at the model as it is; or where a closed-form edit would put the weights, see --edit. "
@@ -208,6 +218,12 @@ class MethodOptions(SeveralOptions):
         super().__post_init__()
         if self.lora_alpha is not None and self.lora_rank is None:
             raise ValueError("lora_alpha needs lora_rank; omit it, or give the rank of the adapters")
+        fixed = methods.get(self.method).fixes
+        for name, value in ROBUST.items() if self.robust else ():
+            if (other := fixed.get(name, getattr(self, name))) not in (None, value):
+                said = f"that of {self.method}" if name in fixed else "what was given"
+                raise ValueError(f"robust means {name} {value}, {said} is {other}; omit either")
+            setattr(self, name, value)
 
     @property
     def leaves_adapter(self) -> bool:
@@ -267,24 +283,3 @@ class FisherOptions(Options):
     def terms(self) -> int | None:
         """Timesteps in a draw of the Fisher's estimator; None for all of them."""
         return None if self.fisher_terms == "all" else int(self.fisher_terms)
-
-
-@dataclass
-class SpeedOptions(Options):
-    """Speed and memory. mixed_precision, gradient_checkpointing and optimizer stand with those of training."""
-
-    compile_backend: str | None = option(
-        None, "Compile the trained module by this backend of torch.compile (inductor); null: off.", identity=False
-    )
-    channels_last: bool = option(
-        False, "Keep its weights in the memory format that convolutions on GPUs like best.", identity=False
-    )
-    offload: bool = option(
-        True, "On a GPU, keep text encoder and VAE in main memory while nothing is encoded or decoded.", identity=False
-    )
-    quantize_base: int | None = option(
-        None,
-        "Keep the linear layers under a LoRA in so many bits, 8 or 4 (needs the extra 8bit), until the change is "
-        "added to the whole ones; null: off.",
-        least=4,
-    )

@@ -82,3 +82,24 @@ class TrainingConfig(Options):
                 "optimizer adamw_8bit needs bitsandbytes, which is not installed; run "
                 'pip install -c constraints.txt -e ".[8bit]", or pass optimizer adamw'
             )
+
+
+@dataclass
+class PerformanceOptions(Options):
+    """Speed and memory. mixed_precision, gradient_checkpointing and optimizer stand with those of training."""
+
+    compile_backend: str | None = option(
+        None, "Compile the trained module by this backend of torch.compile (inductor); null: off.", identity=False
+    )
+    channels_last: bool = option(
+        False, "Keep its weights in the memory format that convolutions on GPUs like best.", identity=False
+    )
+    offload: bool = option(
+        True, "On a GPU, keep text encoder and VAE in main memory while nothing is encoded or decoded.", identity=False
+    )
+    quantize_base: int | None = option(
+        None,
+        "Keep the linear layers under a LoRA in so many bits, 8 or 4 (needs the extra 8bit), until the change is "
+        "added to the whole ones; null: off.",
+        least=4,
+    )

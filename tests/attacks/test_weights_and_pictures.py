@@ -1,5 +1,6 @@
 """Attacks that search nothing: on the weights, and from a picture of the concept."""
 
+from importlib.util import find_spec
 from itertools import pairwise
 
 import pytest
@@ -14,6 +15,7 @@ from sa_diffusers.attacks.weights import FoundWeights, change_weights, rounded
 from sa_diffusers.families import get_family
 from sa_diffusers.io.artifacts import hash_tensors
 from sa_diffusers.io.loading import load_pipeline
+from sa_diffusers.models.quantization import originals, quantized
 
 
 TEMPLATES = ["a {}", "a red {} on black"]
@@ -65,6 +67,32 @@ def test_eight_bits_with_an_exponent_are_torchs_and_stay_finite():
     weight = torch.tensor([[1.0, 1.03, 1000.0, -1.5e-3]])
     assert_close(rounded(weight, "fp8"), torch.tensor([[1.0, 1.0, 448.0, -(2.0**-9) / 2 * 1]]), rtol=0, atol=1e-3)
     assert rounded(weight, "fp8")[0, :3].tolist() == [1.0, 1.0, 448.0]
+
+
+def test_rounding_to_fp8_is_diffusers_load(tiny_pipeline):
+    """By what `enable_layerwise_casting` stores; it leaves norms and ends as they are, and rounds biases as well."""
+    module = tiny_pipeline().unet
+    before = {name: weight.detach().clone() for name, weight in module.named_parameters()}
+    module.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
+    stored = {name: weight for name, weight in module.named_parameters() if weight.dtype == torch.float8_e4m3fn}
+    assert len(stored) > len(before) / 2
+    for name, weight in stored.items():
+        assert_close(weight.float(), rounded(before[name], "fp8"), rtol=0, atol=0)
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="the extra 8bit is not installed")
+def test_rounding_to_int8_is_bitsandbytes_load(tiny_pipeline):
+    """By what its layers store; it rounds to half precision first, which may move a weight by one level."""
+    module = tiny_pipeline().unet
+    with quantized(module, 8):
+        layers = originals(module)
+        assert layers
+        for name, linear in layers.items():
+            own = module.get_submodule(name).weight
+            levels = linear.weight.abs().amax(1, keepdim=True) / 127
+            stored = own.data.float() * (own.SCB[:, None] / 127)
+            assert_close(stored / levels, rounded(linear.weight.data, "int8") / levels, rtol=0, atol=1.1)
+            assert_close(stored, linear.weight.data, rtol=0, atol=0.6 * levels.max().item())
 
 
 @pytest.mark.parametrize("rule", [{"precision": "int4"}, {"precision": "fp8"}, {"share": 0.25}])

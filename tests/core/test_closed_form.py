@@ -215,7 +215,9 @@ class TestRuns:
         with pytest.raises(ValueError, match="no surrogate is known for 'cat'"):
             run_cheaply(tmp_path / "other", finish="edit", method="esd-x", concept="cat", surrogate=None)
         for wrong in ({"method": "uce"}, {"snapshot_steps": [1]}, {"strength_sheet": True}, {"strength": 0.5}):
-            with pytest.raises(ValueError, match="finish: an edit follows training, and the result is whole weights"):
+            with pytest.raises(
+                ValueError, match="finish, or robust: an edit follows training, and the result is whole weights"
+            ):
                 run_cheaply(tmp_path / "other", finish="edit", **wrong)
 
     @pytest.mark.parametrize("replay_target", ["model", "noise"])  # with "noise" EWC copies its anchor itself

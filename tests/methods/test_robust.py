@@ -109,6 +109,10 @@ def test_it_resumes_with_nothing_but_the_step(whole, run_cheaply, tmp_path):
         ),
         ({"robust_embedding": 0.1, "robust_weight": 0.0}, "robust_embedding is of robust training; pass --robust"),
         ({"robust_conflict": True}, "robust_conflict needs a robust_weight, and replay or EWC"),
+        ({"robust": True, "start": "edit"}, "robust means start model, what was given is edit; omit either"),
+        ({"robust": True, "method": "esd-x"}, "robust means surrogate_target model, that of esd-x is noise"),
+        ({"robust": True, "method": "uce"}, "robust means surrogate_target model, that of uce is noise"),
+        ({"robust": True, "adapters": "each", "lora_rank": 2}, "finish, or robust: an edit follows training"),
         (
             {"robust_conflict": True, "robust_weight": 1.0, "replay_weight": 0.0, "ewc_lambda": 0.0},
             "robust_conflict needs a robust_weight, and replay or EWC",
@@ -126,6 +130,11 @@ def test_it_resumes_with_nothing_but_the_step(whole, run_cheaply, tmp_path):
 def test_options_that_cannot_work_are_refused(options, error):
     with pytest.raises(ValueError, match=error):
         ForgetConfig(concept="seven", **options)
+
+
+def test_robust_is_training_from_the_model_and_an_edit():
+    asked, spelt = ForgetConfig(robust=True), ForgetConfig(surrogate_target="model", start="model", finish="edit")
+    assert replace(asked, robust=False) == spelt and not asked.leaves_adapter
 
 
 @pytest.mark.parametrize(

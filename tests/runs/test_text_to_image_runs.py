@@ -24,7 +24,7 @@ METHODS = {
     "edited": {"method": "uce"},
     "adapters": {"lora_rank": 2, "start": "edit", "replay_negative": "open", "negative_guidance_scale": 2.0},
     "weights": {"train_scope": "xattn"},
-    "finished": {"lora_rank": 2, "lora_targets": "attention", "finish": "edit"},
+    "finished": {"lora_rank": 2, "lora_targets": "attention", "robust": True},
     "finetuned": {"method": "finetune", "train_scope": "pooled"},
     "led away": {"method": "esd-x"},
     "projected": {"method": "pcgrad-symmetric"},
