@@ -21,7 +21,7 @@ from statistics import fmean
 from typing import Any
 from unittest.mock import patch
 
-from sa_diffusers.cli.parse import friendly_errors
+from sa_diffusers.cli.errors import friendly_errors
 from sa_diffusers.data.concepts.given import find_concept
 from sa_diffusers.families import get_family
 from sa_diffusers.io.artifacts import fingerprint

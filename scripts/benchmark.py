@@ -31,7 +31,8 @@ from pathlib import Path
 
 import torch
 
-from sa_diffusers.cli.parse import friendly_errors, parse_config
+from sa_diffusers.cli.errors import friendly_errors
+from sa_diffusers.cli.parse import parse_config
 from sa_diffusers.data.prompts import read_prompts
 from sa_diffusers.families import get_family
 from sa_diffusers.io.atomic_files import write_json, write_text

@@ -11,7 +11,8 @@ same command again. Writes study.json, study.md and curves.png.
 import argparse
 from pathlib import Path
 
-from sa_diffusers.cli.parse import friendly_errors, parse_config
+from sa_diffusers.cli.errors import friendly_errors
+from sa_diffusers.cli.parse import parse_config
 from sa_diffusers.runs.options import ForgetConfig
 from studies.digits import PARTS, run_parts, write_study
 

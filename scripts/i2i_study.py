@@ -17,7 +17,8 @@ third.
 
 from pathlib import Path
 
-from sa_diffusers.cli.parse import friendly_errors, parse_config
+from sa_diffusers.cli.errors import friendly_errors
+from sa_diffusers.cli.parse import parse_config
 from studies.i2i.table import I2IConfig, run_study, table
 
 

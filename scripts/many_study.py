@@ -13,7 +13,8 @@ core.
 from pathlib import Path
 
 from sa_diffusers import methods
-from sa_diffusers.cli.parse import friendly_errors, parse_config
+from sa_diffusers.cli.errors import friendly_errors
+from sa_diffusers.cli.parse import parse_config
 from studies.many import ManyConfig, run_study
 from studies.many_figure import draw_curves
 from studies.many_tables import tables

@@ -10,7 +10,8 @@ resume, run the same command again.
 
 from pathlib import Path
 
-from sa_diffusers.cli.parse import friendly_errors, parse_config
+from sa_diffusers.cli.errors import friendly_errors
+from sa_diffusers.cli.parse import parse_config
 from studies.mnist.study import StudyConfig
 
 

@@ -23,7 +23,8 @@ from pathlib import Path
 
 import torch
 
-from sa_diffusers.cli.parse import DEBUG, friendly_errors
+from sa_diffusers.cli.errors import friendly_errors
+from sa_diffusers.cli.parse import DEBUG
 
 
 SCALES = {"digits8x8": ["digits8x8"], "tiny": ["tiny"], "small": ["small"], "full": ["cifar10", "stl10"]}

@@ -10,7 +10,7 @@ minutes on one core. Writes preference.json, of which docs/results has a copy. T
 import argparse
 from pathlib import Path
 
-from sa_diffusers.cli.parse import friendly_errors
+from sa_diffusers.cli.errors import friendly_errors
 from sa_diffusers.io.atomic_files import write_json
 from studies.preference import run_study
 

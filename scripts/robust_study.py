@@ -14,7 +14,7 @@ import argparse
 import json
 from pathlib import Path
 
-from sa_diffusers.cli.parse import friendly_errors
+from sa_diffusers.cli.errors import friendly_errors
 from sa_diffusers.evaluation.judges.load_classifier import load_classifier
 from sa_diffusers.io.bundled import resolve
 from studies.rivals.spec import only_rows, read_spec

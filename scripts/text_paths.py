@@ -8,7 +8,8 @@ Pictures are drawn by tokens of one prompt and the pooled vector of another. Wri
 
 from pathlib import Path
 
-from sa_diffusers.cli.parse import friendly_errors, parse_config
+from sa_diffusers.cli.errors import friendly_errors
+from sa_diffusers.cli.parse import parse_config
 from sa_diffusers.evaluation.judges.load_classifier import load_classifier
 from sa_diffusers.families import get_family
 from sa_diffusers.io.atomic_files import write_json

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sa_diffusers.attacks.target_loss import AttackSettings, prepare
-from sa_diffusers.attacks.weights import changed_weights, loss_of
+from sa_diffusers.attacks.target_loss import AttackSettings, TargetLoss, prepare
+from sa_diffusers.attacks.weights import NOTHING, NamedTemplates, changed_weights, loss_of
 from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.objectives import Likelihood, LowRankChange
@@ -93,7 +93,8 @@ def relearn(
     Raises:
         TypeError, ValueError: as `attack_embedding`. TrainingDiverged: a loss that is not finite.
     """
-    loss = prepare(family, latents, templates, concept_words, settings)
+    prepare(family, latents, templates, concept_words, settings)  # or refused
+    asked_for = TargetLoss(family, NamedTemplates(family, templates, concept_words[0]), latents, settings)
     named = [template.replace(PLACE, word) for template in templates for word in concept_words]
     pictures, prompts = (latents[: settings.relearn_pictures], named) if others is None else others
     family.prepare(list(map(Condition, prompts)))
@@ -105,8 +106,7 @@ def relearn(
         asked = drawn if others is None else chosen
         return family.batch(pictures[chosen], [Condition(prompts[index]) for index in asked])
 
-    vectors = loss.encoder.start(concept_words[0])
-    losses = [loss_of(loss, vectors)]
+    losses = [loss_of(asked_for, NOTHING)]
     config = TrainingConfig(
         num_train_steps=settings.steps, train_batch_size=settings.batch_size, learning_rate=settings.relearn_rate,
         checkpointing_steps=None,
@@ -129,7 +129,7 @@ def relearn(
             family.module.unload_lora()
     adapter = FoundAdapter(found, concept_words[0], losses, earlier)
     with adapter.applied(family):
-        losses.append(loss_of(loss, vectors))
+        losses.append(loss_of(asked_for, NOTHING))
     return adapter
 
 

@@ -21,6 +21,7 @@ from sa_diffusers.io.loading import load_pipeline
 
 
 BLOCK = 64  # weights of 4 bits that share a scale
+NOTHING = torch.empty(0)  # the vectors of an attack that searches none
 
 
 @contextmanager
@@ -124,12 +125,12 @@ def change_weights(
     Raises:
         ModelLoadError: as `FoundWeights.applied`.
     """
-    word, nothing = concept_words[0], torch.empty(0)
+    word = concept_words[0]
     loss = TargetLoss(family, NamedTemplates(family, templates, word), latents, settings)
-    losses = [loss_of(loss, nothing)]
+    losses = [loss_of(loss, NOTHING)]
     found = FoundWeights(word, losses, **rule)
     with found.applied(family):
-        losses.append(loss_of(loss, nothing))
+        losses.append(loss_of(loss, NOTHING))
     return found
 
 

@@ -22,7 +22,8 @@ attack.json, attack.md, report.html, and what was found. To resume, run the same
 import sys
 
 from sa_diffusers.attacks.options import AttackConfig
-from sa_diffusers.cli.parse import friendly_errors, parse_config
+from sa_diffusers.cli.errors import friendly_errors
+from sa_diffusers.cli.parse import parse_config
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -11,7 +11,8 @@ Nothing is lost: what training ended with is kept, and can be chosen again.
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sa_diffusers.cli.parse import friendly_errors, plain_parser
+from sa_diffusers.cli.errors import friendly_errors
+from sa_diffusers.cli.parse import plain_parser
 
 
 if TYPE_CHECKING:

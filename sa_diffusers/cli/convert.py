@@ -10,7 +10,8 @@ Their Fisher, for `sa-diffusers forget --fisher`. It is that of the raw weights 
 import argparse
 from pathlib import Path
 
-from sa_diffusers.cli.parse import friendly_errors, plain_parser
+from sa_diffusers.cli.errors import friendly_errors
+from sa_diffusers.cli.parse import plain_parser
 from sa_diffusers.io.atomic_files import atomic_path
 from sa_diffusers.io.processes import say
 

@@ -24,7 +24,8 @@ import sys
 from itertools import takewhile
 from pathlib import Path
 
-from sa_diffusers.cli.parse import friendly_errors, parse_config
+from sa_diffusers.cli.errors import friendly_errors
+from sa_diffusers.cli.parse import parse_config
 from sa_diffusers.evaluation.images.options import FoldersConfig, RunConfig
 from sa_diffusers.evaluation.options import PipelineEvaluationConfig
 

@@ -10,22 +10,30 @@ A conditional VAE that `sa-diffusers train-base` has trained:
 
 from contextlib import suppress
 
-from sa_diffusers.cli.parse import friendly_errors, parse_config
-from sa_diffusers.runs.options import ForgetConfig
+from sa_diffusers.cli.errors import friendly_errors
+from sa_diffusers.cli.parse import Given, parse_given
+from sa_diffusers.runs.options import ForgetConfig, RunOptions
 
 
 def main(argv: list[str] | None = None) -> None:
-    config = parse_config(ForgetConfig, argv, description=__doc__)
+    given = parse_given(ForgetConfig, argv, description=__doc__)
     with friendly_errors(argv):
-        from sa_diffusers.families import family_defaults
-        from sa_diffusers.io.hub import ModelLoadError
-        from sa_diffusers.io.loading import read_model_index
+        config = over_its_family(given)
         from sa_diffusers.runs.forget import run_forgetting
 
-        with suppress(ModelLoadError):  # of which the run tells, once it has looked at words and files
-            own = family_defaults(read_model_index(config.model, config.revision)["_class_name"])
-            config = parse_config(ForgetConfig, argv, description=__doc__, defaults=own)
         run_forgetting(config).say()
+
+
+def over_its_family(given: Given[RunOptions]) -> RunOptions:
+    """What is given over the options of the model's kind; exits with code 2 where that cannot work."""
+    from sa_diffusers.families import family_defaults
+    from sa_diffusers.io.hub import ModelLoadError
+    from sa_diffusers.io.loading import read_model_index
+
+    own = {}
+    with suppress(ModelLoadError):  # of which the run tells, once it has looked at words and files
+        own = family_defaults(read_model_index(given.get("model"), given.get("revision"))["_class_name"])
+    return given.config(own)
 
 
 if __name__ == "__main__":

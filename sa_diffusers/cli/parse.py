@@ -1,22 +1,16 @@
 """From defaults, YAML files and the command line to one checked configuration dataclass."""
 
 import argparse
-import ctypes
 import dataclasses
-import dis
-import os
 import re
-import signal
-import sys
 import types
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any, NoReturn, get_args, get_type_hints
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, NoReturn, get_args, get_type_hints
 
 from transformers import HfArgumentParser
 
-from sa_diffusers.io.configuration import FACTS, ConfigT, check_values, layered, read_values, suggestion
+from sa_diffusers.io.configuration import FACTS, ConfigT, layered, read_values, suggestion
 
 
 DEBUG = "--debug"
@@ -25,14 +19,37 @@ METAVARS = {int: "N", float: "X", str: "TEXT"}
 _ABSENT = object()  # stands for an option that the command line does not name
 
 
+@dataclass(frozen=True)
+class Given(Generic[ConfigT]):
+    """What files and the command line say of a configuration, each value checked for itself."""
+
+    cls: type[ConfigT]
+    layers: list[dict[str, Any]]
+    error: Callable[[str], NoReturn]
+
+    def get(self, name: str) -> Any:
+        """An option's value: what is said, or its default."""
+        return layered(self.cls, *self.layers).get(name, getattr(self.cls, name, None))
+
+    def config(self, defaults: Mapping[str, Any] | None = None) -> ConfigT:
+        """`cls` from its defaults < `defaults` < what is given. Exits with code 2 where its own checks raise."""
+        try:
+            return self.cls(**layered(self.cls, dict(defaults or {}), *self.layers))
+        except ValueError as error:
+            self.error(str(error))
+
+
 def parse_config(
-    cls: type[ConfigT],
-    argv: list[str] | None = None,
-    description: str = "",
-    defaults: dict[str, Any] | None = None,
-    prog: str | None = None,
+    cls: type[ConfigT], argv: list[str] | None = None, description: str = "", prog: str | None = None
 ) -> ConfigT:
-    """Build `cls` from its defaults < `defaults` < the YAML files of `--config`, in their order < the command line.
+    """Build `cls` from its defaults < the YAML files of `--config`, in their order < the command line; see below."""
+    return parse_given(cls, argv, description, prog).config()
+
+
+def parse_given(
+    cls: type[ConfigT], argv: list[str] | None = None, description: str = "", prog: str | None = None
+) -> Given[ConfigT]:
+    """Read the YAML files of `--config`, in their order, and the command line, which goes over them.
 
     Args:
         cls: a dataclass whose fields are int, float, bool, str, Literal, list of these, or one of these or None.
@@ -41,7 +58,7 @@ def parse_config(
         prog: the command that takes them, with its subcommand; None: the program's name.
 
     Exits with code 2 and a message on stderr for an unknown or abbreviated flag, a YAML file that cannot be read, an
-    unknown key in it, a value of another type than its field's, and a ValueError of the class's own checks.
+    unknown key in it, and a value of another type than its field's.
     """
     # A first pass for --config alone: its values are the defaults that the second pass, and --help, start from.
     files = plain_parser(add_help=False)
@@ -56,8 +73,7 @@ def parse_config(
     parser = _ConfigParser(cls, description, parents=[files], prog=prog)
     paths = getattr(files.parse_known_args(argv)[0], "config", [])
     try:
-        layers = [check_values(cls, defaults or {}, source="defaults")]
-        layers += [read_values(cls, path) for path in paths]
+        layers = [read_values(cls, path) for path in paths]
     except ValueError as error:
         parser.error(str(error))
     from_files = layered(cls, *layers)
@@ -69,6 +85,9 @@ def parse_config(
     for action in parser._actions:
         if types.NoneType in get_args(hints.get(action.dest)):
             action.type = _or_null(action.type or str)
+            if action.choices is not None:
+                action.metavar = "{" + ",".join(map(str, action.choices)) + "}"  # as it would be without None
+                action.choices = [*action.choices, None]
 
     names = {action.dest for action in parser._actions} - {"config", *EVERYWHERE}  # which are no options of `cls`
     namespace, rest = parser.parse_known_args(argv, argparse.Namespace(**dict.fromkeys(names, _ABSENT)))
@@ -76,10 +95,7 @@ def parse_config(
         flags = {option for action in parser._actions for option in action.option_strings}
         parser.error(f"unknown argument {rest[0]!r}" + suggestion(rest[0].split("=")[0], flags))
     given = {key: value for key, value in vars(namespace).items() if key in names and value is not _ABSENT}
-    try:
-        return cls(**layered(cls, *layers, given))
-    except ValueError as error:
-        parser.error(str(error))
+    return Given(cls, [*layers, given], parser.error)
 
 
 def plain_parser(description: str | None = None, **kwargs: Any) -> argparse.ArgumentParser:
@@ -225,76 +241,3 @@ class _Joined(argparse.Action):
         if current is not _ABSENT and None in (current, values):
             parser.error(f"{option_string}: expected a text each time, or null alone")
         setattr(namespace, self.dest, values if current is _ABSENT else f"{current}; {values}")
-
-
-_MEMORY = (  # after an error of torch, which this module does not import
-    "\nTake less at once (--train_batch_size, --sample_batch_size, --fisher_chunk_size, --eval_batch_size) or try "
-    "--mixed_precision bf16, --gradient_checkpointing, --fisher_device cpu, --ewc_device cpu, --lora_rank 16, where "
-    "the script has them; docs/cost.md says what each takes. What was finished is kept."
-)
-
-
-@contextmanager
-def friendly_errors(argv: list[str] | None = None) -> Iterator[None]:
-    """End the program on an error with its message alone and a non-zero exit code, as a user wants it.
-
-    Ctrl-C ends it with 130, SIGTERM with 143, and either a second time at once; what was finished is kept, and the
-    same command goes on from there. It ends with the `accelerate launch` that started it. A message that none of our
-    code has written says so, and where it comes from. An error of another kind is a bug and keeps its traceback;
-    --debug among the arguments (None: of this process) shows every traceback.
-    """
-
-    def stop(number: int, _: object) -> None:
-        signal.signal(number, signal.SIG_DFL)
-        del before[number]
-        raise SystemExit(143) if number == signal.SIGTERM else KeyboardInterrupt
-
-    # A shell lets what runs in its background ignore Ctrl-C.
-    heeded = [signal.SIGTERM] + [signal.SIGINT] * (signal.getsignal(signal.SIGINT) is not signal.SIG_IGN)
-    before = {number: signal.signal(number, stop) for number in heeded}
-    _end_with_launcher()
-    resume, said = "Run the same command again to continue.", plain_parser(add_help=False).parse_known_args(argv)[0]
-    from sa_diffusers.io.processes import processes_part, reporting  # seconds, which --help need not take
-
-    try:
-        with processes_part(), reporting(quiet="quiet" in said, log_json=getattr(said, "log_json", None)):
-            yield
-    except KeyboardInterrupt:
-        print(f"\ninterrupted. {resume}", file=sys.stderr)
-        raise SystemExit(130) from None
-    except SystemExit as error:
-        if error.code == 143:
-            print(f"\nterminated. {resume}", file=sys.stderr)
-        raise
-    except (ValueError, RuntimeError, OSError, ArithmeticError, MemoryError) as error:
-        if "debug" in said:
-            raise
-        full = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-        where = "" if full or isinstance(error, OSError) else _unforeseen(error)
-        print(f"error: {error or type(error).__name__}{_MEMORY if full else where}", file=sys.stderr)
-        raise SystemExit(1) from None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
-
-
-def _end_with_launcher() -> None:
-    """Have Linux send SIGTERM when `accelerate launch` dies, which does not tell its child, and would orphan it."""
-    with suppress(OSError):  # no Linux, or a parent that cannot be seen
-        words = Path(f"/proc/{os.getppid()}/cmdline").read_text().split("\0")
-        if not {"accelerate", "accelerate-launch", "accelerate.commands.launch"} & {Path(word).name for word in words}:
-            return
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-
-
-def _unforeseen(error: BaseException) -> str:
-    """Where an error comes from that no `raise` in our own code has put into words; "" for others."""
-    last = error.__traceback__
-    while last.tb_next is not None:
-        last = last.tb_next
-    code, module = last.tb_frame.f_code, last.tb_frame.f_globals["__name__"].split(".")[0]
-    said = code.co_code[last.tb_lasti] == dis.opmap["RAISE_VARARGS"]  # not by an operation such as int("x")
-    if said and module in ("sa_diffusers", "studies", "__main__"):
-        return ""
-    place = f"{type(error).__name__} in {Path(code.co_filename).name}, line {last.tb_lineno}"
-    return f" ({place}, which nobody has foreseen: please report it with what {DEBUG} shows)"

@@ -9,7 +9,8 @@ A push that fails half way leaves nothing half made on the hub, and loses nothin
 
 from pathlib import Path
 
-from sa_diffusers.cli.parse import friendly_errors, plain_parser
+from sa_diffusers.cli.errors import friendly_errors
+from sa_diffusers.cli.parse import plain_parser
 
 
 def main(argv: list[str] | None = None) -> None:

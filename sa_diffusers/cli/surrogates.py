@@ -9,7 +9,9 @@ difference of the model's predictions on noised samples, nearest first. Takes ev
 import torch
 from torch import Tensor
 
-from sa_diffusers.cli.parse import friendly_errors, parse_config
+from sa_diffusers.cli.errors import friendly_errors
+from sa_diffusers.cli.forget import over_its_family
+from sa_diffusers.cli.parse import parse_given
 from sa_diffusers.core.batches import to
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import seeded
@@ -37,7 +39,7 @@ def predictions(family: Family, samples: SampleSet, prompts: list[str], seed: in
 
 
 def main(argv: list[str] | None = None) -> None:
-    config = parse_config(ForgetConfig, argv, description=__doc__)
+    given = parse_given(ForgetConfig, argv, description=__doc__)
     with friendly_errors(argv):
         from pathlib import Path
 
@@ -50,6 +52,7 @@ def main(argv: list[str] | None = None) -> None:
         from sa_diffusers.runs.inputs import read_inputs
         from sa_diffusers.runs.stages.samples import SamplesStage
 
+        config = over_its_family(given)
         if not config.samples:
             raise ValueError("expected --samples, the samples/ folder of a run of this model")
         inputs = read_inputs(config)
@@ -61,7 +64,8 @@ def main(argv: list[str] | None = None) -> None:
         pipeline = load_pipeline(config.model, config.revision, config.variant, config.dtype)
         family = get_family(pipeline, sampler=config.sampler)
         context = RunContext(config.resolved(), inputs, family, Path(config.samples))
-        context.artifacts["model"] = Artifact(pipeline, pipeline_hashes(pipeline))
+        context.artifacts["model"] = Artifact(pipeline, pipeline_hashes(pipeline, family.component))
+        family.module.to(torch.float32)  # as in a run
         samples = SamplesStage().given(context).value
         samples = samples.take(range(min(NUM_SAMPLES, len(samples))))
         asked = concept_captions(inputs.templates, inputs.concepts, len(samples), config.seed)

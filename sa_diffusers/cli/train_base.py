@@ -23,7 +23,8 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from sa_diffusers.cli.parse import friendly_errors, parse_config
+from sa_diffusers.cli.errors import friendly_errors
+from sa_diffusers.cli.parse import parse_config
 from sa_diffusers.io.configuration import read_yaml
 from sa_diffusers.io.processes import say
 from sa_diffusers.runs.base.completion import MaskedAutoencoderConfig, train_masked_autoencoder

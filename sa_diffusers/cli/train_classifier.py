@@ -15,7 +15,8 @@ Your own images, a folder with metadata.jsonl ({"file_name": ..., "digit": "seve
 
 from pathlib import Path
 
-from sa_diffusers.cli.parse import friendly_errors, parse_config
+from sa_diffusers.cli.errors import friendly_errors
+from sa_diffusers.cli.parse import parse_config
 from sa_diffusers.evaluation.judges.classifier import Score
 from sa_diffusers.io.processes import say
 from sa_diffusers.runs.base.classifier import ClassifierConfig, train_and_save_classifier

@@ -47,7 +47,7 @@ FLOORS = ("noise_probability", "noise_entropy", "grey_probability", "grey_entrop
 GROUPS = {"concept": "Concept", "unseen": "Unseen phrasings", "unnamed": "Not named", "retained": "Retained"}
 SHOWN = 16  # pictures of each group on the page
 # Of a stage's key: what decides a picture beside what it is asked for by.
-DRAWN_BY = ("model", "guidance_scale", "num_inference_steps", "sampler", "compute_dtype")
+DRAWN_BY = ("model", "guidance_scale", "num_inference_steps", "sampler", "compute_dtype", "bits")
 LATENTS = "latents"  # tensor of a file of findings
 Measured = tuple[float | None, tuple[float, float] | None]  # a mean and its 95 % interval
 

@@ -8,7 +8,7 @@ import torch
 
 from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.objectives import Frozen, GradientProjection, Objective
-from sa_diffusers.methods.base import Context, Weights, register, training_loss
+from sa_diffusers.methods.base import Context, Weights, register, require_whole_gradients, training_loss
 from sa_diffusers.methods.selective_amnesia import SelectiveAmnesiaMethod
 
 
@@ -34,10 +34,7 @@ class ProjectionMethod(SelectiveAmnesiaMethod):
 
     def check_options(self, options: Any) -> None:
         super().check_options(options)
-        if options.compile_backend or options.mixed_precision == "fp16":
-            raise ValueError(
-                f"{self.name} takes two gradients of one pass, unscaled: expected no compile_backend, and not fp16"
-            )
+        require_whole_gradients(self.name, options)
 
     def objective(self, context: Context, weights: Weights, frozen: Frozen | None) -> Objective:
         return GradientProjection(

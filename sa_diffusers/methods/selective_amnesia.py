@@ -109,6 +109,8 @@ class SelectiveAmnesiaMethod(Method):
     def check_options(self, options: Any) -> None:
         super().check_options(options)
         editor(options.edit)
+        if options.edit and "edit" not in (options.start, options.finish):
+            raise ValueError("edit says whose edit starts or finishes; pass --start edit, --finish edit, or omit it")
         redrawn = options.replay_negative in ("open", "all")
         if options.replay_weight and redrawn and options.negative_guidance_scale <= 1:
             raise ValueError(

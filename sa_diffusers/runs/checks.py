@@ -47,5 +47,10 @@ def check_run(context: RunContext) -> None:
     if options.lora_rank:
         require(family, "lora_rank", "adapters")
         family.adapted_layers(options.train_scope, options.lora_targets)
+    if context.chain and not options.chain_memory and not context.adapters:
+        raise ValueError(
+            f"chain_memory false keeps what was forgotten before by its adapters, and not every run of the chain of "
+            f"{options.after} left some; omit it"
+        )
     if options.adapters == "each" and context.chain and not context.adapters:
         raise ValueError(f"adapters each: not every run of the chain of {options.after} left adapters; omit either")

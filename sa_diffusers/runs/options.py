@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -16,6 +15,7 @@ from sa_diffusers.data.sampling import DrawingOptions
 from sa_diffusers.evaluation.intervals import deciding_count
 from sa_diffusers.io.configuration import Options, option
 from sa_diffusers.models.single_file import is_single_file
+from sa_diffusers.runs.layers import consistent
 from sa_diffusers.runs.work_options import ConceptOptions, FisherOptions, MethodOptions, SampleOptions
 from sa_diffusers.training.options import PerformanceOptions, TrainingConfig
 from sa_diffusers.training.strengths import StrengthOptions, chosen
@@ -240,6 +240,8 @@ class RunOptions(
             if wrong:
                 raise ValueError(f"quantize_base: {fault}")
 
+    consistent = staticmethod(consistent)
+
     @classmethod
     def topics(cls) -> dict[str, tuple[str, list[str] | None]]:
         """What `--help TOPIC` shows: a text, and names of options besides the everyday ones; None: the text alone."""
@@ -249,25 +251,6 @@ class RunOptions(
             found[name] = (f"{method.title}: {method.summary}.", list(getattr(method.Options, "__annotations__", ())))
         return found
 
-    @classmethod
-    def consistent(cls, layers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """The layers without what their method settles where a later one is chosen, or what that settles before it.
-
-        And without concepts where a later one names others: by themselves, or in a list.
-        """
-        layers = [_still_named(layer, layers[position + 1 :]) for position, layer in enumerate(layers)]
-        chosen = [position for position, layer in enumerate(layers) if layer.get("method")]
-        if not chosen:
-            return layers
-        last, found, current = layers[chosen[-1]]["method"], [], None
-        for position, layer in enumerate(layers):
-            current = layer.get("method") or current
-            settled = set(methods.get(last).fixes) if position < chosen[-1] else set()
-            if current not in (None, last):
-                settled |= methods.get(current).fixes.keys()
-            found.append({name: value for name, value in layer.items() if name not in settled})
-        return found
-
     def resolved(self) -> "RunOptions":
         """A copy without open options: each has the method's value, or else the one for all methods."""
         given, resolved = methods.get(self.method).fixes, copy.copy(self)
@@ -275,13 +258,6 @@ class RunOptions(
             if getattr(self, field.name) is None and "otherwise" in field.metadata:
                 setattr(resolved, field.name, given.get(field.name, field.metadata["otherwise"]))
         return resolved
-
-
-def _still_named(layer: Mapping[str, Any], later: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    replaced = {"concepts"} if any(one.get("concept") for one in later) else set()
-    if any(one.get("concepts") for one in later):
-        replaced |= {"concept", "surrogate", "siblings"}
-    return {name: value for name, value in layer.items() if name not in replaced}
 
 
 @lru_cache

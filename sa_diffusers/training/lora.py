@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.merge_utils import ties
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sa_diffusers.core.objectives import LowRankChange
@@ -87,12 +87,8 @@ class WithoutLora:
                 layer._disable_adapters = disabled
 
 
-def save_lora(family: Family, folder: Path, dtype: str, others: Path | None = None) -> None:
-    """Write the adapter as diffusers' `load_lora_weights` reads it, with its rank and alpha, atomically.
-
-    Args:
-        others: a file for it in float16 by the names that other programs read; None: none.
-    """
+def save_lora(family: Family, folder: Path, dtype: str) -> None:
+    """Write the adapter as diffusers' `load_lora_weights` reads it, with its rank and alpha, atomically."""
     tensors = get_peft_model_state_dict(family.module, adapter_name=ADAPTER)
     tensors = {name: tensor.detach().to(getattr(torch, dtype)).contiguous() for name, tensor in tensors.items()}
     about = family.module.peft_config[ADAPTER].to_dict()
@@ -100,9 +96,13 @@ def save_lora(family: Family, folder: Path, dtype: str, others: Path | None = No
     with atomic_path(folder) as temporary:
         family.save_lora(temporary, tensors, about)
         sort_metadata(temporary / LORA_FILE)
-    if others:
-        with atomic_path(others) as temporary:
-            save_file(family.lora_for_others(tensors, about["lora_alpha"]), temporary)
+
+
+def save_lora_for_others(family: Family, file: Path, alpha: float, path: Path) -> None:
+    """Write an adapter that was saved once more, in float16 by the names that other programs read."""
+    tensors = {name.removeprefix(f"{family.component}."): tensor for name, tensor in load_file(file).items()}
+    with atomic_path(path) as temporary:
+        save_file(family.lora_for_others(tensors, alpha), temporary)
 
 
 @torch.no_grad()

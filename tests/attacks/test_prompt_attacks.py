@@ -11,6 +11,7 @@ from sa_diffusers.attacks import AttackSettings, FoundEmbedding, FoundText, atta
 from sa_diffusers.attacks.relearning import FoundAdapter, relearn
 from sa_diffusers.attacks.searches import Search, Vocabulary
 from sa_diffusers.attacks.target_loss import TargetLoss, frozen_model
+from sa_diffusers.attacks.weights import change_weights
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import seeded
 from sa_diffusers.families import get_family
@@ -342,6 +343,12 @@ def test_wrong_input_is_refused(family, latents, tiny_pipeline):
     other = get_family(ConditionalVAEPipeline(ConditionalVAE(image_size=8)))
     with pytest.raises(TypeError, match="expected a text-to-image model.* got a ConditionalVAEFamily"):
         attack(family=other)
+
+
+def test_what_relearning_says_of_a_name_of_several_tokens_is_of_all_of_them(family, latents):
+    said = family, latents, ["a {}"], ["red seven"], replace(SETTINGS, steps=1, relearn_pictures=3)
+    assert relearn(*said).losses[0] == pytest.approx(change_weights(*said, precision="int8").losses[0], rel=1e-6)
+    assert relearn(*said).losses[0] != pytest.approx(relearn(*said[:3], ["red"], said[4]).losses[0], rel=1e-6)
 
 
 def test_relearning_lowers_the_loss_of_the_concepts_word_and_leaves_the_model_as_it_was(family, latents, tmp_path):

@@ -1,5 +1,6 @@
 """Configurations: precedence, refusals and the way back to YAML."""
 
+import json
 import os
 import platform
 import re
@@ -12,8 +13,11 @@ from typing import Literal
 import pytest
 import torch
 
-from sa_diffusers.cli.parse import friendly_errors, parse_config
+from sa_diffusers.cli.errors import friendly_errors
+from sa_diffusers.cli.forget import over_its_family
+from sa_diffusers.cli.parse import parse_config, parse_given
 from sa_diffusers.io.configuration import config_from_dict, config_to_yaml
+from sa_diffusers.runs.options import ForgetConfig
 
 
 @dataclass
@@ -246,7 +250,6 @@ def test_help_of_large_commands_is_about_a_dozen_and_all_in_groups(words, named,
 
 
 def test_help_of_methods_is_the_list_alone(capsys):
-    from sa_diffusers.runs.options import ForgetConfig
 
     with pytest.raises(SystemExit):
         parse_config(ForgetConfig, ["--help", "methods"])
@@ -263,7 +266,6 @@ def test_dashes_and_underscores_are_the_same_option():
 
 
 def test_a_file_that_ships_and_one_that_does_not(capsys):
-    from sa_diffusers.runs.options import ForgetConfig
 
     assert parse_config(ForgetConfig, ["--config", "bundled/digits"]).concept == "seven, 7"
     assert "bundled/configs/nine.yaml does not ship" in error_of(capsys, "--config", "bundled/nine", cls=ForgetConfig)
@@ -333,6 +335,32 @@ def test_a_word_and_an_item_stand_for_themselves(write_yaml):
 def test_null_on_the_command_line_is_none(write_yaml):
     config = parse_config(Config, ["--config", write_yaml("surrogate: a man"), "--surrogate", "null"])
     assert config.surrogate is None
+    chosen = parse_config(ForgetConfig, ["--concept", "seven", "--mixed_precision", "null", "--start", "null"])
+    assert (chosen.mixed_precision, chosen.start) == (None, None)
+    with pytest.raises(SystemExit):
+        parse_config(ForgetConfig, ["--concept", "seven", "--start", "nowhere"])
+
+
+KINDS = {"diffusion": "ClassConditionalPipeline", "vae": "ConditionalVAEPipeline"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "argv", "found"),
+    [
+        ("diffusion", ["--snapshot_steps", "200", "400"], {"num_train_steps": 400}),
+        ("diffusion", ["--ema_warmup", "false"], {"ema_decay": 0.98}),
+        ("vae", ["--latents", "drawn"], {"fresh_samples": True}),
+        ("vae", ["--negative_guidance_scale", "1.0"], {"replay_negative": "none"}),
+        (None, ["--method", "encoder", "--noise", "gaussian", "--noise_rank", "4"], {"surrogate": "noise"}),
+    ],
+)
+def test_options_are_checked_over_those_of_the_models_kind(kind, argv, found, tmp_path):
+    model = "bundled/digits_inpaint/pipeline"
+    if kind is not None:
+        model = str(tmp_path)
+        (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": KINDS[kind]}))
+    config = over_its_family(parse_given(ForgetConfig, ["--model", model, *argv]))
+    assert {name: getattr(config, name) for name in found} == found
 
 
 def test_help_keeps_the_lines_of_the_description(capsys):

@@ -120,6 +120,30 @@ def test_an_adversary_finds_and_teaches_what_a_slow_loop_does(family, frozen):
     assert gradient.abs().max() > 0 and not any(p.grad is not None for p in family.module.parameters())
 
 
+def test_a_gradient_that_half_precision_would_lose_moves_the_search():
+    """Of a mean over as many latents as a large model has."""
+
+    class Far:
+        num_terms = 10
+
+        def predict(self, *_):
+            return None
+
+        def __call__(self, _, data, *__):
+            return data["embedding"].float().sub(1).square().mean(1) / 2**26
+
+    found = []
+    for dtype in (torch.float16, torch.float32):
+        encode = lambda vectors, rows, dtype=dtype: {"embedding": vectors.to(dtype).expand(len(rows), -1)}  # noqa: E731
+        group = {
+            "sample": torch.zeros(2, 1, dtype=dtype), "asked": {}, "rows": torch.arange(2), "start": torch.zeros(1, 8),
+            "terms": torch.zeros(2, dtype=torch.long), "noise": torch.zeros(2, 1),
+        }  # fmt: skip
+        found.append(Adversary(Far(), encode, 1.0, 3, 0.05).search(None, None, group))
+    assert found[1].abs().min() > 0.01
+    assert_close(*found, rtol=1e-2, atol=0)
+
+
 def test_one_signed_step_on_whole_embeddings_is_what_each_picture_says_by_itself(family, frozen):
     captions, size = [template.replace("{}", "seven") for template in TEMPLATES], 0.3
     encoder = CaptionEncoder(family, captions)

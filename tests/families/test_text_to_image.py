@@ -32,7 +32,7 @@ from sa_diffusers.io.loading import check_model, load_pipeline
 from sa_diffusers.methods.uce import edit_of_prompts
 from sa_diffusers.runs.forget import _config_of
 from sa_diffusers.runs.stages.replay import ReplayStage
-from sa_diffusers.training.lora import add_lora, fuse_lora, save_lora
+from sa_diffusers.training.lora import LORA_FILE, add_lora, fuse_lora, save_lora, save_lora_for_others
 
 
 PROMPTS = ["a red seven", "nine", "a green digit"]
@@ -326,7 +326,8 @@ def test_an_adapter_reaches_the_pooled_text_and_is_loaded_by_stock_diffusers(fam
                 parameter.copy_(parameter.bfloat16())  # float16 holds it, and three halves of it
     adapted = predict(family, batch)
     assert (adapted - before).abs().max() > 1e-2
-    save_lora(family, tmp_path / "lora", "float32", tmp_path / "others.safetensors")
+    save_lora(family, tmp_path / "lora", "float32")
+    save_lora_for_others(family, tmp_path / "lora" / LORA_FILE, 3.0, tmp_path / "others.safetensors")
     state = get_peft_model_state_dict(family.module, adapter_name="forget")
     fuse_lora(family.module)
     assert_close(predict(family, batch), adapted, rtol=0, atol=1e-5)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sa_diffusers import forget
-from sa_diffusers.cli.parse import friendly_errors
+from sa_diffusers.cli.errors import friendly_errors
 from sa_diffusers.core.concepts import split_phrasings
 
 

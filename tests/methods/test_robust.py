@@ -9,12 +9,14 @@ import torch
 from cheap_runs import context_of
 from torch.testing import assert_close
 
+from sa_diffusers.cli.parse import parse_config
 from sa_diffusers.core.concepts import Concepts
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.concepts.given import find_concept
 from sa_diffusers.data.sample_set import SampleSet
 from sa_diffusers.families import get_family
+from sa_diffusers.io.configuration import config_to_yaml
 from sa_diffusers.io.stages import Artifact
 from sa_diffusers.methods.selective_amnesia import further_terms
 from sa_diffusers.methods.sources import OpenSource
@@ -109,6 +111,8 @@ def test_it_resumes_with_nothing_but_the_step(whole, run_cheaply, tmp_path):
         ),
         ({"robust_embedding": 0.1, "robust_weight": 0.0}, "robust_embedding is of robust training; pass --robust"),
         ({"robust_conflict": True}, "robust_conflict needs a robust_weight, and replay or EWC"),
+        ({"edit": "speed"}, "edit says whose edit starts or finishes"),
+        ({"method": "projection-symmetric", "gradient_accumulation_steps": 2}, "one process, no accumulation"),
         ({"robust": True, "start": "edit"}, "robust means start model, what was given is edit; omit either"),
         ({"robust": True, "method": "esd-x"}, "robust means surrogate_target model, that of esd-x is noise"),
         ({"robust": True, "method": "uce"}, "robust means surrogate_target model, that of uce is noise"),
@@ -135,6 +139,14 @@ def test_options_that_cannot_work_are_refused(options, error):
 def test_robust_is_training_from_the_model_and_an_edit():
     asked, spelt = ForgetConfig(robust=True), ForgetConfig(surrogate_target="model", start="model", finish="edit")
     assert replace(asked, robust=False) == spelt and not asked.leaves_adapter
+
+
+def test_robust_over_the_configuration_of_a_run_may_be_taken_back(tmp_path):
+    config_to_yaml(ForgetConfig(concept="seven", surrogate="nine", robust=True).resolved(), tmp_path / "config.yaml")
+    arguments = ["--config", str(tmp_path / "config.yaml"), "--robust"]
+    assert parse_config(ForgetConfig, arguments).finish == "edit"
+    plain = parse_config(ForgetConfig, [*arguments, "false"])
+    assert (plain.finish, plain.surrogate_target, plain.concept) == (None, None, "seven")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from sa_diffusers.core.fisher_file import Fisher
+from sa_diffusers.evaluation.forgetting import Findings
 from sa_diffusers.families import get_family
 from sa_diffusers.io.loading import load_pipeline, model_hash
 from sa_diffusers.models.quantization import ORIGINAL, gradients_of, original_state, quantized, unquantized
@@ -32,6 +33,11 @@ class Rounded(nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return nn.functional.linear(x, self.weight.view(torch.float32).view(self.out_features, -1), self.bias)
+
+
+def test_pictures_of_few_bits_are_not_beside_those_of_the_whole_weights():
+    found = Findings({}, {}, torch.empty(0, 3, 8, 8), [], {}, {"model": "a"})
+    assert found.misfit({"model": "a", "bits": "4"}, []) == "was drawn with other bits"
 
 
 @pytest.fixture

@@ -329,7 +329,11 @@ def test_of_all_else_nothing_ships():
 @pytest.mark.slow
 def test_a_run_takes_a_file_and_leaves_one(tiny_pipeline, run_cheaply, tmp_path):
     path = in_one_file(tiny_pipeline(), tmp_path / "v1.ckpt")
-    run_cheaply(tmp_path / "run", model=str(path), save_single_file=True, lora_rank=2, learning_rate=0.1)
+    given = {"model": str(path), "lora_rank": 2, "learning_rate": 0.1}
+    run_cheaply(tmp_path / "run", **given)
+    assert not (tmp_path / "run" / "pipeline.safetensors").exists()
+    asked_since = run_cheaply(tmp_path / "run", **given, save_single_file=True)
+    assert "train" in asked_since.metrics["seconds"]["reused"]
     loaded = load_pipeline(str(tmp_path / "run" / "pipeline.safetensors"), None, None, "float32")
     saved = load_pipeline(str(tmp_path / "run" / "pipeline"), None, None, "float32")
     assert_close(loaded.unet.state_dict(), saved.unet.state_dict(), rtol=1e-3, atol=1e-3)

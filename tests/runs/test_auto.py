@@ -16,10 +16,13 @@ from sa_diffusers.data.sampling import SamplingSettings
 from sa_diffusers.evaluation.judges.nearness import Nearness, shortlist
 from sa_diffusers.evaluation.judges.preference import PREFERENCE
 from sa_diffusers.families import get_family
+from sa_diffusers.io.artifacts import fingerprint
 from sa_diffusers.io.configuration import read_yaml
+from sa_diffusers.io.stages import Artifact
 from sa_diffusers.runs.inputs import read_inputs
 from sa_diffusers.runs.options import ForgetConfig
 from sa_diffusers.runs.stages.auto import AutoStage, check_auto
+from sa_diffusers.runs.stages.fisher import FisherStage
 from sa_diffusers.runs.surrogates.settling import best_of
 
 
@@ -70,6 +73,16 @@ def test_price_is_what_ewc_charges_for_the_step_that_closes_the_gap(nearness):
     price = nearness.price("nine", even)
     twice = nearness.price("nine", {name: 2 * fisher for name, fisher in even.items()})
     assert price > 0 and twice == pytest.approx(2 * price, rel=1e-6)
+
+
+def test_what_was_chosen_by_one_fisher_is_not_taken_for_anothers(telling, tmp_path, monkeypatch):
+    keys = []
+    for name, scope in ((None, "full"), ("a", "full"), ("b", "full"), ("b", "xattn")):
+        context = context_of(get_family(telling), tmp_path, surrogate="auto", fisher=name, train_scope=scope)
+        context.artifacts |= {part: Artifact(None, part) for part in ("prompts", "templates")}
+        monkeypatch.setattr(FisherStage, "given", lambda _, c: c.options.fisher and Artifact(None, c.options.fisher))
+        keys.append(fingerprint(AutoStage().key(context)))
+    assert len(set(keys)) == 4
 
 
 def test_shortlist_takes_what_is_near_and_what_tells(nearness):

@@ -200,6 +200,10 @@ def test_half_precision_files_hold_what_is_returned_and_another_configuration_is
     with pytest.raises(StageMismatch, match="learning_rate: 0.01 -> 0.5"):
         train_class_conditional(data, replace(config, learning_rate=0.5))
     assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "base" / "pipeline").rglob("*")}
+    marker = tmp_path / "base" / ".stages" / "base.json"
+    older = json.loads(marker.read_text())
+    marker.write_text(json.dumps(older | {"key": older["key"] | {"sample_steps": 500}, "fingerprint": "of that"}))
+    train_class_conditional(data, replace(config, sample_steps=2, sample_guidance_scale=3.0))  # how it is watched
 
 
 @pytest.mark.parametrize(

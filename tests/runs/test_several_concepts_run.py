@@ -121,6 +121,20 @@ def chain(tiny_pipeline, tmp_path_factory):
     return folder, forget_sequence(tiny_pipeline(), requests, folder, **CHEAP | own | files)
 
 
+def test_what_cannot_follow_is_refused_before_the_first_request_runs(tiny_pipeline, tmp_path):
+    requests = [Forget("seven, 7", "nine"), Forget("eight", "six")]
+    with pytest.raises(ValueError, match="finish, or robust: an edit follows training"):
+        forget_sequence(tiny_pipeline(), requests, tmp_path / "chain", robust=True, progress=False)
+    assert not (tmp_path / "chain").exists()
+
+
+def test_earlier_concepts_without_adapters_are_not_left_out_of_training(run_cheaply, tmp_path):
+    first = run_cheaply(tmp_path / "1", method="uce").output_dir
+    with pytest.raises(ValueError, match="chain_memory false keeps what was forgotten before by its adapters"):
+        run_cheaply(tmp_path / "2", concept="eight", surrogate="six", after=str(first), chain_memory=False)
+    assert not (tmp_path / "2" / "samples").exists()
+
+
 @pytest.mark.slow
 def test_a_chain_keeps_its_adapters_and_its_artifacts(chain, tiny_pipeline):
     folder, forgotten = chain

@@ -13,7 +13,15 @@ from torch.testing import assert_close
 from sa_diffusers.core.objectives import LowRankChange, LowRankEWC
 from sa_diffusers.families import get_family
 from sa_diffusers.families.scopes import adapted_layers
-from sa_diffusers.training.lora import ADAPTER, LORA_FILE, WithoutLora, add_lora, fuse_lora, save_lora
+from sa_diffusers.training.lora import (
+    ADAPTER,
+    LORA_FILE,
+    WithoutLora,
+    add_lora,
+    fuse_lora,
+    save_lora,
+    save_lora_for_others,
+)
 
 
 PROMPTS = ["a red seven on black", "a blue two"]
@@ -202,7 +210,8 @@ class TestFile:
     def test_kohyas_names_are_read_back(self, tiny_pipeline, tiny_tokenizer, tmp_path, name):
         pipeline, stock = (tiny_pipeline() if name == "v1" else make(name, tiny_tokenizer) for _ in range(2))
         adapted(pipeline.unet, targets="attention+conv" if name == "v1" else "attention")
-        save_lora(get_family(pipeline), tmp_path / "lora", "float32", tmp_path / "kohya.safetensors")
+        save_lora(get_family(pipeline), tmp_path / "lora", "float32")
+        save_lora_for_others(get_family(pipeline), tmp_path / "lora" / LORA_FILE, 6.0, tmp_path / "kohya.safetensors")
         named = load_file(tmp_path / "kohya.safetensors")
         assert all(n.startswith("lora_unet_") and n.count(".") <= 2 for n in named)
         assert {float(tensor) for n, tensor in named.items() if n.endswith(".alpha")} == {6.0}

@@ -6,7 +6,8 @@
 Nothing is trained. Adapters that were trained by themselves add; TIES is there to be compared with.
 """
 
-from sa_diffusers.cli.parse import friendly_errors, plain_parser
+from sa_diffusers.cli.errors import friendly_errors
+from sa_diffusers.cli.parse import plain_parser
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -6,7 +6,8 @@ The new folder has a plain pipeline of the other adapters, and a page: before as
 concept back. Nothing is trained.
 """
 
-from sa_diffusers.cli.parse import friendly_errors, plain_parser
+from sa_diffusers.cli.errors import friendly_errors
+from sa_diffusers.cli.parse import plain_parser
 
 
 def main(argv: list[str] | None = None) -> None:

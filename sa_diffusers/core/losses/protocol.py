@@ -13,6 +13,10 @@ from torch import Generator, Tensor
 from sa_diffusers.core.batches import Batch
 
 
+# Of a mean over latents, whose gradient float16 would lose. As a power of two it changes nothing in other precisions.
+GRADIENT_SCALE = 2.0**14
+
+
 class Loss(Protocol):
     """All that the Fisher and every objective ask of a model's training loss; the last four, of one that denoises."""
 

@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from sa_diffusers.core.batches import Batch, cat, map_tensors, take
-from sa_diffusers.core.losses import Loss
+from sa_diffusers.core.losses import GRADIENT_SCALE, Loss
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ class Adversary:
         with torch.enable_grad():
             for _ in range(self.steps):
                 values = self.loss(model, data | self._encoded(vectors, group), terms, noise, target)
-                (gradient,) = torch.autograd.grad(values.mean(), [vectors])
-                vectors.grad = gradient.sign() if self.steps == 1 else gradient
+                (gradient,) = torch.autograd.grad(GRADIENT_SCALE * values.mean(), [vectors])
+                vectors.grad = gradient.sign() if self.steps == 1 else gradient / GRADIENT_SCALE
                 optimizer.step()
         return vectors.detach()
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from sa_diffusers.core.batches import take, to
 from sa_diffusers.core.concepts import Concept, Concepts
 from sa_diffusers.core.conditions import Condition
+from sa_diffusers.core.losses import GRADIENT_SCALE
 from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.data.sampling import Request, SamplingSettings, draw_samples
 from sa_diffusers.evaluation.judges.preference import PREFERENCE, PreferenceJudge
@@ -116,8 +117,9 @@ class Nearness:
         dtype = family.compute_dtype or family.module.dtype
         with gradients_of(family.module, list(fisher), dtype) as weights, torch.enable_grad():
             gap = (self._predicted(self.captions[:count], terms, rows) - towards).square().flatten(1).mean(1).mean()
-            gradients = torch.autograd.grad(gap, list(weights.values()))
-        squares = {name: found.double().square().cpu() for name, found in zip(weights, gradients, strict=True)}
+            gradients = torch.autograd.grad(GRADIENT_SCALE * gap, list(weights.values()))
+        gradients = [gradient.double() / GRADIENT_SCALE for gradient in gradients]
+        squares = {name: found.square().cpu() for name, found in zip(weights, gradients, strict=True)}
         charged = sum(float((fisher[name].cpu() * square).sum()) for name, square in squares.items())
         return charged * (float(gap.detach()) / float(sum(square.sum() for square in squares.values()))) ** 2
 

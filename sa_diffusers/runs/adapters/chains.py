@@ -10,7 +10,7 @@ from diffusers import DiffusionPipeline
 from sa_diffusers.core.concepts import fold, split_phrasings
 from sa_diffusers.data.concepts.lists import Forget, as_options
 from sa_diffusers.families import checked_family
-from sa_diffusers.io.configuration import config_from_dict
+from sa_diffusers.io.configuration import config_from_dict, layered
 from sa_diffusers.io.loading import copy_pipeline
 from sa_diffusers.runs import options as run_options
 from sa_diffusers.runs.chain import Link, Merge, chain_of, shared_by
@@ -19,8 +19,9 @@ from sa_diffusers.runs.forget import Outcome, forget, run_forgetting
 
 # Options of a run that are none of what is made of its adapters.
 OWN = {
-    **dict.fromkeys(("concepts", "after", "strength", "before", "early_stop")),
-    "strength_sheet": False, "chain_fisher": "first", "push_to_hub": False, "overwrite": False, "snapshot_steps": [],
+    **dict.fromkeys(("concepts", "after", "strength", "before", "early_stop", "quantize_base")),
+    "strength_sheet": False, "save_single_file": False,
+    "chain_fisher": "first", "push_to_hub": False, "overwrite": False, "snapshot_steps": [],
 }  # fmt: skip
 
 
@@ -37,11 +38,15 @@ def forget_sequence(
     Returns:
         What the last request leaves. Raises as `forget`.
     """
-    forgotten, after = pipeline, None
-    for number, request in enumerate(requests, 1):
-        rows, folder = [request] if isinstance(request, Forget) else request, Path(output_dir) / str(number)
-        forgotten = forget(pipeline, rows, output_dir=folder, after=after, **options)
-        after = str(folder)
+    rows = [[request] if isinstance(request, Forget) else request for request in requests]
+    folders = [str(Path(output_dir) / str(number)) for number in range(1, len(rows) + 1)]
+    cls, defaults = run_options.ForgetConfig, checked_family(pipeline).defaults
+    said = {name: value for name, value in options.items() if name in cls.__dataclass_fields__}
+    for asked, after in zip(rows[1:], folders, strict=False):  # what cannot follow is refused before the first run
+        config_from_dict(cls, layered(cls, defaults, as_options(asked, after=after, **said)))
+    forgotten = pipeline
+    for asked, folder, after in zip(rows, folders, [None, *folders], strict=False):
+        forgotten = forget(pipeline, asked, output_dir=folder, after=after, **options)
     return forgotten
 
 

@@ -104,9 +104,9 @@ class ClassConditionalConfig(LabelledBaseConfig):
     flip: bool = option(True, "Mirror half of the images; wrong for digits.")
     antithetic: bool = option(True, "Take timesteps t and T - 1 - t in pairs.")
     sample_steps: int | None = option(
-        None, "Draw a sheet of samples every so many steps, into `progress/`; null: off.", above=0
+        None, "Draw a sheet of samples every so many steps, into `progress/`; null: off.", above=0, identity=False
     )
-    sample_guidance_scale: float = option(2.0, "Guidance of that sheet, as in diffusers.", least=0)
+    sample_guidance_scale: float = option(2.0, "Guidance of that sheet, as in diffusers.", least=0, identity=False)
     save_dtype: Literal["float32", "float16"] = option("float32", "Precision of the files.")
 
 

@@ -14,7 +14,7 @@ from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.objectives import Objective
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.families import Family
-from sa_diffusers.io.artifacts import Marker, run_lock
+from sa_diffusers.io.artifacts import Marker, read_marker, run_lock
 from sa_diffusers.io.atomic_files import remove_leftovers
 from sa_diffusers.io.configuration import identity_names, option
 from sa_diffusers.io.loading import save_pipeline
@@ -38,7 +38,8 @@ def claim_folder(config: BaseOptions) -> None:
     """Make the folder this configuration's, by a marker. Raises StageMismatch: it is another's."""
     key = {name: getattr(config, name) for name in identity_names(type(config))}
     claim = Marker(config.output_dir, "base", key, "Pass another --output_dir, or remove this folder first.")
-    if not claim.done():
+    before = read_marker(claim.path)["key"] if claim.path.exists() else {}
+    if {name: before.get(name) for name in key} != key and not claim.done():  # older ones also say how it is watched
         claim.finish(0.0)
 
 

@@ -38,6 +38,8 @@ class AutoStage(Stage[list[dict[str, Any]]]):
 
     def content(self, context: RunContext) -> dict:
         said = {name: context.concepts.each(name) for name in ("surrogate", "siblings")}
+        fisher = FisherStage().given(context)  # by which finalists are put in order
+        said |= {} if fisher is None else {"fisher": fisher.fingerprint, "weights": trained_names(context)}
         return context.computed_in | context.concepts.key | said | {"forgotten": _forgotten(context)}
 
     def compute(self, context: RunContext) -> list[dict[str, Any]]:

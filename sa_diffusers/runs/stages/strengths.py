@@ -11,22 +11,15 @@ from sa_diffusers.core.safetensors_header import sort_metadata
 from sa_diffusers.evaluation.forgetting import Findings
 from sa_diffusers.io.artifacts import Marker
 from sa_diffusers.io.atomic_files import ArtifactError, atomic_path
-from sa_diffusers.io.loading import add_variant, save_pipeline
+from sa_diffusers.io.loading import save_pipeline
 from sa_diffusers.io.processes import process_state
 from sa_diffusers.io.stages import Stage
 from sa_diffusers.models.precision import kept_weights
 from sa_diffusers.runs.context import RunContext
 from sa_diffusers.runs.stages.evaluate import EvaluateStage
+from sa_diffusers.runs.stages.for_others import FOR_OTHERS, add_what_was_asked_since, save_for_others
 from sa_diffusers.runs.stages.tracking import snapshot_dir
-from sa_diffusers.runs.stages.train import (
-    FOR_OTHERS,
-    LORA_FOR_OTHERS,
-    TRAINED,
-    TrainStage,
-    load_weights,
-    records_of,
-    save_for_others,
-)
+from sa_diffusers.runs.stages.train import TRAINED, TrainStage, load_weights, records_of
 from sa_diffusers.training.lora import LORA_FILE
 from sa_diffusers.training.strengths import Strength
 
@@ -69,16 +62,16 @@ class ChoiceStage(Stage[None]):
         save_pipeline(family.pipeline, folder / "pipeline", family.module, *saved)
         for name in FOR_OTHERS:
             (folder / name).unlink(missing_ok=True)  # training's, which are kept
-        save_for_others(context, folder)
         shutil.rmtree(folder / "lora", ignore_errors=True)  # of what --overwrite replaces
-        for name in (f"lora/{LORA_FILE}", LORA_FOR_OTHERS) if options.leaves_adapter else ():
-            if (trained := folder / TRAINED / name).exists():
-                _save_scaled(trained, folder / name, strength.value)
+        adapter = f"lora/{LORA_FILE}"
+        if options.leaves_adapter and (trained := folder / TRAINED / adapter).exists():
+            _save_scaled(trained, folder / adapter, strength.value)
+        save_for_others(context, folder)
 
     def load(self, context: RunContext) -> None:
         load_weights(context.family.module, context.folder / "pipeline", context.family.component)
-        if context.options.save_variant and process_state().is_main_process:
-            add_variant(context.family.pipeline, context.folder / "pipeline", context.options.save_variant)
+        if process_state().is_main_process:
+            add_what_was_asked_since(context, context.folder)
 
     def describe(self, context: RunContext) -> str:
         return f"{context.strength} becomes the result"
@@ -115,8 +108,7 @@ def _save_scaled(source: Path, path: Path, scale: float) -> None:
     """Write an adapter whose change is `scale` times that of another, with the same rank and alpha."""
     with safe_open(source, "pt") as file:
         tensors, about = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
-    ups = {n: tensor * scale for n, tensor in tensors.items() if ".lora_B." in n or ".lora_up." in n}
+    ups = {name: tensor * scale for name, tensor in tensors.items() if ".lora_B." in name}
     with atomic_path(path) as temporary:
         save_file(tensors | ups, temporary, about)
-        if about:
-            sort_metadata(temporary)
+        sort_metadata(temporary)

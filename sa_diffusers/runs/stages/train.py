@@ -15,7 +15,7 @@ from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.io.atomic_files import atomic_path, file_hash, write_json
 from sa_diffusers.io.configuration import identity_names, unsaid
 from sa_diffusers.io.hub import commit_of
-from sa_diffusers.io.loading import add_variant, save_pipeline
+from sa_diffusers.io.loading import save_pipeline
 from sa_diffusers.io.model_names import folder_name, public_name
 from sa_diffusers.io.processes import process_state
 from sa_diffusers.io.stages import Artifact, Stage
@@ -23,9 +23,9 @@ from sa_diffusers.methods import editor
 from sa_diffusers.methods.base import Weights
 from sa_diffusers.models.precision import autocast_forward, release
 from sa_diffusers.models.quantization import unquantized
-from sa_diffusers.models.single_file import is_single_file, save_single_file
 from sa_diffusers.runs.context import RunContext
 from sa_diffusers.runs.stages.edit import EditStage
+from sa_diffusers.runs.stages.for_others import FOR_OTHERS, add_what_was_asked_since, save_for_others
 from sa_diffusers.runs.stages.tracking import SNAPSHOTS, tracker
 from sa_diffusers.runs.work_options import MethodOptions
 from sa_diffusers.training.loop import DROPOUTS, train
@@ -36,7 +36,6 @@ from sa_diffusers.training.options import TrainingConfig
 
 History = list[dict]
 TRAINED = "trained"  # folder of what training left, where another strength was chosen as the result
-FOR_OTHERS = SINGLE_FILE, LORA_FOR_OTHERS = "pipeline.safetensors", "lora.safetensors"  # other programs
 
 
 class TrainStage(Stage[History]):
@@ -48,7 +47,7 @@ class TrainStage(Stage[History]):
 
     def __init__(self, folder: Path):
         kept = f"{TRAINED}/" if (folder / TRAINED).exists() else ""
-        parts = ("pipeline/**/*", "lora/*", SINGLE_FILE, LORA_FOR_OTHERS)
+        parts = ("pipeline/**/*", "lora/*", *FOR_OTHERS)
         self.home, self.leaves = folder / kept, (*(f"{kept}{part}" for part in parts), "history.json")
 
     def content(self, context: RunContext) -> dict:
@@ -87,8 +86,7 @@ class TrainStage(Stage[History]):
         if state.is_main_process and not each:
             shutil.rmtree(self.home / "lora", ignore_errors=True)  # of what --overwrite replaces
             if options.leaves_adapter:
-                others = self.home / LORA_FOR_OTHERS if options.save_single_file else None
-                save_lora(family, self.home / "lora", options.dtype, others)
+                save_lora(family, self.home / "lora", options.dtype)
         with unquantized(family.module, options.quantize_base):
             if options.lora_rank:
                 fuse_lora(family.module)
@@ -98,6 +96,8 @@ class TrainStage(Stage[History]):
                 # Saved before it is judged: whatever happens there, the result is not lost.
                 saved, records = (options.dtype, options.save_variant), [*context.forgotten, *records_of(context)]
                 save_pipeline(family.pipeline, self.home / "pipeline", family.module, *saved, records)
+                for name in FOR_OTHERS:
+                    (self.home / name).unlink(missing_ok=True)  # of what --overwrite replaces
                 save_for_others(context, self.home)
                 write_json(history, folder / "history.json")
         return history
@@ -106,8 +106,8 @@ class TrainStage(Stage[History]):
         family, pipeline = context.family, self.home / "pipeline"
         with unquantized(family.module, context.options.quantize_base):
             load_weights(family.module, pipeline, family.component)
-        if context.options.save_variant and process_state().is_main_process:
-            add_variant(family.pipeline, pipeline, context.options.save_variant)
+            if process_state().is_main_process:
+                add_what_was_asked_since(context, self.home)
         return json.loads((context.folder / "history.json").read_text())
 
     def workspace(self, context: RunContext) -> Path:
@@ -291,10 +291,3 @@ def switch_off_dropout(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, DROPOUTS):
             part.p = 0.0
-
-
-def save_for_others(context: RunContext, folder: Path) -> None:
-    """The model in one file that other programs read, where that was asked for and it came in one."""
-    options, family = context.options, context.family
-    if options.save_single_file and is_single_file(options.model):
-        save_single_file(Path(options.model), family.module, folder / SINGLE_FILE, family.pipeline.scheduler.config)
