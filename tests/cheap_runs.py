@@ -22,3 +22,16 @@ def context_of(family, folder, concept: str = "seven", surrogate: str = "nine", 
     inputs = Inputs(Concepts([find_concept(concept, surrogate)]), [], [["{}"]], {}, {})
     model = Artifact(family.pipeline, pipeline_hashes(family.pipeline))
     return RunContext(config.resolved(), inputs, family, folder, {"model": model})
+
+
+def interrupt_call(patch, owner, name: str, number: int) -> None:
+    """Raise KeyboardInterrupt, with its name, at the call with this number (from 0) of a function."""
+    original, calls = getattr(owner, name), []
+
+    def interrupted(*arguments, **options):
+        calls.append(1)
+        if len(calls) > number:
+            raise KeyboardInterrupt(name)
+        return original(*arguments, **options)
+
+    patch.setattr(owner, name, interrupted)

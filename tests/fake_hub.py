@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+from fnmatch import fnmatch
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants
@@ -31,6 +32,15 @@ def cache_repository(repo_id: str, files: dict[str, bytes], repo_type: str = "mo
     return commit
 
 
+class FakeUrl(str):
+    """As huggingface_hub's RepoUrl."""
+
+    def __new__(cls, repo_id: str) -> "FakeUrl":
+        self = super().__new__(cls, f"https://hub.example/{repo_id}")
+        self.repo_id = repo_id
+        return self
+
+
 class FakeHub:
     """Keeps what it is sent. `fails` names the method that raises, and with what; "upload" is the second file sent."""
 
@@ -48,23 +58,30 @@ class FakeHub:
         self._call("whoami")
         return {"name": "someone"}
 
-    def create_repo(self, repo_id: str, *, private: bool, repo_type: str, exist_ok: bool) -> str:
+    def create_repo(self, repo_id: str, *, private: bool, repo_type: str, exist_ok: bool) -> "FakeUrl":
         self._call("create_repo", repo_id=repo_id, private=private, repo_type=repo_type, exist_ok=exist_ok)
-        self.files.setdefault(repo_id, {})
-        return f"https://hub.example/{repo_id}"
+        url = FakeUrl(repo_id if "/" in repo_id else f"someone/{repo_id}")
+        self.files.setdefault(url.repo_id, {})
+        return url
 
-    def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str, repo_type: str) -> None:
+    def upload_folder(
+        self, *, repo_id: str, folder_path: Path, commit_message: str, repo_type: str, delete_patterns: list[str]
+    ) -> None:
+        assert repo_id in self.files, f"there is no {repo_id}"
         self._call(
             "upload_folder",
             repo_id=repo_id,
             folder_path=folder_path,
             commit_message=commit_message,
             repo_type=repo_type,
+            delete_patterns=delete_patterns,
         )
         uploaded = {}
         for path in sorted(path for path in Path(folder_path).rglob("*") if path.is_file()):
             if uploaded and "upload" in self.fails:
                 raise RuntimeError(f"Error while uploading '{path.name}' to the Hub.") from self.fails["upload"]
             uploaded[str(path.relative_to(folder_path))] = path.read_bytes()
-        self.files[repo_id] = self.files.get(repo_id, {}) | uploaded
+        files = self.files[repo_id].items()
+        kept = {n: content for n, content in files if not any(fnmatch(n, pattern) for pattern in delete_patterns)}
+        self.files[repo_id] = kept | uploaded
         cache_repository(repo_id, self.files[repo_id], repo_type)

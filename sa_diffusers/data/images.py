@@ -17,6 +17,15 @@ from sa_diffusers.io.hub import explain_load_errors
 
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"}
+TABLE_SUFFIXES = {
+    ".parquet",
+    ".arrow",
+    ".csv",
+    ".json",
+    ".jsonl",
+    ".tar",
+    ".zip",
+}  # of data sets in files of their own
 UNREAD_SUFFIXES = {".heic", ".heif", ".jxl", ".svg", ".psd"}  # pictures that Pillow does not open
 
 
@@ -54,13 +63,15 @@ def to_rgb(opened: Image.Image, name: str) -> Image.Image:
     """
     if opened.mode in ("I", "F"):
         raise ValueError(f"expected 8 or 16 bits a channel, got the mode {opened.mode} in {name}; convert the image")
-    if opened.format in ("GIF", "TIFF", "AVIF") and opened.n_frames > 1:  # a phone's .jpg may hold a second one
+    # A phone's .jpg may hold a second one.
+    if opened.format in ("GIF", "TIFF", "AVIF", "WEBP", "PNG") and getattr(opened, "n_frames", 1) > 1:
         raise ValueError(f"expected one picture, got {opened.n_frames} frames in {name}; save the one that is meant")
     try:
         opened.load()
+        opened = ImageOps.exif_transpose(opened)
         if opened.mode.startswith("I;16"):
             opened = Image.fromarray((np.asarray(opened, dtype=np.float32) / 257).round().astype(np.uint8))
-        image, least = ImageOps.exif_transpose(opened).convert("RGB"), 255
+        image, least = opened.convert("RGB"), 255
         if "A" in opened.getbands() or "transparency" in opened.info:
             least = opened.convert("RGBA").getextrema()[-1][0]
     except Exception as error:  # Pillow's decoders raise SyntaxError, struct.error, EOFError, ... for damaged files
@@ -73,7 +84,8 @@ def to_rgb(opened: Image.Image, name: str) -> Image.Image:
 def image_size(path: Path) -> tuple[int, int]:
     """Height and width as `read_image` gives them, from the header: pixels are not decoded. Raises as it does."""
     with opened_image(path) as image:
-        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # orientations that exchange the sides
+        # Orientations that exchange the sides; of a TIFF Pillow has exchanged them.
+        turned = image.format != "TIFF" and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
         return image.size if turned else image.size[::-1]
 
 
@@ -124,6 +136,23 @@ def image_paths(folder: str | Path) -> list[Path]:
     return paths
 
 
+def one_split(folder: str) -> dict[str, Any]:
+    """What tells `load_dataset("imagefolder", ...)` that all pictures of a folder are one split; {}: they are not.
+
+    By itself it takes a class, or a picture, by a name such as "train" for a split, and leaves out the rest. Folders
+    of splits alone, and data sets in files of another kind, are left to it.
+    """
+    from datasets.data_files import SPLIT_KEYWORDS
+
+    files = [path.relative_to(folder) for path in Path(folder).rglob("*") if path.is_file()]
+    pictures = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    tables = [path for path in files if path.suffix.lower() in TABLE_SUFFIXES and path.stem != "metadata"]
+    splits = {word for words in SPLIT_KEYWORDS.values() for word in words} | {"data"}
+    if not pictures or tables or all(len(path.parts) > 1 and path.parts[0].lower() in splits for path in pictures):
+        return {}
+    return {"data_files": {"train": "**"}}
+
+
 class CaptionedImageFolder:
     """A local folder or hub data set of images with a `text` column (the `imagefolder` layout of datasets).
 
@@ -135,7 +164,9 @@ class CaptionedImageFolder:
     def __init__(self, source: str, resolution: int):
         from datasets import Image as Encoded
 
-        given = {"path": "imagefolder", "data_dir": source} if Path(source).is_dir() else {"path": source}
+        given = {"path": source}
+        if Path(source).is_dir():
+            given = {"path": "imagefolder", "data_dir": source, **one_split(source)}
         with explain_load_errors(source, "dataset"):
             data = load_rows(**given)
         missing = {"image", "text"} - set(data.column_names)

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from sa_diffusers.data.images import crop_to_square, opened_image, to_rgb
+from sa_diffusers.data.images import crop_to_square, one_split, opened_image, to_rgb
 from sa_diffusers.data.labelled_images import HUB_IDS, LabelledImages, load_labelled_images
 from sa_diffusers.io.artifacts import hash_tensors
 from sa_diffusers.io.bundled import resolve
@@ -152,19 +152,24 @@ def _read(
         raise ValueError(f"{flag}: expected a folder of pictures or a data set, got {source}, where there is nothing")
     if Path(resolve(source)).is_dir() and not any(map(Path.is_file, Path(resolve(source)).rglob("*"))):
         raise ValueError(f"{flag}: expected pictures in {source}, got a folder without files; add some")
-    with explain_load_errors(resolve(source), "dataset"):
-        tables = load_dataset(resolve(source))
+    folder = resolve(source)
+    with explain_load_errors(folder, "dataset"):
+        one = one_split(folder)
+        tables = load_dataset("imagefolder", data_dir=folder, **one) if one else load_dataset(folder)
     table = tables["train"] if "train" in tables else next(iter(tables.values()))
     column = next((name for name in ("image", "img") if name in table.column_names), None)
     if column is None:
         raise ValueError(f"{flag}: expected a column image (or img) in {source}, got {table.column_names}; rename one")
-    known = getattr(table.features.get("label"), "names", None) or [Path(source).name]
+    known = getattr(table.features.get("label"), "names", None)
+    values = sorted({value for part in tables.values() for value in part["label"]}) if _unnamed(table) else []
+    known = known or list(map(str, values)) or [Path(source).name]
     parts = (
         [(table, slice(None)), (tables["test"], slice(None))] if "test" in tables else [(table, None), (table, None)]
     )
     found = []
     for position, (rows_of, whole) in enumerate(parts):
         labels = list(rows_of["label"]) if "label" in rows_of.column_names else [0] * len(rows_of)
+        labels = list(map(values.index, labels)) if values else labels
         rows = range(len(rows_of))
         if whole is None:  # no split of its own: every fifth is held out
             rows = [row for row in rows if (row % HELD_OUT == HELD_OUT - 1) == bool(position)]
@@ -179,6 +184,11 @@ def _read(
         images = torch.stack(pixels) if pixels else torch.empty(0, 1, size, size, dtype=torch.uint8)
         found.append(LabelledImages(images, torch.tensor([labels[row] for row in taken], dtype=torch.long), known))
     return found
+
+
+def _unnamed(table: Any) -> bool:
+    """Whether labels are numbers or texts by themselves, not numbers of names."""
+    return "label" in table.column_names and not hasattr(table.features["label"], "names")
 
 
 def _pixels(file: dict[str, Any], size: int, crop: int | None, name: str) -> Tensor:

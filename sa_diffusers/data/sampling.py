@@ -144,22 +144,29 @@ def draw_samples(
         return SampleSet(drawn, [request.condition for request in requests])
     state = process_state()
     starts = range(0, len(requests), settings.batch_size)
+
+    def part(start: int) -> Path:  # by what is asked, since what is `known` may be other the next time
+        asked = [request.fingerprint for request in requests[start : start + settings.batch_size]]
+        return parts_dir / f"{start:07d}_{fingerprint({'asked': asked})}.safetensors"
+
     mine = list(starts)[state.process_index :: state.num_processes] if parts_dir is not None else list(starts)
     drawn = {}
     # All at once: the text encoder waits in main memory, and would be fetched for every batch.
     own = [request for start in mine for request in requests[start : start + settings.batch_size]]
     family.prepare([condition for r in own for condition in (r.condition, r.negative)])
-    left = [s for s in mine if parts_dir is None or not (parts_dir / f"{s:07d}.safetensors").exists()]
+    left = [s for s in mine if parts_dir is None or not part(s).exists()]
     there = len(own) - sum(len(requests[start : start + settings.batch_size]) for start in left)
     with working(description, len(own), "images", there) as advance:
         for start in left:
             batch = requests[start : start + settings.batch_size]
-            drawn[start] = SampleSet(draw_batch(family, batch, settings), [request.condition for request in batch])
-            if parts_dir is not None:
-                drawn[start].save(parts_dir / f"{start:07d}.safetensors")
+            found = SampleSet(draw_batch(family, batch, settings), [request.condition for request in batch])
+            if parts_dir is None:
+                drawn[start] = found
+            else:
+                found.save(part(start))
             advance(len(batch))
     state.wait_for_everyone()
-    parts = [SampleSet.load(parts_dir / f"{s:07d}.safetensors") if parts_dir is not None else drawn[s] for s in starts]
+    parts = [drawn[start] if parts_dir is None else SampleSet.load(part(start)) for start in starts]
     return SampleSet(torch.cat([p.latents for p in parts]), [request.condition for request in requests])
 
 

@@ -76,7 +76,7 @@ def load_table(source: str) -> Table:
     return Table(source, {name: data[name] for name in data.column_names})
 
 
-def load_rows(**given: str) -> "Dataset":
+def load_rows(**given: Any) -> "Dataset":
     """`datasets.load_dataset` of the split "train"; a file that cannot be read is a ValueError that says why."""
     from datasets import load_dataset
     from datasets.exceptions import DatasetGenerationError

@@ -61,10 +61,11 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _advice(model: str, error: Exception, repo_type: str) -> str:
+def _advice(model: str, error: Exception, repo_type: str, revision: str | None) -> str:
     """What happened and what to do about it, in up to three sentences, of a library's own the first."""
     causes, said = list(_chain(error)), re.split(r"(?<=[.!?]) ", " ".join(str(error).split()))[0]
     what, flag = ("data set", " --repo-type dataset") if repo_type == "dataset" else ("model", "")
+    flag += f" --revision {revision}" if revision else ""
 
     def is_any(*kinds: type[BaseException]) -> bool:
         return any(isinstance(cause, kinds) for cause in causes)
@@ -97,7 +98,7 @@ def _advice(model: str, error: Exception, repo_type: str) -> str:
 
 
 @contextmanager
-def explain_load_errors(model: str | Path, repo_type: str = "model") -> Iterator[None]:
+def explain_load_errors(model: str | Path, repo_type: str = "model", revision: str | None = None) -> Iterator[None]:
     """Turn the errors of loading `model` in the block into ModelLoadError with advice, the original one chained.
 
     A pipeline folder is checked before the block runs, since transformers loads a missing tokenizer as an empty one.
@@ -110,12 +111,12 @@ def explain_load_errors(model: str | Path, repo_type: str = "model") -> Iterator
         _check_folder(Path(model))
         yield
     except (OSError, ValueError, EntryNotFoundError, HTTPError) as error:
-        raise ModelLoadError(_advice(str(model), error, repo_type)) from error
+        raise ModelLoadError(_advice(str(model), error, repo_type, revision)) from error
 
 
 def fetch(repo_id: str, files: Sequence[str], revision: str | None = None, repo_type: str = "model") -> Path:
     """Local folder with these files of a repository, downloaded unless the cache has them. Raises ModelLoadError."""
-    with explain_load_errors(repo_id, repo_type):
+    with explain_load_errors(repo_id, repo_type, revision):
         paths = [hf_hub_download(repo_id, name, revision=revision, repo_type=repo_type) for name in files]
     return Path(paths[0]).parent
 
@@ -173,7 +174,9 @@ def _explain_login_errors() -> Iterator[None]:
 def check_push(repo_id: str, api: HfApi | None = None) -> None:
     """Raise PushError unless a push can succeed: the id is well-formed and someone is logged in."""
     if not is_repo_id(repo_id):
-        raise PushError(f"'{repo_id}' is not a name for a model on the hub: expected user/name.")
+        raise PushError(
+            f"'{repo_id}' is not a name for a model on the hub: expected user/name, or a name; pass --hub_model_id."
+        )
     try:
         with _explain_login_errors():
             (api or HfApi()).whoami()
@@ -194,6 +197,8 @@ def push_folder(
 ) -> str:
     """Upload a folder in one commit, so that a failure half way leaves the hub as it was, and return the page's URL.
 
+    Weights of a part that lie there already, and are none of these (of another variant, more shards), are removed.
+
     Args:
         again: what is whole and how to push it again, for the message when that fails; None: the folder, as it is.
 
@@ -201,13 +206,21 @@ def push_folder(
         PushError: not logged in, or the upload failed.
     """
     api = api or HfApi()
-    command = f"Push it again with `hf upload {repo_id} {folder}` or by running the same command."
+    private_too = " --private" if private else ""
+    command = f"Push it again with `hf upload {repo_id} {folder}{private_too}` or by running the same command."
     again = again or f"{folder} is whole. {command}"
+    parts = sorted({file.parent.name for file in Path(folder).glob("*/*.safetensors")})
+    stale = [f"{part}/*{kind}" for part in parts for kind in (".safetensors", ".bin", ".index*.json")]
     try:
         with _explain_login_errors():
-            url = str(api.create_repo(repo_id, private=private, repo_type=repo_type, exist_ok=True))
-            message = "Upload with sa_diffusers"
-            api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message, repo_type=repo_type)
+            url = api.create_repo(repo_id, private=private, repo_type=repo_type, exist_ok=True)
+            api.upload_folder(
+                repo_id=url.repo_id,  # with the user's name, where that was left out
+                folder_path=folder,
+                commit_message="Upload with sa_diffusers",
+                repo_type=repo_type,
+                delete_patterns=stale,
+            )
     except PushError:
         raise
     except (OSError, HTTPError, RuntimeError) as error:  # the last: huggingface_hub's for the upload of one file
@@ -215,7 +228,7 @@ def push_folder(
         raise PushError(
             f"The push to {repo_id} failed: {cause}. Nothing is lost, and nothing half made is on the hub: {again}"
         ) from error
-    return url
+    return str(url)
 
 
 def provenance(model: str, revision: str | None) -> dict[str, str | None]:

@@ -2,7 +2,7 @@
 
 import copy
 import json
-import re
+import secrets
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +13,6 @@ import diffusers
 import torch
 import transformers
 from diffusers import DiffusionPipeline
-from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -27,7 +26,7 @@ from sa_diffusers.io.forgotten import write_forgotten
 from sa_diffusers.io.hub import ModelLoadError, explain_load_errors, read_part
 from sa_diffusers.io.model_names import is_on_hub
 from sa_diffusers.io.processes import process_state
-from sa_diffusers.io.restricted_pickle import pointer
+from sa_diffusers.io.weight_files import check_weights, check_whole, has_variant
 from sa_diffusers.models.quantization import original_state
 from sa_diffusers.models.single_file import (
     SUFFIXES,
@@ -36,9 +35,6 @@ from sa_diffusers.models.single_file import (
     is_single_file,
     load_single_file,
 )
-
-
-WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 
 
 def read_model_index(model: str, revision: str | None = None) -> dict[str, Any]:
@@ -96,8 +92,11 @@ def load_pipeline(
         # diffusers asks for parts that a pipeline was saved without, such as the T5 of Stable Diffusion 3.
         absent = {name: None for name, entry in index.items() if entry in ([None, None], (None, None))}
         half = {"dtype": getattr(torch, dtype), "low_cpu_mem_usage": False}
-        with explain_load_errors(source):
+        with explain_load_errors(source, revision=revision):
             pipeline = cls.from_pretrained(source, revision=revision, variant=variant, **half, **absent)
+        for name, part in pipeline.components.items():
+            if isinstance(part, nn.Module) and Path(source, name).is_dir():
+                check_whole(part, Path(source, name), variant)
     waits = find_family(type(pipeline)).component if trained_waits else None
     for name, part in pipeline.components.items():
         if isinstance(part, nn.Module) and name != waits:
@@ -189,11 +188,13 @@ def add_variant(pipeline: DiffusionPipeline, folder: Path, variant: str) -> None
     place would also replace the configurations, and transformers reads the precision of the *other* files there.
     """
     for name, part in pipeline.components.items():
-        if isinstance(part, nn.Module) and not any((folder / name).glob(f"*.{variant}*")):
+        if isinstance(part, nn.Module) and not has_variant(folder / name, variant):
             half = type(part).from_pretrained(folder / name, dtype=torch.float16)
-            with TemporaryDirectory(dir=folder) as scratch:
+            # By a name that `remove_leftovers` knows, should the process be killed.
+            with TemporaryDirectory(prefix=f".{secrets.token_hex(4)}.", dir=folder) as scratch:
                 half.save_pretrained(scratch, variant=variant)
-                for file in Path(scratch).glob(f"*.{variant}*"):
+                # What says that all is there comes last: a list of shards, or the one file.
+                for file in sorted(Path(scratch).glob(f"*.{variant}*"), key=lambda file: ".index." in file.name):
                     shutil.move(file, folder / name / file.name)
 
 
@@ -228,11 +229,11 @@ def check_files(model: str, variant: str | None, revision: str | None = None) ->
     folder = Path(source)
     if not folder.is_dir():
         cls = own_pipeline_classes().get(index["_class_name"], DiffusionPipeline)
-        with explain_load_errors(source):
+        with explain_load_errors(source, revision=revision):
             folder = Path(cls.download(source, variant=variant, revision=revision))
     for name, entry in parts.items():
         if len(entry) == 2 and _has_weights(*entry):
-            _check_weights(folder / name, model, variant)
+            check_weights(folder / name, model, variant)
 
 
 def _single_file(path: str, index: Mapping[str, Any]) -> tuple[Path, Path, Mapping[str, Any], Sequence[str]]:
@@ -245,27 +246,3 @@ def _has_weights(library: str | None, kind: str | None) -> bool:
     home = {"diffusers": diffusers, "transformers": transformers}.get(library)
     cls = getattr(home, kind, None) if home and kind else None
     return isinstance(cls, type) and issubclass(cls, nn.Module)
-
-
-# A variant's name stands before the number of a file of several, or behind it.
-VARIANT = re.compile(r"\w+(?:-\d+-of-\d+)?(?:\.(\w+))?(?:-\d+-of-\d+)?\.(?:safetensors|bin)")
-
-
-def _check_weights(folder: Path, source: str, variant: str | None) -> None:
-    again = f"{source} cannot be loaded. Copy or download it again, or save it again with save_pretrained"
-    files = [file.name for pattern in WEIGHTS for file in folder.glob(pattern)]
-    if not files:
-        raise ModelLoadError(f"{folder} holds no weights ({', '.join(WEIGHTS)}): {again}")
-    variants = [found[1] for found in map(VARIANT.fullmatch, files) if found]
-    if variant is None and variants and None not in variants:
-        raise ModelLoadError(f"{folder} has weights of the variant {variants[0]} alone; pass --variant {variants[0]}")
-    for listed in folder.glob("*.index*.json"):
-        shards = set(json.loads(listed.read_text(encoding="utf-8"))["weight_map"].values())
-        if missing := sorted(name for name in shards if not (folder / name).exists()):
-            raise ModelLoadError(f"{folder} lacks {', '.join(missing)}, which {listed.name} lists: {again}")
-    for file in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(file, framework="pt"):  # reads the header, and compares it with the file's length
-                pass
-        except (SafetensorError, OSError) as error:
-            raise ModelLoadError(f"{file} is damaged ({pointer(file) or error}): {again}") from error

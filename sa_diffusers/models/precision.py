@@ -130,6 +130,17 @@ def on_device(module: nn.Module, device: torch.device) -> Iterator[nn.Module]:
 
 
 @contextmanager
+def in_precision(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Within the block the module is of this dtype, which holds what its own does."""
+    before = module.dtype
+    try:
+        module.to(dtype)
+        yield
+    finally:
+        module.to(before)
+
+
+@contextmanager
 def in_main_memory(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Keep the modules off their device within the block; `on_device` brings each back while it works."""
     with ExitStack() as homes:

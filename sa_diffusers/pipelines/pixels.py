@@ -81,7 +81,8 @@ class PixelInpaintPipeline(OwnCodePipeline):
         device, dtype = self.unet.device, self.unet.dtype
         images, hidden = images.to(device, dtype), hidden.to(device)
         shown = torch.cat([hidden.to(dtype), degraded(images, hidden, kinds.to(device))], 1)
-        noise = torch.stack([torch.randn(images.shape[1:], generator=one) for one in generators])
+        shape = images.shape[1:]
+        noise = torch.stack([torch.randn(shape, generator=g, device=g.device).to(device) for g in generators])
         self.scheduler.set_timesteps(num_inference_steps, device)
         takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
         extra = {"generator": generators} if takes_generator else {}  # DDPM draws in each step

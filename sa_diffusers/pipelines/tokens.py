@@ -89,7 +89,8 @@ class TokenInpaintPipeline(OwnCodePipeline):
         for step in range(1, num_inference_steps + 1):
             share = step / num_inference_steps
             logits = self.transformer(tokens, left).logits.float()
-            noise = torch.stack([torch.rand(2, *logits.shape[1:], generator=one) for one in generators]).to(device)
+            shape = 2, *logits.shape[1:]
+            noise = torch.stack([torch.rand(shape, generator=g, device=g.device).to(device) for g in generators])
             gumbel = -(-noise.clamp(1e-20).log()).clamp(1e-20).log()
             tokens = torch.where(left, (logits + gumbel[:, 0]).argmax(2), tokens)
             sure = logits.log_softmax(2).gather(2, tokens[..., None])[..., 0]

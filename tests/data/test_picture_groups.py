@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features
+from datasets import ClassLabel, Dataset, Features, Value
 from datasets import Image as ImageColumn
 from PIL import Image
 from torch.testing import assert_close
@@ -48,6 +48,30 @@ def test_classes_of_a_folder_and_every_fifth_is_held_out(folder):
     assert_close(found[3], expected)
     everything = read_group(str(folder), "forget_images", 8)
     assert everything.name == "cat, dog" and len(everything.train) == 16
+
+
+def test_classes_and_pictures_may_be_called_as_splits_are(tmp_path):
+    for position, name in enumerate(("train", "bus")):
+        (tmp_path / "vehicles" / name).mkdir(parents=True)
+        for index in range(10):
+            picture(10 * position + index).save(tmp_path / "vehicles" / name / f"{index}.png")
+    group = read_group(str(tmp_path / "vehicles"), "forget_images", 8)
+    assert group.classes == ["bus", "train"] and (len(group.train), len(group.test)) == (16, 4)
+    (tmp_path / "flat").mkdir()
+    for index in range(10):
+        picture(index).save(tmp_path / "flat" / f"{'test_' if index > 7 else ''}{index}.png")
+    flat = read_group(str(tmp_path / "flat"), "forget_images", 8)
+    assert (len(flat.train), len(flat.test)) == (8, 2)
+
+
+@pytest.mark.parametrize("values", [[3, 5, 11], ["ant", "bee", "cat"]])
+def test_labels_without_names_are_their_own(values, tmp_path):
+    rows = {"image": [picture(i) for i in range(30)], "label": [values[i % 3] for i in range(30)]}
+    kind = Value("string" if isinstance(values[0], str) else "int64")
+    Dataset.from_dict(rows, Features(image=ImageColumn(), label=kind)).to_parquet(tmp_path / "train.parquet")
+    assert read_group(str(tmp_path), "forget_images", 8).classes == list(map(str, values))
+    one = read_group(f"{tmp_path}:{values[2]}", "forget_images", 8)
+    assert one.name == str(values[2]) and len(one.train) + len(one.test) == 10
 
 
 def test_splits_classes_and_counts_of_parquet(parquet):

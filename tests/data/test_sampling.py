@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cheap_runs import interrupt_call
 from torch.testing import assert_close
 
 from sa_diffusers.core.conditions import Condition
@@ -41,6 +42,16 @@ def test_prompt_seed_and_negative_prompt_each_matter(family):
     torch.testing.assert_close(draw("a seven", 1), base, rtol=0, atol=0)
     for other in (draw("a nine", 1), draw("a seven", 2), draw("a seven", 1, "red")):
         assert (other - base).abs().max() > 1e-4
+
+
+def test_what_was_drawn_before_a_stop_is_taken_for_what_was_asked(family, tmp_path):
+    """Whatever is known of other requests then, and the next time."""
+    known = {request.fingerprint: torch.zeros(4, 8, 8) for request in REQUESTS[:2]}
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_call(patch, TextToImageFamily, "draw", 1)
+        draw_samples(family, REQUESTS, SETTINGS, tmp_path, known=known)
+    drawn = draw_samples(family, REQUESTS, SETTINGS, tmp_path).latents
+    torch.testing.assert_close(drawn, draw_samples(family, REQUESTS, SETTINGS).latents, rtol=1e-4, atol=1e-5)
 
 
 def test_equals_the_stock_pipeline(tiny_pipeline):

@@ -3,11 +3,13 @@
 import json
 import re
 import shutil
+from functools import partialmethod
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from cheap_runs import interrupt_call
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from fake_hub import FakeHub, cache_repository
 from huggingface_hub import ModelCard
@@ -26,7 +28,7 @@ from sa_diffusers.families import get_family
 from sa_diffusers.io.artifacts import RunFolderBusy, fingerprint, run_lock
 from sa_diffusers.io.atomic_files import save_tensors, write_json
 from sa_diffusers.io.hub import ModelLoadError, PushError, provenance
-from sa_diffusers.io.loading import load_pipeline, model_hash, save_pipeline
+from sa_diffusers.io.loading import add_variant, check_files, load_pipeline, model_hash, save_pipeline
 from sa_diffusers.models import ConditionalVAE
 from sa_diffusers.pipelines import ConditionalVAEPipeline
 from sa_diffusers.report.cards import write_model_card
@@ -443,6 +445,26 @@ def test_the_variant_of_a_pipeline_of_ours(tmp_path):
     save_pipeline(pipeline, tmp_path / "vae", pipeline.vae, "float32", "fp16")
     half = ConditionalVAEPipeline.from_pretrained(tmp_path / "vae", variant="fp16", dtype=torch.float16)
     assert {value.dtype for value in half.vae.state_dict().values()} == {torch.float16}
+
+
+def test_a_variant_whose_saving_was_stopped_is_saved_again(tiny_pipeline, tmp_path, monkeypatch):
+    """In several files, where the list of them alone, or all but that, may have been written."""
+    pipeline, folder = tiny_pipeline(), tmp_path / "pipeline"
+    save_pipeline(pipeline, folder, pipeline.unet, "float32")
+    save = partialmethod(type(pipeline.unet).save_pretrained, max_shard_size="5KB")
+    monkeypatch.setattr(type(pipeline.unet), "save_pretrained", save)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_call(patch, shutil, "move", 2)
+        add_variant(pipeline, folder, "fp16")
+    add_variant(pipeline, folder, "fp16")
+    check_files(str(folder), "fp16")
+    half = StableDiffusionPipeline.from_pretrained(folder, variant="fp16", dtype=torch.float16)
+    expected = {name: value.half() for name, value in pipeline.unet.state_dict().items()}
+    torch.testing.assert_close(dict(half.unet.state_dict()), expected, rtol=0, atol=0)
+    (next(folder.glob("unet/*-of-*fp16*.safetensors"), None) or next(folder.glob("unet/*fp16-*.safetensors"))).unlink()
+    check_files(str(folder), None)  # what nobody asks for need not be whole
+    with pytest.raises(ModelLoadError, match="lacks .*fp16"):
+        check_files(str(folder), "fp16")
 
 
 def test_a_variant_of_another_name_is_refused_and_one_that_fails_leaves_nothing(tiny_pipeline, tmp_path, monkeypatch):

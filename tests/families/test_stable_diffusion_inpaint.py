@@ -1,5 +1,6 @@
 """Stable Diffusion that fills holes: its family, its loss, and forgetting in its encoder."""
 
+import copy
 import json
 
 import pytest
@@ -56,6 +57,15 @@ def test_holes_are_filled_by_seed_and_the_rest_stays(family):
         generator=[torch.Generator().manual_seed(1)], output_type="pt",
     ).images  # fmt: skip
     assert_close(filled[:1], torch.where(hole, 2 * made - 1, images[:1]), rtol=1e-4, atol=1e-4)
+
+
+def test_holes_are_filled_by_the_trained_module_in_float32_beside_parts_in_half(family, pipeline):
+    expected = family.complete(pictures(3), HALF, [1, 2, 3], 3)
+    half = copy.deepcopy(pipeline).to(torch.bfloat16)
+    half.unet.to(torch.float32)
+    filled = get_family(half).complete(pictures(3), HALF, [1, 2, 3], 3)
+    assert half.vae.dtype == half.text_encoder.dtype == torch.bfloat16
+    assert_close(filled, expected, rtol=0, atol=0.1)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from PIL import Image
 from sa_diffusers.core.concepts import Concept
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.data.i2p import load_i2p
-from sa_diffusers.data.images import CaptionedImageFolder, image_paths, read_image
+from sa_diffusers.data.images import CaptionedImageFolder, image_paths, image_size, read_image
 from sa_diffusers.data.prompts import read_labelled_prompts, read_prompts, within_limit
 from sa_diffusers.data.sampling import Request
 from sa_diffusers.io.configuration import read_yaml
@@ -308,6 +308,26 @@ def test_pictures_of_a_surrogate_are_refused_at_the_start(refused, tmp_path, tin
     red(tmp_path / "pictures" / "b.png")
     (tmp_path / "pictures" / name).write_bytes(content)
     refused("forget", "--concept", "seven", "--surrogate", "./pictures", "--model", tiny_pipeline_dir, says=says)
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp"])
+def test_other_pictures_that_move_are_refused_too(suffix, tmp_path):
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
+    frames[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:], lossless=True)
+    with pytest.raises(ValueError, match="expected one picture, got 2 frames"):
+        read_image(tmp_path / f"a.{suffix}")
+
+
+@pytest.mark.parametrize(("name", "mode"), [("a.tif", "RGB"), ("a.jpg", "RGB"), ("a.png", "I;16")])
+def test_a_turned_picture_is_upright_and_of_that_size(name, mode, tmp_path):
+    pixels = np.zeros((4, 8) if mode != "RGB" else (4, 8, 3), dtype=np.uint16 if mode != "RGB" else np.uint8)
+    pixels[:, :4] = 65535 if mode != "RGB" else 255  # left half white
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter: what is left comes to the top
+    Image.fromarray(pixels).save(tmp_path / name, exif=exif)
+    read = read_image(tmp_path / name)
+    assert tuple(read.shape[1:]) == image_size(tmp_path / name) == (8, 4)
+    assert read[:, :3].min() > 0.9 and read[:, 5:].max() < -0.9
 
 
 def test_a_gif_that_moves_is_refused(tmp_path):

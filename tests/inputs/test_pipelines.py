@@ -99,6 +99,13 @@ def without_vae(folder: Path) -> None:
 
 
 HANDLED = "expected one of: "
+
+
+def part_of(folder: Path) -> None:
+    path = folder / "unet" / WEIGHTS
+    save_file({name: tensor for name, tensor in load_file(path).items() if "attn2" in name}, path)
+
+
 FOLDERS = [
     ("inpainting UNet", unet(in_channels=9), ("in_channels 9", "expected 4", "inpainting")),
     ("InstructPix2Pix UNet", unet(in_channels=8), ("in_channels 8",)),
@@ -126,6 +133,7 @@ FOLDERS = [
     ("no class", lambda f: (f / "model_index.json").write_text("{}"), ("model_index.json", "names no class")),
     ("fp16 files only", half_only, ("--variant fp16",)),
     ("weights cut off", cut, (WEIGHTS, "is damaged")),
+    ("some weights alone", part_of, ("unet", "lack ", " and ", "save the whole pipeline")),
     ("no weights", lambda f: (f / "unet" / WEIGHTS).unlink(), ("unet", "holds no weights")),
     ("no VAE", without_vae, ("has no vae",)),
     ("NaN in the UNet", poisoned("unet", WEIGHTS), ("unet", "NaN", "up_blocks")),

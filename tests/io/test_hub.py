@@ -240,6 +240,39 @@ def test_push_is_one_commit(tmp_path):
     assert hub.files["someone/model"] == {"README.md": b"card", "model_index.json": b"{}"}
 
 
+def test_a_name_without_a_user_is_the_users_own(tmp_path):
+    (tmp_path / "README.md").write_text("card")
+    hub = FakeHub()
+    assert push_folder(tmp_path, "model", private=False, api=hub) == "https://hub.example/someone/model"
+    assert hub.files == {"someone/model": {"README.md": b"card"}}
+
+
+def test_a_second_push_leaves_no_weights_of_the_first(tmp_path):
+    hub, unet = FakeHub(), tmp_path / "unet"
+    unet.mkdir()
+    for name in ("w.safetensors", "w.fp16.safetensors"):
+        (unet / name).write_text("before")
+    push_folder(tmp_path, "someone/model", private=False, api=hub)
+    hub.files["someone/model"] |= {"pictures/a.png": b"theirs", "other.safetensors": b"theirs"}
+    (unet / "w.fp16.safetensors").unlink()
+    (unet / "w.safetensors").write_text("after")
+    push_folder(tmp_path, "someone/model", private=False, api=hub)
+    theirs = {"pictures/a.png": b"theirs", "other.safetensors": b"theirs"}
+    assert hub.files["someone/model"] == {"unet/w.safetensors": b"after"} | theirs
+
+
+def test_the_advice_after_a_failed_push_keeps_the_model_private(tmp_path):
+    for private in (True, False):
+        with pytest.raises(PushError) as caught:
+            push_folder(tmp_path, "a/b", private=private, api=FakeHub(create_repo=ConnectionResetError("reset")))
+        assert (f"hf upload a/b {tmp_path} --private" in str(caught.value)) == private
+
+
+def test_a_download_is_advised_of_the_revision_that_was_asked_for():
+    with pytest.raises(ModelLoadError, match=r"hf download someone/model --revision v2`"):
+        fetch("someone/model", ["model_index.json"], "v2")
+
+
 def test_a_folder_is_pushed_to_a_data_set(tmp_path):
     (tmp_path / "weights").write_bytes(b"w")
     hub = FakeHub()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cheap_runs import PROMPTS
+from cheap_runs import PROMPTS, interrupt_call
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
@@ -397,19 +397,6 @@ def test_samples_and_fisher_of_another_model_are_refused(finished, start, tiny_p
         start(tmp_path / "3", samples=str(tmp_path))
     with pytest.raises(FileNotFoundError, match="no Fisher at"):
         start(tmp_path / "4", fisher=str(tmp_path / "absent.safetensors"))
-
-
-def interrupt_call(patch, owner, name: str, number: int) -> None:
-    """Raise KeyboardInterrupt, with its name, at the call with this number (from 0) of a function."""
-    original, calls = getattr(owner, name), []
-
-    def interrupted(*arguments, **options):
-        calls.append(1)
-        if len(calls) > number:
-            raise KeyboardInterrupt(name)
-        return original(*arguments, **options)
-
-    patch.setattr(owner, name, interrupted)
 
 
 @pytest.mark.slow

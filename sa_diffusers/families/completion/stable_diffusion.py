@@ -16,7 +16,7 @@ from sa_diffusers.families.requirements import check_parts, pixels_a_latent
 from sa_diffusers.families.samplers import make_scheduler
 from sa_diffusers.io.configuration import read_yaml
 from sa_diffusers.io.hub import read_part
-from sa_diffusers.models.precision import autocast_forward, on_device
+from sa_diffusers.models.precision import autocast_forward, in_precision, on_device
 
 
 PIXELS_AT_ONCE = 2**20
@@ -39,7 +39,9 @@ class StableDiffusionInpaintFamily(FillingFamily):
 
     def set_up_drawing(self, sampler: str | None) -> None:
         self.sampler = make_scheduler(sampler or self.defaults["sampler"], self.pipeline.scheduler)
-        parts = {"scheduler": self.sampler, "safety_checker": None, "requires_safety_checker": False}
+        # Without the text encoder, whose precision would be the pictures'.
+        unused = {"text_encoder": None, "tokenizer": None, "safety_checker": None, "requires_safety_checker": False}
+        parts = {"scheduler": self.sampler, **unused}
         self._filling = StableDiffusionInpaintPipeline(**self.pipeline.components | parts)
         self._filling.set_progress_bar_config(disable=True)
 
@@ -75,7 +77,7 @@ class StableDiffusionInpaintFamily(FillingFamily):
         self, images: Tensor, conditions: Sequence[Condition], seeds: Sequence[int], steps: int | None = None
     ) -> Tensor:
         steps, holes, filled = steps or self.defaults["num_inference_steps"], self.holes(conditions), []
-        with autocast_forward(self.module, self.compute_dtype):
+        with autocast_forward(self.module, self.compute_dtype), in_precision(self.pipeline.vae, self.module.dtype):
             for start in range(0, len(images), self._at_once):
                 rows = slice(start, start + self._at_once)
                 made = self._filling(

@@ -15,6 +15,7 @@ from sa_diffusers.core.objectives import Classification
 from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.data.digits.captions import ATTRIBUTES, WORDS
 from sa_diffusers.data.digits.images import ColoredDigits, load_strokes
+from sa_diffusers.data.images import one_split
 from sa_diffusers.data.labelled_images import HUB_IDS, LabelledImages, load_labelled_images
 from sa_diffusers.data.picture_groups import read_group
 from sa_diffusers.evaluation.judges.classifier import AttributeClassifier, ImageClassifier, Score, score_images
@@ -131,7 +132,7 @@ def load_folder(config: ClassifierConfig) -> tuple[Examples, Examples]:
     """
     from datasets import load_dataset
 
-    splits = load_dataset("imagefolder", data_dir=config.data_dir)
+    splits = load_dataset("imagefolder", data_dir=config.data_dir, **one_split(config.data_dir))
     if "test" not in splits:
         splits = splits["train"].train_test_split(test_size=0.1, seed=config.seed)
     columns = [name.strip() for name in config.attributes.split(",")]
