@@ -13,7 +13,7 @@ COMMANDS = {  # word: (module of sa_diffusers.cli, what it does)
     "unforget": ("adapters.unforget", "take a concept back that a run has forgotten"),
     "merge": ("adapters.merge", "make a pipeline of some of a run's adapters"),
     "push": ("push", "push what a run left to the hub"),
-    "choose": ("choose", "make another strength of a run its result"),
+    "choose": ("adapters.choose", "make another strength of a run its result"),
     "verify": ("verify", "check that what a run left, or the hub has, is whole"),
     "convert": ("convert", "import a checkpoint, or the authors' Fisher"),
     "train-base": ("train_base", "train a model to forget concepts of afterwards"),

@@ -26,7 +26,6 @@ from sa_diffusers.io.forgotten import write_forgotten
 from sa_diffusers.io.hub import ModelLoadError, explain_load_errors, read_part
 from sa_diffusers.io.model_names import is_on_hub
 from sa_diffusers.io.processes import process_state
-from sa_diffusers.io.weight_files import check_weights, check_whole, has_variant
 from sa_diffusers.models.quantization import original_state
 from sa_diffusers.models.single_file import (
     SUFFIXES,
@@ -35,6 +34,7 @@ from sa_diffusers.models.single_file import (
     is_single_file,
     load_single_file,
 )
+from sa_diffusers.models.weight_files import check_weights, check_whole, has_variant
 
 
 def read_model_index(model: str, revision: str | None = None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -15,8 +16,14 @@ from sa_diffusers.data.sampling import DrawingOptions
 from sa_diffusers.evaluation.intervals import deciding_count
 from sa_diffusers.io.configuration import Options, option
 from sa_diffusers.models.single_file import is_single_file
-from sa_diffusers.runs.layers import consistent
-from sa_diffusers.runs.work_options import ConceptOptions, FisherOptions, MethodOptions, SampleOptions
+from sa_diffusers.runs.work_options import (
+    ROBUST,
+    ConceptOptions,
+    FisherOptions,
+    FolderOptions,
+    MethodOptions,
+    SampleOptions,
+)  # fmt: skip
 from sa_diffusers.training.options import PerformanceOptions, TrainingConfig
 from sa_diffusers.training.strengths import StrengthOptions, chosen
 
@@ -36,20 +43,6 @@ class ModelOptions(Options):
     dtype: Literal["float32", "float16", "bfloat16"] = option(
         "float32", "Precision of frozen parts and of the saved pipeline; what is trained is float32 meanwhile."
     )
-
-
-@dataclass
-class FolderOptions(Options):
-    """Where, and by which random numbers."""
-
-    output_dir: str | None = option(None, "Folder of the run; null: runs/<concept>.", identity=False, everyday=True)
-    num_threads: int | None = option(
-        None, "CPU threads of each process; null: as the environment (accelerate: 1).", above=0, identity=False
-    )
-    overwrite: bool = option(
-        False, "Discard what the output folder holds of another configuration.", identity=False, everyday=True
-    )
-    seed: int = option(0, "Seed of every random number.", least=0)
 
 
 @dataclass
@@ -156,6 +149,34 @@ class SharingOptions(Options):
         None, "Repository to push to; null: <base model's name>-without-<concept>.", identity=False
     )
     hub_private: bool = option(False, "Make that repository private.", identity=False)
+
+
+def consistent(layers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The layers without what a method or `robust` settled before a later one says otherwise, or settles itself.
+
+    And without concepts where a later one names others, by themselves or in a list.
+    """
+    layers = [_still_named(layer, layers[position + 1 :]) for position, layer in enumerate(layers)]
+    if not next((layer["robust"] for layer in reversed(layers) if "robust" in layer), True):
+        layers = [{n: v for n, v in a.items() if not a.get("robust") or ROBUST.get(n) != v} for a in layers]
+    chosen = [position for position, layer in enumerate(layers) if layer.get("method")]
+    if not chosen:
+        return layers
+    last, found, current = layers[chosen[-1]]["method"], [], None
+    for position, layer in enumerate(layers):
+        current = layer.get("method") or current
+        settled = set(methods.get(last).fixes) if position < chosen[-1] else set()
+        if current not in (None, last):
+            settled |= methods.get(current).fixes.keys()
+        found.append({name: value for name, value in layer.items() if name not in settled})
+    return found
+
+
+def _still_named(layer: Mapping[str, Any], later: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    replaced = {"concepts"} if any(one.get("concept") for one in later) else set()
+    if any(one.get("concepts") for one in later):
+        replaced |= {"concept", "surrogate", "siblings"}
+    return {name: value for name, value in layer.items() if name not in replaced}
 
 
 @dataclass

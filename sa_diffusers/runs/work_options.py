@@ -55,6 +55,20 @@ class ConceptOptions(Options):
 
 
 @dataclass
+class FolderOptions(Options):
+    """Where, and by which random numbers."""
+
+    output_dir: str | None = option(None, "Folder of the run; null: runs/<concept>.", identity=False, everyday=True)
+    num_threads: int | None = option(
+        None, "CPU threads of each process; null: as the environment (accelerate: 1).", above=0, identity=False
+    )
+    overwrite: bool = option(
+        False, "Discard what the output folder holds of another configuration.", identity=False, everyday=True
+    )
+    seed: int = option(0, "Seed of every random number.", least=0)
+
+
+@dataclass
 class SampleOptions(Options):
     """The model's own pictures, and those of the surrogate."""
 
@@ -197,6 +211,7 @@ class MethodOptions(SeveralOptions):
         "and more else changes. It means surrogate_target model, start model, finish edit.",
         identity=False,
         everyday=True,
+        later=True,
     )
     start: Literal["model", "edit"] | None = option(
         None,

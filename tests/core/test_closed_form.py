@@ -12,7 +12,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from torch.testing import assert_close
 
-from sa_diffusers.cli.choose import choose
+from sa_diffusers.cli.adapters.choose import choose
 from sa_diffusers.core.closed_form import ClosedFormEdit, closed_form_edit, start_from_edit
 from sa_diffusers.core.objectives import LowRankChange
 from sa_diffusers.families import get_family

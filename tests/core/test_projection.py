@@ -198,7 +198,7 @@ def test_wrong_use_is_refused():
 def test_what_two_gradients_of_one_pass_do_not_bear_is_refused(option):
     method = {"method": "projection-symmetric", "ewc_lambda": 0.0, "replay_target": "noise"}
     ForgetConfig(concept="0", **method)
-    with pytest.raises(ValueError, match="expected no compile_backend, and not fp16"):
+    with pytest.raises(ValueError, match="no compile_backend, and not fp16"):
         ForgetConfig(concept="0", **method, **option)
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from tiny_text_to_image import make
 from torch.testing import assert_close
 
-from sa_diffusers.cli.choose import choose
+from sa_diffusers.cli.adapters.choose import choose
 from sa_diffusers.families import get_family
 from sa_diffusers.io.hub import ModelLoadError
 from sa_diffusers.io.loading import check_model, load_pipeline

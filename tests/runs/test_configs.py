@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sa_diffusers.cli.parse import parse_config
+from sa_diffusers.cli.parse import parse_config, parse_given
 from sa_diffusers.cli.train_base import config_class
 from sa_diffusers.core.concepts import mentions
 from sa_diffusers.data.concepts.given import find_concept
@@ -123,7 +123,7 @@ def parse_row(path: Path) -> dict:
     arguments = ["--config", str(path)]
     if "family" in yaml.safe_load(path.read_text()):
         return asdict(parse_config(config_class(arguments), arguments))
-    return asdict(parse_config(ForgetConfig, arguments, defaults=family_defaults("ClassConditionalPipeline")))
+    return asdict(parse_given(ForgetConfig, arguments).config(family_defaults("ClassConditionalPipeline")))
 
 
 def test_the_rows_of_the_authors_take_their_settings() -> None:

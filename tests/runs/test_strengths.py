@@ -12,7 +12,7 @@ from tiny_mae import tiny_mae
 from torch.testing import assert_close
 
 from sa_diffusers import ConditionalVAE, ConditionalVAEPipeline, MaskedAutoencoderInpaintPipeline
-from sa_diffusers.cli.choose import choose
+from sa_diffusers.cli.adapters.choose import choose
 from sa_diffusers.cli.verify import verify
 from sa_diffusers.evaluation.forgetting import Findings
 from sa_diffusers.families import family_defaults

@@ -1,1 +1,1 @@
-"""Commands that make pipelines of adapters."""
+"""Commands that make pipelines of what finished runs left: adapters, and strengths."""

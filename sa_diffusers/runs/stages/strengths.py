@@ -17,9 +17,9 @@ from sa_diffusers.io.stages import Stage
 from sa_diffusers.models.precision import kept_weights
 from sa_diffusers.runs.context import RunContext
 from sa_diffusers.runs.stages.evaluate import EvaluateStage
-from sa_diffusers.runs.stages.for_others import FOR_OTHERS, add_what_was_asked_since, save_for_others
 from sa_diffusers.runs.stages.tracking import snapshot_dir
 from sa_diffusers.runs.stages.train import TRAINED, TrainStage, load_weights, records_of
+from sa_diffusers.training.for_others import FOR_OTHERS, add_what_was_asked_since, save_for_others
 from sa_diffusers.training.lora import LORA_FILE
 from sa_diffusers.training.strengths import Strength
 
@@ -66,12 +66,12 @@ class ChoiceStage(Stage[None]):
         adapter = f"lora/{LORA_FILE}"
         if options.leaves_adapter and (trained := folder / TRAINED / adapter).exists():
             _save_scaled(trained, folder / adapter, strength.value)
-        save_for_others(context, folder)
+        save_for_others(family, folder, options)
 
     def load(self, context: RunContext) -> None:
         load_weights(context.family.module, context.folder / "pipeline", context.family.component)
         if process_state().is_main_process:
-            add_what_was_asked_since(context, context.folder)
+            add_what_was_asked_since(context.family, context.folder, context.options)
 
     def describe(self, context: RunContext) -> str:
         return f"{context.strength} becomes the result"

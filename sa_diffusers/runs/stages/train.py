@@ -25,9 +25,9 @@ from sa_diffusers.models.precision import autocast_forward, release
 from sa_diffusers.models.quantization import unquantized
 from sa_diffusers.runs.context import RunContext
 from sa_diffusers.runs.stages.edit import EditStage
-from sa_diffusers.runs.stages.for_others import FOR_OTHERS, add_what_was_asked_since, save_for_others
 from sa_diffusers.runs.stages.tracking import SNAPSHOTS, tracker
 from sa_diffusers.runs.work_options import MethodOptions
+from sa_diffusers.training.for_others import FOR_OTHERS, add_what_was_asked_since, save_for_others
 from sa_diffusers.training.loop import DROPOUTS, train
 from sa_diffusers.training.lora import LORA_FILE as ADAPTER_FILE
 from sa_diffusers.training.lora import WithoutLora, add_lora, fuse_lora, load_adapters, lora_file, save_lora
@@ -98,7 +98,7 @@ class TrainStage(Stage[History]):
                 save_pipeline(family.pipeline, self.home / "pipeline", family.module, *saved, records)
                 for name in FOR_OTHERS:
                     (self.home / name).unlink(missing_ok=True)  # of what --overwrite replaces
-                save_for_others(context, self.home)
+                save_for_others(family, self.home, options)
                 write_json(history, folder / "history.json")
         return history
 
@@ -107,7 +107,7 @@ class TrainStage(Stage[History]):
         with unquantized(family.module, context.options.quantize_base):
             load_weights(family.module, pipeline, family.component)
             if process_state().is_main_process:
-                add_what_was_asked_since(context, self.home)
+                add_what_was_asked_since(family, self.home, context.options)
         return json.loads((context.folder / "history.json").read_text())
 
     def workspace(self, context: RunContext) -> Path:
