@@ -8,13 +8,20 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import nn
 
 from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.closed_form import ClosedFormEdit
 from sa_diffusers.core.concepts import Concepts
 from sa_diffusers.core.losses import FlowMatchingLoss, Loss
-from sa_diffusers.core.objectives import Frozen, LowRankChange, Objective
+from sa_diffusers.core.objectives import (
+    ElasticWeightConsolidation,
+    Frozen,
+    LowRankChange,
+    LowRankEWC,
+    Objective,
+)
 from sa_diffusers.data.concepts.given import check_surrogate
 from sa_diffusers.data.picture_groups import PictureGroup
 from sa_diffusers.families import CAPABILITIES, Family
@@ -227,3 +234,19 @@ def editor(name: str | None = None) -> Method:
     if name not in found:
         raise ValueError(f"expected edit to be one of {', '.join(found)}, got {name!r}")
     return found[name]
+
+
+def make_ewc(
+    context: Context, weights: Weights, frozen: Frozen | None
+) -> ElasticWeightConsolidation | LowRankEWC | None:
+    """The penalty on changes of what is trained, or None without a Fisher."""
+    options, fisher = context.options, context.value("fisher")
+    if fisher is None:
+        return None
+    dtype, device = getattr(torch, options.ewc_dtype), "cpu" if options.ewc_device == "cpu" else None
+    if options.lora_rank:
+        return LowRankEWC(weights, fisher.tensors, options.ewc_lambda, dtype, device)
+    anchor = dict(frozen.named_parameters()) if isinstance(frozen, nn.Module) else None
+    return ElasticWeightConsolidation(
+        weights, fisher.tensors, options.ewc_lambda, anchor=anchor, fisher_dtype=dtype, device=device
+    )

@@ -17,8 +17,8 @@ from sa_diffusers.core.objectives.encoder import Features, Noised, at_depths
 from sa_diffusers.core.seeding import derive_seed, seeded
 from sa_diffusers.data.picture_groups import PictureGroup
 from sa_diffusers.io.configuration import Options, option
-from sa_diffusers.methods.base import ALONE, Context, Method, Weights, register, require_whole_gradients
-from sa_diffusers.methods.selective_amnesia import BACKWARD, make_ewc
+from sa_diffusers.methods.base import ALONE, Context, Method, Weights, make_ewc, register, require_whole_gradients
+from sa_diffusers.methods.selective_amnesia import BACKWARD
 from sa_diffusers.methods.stand_ins import principal_factors, stand_ins
 from sa_diffusers.training.loop import infinite_indices
 

@@ -14,8 +14,8 @@ from sa_diffusers.core.objectives import ESD, Frozen, Objective, SelectiveAmnesi
 from sa_diffusers.core.seeding import seeded
 from sa_diffusers.families.samplers import check_sampler, make_scheduler
 from sa_diffusers.io.configuration import Options, option
-from sa_diffusers.methods.base import ALONE, Context, Method, Weights, register, training_loss
-from sa_diffusers.methods.selective_amnesia import BACKWARD, SelectiveAmnesiaMethod, make_ewc
+from sa_diffusers.methods.base import ALONE, Context, Method, Weights, make_ewc, register, training_loss
+from sa_diffusers.methods.selective_amnesia import BACKWARD, SelectiveAmnesiaMethod
 from sa_diffusers.methods.sources import distils_replay
 
 

@@ -4,17 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-from torch import nn
-
 from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.concepts import Concepts
 from sa_diffusers.core.objectives import (
     Adversary,
-    ElasticWeightConsolidation,
     Frozen,
     HeldAdversary,
-    LowRankEWC,
     MixtureTarget,
     NaiveForgetting,
     Objective,
@@ -29,6 +24,7 @@ from sa_diffusers.methods.base import (
     Method,
     Weights,
     editor,
+    make_ewc,
     register,
     require,
     require_whole_gradients,
@@ -47,6 +43,11 @@ from sa_diffusers.methods.sources import (
 
 
 BACKWARD = 2.0  # a backward pass costs about two forward passes
+# What `robust` means: training from the model, against one signed step on whole embeddings an update, then an edit.
+ROBUST = {
+    "surrogate_target": "model", "start": "model", "finish": "edit",
+    "robust_weight": 3.0, "robust_embedding": 0.1, "robust_steps": 1, "robust_every": 1,
+}  # fmt: skip
 ADVERSARY_RATE = 0.5  # of its Adam, as a share of the root mean square of the token table
 
 
@@ -54,14 +55,26 @@ ADVERSARY_RATE = 0.5  # of its Adam, as a share of the root mean square of the t
 class RobustOptions(Options):
     """Against what brings it back."""
 
-    robust_weight: float = option(
-        0.0,
-        "Weight of the surrogate under embeddings that an adversary finds against the weights of now; 0: off.",
-        least=0,
+    robust: bool = option(
+        False,
+        "Train from the model, against moves of whole embeddings that bring the concept back, then edit the result: "
+        "less of it comes back, or shows where nothing names it, and more else changes. It means "
+        + ", ".join(f"{name} {value}" for name, value in ROBUST.items())
+        + ".",
+        identity=False,
         everyday=True,
+        later=True,
     )
-    robust_every: int = option(3, "Steps of training from one search to the next.", above=0)
-    robust_steps: int = option(10, "Steps of a search; 1: a signed one.", above=0)
+    robust_weight: float | None = option(
+        None,
+        "Weight of the surrogate under embeddings that an adversary finds against the weights of now; null: 0, off.",
+        least=0,
+        otherwise=0.0,
+    )
+    robust_every: int | None = option(
+        None, "Steps of training from one search to the next; null: 3.", above=0, otherwise=3
+    )
+    robust_steps: int | None = option(None, "Steps of a search; 1: a signed one; null: 10.", above=0, otherwise=10)
     robust_tokens: int = option(1, "Vectors that it finds.", above=0)
     robust_slots: bool = option(False, "They stand after the concept's name, not in its place.")
     robust_embedding: float | None = option(
@@ -82,6 +95,13 @@ class RobustOptions(Options):
     )
     open_strength: float = option(2.0, "How much of the concepts' share they lose; 1: all of it by estimate.", above=0)
     open_siblings: int = option(4, "Siblings, at random, that its share is estimated among in a step.", above=0)
+
+    def __post_init__(self) -> None:
+        for name, value in ROBUST.items() if self.robust else ():
+            if (other := getattr(self, name)) not in (None, value):
+                raise ValueError(f"robust means {name} {value}, what was given is {other}; omit either")
+            setattr(self, name, value)
+        super().__post_init__()
 
 
 class SelectiveAmnesiaMethod(Method):
@@ -203,8 +223,11 @@ def _check_conflict(options: Any) -> None:
 def _check_terms(context: Context) -> None:
     """Raise ValueError for a model, concept or prompts that the further terms cannot work with."""
     options, family, (concept, *others) = context.options, context.family, context.concepts
-    if others and options.robust_weight:
-        raise ValueError(f"robust_weight takes one concept, got {len(others) + 1}; run them one by one")
+    if others and options.robust_weight and not options.robust_embedding:
+        raise ValueError(
+            f"robust_weight: vectors are sought of one concept, got {len(others) + 1}; pass --robust_embedding 0.1, "
+            "or run them one by one"
+        )
     if mixes(options):
         kinds = {frozenset(context.concepts.siblings_of(one)) for one in context.concepts}
         if others and (len(kinds) > 1 or not all(kinds)):
@@ -244,22 +267,6 @@ def further_terms(context: Context) -> list[Term]:
         unearned = max(0.0, equal - (count / (known + 1) if known else 0))
         terms.append(MixtureTarget(loss, options.open_weight, options.open_strength, unearned, count))
     return terms
-
-
-def make_ewc(
-    context: Context, weights: Weights, frozen: Frozen | None
-) -> ElasticWeightConsolidation | LowRankEWC | None:
-    """The penalty on changes of what is trained, or None without a Fisher."""
-    options, fisher = context.options, context.value("fisher")
-    if fisher is None:
-        return None
-    dtype, device = getattr(torch, options.ewc_dtype), "cpu" if options.ewc_device == "cpu" else None
-    if options.lora_rank:
-        return LowRankEWC(weights, fisher.tensors, options.ewc_lambda, dtype, device)
-    anchor = dict(frozen.named_parameters()) if isinstance(frozen, nn.Module) else None
-    return ElasticWeightConsolidation(
-        weights, fisher.tensors, options.ewc_lambda, anchor=anchor, fisher_dtype=dtype, device=device
-    )
 
 
 DEFAULT = "sa"

@@ -15,9 +15,9 @@ from sa_diffusers.data.concepts.lists import split_list
 from sa_diffusers.data.sampling import DrawingOptions
 from sa_diffusers.evaluation.intervals import deciding_count
 from sa_diffusers.io.configuration import Options, option
+from sa_diffusers.methods.selective_amnesia import ROBUST
 from sa_diffusers.models.single_file import is_single_file
 from sa_diffusers.runs.work_options import (
-    ROBUST,
     ConceptOptions,
     FisherOptions,
     FolderOptions,
@@ -157,8 +157,11 @@ def consistent(layers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     And without concepts where a later one names others, by themselves or in a list.
     """
     layers = [_still_named(layer, layers[position + 1 :]) for position, layer in enumerate(layers)]
-    if not next((layer["robust"] for layer in reversed(layers) if "robust" in layer), True):
-        layers = [{n: v for n, v in a.items() if not a.get("robust") or ROBUST.get(n) != v} for a in layers]
+    said = [position for position, layer in enumerate(layers) if "robust" in layer]
+    if said and layers[said[-1]]["robust"]:
+        layers = [{n: v for n, v in a.items() if n not in ROBUST or i >= said[-1]} for i, a in enumerate(layers)]
+    elif said:
+        layers = [{n: v for n, v in a.items() if not a.get("robust") or ROBUST.get(n, ...) != v} for a in layers]
     chosen = [position for position, layer in enumerate(layers) if layer.get("method")]
     if not chosen:
         return layers
@@ -230,9 +233,9 @@ class RunOptions(
             raise ValueError(f"{asked}: {self.method} forgets words or classes; pass --method {fitting}")
         for name, own in method.fixes.items():
             if getattr(self, name) not in (None, own):
+                got = f"{getattr(self, name)}{', as robust means' if name in ROBUST and self.robust else ''}"
                 raise ValueError(
-                    f"{self.method} works with {name} {own} alone, got {getattr(self, name)}; omit it, or pass "
-                    "another --method"
+                    f"{self.method} works with {name} {own} alone, got {got}; omit it, or pass another --method"
                 )
         method.check_options(self.resolved())
         chosen(self)

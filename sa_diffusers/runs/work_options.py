@@ -8,9 +8,6 @@ from sa_diffusers.io.configuration import Options, option
 from sa_diffusers.runs.paper_quirks import QUIRKS
 
 
-ROBUST = {"surrogate_target": "model", "start": "model", "finish": "edit"}
-
-
 @dataclass
 class ConceptOptions(Options):
     """What to forget, and what takes its place."""
@@ -205,14 +202,6 @@ class MethodOptions(SeveralOptions):
     weighting: Literal["none", "preconditioned", "sigma_sqrt", "cosmap"] = option(
         "none", "Of noise levels in the training of a flow, as in diffusers' scripts; not in the Fisher."
     )
-    robust: bool = option(
-        False,
-        "Train from the model, then edit the result: less of the concept comes back, or shows where nothing names it, "
-        "and more else changes. It means surrogate_target model, start model, finish edit.",
-        identity=False,
-        everyday=True,
-        later=True,
-    )
     start: Literal["model", "edit"] | None = option(
         None,
         "Where training starts: at the model as it is; or where a closed-form edit would put the weights, see --edit. "
@@ -233,12 +222,6 @@ class MethodOptions(SeveralOptions):
         super().__post_init__()
         if self.lora_alpha is not None and self.lora_rank is None:
             raise ValueError("lora_alpha needs lora_rank; omit it, or give the rank of the adapters")
-        fixed = methods.get(self.method).fixes
-        for name, value in ROBUST.items() if self.robust else ():
-            if (other := fixed.get(name, getattr(self, name))) not in (None, value):
-                said = f"that of {self.method}" if name in fixed else "what was given"
-                raise ValueError(f"robust means {name} {value}, {said} is {other}; omit either")
-            setattr(self, name, value)
 
     @property
     def leaves_adapter(self) -> bool:

@@ -66,6 +66,15 @@ def test_one_signed_step_may_be_on_the_whole_embedding_or_on_vectors(options, ru
     assert key["robust_steps"] == 1 and ("robust_embedding" in key) == bool(options)  # runs of before are reused
 
 
+def test_robust_takes_several_concepts_and_seeks_against_all_of_them(run_cheaply, tmp_path):
+    said = {"concept": "seven; eight", "surrogate": "nine; three", "robust": True, "num_surrogate_samples": 24}
+    found = run_cheaply(tmp_path / "both", **said)
+    history = json.loads((found.output_dir / "history.json").read_text())
+    assert all(row["adversary_loss"] > 0 for row in history)
+    own = SampleSet.load(found.output_dir / "surrogate" / "concept_samples.safetensors")
+    assert {word for c in own.conditions for word in ("seven", "eight") if word in c.text} == {"seven", "eight"}
+
+
 @pytest.mark.slow
 def test_accumulation_makes_no_difference(whole, run_cheaply, tmp_path):
     parts = run_cheaply(tmp_path / "run", **ROBUST, gradient_accumulation_steps=2)
@@ -114,8 +123,11 @@ def test_it_resumes_with_nothing_but_the_step(whole, run_cheaply, tmp_path):
         ({"edit": "speed"}, "edit says whose edit starts or finishes"),
         ({"method": "projection-symmetric", "gradient_accumulation_steps": 2}, "one process, no accumulation"),
         ({"robust": True, "start": "edit"}, "robust means start model, what was given is edit; omit either"),
-        ({"robust": True, "method": "esd-x"}, "robust means surrogate_target model, that of esd-x is noise"),
-        ({"robust": True, "method": "uce"}, "robust means surrogate_target model, that of uce is noise"),
+        (
+            {"robust": True, "method": "esd-x"},
+            "esd-x works with surrogate_target noise alone, got model, as robust means",
+        ),
+        ({"robust": True, "method": "uce"}, "uce works with surrogate_target noise alone, got model, as robust means"),
         ({"robust": True, "adapters": "each", "lora_rank": 2}, "finish, or robust: an edit follows training"),
         (
             {"robust_conflict": True, "robust_weight": 1.0, "replay_weight": 0.0, "ewc_lambda": 0.0},
@@ -136,8 +148,10 @@ def test_options_that_cannot_work_are_refused(options, error):
         ForgetConfig(concept="seven", **options)
 
 
-def test_robust_is_training_from_the_model_and_an_edit():
-    asked, spelt = ForgetConfig(robust=True), ForgetConfig(surrogate_target="model", start="model", finish="edit")
+def test_robust_is_training_from_the_model_against_an_adversary_and_an_edit():
+    adversary = {"robust_weight": 3.0, "robust_embedding": 0.1, "robust_steps": 1, "robust_every": 1}
+    asked = ForgetConfig(robust=True)
+    spelt = ForgetConfig(surrogate_target="model", start="model", finish="edit", **adversary)
     assert replace(asked, robust=False) == spelt and not asked.leaves_adapter
 
 
@@ -146,7 +160,9 @@ def test_robust_over_the_configuration_of_a_run_may_be_taken_back(tmp_path):
     arguments = ["--config", str(tmp_path / "config.yaml"), "--robust"]
     assert parse_config(ForgetConfig, arguments).finish == "edit"
     plain = parse_config(ForgetConfig, [*arguments, "false"])
-    assert (plain.finish, plain.surrogate_target, plain.concept) == (None, None, "seven")
+    assert (plain.finish, plain.surrogate_target, plain.robust_weight, plain.concept) == (None, None, None, "seven")
+    config_to_yaml(ForgetConfig(concept="seven", surrogate="nine").resolved(), tmp_path / "config.yaml")
+    assert parse_config(ForgetConfig, arguments).surrogate_target == "model"  # over a plain run's it counts
 
 
 @pytest.mark.parametrize(
@@ -194,7 +210,7 @@ def test_prompts_that_leave_it_open_are_asked_with_siblings_or_with_other_prompt
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"robust_weight": 1.0}, "takes one concept, got 2; run them one by one"),
+        ({"robust_weight": 1.0}, "vectors are sought of one concept, got 2; pass --robust_embedding"),
         ({"replay_negative": "mixture"}, "takes several concepts of one kind, of which some siblings stay"),
     ],
 )
