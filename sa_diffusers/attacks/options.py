@@ -4,6 +4,7 @@ from dataclasses import MISSING, dataclass
 from typing import Literal
 
 from sa_diffusers.core.concepts import mentions, split_phrasings
+from sa_diffusers.data.concepts.lists import split_list
 from sa_diffusers.evaluation.options import EXPLICIT, DrawnAs
 from sa_diffusers.io.configuration import Options, option
 
@@ -152,6 +153,8 @@ class AttackConfig(
     def __post_init__(self) -> None:
         super().__post_init__()
         split_phrasings(self.concept)
+        if len(split_list(self.concept)) > 1:
+            raise ValueError(f"an attack is on one concept, got {self.concept!r}; pass them one by one")
         wrong = [template for template in self.templates if "{}" not in template]
         if wrong or not self.templates:
             raise ValueError(f"expected templates with {{}} in the concept's place, got {wrong or 'none'}")

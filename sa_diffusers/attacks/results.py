@@ -1,8 +1,7 @@
 """What an attack brought back, as numbers, a table and a page."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -85,7 +84,7 @@ def summarise(
             mean = {name: fmean(reading[name] for reading in readings) for name in readings[0]}
             entry["before"] = _with_intervals(read(judge, one.before), count)
             entry["after_mean"] = _with_intervals(mean, len(one.after[0]))
-        entry["best"] = max(range(len(restarts)), key=lambda i: _rank(restarts[i]))
+        entry["best"] = max(range(len(restarts)), key=lambda i: _rank(config.attack, restarts[i]))
         result["models"][role] = entry
     return result
 
@@ -98,8 +97,8 @@ def _course(config: AttackConfig, judge: ClassifierJudge, pictures: Mapping[int,
     return {"course": course, "back_after": next((o["steps"] for o in course if o["probability"] >= BACK), None)}
 
 
-def _rank(restart: Mapping[str, Any]) -> float:
-    return restart["probability"] if "probability" in restart else -min(restart["losses"], default=0.0)
+def _rank(attack: str, restart: Mapping[str, Any]) -> float:
+    return restart["probability"] if "probability" in restart else -_end(attack, restart["losses"] or [0.0])
 
 
 def _with_intervals(reading: Mapping[str, float], count: int) -> dict[str, Any]:
@@ -165,10 +164,14 @@ def _back(entry: Mapping[str, Any]) -> str:
 
 
 def _losses(attack: str, restart: Mapping[str, Any]) -> str:
-    """Of a search the lowest is that of what it keeps, of others the last; some have none."""
+    """The first and the one at the end; some attacks have none."""
     losses = restart["losses"]
-    end = min if attack in ("embedding", "text") else itemgetter(-1)
-    return f"{losses[0]:.4f} → {end(losses):.4f}" if losses else "–"
+    return f"{losses[0]:.4f} → {_end(attack, losses):.4f}" if losses else "–"
+
+
+def _end(attack: str, losses: Sequence[float]) -> float:
+    """Of a search the lowest, that of what it keeps; of others the last."""
+    return min(losses) if attack in ("embedding", "text") else losses[-1]
 
 
 def _judged(result: Mapping[str, Any]) -> bool:

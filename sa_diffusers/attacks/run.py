@@ -250,7 +250,7 @@ def run_attack(config: AttackConfig) -> dict:
         runs, attacked = {label: AttackRun(one, label) for label, one in attacks.items()}, defaultdict(dict)
         for role, model in models.items():
             family = load_family(config, model)
-            hashes = pipeline_hashes(family.pipeline)
+            hashes = pipeline_hashes(family.pipeline) | _guided_by(family)
             for label, run in runs.items():
                 if not meets(run.config, role):
                     continue
@@ -265,3 +265,9 @@ def run_attack(config: AttackConfig) -> dict:
 
 def _decode(family: Family, latents: Tensor) -> Tensor:
     return torch.cat([family.decode(part) for part in latents.split(16)])
+
+
+def _guided_by(family: Family) -> dict[str, str]:
+    """What a method that leaves the weights as they are has made of a pipeline, which its hashes do not tell."""
+    config = family.pipeline.config
+    return {name: str(value) for name, value in config.items() if name in ("safety_concept", "safety_level")}

@@ -159,11 +159,16 @@ def with_random_weights(module: nn.Module, seed: int) -> nn.Module:
 
 
 def ridge(inputs: Tensor, targets: Tensor, asked: Tensor) -> Tensor:
-    """Ridge regression from inputs [N, D] to targets [N, K] at others [M, D], [M, K]; penalty by leave-one-out."""
+    """Ridge regression from inputs [N, D] to targets [N, K] at others [M, D], [M, K]; penalty by leave-one-out.
+
+    The mean of the targets where the inputs tell nothing apart.
+    """
     inputs, targets, asked = inputs.double(), targets.double(), asked.double()
     centre, level = inputs.mean(0), targets.mean(0)
     inputs, asked, targets = inputs - centre, asked - centre, targets - level
     values, vectors = torch.linalg.eigh(inputs @ inputs.T)
+    if values.mean() <= 0:
+        return level.expand(len(asked), -1)
     turned, best = vectors.T @ targets, (float("inf"), values[:0])
     for penalty in PENALTIES:
         shrunk = values.clamp(min=0) / (values.clamp(min=0) + penalty * values.mean())

@@ -179,6 +179,18 @@ class Marker:
             + f"\n{self.advice}"
         )
 
+    def refuse_others(self, *ours: str) -> None:
+        """Raise StageMismatch where there is no marker, and the folder holds more than what has been here before one.
+
+        Args:
+            ours: further names that such a folder may have.
+        """
+        # A run that was killed here, or found the disk full, has left a folder of stages with none in it.
+        stages = self.path.parent
+        known = {".lock", *ours} | (set() if list(stages.glob("[!.]*.json")) else {stages.name})
+        if not self.path.exists() and any(path.name not in known for path in self.output_dir.glob("*")):
+            raise StageMismatch(f"{self.output_dir} holds files of something else; pass another --output_dir")
+
     @property
     def seconds(self) -> float:
         """Wall-clock seconds of the run that computed the stage. Raises ArtifactError when it is not finished."""

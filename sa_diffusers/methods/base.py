@@ -99,10 +99,11 @@ class Method:
         """Raise ValueError for options that it cannot work with; before anything is loaded."""
         if options.lora_rank is not None and not self.takes_lora:
             raise ValueError(f"lora_rank: adapters are not trained by {self.name}; pass --lora_rank null")
-        robust = options.robust_weight or options.robust_conflict
+        robust = options.robust_weight or options.robust_conflict or options.robust_embedding
         if not self.takes_terms and (robust or self.trains and options.replay_negative == "mixture"):
             raise ValueError(
-                f"{self.name} takes no robust_weight, robust_conflict or replay_negative mixture; omit them"
+                f"{self.name} takes no robust_weight, robust_embedding, robust_conflict or replay_negative mixture; "
+                "omit them"
             )
         if not self.weighs and (options.density, options.weighting) != EVEN:
             raise ValueError(f"{self.name} takes noise levels as they come; omit density and weighting")
@@ -127,7 +128,7 @@ class Method:
             fitting = " or ".join(name for name, method in registry().items() if method.completes)
             raise ValueError(f"{self.name} forgets words or classes, this model completes pictures; pass {fitting}")
         if self.trains and context.options.finish:
-            require(context.family, "finish: an edit", "text_maps")
+            require(context.family, "robust: an edit" if context.options.robust else "finish: an edit", "text_maps")
             for concept in context.concepts:
                 check_surrogate(concept, may_be_empty=True)
             editor(context.options.edit).check(context)

@@ -24,6 +24,7 @@ from sa_diffusers.methods.base import (
     Method,
     Weights,
     editor,
+    get,
     make_ewc,
     register,
     require,
@@ -97,9 +98,12 @@ class RobustOptions(Options):
     open_siblings: int = option(4, "Siblings, at random, that its share is estimated among in a step.", above=0)
 
     def __post_init__(self) -> None:
+        if self.robust and not get(self.method).takes_terms:
+            raise ValueError(f"{self.method} takes no robust training; omit robust, or pass --robust false")
         for name, value in ROBUST.items() if self.robust else ():
             if (other := getattr(self, name)) not in (None, value):
-                raise ValueError(f"robust means {name} {value}, what was given is {other}; omit either")
+                said = f"robust means {name} {value}, what was given is {other}"
+                raise ValueError(f"{said}; omit either, or pass --robust false and each by itself")
             setattr(self, name, value)
         super().__post_init__()
 
@@ -223,9 +227,11 @@ def _check_conflict(options: Any) -> None:
 def _check_terms(context: Context) -> None:
     """Raise ValueError for a model, concept or prompts that the further terms cannot work with."""
     options, family, (concept, *others) = context.options, context.family, context.concepts
-    if others and options.robust_weight and not options.robust_embedding:
+    together = len(context.concepts if options.chain_memory else context.edited)
+    together -= (len(context.edited) - 1) * (options.adapters == "each")
+    if together > 1 and options.robust_weight and not options.robust_embedding:
         raise ValueError(
-            f"robust_weight: vectors are sought of one concept, got {len(others) + 1}; pass --robust_embedding 0.1, "
+            f"robust_weight: vectors are sought of one concept, got {together}; pass --robust_embedding 0.1, "
             "or run them one by one"
         )
     if mixes(options):

@@ -208,18 +208,25 @@ class OpenSource:
                 "replay_negative mixture: no sample's prompt leaves the concept open; pass other --samples"
             )
         self.samples, self.others = samples.take(chosen), others_of(context)
-        asked = {asked_with(p, word) for p in texts(self.samples.conditions) for word in (*self.names, *self.others)}
-        context.family.prepare([*self.samples.conditions, *map(Condition, sorted(asked))])
+        walk = [self._asked(step) for step in range(context.options.num_train_steps)]
+        asked = dict.fromkeys(condition for _, step in walk for condition in step)
+        context.family.prepare([*self.samples.conditions, *asked])
+
+    def _asked(self, step: int) -> tuple[list[int], list[Condition]]:
+        """Which samples a step shows, and what each is asked with, word by word."""
+        options = self.context.options
+        count, seed = open_rows(options), derive_seed(options.seed, "open order")
+        indices = infinite_indices(len(self.samples), count, step, seed)
+        order = torch.randperm(len(self.others), generator=seeded(options.seed, "open words", step))
+        words = [*self.names, *(self.others[i] for i in order[: options.open_siblings].tolist())]
+        prompts = (self.samples.conditions[index].text for index in indices)
+        return indices, [Condition(asked_with(prompt, word)) for prompt in prompts for word in words]
 
     def batch(self, step: int) -> Batch:
         """The batch of an optimiser step."""
-        options, family, count = self.context.options, self.context.family, open_rows(self.context.options)
-        indices = infinite_indices(len(self.samples), count, step, derive_seed(options.seed, "open order"))
-        chosen = self.samples.take(indices)
-        order = torch.randperm(len(self.others), generator=seeded(options.seed, "open words", step))
-        words = [*self.names, *(self.others[i] for i in order[: options.open_siblings].tolist())]
-        asked = [Condition(asked_with(prompt, word)) for prompt in texts(chosen.conditions) for word in words]
-        latents = chosen.latents.repeat_interleave(len(words), 0)
+        family, (indices, asked) = self.context.family, self._asked(step)
+        chosen, count = self.samples.take(indices), len(indices)
+        latents = chosen.latents.repeat_interleave(len(asked) // count, 0)
         conditions = conditions_of(family.batch(latents, asked))
         data = family.batch(chosen.latents, chosen.conditions)
         return data | {"asked": map_tensors(conditions, lambda t: t.unflatten(0, (count, -1)))}

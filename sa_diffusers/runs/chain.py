@@ -122,11 +122,17 @@ class Merge:
 
 
 def chain_of(after: str | None) -> list[Link]:
-    """The runs that one goes on from, the first one first. Raises ValueError: a chain of runs that are not there."""
+    """The runs that one goes on from, the first one first.
+
+    Raises:
+        ValueError: a chain of runs that are not there, or one that comes back to a run of it.
+    """
     links: list[Link] = []
     kept: list[Path] = []
     while after:
         links.insert(0, _find(after, kept.pop() if kept else None))
+        if links[0].folder in [link.folder for link in links[1:]]:
+            raise ValueError(f"{after} goes on from itself: its folder was written over; pass another --after")
         kept = links[0].kept or kept
         after = links[0].options.get("after")
     return links
@@ -168,6 +174,8 @@ def taken_over(options: RunOptions) -> RunOptions:
     """
     if not options.after:
         return options
+    if Path(options.after).resolve() == Path(options.output_dir).resolve():
+        raise ValueError(f"a run cannot go on from itself: expected another output_dir than after, {options.after}")
     links = chain_of(options.after)
     last, shared = links[-1], shared_by(links)
     if base_name(last.options["model"]) != base_name(options.model):

@@ -197,10 +197,7 @@ def claim_folder(output_dir: Path) -> str | None:
         StageMismatch: it holds files of something else, or a run of an older version.
     """
     claim = Marker(output_dir, "run", {"format": FORMAT})
-    # A run that was killed here, or found the disk full, has left a folder of stages with none in it.
-    ours = (".lock",) if list(claim.path.parent.glob("[!.]*.json")) else (".lock", claim.path.parent.name)
-    if not claim.path.exists() and any(path.name not in ours for path in output_dir.iterdir()):
-        raise StageMismatch(f"{output_dir} holds files of something else; pass another --output_dir")
+    claim.refuse_others()
     try:
         done = claim.done()
     except ArtifactError as error:

@@ -15,7 +15,7 @@ from sa_diffusers.data.concepts.lists import split_list
 from sa_diffusers.data.sampling import DrawingOptions
 from sa_diffusers.evaluation.intervals import deciding_count
 from sa_diffusers.io.configuration import Options, option
-from sa_diffusers.methods.selective_amnesia import ROBUST
+from sa_diffusers.methods import ROBUST
 from sa_diffusers.models.single_file import is_single_file
 from sa_diffusers.runs.work_options import (
     ConceptOptions,
@@ -233,9 +233,9 @@ class RunOptions(
             raise ValueError(f"{asked}: {self.method} forgets words or classes; pass --method {fitting}")
         for name, own in method.fixes.items():
             if getattr(self, name) not in (None, own):
-                got = f"{getattr(self, name)}{', as robust means' if name in ROBUST and self.robust else ''}"
                 raise ValueError(
-                    f"{self.method} works with {name} {own} alone, got {got}; omit it, or pass another --method"
+                    f"{self.method} works with {name} {own} alone, got {getattr(self, name)}; omit it, or pass "
+                    "another --method"
                 )
         method.check_options(self.resolved())
         chosen(self)

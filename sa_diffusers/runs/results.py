@@ -14,7 +14,7 @@ from sa_diffusers.io.forgotten import FORGOTTEN, read_forgotten, said_of
 from sa_diffusers.io.hub import read_license
 from sa_diffusers.io.model_names import public_name
 from sa_diffusers.io.stages import Stages
-from sa_diffusers.methods import editor
+from sa_diffusers.methods import ROBUST, editor
 from sa_diffusers.report.cards import write_model_card
 from sa_diffusers.report.metrics_table import metrics_table, request_table
 from sa_diffusers.report.pictures import first_of_each, save_before_after
@@ -168,7 +168,7 @@ def _settings(context: RunContext) -> dict[str, Any]:
         names += identity_names(context.method.Options)
     else:
         names += ["replay_weight", *(["replay_target", "replay_negative"] if options.replay_weight else [])]
-        names += ["surrogate_target", *(["robust_weight", "robust_every"] if options.robust_weight else [])]
+        names += ["surrogate_target", *(n for n in ROBUST if n.startswith("robust_") and options.robust_weight)]
     names += ["train_batch_size", "learning_rate", "lr_scheduler", "ema_decay", "seed"]
     said = {name: getattr(options, name) for name in names}
     said |= {f"forgotten before ({i})": said_of(record) for i, record in enumerate(context.forgotten, 1)}
@@ -282,7 +282,7 @@ def commands(context: RunContext, metrics: dict[str, Any], named: Callable[[str]
 
 def _prompts(context: RunContext) -> dict[str, list[dict[str, Any]]]:
     """What was drawn, by set: each prompt with its seeds."""
-    found: dict[str, list[dict[str, Any]]] = {}
+    found = {}
     for name, part in context.inputs.sets.items():
         seeds: dict[str, list[int]] = {}
         for request, prompt in zip(part.requests, part.prompts, strict=True):

@@ -20,8 +20,8 @@ from sa_diffusers.attacks import FoundEmbedding, FoundText, draw_found
 from sa_diffusers.attacks import run as attack_stages
 from sa_diffusers.attacks.options import AttackConfig
 from sa_diffusers.attacks.plan import ALL, ON_OTHERS, RELEARNED, attacks_of, look
-from sa_diffusers.attacks.results import table
-from sa_diffusers.attacks.run import run_attack
+from sa_diffusers.attacks.results import _rank, table
+from sa_diffusers.attacks.run import _guided_by, run_attack
 from sa_diffusers.attacks.victims import DoesNotFit, complete, first_tokens, load_family
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.core.seeding import derive_seed
@@ -36,7 +36,7 @@ from sa_diffusers.io.forgotten import write_forgotten
 from sa_diffusers.io.hub import ModelLoadError
 from sa_diffusers.io.loading import load_pipeline
 from sa_diffusers.models import ConditionalVAE
-from sa_diffusers.pipelines import ConditionalVAEPipeline
+from sa_diffusers.pipelines import ConditionalVAEPipeline, SafeGuidancePipeline
 from sa_diffusers.report.pictures import mosaic, to_pil
 from tests.browser import assert_whole
 
@@ -244,6 +244,8 @@ def test_wrong_input_is_refused_before_anything_is_drawn(models, tmp_path, nothi
         attack(concept="eight")
     with pytest.raises(ValueError, match=r"templates with {} in the concept's place, got \['a seven'\]"):
         attack(templates=["a {}", "a seven"])
+    with pytest.raises(ValueError, match="an attack is on one concept, got 'seven; eight'; pass them one by one"):
+        configure(models, tmp_path, concept="seven; eight")
     with pytest.raises(ValueError, match="a word of its own, got 'a {}s'"):
         attack(templates=["a {}s"])
     with pytest.raises(ValueError, match="the text encoder reads 12"):
@@ -540,3 +542,18 @@ def test_all_relearns_by_what_took_the_concepts_place_or_says_that_nothing_is_kn
         configure(models, tmp_path, attack="relearn", relearn_prompts=["a big 7"])
     with pytest.raises(ValueError, match="relearn_prompts is for --attack relearn or --all, got text"):
         configure(models, tmp_path, attack="text", relearn_prompts=["a dog"])
+
+
+def test_the_best_restart_is_the_one_whose_loss_ends_lowest_where_it_may_rise():
+    restarts = [{"losses": [0.5, end]} for end in (0.6, 0.55, 0.52)]
+    assert max(range(3), key=lambda i: _rank("relearn", restarts[i])) == 2
+    restarts = [{"losses": losses} for losses in ([0.5, 0.1, 0.4], [0.5, 0.3, 0.2])]  # a search keeps its lowest
+    assert max(range(2), key=lambda i: _rank("embedding", restarts[i])) == 0
+
+
+def test_pictures_of_a_guided_model_are_of_its_own_level(tiny_pipeline):
+    own = tiny_pipeline()
+    safe = [
+        SafeGuidancePipeline(**own.components, safety_concept="seven", safety_level=one) for one in ("weak", "max")
+    ]
+    assert _guided_by(get_family(safe[0])) != _guided_by(get_family(safe[1])) and not _guided_by(get_family(own))

@@ -280,3 +280,13 @@ def test_exact_mixtures_lose_the_concept_alone():
     }
     found = term.target(Model(), term.draw(batch, generator))[0]
     assert_close(found, (0.5 * each[1] + 0.2 * each[2]) / 0.7, rtol=0.15, atol=0.15)  # the ridge pulls a little
+
+
+def test_an_adversary_takes_noise_levels_by_the_density_of_a_flow():
+    loss = FlowMatchingLoss(torch.linspace(0.01, 1, 100))
+    batch = {"rows": torch.zeros(4, 500), "sample": torch.zeros(4, 500, 1)}
+    middle = {}
+    for loss.density in ("uniform", "logit_normal"):
+        drawn = Adversary(loss, None, 1.0, 1, 0.1).draw(batch, seeded(0))["terms"]
+        middle[loss.density] = ((drawn > 0.4 * loss.num_terms) & (drawn < 0.6 * loss.num_terms)).float().mean().item()
+    assert middle["uniform"] == pytest.approx(0.2, abs=0.01) and middle["logit_normal"] > 0.25

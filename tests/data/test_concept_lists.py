@@ -151,6 +151,8 @@ def test_python_lists_say_the_same_as_options(tmp_path):
     assert ForgetConfig(**apart).concept == r"seven, 7; man\; woman"
     with pytest.raises(ValueError, match="concept 2 .*no surrogate is known"):
         as_options([rows[0], Forget("teapot")])
+    some = as_options([rows[0], Forget("a teapot", "a cup")])  # siblings of the first alone
+    assert concepts_of(split_rows(**some))[1].siblings == ()
 
 
 @pytest.mark.parametrize(

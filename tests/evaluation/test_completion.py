@@ -94,6 +94,13 @@ def test_ridge_is_the_closed_form_with_the_penalty_that_leaves_the_least_error()
     assert_close(ridge(inputs, targets, asked), expected, rtol=1e-6, atol=1e-8)
 
 
+def test_ridge_from_what_tells_nothing_apart_is_the_mean():
+    targets = torch.randn(4, 3)
+    for inputs, wanted in ((torch.ones(4, 5), targets), (torch.randn(1, 5), targets[:1])):
+        found = ridge(inputs, wanted, torch.randn(2, 5))
+        assert_close(found, wanted.double().mean(0).expand(2, -1))
+
+
 def test_a_new_decoder_finds_what_visible_pixels_tell():
     torch.manual_seed(0)
     level = torch.rand(80, 1, 1, 1)  # each picture is of one brightness: the hole follows from the rest

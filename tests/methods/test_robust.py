@@ -67,7 +67,7 @@ def test_one_signed_step_may_be_on_the_whole_embedding_or_on_vectors(options, ru
 
 
 def test_robust_takes_several_concepts_and_seeks_against_all_of_them(run_cheaply, tmp_path):
-    said = {"concept": "seven; eight", "surrogate": "nine; three", "robust": True, "num_surrogate_samples": 24}
+    said = {"concept": "seven; eight", "surrogate": "nine; three", "robust": True, "num_surrogate_samples": 4}
     found = run_cheaply(tmp_path / "both", **said)
     history = json.loads((found.output_dir / "history.json").read_text())
     assert all(row["adversary_loss"] > 0 for row in history)
@@ -106,11 +106,12 @@ def test_it_resumes_with_nothing_but_the_step(whole, run_cheaply, tmp_path):
             {"replay_negative": "mixture", "train_batch_size": 4, "gradient_accumulation_steps": 2},
             "a quarter of train_batch_size in equal parts for 2 processes x accumulation steps, got 1",
         ),
-        ({"method": "naive", "robust_weight": 1.0}, "naive takes no robust_weight, robust_conflict or"),
+        ({"method": "naive", "robust_weight": 1.0}, "naive takes no robust_weight, robust_embedding"),
         ({"method": "sa+esd", "replay_negative": "mixture"}, r"sa\+esd takes no robust_weight"),
         ({"method": "pcgrad-symmetric", "robust_weight": 1.0}, "pcgrad-symmetric takes no robust_weight"),
         ({"method": "uce", "robust_weight": 1.0}, "uce takes no robust_weight"),
-        ({"method": "naive", "robust_conflict": True}, "naive takes no robust_weight, robust_conflict"),
+        ({"method": "uce", "robust_embedding": 0.1}, "uce takes no robust_weight, robust_embedding"),
+        ({"method": "naive", "robust_conflict": True}, "naive takes no robust_weight, robust_embedding"),
         ({"method": "esd-x", "density": "mode"}, "esd-x takes noise levels as they come"),
         ({"method": "uce", "weighting": "cosmap"}, "uce takes noise levels as they come"),
         ({"robust_weight": -1.0}, "robust_weight"),
@@ -125,9 +126,9 @@ def test_it_resumes_with_nothing_but_the_step(whole, run_cheaply, tmp_path):
         ({"robust": True, "start": "edit"}, "robust means start model, what was given is edit; omit either"),
         (
             {"robust": True, "method": "esd-x"},
-            "esd-x works with surrogate_target noise alone, got model, as robust means",
+            "esd-x takes no robust training; omit robust",
         ),
-        ({"robust": True, "method": "uce"}, "uce works with surrogate_target noise alone, got model, as robust means"),
+        ({"robust": True, "method": "uce"}, "uce takes no robust training; omit robust"),
         ({"robust": True, "adapters": "each", "lora_rank": 2}, "finish, or robust: an edit follows training"),
         (
             {"robust_conflict": True, "robust_weight": 1.0, "replay_weight": 0.0, "ewc_lambda": 0.0},
@@ -220,6 +221,26 @@ def test_several_concepts_of_different_kinds_are_refused(options, says, tiny_pip
     context.inputs = replace(context.inputs, concepts=both)
     with pytest.raises(ValueError, match=says):
         context.method.check(context)
+
+
+def test_vectors_are_sought_of_several_concepts_that_are_trained_one_by_one(tiny_pipeline, tmp_path):
+    options = {"robust_weight": 1.0, "adapters": "each", "lora_rank": 2}
+    context = context_of(get_family(tiny_pipeline()), tmp_path, **options)
+    context.inputs = replace(context.inputs, concepts=Concepts([*context.concepts, find_concept("eight", "three")]))
+    context.method.check(context)
+
+
+def test_prompts_that_a_mixture_shows_are_encoded_and_no_others(tiny_pipeline, tmp_path):
+    family = get_family(tiny_pipeline())
+    options = {"replay_negative": "mixture", "open_siblings": 1, "train_batch_size": 4, "num_train_steps": 2}
+    context = context_of(family, tmp_path, "seven, 7", "three", **options)
+    samples = SampleSet(torch.zeros(9, 4, 8, 8), [Condition("a red digit"[: 10 + i] + "!" * i) for i in range(9)])
+    context.artifacts["samples"] = Artifact(samples, None)
+    prepared = []
+    family.prepare = prepared.extend
+    source = OpenSource(context)
+    asked = {condition.text for condition in prepared} - {condition.text for condition in source.samples.conditions}
+    assert 0 < len(asked) <= 2 * 2 and len(source.others) > 10
 
 
 def test_a_mixture_of_several_of_a_kind_is_among_those_that_stay(tiny_pipeline, tmp_path):

@@ -206,6 +206,26 @@ def test_half_precision_files_hold_what_is_returned_and_another_configuration_is
     train_class_conditional(data, replace(config, sample_steps=2, sample_guidance_scale=3.0))  # how it is watched
 
 
+def test_other_pictures_and_a_folder_of_something_else_are_refused(data, config, tmp_path):
+    config = replace(config, sample_steps=None, num_train_steps=1)
+    own = tmp_path / "base" / "pipeline" / "unet" / "mine.safetensors"
+    own.parent.mkdir(parents=True)
+    own.write_text("mine")
+    with pytest.raises(StageMismatch, match="holds files of something else; pass another --output_dir"):
+        train_class_conditional(data, config)
+    assert own.read_text() == "mine"
+    config = replace(config, output_dir=str(tmp_path / "other"))
+    train_class_conditional(data, config)
+    others = LabelledImages(255 - data.images, data.labels, data.names)
+    with pytest.raises(StageMismatch, match="pictures: "):
+        train_class_conditional(others, config)
+    marker = tmp_path / "other" / ".stages" / "base.json"
+    older = json.loads(marker.read_text())
+    del older["key"]["pictures"]
+    marker.write_text(json.dumps(older))
+    train_class_conditional(data, config)  # those of before say nothing of pictures
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

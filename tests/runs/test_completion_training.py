@@ -68,6 +68,13 @@ def test_what_cannot_be_trained_is_refused(options, said):
         MaskedAutoencoderConfig(**options)
 
 
+def test_holes_are_those_of_the_model():
+    data = read_group("digits8x8", "dataset", 8).train
+    with pytest.raises(ValueError, match="the mask 'ring 80' hides 0 of 4 x 4 patches"):
+        config = MaskedAutoencoderConfig(**SMALL | {"holes": ["half=1", "ring 80=1"]})  # not of every model
+        HoleBatches(get_family(build_masked_autoencoder(config, 1, 0)), data, config)
+
+
 def test_an_architecture_that_does_not_fit_is_refused():
     for options, said in (
         ({"patch_size": 3}, "patch_size that divides image_size 8, got 3"),

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from cheap_runs import CHEAP, PROMPTS, context_of
 from diffusers import StableDiffusionPipeline
 from fake_hub import cache_repository
@@ -126,6 +127,27 @@ def test_what_cannot_follow_is_refused_before_the_first_request_runs(tiny_pipeli
     with pytest.raises(ValueError, match="finish, or robust: an edit follows training"):
         forget_sequence(tiny_pipeline(), requests, tmp_path / "chain", robust=True, progress=False)
     assert not (tmp_path / "chain").exists()
+
+
+def test_a_chain_in_place_changes_the_pipeline_at_its_end(chain, tiny_pipeline, tmp_path):
+    folder, forgotten = chain
+    files = {"replay_prompts": folder / "replay.txt", "concept_templates": folder / "templates.txt"}
+    own = {"lora_rank": 2, "lora_alpha": 3.0, "start": "edit", "uce_preserve_scale": 0.1, "surrogate_target": "model"}
+    given, requests = tiny_pipeline(), [Forget("seven, 7", "nine"), Forget("eight", "six")]
+    forget_sequence(given, requests, tmp_path / "chain", inplace=True, progress=False, **CHEAP | own | files)
+    assert_close(dict(given.unet.state_dict()), dict(forgotten.unet.state_dict()), rtol=0, atol=0)
+
+
+def test_a_run_does_not_go_on_from_itself(chain, tiny_pipeline, tmp_path):
+    last = chain[0] / "2"
+    with pytest.raises(ValueError, match="a run cannot go on from itself: expected another output_dir than after"):
+        forget(tiny_pipeline(), "six", "one", output_dir=last, after=str(last), progress=False)
+    looped = shutil.copytree(last, tmp_path / "looped")
+    options = yaml.safe_load((looped / "config.yaml").read_text())
+    (looped / "config.yaml").write_text(yaml.safe_dump(options | {"after": str(looped)}))
+    shutil.rmtree(looped / "earlier", ignore_errors=True)
+    with pytest.raises(ValueError, match="goes on from itself: its folder was written over"):
+        chain_of(str(looped))
 
 
 def test_earlier_concepts_without_adapters_are_not_left_out_of_training(run_cheaply, tmp_path):

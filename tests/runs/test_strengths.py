@@ -173,6 +173,15 @@ def test_only_what_there_is_can_be_chosen(adapted, tmp_path, argument, says):
 
 
 @pytest.mark.slow
+def test_what_other_strengths_would_break_is_refused(run_cheaply, tmp_path):
+    each = run_cheaply(tmp_path / "run", adapters="each", **OPTIONS).output_dir
+    files = {path: path.stat().st_mtime_ns for path in each.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match="adapters"):
+        choose(each, "scale", 0.5)
+    assert files == {path: path.stat().st_mtime_ns for path in files}
+
+
+@pytest.mark.slow
 def test_what_is_judged_later_is_judged_by_as_much(run_cheaply, tmp_path):
     """The loss on replay samples, too, which nothing else needs any more."""
     options = {"lora_rank": 2, "strength_scales": [0.5]}

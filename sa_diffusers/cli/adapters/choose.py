@@ -48,7 +48,7 @@ def choose(run: Path, kind: str, value: float) -> "Outcome":
     values = read_run_options(run)
     if not values or not (run / ".stages" / "after.json").exists():
         raise ValueError(f"expected the folder of a finished run, got {run}")
-    anew = {"output_dir": str(run), "overwrite": False, "push_to_hub": False, "strength": None}
+    anew: dict = {"output_dir": str(run), "overwrite": False, "push_to_hub": False, "strength": None}
     config = config_from_dict(ForgetConfig, values | anew)
     if config.finish:
         raise ValueError(f"{run} ended with an edit, which is whole or not there; expected a run without --finish")
@@ -56,7 +56,8 @@ def choose(run: Path, kind: str, value: float) -> "Outcome":
     if (kind, value) not in there:
         known = ", ".join(f"--{one}" for one in there.values())
         raise ValueError(f"{run} offers {known}; expected one of these, got --{kind} {value:g}")
-    config.strength = None if there[kind, value].trained else value
+    anew["strength"] = None if there[kind, value].trained else value
+    config = config_from_dict(ForgetConfig, values | anew)  # or refused, where its methods or adapters have no other
     with run_lock(run):
         Marker(run, ChoiceStage.name, {}).clear()  # another choice replaces it
     return run_forgetting(config)

@@ -44,10 +44,15 @@ class Adversary:
     rate: float
 
     def draw(self, batch: Batch, generator: Generator) -> Batch:
-        """With noise, and terms from R equal parts of all, one each."""
+        """With noise, and terms from R equal parts of all, one each; of a flow with a density of its own, by that."""
         groups, rows = batch["rows"].shape
-        places = (torch.arange(rows) + torch.rand(groups, rows, generator=generator)) * (self.loss.num_terms / rows)
-        terms = places.long().clamp_max(self.loss.num_terms - 1)
+        if getattr(self.loss, "density", "uniform") == "uniform":
+            places = (torch.arange(rows) + torch.rand(groups, rows, generator=generator)) * (
+                self.loss.num_terms / rows
+            )
+            terms = places.long().clamp_max(self.loss.num_terms - 1)
+        else:
+            terms = self.loss.sample_terms(groups * rows, generator).view(groups, rows)
         return {**batch, "terms": terms, "noise": self.loss.sample_noise(batch, generator)}
 
     def __call__(self, model: nn.Module, frozen: Callable, batch: Batch) -> Batch:

@@ -84,6 +84,7 @@ def split_rows(concept: str, surrogate: str | None = None, siblings: str | None 
                 f"expected {name} for each of {len(parts)} concepts, separated by {SEPARATOR!r}, got "
                 f"{len(columns[name])} ({text}); name every one, or omit all"
             )
+    columns["siblings"] = [(text or "").strip() or None for text in columns["siblings"]]  # a list's are of some
     rows = [Forget(*row) for row in zip(*columns.values(), strict=True)]
     return [(f"concept {i} ({row.concept.strip()})" if rows[1:] else "", row) for i, row in enumerate(rows, 1)]
 
@@ -132,8 +133,9 @@ def concepts_of(rows: Rows, plurals: bool = False, favours: bool = True, favours
         for where, row in rows
         if row.kind and row.siblings and kinds[row.kind] != row.siblings
     ]
+    named = [(where or repr(concept.name), concept) for where, concept in found]
     for i, (where, concept) in enumerate(found):
-        faults += [_said(where, text) for text in _conflicts(concept, found[:i], found, favours)]
+        faults += [_said(where, text) for text in _conflicts(concept, named[:i], named, favours)]
     _refuse(faults)
     return Concepts(concept for _, concept in found)
 

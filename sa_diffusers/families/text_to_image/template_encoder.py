@@ -167,7 +167,7 @@ class TemplateEncoder:
         tables = [reader.table[rows.clamp_min(0)] for reader, rows in zip(self.readers, self.shared, strict=True)]
         return torch.cat(tables, dim=1).to(self.device)
 
-    @property
+    @cached_property
     def scale(self) -> float:
         """Root mean square of the token tables."""
         return torch.cat([reader.table.flatten().float() for reader in self.readers]).square().mean().sqrt().item()

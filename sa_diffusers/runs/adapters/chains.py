@@ -33,7 +33,7 @@ def forget_sequence(
     Args:
         requests: one concept or several each.
         output_dir: run i, from 1 on, is in the folder i of it, and is not computed again.
-        options: as of `forget`, for every request.
+        options: as of `forget`, for every request; the given pipeline is changed, `inplace`, after the last.
 
     Returns:
         What the last request leaves. Raises as `forget`.
@@ -44,9 +44,10 @@ def forget_sequence(
     said = {name: value for name, value in options.items() if name in cls.__dataclass_fields__}
     for asked, after in zip(rows[1:], folders, strict=False):  # what cannot follow is refused before the first run
         config_from_dict(cls, layered(cls, defaults, as_options(asked, after=after, **said)))
-    forgotten = pipeline
+    inplace, forgotten = options.pop("inplace", False), pipeline
     for asked, folder, after in zip(rows, folders, [None, *folders], strict=False):
-        forgotten = forget(pipeline, asked, output_dir=folder, after=after, **options)
+        last = inplace and folder == folders[-1]  # every request is one of the original
+        forgotten = forget(pipeline, asked, output_dir=folder, after=after, inplace=last, **options)
     return forgotten
 
 

@@ -22,7 +22,7 @@ from sa_diffusers.evaluation.judges.classifier import AttributeClassifier, Image
 from sa_diffusers.evaluation.judges.digit_classifier import DigitClassifier
 from sa_diffusers.evaluation.judges.resnet_classifier import ResNetClassifier, saved_sizes
 from sa_diffusers.io.configuration import option
-from sa_diffusers.runs.base.run_folder import BaseOptions, claimed, flip_half, save_model
+from sa_diffusers.runs.base.run_folder import BaseOptions, claimed, flip_half, save_model, told_by
 from sa_diffusers.training.loop import infinite_indices, train
 
 
@@ -256,7 +256,7 @@ def training_batch(examples: Examples, config: ClassifierConfig, step: int) -> B
 def train_classifier(examples: Examples, words: dict | None, config: ClassifierConfig) -> ImageClassifier:
     """Train a classifier of every attribute of the images; `words` as in AttributeClassifier. Raises as `claimed`."""
     classifier = make_classifier(examples, words, config)
-    with claimed(config) as output_dir:
+    with claimed(config, told_by(len(examples), lambda index: examples.images([index]))) as output_dir:
         train(
             classifier,
             Classification(config.disturb),

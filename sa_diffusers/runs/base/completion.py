@@ -17,8 +17,11 @@ from sa_diffusers.families.architectures import build_masked_autoencoder
 from sa_diffusers.io.configuration import option
 from sa_diffusers.io.processes import process_state
 from sa_diffusers.runs.base.labelled import LabelledBaseConfig
-from sa_diffusers.runs.base.run_folder import flip_half, train_pipeline
+from sa_diffusers.runs.base.run_folder import flip_half, told_by, train_pipeline
 from sa_diffusers.training.loop import infinite_indices
+
+
+PERCENT = 100  # rows of which a hole's number is a whole one; a model's own are looked at by `HoleBatches`
 
 
 @dataclass
@@ -48,7 +51,7 @@ class CompletionConfig(LabelledBaseConfig):
             if not count.isdigit():
                 raise ValueError(f"expected holes such as half=10, got {hole!r}")
             if name not in self.degradations:
-                hidden_patches(name, 8)
+                hidden_patches(name, PERCENT)
         if not any(hole.rpartition("=")[2].strip("0") for hole in self.holes):
             raise ValueError(f"expected holes of which one comes at all, got {', '.join(self.holes) or 'none'}")
         if self.crop is not None and self.dataset == "digits8x8":
@@ -70,12 +73,17 @@ class MaskedAutoencoderConfig(CompletionConfig):
 
 
 class HoleBatches:
-    """Batches of pictures with holes of one kind; a function of the step."""
+    """Batches of pictures with holes of one kind; a function of the step.
+
+    Raises:
+        ValueError: holes of no kind that the model knows, or that hide nothing or everything of its pictures.
+    """
 
     def __init__(self, family: Family, data: LabelledImages, config: CompletionConfig):
         self.family, self.data, self.config = family, data, config
         pairs = (hole.split("=") for hole in config.holes)
         self.kinds = [name for name, count in pairs for _ in range(int(count))]
+        family.holes([Condition(mask=kind) for kind in dict.fromkeys(self.kinds)])  # or refused
 
     def __call__(self, step: int) -> Batch:
         config, generator = self.config, seeded(self.config.seed, "holes", step)
@@ -106,4 +114,5 @@ def train_masked_autoencoder(config: MaskedAutoencoderConfig) -> DiffusionPipeli
     for name, weight in family.module.named_parameters():
         weight.requires_grad_(family.scopes["full"](name))
     batches = HoleBatches(family, data, config)
-    return train_pipeline(family, Likelihood(family.loss), batches, config, description="masked autoencoder")
+    pictures = told_by(len(data), data.images.__getitem__)
+    return train_pipeline(family, Likelihood(family.loss), batches, config, pictures, description="masked autoencoder")

@@ -18,7 +18,7 @@ from sa_diffusers.families.architectures import build_class_conditional, build_c
 from sa_diffusers.io.configuration import option
 from sa_diffusers.io.processes import process_state
 from sa_diffusers.report.pictures import save_contact_sheet
-from sa_diffusers.runs.base.run_folder import BaseOptions, train_pipeline
+from sa_diffusers.runs.base.run_folder import BaseOptions, told_by, train_pipeline
 from sa_diffusers.training.loop import infinite_indices
 
 
@@ -61,7 +61,8 @@ def train_conditional_vae(data: LabelledImages, config: ConditionalVAEConfig) ->
 
     pipeline = build_conditional_vae(config.hidden_sizes, config.latent_dim, size, channels, data.names, config.seed)
     family = get_family(pipeline)
-    return train_pipeline(family, Likelihood(family.loss), batches, config, description="conditional VAE")
+    pictures = told_by(len(data), data.images.__getitem__)
+    return train_pipeline(family, Likelihood(family.loss), batches, config, pictures, description="conditional VAE")
 
 
 @torch.no_grad()
@@ -139,6 +140,7 @@ def train_class_conditional(data: LabelledImages, config: ClassConditionalConfig
         Likelihood(loss, antithetic=config.antithetic),
         TrainingBatches(data, config),
         config,
+        told_by(len(data), data.images.__getitem__),
         callback=lambda step, row: draw_sheet(family, config, sheets / f"{step:07d}.png"),
         callback_steps=config.sample_steps,
         description="class-conditional diffusion",

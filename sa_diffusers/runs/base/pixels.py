@@ -5,14 +5,14 @@ from typing import ClassVar, Literal
 
 from diffusers import DiffusionPipeline
 
-from sa_diffusers.core.conditions import DEGRADATIONS, Condition
+from sa_diffusers.core.conditions import DEGRADATIONS
 from sa_diffusers.core.objectives import Likelihood
 from sa_diffusers.families import get_family
 from sa_diffusers.families.completion.networks import build_pixel_inpaint
 from sa_diffusers.io.configuration import option
 from sa_diffusers.io.processes import process_state
 from sa_diffusers.runs.base.completion import CompletionConfig, HoleBatches, read_pictures
-from sa_diffusers.runs.base.run_folder import train_pipeline
+from sa_diffusers.runs.base.run_folder import told_by, train_pipeline
 
 
 @dataclass
@@ -36,5 +36,5 @@ def train_pixel_inpaint(config: PixelInpaintConfig) -> DiffusionPipeline:
     pipeline = build_pixel_inpaint(config, data.images.shape[1], config.seed)
     family = get_family(pipeline.to(process_state().device))
     batches = HoleBatches(family, data, config)
-    family.holes([Condition(mask=kind) for kind in batches.kinds])  # or refused
-    return train_pipeline(family, Likelihood(family.loss), batches, config, description="pixel model")
+    pictures = told_by(len(data), data.images.__getitem__)
+    return train_pipeline(family, Likelihood(family.loss), batches, config, pictures, description="pixel model")

@@ -14,13 +14,17 @@ from sa_diffusers.core.batches import Batch
 from sa_diffusers.core.objectives import Objective
 from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.families import Family
-from sa_diffusers.io.artifacts import Marker, read_marker, run_lock
+from sa_diffusers.io.artifacts import Marker, hash_tensors, read_marker, run_lock
 from sa_diffusers.io.atomic_files import remove_leftovers
 from sa_diffusers.io.configuration import identity_names, option
 from sa_diffusers.io.loading import save_pipeline
 from sa_diffusers.io.processes import process_state
 from sa_diffusers.training.loop import train
 from sa_diffusers.training.options import TrainingConfig
+
+
+SHOWN = 64  # pictures that tell a data set from others
+STROKES = "data"  # folder where those of digits are kept, before the training's folder is claimed
 
 
 @dataclass
@@ -34,13 +38,20 @@ class BaseOptions(TrainingConfig):
     seed: int = option(0, "Seed of every random number.", least=0)
 
 
-def claim_folder(config: BaseOptions) -> None:
-    """Make the folder this configuration's, by a marker. Raises StageMismatch: it is another's."""
-    key = {name: getattr(config, name) for name in identity_names(type(config))}
+def claim_folder(config: BaseOptions, pictures: str) -> None:
+    """Make the folder this configuration's, by a marker. Raises StageMismatch: it is another's, or other pictures'."""
+    key = {name: getattr(config, name) for name in identity_names(type(config))} | {"pictures": pictures}
     claim = Marker(config.output_dir, "base", key, "Pass another --output_dir, or remove this folder first.")
-    before = read_marker(claim.path)["key"] if claim.path.exists() else {}
+    claim.refuse_others(STROKES)
+    before = {"pictures": pictures} | read_marker(claim.path)["key"] if claim.path.exists() else {}
     if {name: before.get(name) for name in key} != key and not claim.done():  # older ones also say how it is watched
         claim.finish(0.0)
+
+
+def told_by(count: int, image: Callable[[int], Tensor]) -> str:
+    """What tells a data set from others: how many pictures it has, and some of them from all over it."""
+    shown = range(0, count, max(1, count // SHOWN))
+    return f"{count}: {hash_tensors({str(index): image(index).contiguous() for index in shown})[:16]}"
 
 
 def flip_half(images: Tensor, generator: Generator) -> Tensor:
@@ -50,8 +61,11 @@ def flip_half(images: Tensor, generator: Generator) -> Tensor:
 
 
 @contextmanager
-def claimed(config: BaseOptions) -> Iterator[Path]:
+def claimed(config: BaseOptions, pictures: str) -> Iterator[Path]:
     """The folder of a training, claimed as by `claim_folder`, and kept from other runs for the block.
+
+    Args:
+        pictures: what `told_by` says of those that are trained on.
 
     Raises:
         RunFolderBusy: another run works in it.
@@ -62,7 +76,7 @@ def claimed(config: BaseOptions) -> Iterator[Path]:
     output_dir, main = Path(config.output_dir), process_state().is_main_process
     with run_lock(output_dir) if main else nullcontext():
         if main:
-            claim_folder(config)
+            claim_folder(config, pictures)
             remove_leftovers(output_dir)
         yield output_dir
 
@@ -82,16 +96,22 @@ def part_settings(config: BaseOptions, part: str, steps: int, warmup: int, **opt
 
 
 def train_pipeline(
-    family: Family, objective: Objective, batches: Callable[[int], Batch], config: BaseOptions, **options: Any
+    family: Family,
+    objective: Objective,
+    batches: Callable[[int], Batch],
+    config: BaseOptions,
+    pictures: str,
+    **options: Any,
 ) -> DiffusionPipeline:
     """Train a family's module, and save its pipeline as `<output_dir>/pipeline`; an interrupted run goes on.
 
     Args:
+        pictures: as of `claimed`.
         options: of `train`, as its description.
 
     Raises as `claimed`.
     """
-    with claimed(config) as folder:
+    with claimed(config, pictures) as folder:
         options |= {"checkpoint_dir": folder / "checkpoints", "log_dir": folder / "logs"}
         train(family.module, objective, batches, config, seed=derive_seed(config.seed, "train"), **options)
         save_model(family.pipeline, folder / "pipeline", getattr(config, "save_dtype", "float32"))

@@ -26,7 +26,7 @@ from sa_diffusers.io.bundled import resolve
 from sa_diffusers.io.configuration import option, read_yaml
 from sa_diffusers.io.processes import process_state, progress_bar
 from sa_diffusers.models.tokenizer import build_text_encoder, train_tokenizer
-from sa_diffusers.runs.base.run_folder import BaseOptions, claimed, part_settings, save_model
+from sa_diffusers.runs.base.run_folder import BaseOptions, claimed, part_settings, save_model, told_by
 from sa_diffusers.training.loop import infinite_indices, train
 
 
@@ -252,7 +252,7 @@ def train_base(data: CaptionedImages, config: BaseConfig) -> DiffusionPipeline:
     Finished parts lie in `<output_dir>/parts` and are reused when the same command runs again.
     """
     architecture = read_architecture(config)
-    with claimed(config) as output_dir:
+    with claimed(config, told_by(len(data), data.image)) as output_dir:
         parts, checkpoints = output_dir / "parts", output_dir / "checkpoints"
         if not (parts / "vae").exists():
             vae = train_vae(data, architecture["vae"], config, checkpoints / "vae")

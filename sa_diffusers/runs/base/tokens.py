@@ -17,7 +17,7 @@ from sa_diffusers.families.completion.networks import build_codebook, build_toke
 from sa_diffusers.io.configuration import option
 from sa_diffusers.io.processes import process_state
 from sa_diffusers.runs.base.completion import CompletionConfig, HoleBatches, read_pictures
-from sa_diffusers.runs.base.run_folder import claimed, part_settings, save_model
+from sa_diffusers.runs.base.run_folder import claimed, part_settings, save_model, told_by
 from sa_diffusers.training.loop import infinite_indices, train
 
 
@@ -97,12 +97,14 @@ def train_token_inpaint(config: TokenInpaintConfig) -> DiffusionPipeline:
     """As `train_masked_autoencoder`."""
     data = read_pictures(config)
     vq = build_codebook(config, data.images.shape[1], config.seed)
-    places = FITTED * build_token_inpaint(config, vq, config.seed).transformer.config.rows ** 2
+    pipeline = build_token_inpaint(config, vq, config.seed)
+    places = FITTED * pipeline.transformer.config.rows**2
     if config.num_codes > places:
         raise ValueError(
             f"expected num_codes up to {places}, which are fitted to as many places, got {config.num_codes}"
         )
-    with claimed(config) as folder:
+    HoleBatches(get_family(pipeline), data, config)  # or refused
+    with claimed(config, told_by(len(data), data.images.__getitem__)) as folder:
         part = folder / "parts" / "vq"
         if not part.exists():
             save_model(train_codebook(data, config, folder / "checkpoints"), part)

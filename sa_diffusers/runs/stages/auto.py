@@ -13,6 +13,7 @@ from sa_diffusers.core.seeding import derive_seed
 from sa_diffusers.data.concepts.candidates import TRIED, candidates, not_forgotten, tries, vocabulary_of
 from sa_diffusers.data.replay import concept_captions, spread
 from sa_diffusers.evaluation.judges.nearness import Nearness, shortlist
+from sa_diffusers.evaluation.judges.preference import PREFERENCE
 from sa_diffusers.io.atomic_files import read_json, write_json
 from sa_diffusers.io.processes import process_state, progress_bar
 from sa_diffusers.io.stages import Stage
@@ -171,7 +172,8 @@ def choice_sections(context: RunContext) -> list[dict[str, Any]]:
 
 def _reason(one: Mapping[str, Any]) -> str:
     price = f", price {one['price']:.2g}" if "price" in one else ""
-    tried = "; tried: preferred {:.0%}, replay loss {:.4f}".format(*one["tried"].values()) if "tried" in one else ""
+    said = {PREFERENCE: "; tried: preferred {:.0%}", "replay_loss": ", replay loss {:.4f}"}  # of what was measured
+    tried = "".join(said[name].format(value) for name, value in one.get("tried", {}).items())
     over = f"; passed over: {one['passed_over']}" if one["passed_over"] else ""
     return f"{one['nats']:.1f} nats{price}{tried}{over}"
 

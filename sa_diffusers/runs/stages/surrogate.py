@@ -104,7 +104,7 @@ class SurrogateStage(Stage[SampleSet]):
         return sum(one.fingerprint not in known for one in self.requests(context)) if known else self._count(context)
 
     def _count(self, context: RunContext) -> int:
-        return max(1, round(self.share * context.options.num_surrogate_samples))
+        return max(len(context.concepts), round(self.share * context.options.num_surrogate_samples))
 
     def _kind(self, context: RunContext) -> str:
         own = context.method.own_samples or self.name != "surrogate"
