@@ -38,9 +38,10 @@ class BaseOptions(TrainingConfig):
     seed: int = option(0, "Seed of every random number.", least=0)
 
 
-def claim_folder(config: BaseOptions, pictures: str) -> None:
+def claim_folder(config: BaseOptions, pictures: str | None = None) -> None:
     """Make the folder this configuration's, by a marker. Raises StageMismatch: it is another's, or other pictures'."""
-    key = {name: getattr(config, name) for name in identity_names(type(config))} | {"pictures": pictures}
+    key = {name: getattr(config, name) for name in identity_names(type(config))}
+    key |= {} if pictures is None else {"pictures": pictures}  # None: not known yet
     claim = Marker(config.output_dir, "base", key, "Pass another --output_dir, or remove this folder first.")
     claim.refuse_others(STROKES)
     before = {"pictures": pictures} | read_marker(claim.path)["key"] if claim.path.exists() else {}
