@@ -289,4 +289,4 @@ def test_an_adversary_takes_noise_levels_by_the_density_of_a_flow():
     for loss.density in ("uniform", "logit_normal"):
         drawn = Adversary(loss, None, 1.0, 1, 0.1).draw(batch, seeded(0))["terms"]
         middle[loss.density] = ((drawn > 0.4 * loss.num_terms) & (drawn < 0.6 * loss.num_terms)).float().mean().item()
-    assert middle["uniform"] == pytest.approx(0.2, abs=0.01) and middle["logit_normal"] > 0.25
+    assert middle["uniform"] == pytest.approx(0.2, abs=0.02) and middle["logit_normal"] > 0.25
