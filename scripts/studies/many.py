@@ -96,7 +96,10 @@ class Study:
         """Of a run; its name says all that decides it."""
         config, home = self.options(requests, changes), str(Path(self.config.output_dir))
         left_out = {*UNNAMED, *unsaid(config)}
-        values = {name: str(value).replace(home, "") for name, value in vars(config).items() if name not in left_out}
+        said = vars(config) | {
+            n: v for n, v in vars(config.resolved()).items() if n.startswith("robust_")
+        }  # as before
+        values = {name: str(value).replace(home, "") for name, value in said.items() if name not in left_out}
         values |= {"fisher": UNIT} if config.fisher == UNIT else {}
         return Path(home) / f"seed_{self.seed}" / f"{requests[-1].concept.split(',')[0]}-{fingerprint(values)}"
 

