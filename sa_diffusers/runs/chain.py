@@ -174,7 +174,7 @@ def taken_over(options: RunOptions) -> RunOptions:
     """
     if not options.after:
         return options
-    if Path(options.after).resolve() == Path(options.output_dir).resolve():
+    if options.output_dir and Path(options.after).resolve() == Path(options.output_dir).resolve():
         raise ValueError(f"a run cannot go on from itself: expected another output_dir than after, {options.after}")
     links = chain_of(options.after)
     last, shared = links[-1], shared_by(links)

@@ -24,7 +24,7 @@ from sa_diffusers.training.options import TrainingConfig
 
 
 SHOWN = 64  # pictures that tell a data set from others
-STROKES = "data"  # folder where those of digits are kept, before the training's folder is claimed
+PLACED = "data", "parts"  # folders that may be there first: of MNIST's strokes, and of parts of a base that are given
 
 
 @dataclass
@@ -43,7 +43,7 @@ def claim_folder(config: BaseOptions, pictures: str | None = None) -> None:
     key = {name: getattr(config, name) for name in identity_names(type(config))}
     key |= {} if pictures is None else {"pictures": pictures}  # None: not known yet
     claim = Marker(config.output_dir, "base", key, "Pass another --output_dir, or remove this folder first.")
-    claim.refuse_others(STROKES)
+    claim.refuse_others(*PLACED)
     before = {"pictures": pictures} | read_marker(claim.path)["key"] if claim.path.exists() else {}
     if {name: before.get(name) for name in key} != key and not claim.done():  # older ones also say how it is watched
         claim.finish(0.0)
