@@ -28,7 +28,16 @@ def main() -> None:
     unknown = set(wanted) - set(PARTS)
     if unknown:
         parser.error(f"unknown part {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}")
-    options = ["--track_steps", "25", "--track_images", "64", "--num_threads", args.num_threads]
+    options = [
+        "--track_steps",
+        "25",
+        "--track_images",
+        "64",
+        "--num_threads",
+        args.num_threads,
+        "--mixed_precision",
+        "no",
+    ]
     base = parse_config(ForgetConfig, ["--config", args.config, *options])
     with friendly_errors():
         run_parts(base, wanted, args.output_dir)

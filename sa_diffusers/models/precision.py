@@ -8,17 +8,30 @@ import torch
 from accelerate.utils import convert_outputs_to_fp32
 from torch import Tensor, nn
 
+from sa_diffusers.io.processes import process_state
+
 
 KEPT = "_sa_diffusers_autocast"
 
 
 def mixed_precision(given: str | None) -> str:
-    """ "no", "fp16" or "bf16" as given, or None as `accelerate launch` says, by default "no"."""
+    """ "no", "fp16" or "bf16": as given, for "auto" what this device is made for, for None what `accelerate launch`
+    says, by default "no"."""
+    if given == "auto":
+        return "bf16" if computes_in_bfloat16() else "no"
     return given or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
 
 
+def computes_in_bfloat16() -> bool:
+    """Whether the device has instructions of its own for it: emulated, it is slower than float32, up to 17 times."""
+    if process_state().device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    found = torch.cpu.get_capabilities()
+    return process_state().device.type == "cpu" and any(found.get(f"{kind}_bf16") for kind in ("avx512", "amx"))
+
+
 def compute_dtype(given: str | None) -> torch.dtype | None:
-    """The dtype of autocast for "fp16" or "bf16", None for "no"; None: as `accelerate launch` says."""
+    """The dtype of autocast for what `mixed_precision` takes; None for float32."""
     return {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}[mixed_precision(given)]
 
 

@@ -47,8 +47,11 @@ class TrainingConfig(Options):
         1, "Parts into which each process cuts its share of a batch to save memory.", above=0, identity=False
     )
     gradient_checkpointing: bool = option(False, "Recompute activations to save memory.", identity=False)
-    mixed_precision: Literal["no", "fp16", "bf16"] | None = option(
-        None, "no, fp16 or bf16; null: what `accelerate config` or `accelerate launch` says.", everyday=True
+    mixed_precision: Literal["no", "fp16", "bf16", "auto"] | None = option(
+        None,
+        "no, fp16, bf16, or auto: bf16 where the device is made for it; null: what `accelerate config` or `accelerate "
+        "launch` says.",
+        everyday=True,
     )
     ema_decay: float | None = option(
         None, "Decay of the weight average that is saved, at most; null: off.", least=0, below=1

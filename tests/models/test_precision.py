@@ -18,6 +18,7 @@ from sa_diffusers.models.precision import (
     compute_dtype,
     in_main_memory,
     kept_weights,
+    mixed_precision,
     on_device,
     release,
 )
@@ -34,6 +35,17 @@ def inputs() -> tuple[torch.Tensor, torch.Tensor, dict]:
     generator = torch.Generator().manual_seed(0)
     text = {"encoder_hidden_states": torch.randn(2, 12, 8, generator=generator)}
     return torch.randn(2, 4, 8, 8, generator=generator), torch.tensor([3, 11]), text
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="what a CPU computes in natively")
+@pytest.mark.parametrize(
+    "found, precision, dtype",
+    [({}, "no", None), ({"avx512_bf16": True}, "bf16", torch.bfloat16), ({"amx_bf16": True}, "bf16", torch.bfloat16)],
+)
+def test_auto_is_bfloat16_where_the_cpu_has_instructions_for_it(monkeypatch, found, precision, dtype):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False, "avx2": True} | found)
+    assert (mixed_precision("auto"), compute_dtype("auto")) == (precision, dtype)
+    assert (mixed_precision("no"), compute_dtype("no")) == ("no", None)  # whatever the device is made for
 
 
 class TestAutocast:

@@ -23,6 +23,7 @@ from sa_diffusers.runs.stages.replay import ReplayStage
 from sa_diffusers.runs.stages.samples import drawing_passes
 
 
+SHIPPED = ("before.safetensors", "before.bf16.safetensors")  # beside a model: drawn in float32, and in bfloat16
 KEPT_LOSS_SAMPLES = 64  # replay samples on which the loss is compared
 
 
@@ -51,8 +52,8 @@ class EvaluateStage(Stage[Findings]):
             return None
         asked, key = context.options.before, self.key(context)
         # What the chain's last run was compared with, and what ships with a model, serve where they fit.
-        beside = bundled.beside(context.options.model, "before.safetensors")
-        sources = [asked] if asked else [*(link.folder for link in context.chain[-1:]), beside]
+        shipped = [bundled.beside(context.options.model, name) for name in SHIPPED]
+        sources = [asked] if asked else [*(link.folder for link in context.chain[-1:]), *shipped]
         for source in map(Path, filter(None, sources)):
             path = self._path(source) if source.is_dir() else source
             if asked and not path.is_file():
