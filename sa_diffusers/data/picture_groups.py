@@ -11,14 +11,14 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from sa_diffusers.data.images import crop_to_square, one_split, opened_image, to_rgb
+from sa_diffusers.data.images import IMAGE_SUFFIXES, crop_to_square, one_split, opened_image, to_rgb
 from sa_diffusers.data.labelled_images import HUB_IDS, LabelledImages, load_labelled_images
 from sa_diffusers.io.artifacts import hash_tensors
 from sa_diffusers.io.bundled import resolve
 from sa_diffusers.io.hub import explain_load_errors
 
 
-HELD_OUT = 5  # of a source without test split, every fifth picture
+HELD_OUT = 5  # of a source without test split, every fifth picture of a class
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,12 @@ class PictureGroup:
 
 
 def read_group(
-    spec: str, flag: str, size: int, per_class: tuple[int | None, int | None] = (None, None), crop: int | None = None
+    spec: str,
+    flag: str,
+    size: int,
+    per_class: tuple[int | None, int | None] = (None, None),
+    crop: int | None = None,
+    judged: bool = True,
 ) -> PictureGroup:
     """Read a group, every picture cropped to a square and scaled, never stretched.
 
@@ -65,17 +70,19 @@ def read_group(
         size: height and width in pixels.
         per_class: how many pictures a class to take at most, of training and of test ones.
         crop: take the centre of so many pixels first.
+        judged: whether the group needs pictures to judge by; else none are held out, and those of a test split stay.
 
     Raises:
-        ValueError: no such source, class or picture; pictures of several modes; a group without any.
+        ValueError: no such source, class or picture; pictures of several modes, or beside folders of them; a picture
+            without label; a group without any.
         ModelLoadError: nothing that can be loaded.
     """
     source, names = split_spec(spec)
     if source == "digits8x8":
         found = _small_digits(spec, names, size, per_class, flag)
     else:
-        found = _read(HUB_IDS.get(source, source), names, size, per_class, crop, flag)
-    if not all(map(len, found)):
+        found = _read(HUB_IDS.get(source, source), names, size, per_class, crop, flag, judged)
+    if not all(map(len, found if judged else found[:1])):
         counts = " and ".join(str(len(part)) for part in found)
         raise ValueError(f"{flag}: expected pictures to train and to judge by in {spec}, got {counts}; add some")
     used = [found[0].names[index] for index in found[0].labels.unique().tolist()]
@@ -142,7 +149,13 @@ def _chosen(
 
 
 def _read(
-    source: str, names: list[str], size: int, per_class: tuple[int | None, int | None], crop: int | None, flag: str
+    source: str,
+    names: list[str],
+    size: int,
+    per_class: tuple[int | None, int | None],
+    crop: int | None,
+    flag: str,
+    judged: bool,
 ) -> list[LabelledImages]:
     """Training and test pictures of a folder or hub data set."""
     from datasets import Image as Encoded
@@ -153,6 +166,7 @@ def _read(
     if Path(resolve(source)).is_dir() and not any(map(Path.is_file, Path(resolve(source)).rglob("*"))):
         raise ValueError(f"{flag}: expected pictures in {source}, got a folder without files; add some")
     folder = resolve(source)
+    _check_depths(folder, flag)
     with explain_load_errors(folder, "dataset"):
         one = one_split(folder)
         tables = load_dataset("imagefolder", data_dir=folder, **one) if one else load_dataset(folder)
@@ -161,18 +175,24 @@ def _read(
     if column is None:
         raise ValueError(f"{flag}: expected a column image (or img) in {source}, got {table.column_names}; rename one")
     known = getattr(table.features.get("label"), "names", None)
+    for part in tables.values():
+        for row, value in enumerate(part["label"] if "label" in part.column_names else ()):
+            if not isinstance(value, int | str) or value == -1:
+                raise ValueError(
+                    f"{flag}: expected a class as the label of every picture of {source}, got {value!r} "
+                    f"of picture {row}; remove it"
+                )
     values = sorted({value for part in tables.values() for value in part["label"]}) if _unnamed(table) else []
     known = known or list(map(str, values)) or [Path(source).name]
-    parts = (
-        [(table, slice(None)), (tables["test"], slice(None))] if "test" in tables else [(table, None), (table, None)]
-    )
+    split = next((tables[name] for name in ("test", "validation") if name in tables), table)
     found = []
-    for position, (rows_of, whole) in enumerate(parts):
+    for position, rows_of in enumerate((table, split)):
         labels = list(rows_of["label"]) if "label" in rows_of.column_names else [0] * len(rows_of)
         labels = list(map(values.index, labels)) if values else labels
-        rows = range(len(rows_of))
-        if whole is None:  # no split of its own: every fifth is held out
-            rows = [row for row in rows if (row % HELD_OUT == HELD_OUT - 1) == bool(position)]
+        if split is table:
+            rows = [row for row, held in enumerate(_held_out(labels)) if (held and judged) == bool(position)]
+        else:
+            rows = list(range(len(rows_of) if judged or not position else 0))
         chosen = _chosen([labels[row] for row in rows], known, names, per_class[position], flag, source)
         taken = [rows[row] for row in chosen]
         files = rows_of.select(taken).select_columns(column).cast_column(column, Encoded(decode=False))[:][column]
@@ -184,6 +204,29 @@ def _read(
         images = torch.stack(pixels) if pixels else torch.empty(0, 1, size, size, dtype=torch.uint8)
         found.append(LabelledImages(images, torch.tensor([labels[row] for row in taken], dtype=torch.long), known))
     return found
+
+
+def _held_out(labels: list[int]) -> list[bool]:
+    """Of each picture, whether it is one of every fifth of its class."""
+    seen: dict[int, int] = {}
+    found = []
+    for label in labels:
+        seen[label] = seen.get(label, 0) + 1
+        found.append(seen[label] % HELD_OUT == 0)
+    return found
+
+
+def _check_depths(folder: str, flag: str) -> None:
+    """Raise ValueError where pictures lie beside folders of pictures: `datasets` then drops all classes in silence."""
+    paths = [path.relative_to(folder) for path in sorted(Path(folder).rglob("*")) if path.is_file()]
+    pictures = [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
+    deepest = max(pictures, key=lambda path: len(path.parts), default=None)
+    stray = next((path for path in pictures if len(path.parts) < len(deepest.parts)), None)
+    if stray is not None and not any(path.stem == "metadata" for path in paths):
+        raise ValueError(
+            f"{flag}: expected a folder a class, or pictures alone, in {folder}; {stray} lies beside folders such as "
+            f"{deepest.parent}; move it"
+        )
 
 
 def _unnamed(table: Any) -> bool:

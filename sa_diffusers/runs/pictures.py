@@ -53,11 +53,11 @@ def read_picture_inputs(options: RunOptions, find_resolution: Callable[[], int])
     groups: dict[str, PictureGroup] = {}
     for name in (*JUDGED, "fisher"):
         if spec := getattr(options, f"{name}_images"):
-            groups[name] = read_group(spec, f"{name}_images", size, counts)
+            groups[name] = read_group(spec, f"{name}_images", size, counts, judged=name in JUDGED)
     check_apart({name: groups[name] for name in JUDGED if name in groups})
     concept = find_concept(options.concept or groups["forget"].name, options.surrogate or "noise")
     if concept.surrogate_kind == "images":
-        groups["surrogate"] = read_group(concept.surrogate, "surrogate", size, counts)
+        groups["surrogate"] = read_group(concept.surrogate, "surrogate", size, counts, judged=False)
     for name in ("fisher", "surrogate"):  # else what is to be forgotten would be held, or forgotten towards itself
         check_apart({part: groups[part] for part in ("forget", name) if part in groups})
     known = [one for name in JUDGED if name in groups for one in groups[name].classes]

@@ -245,7 +245,7 @@ def _record(context: RunContext) -> dict[str, str]:
     model = public_name(options.model) + (f", revision {record['revision']}" if record["revision"] else "")
     sets = context.inputs.sets
     counted = [f"{len(part)} {name} (prompts: {len(set(part.prompts))})" for name, part in sets.items()]
-    counted += [f"{len(group.test)} {name}" for name, group in context.pictures.items()]
+    counted += [f"{len(group.test)} {name}" for name, group in context.pictures.items() if len(group.test)]
     return {
         "Page of": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "Versions": ", ".join(f"{name} {version}" for name, version in record["versions"].items()),

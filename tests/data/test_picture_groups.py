@@ -64,6 +64,70 @@ def test_classes_and_pictures_may_be_called_as_splits_are(tmp_path):
     assert (len(flat.train), len(flat.test)) == (8, 2)
 
 
+def save_classes(folder, count=10):
+    """Two classes of different pictures, a folder each."""
+    for position, name in enumerate(("cat", "dog")):
+        (folder / name).mkdir(parents=True)
+        for index in range(count):
+            picture(100 * position + index).save(folder / name / f"{index}.png")
+
+
+@pytest.mark.parametrize(
+    ("stray", "beside"), [("notes.png", "cat"), ("cat/more/0.png", "cat/more"), ("album/dog/0.png", "album/dog")]
+)
+def test_pictures_beside_folders_of_classes_are_refused(tmp_path, stray, beside):
+    save_classes(tmp_path)  # `datasets` would take all of them for one class
+    (tmp_path / stray).parent.mkdir(parents=True, exist_ok=True)
+    picture(999).save(tmp_path / stray)
+    with pytest.raises(ValueError, match=rf"expected a folder a class, .* lies beside folders such as {beside}; move"):
+        read_group(str(tmp_path), "forget_images", 8)
+
+
+def test_other_files_and_one_deep_folder_are_no_matter(tmp_path):
+    save_classes(tmp_path / "pets")
+    for name in ("README.md", "pets/notes.txt", "pets/cat/.DS_Store"):
+        (tmp_path / name).write_text("x")
+    assert read_group(str(tmp_path), "forget_images", 8).classes == ["cat", "dog"]
+
+
+@pytest.mark.parametrize(("splits", "counts"), [(["test"], (16, 4)), (["train", "validation"], (20, 10))])
+def test_a_split_to_judge_by_is_one_beside_another(tmp_path, splits, counts):
+    for split, count in zip(splits, (10, 5), strict=False):
+        save_classes(tmp_path / split, count)
+    group = read_group(str(tmp_path), "forget_images", 8)
+    assert (len(group.train), len(group.test)) == counts and group.classes == ["cat", "dog"]
+
+
+def test_every_fifth_of_each_class_is_held_out(tmp_path):
+    rows = {
+        "image": [picture(i) for i in range(50)],
+        "label": [i % 5 for i in range(50)],
+    }  # else all of the last class
+    Dataset.from_dict(rows, Features(image=ImageColumn(), label=Value("int64"))).to_parquet(tmp_path / "train.parquet")
+    for name in "04":
+        group = read_group(f"{tmp_path}:{name}", "forget_images", 8)
+        assert (len(group.train), len(group.test)) == (8, 2)
+
+
+def test_what_is_not_judged_by_is_all_trained_on(tmp_path, parquet):
+    for index in range(3):
+        picture(index).save(tmp_path / f"{index}.png")
+    group = read_group(str(tmp_path), "surrogate", 8, judged=False)
+    assert (len(group.train), len(group.test)) == (3, 0)
+    assert len(read_group(str(parquet), "surrogate", 8, judged=False).test) == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"), [(Value("int64"), None), (Value("int64"), -1), (Value("string"), None), ([Value("int64")], [1])]
+)
+def test_pictures_without_a_class_of_their_own_are_refused(tmp_path, kind, value):
+    known = {"int64": 1, "string": "cat"}[kind.dtype] if isinstance(kind, Value) else [2]
+    rows = {"image": [picture(i) for i in range(10)], "label": [known] * 7 + [value] + [known] * 2}
+    Dataset.from_dict(rows, Features(image=ImageColumn(), label=kind)).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match=r"forget_images: expected a class as the label of every picture of .*, got"):
+        read_group(str(tmp_path), "forget_images", 8)
+
+
 @pytest.mark.parametrize("values", [[3, 5, 11], ["ant", "bee", "cat"]])
 def test_labels_without_names_are_their_own(values, tmp_path):
     rows = {"image": [picture(i) for i in range(30)], "label": [values[i % 3] for i in range(30)]}
