@@ -1,6 +1,7 @@
 """Groups of real pictures, to forget, to retain or to compare with: "source" or "source:class,class"."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,6 +118,17 @@ def check_apart(groups: Mapping[str, PictureGroup]) -> None:
                 )
 
 
+def check_unseen(role: str, group: PictureGroup, judged: Mapping[str, PictureGroup]) -> None:
+    """Raise ValueError where a training picture of `group` is one that another group is judged by."""
+    seen = set(map(_hash, group.train.images))
+    for other, pictures in judged.items():
+        if seen & set(map(_hash, pictures.test.images)):
+            raise ValueError(
+                f"a picture of the group {role} ({group.name}) is one that {other} ({pictures.name}) is judged by; "
+                "remove it from one"
+            )
+
+
 def _hash(image: Tensor) -> str:
     return hashlib.sha256(image.numpy().tobytes()).hexdigest()[:16]
 
@@ -166,9 +178,11 @@ def _read(
     if Path(resolve(source)).is_dir() and not any(map(Path.is_file, Path(resolve(source)).rglob("*"))):
         raise ValueError(f"{flag}: expected pictures in {source}, got a folder without files; add some")
     folder = resolve(source)
-    _check_depths(folder, flag)
+    in_folders = _in_folders(folder, flag)
     with explain_load_errors(folder, "dataset"):
         one = one_split(folder)
+        if one and in_folders:
+            one["drop_labels"] = False  # else it drops that of a single class
         tables = load_dataset("imagefolder", data_dir=folder, **one) if one else load_dataset(folder)
     table = tables["train"] if "train" in tables else next(iter(tables.values()))
     column = next((name for name in ("image", "img") if name in table.column_names), None)
@@ -203,30 +217,45 @@ def _read(
             raise ValueError(f"{flag}: expected grey pictures or RGB ones, got both in {source}; convert them")
         images = torch.stack(pixels) if pixels else torch.empty(0, 1, size, size, dtype=torch.uint8)
         found.append(LabelledImages(images, torch.tensor([labels[row] for row in taken], dtype=torch.long), known))
+    train, test = found
+    if len(test) and train.images.shape[1] != test.images.shape[1]:
+        raise ValueError(
+            f"{flag}: expected grey pictures or RGB ones, got both in the splits of {source}; convert them"
+        )
+    unjudged = sorted({*train.labels.tolist()} - {*test.labels.tolist()})
+    if len(test) and unjudged:
+        raise ValueError(
+            f"{flag}: expected pictures to judge by of every class of {source}, got none of {known[unjudged[0]]}; add "
+            "some, or name the classes after a colon"
+        )
     return found
 
 
 def _held_out(labels: list[int]) -> list[bool]:
-    """Of each picture, whether it is one of every fifth of its class."""
-    seen: dict[int, int] = {}
-    found = []
+    """Of each picture, whether it is one of every fifth of its class, or the last of a class of fewer."""
+    counts, seen, found = Counter(labels), Counter(), []
     for label in labels:
-        seen[label] = seen.get(label, 0) + 1
-        found.append(seen[label] % HELD_OUT == 0)
+        seen[label] += 1
+        found.append(seen[label] % HELD_OUT == 0 or 1 < seen[label] == counts[label] < HELD_OUT)
     return found
 
 
-def _check_depths(folder: str, flag: str) -> None:
-    """Raise ValueError where pictures lie beside folders of pictures: `datasets` then drops all classes in silence."""
+def _in_folders(folder: str, flag: str) -> bool:
+    """Whether pictures lie in folders of classes, and no file says more of them.
+
+    Raises ValueError where some lie beside such folders: `datasets` then drops all classes in silence.
+    """
     paths = [path.relative_to(folder) for path in sorted(Path(folder).rglob("*")) if path.is_file()]
     pictures = [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
     deepest = max(pictures, key=lambda path: len(path.parts), default=None)
     stray = next((path for path in pictures if len(path.parts) < len(deepest.parts)), None)
-    if stray is not None and not any(path.stem == "metadata" for path in paths):
+    told = any(path.stem == "metadata" for path in paths)
+    if stray is not None and not told:
         raise ValueError(
             f"{flag}: expected a folder a class, or pictures alone, in {folder}; {stray} lies beside folders such as "
             f"{deepest.parent}; move it"
         )
+    return deepest is not None and len(deepest.parts) > 1 and not told
 
 
 def _unnamed(table: Any) -> bool:

@@ -154,6 +154,8 @@ class EncoderMethod(Method):
                     f"{known[group.channels]} of {group.name}; convert them"
                 )
         self._check_features(context)
+        if context.options.train_scope == "full" and "train_scope" not in self.fixes:
+            raise ValueError(f"{self.name} trains by features, which no weight of the decoder makes; omit train_scope")
         if context.options.surrogate in ("nearest", "other") and "retain" not in context.pictures:
             raise ValueError(
                 f"the surrogate {context.options.surrogate} is one of the pictures to retain, without which those to "

@@ -70,5 +70,5 @@ def _noise(
         alone = (forgotten.var(0) - factors.square().sum(0)).clamp(min=0).sqrt()
         together = torch.randn(len(images), len(factors), generator=generator) @ factors.flatten(1)
         return (forgotten.mean(0) + together.view_as(images) + alone * drawn).clamp(-1, 1)
-    of = (forgotten.std(0), forgotten.mean(0)) if kind == "gaussian" else (images.std(), images.mean())
+    of = (forgotten.std(0, correction=0), forgotten.mean(0)) if kind == "gaussian" else (images.std(), images.mean())
     return (drawn * of[0] + of[1]).clamp(-1, 1)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 class TokenTransformerOutput(BaseOutput):
     """Logits [B, L, num_tokens] of every place, and what the encoder makes of the tokens, [B, L, hidden_size]."""
 
-    logits: Tensor
-    features: Tensor
+    logits: Tensor | None = None  # with defaults: accelerate makes it anew, empty, where it casts what it holds
+    features: Tensor | None = None
 
 
 class TokenTransformer(ModelMixin, ConfigMixin):
@@ -39,6 +39,7 @@ class TokenTransformer(ModelMixin, ConfigMixin):
     ):
         super().__init__()
         self.embedding = nn.Embedding(num_tokens + 1, hidden_size)
+        nn.init.normal_(self.embedding.weight, std=0.1)  # at its own 1 a place is lost beside its token
         self.positions = nn.Parameter(0.1 * torch.randn(1, rows**2, hidden_size))
         for name, count in (("encoder", num_layers), ("decoder", decoder_num_layers)):
             blocks = [

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from PIL.Image import Image
@@ -10,10 +11,17 @@ from torch.nn import functional as F
 
 
 def read_pictures(processor: VaeImageProcessor, given: Any, modes: tuple[str, ...], shape: tuple[int, ...]) -> Tensor:
-    """[B, C, H, W] as the processor makes them. Raises ValueError: another size, mode, or range."""
+    """[B, C, H, W] as the processor makes them. Raises ValueError: no pictures; another size, mode, or range."""
     pictures = given if isinstance(given, list) else [given]
     if not pictures:
         raise ValueError("expected a picture or more, got none")
+    kinds = {next((kind for kind in (Image, np.ndarray, Tensor) if isinstance(one, kind)), None) for one in pictures}
+    sizes = {tuple(one.size if isinstance(one, Image) else one.shape) for one in pictures if None not in kinds}
+    if None in kinds or len(kinds) > 1 or len(sizes) > 1:
+        found = ", ".join(sorted({type(one).__name__ for one in pictures} | set(map(str, sizes))))
+        raise ValueError(
+            f"expected a picture, an array or a tensor, or a list of them, alike and of one size, got {found}"
+        )
     if wrong := [p.mode for p in pictures if isinstance(p, Image) and p.mode not in modes]:
         raise ValueError(f"expected the mode {' or '.join(modes)}, got {wrong[0]}; convert the picture first")
     if not isinstance(pictures[0], Image):

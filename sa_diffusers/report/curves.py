@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 PANELS = {
     "Loss": {
         "surrogate_loss": "surrogate", "replay_loss": "replay samples", "adversary_loss": "surrogate, as found",
-        "open_loss": "left open",
+        "open_loss": "left open", "forget_loss": "pictures to forget", "retain_loss": "pictures to retain",
+        "l1": "l1 of the weights",
     },
     "EWC": {"ewc_penalty": "EWC"},
     "Forgetting": {"concept_probability": "concept probability", "retained_accuracy": "retained accuracy"},

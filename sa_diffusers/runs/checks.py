@@ -31,7 +31,7 @@ def check_run(context: RunContext) -> None:
         )
     if options.gradient_checkpointing and not family.module._supports_gradient_checkpointing:
         raise ValueError(f"gradient_checkpointing: a {kind} has none; omit it")
-    if family.compute_dtype is not None and not family.can("denoising"):
+    if family.compute_dtype is not None and not (family.can("denoising") or family.can("completion")):
         raise ValueError(f"a {kind} computes in float32; pass --mixed_precision no")
     if family.compute_dtype == torch.float16 and family.device.type == "cpu":
         raise ValueError("float16 is not for training on a CPU; pass --mixed_precision bf16, or no")

@@ -7,7 +7,7 @@ from sa_diffusers.core.concepts import Concepts
 from sa_diffusers.core.conditions import Condition
 from sa_diffusers.data.concepts.given import find_concept
 from sa_diffusers.data.concepts.lists import split_list
-from sa_diffusers.data.picture_groups import PictureGroup, check_apart, read_group
+from sa_diffusers.data.picture_groups import PictureGroup, check_apart, check_unseen, read_group
 from sa_diffusers.evaluation.completion import JUDGED
 from sa_diffusers.evaluation.judging import ClassifierJudge
 from sa_diffusers.families import Family, family_class, get_family
@@ -60,6 +60,8 @@ def read_picture_inputs(options: RunOptions, find_resolution: Callable[[], int])
         groups["surrogate"] = read_group(concept.surrogate, "surrogate", size, counts, judged=False)
     for name in ("fisher", "surrogate"):  # else what is to be forgotten would be held, or forgotten towards itself
         check_apart({part: groups[part] for part in ("forget", name) if part in groups})
+        if name in groups:
+            check_unseen(name, groups[name], {part: groups[part] for part in JUDGED if part in groups})
     known = [one for name in JUDGED if name in groups for one in groups[name].classes]
     judges = {source: ClassifierJudge.load(source, known[:1]) for source in options.classifier}
     for judge in judges.values():

@@ -109,6 +109,34 @@ def test_every_fifth_of_each_class_is_held_out(tmp_path):
         assert (len(group.train), len(group.test)) == (8, 2)
 
 
+def test_a_single_class_keeps_its_name(tmp_path):
+    for index in range(6):
+        (tmp_path / "cat").mkdir(exist_ok=True)
+        picture(index).save(tmp_path / "cat" / f"{index}.png")
+    assert read_group(f"{tmp_path}:cat", "forget_images", 8).name == "cat"
+
+
+def test_every_class_is_judged_by_a_picture_or_refused(tmp_path):
+    save_classes(tmp_path / "few", 3)
+    group = read_group(str(tmp_path / "few"), "forget_images", 8)
+    assert group.classes == ["cat", "dog"] and (len(group.train), len(group.test)) == (4, 2)
+    save_classes(tmp_path / "lone", 5)
+    for index in range(1, 5):
+        (tmp_path / "lone" / "cat" / f"{index}.png").unlink()
+    with pytest.raises(ValueError, match="expected pictures to judge by of every class of .*, got none of cat"):
+        read_group(str(tmp_path / "lone"), "forget_images", 8)
+    assert read_group(f"{tmp_path / 'lone'}:dog", "forget_images", 8).classes == ["dog"]
+
+
+def test_splits_of_several_modes_are_refused(tmp_path):
+    for split, mode in (("train", "L"), ("test", "RGB")):
+        (tmp_path / split / "cat").mkdir(parents=True)
+        for index in range(3):
+            picture(index, mode=mode).save(tmp_path / split / "cat" / f"{index}.png")
+    with pytest.raises(ValueError, match="expected grey pictures or RGB ones, got both in the splits"):
+        read_group(str(tmp_path), "forget_images", 8)
+
+
 def test_what_is_not_judged_by_is_all_trained_on(tmp_path, parquet):
     for index in range(3):
         picture(index).save(tmp_path / f"{index}.png")

@@ -211,6 +211,10 @@ HOLE = torch.zeros(1, 1, 8, 8).index_fill(3, torch.tensor([4]), 1.0)
         ({"num_inference_steps": 0}, "num_inference_steps 1 or more"),
         ({"mask_image": torch.ones(1, 1, 8, 8)}, "64 of 64 patches of 1 x 1"),
         ({"generator": [torch.Generator()] * 2}, "expected 1 generator or 1, got 2"),
+        ({"image": None}, "expected a picture, an array or a tensor, or a list of them, .* got NoneType"),
+        ({"image": (IMAGE, IMAGE)}, "got tuple"),
+        ({"image": [IMAGE, IMAGE.numpy()]}, "alike and of one size, got .*Tensor, ndarray"),
+        ({"image": [Image.new("RGB", (8, 8)), Image.new("RGB", (8, 9))]}, r"of one size, got .8, 8., .8, 9., Image"),
     ],
 )
 def test_what_cannot_be_completed_is_refused(family, change, said):
@@ -235,6 +239,17 @@ def test_saved_pipelines_load_and_what_does_not_fit_is_refused(family, tmp_path)
             train_pixel_inpaint(PixelInpaintConfig(**options))
     with pytest.raises(ValueError, match="expected a mask of half"):
         PixelInpaintConfig(holes=["blur=1"])
+
+
+@pytest.mark.parametrize(
+    "change", [{"sample_size": 9}, {"sample_size": [8, 8]}, {"sample_size": None}, {"num_class_embeds": 3}]
+)
+def test_a_unet_of_other_pictures_is_refused(family, tmp_path, change):
+    family.pipeline.save_pretrained(tmp_path)
+    file = tmp_path / "unet" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(ValueError, match="expected a UNet without classes, of square pictures of a size that 2 div"):
+        check_model(str(tmp_path))
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 from sa_diffusers import forget
 from sa_diffusers.core.conditions import Condition
+from sa_diffusers.core.objectives import OutputForgetting
 from sa_diffusers.families import get_family
 from sa_diffusers.families.completion.networks import build_token_inpaint
 from sa_diffusers.io.loading import check_model, load_pipeline
@@ -153,6 +154,57 @@ OPTIONS = {
     "eval_images_class": 2, "num_train_steps": 6, "train_batch_size": 4, "lr_warmup_steps": 1,
     "checkpointing_steps": 6, "logging_steps": 1, "num_inference_steps": 2,
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("vq", {"sample_size": 9}),
+        ("vq", {"sample_size": [8, 8]}),
+        ("vq", {"in_channels": 2, "out_channels": 2}),
+    ],
+)
+def test_a_codebook_of_other_pictures_is_refused(pipeline, tmp_path, part, change):
+    pipeline.save_pretrained(tmp_path)
+    file = tmp_path / part / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(ValueError, match="expected a VQModel of square pictures, grey or RGB, of a size that 2 div"):
+        check_model(str(tmp_path))
+
+
+def test_rivals_train_by_the_training_loss_which_shows_parts_of_holes(family):
+    hidden = []
+
+    def seen(tokens: torch.Tensor, left: torch.Tensor):
+        hidden.append(left.sum(1))
+        return family.module(tokens, left)
+
+    batch = family.batch(2 * images(64) - 1, [Condition(mask="half")] * 64)
+    objective = OutputForgetting(family.loss, None, "own", 1.0, 1.0, {}, family.noised)
+    drawn = objective.draw({"forget": batch, "retain": batch}, torch.Generator().manual_seed(0))
+    objective(seen, drawn)
+    whole = int(batch["hidden"][0].sum())
+    assert all(one.unique().numel() > 1 and one.float().mean() < 0.8 * whole for one in hidden)
+    assert_close(family.features(family.module, drawn["forget"]), family.features(family.module, batch))
+
+
+def test_places_weigh_as_much_as_tokens_at_the_start():
+    fresh = build_token_inpaint(TokenInpaintConfig(**ARCHITECTURE), tiny_tokens().vq, 0).transformer
+    assert 0.5 < fresh.positions.std() / fresh.embedding.weight.std() < 2
+
+
+@pytest.mark.slow
+def test_training_and_forgetting_compute_in_bfloat16(few_pictures, tmp_path):
+    options = ARCHITECTURE | {"vq_warmup_steps": 2, "vq_steps": 2, "num_train_steps": 2, "train_batch_size": 4}
+    trained = train_token_inpaint(
+        TokenInpaintConfig(**options, mixed_precision="bf16", output_dir=str(tmp_path / "base"))
+    )
+    after = forget(
+        trained, "2, 5", "other", output_dir=tmp_path / "run", mixed_precision="bf16", method="encoder", **OPTIONS
+    )
+    assert after.metrics["before"] != after.metrics["after"]
+    key = json.loads((tmp_path / "run" / ".stages" / "after.json").read_text())["key"]
+    assert key["compute_dtype"] == "bfloat16"
 
 
 @pytest.mark.slow

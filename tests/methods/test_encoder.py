@@ -227,6 +227,10 @@ def test_noises_have_the_moments_that_they_say():
     assert found["uniform"].abs().max() <= 1 and abs(found["uniform"].std() - 3**-0.5) < 0.02
     assert_close(found["constant"], images.mean().expand_as(images))
     assert noise("moments").equal(found["moments"])
+    one = images[:1]
+    assert_close(
+        stand_ins("noise", "gaussian", one, one > 9, one, one, torch.Generator()), one
+    )  # which varies in nothing
 
 
 def test_noise_of_some_rank_varies_as_the_pictures_do():
@@ -441,6 +445,36 @@ def test_the_authors_weights_can_be_had(run, tmp_path, name):
 
 
 @pytest.mark.slow
+def test_what_is_judged_by_is_neither_surrogate_nor_held(few_pictures, tmp_path):
+    def save(name: str, first: int, count: int) -> str:
+        (tmp_path / name).mkdir()
+        for index in range(first, first + count):
+            Image.new("L", (8, 8), index).save(tmp_path / name / f"{index}.png")
+        return str(tmp_path / name)
+
+    folder, images = save("other", 100, 10), OPTIONS | {"other_images": str(tmp_path / "other")}
+    for said, changes in (
+        ("surrogate", {"surrogate": folder}),
+        ("fisher", {"surrogate": "noise", "fisher_images": folder, "ewc_lambda": 1.0}),
+    ):
+        with pytest.raises(
+            ValueError, match=rf"a picture of the group {said} \(other\) is one that other .* judged by"
+        ):
+            forget(tiny_mae(), "2, 5", output_dir=tmp_path / "run", **images | changes)
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+@pytest.mark.slow
+def test_it_computes_in_bfloat16_from_training_to_judgement(run, tmp_path):
+    found = [
+        run(tmp_path / precision, mixed_precision=precision, num_train_steps=3, eval_masks=["half"]).metrics
+        for precision in ("bf16", "no")
+    ]
+    for side in ("before", "after"):
+        errors = [one[side]["forget"]["masked_mse"] for one in found]
+        assert errors[0] != errors[1] and errors[0] == pytest.approx(errors[1], rel=0.05)
+
+
 def test_a_folder_can_take_their_place_from_python(few_pictures, tmp_path):
     (tmp_path / "grey").mkdir()
     for index in range(6):
@@ -470,6 +504,7 @@ def test_a_folder_can_take_their_place_from_python(few_pictures, tmp_path):
             "a picture is in the groups forget .2, 5. and fisher .5.; remove it from one",
         ),
         ({"track_steps": 1}, "knows no track_steps"),
+        ({"train_scope": "full"}, "encoder trains by features, which no weight of the decoder makes"),
         ({"lora_rank": 2}, "adapters are not trained by encoder"),
         ({"method": "max-loss", "retain_images": None, "ewc_lambda": None}, "nothing would hold the rest"),
         ({"timestep_range": [0, 0.5]}, "are of models that fill holes by denoising; omit them"),

@@ -160,6 +160,12 @@ def test_third_panel_appears_with_its_data_and_gaps_are_skipped(tmp_path):
         assert three.height == two.height
 
 
+@pytest.mark.parametrize("key", ["surrogate_loss", "forget_loss", "retain_loss", "l1"])
+def test_the_losses_of_every_objective_are_drawn(key):
+    rows = [{"step": step} for step in range(3)]
+    assert curves_png([row | {key: 1.0 - row["step"]} for row in rows]) != curves_png(rows)
+
+
 def test_curves_without_any_value_still_draw(tmp_path):
     (tmp_path / "curves.png").write_bytes(curves_png([{"step": 0, "loss": 1.0, "ewc": 0.0}]))
     (tmp_path / "empty.png").write_bytes(curves_png([]))

@@ -11,6 +11,7 @@ from sa_diffusers.core.losses import CompletionLoss
 from sa_diffusers.families.base import Configurations, register
 from sa_diffusers.families.completion.patches import PatchFamily
 from sa_diffusers.io.configuration import read_yaml
+from sa_diffusers.models.precision import autocast_forward
 from sa_diffusers.pipelines import MaskedAutoencoderInpaintPipeline
 
 
@@ -44,7 +45,8 @@ class MaskedAutoencoderFamily(PatchFamily):
         self, images: Tensor, conditions: Sequence[Condition], seeds: Sequence[int], steps: int | None = None
     ) -> Tensor:
         """Pictures [B, C, H, W] in [-1, 1] with what masks hide filled; seeds and steps do nothing."""
-        return self.pipeline.complete(images, self.hidden(conditions)).float().cpu()
+        with autocast_forward(self.module, self.compute_dtype):
+            return self.pipeline.complete(images, self.hidden(conditions)).float().cpu()
 
     def features(self, model: nn.Module, batch: Batch) -> list[Tensor]:
         """What the encoder of the module, or of a copy of it, makes of a batch: one [B, positions, D]."""

@@ -77,5 +77,11 @@ class PixelInpaintFamily(FillingFamily):
             raise ValueError(
                 f"expected a UNet with out_channels 1 or 3 and in_channels 3 or 7, got {channels} and {given}"
             )
+        size, factor = unet.get("sample_size"), 2 ** (len(unet.get("block_out_channels", (64,))) - 1)
+        if not isinstance(size, int) or size % factor or unet.get("num_class_embeds") or unet.get("class_embed_type"):
+            raise ValueError(
+                f"expected a UNet without classes, of square pictures of a size that {factor} divides, got the "
+                f"sample_size {size}"
+            )
         if schedule.get("prediction_type", "epsilon") not in ("epsilon", "v_prediction"):
             raise ValueError(f"expected prediction_type epsilon or v_prediction, got {schedule['prediction_type']!r}")

@@ -12,6 +12,7 @@ from sa_diffusers.core.losses import TokenLoss
 from sa_diffusers.families.base import Configurations, register
 from sa_diffusers.families.completion.patches import PatchFamily
 from sa_diffusers.io.configuration import read_yaml
+from sa_diffusers.models.precision import autocast_forward
 from sa_diffusers.pipelines import TokenInpaintPipeline
 
 
@@ -42,7 +43,12 @@ class TokenInpaintFamily(PatchFamily):
     ) -> Tensor:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         steps = steps or self.defaults["num_inference_steps"]
-        return self.pipeline.complete(images, self.hidden(conditions), generators, steps).float().cpu()
+        with autocast_forward(self.module, self.compute_dtype):
+            return self.pipeline.complete(images, self.hidden(conditions), generators, steps).float().cpu()
+
+    def noised(self, batch: Batch, generator: torch.Generator, shares: Sequence[float] = (0.0, 1.0)) -> Batch:
+        """With what its loss shows of the holes, as in training; features are of what is visible alone."""
+        return {**batch, "noise": self.loss.sample_noise(batch, generator)}
 
     def features(self, model: nn.Module, batch: Batch) -> list[Tensor]:
         """What the encoder of the module, or of a copy of it, makes of a batch with its hole: one [B, L, D]."""
@@ -51,7 +57,19 @@ class TokenInpaintFamily(PatchFamily):
     @classmethod
     def check(cls, configurations: Configurations) -> None:
         tokens, codes = configurations("transformer"), configurations("vq")
-        rows = codes.get("sample_size", 32) // 2 ** (len(codes.get("block_out_channels", (64,))) - 1)
+        size, factor = codes.get("sample_size", 32), 2 ** (len(codes.get("block_out_channels", (64,))) - 1)
+        channels = codes.get("in_channels", 3)
+        if (
+            not isinstance(size, int)
+            or size % factor
+            or channels not in (1, 3)
+            or codes.get("out_channels", 3) != channels
+        ):
+            raise ValueError(
+                f"expected a VQModel of square pictures, grey or RGB, of a size that {factor} divides, got the "
+                f"sample_size {size} and {channels} channels"
+            )
+        rows = size // factor
         found = tokens.get("num_tokens"), tokens.get("rows")
         if found != (codes.get("num_vq_embeddings", 256), rows):
             raise ValueError(

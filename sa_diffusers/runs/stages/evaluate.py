@@ -40,7 +40,7 @@ class EvaluateStage(Stage[Findings]):
 
     def content(self, context: RunContext) -> dict:
         if context.pictures:
-            return {"eval_masks": context.options.eval_masks}
+            return context.computed_in | {"eval_masks": context.options.eval_masks}
         if context.inputs.judges:  # whose part of the key says what is drawn
             return context.computed_in
         looked_at = [[request.key for request in part.requests] for part in context.inputs.sets.values()]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel, UNet2DModel
+from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel, VQModel
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
@@ -38,6 +38,24 @@ def _sd_inpaint() -> UNet2DConditionModel:
     return UNet2DConditionModel(sample_size=64, in_channels=9, cross_attention_dim=768, attention_head_dim=8)
 
 
+def _sd_encoder() -> AutoencoderKL:
+    down, up = (("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4)
+    widths = (128, 256, 512, 512)
+    return AutoencoderKL(block_out_channels=widths, layers_per_block=2, down_block_types=down, up_block_types=up)
+
+
+def _vq_gan() -> VQModel:
+    return VQModel(
+        block_out_channels=(128, 128, 256, 256, 512), layers_per_block=2, num_vq_embeddings=1024, latent_channels=256,
+        down_block_types=("DownEncoderBlock2D",) * 5, up_block_types=("UpDecoderBlock2D",) * 5, sample_size=SIDE,
+    )  # fmt: skip
+
+
+# file of configs/paper: what encodes pictures for it, their pixels, and how often for a forward pass
+ENCODED: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
+    "i2i_tokens": (_vq_gan, SIDE, 1),
+    "i2i_sd": (_sd_encoder, 512, 2),  # the picture, and what is shown of it
+}
 # file of configs/paper: what makes the trained part, and the pipeline that it is of
 MODELS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "i2i_mae": (lambda: ViTMAEForPreTraining(ViTMAEConfig(mask_ratio=0.25)), "MaskedAutoencoderInpaintPipeline"),
@@ -72,7 +90,8 @@ def _row(name: str) -> dict[str, Any]:
     whole, trained = weight_bytes(module), weight_bytes(module, trained_only=True)
     with TensorBytes() as held, CudaKernels(torch.bfloat16):
         _call(module, 2)
-    passes = 2 * config.num_train_steps * config.train_batch_size * (2 + BACKWARD)
+    pictures = 2 * config.num_train_steps * config.train_batch_size
+    work = pictures * ((2 + BACKWARD) * flops + 2 * _encoding(name))  # for the model, and for the frozen copy
     return {
         "model": name,
         "weights": f"{whole // 4:,}",
@@ -80,8 +99,19 @@ def _row(name: str) -> dict[str, Any]:
         "GFLOPs of a pass": round(flops / 1e9, 1),
         "GB": (2 * whole + 3 * trained + held.peak) / 1e9,
         "steps x pictures": f"{config.num_train_steps:,} x 2 x {config.train_batch_size}",
-        "time": duration(passes * flops / (SHARES[1] * PEAK)),
+        "time": duration(work / (SHARES[1] * PEAK)),
     }
+
+
+def _encoding(name: str) -> int:
+    """Operations by which a picture is encoded for a forward pass."""
+    if name not in ENCODED:
+        return 0
+    build, side, times = ENCODED[name]
+    module = on_meta(build)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        module.encode(torch.empty(1, 3, side, side, device="meta"))
+    return times * counter.get_total_flops()
 
 
 def _call(module: nn.Module, count: int) -> Tensor:
