@@ -189,7 +189,8 @@ def norm(tensors) -> float:
 
 
 # Base models and forgetting by command line, each well below a minute on one core. The large epsilon as above.
-RUN = ("--num_threads", "1", "--adam_epsilon", "1e-4")
+# In float32 on every processor.
+RUN = ("--num_threads", "1", "--adam_epsilon", "1e-4", "--mixed_precision", "no")
 NUM_CONCEPT, NUM_CLASS, NUM_OTHER = 8, 3, 8  # pictures judged: of the concept, of each other class, of other prompts
 JUDGED = ("--eval_images_concept", str(NUM_CONCEPT), "--eval_images_class", str(NUM_CLASS))
 DIGITS = (
