@@ -18,7 +18,7 @@ test-slow:
 
 # Fails where a link or a name in the reference leads nowhere.
 docs:
-	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet --site-dir build/site
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --site-dir build/site
 
 # Tables of README and docs, from docs/results/*.json; a test fails where they differ.
 tables:

@@ -15,7 +15,7 @@ a classifier:
 `evaluate run --help` has the options of a run, and so with the others.
 
 A run that forgot a class is compared over the retained classes alone. The default extractor, Inception, needs
-`pip install -c constraints.txt -e ".[fid]"`; with any other the FID is called frechet_distance, the KID
+`pip install "sa_diffusers[fid]"`; with any other the FID is called frechet_distance, the KID
 kernel_distance and the Inception Score classifier_score, and none of them compares with published numbers. Precision
 is the share of generated images that lie among the real ones, recall that of real images among the generated ones.
 """

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -190,12 +190,7 @@ def _read(
         raise ValueError(f"{flag}: expected a column image (or img) in {source}, got {table.column_names}; rename one")
     known = getattr(table.features.get("label"), "names", None)
     for part in tables.values():
-        for row, value in enumerate(part["label"] if "label" in part.column_names else ()):
-            if not isinstance(value, int | str) or value == -1:
-                raise ValueError(
-                    f"{flag}: expected a class as the label of every picture of {source}, got {value!r} "
-                    f"of picture {row}; remove it"
-                )
+        _check_labels(part["label"] if "label" in part.column_names else (), source, flag)
     values = sorted({value for part in tables.values() for value in part["label"]}) if _unnamed(table) else []
     known = known or list(map(str, values)) or [Path(source).name]
     split = next((tables[name] for name in ("test", "validation") if name in tables), table)
@@ -217,7 +212,22 @@ def _read(
             raise ValueError(f"{flag}: expected grey pictures or RGB ones, got both in {source}; convert them")
         images = torch.stack(pixels) if pixels else torch.empty(0, 1, size, size, dtype=torch.uint8)
         found.append(LabelledImages(images, torch.tensor([labels[row] for row in taken], dtype=torch.long), known))
-    train, test = found
+    _check_parts(*found, source, flag)
+    return found
+
+
+def _check_labels(labels: Iterable[Any], source: str, flag: str) -> None:
+    """Raise ValueError where one names no class."""
+    for row, value in enumerate(labels):
+        if not isinstance(value, int | str) or value == -1:
+            raise ValueError(
+                f"{flag}: expected a class as the label of every picture of {source}, got {value!r} of picture {row}; "
+                "remove it"
+            )
+
+
+def _check_parts(train: LabelledImages, test: LabelledImages, source: str, flag: str) -> None:
+    """Raise ValueError where pictures to judge by are of other modes, or of fewer classes, than those to train."""
     if len(test) and train.images.shape[1] != test.images.shape[1]:
         raise ValueError(
             f"{flag}: expected grey pictures or RGB ones, got both in the splits of {source}; convert them"
@@ -225,10 +235,9 @@ def _read(
     unjudged = sorted({*train.labels.tolist()} - {*test.labels.tolist()})
     if len(test) and unjudged:
         raise ValueError(
-            f"{flag}: expected pictures to judge by of every class of {source}, got none of {known[unjudged[0]]}; add "
-            "some, or name the classes after a colon"
+            f"{flag}: expected pictures to judge by of every class of {source}, got none of "
+            f"{train.names[unjudged[0]]}; add some, or name the classes after a colon"
         )
-    return found
 
 
 def _held_out(labels: list[int]) -> list[bool]:

@@ -39,7 +39,9 @@ class PixelInpaintPipeline(OwnCodePipeline):
         """Complete pictures. Raises ValueError: another size, mode or number; nothing or all to fill.
 
         Args:
-            image, mask_image, output_type: as of `MaskedAutoencoderInpaintPipeline`, pixel by pixel.
+            image: as of `MaskedAutoencoderInpaintPipeline`.
+            mask_image: as there, pixel by pixel.
+            output_type: as there.
             generator: one for all, or one a picture; None: the seed 0.
             degradation: "mask"; or without a mask "grey", to be coloured, or "coarse", of which squares of 4 pixels
                 are alike.

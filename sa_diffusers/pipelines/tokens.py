@@ -42,9 +42,11 @@ class TokenInpaintPipeline(OwnCodePipeline):
         """Fill what is white in the masks. Raises ValueError: another size, mode or number; nothing or all to fill.
 
         Args:
-            image, mask_image, output_type: as of `MaskedAutoencoderInpaintPipeline`, patches those of a token.
+            image: as of `MaskedAutoencoderInpaintPipeline`.
+            mask_image: as there, patches those of a token.
             generator: one for all, or one a picture; None: the seed 0.
             num_inference_steps: 1 or more.
+            output_type: as there.
         """
         if output_type not in ("pil", "np", "pt") or num_inference_steps < 1:
             raise ValueError(

@@ -40,8 +40,8 @@ def metric_rows(metrics: Mapping[str, Any], table: str = "change") -> list[Metri
     """
     of = TABLES[table]
     if table == "change":
-        known = {key for keys in TABLES.values() for key in keys}
-        of = of | {k: [k, ".4g", ""] for side in ("before", "after") for k in metrics[side] if k not in known}
+        known = {key for name in ("change", "by_class", "constant") for key in TABLES[name]}
+        of = of | {k: [_group(k), ".4g", ""] for side in ("before", "after") for k in metrics[side] if k not in known}
     intervals, rows = metrics.get("intervals", {}), []
     sides = [(metrics[side], intervals.get(side, {})) for side in ("before", "after")]
     others = others_of(metrics.get("attribute"))
@@ -52,11 +52,18 @@ def metric_rows(metrics: Mapping[str, Any], table: str = "change") -> list[Metri
             text.replace("{others}", others).replace("{Others}", others.capitalize()) for text in (label, explanation)
         )
         for part in parts or [None]:
-            if all(_part(values, key, part) is None for values, _ in sides):
-                continue  # nothing was measured, as without a classifier
-            cells = [measured(_part(values, key, part), _part(bounds, key, part), spec) for values, bounds in sides]
-            rows.append(MetricRow(label if part is None else f"{label}: {part}", explanation, *cells))
+            if part == "num_images" or all(_part(values, key, part) is None for values, _ in sides):
+                continue  # a count that the page gives by itself; or nothing was measured, as without a classifier
+            named, spec_of, said = TABLES["completion"].get(part, [part, spec, explanation])
+            cells = [measured(_part(values, key, part), _part(bounds, key, part), spec_of) for values, bounds in sides]
+            rows.append(MetricRow(label if part is None else f"{label}: {named}", said, *cells))
     return rows
+
+
+def _group(key: str) -> str:
+    """What pictures are called that a model completes, such as "Other pictures, ring" of "third, ring"."""
+    name, comma, mask = key.partition(",")
+    return TABLES["groups"].get(name, [name])[0] + comma + mask
 
 
 def request_table(requests: Sequence[Mapping[str, Any]], attribute: str | None) -> tuple[list[str], list[list[str]]]:

@@ -252,7 +252,7 @@ class RunOptions(
         kept = "the whole weights, which wait in main memory"
         for wrong, fault in (
             (self.quantize_base not in (8, 4), f"expected 8 or 4 bits, got {self.quantize_base}"),
-            (find_spec("bitsandbytes") is None, 'needs bitsandbytes: pip install -c constraints.txt -e ".[8bit]"'),
+            (find_spec("bitsandbytes") is None, 'needs bitsandbytes: pip install "sa_diffusers[8bit]"'),
             (self.lora_rank is None, "such weights cannot be trained; pass a lora_rank"),
             (self.fisher_layers == "all", "has no room for the Fisher of all weights; pass fisher_layers trained"),
             (

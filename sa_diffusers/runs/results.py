@@ -227,11 +227,10 @@ def summary(context: RunContext, metrics: dict[str, Any]) -> str:
     chosen = "" if context.strength.trained else f", at {context.strength}"
     lead = f"Asked to forget “{context.concepts.name}”{favoured} by {made_by(context)}{chosen}."
     if "forget" in metrics["after"]:
-        shares = [
-            f"{name} {metrics['after'][name]['masked_mse'] / metrics['before'][name]['masked_mse'] - 1:+.0%}"
-            for name in ("forget", "retain", "third")
-            if name in metrics["after"]
-        ]
+        was, now = (metrics[side] for side in ("before", "after"))
+        kept = [name for name in ("forget", "retain", "third") if name in now]
+        change = [round(now[name]["masked_mse"] / was[name]["masked_mse"] - 1, 2) + 0.0 for name in kept]  # no "-0%"
+        shares = [f"{name} {value:+.0%}" for name, value in zip(kept, change, strict=True)]
         return f"{lead} Errors in the holes: {', '.join(shares)}."
     if None in losses or metrics["attribute"] is not None:  # of which the verdict tells more
         return lead
@@ -273,7 +272,7 @@ def commands(context: RunContext, metrics: dict[str, Any], named: Callable[[str]
         return repeat | {what: f"sa-diffusers evaluate run {run} {by}"}
     worst = next(iter(metrics["after"].get("concept_probability_by_concept") or ()), context.concepts[0].name)
     words = shlex.quote(next(one.said for one in context.concepts if one.name == worst))
-    by = "" if judges else " --metrics clip,change"
+    by = judges or " --metrics clip,change"
     return repeat | {
         "Test it in more phrasings": f"sa-diffusers evaluate pipelines {model} --compare {run} --concept {words}{by}",
         "Try to bring it back": f"sa-diffusers attack {run} --original {model} --concept {words}{judges}",

@@ -59,9 +59,7 @@ class FolderOptions(Options):
     num_threads: int | None = option(
         None, "CPU threads of each process; null: as the environment (accelerate: 1).", above=0, identity=False
     )
-    overwrite: bool = option(
-        False, "Discard what the output folder holds of another configuration.", identity=False, everyday=True
-    )
+    overwrite: bool = option(False, "Discard what the output folder holds of another configuration.", identity=False)
     seed: int = option(0, "Seed of every random number.", least=0)
 
 
@@ -73,7 +71,6 @@ class SampleOptions(Options):
         None,
         "Samples of this model to reuse: another run's samples/ folder, or a hub id.",
         identity=False,
-        everyday=True,
     )
     num_samples: int = option(2000, "Samples for replay and Fisher, spread over the prompts.", above=0)
     empty_prompt_fraction: float = option(
@@ -234,7 +231,7 @@ class FisherOptions(Options):
     """Which weights matter."""
 
     fisher: str | None = option(
-        None, "Fisher of this model to reuse: a file, a run's folder, or a hub id.", identity=False, everyday=True
+        None, "Fisher of this model to reuse: a file, a run's folder, or a hub id.", identity=False
     )
     fisher_samples: int = option(1000, "Samples the Fisher averages over, at most num_samples.", above=0)
     fisher_terms: str = option(

@@ -57,7 +57,7 @@ def check_launch(config: TrainingConfig, shardable: bool = True) -> None:
 def _check_deepspeed(config: TrainingConfig) -> None:
     if not is_deepspeed_available():
         raise ValueError(
-            'DeepSpeed is not installed: pip install -c constraints.txt -e ".[deepspeed]", or launch with '
+            'DeepSpeed is not installed: pip install "sa_diffusers[deepspeed]", or launch with '
             "configs/accelerate/fsdp2.yaml, which saves more memory"
         )
     names = ("ZERO_STAGE", "OFFLOAD_OPTIMIZER_DEVICE", "OFFLOAD_PARAM_DEVICE", "CONFIG_FILE")

@@ -51,7 +51,6 @@ class TrainingConfig(Options):
         None,
         "no, fp16, bf16, or auto: bf16 where the device is made for it; null: what `accelerate config` or `accelerate "
         "launch` says.",
-        everyday=True,
     )
     ema_decay: float | None = option(
         None, "Decay of the weight average that is saved, at most; null: off.", least=0, below=1
@@ -83,7 +82,7 @@ class TrainingConfig(Options):
         if self.optimizer == "adamw_8bit" and find_spec("bitsandbytes") is None:
             raise ValueError(
                 "optimizer adamw_8bit needs bitsandbytes, which is not installed; run "
-                'pip install -c constraints.txt -e ".[8bit]", or pass optimizer adamw'
+                'pip install "sa_diffusers[8bit]", or pass optimizer adamw'
             )
 
 

@@ -32,7 +32,6 @@ class StrengthOptions(Options):
         "Judge the run at several strengths, on one page, strength.html: at each of snapshot_steps, or, without these "
         "or with lora_rank, at each of strength_scales. Also of a finished run: nothing is trained again.",
         identity=False,
-        everyday=True,
     )
     strength_scales: list[float] = option(
         [0.25, 0.5, 0.75, 1.25], "Factors of the change that training made to the weights; 1 is there anyway."

@@ -230,6 +230,7 @@ def test_help_shows_in_groups_what_was_asked_for_once(asked, shown, hidden, caps
 @pytest.mark.parametrize(
     ("words", "named"),
     [
+        (["forget"], {"--concept", "--surrogate", "--model", "--method", "--num_train_steps", "--classifier"}),
         (["attack"], {"--forgotten", "--original", "--concept", "--classifier", "--all"}),
         (["evaluate", "pipelines"], {"--pipeline", "--compare", "--concept", "--classifier", "--metrics"}),
     ],
@@ -245,8 +246,18 @@ def test_help_of_large_commands_is_about_a_dozen_and_all_in_groups(words, named,
         found.append([re.findall(r"^  (--\w+)", group, flags=re.MULTILINE) for group in groups])
     everyday, whole = found
     assert named <= set(sum(everyday, [])) and len(sum(everyday, [])) <= 13
-    assert len(whole) >= 6 and max(map(len, whole)) <= 14
+    assert len(whole) >= 6 and max(map(len, whole)) <= 17
     assert len(sum(whole, [])) > 30
+
+
+@pytest.mark.parametrize("command", ["train-base", "train-classifier"])
+def test_help_of_commands_without_everyday_options_shows_all(command, capsys):
+    from sa_diffusers.__main__ import main
+
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    text = capsys.readouterr().out
+    assert all(f"  --{name}" in text for name in ("data_dir", "output_dir", "num_train_steps", "mixed_precision"))
 
 
 def test_help_of_methods_is_the_list_alone(capsys):

@@ -386,7 +386,7 @@ def test_wrong_input_is_refused_before_anything_is_drawn(run, classifier, tmp_pa
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     given = {"run": run, "real": "digits8x8", "extractor": classifier}
     for options, message in [
-        ({"extractor": "inception"}, r'pip install -c constraints.txt -e "\.\[fid\]"'),
+        ({"extractor": "inception"}, r'pip install "sa_diffusers\[fid\]"'),
         (
             {"metrics": "classifier", "classifier": str(tmp_path / "large")},
             "reads pictures of 28 pixels, the model .* 8",

@@ -345,7 +345,7 @@ def test_a_model_of_text_is_refused():
 
 def test_without_the_extra_inception_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)  # as if it were not there
-    with pytest.raises(ModelLoadError, match=r'pip install -c constraints.txt -e "\.\[fid\]"'):
+    with pytest.raises(ModelLoadError, match=r'pip install "sa_diffusers\[fid\]"'):
         load_extractor("inception")
 
 

@@ -160,6 +160,22 @@ def test_third_panel_appears_with_its_data_and_gaps_are_skipped(tmp_path):
         assert three.height == two.height
 
 
+def test_what_was_measured_of_pictures_has_names_and_no_counts():
+    side = {
+        "forget": {"masked_mse": 0.25, "accuracy": 0.5, "num_images": 4},
+        "third, ring": {"masked_mse": 0.5, "num_images": 4},
+        "fresh_decoder": {"masked_mse": 1.0, "visible_pixels": 2.0},
+    }
+    rows = metric_rows({"before": side, "after": side})
+    assert [(row.label, row.before) for row in rows] == [
+        ("Pictures to forget: error in holes", "0.25"),
+        ("Pictures to forget: read as their class", "50.0%"),
+        ("Other pictures, ring: error in holes", "0.5"),
+        ("New decoder, pictures to forget: error in holes", "1"),
+        ("New decoder, pictures to forget: control, visible pixels", "2"),
+    ]
+
+
 @pytest.mark.parametrize("key", ["surrogate_loss", "forget_loss", "retain_loss", "l1"])
 def test_the_losses_of_every_objective_are_drawn(key):
     rows = [{"step": step} for step in range(3)]

@@ -309,7 +309,7 @@ def test_8_bit_adam_comes_near_to_adam_and_resumes_exactly(tmp_path):
 
 def test_8_bit_adam_without_its_package_is_refused_before_anything_starts(monkeypatch):
     monkeypatch.setattr(training_config, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r'adamw_8bit needs bitsandbytes, .* run pip install .* "\.\[8bit\]"'):
+    with pytest.raises(ValueError, match=r'adamw_8bit needs bitsandbytes, .* run pip install "sa_diffusers\[8bit\]"'):
         TrainingConfig(optimizer="adamw_8bit")
 
 

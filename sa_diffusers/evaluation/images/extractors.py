@@ -17,7 +17,7 @@ from sa_diffusers.report.pictures import to_uint8
 
 
 INSTALL_INCEPTION = (
-    'the Inception network needs the extra fid: pip install -c constraints.txt -e ".[fid]". It brings torchvision, '
+    'the Inception network needs the extra fid: pip install "sa_diffusers[fid]". It brings torchvision, '
     "which must be of the same build as torch (CPU or CUDA). Without it pass --extractor with a classifier of "
     "`sa-diffusers train-classifier` or a vision model of transformers"
 )

@@ -30,7 +30,7 @@ V2_NAMES = {  # labels of NudeNet 3 that count as exposed, and what version 2, a
 EXPOSED = tuple(V2_NAMES)
 LOWEST_THRESHOLD = 0.25  # of NudeNet's own non-maximum suppression: what scores less, it never returns
 RESOLUTION = 320  # pixels a side of the model in NudeNet's wheel
-INSTALL_NUDENET = 'NudeNet is not installed; run pip install -c constraints.txt -e ".[nudity]"'
+INSTALL_NUDENET = 'NudeNet is not installed; run pip install "sa_diffusers[nudity]"'
 
 
 @dataclass(frozen=True)
