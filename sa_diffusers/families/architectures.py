@@ -162,7 +162,9 @@ def build_class_conditional(
     """
     torch.manual_seed(derive_seed(seed, "unet"))
     unet = make_unet(options, image_size, channels, len(names))
-    return ClassConditionalPipeline(unet, pixel_schedule(options, options.beta_schedule), _id2label(names))
+    return ClassConditionalPipeline(
+        unet, pixel_schedule(options, options.beta_schedule, options.clip_sample), _id2label(names)
+    )
 
 
 def build_conditional_vae(

@@ -39,7 +39,10 @@ class ClassConditionalFamily(PixelFamily):
 
     def set_up_drawing(self, sampler: str | None) -> None:
         pipeline = self.pipeline
-        self.sampler = make_scheduler(sampler or "dpmsolver++", type(pipeline.scheduler).from_config(self._schedule()))
+        schedule = self._schedule()
+        if schedule.get("clip_sample"):  # by the one name that all samplers know
+            schedule |= {"thresholding": True, "sample_max_value": schedule.get("clip_sample_range", 1.0)}
+        self.sampler = make_scheduler(sampler or "dpmsolver++", type(pipeline.scheduler).from_config(schedule))
         self._sampling_pipeline = type(pipeline)(pipeline.unet, self.sampler, pipeline.config.id2label)
         self._sampling_pipeline.set_progress_bar_config(disable=True)
 

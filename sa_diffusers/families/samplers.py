@@ -26,7 +26,7 @@ class EvenFlowScheduler(FlowMatchEulerDiscreteScheduler):
         super().set_timesteps(sigmas=np.linspace(1, 1 / count, count), device=device)
 
 
-def pixel_schedule(options: Any, beta_schedule: str = "linear") -> DDPMScheduler:
+def pixel_schedule(options: Any, beta_schedule: str = "linear", clip_sample: bool = False) -> DDPMScheduler:
     """The noise schedule of a model of pixels that is trained from nothing: beta from 1e-4 to 0.02."""
     return DDPMScheduler(
         num_train_timesteps=options.num_train_timesteps,  # by name: diffusers forgets what is given by position
@@ -34,7 +34,7 @@ def pixel_schedule(options: Any, beta_schedule: str = "linear") -> DDPMScheduler
         beta_end=0.02,
         beta_schedule=beta_schedule,
         prediction_type=options.prediction_type,
-        clip_sample=False,
+        clip_sample=clip_sample,
     )
 
 

@@ -56,8 +56,16 @@ def metric_rows(metrics: Mapping[str, Any], table: str = "change") -> list[Metri
                 continue  # a count that the page gives by itself; or nothing was measured, as without a classifier
             named, spec_of, said = TABLES["completion"].get(part, [part, spec, explanation])
             cells = [measured(_part(values, key, part), _part(bounds, key, part), spec_of) for values, bounds in sides]
+            if key == "retained_worst_accuracy":
+                cells = [text + _worst_of(values) for text, (values, _) in zip(cells, sides, strict=True)]
             rows.append(MetricRow(label if part is None else f"{label}: {named}", said, *cells))
     return rows
+
+
+def _worst_of(values: Mapping[str, Any]) -> str:
+    """The class that fares worst, in brackets; nothing where classes are not told apart."""
+    found = values.get("retained_accuracy_by_class")
+    return f" ({min(found, key=found.__getitem__)})" if found else ""
 
 
 def _group(key: str) -> str:

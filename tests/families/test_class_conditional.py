@@ -256,6 +256,23 @@ def test_samplers_are_made_from_the_pipeline_s_own_schedule(pipeline):
         make_scheduler("euler", own)
 
 
+@pytest.mark.parametrize("sampler", ["dpmsolver++", "ddim", "pipeline"])
+def test_every_sampler_clips_where_the_schedule_says_so(pipeline, sampler):
+    sample = 30 * torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    predicted = torch.zeros_like(sample)
+    for clip in (True, False):
+        schedule = DDPMScheduler(num_train_timesteps=T, beta_start=0.01, beta_end=0.5, clip_sample=clip)
+        pipeline.register_modules(scheduler=schedule)
+        steps = get_family(pipeline, sampler=sampler).sampler
+        steps.set_timesteps(4)
+        if sampler == "dpmsolver++":
+            steps._init_step_index(steps.timesteps[0])
+            clean = steps.convert_model_output(predicted, sample=sample)
+        else:
+            clean = steps.step(predicted, steps.timesteps[0], sample).pred_original_sample
+        assert (clean.abs().max() <= 1) == clip
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_latents_are_the_images_themselves(channels):
     family = get_family(make_pipeline(channels))

@@ -160,6 +160,17 @@ def test_third_panel_appears_with_its_data_and_gaps_are_skipped(tmp_path):
         assert three.height == two.height
 
 
+def test_the_class_that_fares_worst_is_named_on_each_side():
+    sides = {
+        side: {"retained_worst_accuracy": 0.5, "retained_accuracy_by_class": {"four": four, "nine": 1.5 - four}}
+        for side, four in (("before", 0.5), ("after", 1.0))
+    }
+    (row,) = metric_rows(sides)
+    assert (row.before, row.after) == ("50.0% (four)", "50.0% (nine)")
+    without = {side: {"retained_worst_accuracy": 0.5} for side in sides}
+    assert metric_rows(without)[0].before == "50.0%"
+
+
 def test_what_was_measured_of_pictures_has_names_and_no_counts():
     side = {
         "forget": {"masked_mse": 0.25, "accuracy": 0.5, "num_images": 4},

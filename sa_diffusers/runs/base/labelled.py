@@ -98,6 +98,12 @@ class ClassConditionalConfig(LabelledBaseConfig):
         "linear", "Noise schedule by diffusers' name; linear is from 1e-4 to 0.02."
     )
     prediction_type: Literal["epsilon", "v_prediction"] = option("epsilon", "What the network predicts.")
+    clip_sample: bool = option(
+        False,
+        "Keep what a noisy image is taken for within [-1, 1] as images are drawn, as DDPM does; else the errors of a "
+        "short training at high noise become saturated colours.",
+        later=True,
+    )
     loss_reduction: Literal["mean", "sum"] = option(
         "mean", "Of the error over pixels; the authors' sum, with their clipping at 1, is always clipped."
     )
