@@ -31,7 +31,7 @@ class ESDOptions(Options):
     esd_authors_latents: bool = option(
         False, "Draw them as ESD's code does: two levels cleaner than the model is told, and none from pure noise."
     )
-    esd_weight: float = option(1.0, "Weight of ESD's term beside Selective Amnesia's.", least=0)
+    esd_weight: float = option(1.0, "Of sa+esd, the weight of ESD's term beside Selective Amnesia's.", least=0)
 
 
 class ESDMethod(Method):
@@ -43,6 +43,11 @@ class ESDMethod(Method):
 
     def needs(self, options: Any, concepts: Concepts) -> set[str]:
         return {"frozen"}
+
+    def check_options(self, options: Any) -> None:
+        super().check_options(options)
+        if options.esd_weight != ESDOptions().esd_weight:
+            raise ValueError(f"{self.name} has no term beside ESD's to weigh it against; omit esd_weight")
 
     def check(self, context: Context) -> None:
         super().check(context)

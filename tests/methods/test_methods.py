@@ -214,6 +214,10 @@ def test_what_a_vae_cannot_is_refused(options, message):
     [
         ({"method": "uce", "surrogate": "noise"}, "expected a prompt as surrogate"),
         ({"method": "sld-weak", "guidance_scale": 1.0}, "expected guidance_scale > 1"),
+        (
+            {"method": "esd-x", "esd_weight": 2.0},
+            "esd-x has no term beside ESD's to weigh it against; omit esd_weight",
+        ),
         ({"mixed_precision": "fp16"}, "float16 is not for training on a CPU; pass --mixed_precision bf16"),
     ],
 )
