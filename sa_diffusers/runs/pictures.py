@@ -1,6 +1,7 @@
 """What a run reads that makes a model forget pictures: groups of them, to forget, to retain, to compare with."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from sa_diffusers.core.concepts import Concepts
@@ -56,6 +57,7 @@ def read_picture_inputs(options: RunOptions, find_resolution: Callable[[], int])
             groups[name] = read_group(spec, f"{name}_images", size, counts, judged=name in JUDGED)
     check_apart({name: groups[name] for name in JUDGED if name in groups})
     concept = find_concept(options.concept or groups["forget"].name, options.surrogate or "noise")
+    concept = replace(concept, phrasings=(concept.said,))  # a name of them all: no prompt has any
     if concept.surrogate_kind == "images":
         groups["surrogate"] = read_group(concept.surrogate, "surrogate", size, counts, judged=False)
     for name in ("fisher", "surrogate"):  # else what is to be forgotten would be held, or forgotten towards itself

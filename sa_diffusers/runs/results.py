@@ -228,9 +228,10 @@ def summary(context: RunContext, metrics: dict[str, Any]) -> str:
     lead = f"Asked to forget “{context.concepts.name}”{favoured} by {made_by(context)}{chosen}."
     if "forget" in metrics["after"]:
         was, now = (metrics[side] for side in ("before", "after"))
-        kept = [name for name in ("forget", "retain", "third") if name in now]
+        names = {"forget": "pictures to forget", "retain": "to retain", "third": "others"}
+        kept = [name for name in names if name in now]
         change = [round(now[name]["masked_mse"] / was[name]["masked_mse"] - 1, 2) + 0.0 for name in kept]  # no "-0%"
-        shares = [f"{name} {value:+.0%}" for name, value in zip(kept, change, strict=True)]
+        shares = [f"{names[name]} {value:+.0%}" for name, value in zip(kept, change, strict=True)]
         return f"{lead} Errors in the holes: {', '.join(shares)}."
     if None in losses or metrics["attribute"] is not None:  # of which the verdict tells more
         return lead

@@ -50,3 +50,5 @@ def test_its_configuration_forgets_and_holds_the_rest(tmp_path, capsys):
     assert metrics["after"]["forget"]["accuracy"] < metrics["before"]["forget"]["accuracy"] - 0.08
     assert metrics["after"]["retain"]["accuracy"] > metrics["before"]["retain"]["accuracy"] - 0.03
     assert "Not erased against a new decoder" in capsys.readouterr().out
+    page = (tmp_path / "report.html").read_text()
+    assert "<h1>Forgetting 2, 5, 8</h1>" in page and "one picture under one hole" in page
