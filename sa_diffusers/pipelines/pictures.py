@@ -16,7 +16,7 @@ def read_pictures(processor: VaeImageProcessor, given: Any, modes: tuple[str, ..
     if not pictures:
         raise ValueError("expected a picture or more, got none")
     kinds = {next((kind for kind in (Image, np.ndarray, Tensor) if isinstance(one, kind)), None) for one in pictures}
-    sizes = {tuple(one.size if isinstance(one, Image) else one.shape) for one in pictures if None not in kinds}
+    sizes = {tuple(one.size if isinstance(one, Image) else one.shape[-3:]) for one in pictures if None not in kinds}
     if None in kinds or len(kinds) > 1 or len(sizes) > 1:
         found = ", ".join(sorted({type(one).__name__ for one in pictures} | set(map(str, sizes))))
         raise ValueError(

@@ -223,6 +223,12 @@ def test_what_cannot_be_completed_is_refused(family, change, said):
         family.pipeline(**given | change)
 
 
+def test_batches_of_several_lengths_are_one(family):
+    given = {"mask_image": HOLE, "num_inference_steps": 1, "output_type": "pt"}
+    found = family.pipeline(image=[IMAGE, IMAGE.repeat(2, 1, 1, 1)], **given).images
+    assert found.shape == (3, 3, 8, 8)
+
+
 def test_saved_pipelines_load_and_what_does_not_fit_is_refused(family, tmp_path):
     family.pipeline.save_pretrained(tmp_path / "saved")
     check_model(str(tmp_path / "saved"))
